@@ -1,0 +1,138 @@
+"""What the doors share: the parser's look, log and progress on stderr, errors to exit codes."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.errors import PipelineError, StorageError
+from pipeline.text import counted, duration
+
+EXIT_INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 10.0  # progress where stderr is a file: often enough to see it is alive
+
+
+def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose ``--help`` says what the command does and shows it in use."""
+    return argparse.ArgumentParser(
+        prog=f"python -m pipeline.{command}",
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def run(main: Callable[[Sequence[str] | None], None]) -> None:
+    """Run a door and leave with its exit code; an expected failure is one line on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LineFormatter())
+    log = logging.getLogger("pipeline")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        main(None)
+        sys.stdout.flush()
+    except PipelineError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        log.error("interrupted; what was committed is kept, the same command goes on from there")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of stdout left (`| head`): nothing to tell anybody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        log.error("%s%s: check the disk and its permissions", error.strerror, where)
+        sys.exit(StorageError.exit_code)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout, for programs."""
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+class _LineFormatter(logging.Formatter):
+    """Plain lines; warnings and errors say so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        if record.levelno > logging.INFO:
+            return f"{record.levelname.lower()}: {message}"
+        return message
+
+
+class ProgressBar:
+    """How far a long step is, with its rate and the time left; on stderr.
+
+    A bar where stderr is a terminal, else a line every ten seconds. Called as ``bar(done, total)``.
+
+    Parameters
+    ----------
+    label : what is happening, e.g. ``extracting``.
+    unit : what is counted, e.g. ``image``.
+    """
+
+    def __init__(self, label: str, *, unit: str) -> None:
+        self.label = label
+        self.unit = unit
+        self._started = self._last_line = time.monotonic()
+        self._first_done: int | None = None
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` units are finished."""
+        now = time.monotonic()
+        if self._first_done is None:  # rows that were there before must not count in the rate
+            self._first_done, self._started = done, now
+        elapsed = now - self._started
+        rate = (done - self._first_done) / elapsed if elapsed > 0 else 0.0
+        left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
+        note = f"{rate:.1f} {self.unit}s/s{left}" if rate else "starting"
+        if sys.stderr.isatty():
+            self._draw(done, total, note)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            print(
+                f"{self.label}: {done:,} of {counted(total, self.unit)}, {note}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _draw(self, done: int, total: int, note: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                TextColumn(self.label),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=total, note=note)
+        self._bar.update(self._task, completed=done, total=total, note=note)

@@ -1,0 +1,54 @@
+"""What makes two features the same: `FeatureSpec` and its fingerprint."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from pipeline.errors import BadDataError
+
+FINGERPRINT_DIGITS = 12  # 48 bits: a clash among a million caches has a chance of 1 in 560
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """All that changes every number of a feature; nothing else.
+
+    Attributes
+    ----------
+    base : registry name of the convolutional base, e.g. ``vgg16``, or ``pixels``.
+    weights : SHA-256 over the weight arrays (see `pipeline.bases.weights`), ``random-<seed>``,
+        or ``none`` where the base has no weights.
+    preprocessing : ``native`` (the base's own) or ``rescale`` (1/255, as the book does).
+    image_size : height and width in pixels that the base sees.
+    resize : ``squash``, ``crop`` or ``pad``.
+    pixels : SHA-256 over the probe images as decoded and resized here
+        (see `pipeline.images.decode.pixels_digest`).
+    dtype : ``float32`` or ``float16``, the stored type.
+    """
+
+    base: str
+    weights: str
+    preprocessing: str
+    image_size: int
+    resize: str
+    pixels: str
+    dtype: str
+
+    @property
+    def fingerprint(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 over the canonical JSON of all fields."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """Rebuild a spec from parsed JSON; raises BadDataError if a field is missing or odd."""
+        expected: dict[str, type] = {field.name: str for field in fields(cls)} | {"image_size": int}
+        if not isinstance(values, dict) or set(values) != set(expected):
+            received = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise BadDataError(f"a feature spec needs the fields {sorted(expected)}, not {received}")
+        for name, kind in expected.items():
+            if type(values[name]) is not kind:
+                raise BadDataError(f"the feature spec's {name} should be {kind.__name__}")
+        return cls(**values)

@@ -1,0 +1,45 @@
+"""Text for people: names from outside made safe, numbers made readable."""
+
+import os
+import unicodedata
+
+
+def printable(name: str | bytes | os.PathLike[str]) -> str:
+    """Escape what a file or class name must not do to a terminal: control and bidi characters,
+    newlines and bytes that are no text.
+
+    >>> printable("cat\\x1b[31m.jpg")
+    'cat\\\\x1b[31m.jpg'
+    """
+    text = os.fsdecode(name)
+    return "".join(
+        character
+        if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
+
+
+def file_size(count: float) -> str:
+    """Bytes in decimal units: 31200000 -> '31.2 MB'."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 75 -> '1 min 15 s'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def counted(count: int, singular: str, plural: str | None = None) -> str:
+    """A number with its noun: (1, 'image') -> '1 image', (1200, 'image') -> '1,200 images'."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
