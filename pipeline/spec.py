@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pipeline.errors import BadDataError
 
+POOLING_POLICIES = ("none", "avg", "max")
 FINGERPRINT_DIGITS = 12  # 48 bits: a clash among a million caches has a chance of 1 in 560
 
 
@@ -47,8 +48,21 @@ class FeatureSpec:
         expected: dict[str, type] = {field.name: str for field in fields(cls)} | {"image_size": int}
         if not isinstance(values, dict) or set(values) != set(expected):
             received = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise BadDataError(f"a feature spec needs the fields {sorted(expected)}, not {received}")
+            raise BadDataError(
+                f"a feature spec needs the fields {sorted(expected)}, not {received}"
+            )
         for name, kind in expected.items():
             if type(values[name]) is not kind:
                 raise BadDataError(f"the feature spec's {name} should be {kind.__name__}")
         return cls(**values)
+
+
+def layer_key(layer: str, pooling: str) -> str:
+    """What a cached layer is called: ``block5_pool``, or ``block5_pool:avg`` where pooled."""
+    return layer if pooling == "none" else f"{layer}:{pooling}"
+
+
+def split_layer_key(key: str) -> tuple[str, str]:
+    """The layer and the pooling of a key: ``block5_pool:avg`` -> ``("block5_pool", "avg")``."""
+    layer, _, pooling = key.partition(":")
+    return layer, pooling or "none"

@@ -3,6 +3,7 @@
 The layout is plain HDF5 (gzip level 1, no shuffle, fletcher32), specified in docs/FORMAT.md.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +15,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cache.durable import write_durably
 from pipeline.cache.keys import DIGEST_DTYPE, RowKey
+from pipeline.durable import write_durably
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.spec import FeatureSpec
 
@@ -24,6 +25,8 @@ ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read for a few training
 CHUNK_BYTES = 8 * 2**20  # larger maps get fewer rows a chunk, so that reading one stays cheap
 SPLIT_NAMES = ("none", "train", "validation", "test")  # by their number in `splits`
 NO_FILE = -1  # label of a row whose image is gone; kept, in case it comes back
+
+LIBVER = ("earliest", "v110")  # what HDF5 1.10 and later, MATLAB included, can read
 
 # gzip 1 without shuffle is what suits ReLU maps: 84 % zeros, 131 MB of them make 31 MB.
 FILTERS: Mapping[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
@@ -49,6 +52,12 @@ class Columns:
     def take(self, rows: npt.NDArray[np.int64]) -> Self:
         """The chosen rows, in the given order."""
         return type(self)(**{name: getattr(self, name)[rows] for name in COLUMN_DTYPES})
+
+    def equals(self, other: Self) -> bool:
+        """Whether all columns hold the same values."""
+        return all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMN_DTYPES
+        )
 
     def keys(self) -> list[RowKey]:
         """The content key of each row."""
@@ -120,13 +129,20 @@ class FeatureTable:
         damaged there.
         """
         wanted = self.file_rows if rows is None else self.file_rows[rows]
-        with h5py.File(self.path, "r") as file:
-            try:
-                return read_rows(file[f"features/{layer}"], wanted)
-            except OSError as error:
-                raise BadDataError(
-                    f"{self.path} is damaged in features/{layer}; delete it and extract again"
-                ) from error
+        return read_features(self, layer, wanted)
+
+
+def read_features(
+    table: FeatureTable, layer: str, file_rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Read rows by where they stand in the file; see `FeatureTable.features`."""
+    with h5py.File(table.path, "r") as file:
+        try:
+            return read_rows(file[f"features/{layer}"], file_rows)
+        except OSError as error:
+            raise BadDataError(
+                f"{table.path} is damaged in features/{layer}; delete it and extract again"
+            ) from error
 
 
 def read_rows(
@@ -161,7 +177,7 @@ def create_features(
         f"features/{layer}",
         shape=(count, *row_shape),
         dtype=dtype,
-        chunks=(rows_per_chunk(row_shape, dtype), *row_shape),
+        chunks=(max(1, min(count, rows_per_chunk(row_shape, dtype))), *row_shape),
         **FILTERS,
     )
 
@@ -268,7 +284,7 @@ def publish(
     dtype = document["spec"]["dtype"]
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w", libver=("earliest", "v110")) as file:
+        with _GuardedFile(temporary) as stream, h5py.File(stream, "w", libver=LIBVER) as file:
             file["spec"] = json.dumps(document, ensure_ascii=False)
             file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
             for name in COLUMN_DTYPES:
@@ -280,7 +296,70 @@ def publish(
         if len(check) != len(columns) or set(check.layers) != set(layers):
             raise OSError(f"{temporary} was not written whole")
 
-    write_durably(path, write)
+    write_durably(path, write, needs=_stored_bytes(layers))
+
+
+def _stored_bytes(layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]) -> int:
+    """About how large the published file will be: as large as the files that it is made from."""
+    rows = (row for _, sources in layers.values() for row in sources if row is not None)
+    return sum(path.stat().st_size for path in {row.path for row in rows})
+
+
+class _GuardedFile:
+    """A file for HDF5 to write to that never tells it of a failure.
+
+    On a full disk HDF5 can die of SIGSEGV. So the first error is kept, later writes go nowhere,
+    and the error is raised when HDF5 is done.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb+", buffering=0)
+        self._error: OSError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            self._error = self._error or error
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: memoryview) -> int:
+        left = memoryview(data)
+        with self._kept():
+            while left and self._error is None:
+                left = left[self._file.write(left) :]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._kept():
+            self._file.truncate(size)
+        return size or 0
+
+    def flush(self) -> None:
+        """Unbuffered: nothing to do."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: memoryview) -> int:
+        return self._file.readinto(buffer)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._error = self._error or error
 
 
 def _copy_rows(target: h5py.Dataset, layer: str, sources: Sequence[Source | None]) -> None:
@@ -292,7 +371,7 @@ def _copy_rows(target: h5py.Dataset, layer: str, sources: Sequence[Source | None
             whole = _whole_chunk(block, size)
             if whole is not None:
                 source = files[whole.path][f"features/{layer}"]
-                if source.chunks == target.chunks and source.dtype == target.dtype:
+                if (source.chunks, source.dtype) == (target.chunks, target.dtype):
                     origin = (whole.row, *(0 for _ in target.shape[1:]))
                     mask, data = source.id.read_direct_chunk(origin)
                     place = (start, *origin[1:])

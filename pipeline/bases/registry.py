@@ -1,0 +1,134 @@
+"""The table of bases: every convolutional network of keras.applications, and raw pixels."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipeline.errors import UsageError
+
+PREPROCESSING_POLICIES = ("native", "rescale")
+PIXELS = "pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescale:
+    """Preprocessing as one affine map: RGB 0..255 -> x * scale + offset, in the given order.
+
+    The numbers are those of Keras' ``imagenet_utils.preprocess_input``.
+    """
+
+    bgr: bool = False
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in 0..1
+PREPROCESSING: Mapping[str, Rescale] = {
+    "none": Rescale(),  # the network rescales by itself
+    "tf": Rescale(scale=(1 / 127.5,) * 3, offset=(-1.0,) * 3),
+    "caffe": Rescale(bgr=True, offset=(-103.939, -116.779, -123.68)),
+    "torch": Rescale(
+        scale=(1 / (255 * _STD[0]), 1 / (255 * _STD[1]), 1 / (255 * _STD[2])),
+        offset=(-_MEAN[0] / _STD[0], -_MEAN[1] / _STD[1], -_MEAN[2] / _STD[2]),
+    ),
+    "rescale": Rescale(scale=(1 / 255,) * 3),  # the book's 1/255, on request
+}
+
+
+class Base(NamedTuple):
+    """A convolutional base without its classifier ("top").
+
+    `image_size` is the default side in pixels, `min_size` the least that Keras accepts,
+    `feature_shape` that of the last layer at the default size; `parameters` counts the base,
+    `parameters_with_top` the published whole network.
+    """
+
+    name: str
+    keras_name: str
+    module: str
+    image_size: int
+    min_size: int
+    preprocessing: str
+    last_layer: str
+    feature_shape: tuple[int, int, int]
+    parameters: int
+    parameters_with_top: int
+
+
+# VGG16 stands at the book's 150 pixels, all others at the size they were trained with.
+# tests/bases/test_registry.py holds every number against keras.applications.
+# fmt: off
+_TABLE = (
+    Base("convnext_base", "ConvNeXtBase", "convnext", 224, 32, "none", "layer_normalization", (7, 7, 1024), 87_566_464, 88_591_464),
+    Base("convnext_large", "ConvNeXtLarge", "convnext", 224, 32, "none", "layer_normalization", (7, 7, 1536), 196_230_336, 197_767_336),
+    Base("convnext_small", "ConvNeXtSmall", "convnext", 224, 32, "none", "layer_normalization", (7, 7, 768), 49_454_688, 50_223_688),
+    Base("convnext_tiny", "ConvNeXtTiny", "convnext", 224, 32, "none", "layer_normalization", (7, 7, 768), 27_820_128, 28_589_128),
+    Base("convnext_xlarge", "ConvNeXtXLarge", "convnext", 224, 32, "none", "layer_normalization", (7, 7, 2048), 348_147_968, 350_196_968),
+    Base("densenet121", "DenseNet121", "densenet", 224, 32, "torch", "relu", (7, 7, 1024), 7_037_504, 8_062_504),
+    Base("densenet169", "DenseNet169", "densenet", 224, 32, "torch", "relu", (7, 7, 1664), 12_642_880, 14_307_880),
+    Base("densenet201", "DenseNet201", "densenet", 224, 32, "torch", "relu", (7, 7, 1920), 18_321_984, 20_242_984),
+    Base("efficientnet_b0", "EfficientNetB0", "efficientnet", 224, 32, "none", "top_activation", (7, 7, 1280), 4_049_571, 5_330_571),
+    Base("efficientnet_b1", "EfficientNetB1", "efficientnet", 240, 32, "none", "top_activation", (8, 8, 1280), 6_575_239, 7_856_239),
+    Base("efficientnet_b2", "EfficientNetB2", "efficientnet", 260, 32, "none", "top_activation", (9, 9, 1408), 7_768_569, 9_177_569),
+    Base("efficientnet_b3", "EfficientNetB3", "efficientnet", 300, 32, "none", "top_activation", (10, 10, 1536), 10_783_535, 12_320_535),
+    Base("efficientnet_b4", "EfficientNetB4", "efficientnet", 380, 32, "none", "top_activation", (12, 12, 1792), 17_673_823, 19_466_823),
+    Base("efficientnet_b5", "EfficientNetB5", "efficientnet", 456, 32, "none", "top_activation", (15, 15, 2048), 28_513_527, 30_562_527),
+    Base("efficientnet_b6", "EfficientNetB6", "efficientnet", 528, 32, "none", "top_activation", (17, 17, 2304), 40_960_143, 43_265_143),
+    Base("efficientnet_b7", "EfficientNetB7", "efficientnet", 600, 32, "none", "top_activation", (19, 19, 2560), 64_097_687, 66_658_687),
+    Base("efficientnet_v2_b0", "EfficientNetV2B0", "efficientnet_v2", 224, 32, "none", "top_activation", (7, 7, 1280), 5_919_312, 7_200_312),
+    Base("efficientnet_v2_b1", "EfficientNetV2B1", "efficientnet_v2", 240, 32, "none", "top_activation", (8, 8, 1280), 6_931_124, 8_212_124),
+    Base("efficientnet_v2_b2", "EfficientNetV2B2", "efficientnet_v2", 260, 32, "none", "top_activation", (9, 9, 1408), 8_769_374, 10_178_374),
+    Base("efficientnet_v2_b3", "EfficientNetV2B3", "efficientnet_v2", 300, 32, "none", "top_activation", (10, 10, 1536), 12_930_622, 14_467_622),
+    Base("efficientnet_v2_l", "EfficientNetV2L", "efficientnet_v2", 480, 32, "none", "top_activation", (15, 15, 1280), 117_746_848, 119_027_848),
+    Base("efficientnet_v2_m", "EfficientNetV2M", "efficientnet_v2", 480, 32, "none", "top_activation", (15, 15, 1280), 53_150_388, 54_431_388),
+    Base("efficientnet_v2_s", "EfficientNetV2S", "efficientnet_v2", 384, 32, "none", "top_activation", (12, 12, 1280), 20_331_360, 21_612_360),
+    Base("inception_resnet_v2", "InceptionResNetV2", "inception_resnet_v2", 299, 75, "tf", "conv_7b_ac", (8, 8, 1536), 54_336_736, 55_873_736),
+    Base("inception_v3", "InceptionV3", "inception_v3", 299, 75, "tf", "mixed10", (8, 8, 2048), 21_802_784, 23_851_784),
+    Base("mobilenet", "MobileNet", "mobilenet", 224, 32, "tf", "conv_pw_13_relu", (7, 7, 1024), 3_228_864, 4_253_864),
+    Base("mobilenet_v2", "MobileNetV2", "mobilenet_v2", 224, 32, "tf", "out_relu", (7, 7, 1280), 2_257_984, 3_538_984),
+    Base("mobilenet_v3_large", "MobileNetV3Large", "mobilenet_v3", 224, 32, "none", "activation_40", (7, 7, 960), 2_996_352, 5_507_432),
+    Base("mobilenet_v3_small", "MobileNetV3Small", "mobilenet_v3", 224, 32, "none", "activation_36", (7, 7, 576), 939_120, 2_554_968),
+    Base("nasnet_large", "NASNetLarge", "nasnet", 331, 32, "tf", "activation_519", (11, 11, 4032), 84_916_818, 88_949_818),
+    Base("nasnet_mobile", "NASNetMobile", "nasnet", 224, 32, "tf", "activation_375", (7, 7, 1056), 4_269_716, 5_326_716),
+    Base("resnet101", "ResNet101", "resnet", 224, 32, "caffe", "conv5_block3_out", (7, 7, 2048), 42_658_176, 44_707_176),
+    Base("resnet101_v2", "ResNet101V2", "resnet_v2", 224, 32, "tf", "post_relu", (7, 7, 2048), 42_626_560, 44_675_560),
+    Base("resnet152", "ResNet152", "resnet", 224, 32, "caffe", "conv5_block3_out", (7, 7, 2048), 58_370_944, 60_419_944),
+    Base("resnet152_v2", "ResNet152V2", "resnet_v2", 224, 32, "tf", "post_relu", (7, 7, 2048), 58_331_648, 60_380_648),
+    Base("resnet50", "ResNet50", "resnet", 224, 32, "caffe", "conv5_block3_out", (7, 7, 2048), 23_587_712, 25_636_712),
+    Base("resnet50_v2", "ResNet50V2", "resnet_v2", 224, 32, "tf", "post_relu", (7, 7, 2048), 23_564_800, 25_613_800),
+    Base("vgg16", "VGG16", "vgg16", 150, 32, "caffe", "block5_pool", (4, 4, 512), 14_714_688, 138_357_544),
+    Base("vgg19", "VGG19", "vgg19", 224, 32, "caffe", "block5_pool", (7, 7, 512), 20_024_384, 143_667_240),
+    Base("xception", "Xception", "xception", 299, 71, "tf", "block14_sepconv2_act", (10, 10, 2048), 20_861_480, 22_910_480),
+    Base(PIXELS, PIXELS, "", 32, 1, "none", PIXELS, (32, 32, 3), 0, 0),
+)
+# fmt: on
+
+BASES: Mapping[str, Base] = {base.name: base for base in _TABLE}
+
+
+def find_base(name: str) -> Base:
+    """Look a base up by any usual spelling: ``VGG16``, ``inception_v3``, ``InceptionV3``.
+
+    Raises UsageError, with a suggestion for a near miss.
+    """
+    spellings = {_plain(base.name): base for base in _TABLE}
+    found = spellings.get(_plain(name))
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(_plain(name), spellings, n=1, cutoff=0.6)
+    hint = f"did you mean {spellings[near[0]].name}? " if near else ""
+    raise UsageError(f"unknown base {name!r}: {hint}--list-bases shows all {len(_TABLE)}")
+
+
+def check_image_size(base: Base, image_size: int) -> None:
+    """Raise UsageError if the base cannot take images of this size."""
+    if image_size < base.min_size:
+        raise UsageError(
+            f"{base.name} needs images of at least {base.min_size} pixels; "
+            f"received --image-size {image_size}"
+        )
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())

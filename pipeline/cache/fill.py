@@ -1,0 +1,254 @@
+"""Fill a cache: compute only the rows it lacks, commit them batch by batch, publish the file."""
+
+import csv
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cache.file import FeatureTable, read_all_rows, rows_per_chunk
+from pipeline.cache.keys import RowKey
+from pipeline.cache.lock import writer_lock
+from pipeline.cache.merge import KnownRows, publish_rows
+from pipeline.cache.shards import ShardFolder
+from pipeline.durable import remove_temporaries, write_durably
+from pipeline.engines import Engine
+from pipeline.errors import BadDataError, CannotCreateError
+from pipeline.images.reader import read_images
+from pipeline.images.scan import ImageRef, ImageSet, Skipped
+from pipeline.spec import FeatureSpec
+from pipeline.text import counted, printable
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a fill did."""
+
+    images: int  # rows in the file whose image is there
+    computed: int  # forward passes of this run
+    skipped: tuple[Skipped, ...]
+    written: bool  # False where the file said all that already
+
+
+def fill_cache(
+    path: Path,
+    *,
+    images: ImageSet,
+    refs: Sequence[ImageRef],
+    skipped: Sequence[Skipped],
+    spec: FeatureSpec,
+    layers: Sequence[str],
+    open_engine: Callable[[tuple[str, ...]], Engine],
+    document: Mapping[str, Any],
+    batch_size: int,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Filled:
+    """Bring a cache file up to date with an image set.
+
+    The layers asked for and those already in the file end up complete for every readable image.
+    Rows of images that are gone stay, under the label -1.
+
+    Parameters
+    ----------
+    refs : the images, hashed, in the order of their rows.
+    skipped : files that are out already, e.g. without permission to read.
+    open_engine : called with layer keys, and only if something must be computed.
+    document : what the file's ``spec`` dataset shall say; the engine is added.
+    strict : raise BadDataError for the first skipped file.
+
+    Raises CannotCreateError if the path holds something else, BadDataError if more than half of
+    the files were skipped.
+    """
+    with writer_lock(path):
+        table = _existing(path, spec)
+        shards = ShardFolder(path, spec)
+        for folder, prefix in ((path.parent, path.stem), (shards.path, "")):
+            remove_temporaries(folder, prefix)
+        out = _SkipList(images, skipped, strict=strict)
+        known = KnownRows(table, shards.read())
+        wanted = sorted({*(table.layers if table else ()), *layers})
+        missing = _missing(refs, wanted, known)
+        done = len(refs) - sum(map(len, missing.values()))
+        computed = 0
+        for lacking, group in missing.items():
+            for rows in _compute(
+                group, lacking, images.root, spec, shards, out, open_engine, batch_size
+            ):
+                computed += rows
+                if progress:
+                    progress(done + computed + len(out.paths), len(refs))
+        out.add_copies(refs)
+        out.finish(path.with_suffix(".skipped.csv"))
+        if computed:
+            known = KnownRows(table, shards.read())
+        usable = [ref for ref in refs if ref.path not in out.paths]
+        written = publish_rows(
+            path, table=table, known=known, images=images, refs=usable, document=document
+        )
+        shards.remove()
+    return Filled(len(usable), computed, tuple(out.skipped), written)
+
+
+class _SkipList:
+    """The files that give no row, and when there are too many of them to go on."""
+
+    def __init__(self, images: ImageSet, skipped: Iterable[Skipped], *, strict: bool) -> None:
+        self.skipped: list[Skipped] = []
+        self.paths: set[bytes] = set()
+        self._root = images.root
+        self._files = len(images.files) + len(images.skipped)
+        self._strict = strict
+        self._broken: dict[bytes, str] = {}
+        for item in skipped:
+            self.add(item)
+
+    def add(self, item: Skipped) -> None:
+        """Note a file; raises BadDataError under ``strict``."""
+        if self._strict:
+            raise BadDataError(f"{printable(item.path)}: {item.reason} (--strict stops here)")
+        self.skipped.append(item)
+        self.paths.add(item.path)
+
+    def add_image(self, ref: ImageRef, reason: str) -> None:
+        """Note an image that was tried in vain."""
+        self._broken[ref.digest] = reason
+        self.add(Skipped(ref.path, reason))
+
+    def add_copies(self, refs: Iterable[ImageRef]) -> None:
+        """Note the files of the same content: one of them was tried for all."""
+        for ref in refs:
+            if ref.digest in self._broken and ref.path not in self.paths:
+                self.add(Skipped(ref.path, self._broken[ref.digest]))
+
+    def finish(self, target: Path) -> None:
+        """List the files in a CSV beside the cache; none removes it.
+
+        Raises BadDataError if more than half of the set is out: it is not what it should be.
+        """
+        if not self.skipped:
+            target.unlink(missing_ok=True)
+            return
+
+        def write(temporary: Path) -> None:
+            # surrogateescape gives names that are no UTF-8 their own bytes back
+            with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as f:
+                writer = csv.writer(f)
+                writer.writerow(["path", "reason"])
+                writer.writerows((os.fsdecode(item.path), item.reason) for item in self.skipped)
+
+        write_durably(target, write)
+        if 2 * len(self.skipped) > self._files:
+            first = self.skipped[0]
+            raise BadDataError(
+                f"{len(self.skipped):,} of {counted(self._files, 'file')} in "
+                f"{printable(self._root)} cannot be used, e.g. {printable(first.path)} "
+                f"({first.reason}); the list is in {target}"
+            )
+
+
+def _existing(path: Path, spec: FeatureSpec) -> FeatureTable | None:
+    """The cache that is there; raises CannotCreateError if it is something else."""
+    if not path.exists():
+        return None
+    try:
+        table = read_all_rows(path)
+    except BadDataError as error:
+        raise CannotCreateError(f"{error}; choose another --out") from error
+    if table.spec != spec:
+        there, asked = vars(table.spec), vars(spec)
+        names = [name for name in there if there[name] != asked[name]]
+        raise CannotCreateError(
+            f"{path} holds features with "
+            + ", ".join(f"{name} {there[name]} (received {asked[name]})" for name in names)
+            + f": fingerprint {table.spec.fingerprint}, received {spec.fingerprint}; "
+            f"choose another --out"
+        )
+    return table
+
+
+def _missing(
+    refs: Sequence[ImageRef], wanted: Sequence[str], known: KnownRows
+) -> dict[tuple[str, ...], list[ImageRef]]:
+    """Missing layers -> the images that miss them, in order; identical files count once."""
+    groups: dict[tuple[str, ...], list[ImageRef]] = defaultdict(list)
+    seen: set[bytes] = set()
+    for ref in refs:
+        lacking = tuple(key for key in wanted if not known.has(key, RowKey(ref.digest)))
+        if lacking and ref.digest not in seen:
+            groups[lacking].append(ref)
+        seen.add(ref.digest)
+    return groups
+
+
+def _compute(
+    refs: Sequence[ImageRef],
+    layers: tuple[str, ...],
+    root: Path,
+    spec: FeatureSpec,
+    shards: ShardFolder,
+    out: _SkipList,
+    open_engine: Callable[[tuple[str, ...]], Engine],
+    batch_size: int,
+) -> Iterator[int]:
+    """Run images through an engine, a shard whenever it is full; yields rows done, per batch."""
+
+    def readable() -> Iterator[tuple[ImageRef, npt.NDArray[np.uint8]]]:
+        for ref, pixels in read_images(root, refs, image_size=spec.image_size, resize=spec.resize):
+            if isinstance(pixels, Skipped):
+                out.add_image(ref, pixels.reason)
+            else:
+                yield ref, pixels
+
+    decoded = readable()
+    engine: Engine | None = None
+    keys: list[RowKey] = []
+    rows: dict[str, list[npt.NDArray[Any]]] = {key: [] for key in layers}
+    shard_rows = 0
+
+    def commit(count: int, engine: Engine) -> None:
+        features = {key: np.stack(found[:count]) for key, found in rows.items()}
+        made_by = {"name": engine.name, "version": engine.version}
+        shards.commit(keys[:count], features, engine=made_by)
+        del keys[:count]
+        for found in rows.values():
+            del found[:count]
+
+    while batch := list(islice(decoded, batch_size)):
+        if engine is None:  # not before there is an image for it: opening takes seconds
+            engine = open_engine(layers)
+            shard_rows = min(rows_per_chunk(engine.row_shapes[key], spec.dtype) for key in layers)
+        features = engine(np.stack([pixels for _, pixels in batch]))
+        keys += [RowKey(ref.digest) for ref, _ in batch]
+        for key in layers:
+            rows[key] += list(_stored(key, features[key], spec.dtype))
+        while len(keys) >= shard_rows:
+            commit(shard_rows, engine)
+        yield len(batch)
+    if engine and keys:
+        commit(len(keys), engine)
+
+
+def _stored(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Features in the stored dtype; raises BadDataError where one is not a finite number."""
+    with np.errstate(over="ignore"):
+        stored = features.astype(dtype)
+    if not np.isfinite(stored).all():
+        cause = (
+            f"--dtype {dtype} cannot hold them, use float32"
+            if np.isfinite(features).all()
+            else "the weights or the layer are broken"
+        )
+        raise BadDataError(f"features of {layer} are not finite: {cause}")
+    return stored

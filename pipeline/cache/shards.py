@@ -1,0 +1,130 @@
+"""Shards: small immutable files, one a commit, that hold features until a file is published.
+
+A listing of the folder is the journal. Each shard carries its rows' keys, so the order in which
+shards are read does not matter.
+"""
+
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cache.file import LIBVER, create_features
+from pipeline.cache.keys import DIGEST_DTYPE, RowKey
+from pipeline.durable import make_folder, sync_folder, write_durably
+from pipeline.errors import StorageError
+from pipeline.spec import FeatureSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A committed batch: its rows' keys, the shape of a row per layer, who computed it."""
+
+    path: Path
+    keys: tuple[RowKey, ...]
+    row_shapes: Mapping[str, tuple[int, ...]]
+    engine: Mapping[str, str]
+
+
+class ShardFolder:
+    """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``."""
+
+    def __init__(self, cache_path: Path, spec: FeatureSpec) -> None:
+        self.path = cache_path.with_suffix(".parts")
+        self.spec = spec
+
+    def commit(
+        self,
+        keys: Sequence[RowKey],
+        features: Mapping[str, npt.NDArray[Any]],
+        *,
+        engine: Mapping[str, str],
+    ) -> None:
+        """Make rows permanent: when this returns, they outlive a crash.
+
+        Parameters
+        ----------
+        keys : of the n rows.
+        features : layer key -> (n, *shape of a row) in the stored dtype.
+        """
+        if not self.path.exists():
+            make_folder(self.path)
+            sync_folder(self.path.parent)
+        document = {"spec": asdict(self.spec), "engine": dict(engine)}
+        image = _image(document, keys, features)
+        _check_image(image, keys, features)
+        name = f"{self._next_number():06d}.h5"
+        write_durably(
+            self.path / name, lambda temporary: temporary.write_bytes(image), needs=len(image)
+        )
+
+    def read(self) -> Iterator[Shard]:
+        """Every committed shard of this spec, in the order of commits."""
+        for path in self._paths():
+            try:
+                with h5py.File(path, "r") as file:
+                    document = json.loads(file["spec"].asstr()[()])
+                    if document["spec"] != asdict(self.spec):
+                        continue
+                    keys = zip(file["digests"][()], file["views"][()], strict=True)
+                    yield Shard(
+                        path=path,
+                        keys=tuple(RowKey(digest.tobytes(), int(view)) for digest, view in keys),
+                        row_shapes={
+                            name: rows.shape[1:] for name, rows in file["features"].items()
+                        },
+                        engine=document["engine"],
+                    )
+            except (OSError, KeyError, ValueError) as error:
+                log.warning("%s is damaged and will be computed again (%s)", path, error)
+
+    def remove(self) -> None:
+        """Delete the shards, once a published file holds their rows."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.path.glob("*.h5"))
+
+    def _next_number(self) -> int:
+        paths = self._paths()
+        return int(paths[-1].stem) + 1 if paths else 0
+
+
+def _image(
+    document: Mapping[str, Any],
+    keys: Sequence[RowKey],
+    features: Mapping[str, npt.NDArray[Any]],
+) -> bytes:
+    """The shard as bytes of an HDF5 file; HDF5 itself never writes to the disk."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=LIBVER) as file:
+        file["spec"] = json.dumps(document)
+        file["digests"] = np.frombuffer(b"".join(key.digest for key in keys), DIGEST_DTYPE)
+        file["views"] = np.array([key.view for key in keys], np.int16)
+        for layer, rows in features.items():
+            dataset = create_features(file, layer, rows.shape[1:], len(rows), str(rows.dtype))
+            dataset[...] = rows
+    return buffer.getvalue()
+
+
+def _check_image(
+    image: bytes, keys: Sequence[RowKey], features: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Read a shard back from its bytes before it counts; catches a library gone wrong."""
+    with h5py.File(io.BytesIO(image), "r") as file:
+        same = len(file["digests"]) == len(keys) and all(
+            np.array_equal(file[f"features/{layer}"][()], rows) for layer, rows in features.items()
+        )
+    if not same:
+        raise StorageError("a batch of features did not survive being written; run again")

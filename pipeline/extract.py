@@ -1,0 +1,221 @@
+"""``python -m pipeline.extract``: run a frozen base once over image folders, cache its features."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli import ProgressBar, parser, print_json, run
+
+if TYPE_CHECKING:
+    from pipeline.api import Extraction
+    from pipeline.images.scan import ImageSet
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, extract, report."""
+    arguments = _parser().parse_args(argv)
+    if arguments.list_bases:
+        _list_bases(as_json=arguments.json)
+    elif arguments.list_layers:
+        _list_layers(arguments.list_layers, arguments.image_size, as_json=arguments.json)
+    else:
+        _extract(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        command="extract",
+        summary="Run a frozen convolutional base once over image folders and cache its features.",
+        example="python -m pipeline.extract data/pets --base mobilenet_v2 --pooling avg",
+    )
+    made.add_argument(
+        "data",
+        nargs="?",
+        type=Path,
+        help="train/ validation/ test/ with class folders, or class folders alone "
+        "(default: the one set in data/)",
+    )
+    made.add_argument("--base", default="vgg16", help="a model of keras.applications, or pixels")
+    made.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="default: 150 for VGG16, else the base's"
+    )
+    made.add_argument(
+        "--layer",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="layer to cache, repeatable (default: the last)",
+    )
+    made.add_argument("--pooling", default="none", choices=("none", "avg", "max"))
+    made.add_argument(
+        "--weights", default="imagenet", metavar="W", help="imagenet, random, or a Keras .h5 file"
+    )
+    made.add_argument(
+        "--preprocessing",
+        default="native",
+        choices=("native", "rescale"),
+        help="the base's own, or the book's 1/255",
+    )
+    made.add_argument(
+        "--resize",
+        default="squash",
+        choices=("squash", "crop", "pad"),
+        help="how an image becomes square",
+    )
+    made.add_argument("--dtype", default="float32", choices=("float32", "float16"))
+    made.add_argument("--batch-size", type=int, default=32, metavar="N")
+    made.add_argument("--limit-per-class", type=int, metavar="N", help="for a quick try")
+    made.add_argument("--seed", type=int, default=0, help="of --weights random")
+    made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
+    made.add_argument("--out", type=Path, metavar="FILE", help="the cache file (.h5)")
+    made.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
+    made.add_argument("--list-bases", action="store_true", help="name, size, shape, parameters")
+    made.add_argument("--list-layers", metavar="BASE", help="name, shape, parameters of each layer")
+    made.add_argument("--json", action="store_true", help="print one JSON document")
+    return made
+
+
+def _extract(arguments: argparse.Namespace) -> None:
+    from pipeline.api import extract_features
+
+    with ProgressBar("extracting", unit="image") as bar:
+        done = extract_features(
+            arguments.data or _only_set(Path("data")),
+            base=arguments.base,
+            image_size=arguments.image_size,
+            layers=arguments.layer,
+            pooling=arguments.pooling,
+            weights=arguments.weights,
+            preprocessing=arguments.preprocessing,
+            resize=arguments.resize,
+            dtype=arguments.dtype,
+            batch_size=arguments.batch_size,
+            limit_per_class=arguments.limit_per_class,
+            seed=arguments.seed,
+            strict=arguments.strict,
+            out=arguments.out,
+            cache_dir=arguments.cache_dir,
+            progress=bar,
+            on_scan=_say_what_was_found,
+        )
+    if arguments.json:
+        print_json(_as_json(done))
+    else:
+        _print_summary(done)
+
+
+def _only_set(folder: Path) -> Path:
+    """The one image set in ``data/``; raises if there is none, or more than one."""
+    from pipeline.errors import NoInputError, UsageError
+    from pipeline.text import printable
+
+    found = []
+    if folder.is_dir():
+        found = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    if not found:
+        raise NoInputError(
+            f"no image set in {folder}/: name an image folder, or get a sample with "
+            f"python -m pipeline.sample textile"
+        )
+    if len(found) > 1:
+        names = ", ".join(printable(path) for path in found)
+        raise UsageError(f"{folder}/ holds several sets: name one of {names}")
+    return found[0]
+
+
+def _say_what_was_found(images: "ImageSet") -> None:
+    """Counts per split and class on stderr, before the long part begins."""
+    import logging
+    from collections import Counter
+
+    from pipeline.cache.file import SPLIT_NAMES
+    from pipeline.text import counted, printable
+
+    log = logging.getLogger("pipeline")
+    log.info(
+        "%s: %s in %s", printable(images.root), counted(len(images.files), "file"),
+        counted(len(images.classes), "class", "classes"),
+    )  # fmt: skip
+    counts = Counter((file.split, file.label) for file in images.files)
+    for split in sorted({split for split, _ in counts}):
+        name = SPLIT_NAMES[split] if split else "no split folders, classify will split"
+        listed = [
+            f"{printable(label)} {counts[split, number]:,}"
+            for number, label in enumerate(images.classes)
+        ]
+        log.info("  %s: %s", name, ", ".join(listed[:20] + ["…"] * (len(listed) > 20)))
+    if images.ignored:
+        log.warning("ignored beside the class folders: %s", printable(", ".join(images.ignored)))
+
+
+def _print_summary(done: "Extraction") -> None:
+    from pipeline.text import counted, duration, file_size, printable
+
+    table = done.table
+    for layer, shape in table.layers.items():
+        print(f"features/{layer}: {(len(table), *shape)} {table.spec.dtype}")
+    skipped = counted(len(done.skipped), "file") + " skipped"
+    if done.skipped:
+        print(f"{skipped}, listed in {printable(done.skipped_file)}")
+    how = f"{done.computed:,} computed" if done.computed else "all from the cache"
+    print(
+        f"{counted(len(table), 'image')} ({how}), {skipped}, "
+        f"{file_size(table.path.stat().st_size)}, {duration(done.seconds)}"
+    )
+    print(printable(table.path))
+
+
+def _as_json(done: "Extraction") -> dict[str, object]:
+    table = done.table
+    return {
+        "cache": os.fspath(table.path),
+        "fingerprint": table.spec.fingerprint,
+        "images": len(table),
+        "computed": done.computed,
+        "skipped": [
+            {"path": os.fsdecode(item.path), "reason": item.reason} for item in done.skipped
+        ],
+        "layers": {layer: [len(table), *shape] for layer, shape in table.layers.items()},
+        "bytes": table.path.stat().st_size,
+        "seconds": round(done.seconds, 3),
+    }
+
+
+def _list_bases(*, as_json: bool) -> None:
+    from pipeline.bases.registry import BASES
+
+    if as_json:
+        print_json([base._asdict() for base in BASES.values()])
+        return
+    print(f"{'name':20} {'size':>5}  {'features':15} {'parameters':>12} {'with top':>12}")
+    for base in BASES.values():
+        shape = "×".join(map(str, base.feature_shape))
+        counts = f"{base.parameters:12,} {base.parameters_with_top:12,}"
+        print(f"{base.name:20} {base.image_size:5}  {shape:15} {counts}")
+
+
+def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
+    from pipeline.bases.registry import find_base
+
+    base = find_base(name)
+    if not base.module:
+        from pipeline.errors import UsageError
+
+        raise UsageError("the base pixels has no layers: the image itself is its features")
+    from pipeline.bases.build import list_layers
+
+    layers = list_layers(base, image_size=image_size or base.image_size)
+    if as_json:
+        print_json([layer._asdict() for layer in layers])
+        return
+    print(f"{'layer':32} {'kind':24} {'shape':18} {'parameters':>12}")
+    for layer in layers:
+        shape = "×".join("?" if side is None else str(side) for side in layer.shape)
+        print(f"{layer.name:32} {layer.kind:24} {shape:18} {layer.parameters:12,}")
+    print(f"{'in all':76} {sum(layer.parameters for layer in layers):12,}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Find, hash and decode image files."""

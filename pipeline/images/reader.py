@@ -1,0 +1,54 @@
+"""Decode images in threads ahead of whoever consumes them, in order, within bounded memory."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.images.decode import UnreadableImage, decode, register_heic
+from pipeline.images.scan import ImageRef, Skipped
+
+AHEAD = 128  # decoded images that may wait: 9 MB at 150 pixels, two batches' worth and more
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def read_images(
+    root: Path, refs: Sequence[ImageRef], *, image_size: int, resize: str
+) -> Iterator[tuple[ImageRef, Pixels | Skipped]]:
+    """Yield each reference in order with its (image_size, image_size, 3) uint8 RGB pixels,
+    or with the reason why there are none."""
+    register_heic()
+
+    def read(ref: ImageRef) -> Pixels | Skipped:
+        try:
+            data = (root / os.fsdecode(ref.path)).read_bytes()
+        except OSError as error:
+            return Skipped(ref.path, f"cannot be read: {error.strerror}")
+        if hashlib.sha256(data).digest() != ref.digest:
+            return Skipped(ref.path, "changed while it was being read: run again")
+        try:
+            return decode(data, image_size=image_size, resize=resize)
+        except UnreadableImage as error:
+            return Skipped(ref.path, str(error))
+
+    threads = max(2, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        waiting: deque[tuple[ImageRef, Future[Pixels | Skipped]]] = deque()
+        try:
+            for ref in refs:
+                waiting.append((ref, pool.submit(read, ref)))
+                if len(waiting) >= AHEAD:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -1,0 +1,220 @@
+"""Find the images of a set, what class and split each belongs to, and its content digest."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import BadDataError, NoInputError
+from pipeline.text import printable
+
+NO_SPLIT, TRAIN, VALIDATION, TEST = range(4)
+SPLIT_FOLDERS = {
+    "train": TRAIN,
+    "validation": VALIDATION,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "test": TEST,
+}
+NOT_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows leaves in folders of pictures
+HASH_THREADS = 4
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file below a class folder: relative POSIX path as bytes, class number, split number."""
+
+    path: bytes
+    label: int
+    split: int
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A found file whose content is known: its SHA-256 names the image."""
+
+    path: bytes
+    label: int
+    split: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that gives no row, and why, in words for people."""
+
+    path: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """An image folder as found: files in a fixed order (by path), classes sorted by name."""
+
+    root: Path
+    name: str
+    classes: tuple[str, ...]
+    files: tuple[FoundFile, ...]
+    skipped: tuple[Skipped, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def has_splits(self) -> bool:
+        return any(file.split != NO_SPLIT for file in self.files)
+
+    def limited(self, per_class: int) -> "ImageSet":
+        """The first ``per_class`` files of each class (of each split), by path."""
+        taken: Counter[tuple[int, int]] = Counter()
+        kept = []
+        for file in self.files:
+            place = (file.split, file.label)
+            taken[place] += 1
+            if taken[place] <= per_class:
+                kept.append(file)
+        return ImageSet(self.root, self.name, self.classes, tuple(kept), self.skipped, self.ignored)
+
+
+def scan_folder(root: Path) -> ImageSet:
+    """Find class folders, inside ``train/ validation/ test/`` or alone, and their files.
+
+    Hidden files are passed over; everything else counts as an image until decoding says otherwise.
+
+    Raises NoInputError if there is no such folder or nothing in it, BadDataError if the layout
+    is not one of the two, a class is empty, or there are fewer than two classes.
+    """
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise NoInputError(f"image folder {printable(root)} {what}")
+    root = root.resolve()
+    folders, files = _entries(root)
+    if not folders and not files:
+        raise NoInputError(f"{printable(root)} is empty: put a folder of images per class in it")
+    if not folders:
+        raise BadDataError(
+            f"{printable(root)} holds files but no class folders: "
+            f"expected {printable(root.name)}/<class>/<image>"
+        )
+    by_split = _split_folders(root, folders)
+    ignored = [] if not by_split else [name for name in folders if name not in by_split.values()]
+    class_folders = {
+        (split, name): root / folder / name
+        for split, folder in (by_split or {NO_SPLIT: "."}).items()
+        for name in _entries(root / folder)[0]
+    }
+    names = sorted({name for _, name in class_folders})
+    if len(names) < 2:
+        raise BadDataError(
+            f"{printable(root)} has {len(names)} class{'es' if not names else ''}: expected at "
+            f"least two folders, one a class"
+        )
+    found: list[FoundFile] = []
+    skipped: list[Skipped] = []
+    for (split, name), folder in class_folders.items():
+        paths = _files_below(folder, root, skipped)
+        if not paths:
+            raise BadDataError(
+                f"class folder {printable(folder)} holds no files: add images or remove it"
+            )
+        found += [FoundFile(path, names.index(name), split) for path in paths]
+    return ImageSet(
+        root=root,
+        name=root.name,
+        classes=tuple(_text(name) for name in names),
+        files=tuple(sorted(found, key=lambda file: (file.split, file.path))),
+        skipped=tuple(skipped),
+        ignored=tuple(sorted(ignored + files)),
+    )
+
+
+def hash_files(root: Path, files: Iterable[FoundFile]) -> tuple[list[ImageRef], list[Skipped]]:
+    """Read every file once and name it by its SHA-256, keeping the order."""
+
+    def digest(file: FoundFile) -> ImageRef | Skipped:
+        try:
+            with (root / os.fsdecode(file.path)).open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").digest()
+        except OSError as error:
+            return Skipped(file.path, f"cannot be read: {error.strerror}")
+        return ImageRef(file.path, file.label, file.split, content)
+
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        results = list(pool.map(digest, files))
+    refs = [result for result in results if isinstance(result, ImageRef)]
+    return refs, [result for result in results if isinstance(result, Skipped)]
+
+
+def _split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
+    """Split number -> folder name, where the set is laid out in splits; else empty."""
+    named = [name for name in folders if name.lower() in SPLIT_FOLDERS]
+    with_classes = [name for name in named if _entries(root / name)[0]]
+    if not with_classes:
+        return {}
+    by_split: dict[int, str] = {}
+    for name in with_classes:
+        split = SPLIT_FOLDERS[name.lower()]
+        if split in by_split:
+            raise BadDataError(
+                f"{printable(root)} holds both {by_split[split]}/ and {name}/: keep one of them"
+            )
+        by_split[split] = name
+    if TRAIN not in by_split:
+        raise BadDataError(
+            f"{printable(root)} holds {', '.join(f'{name}/' for name in with_classes)} "
+            f"but no train/ with class folders"
+        )
+    return dict(sorted(by_split.items()))
+
+
+def _entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the visible folders and files in a folder, each sorted."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
+                continue
+            (folders if entry.is_dir() else files).append(entry.name)
+    return sorted(folders), sorted(files)
+
+
+def _files_below(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes]:
+    """Relative paths of the regular files below a class folder; odd entries go to ``skipped``."""
+    found: list[bytes] = []
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        with os.scandir(current) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
+                    continue
+                path = os.fsencode(Path(entry.path).relative_to(root).as_posix())
+                reason = _reason_to_skip(entry, root)
+                if reason:
+                    skipped.append(Skipped(path, reason))
+                elif entry.is_dir():
+                    pending.append(Path(entry.path))
+                else:
+                    found.append(path)
+    return sorted(found)
+
+
+def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str | None:
+    """Why an entry is neither a folder to enter nor a file to read; None if it is one."""
+    if entry.is_symlink():
+        target = Path(os.path.realpath(entry.path))
+        if not target.is_relative_to(root):
+            return "a link that leads out of the image folder"
+        if target.is_dir():
+            return "a link to another folder of this set"
+        return None if target.is_file() else "a link that leads nowhere"
+    if entry.is_dir() or entry.is_file():
+        return None
+    return "neither a file nor a folder"
+
+
+def _text(name: str) -> str:
+    """A folder name as text that any UTF-8 store takes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,241 @@
+"""The published file: read back as written, by us and by plain h5py, and refused when foreign."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.cache.file import (
+    Source,
+    columns_of,
+    create_features,
+    publish,
+    read_all_rows,
+    read_rows,
+    read_table,
+)
+from pipeline.cache.keys import cache_file
+from pipeline.errors import BadDataError, NoInputError, StorageError
+from pipeline.spec import FeatureSpec
+
+SPEC = FeatureSpec(
+    base="vgg16",
+    weights="0" * 64,
+    preprocessing="native",
+    image_size=150,
+    resize="squash",
+    pixels="1" * 64,
+    dtype="float32",
+)
+
+
+def document(root: str = "/photos/pets") -> dict[str, Any]:
+    return {"format": 1, "spec": vars(SPEC).copy(), "set": "pets", "root": root, "engine": None}
+
+
+def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, np.ndarray]:
+    """A cache of random maps and vectors; the last ``gone`` rows are of images that are gone."""
+    rng = np.random.default_rng(rows)
+    arrays = {
+        "maps": rng.normal(size=(rows, 2, 2, 3)).astype("f4"),
+        "maps:avg": rng.normal(size=(rows, 3)).astype("f4"),
+    }
+    shard = path.with_name("source.h5")
+    with h5py.File(shard, "w") as file:
+        for layer, values in arrays.items():
+            create_features(file, layer, values.shape[1:], rows, "float32")[...] = values
+    labels = rng.integers(0, 2, rows)
+    labels[rows - gone :] = -1
+    publish(
+        path,
+        document=document(),
+        classes=["고양이", "dog"],
+        columns=columns_of(
+            labels=labels.tolist(),
+            splits=[0] * rows,
+            paths=[b"a/%d-\xff.jpg" % row for row in range(rows)],
+            digests=[bytes(31) + bytes([row % 256]) for row in range(rows)],
+            views=[0] * rows,
+        ),
+        layers={
+            layer: (values.shape[1:], [Source(shard, row) for row in range(rows)])
+            for layer, values in arrays.items()
+        },
+    )
+    return arrays
+
+
+def test_what_is_published_is_read_back(tmp_path: Path) -> None:
+    arrays = publish_random(tmp_path / "pets.h5")
+    table = read_table(tmp_path / "pets.h5")
+    assert table.classes == ("고양이", "dog")
+    assert table.spec == SPEC
+    assert table.layers == {"maps": (2, 2, 3), "maps:avg": (3,)}
+    assert table.columns.paths[7] == b"a/7-\xff.jpg"
+    assert table.columns.keys()[0].digest == bytes(32)
+    for layer, values in arrays.items():
+        np.testing.assert_array_equal(table.features(layer), values)
+
+
+def test_plain_h5py_reads_the_layout_of_the_design(tmp_path: Path) -> None:
+    arrays = publish_random(tmp_path / "pets.h5")
+    with h5py.File(tmp_path / "pets.h5") as file:
+        features = file["features/maps"]
+        assert (features.compression, features.compression_opts) == ("gzip", 1)
+        assert features.fletcher32
+        assert not features.shuffle
+        assert features.chunks == (64, 2, 2, 3)
+        np.testing.assert_array_equal(features[()], arrays["maps"])
+        assert file["labels"].dtype == np.int64
+        assert file["splits"].dtype == np.uint8
+        assert file["views"].dtype == np.int16
+        assert file["digests"].dtype == np.dtype("V32")
+        assert file["classes"].asstr()[()].tolist() == ["고양이", "dog"]
+        assert json.loads(file["spec"].asstr()[()])["spec"]["base"] == "vgg16"
+
+
+def test_rows_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+    arrays = publish_random(tmp_path / "pets.h5")
+    rows = np.random.default_rng(0).permutation(150)[:40]
+    table = read_table(tmp_path / "pets.h5")
+    np.testing.assert_array_equal(table.features("maps", rows), arrays["maps"][rows])
+    with h5py.File(tmp_path / "pets.h5") as file:
+        assert read_rows(file["features/maps"], np.array([], int)).shape == (0, 2, 2, 3)
+
+
+def test_rows_of_gone_images_are_hidden_from_stage_two(tmp_path: Path) -> None:
+    arrays = publish_random(tmp_path / "pets.h5", gone=10)
+    table = read_table(tmp_path / "pets.h5")
+    assert len(table) == 140
+    np.testing.assert_array_equal(table.features("maps"), arrays["maps"][:140])
+    assert len(read_all_rows(tmp_path / "pets.h5")) == 150
+
+
+def test_missing_file_is_no_input(tmp_path: Path) -> None:
+    with pytest.raises(NoInputError, match=r"pipeline\.extract first"):
+        read_table(tmp_path / "nowhere.h5")
+
+
+@pytest.mark.parametrize("content", [b"", b"plain text", b"\x89HDF\r\n\x1a\n" + bytes(90)])
+def test_file_that_is_no_hdf5_is_refused_unchanged(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.h5"
+    path.write_bytes(content)
+    with pytest.raises(BadDataError, match="no feature cache"):
+        read_table(path)
+    assert path.read_bytes() == content
+
+
+def damage(path: Path, kind: str) -> None:
+    with h5py.File(path, "a") as file:
+        if kind == "foreign":
+            for name in list(file):
+                del file[name]
+            file["model_weights"] = np.zeros(3)
+        elif kind == "short labels":
+            labels = file["labels"][:-1]
+            del file["labels"]
+            file["labels"] = labels
+        elif kind == "unknown class":
+            file["labels"][0] = 9
+        elif kind == "float labels":
+            labels = file["labels"][()].astype("f8")
+            del file["labels"]
+            file["labels"] = labels
+        elif kind == "external features":
+            del file["features/maps"]
+            file.create_dataset(
+                "features/maps", (150, 2, 2, 3), "f4", external=[("/etc/passwd", 0, 7200)]
+            )
+        elif kind == "later format":
+            text = json.loads(file["spec"].asstr()[()])
+            del file["spec"]
+            file["spec"] = json.dumps({**text, "format": 2})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "foreign",
+        "short labels",
+        "unknown class",
+        "float labels",
+        "external features",
+        "later format",
+    ],
+)
+def test_damaged_or_foreign_hdf5_is_refused(tmp_path: Path, kind: str) -> None:
+    publish_random(tmp_path / "pets.h5")
+    damage(tmp_path / "pets.h5", kind)
+    with pytest.raises(BadDataError):
+        read_table(tmp_path / "pets.h5")
+
+
+def test_flipped_bit_in_a_chunk_is_noticed_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "pets.h5"
+    publish_random(path)
+    with h5py.File(path) as file:
+        chunk = file["features/maps"].id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + chunk.size // 2] ^= 1
+    path.write_bytes(content)
+    table = read_table(path)
+    with pytest.raises(BadDataError, match="damaged in features/maps"):
+        table.features("maps")
+
+
+def test_disk_full_while_publishing_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.cache.file as module
+
+    publish_random(tmp_path / "before.h5")
+    (tmp_path / "source.h5").unlink()
+    real = module._GuardedFile.write
+    written = 0
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: memoryview) -> int:
+            nonlocal written
+            written += len(data)
+            if written > 5000:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+    def write(self: Any, data: memoryview) -> int:
+        if not isinstance(self._file, Full):
+            self._file = Full(self._file)
+        return real(self, data)
+
+    monkeypatch.setattr(module._GuardedFile, "write", write)
+    with pytest.raises(StorageError, match=r"no space left .* needed, .* free"):
+        publish_random(tmp_path / "pets.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before.h5", "source.h5"]
+
+
+def test_two_folders_of_one_name_never_share_a_file(tmp_path: Path) -> None:
+    here, there = tmp_path / "a" / "pets", tmp_path / "b" / "pets"
+    here.mkdir(parents=True)
+    there.mkdir(parents=True)
+    first = cache_file(tmp_path, set_name="pets", root=here, spec=SPEC)
+    publish_random(first)
+    with h5py.File(first, "a") as file:
+        del file["spec"]
+        file["spec"] = json.dumps(document(str(here)))
+    assert first.name == f"pets-vgg16-{SPEC.fingerprint}.h5"
+    assert cache_file(tmp_path, set_name="pets", root=here, spec=SPEC) == first
+    assert cache_file(tmp_path, set_name="pets", root=there, spec=SPEC) != first
+
+
+def test_moved_folder_keeps_its_cache(tmp_path: Path) -> None:
+    first = cache_file(tmp_path, set_name="pets", root=tmp_path / "old" / "pets", spec=SPEC)
+    publish_random(first)  # its recorded root, /photos/pets, does not exist
+    assert cache_file(tmp_path, set_name="pets", root=tmp_path / "pets", spec=SPEC) == first

@@ -1,0 +1,299 @@
+"""Filling a cache: only what it lacks is computed, and nothing that was committed is lost."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawing import draw, draw_set
+
+from pipeline.cache.file import FeatureTable, read_all_rows, read_table
+from pipeline.cache.fill import Filled, fill_cache
+from pipeline.cache.lock import writer_lock
+from pipeline.errors import BadDataError, BusyError, CannotCreateError
+from pipeline.images.decode import decode
+from pipeline.images.scan import hash_files, scan_folder
+from pipeline.spec import FeatureSpec, layer_key
+
+SPEC = FeatureSpec(
+    base="tiny",
+    weights="none",
+    preprocessing="native",
+    image_size=8,
+    resize="squash",
+    pixels="p",
+    dtype="float32",
+)
+
+
+class CountingEngine:
+    """The pixels themselves as maps; counts the images it sees and can die on the way."""
+
+    name, version, weights = "counting", "1", "none"
+
+    def __init__(self, *, die_after: int | None = None) -> None:
+        self.images_seen = 0
+        self.opened: list[tuple[str, ...]] = []
+        self.die_after = die_after
+        self.row_shapes: dict[str, tuple[int, ...]] = {}
+
+    def open(self, layers: Sequence[str]) -> "CountingEngine":
+        self.opened.append(tuple(layers))
+        self.row_shapes = {key: (3,) if key.endswith(":avg") else (8, 8, 3) for key in layers}
+        return self
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        if self.die_after is not None and self.images_seen + len(images) > self.die_after:
+            raise KeyboardInterrupt
+        self.images_seen += len(images)
+        maps = images.astype(np.float32)
+        return {key: maps.mean((1, 2)) if key.endswith(":avg") else maps for key in self.row_shapes}
+
+
+def fill(
+    root: Path,
+    path: Path,
+    engine: CountingEngine,
+    *,
+    layers: Sequence[str] = ("maps",),
+    spec: FeatureSpec = SPEC,
+    limit: int | None = None,
+    **options: Any,
+) -> Filled:
+    images = scan_folder(root)
+    if limit:
+        images = images.limited(limit)
+    refs, unreadable = hash_files(root, images.files)
+    return fill_cache(
+        path,
+        images=images,
+        refs=refs,
+        skipped=(*images.skipped, *unreadable),
+        spec=spec,
+        layers=layers,
+        open_engine=engine.open,
+        document={"format": 1, "spec": vars(spec), "set": root.name, "root": str(root)},
+        batch_size=8,
+        **options,
+    )
+
+
+def assert_rows_are_right(table: FeatureTable, root: Path, layer: str = "maps") -> None:
+    """Every row holds the pixels of its path, and the label that its path says."""
+    features = table.features(layer)
+    for row, path in enumerate(table.columns.paths.tolist()):
+        pixels = decode((root / os.fsdecode(path)).read_bytes(), image_size=8).astype("f4")
+        np.testing.assert_allclose(
+            features[row], pixels if layer == "maps" else pixels.mean((0, 1))
+        )
+        folder = Path(os.fsdecode(path)).parent.name
+        assert table.classes[table.columns.labels[row]] == folder
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache" / "drawn.h5"
+
+
+def test_every_row_belongs_to_its_path_and_label(drawn_set: Path, path: Path) -> None:
+    done = fill(drawn_set, path, CountingEngine())
+    assert (done.images, done.computed, done.written) == (72, 72, True)
+    table = read_table(path)
+    assert_rows_are_right(table, drawn_set)
+    assert table.columns.splits.tolist() == [1] * 24 + [2] * 24 + [3] * 24
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["drawn.h5", "drawn.lock"]
+
+
+def test_second_run_computes_and_writes_nothing(drawn_set: Path, path: Path) -> None:
+    fill(drawn_set, path, CountingEngine())
+    before = path.stat()
+    engine = CountingEngine()
+    done = fill(drawn_set, path, engine)
+    assert (done.images, done.computed, done.written) == (72, 0, False)
+    assert engine.opened == []
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_new_images_alone_are_extracted(drawn_set: Path, path: Path) -> None:
+    fill(drawn_set, path, CountingEngine())
+    for number in range(10):
+        draw(900 + number, stripes=True).save(drawn_set / "train/striped" / f"new{number}.png")
+    engine = CountingEngine()
+    fill(drawn_set, path, engine)
+    assert engine.images_seen == 10
+    assert len(read_table(path)) == 82
+    assert_rows_are_right(read_table(path), drawn_set)
+
+
+def test_renamed_image_is_not_extracted_again(drawn_set: Path, path: Path) -> None:
+    fill(drawn_set, path, CountingEngine())
+    (drawn_set / "train/plain/003.png").rename(drawn_set / "train/striped/moved.png")
+    engine = CountingEngine()
+    fill(drawn_set, path, engine)
+    assert engine.images_seen == 0
+    table = read_table(path)
+    assert len(table) == 72
+    assert b"train/striped/moved.png" in table.columns.paths
+    assert_rows_are_right(table, drawn_set)
+
+
+def test_changed_content_is_extracted_again_and_only_that(drawn_set: Path, path: Path) -> None:
+    fill(drawn_set, path, CountingEngine())
+    draw(12345, stripes=False).save(drawn_set / "train/plain/003.png")
+    engine = CountingEngine()
+    fill(drawn_set, path, engine)
+    assert engine.images_seen == 1
+    assert_rows_are_right(read_table(path), drawn_set)
+
+
+def test_rows_of_gone_images_stay_and_serve_when_they_return(drawn_set: Path, path: Path) -> None:
+    fill(drawn_set, path, CountingEngine())
+    fill(drawn_set, path, CountingEngine(), limit=3)
+    assert len(read_table(path)) == 18
+    assert len(read_all_rows(path)) == 72
+    engine = CountingEngine()
+    fill(drawn_set, path, engine)
+    assert engine.images_seen == 0
+    assert_rows_are_right(read_table(path), drawn_set)
+
+
+def test_identical_files_cost_one_forward_pass_and_have_a_row_each(
+    drawn_set: Path, path: Path
+) -> None:
+    copy = (drawn_set / "train/plain/000.png").read_bytes()
+    (drawn_set / "train/plain/copy.png").write_bytes(copy)
+    (drawn_set / "test/striped/copy.png").write_bytes(copy)
+    engine = CountingEngine()
+    fill(drawn_set, path, engine)
+    assert engine.images_seen == 72
+    table = read_table(path)
+    assert len(table) == 74
+    assert_rows_are_right(table, drawn_set)
+
+
+def test_second_layer_joins_the_same_file(drawn_set: Path, path: Path) -> None:
+    fill(drawn_set, path, CountingEngine())
+    engine = CountingEngine()
+    fill(drawn_set, path, engine, layers=["maps:avg"])
+    assert engine.opened == [("maps:avg",)]
+    table = read_table(path)
+    assert set(table.layers) == {"maps", "maps:avg"}
+    assert_rows_are_right(table, drawn_set)
+    assert_rows_are_right(table, drawn_set, "maps:avg")
+
+
+def test_layer_added_while_images_were_gone_is_completed_later(drawn_set: Path, path: Path) -> None:
+    fill(drawn_set, path, CountingEngine())
+    fill(drawn_set, path, CountingEngine(), layers=["maps:avg"], limit=3)
+    engine = CountingEngine()
+    fill(drawn_set, path, engine, layers=["maps"])
+    assert engine.images_seen == 72 - 18
+    assert engine.opened == [("maps:avg",)]
+    assert_rows_are_right(read_table(path), drawn_set, "maps:avg")
+
+
+@pytest.mark.parametrize("die_after", [0, 8, 64, 70, 200])
+def test_interrupted_run_goes_on_from_the_last_commit(
+    tmp_path: Path, path: Path, die_after: int
+) -> None:
+    root = draw_set(tmp_path / "set", per_class=104)
+    with pytest.raises(KeyboardInterrupt):
+        fill(root, path, CountingEngine(die_after=die_after))
+    assert not path.exists()
+    engine = CountingEngine()
+    fill(root, path, engine)
+    assert engine.images_seen == 208 - die_after // 64 * 64
+    other = path.with_name("uninterrupted.h5")
+    fill(root, other, CountingEngine())
+    np.testing.assert_array_equal(
+        read_table(path).features("maps"), read_table(other).features("maps")
+    )
+    assert read_table(path).columns.equals(read_table(other).columns)
+
+
+def test_broken_images_are_listed_with_their_reason(drawn_set: Path, path: Path) -> None:
+    (drawn_set / "train/plain/empty.jpg").write_bytes(b"")
+    (drawn_set / "train/plain/line\nbreak.txt").write_bytes(b"text")
+    done = fill(drawn_set, path, CountingEngine())
+    assert done.images == 72
+    with path.with_suffix(".skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["path"] for row in rows} == {
+        "train/plain/empty.jpg",
+        "train/plain/line\nbreak.txt",
+    }
+    assert {row["reason"].split(",")[0] for row in rows} == {"empty file", "not an image"}
+    engine = CountingEngine()
+    assert fill(drawn_set, path, engine).written is False
+    assert engine.opened == []
+
+
+def test_skipped_list_goes_when_nothing_is_skipped_any_more(drawn_set: Path, path: Path) -> None:
+    bad = drawn_set / "train/plain/empty.jpg"
+    bad.write_bytes(b"")
+    fill(drawn_set, path, CountingEngine())
+    bad.unlink()
+    fill(drawn_set, path, CountingEngine())
+    assert not path.with_suffix(".skipped.csv").exists()
+
+
+def test_strict_stops_at_the_first_broken_image(drawn_set: Path, path: Path) -> None:
+    (drawn_set / "train/plain/empty.jpg").write_bytes(b"")
+    with pytest.raises(BadDataError, match=r"train/plain/empty\.jpg: empty file"):
+        fill(drawn_set, path, CountingEngine(), strict=True)
+    assert not path.exists()
+
+
+def test_set_that_is_mostly_broken_is_refused(drawn_classes: Path, path: Path) -> None:
+    for number in range(81):
+        (drawn_classes / "plain" / f"bad{number}.jpg").write_bytes(b"x")
+    with pytest.raises(BadDataError, match="81 of 161 files"):
+        fill(drawn_classes, path, CountingEngine())
+    assert not path.exists()
+    assert path.with_suffix(".skipped.csv").exists()
+
+
+def test_numbers_that_are_none_are_never_stored(drawn_set: Path, path: Path) -> None:
+    class BrokenEngine(CountingEngine):
+        def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            return {key: rows * np.nan for key, rows in super().__call__(images).items()}
+
+    with pytest.raises(BadDataError, match="not finite"):
+        fill(drawn_set, path, BrokenEngine())
+
+
+def test_values_beyond_float16_are_refused_with_the_remedy(drawn_set: Path, path: Path) -> None:
+    class LargeEngine(CountingEngine):
+        def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            return {key: rows + 1e6 for key, rows in super().__call__(images).items()}
+
+    half = FeatureSpec(**{**vars(SPEC), "dtype": "float16"})
+    with pytest.raises(BadDataError, match="use float32"):
+        fill(drawn_set, path, LargeEngine(), spec=half)
+
+
+def test_other_features_are_refused_with_both_fingerprints(drawn_set: Path, path: Path) -> None:
+    fill(drawn_set, path, CountingEngine())
+    content = path.read_bytes()
+    other = FeatureSpec(**{**vars(SPEC), "image_size": 16})
+    with pytest.raises(CannotCreateError) as caught:
+        fill(drawn_set, path, CountingEngine(), spec=other)
+    assert SPEC.fingerprint in str(caught.value)
+    assert other.fingerprint in str(caught.value)
+    assert path.read_bytes() == content
+
+
+def test_foreign_file_in_the_way_is_left_alone(drawn_set: Path, path: Path) -> None:
+    path.write_text("my notes")
+    with pytest.raises(CannotCreateError, match="choose another --out"):
+        fill(drawn_set, path, CountingEngine())
+    assert path.read_text() == "my notes"
+
+
+def test_second_writer_is_told_that_the_cache_is_busy(drawn_set: Path, path: Path) -> None:
+    with writer_lock(path), pytest.raises(BusyError):
+        fill(drawn_set, path, CountingEngine())

@@ -1,0 +1,44 @@
+"""Fixtures that every test may use: drawn images, tiny and offline."""
+
+import os
+from pathlib import Path
+
+import pytest
+from drawing import draw_set
+
+ASSETS = os.environ.get("PIPELINE_TEST_ASSETS")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on real photographs say why they are skipped where there are none."""
+    if ASSETS and Path(ASSETS).is_dir():
+        return
+    reason = "needs real photographs: set PIPELINE_TEST_ASSETS to the folder with data/, weights/"
+    for item in items:
+        if item.get_closest_marker("real_data"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder that holds ``data/`` and ``weights/``; for tests marked real_data."""
+    assert ASSETS
+    return Path(ASSETS).resolve()
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test stands in an empty folder, so that cache/ and results/ are its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def drawn_set(tmp_path: Path) -> Path:
+    """``drawn/`` with train, validation and test of 12 images per class each."""
+    return draw_set(tmp_path / "drawn", splits=("train", "validation", "test"))
+
+
+@pytest.fixture
+def drawn_classes(tmp_path: Path) -> Path:
+    """``drawn/`` with two class folders of 40 images each and no splits."""
+    return draw_set(tmp_path / "drawn", per_class=40)

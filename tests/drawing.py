@@ -1,0 +1,28 @@
+"""Image folders drawn for the tests."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def draw(seed: int, *, stripes: bool, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """A picture of noise; with or without stripes, so that two classes can be told apart."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 120, (size[1], size[0], 3))
+    if stripes:
+        pixels[:, ::4] += 120
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def draw_set(root: Path, *, per_class: int = 12, splits: tuple[str, ...] = ()) -> Path:
+    """An image folder of two classes, ``plain`` and ``striped``, inside split folders or alone."""
+    seed = sum(map(ord, root.name))
+    for split in splits or (".",):
+        for name in ("plain", "striped"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(per_class):
+                seed += 1
+                draw(seed, stripes=name == "striped").save(folder / f"{number:03d}.png")
+    return root

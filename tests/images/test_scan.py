@@ -1,0 +1,159 @@
+"""Finding images: layouts, odd entries, and what is said where a folder is not a set."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from drawing import draw, draw_set
+
+from pipeline.errors import BadDataError, NoInputError
+from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, hash_files, scan_folder
+
+
+def test_split_folders_and_classes_are_found(drawn_set: Path) -> None:
+    found = scan_folder(drawn_set)
+    assert found.classes == ("plain", "striped")
+    assert {file.split for file in found.files} == {TRAIN, VALIDATION, TEST}
+    assert len(found.files) == 3 * 2 * 12
+    first = found.files[0]
+    assert (first.path, first.label, first.split) == (b"train/plain/000.png", 0, TRAIN)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
+def test_usual_names_of_the_validation_folder_are_known(tmp_path: Path, name: str) -> None:
+    found = scan_folder(draw_set(tmp_path / "set", per_class=1, splits=("train", name)))
+    assert {file.split for file in found.files} == {TRAIN, VALIDATION}
+
+
+def test_class_folders_alone_have_no_split(drawn_classes: Path) -> None:
+    found = scan_folder(drawn_classes)
+    assert {file.split for file in found.files} == {NO_SPLIT}
+    assert not found.has_splits
+
+
+def test_a_class_called_test_is_a_class_where_it_holds_images(tmp_path: Path) -> None:
+    for name in ("test", "good"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        draw(1, stripes=False).save(tmp_path / "set" / name / "a.png")
+    assert scan_folder(tmp_path / "set").classes == ("good", "test")
+
+
+def test_images_in_folders_below_a_class_belong_to_it(drawn_classes: Path) -> None:
+    deep = drawn_classes / "plain" / "monday" / "camera 2"
+    deep.mkdir(parents=True)
+    draw(9, stripes=False).save(deep / "x.png")
+    assert b"plain/monday/camera 2/x.png" in {
+        file.path for file in scan_folder(drawn_classes).files
+    }
+
+
+def test_limit_takes_the_first_of_each_class_and_split(drawn_set: Path) -> None:
+    found = scan_folder(drawn_set).limited(2)
+    assert [os.path.basename(file.path) for file in found.files] == [b"000.png", b"001.png"] * 6
+
+
+def test_hidden_files_are_passed_over_and_other_folders_named(drawn_set: Path) -> None:
+    (drawn_set / "train" / "plain" / ".DS_Store").write_bytes(b"x")
+    (drawn_set / "train" / "plain" / "Thumbs.db").write_bytes(b"x")
+    (drawn_set / "notes").mkdir()
+    found = scan_folder(drawn_set)
+    assert len(found.files) == 72
+    assert found.ignored == ("notes",)
+
+
+def test_links_and_pipes_are_skipped_by_name(drawn_classes: Path, tmp_path: Path) -> None:
+    plain = drawn_classes / "plain"
+    draw(5, stripes=False).save(tmp_path / "outside.png")
+    (plain / "outside.png").symlink_to(tmp_path / "outside.png")
+    (plain / "loop").symlink_to(drawn_classes)
+    (plain / "nowhere.png").symlink_to("missing.png")
+    (plain / "same.png").symlink_to("000.png")
+    os.mkfifo(plain / "pipe")
+    found = scan_folder(drawn_classes)
+    reasons = {os.path.basename(item.path).decode(): item.reason for item in found.skipped}
+    assert sorted(reasons) == ["loop", "nowhere.png", "outside.png", "pipe"]
+    assert "out of the image folder" in reasons["outside.png"]
+    assert b"plain/same.png" in {file.path for file in found.files}
+
+
+def test_any_file_name_keeps_its_bytes(drawn_classes: Path) -> None:
+    names = [b"new\nline.png", b"latin-\xe9.png", "한글.png".encode(), b"x" * 251 + b".png"]
+    for name in names:
+        source = drawn_classes / "plain" / "000.png"
+        Path(os.fsdecode(os.path.join(os.fsencode(source.parent), name))).write_bytes(
+            source.read_bytes()
+        )
+    paths = {file.path for file in scan_folder(drawn_classes).files}
+    assert {b"plain/" + name for name in names} <= paths
+
+
+def test_class_name_that_is_no_text_gets_one(drawn_classes: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    (drawn_classes / "plain").rename(drawn_classes / odd)
+    assert scan_folder(drawn_classes).classes == ("caf\\xe9", "striped")
+
+
+def test_digests_are_sha256_of_the_files(drawn_set: Path) -> None:
+    refs, skipped = hash_files(drawn_set, scan_folder(drawn_set).files)
+    assert not skipped
+    for ref in refs[::17]:
+        content = (drawn_set / os.fsdecode(ref.path)).read_bytes()
+        assert ref.digest == hashlib.sha256(content).digest()
+
+
+def test_file_that_vanishes_before_hashing_is_skipped(drawn_set: Path) -> None:
+    found = scan_folder(drawn_set)
+    (drawn_set / os.fsdecode(found.files[3].path)).unlink()
+    refs, skipped = hash_files(drawn_set, found.files)
+    assert len(refs) == 71
+    assert [item.path for item in skipped] == [found.files[3].path]
+
+
+def test_missing_folder_is_no_input(tmp_path: Path) -> None:
+    with pytest.raises(NoInputError, match="does not exist"):
+        scan_folder(tmp_path / "nowhere")
+
+
+def test_file_instead_of_folder_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NoInputError, match="is a file"):
+        scan_folder(tmp_path / "file")
+
+
+def test_empty_folder_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoInputError, match="is empty"):
+        scan_folder(tmp_path / "empty")
+
+
+def test_images_without_class_folders_are_bad_data(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    draw(1, stripes=False).save(tmp_path / "flat" / "a.png")
+    with pytest.raises(BadDataError, match="no class folders"):
+        scan_folder(tmp_path / "flat")
+
+
+def test_empty_class_is_bad_data(drawn_classes: Path) -> None:
+    (drawn_classes / "third").mkdir()
+    with pytest.raises(BadDataError, match="third holds no files"):
+        scan_folder(drawn_classes)
+
+
+def test_one_class_is_bad_data(tmp_path: Path) -> None:
+    (tmp_path / "set" / "only").mkdir(parents=True)
+    draw(1, stripes=False).save(tmp_path / "set" / "only" / "a.png")
+    with pytest.raises(BadDataError, match="1 class"):
+        scan_folder(tmp_path / "set")
+
+
+def test_two_validation_folders_are_bad_data(tmp_path: Path) -> None:
+    root = draw_set(tmp_path / "set", per_class=1, splits=("train", "val", "validation"))
+    with pytest.raises(BadDataError, match="both"):
+        scan_folder(root)
+
+
+def test_splits_without_train_are_bad_data(tmp_path: Path) -> None:
+    root = draw_set(tmp_path / "set", per_class=1, splits=("test", "val"))
+    with pytest.raises(BadDataError, match="no train/"):
+        scan_folder(root)
