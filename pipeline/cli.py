@@ -30,7 +30,7 @@ def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentPars
 
 def run(main: Callable[[Sequence[str] | None], None]) -> None:
     """Run a door and leave with its exit code; an expected failure is one line on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(_LineFormatter())
     log = logging.getLogger("pipeline")
     log.addHandler(handler)
@@ -57,8 +57,21 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout, for programs."""
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a file name that is no UTF-8: as escapes it still round-trips
+        text = json.dumps(document, indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+class _StderrHandler(logging.StreamHandler[Any]):
+    """Writes to whatever stderr is now: while a progress bar is drawn, rich stands in for it and
+    puts the line above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _LineFormatter(logging.Formatter):

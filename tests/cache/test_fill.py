@@ -16,7 +16,7 @@ from pipeline.cache.lock import writer_lock
 from pipeline.errors import BadDataError, BusyError, CannotCreateError
 from pipeline.images.decode import decode
 from pipeline.images.scan import hash_files, scan_folder
-from pipeline.spec import FeatureSpec, layer_key
+from pipeline.spec import FeatureSpec
 
 SPEC = FeatureSpec(
     base="tiny",

