@@ -1,0 +1,21 @@
+"""``python -m pipeline`` lists the commands."""
+
+from pipeline import __version__
+
+COMMANDS = {
+    "sample": "put a sample set of images into data/",
+    "extract": "run a frozen base once over image folders and cache its features",
+    "classify": "train and compare classifiers on cached features",
+}
+
+
+def main() -> None:
+    """Print the commands in the order of their use."""
+    print(f"feature-caching pipeline {__version__}: images -> cached features -> classifiers\n")
+    for name, summary in COMMANDS.items():
+        print(f"  python -m pipeline.{name:10} {summary}")
+    print("\nEach answers --help with an example.")
+
+
+if __name__ == "__main__":
+    main()
