@@ -24,11 +24,12 @@ from pipeline.cache.keys import cache_file
 from pipeline.durable import make_folder
 from pipeline.engines import Engine, open_engine
 from pipeline.errors import CannotCreateError, UsageError
+from pipeline.evaluation.compare import compare_heads
 from pipeline.images.decode import RESIZE_POLICIES, pixels_digest
 from pipeline.images.scan import ImageSet, Skipped, hash_files, scan_folder
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, layer_key
 
-__all__ = ["Extraction", "FeatureTable", "extract_features", "load_features"]
+__all__ = ["Extraction", "FeatureTable", "compare_heads", "extract_features", "load_features"]
 
 BATCH_SIZE = 32
 RECORDED_VERSIONS = ("tensorflow", "keras", "numpy", "h5py", "pillow")

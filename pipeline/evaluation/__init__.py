@@ -1,0 +1,1 @@
+"""How good each head is: splits, metrics, the comparison and its table."""

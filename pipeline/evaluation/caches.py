@@ -1,0 +1,113 @@
+"""The caches of a comparison: opened, checked against one another, split."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache.file import FeatureTable, read_table
+from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.splits import Shares, Splits, make_splits
+from pipeline.text import counted, printable
+
+MANY_CLASSES = 12  # more no longer fit on a line
+
+log = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class SplitCache:
+    """A cache, which of its layers are compared, and its rows' splits."""
+
+    table: FeatureTable
+    layers: tuple[str, ...]
+    splits: Splits
+
+    def describe(self) -> dict[str, Any]:
+        """The cache as results.json records it."""
+        table = self.table
+        return {
+            "path": printable(table.path.as_posix()),
+            "set": printable(str(table.document.get("set", table.path.stem))),
+            "layers": list(self.layers),
+            "fingerprint": table.spec.fingerprint,
+            "spec": asdict(table.spec),
+            "engine": table.document.get("engine"),
+            "versions": table.document.get("versions"),
+            "created": table.document.get("created"),
+            "split_source": self.splits.source,
+            "split_counts": self.splits.counts,
+        }
+
+
+def open_caches(
+    paths: Sequence[Path], *, layers: Sequence[str], shares: Shares, split_seed: int
+) -> list[SplitCache]:
+    """Open caches of the same classes and split each; logs how.
+
+    A layer's name stands for all its poolings; no name at all for every layer. A cache that holds
+    none of the layers is left out with a warning.
+    """
+    if not paths:
+        raise UsageError("no cache was given to compare")
+    tables = [read_table(path) for path in paths]
+    _check_same_classes(tables)
+    _check_layers(tables, layers)
+    opened: list[SplitCache] = []
+    for table in tables:
+        chosen = tuple(layer for layer in table.layers if not layers or _is_named(layer, layers))
+        if not chosen:
+            log.warning("%s holds none of the layers asked for and is left out", table.path)
+            continue
+        splits = make_splits(table.columns, table.classes, shares=shares, seed=split_seed)
+        log.info("%s: %s, %s", printable(table.path), counted(len(table), "image"), splits.source)
+        if not opened or splits.counts != opened[-1].splits.counts:
+            for name, counts in splits.counts.items():
+                log.info("  %-10s  %s", name, _counts_text(counts))
+        opened.append(SplitCache(table, chosen, splits))
+    return opened
+
+
+def _check_same_classes(tables: Sequence[FeatureTable]) -> None:
+    first = tables[0]
+    for table in tables[1:]:
+        if table.classes != first.classes:
+            raise BadDataError(
+                f"{_names(table.classes)} are the classes of {table.path}, but "
+                f"{_names(first.classes)} those of {first.path}; compare caches of the same classes"
+            )
+        if set(first.columns.keys()) != set(table.columns.keys()):
+            log.warning(
+                "%s and %s hold different images: their test accuracies are not of the same test",
+                first.path,
+                table.path,
+            )
+
+
+def _check_layers(tables: Sequence[FeatureTable], wanted: Sequence[str]) -> None:
+    available = sorted({layer for table in tables for layer in table.layers})
+    for name in wanted:
+        if not any(_is_named(layer, [name]) for layer in available):
+            raise UsageError(
+                f"--layer: no cache given holds {printable(name)}; "
+                f"choose from {', '.join(map(printable, available))}"
+            )
+
+
+def _is_named(layer: str, names: Sequence[str]) -> bool:
+    return layer in names or layer.partition(":")[0] in names
+
+
+def _counts_text(counts: Mapping[str, int]) -> str:
+    """``500 cats, 500 dogs``; of many classes their number and range."""
+    if len(counts) > MANY_CLASSES:
+        low, high = min(counts.values()), max(counts.values())
+        each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        return f"{counted(sum(counts.values()), 'image')} of {len(counts)} classes, {each} each"
+    return ", ".join(f"{count:,} {printable(name)}" for name, count in counts.items())
+
+
+def _names(classes: Sequence[str]) -> str:
+    shown = ", ".join(printable(name) for name in classes[:4])
+    return f"{shown} and {len(classes) - 4} more" if len(classes) > 4 else shown

@@ -1,0 +1,151 @@
+"""Which rows train, which choose, which test."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cache.file import SPLIT_NAMES, Columns
+from pipeline.errors import BadDataError, UsageError
+from pipeline.text import counted, printable
+
+NONE, TRAIN, VALIDATION, TEST = range(len(SPLIT_NAMES))  # as in the cache's `splits`
+USED_SPLITS = SPLIT_NAMES[TRAIN:]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """The parts of a set for training, validation and test; they sum to 1."""
+
+    train: float = 0.6
+    validation: float = 0.2
+    test: float = 0.2
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``60/20/20``: three positive numbers of any sum."""
+        try:
+            parts = [float(part) for part in text.split("/")]
+        except ValueError:
+            parts = []
+        if len(parts) != 3 or not all(0 < part < float("inf") for part in parts):
+            raise UsageError(
+                f"--split needs train/validation/test as three positive numbers, "
+                f"such as 60/20/20; received {text!r}"
+            )
+        train, validation, test = (part / sum(parts) for part in parts)
+        return cls(train=train, validation=validation, test=test)
+
+    def __str__(self) -> str:
+        return "/".join(f"{100 * share:.4g}" for share in (self.train, self.validation, self.test))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Row numbers of each split, and where the splits come from.
+
+    Attributes
+    ----------
+    train, validation, test : (n,) ascending row numbers. Augmented views only train.
+    source : one sentence for people.
+    counts : split -> class -> number of images.
+    """
+
+    train: Rows
+    validation: Rows
+    test: Rows
+    source: str
+    counts: dict[str, dict[str, int]]
+
+
+def make_splits(
+    columns: Columns, classes: Sequence[str], *, shares: Shares | None = None, seed: int = 0
+) -> Splits:
+    """The folders' splits where there are folders; what is missing is taken by content digest.
+
+    A row's place depends on its own digest alone: adding images moves none from test to train,
+    and identical files stand on one side.
+
+    Raises BadDataError if there is only one class, if there are validation or test folders but
+    none to train on, or if a split lacks a class.
+    """
+    shares = shares or Shares()
+    if len(classes) < 2:
+        found = printable(classes[0]) if classes else "none"
+        raise BadDataError(f"a classifier needs two classes or more; the cache has one: {found}")
+    splits = columns.splits.copy()
+    draws = uniform_draws(columns.digests, seed=seed)
+    source = _fill(splits, draws, shares)
+    _check_every_class(splits, columns, classes, from_folders=bool(columns.splits.any()))
+    original = columns.views == 0
+    return Splits(
+        train=np.flatnonzero(splits == TRAIN),
+        validation=np.flatnonzero((splits == VALIDATION) & original),
+        test=np.flatnonzero((splits == TEST) & original),
+        source=source,
+        counts={
+            name: _class_counts(columns.labels[(splits == number) & original], classes)
+            for number, name in enumerate(USED_SPLITS, TRAIN)
+        },
+    )
+
+
+def uniform_draws(digests: npt.NDArray[np.void], *, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each content digest: the first 8 bytes of SHA-256(seed, digest)."""
+    salt = str(seed).encode()
+    heads = [hashlib.sha256(salt + digest.tobytes()).digest()[:8] for digest in digests]
+    return np.frombuffer(b"".join(heads), ">u8") / 2.0**64
+
+
+def _fill(splits: npt.NDArray[np.uint8], draws: npt.NDArray[np.float64], shares: Shares) -> str:
+    """Place, in ``splits``, the rows that no folder places; say what was done."""
+    present = set(np.unique(splits).tolist())
+    if present in ({NONE}, {TRAIN}):
+        splits[:] = np.where(
+            draws < shares.train,
+            TRAIN,
+            np.where(draws < shares.train + shares.validation, VALIDATION, TEST),
+        )
+        found = "no split folders" if present == {NONE} else "only a train folder"
+        return f"{found}: split {shares} by content digest"
+    if NONE in present:
+        raise BadDataError("some images are in split folders and some are not; sort them all")
+    if TRAIN not in present:
+        found = " and ".join(SPLIT_NAMES[split] for split in sorted(present))
+        raise BadDataError(f"there are images for {found} but none in train/; add that folder")
+    trained = splits == TRAIN
+    if {VALIDATION, TEST} <= present:
+        return "split as the folders say"
+    if VALIDATION in present:
+        share = shares.test / (shares.train + shares.test)
+        splits[trained & (draws >= 1 - share)] = TEST
+        return f"no test folder: {100 * share:.3g} % of train, by content digest, are the test"
+    share = shares.validation / (shares.train + shares.validation)
+    splits[trained & (draws >= 1 - share)] = VALIDATION
+    return f"no validation folder: {100 * share:.3g} % of train, by content digest, validate"
+
+
+def _check_every_class(
+    splits: npt.NDArray[np.uint8], columns: Columns, classes: Sequence[str], *, from_folders: bool
+) -> None:
+    for number, name in enumerate(USED_SPLITS, TRAIN):
+        counts = _class_counts(columns.labels[(splits == number) & (columns.views == 0)], classes)
+        lacking = [printable(label) for label, count in counts.items() if count == 0]
+        if lacking:
+            shown = ", ".join(lacking[:3]) + (" and others" if len(lacking) > 3 else "")
+            total = counted(len(columns), "image")
+            remedy = "" if from_folders else "another --split, another --split-seed or "
+            raise BadDataError(
+                f"the {name} split has no image of {shown} (of {total} in all); "
+                f"try {remedy}more images"
+            )
+
+
+def _class_counts(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, int]:
+    counts = np.bincount(labels, minlength=len(classes))
+    return dict(zip(classes, counts.tolist(), strict=True))

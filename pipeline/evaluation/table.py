@@ -1,0 +1,158 @@
+"""The results table: for a terminal, for a pipe, for Markdown."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.evaluation.result import Result
+from pipeline.text import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GAP = 2  # spaces between two columns
+LONGEST_PARAMS = 28  # results.csv has them whole
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, a cell for a result, and how soon it leaves on a narrow terminal."""
+
+    title: str
+    cell: Callable[[Result], str]
+    importance: int
+    is_text: bool = False
+
+
+def percent(share: float) -> str:
+    """0.9745 -> '97.5'; empty for NaN."""
+    return "" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _decimals(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def _significant(value: float) -> str:
+    """Two digits that matter, without an exponent: <0.001, 0.042, 1.3, 24."""
+    if value < 0.001:
+        return "<0.001"
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
+
+
+def _params(result: Result) -> str:
+    text = result.params
+    return text if len(text) <= LONGEST_PARAMS else text[: LONGEST_PARAMS - 1].rstrip() + "…"
+
+
+def _test(result: Result) -> str:
+    interval = f"{percent(result.test_low)}–{percent(result.test_high)}"
+    return f"{percent(result.test_accuracy)} ({interval})"
+
+
+# shown only where they tell rows apart, and in this order
+IDENTITY = (
+    Column("base", lambda result: printable(result.base), 9, is_text=True),
+    Column("layer", lambda result: printable(result.layer), 9, is_text=True),
+    Column("size", lambda result: str(result.image_size), 9),
+    Column("fingerprint", lambda result: result.fingerprint, 9, is_text=True),
+    Column("cache", lambda result: result.cache, 9, is_text=True),
+)
+COLUMNS = (
+    Column("head", lambda result: result.head, 10, is_text=True),
+    Column("input", lambda result: result.input, 6, is_text=True),
+    Column("params", _params, 5, is_text=True),
+    Column("train %", lambda result: percent(result.train_accuracy), 4),
+    Column("val %", lambda result: percent(result.validation_accuracy), 8),
+    Column("test % (95 %)", _test, 10),
+    Column("F1 %", lambda result: percent(result.macro_f1), 2),
+    Column("AUC", lambda result: _decimals(result.roc_auc), 3),
+    Column("log loss", lambda result: _decimals(result.log_loss), 2),
+    Column("top-5 %", lambda result: percent(result.top5_accuracy), 7),
+    Column("fit s", lambda result: _significant(result.fit_seconds), 4),
+    Column("ms/image", lambda result: _significant(result.predict_ms), 1),
+    Column("parameters", lambda result: f"{result.parameters:,}", 1),
+)
+
+
+def columns_of(results: Sequence[Result]) -> list[Column]:
+    """The columns with something to say: what tells rows apart, top-5 where it applies."""
+    telling: list[Column] = []
+    kinds = 1
+    for column in IDENTITY:
+        found = len({tuple(each.cell(result) for each in (*telling, column)) for result in results})
+        if found > kinds:
+            telling.append(column)
+            kinds = found
+    return telling + [column for column in COLUMNS if any(map(column.cell, results))]
+
+
+def _width(column: Column, results: Sequence[Result]) -> int:
+    return max(len(column.title), *(len(column.cell(result)) for result in results))
+
+
+def fit_columns(results: Sequence[Result], width: int) -> list[Column]:
+    """The columns that fit a terminal of that width, the least important left out first."""
+    columns = columns_of(results)
+    widths = {column.title: _width(column, results) for column in columns}
+    while len(columns) > 1 and sum(widths[each.title] + GAP for each in columns) - GAP > width:
+        columns.remove(min(reversed(columns), key=lambda column: column.importance))
+    return columns
+
+
+def left_out(results: Sequence[Result], shown: Sequence[Column]) -> str:
+    """A sentence on the columns that did not fit; empty if all did."""
+    titles = [column.title for column in columns_of(results) if column not in shown]
+    return f"not shown for lack of width: {', '.join(titles)}; see results.csv" if titles else ""
+
+
+def plain_table(results: Sequence[Result]) -> str:
+    """All columns as aligned text, for a pipe or a file."""
+    columns = columns_of(results)
+    lines = [[column.title for column in columns]]
+    lines += [[column.cell(result) for column in columns] for result in results]
+    widths = [_width(column, results) for column in columns]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        (" " * GAP)
+        .join(
+            cell.ljust(width) if column.is_text else cell.rjust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        )
+        .rstrip()
+        for line in lines
+    )
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """All columns as a Markdown table."""
+    columns = columns_of(results)
+    lines = [[column.title for column in columns]]
+    lines.append([":--" if column.is_text else "--:" for column in columns])
+    lines += [[column.cell(result).replace("|", "\\|") for column in columns] for result in results]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rich_table(results: Sequence[Result], *, width: int) -> "Table":
+    """What fits into a terminal of that width, the best row in bold."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = fit_columns(results, width)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),
+        caption=left_out(results, columns) or None,
+        caption_justify="left",
+    )
+    for column in columns:
+        justify = "left" if column.is_text else "right"
+        table.add_column(column.title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for place, result in enumerate(results):
+        style = "bold green" if place == 0 else ""
+        table.add_row(*(Text(column.cell(result), style=style) for column in columns))
+    return table

@@ -1,0 +1,1 @@
+"""Classifiers on cached features, one short file a family; see `pipeline.heads.registry`."""

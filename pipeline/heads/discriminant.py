@@ -1,0 +1,46 @@
+"""Linear discriminant analysis with a shrunken covariance."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.heads.head import Candidate, FitOptions, HeadSpec, Input
+from pipeline.heads.linear import LinearClassifier
+from pipeline.heads.training import LabelledRows, TrainingSet
+
+SHRINKAGES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.03, 0.01, 0.001)
+
+
+class Lda:
+    """Gaussian classes of one common covariance, shrunken towards its mean variance.
+
+    As scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=...)``, but with one
+    eigendecomposition for all shrinkages, where scikit-learn solves (D, D) anew for each.
+    """
+
+    default_input: Input = "pooled"
+
+    def fit_candidates(
+        self, train: TrainingSet, validation: LabelledRows, options: FitOptions
+    ) -> Iterator[Candidate]:
+        rows, labels = train.coordinates, train.labels
+        counts = np.bincount(labels, minlength=train.class_count)
+        means = np.stack([rows[labels == label].mean(axis=0) for label in range(len(counts))])
+        within = rows - means[labels]  # (N, R)
+        covariance = within.T @ within / len(rows)
+        variances, directions = np.linalg.eigh(covariance)
+        # the mean over all D features: those outside the basis have no variance
+        mean_variance = np.trace(covariance) / train.features.shape[1]
+        projected = means @ directions  # (K, R)
+        for shrinkage in SHRINKAGES:
+            shrunken = (1 - shrinkage) * np.maximum(variances, 0) + shrinkage * mean_variance
+            weights = (projected / shrunken) @ directions.T
+            intercepts = np.log(counts / len(rows)) - 0.5 * (means * weights).sum(axis=1)
+            if train.class_count == 2:
+                weights, intercepts = weights[1:] - weights[:1], intercepts[1:] - intercepts[:1]
+            yield Candidate(
+                spec=HeadSpec("lda", {"shrinkage": shrinkage}),
+                classifier=LinearClassifier.fold(
+                    train, weights=weights, intercepts=intercepts, has_probabilities=True
+                ),
+            )

@@ -1,0 +1,107 @@
+"""What a head is: a family of classifiers that is fitted with several settings, one of them chosen.
+
+A head yields one fitted candidate per setting, the most regularised first; the caller chooses on
+validation. A new head is a class with `default_input` and `fit_candidates`, and one line in
+`pipeline.heads.registry`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.heads.settings import DenseSettings
+from pipeline.heads.training import LabelledRows, TrainingSet
+
+Floats = npt.NDArray[np.floating[Any]]
+Input = Literal["flat", "pooled"]
+Params = Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """Which classifier with which settings, e.g. ``HeadSpec("logistic", {"C": 0.1})``."""
+
+    name: str
+    params: Params = field(default_factory=dict)
+
+    @property
+    def params_text(self) -> str:
+        """The settings on one line: ``C=0.1``; empty if there are none."""
+        return " ".join(
+            f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
+            for name, value in self.params.items()
+        )
+
+
+class Classifier(Protocol):
+    """A fitted head. It takes features as they are cached: scaling is its own business."""
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the scores are probabilities that sum to 1."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were learned."""
+        ...
+
+    def scores(self, features: Floats) -> npt.NDArray[np.float64]:
+        """(N, D) float32 -> (N, K) float64, the highest for the class that is predicted."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One fitted setting of a head.
+
+    Attributes
+    ----------
+    converged : False if the solver stopped before it reached its tolerance.
+    history : what was recorded by epoch: loss, accuracy, val_loss, val_accuracy.
+    """
+
+    spec: HeadSpec
+    classifier: Classifier
+    converged: bool = True
+    history: Mapping[str, Sequence[float]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What a run sets for all heads."""
+
+    seed: int = 0
+    dense: DenseSettings = field(default_factory=DenseSettings)
+
+
+class Head(Protocol):
+    """A family of classifiers."""
+
+    default_input: Input
+
+    def fit_candidates(
+        self, train: TrainingSet, validation: LabelledRows, options: FitOptions
+    ) -> Iterator[Candidate]:
+        """Fit every setting on ``train``, the most regularised or simplest first.
+
+        ``validation`` is there to be watched by epoch; nothing is learned from it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EstimatorClassifier:
+    """A fitted scikit-learn estimator with ``predict_proba``."""
+
+    estimator: Any
+    parameters: int
+    has_probabilities: bool = True
+
+    def scores(self, features: Floats) -> npt.NDArray[np.float64]:
+        probabilities = np.asarray(self.estimator.predict_proba(features), np.float64)
+        # GaussianNB's miss 1 by 1e-9 where the likelihoods are extreme
+        return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True))

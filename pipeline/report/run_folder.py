@@ -1,0 +1,116 @@
+"""results/<run>/: what a comparison leaves behind."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CannotCreateError
+from pipeline.evaluation.result import COLUMN_NAMES, Comparison
+from pipeline.evaluation.table import markdown_table
+from pipeline.text import printable
+
+
+def check_writable(results: Path) -> None:
+    """Make the results folder before the work begins, not after; raises CannotCreateError."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateError(
+            f"cannot make the results folder {results} ({error.strerror}); choose another --out"
+        ) from error
+
+
+def write_run(
+    comparison: Comparison, results: Path, *, command: str | None = None, smoothing: float = 0.8
+) -> Path:
+    """Write the tables and plots of a comparison into a new folder below ``results``.
+
+    Parameters
+    ----------
+    command : what was typed, for results.md and results.json.
+    smoothing : factor of the moving average in curves.png, 0 for none.
+    """
+    check_writable(results)
+    set_name = str(comparison.run["caches"][0]["set"])
+    folder = _new_folder(results, set_name)
+    document = comparison.document()
+    document["run"] |= {"folder": printable(folder), "command": command}
+    (folder / "results.json").write_text(
+        json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
+    )
+    with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(document["rows"])
+    (folder / "results.md").write_text(_markdown(comparison, set_name, command), "utf-8")
+    _draw(comparison, folder, smoothing)
+    return folder
+
+
+def _new_folder(results: Path, set_name: str) -> Path:
+    """``2026-11-21_143000-textile``, with a number where another run took that name."""
+    name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-_") or "set"
+    plain = f"{datetime.now():%Y-%m-%d_%H%M%S}-{name}"
+    attempt = 1
+    while True:
+        folder = results / (plain if attempt == 1 else f"{plain}-{attempt}")
+        try:
+            folder.mkdir()  # not exist_ok: making it is what claims the name
+        except FileExistsError:
+            attempt += 1
+        except OSError as error:
+            raise CannotCreateError(
+                f"cannot make {folder} ({error.strerror}); choose another --out"
+            ) from error
+        else:
+            return folder
+
+
+def _draw(comparison: Comparison, folder: Path, smoothing: float) -> None:
+    from pipeline.report.plots import draw_confusion, draw_curves  # 0.5 s of matplotlib
+
+    draw_confusion(comparison.outcomes[0], comparison.classes, folder / "confusion.png")
+    trained = next((each for each in comparison.outcomes if each.history), None)
+    if trained is not None:
+        draw_curves(trained, folder / "curves.png", smoothing=smoothing)
+
+
+def _markdown(comparison: Comparison, set_name: str, command: str | None) -> str:
+    run = comparison.run
+    trained = any(outcome.history for outcome in comparison.outcomes)
+    lines = [
+        f"# Heads on {_escape(set_name)}",
+        "",
+        f"{run['created']}, pipeline on Python {run['versions']['python']}. "
+        "Settings were chosen on validation (val); test was scored once, by the chosen ones. "
+        "In brackets the 95 % Wilson interval.",
+        "",
+        markdown_table(comparison.results),
+        "",
+        "![confusion matrix of the first row](confusion.png)",
+        *(["![loss and accuracy by epoch](curves.png)"] if trained else []),
+        "",
+    ]
+    lines += [_describe(cache) for cache in run["caches"]]
+    if command is not None:
+        lines += ["", "```sh", printable(command), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _describe(cache: Mapping[str, Any]) -> str:
+    spec = cache["spec"]
+    counts = (f"{name} {sum(each.values()):,}" for name, each in cache["split_counts"].items())
+    return (
+        f"- `{cache['path']}`: {spec['base']} at {spec['image_size']}, "
+        f"{_escape(', '.join(cache['layers']))}, fingerprint `{cache['fingerprint']}`; "
+        f"{_escape(cache['split_source'])} ({', '.join(counts)})"
+    )
+
+
+def _escape(text: str) -> str:
+    """A name as plain text in Markdown."""
+    return re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text))

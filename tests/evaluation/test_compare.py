@@ -1,0 +1,230 @@
+"""A comparison reads caches, chooses on validation, scores on test."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from feature_sets import SPEC, alternating_labels, draw_columns, folder_splits, write_cache
+from sklearn.linear_model import LogisticRegression
+
+from pipeline.cache.file import read_table
+from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.evaluation.compare import compare_heads
+from pipeline.evaluation.inputs import read_input
+from pipeline.evaluation.result import Comparison
+from pipeline.heads.registry import HEADS
+from pipeline.heads.settings import DenseSettings
+
+FAST = "logistic,linear_svm,ridge,lda,knn,naive_bayes,majority"
+LABELS = alternating_labels(200)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return write_cache(tmp_path / "drawn.h5", labels=LABELS, splits=folder_splits(200), signal=0.3)
+
+
+def test_every_head_has_a_row_and_validation_sorts_them(cache: Path) -> None:
+    dense = DenseSettings(epochs=2, units=8, learning_rate=1e-3)
+    comparison = compare_heads(cache, dense=dense)
+    results = comparison.results
+    assert {result.head for result in results} == set(HEADS)
+    validation = [result.validation_accuracy for result in results]
+    assert validation == sorted(validation, reverse=True)
+    for result in results:
+        assert 0 <= result.test_low <= result.test_accuracy <= result.test_high <= 1
+        assert result.input == ("flat" if result.head == "dense" else "pooled")
+        assert result.fingerprint == SPEC.fingerprint
+    for outcome in comparison.outcomes:
+        assert outcome.confusion.sum() == 40
+        share = np.trace(outcome.confusion) / 40
+        assert outcome.result.test_accuracy == pytest.approx(share)
+        assert (outcome.history is not None) == (outcome.result.head == "dense")
+    majority = next(result for result in results if result.head == "majority")
+    assert majority.test_accuracy == pytest.approx(0.5)
+
+
+def test_a_row_equals_scikit_learn_by_hand(cache: Path) -> None:
+    (result,) = compare_heads(cache, heads="logistic").results
+    table = read_table(cache)
+    pooled = table.features("block5_pool").mean(axis=(1, 2)).astype(np.float64)
+    labels, splits = table.columns.labels, table.columns.splits
+    train = pooled[splits == 1]
+    pooled = (pooled - train.mean(axis=0)) / np.sqrt(train.var(axis=0).sum())
+    name, _, value = result.params.partition("=")
+    model = LogisticRegression(**{name: float(value)}, tol=1e-10, max_iter=10_000)
+    model.fit(pooled[splits == 1], labels[splits == 1])
+    for split, found in (
+        (1, result.train_accuracy),
+        (2, result.validation_accuracy),
+        (3, result.test_accuracy),
+    ):
+        score = model.score(pooled[splits == split], labels[splits == split])
+        assert found == pytest.approx(score)
+
+
+def without_times(comparison: Comparison) -> list[dict[str, object]]:
+    return [
+        result.row() | {"fit_seconds": None, "predict_ms": None} for result in comparison.results
+    ]
+
+
+def test_the_same_seed_repeats_the_table(cache: Path) -> None:
+    settings = DenseSettings(epochs=2, units=8, learning_rate=1e-3)
+    first, second = (
+        without_times(compare_heads(cache, heads="all", seed=4, dense=settings)) for _ in range(2)
+    )
+    assert first == second
+
+
+def test_test_labels_change_no_choice(tmp_path: Path, cache: Path) -> None:
+    table = read_table(cache)
+    labels = table.columns.labels.copy()
+    rows = np.flatnonzero(table.columns.splits == 3)
+    labels[rows] = np.random.default_rng(0).permutation(labels[rows])
+    shuffled = write_cache(
+        tmp_path / "shuffled.h5",
+        labels=labels.tolist(),
+        splits=table.columns.splits.tolist(),
+        layers={"block5_pool": table.features("block5_pool")},
+    )
+    chosen = (
+        "head",
+        "input",
+        "params",
+        "train_accuracy",
+        "validation_accuracy",
+        "parameters",
+    )
+    honest, blind = compare_heads(cache, heads=FAST), compare_heads(shuffled, heads=FAST)
+    assert [[result.row()[name] for name in chosen] for result in honest.results] == [
+        [result.row()[name] for name in chosen] for result in blind.results
+    ]
+    assert [result.test_accuracy for result in honest.results] != [
+        result.test_accuracy for result in blind.results
+    ]
+
+
+def test_flat_and_pooled_are_chosen_per_head(cache: Path) -> None:
+    results = compare_heads(cache, heads="logistic,logistic:flat,naive_bayes:flat").results
+    found = {(result.head, result.input): result.parameters for result in results}
+    assert found == {
+        ("logistic", "pooled"): 8 + 1,
+        ("logistic", "flat"): 2 * 2 * 8 + 1,
+        ("naive_bayes", "flat"): 2 * 2 * 32 + 2,
+    }
+
+
+def test_vectors_are_pooled_and_pixels_flat(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    vectors = write_cache(
+        tmp_path / "v.h5",
+        labels=LABELS,
+        layers={"block5_pool:avg": random.random((200, 6), np.float32)},
+    )
+    pixels = write_cache(
+        tmp_path / "p.h5",
+        labels=LABELS,
+        layers={"pixels": random.random((200, 4, 4, 3), np.float32)},
+        spec=replace(SPEC, base="pixels", image_size=4),
+    )
+    results = compare_heads([vectors, pixels], heads="ridge,ridge:flat").results
+    found = {(result.base, result.layer, result.input, result.parameters) for result in results}
+    assert found == {("vgg16", "block5_pool:avg", "pooled", 7), ("pixels", "pixels", "flat", 49)}
+    assert len(results) == 2
+
+
+def test_pooled_maps_are_their_means_in_the_order_of_the_rows(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.evaluation.inputs.ROWS_PER_BLOCK", 7)
+    table = read_table(cache)
+    rows = np.random.default_rng(0).permutation(200)[:50]
+    maps = table.features("block5_pool")[rows]
+    np.testing.assert_allclose(
+        read_input(table, "block5_pool", rows, "pooled"), maps.mean(axis=(1, 2)), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        read_input(table, "block5_pool", rows, "flat"), maps.reshape(50, -1)
+    )
+
+
+def test_layers_are_compared_and_can_be_chosen(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    layers = {
+        name: random.random((200, 5), np.float32) for name in ("a:avg", "a:max", "b", "c:avg")
+    }
+    cache = write_cache(tmp_path / "layers.h5", labels=LABELS, layers=layers)
+
+    def compared(*names: str) -> set[str]:
+        return {each.layer for each in compare_heads(cache, heads="ridge", layers=names).results}
+
+    assert compared() == set(layers)
+    assert compared("a") == {"a:avg", "a:max"}
+    assert compared("a:max", "b") == {"a:max", "b"}
+    with pytest.raises(UsageError, match="holds d; choose from a:avg, a:max, b, c:avg"):
+        compared("d")
+
+
+def test_the_log_and_the_document_tell_the_splits(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        comparison = compare_heads(cache, heads="majority")
+    assert "split as the folders say" in caplog.text
+    assert "60 cats, 60 dogs" in caplog.text
+    (described,) = comparison.run["caches"]
+    assert described["split_counts"]["test"] == {"cats": 20, "dogs": 20}
+    assert described["fingerprint"] == SPEC.fingerprint
+
+
+def test_caches_of_other_classes_are_refused(tmp_path: Path, cache: Path) -> None:
+    other = write_cache(tmp_path / "other.h5", labels=LABELS, classes=("cats", "frogs"))
+    with pytest.raises(BadDataError, match=r"cats, frogs .*other\.h5.* cats, dogs"):
+        compare_heads([cache, other], heads="majority")
+
+
+def test_caches_of_other_images_are_warned_of(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = write_cache(
+        tmp_path / "other.h5", labels=LABELS, columns=draw_columns(LABELS, salt="other")
+    )
+    compare_heads([cache, other], heads="majority")
+    assert "different images" in caplog.text
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    features = np.ones((200, 4), np.float32)
+    features[17, 2] = np.inf
+    cache = write_cache(tmp_path / "inf.h5", labels=LABELS, layers={"a": features})
+    with pytest.raises(BadDataError, match=r"not finite.*--dtype float32"):
+        compare_heads(cache, heads="ridge")
+
+
+def test_a_diverged_head_loses_its_row_only(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dense = DenseSettings(epochs=3, units=8, learning_rate=1e38, optimizer="sgd")
+    results = compare_heads(cache, heads="dense,majority", dense=dense).results
+    assert [result.head for result in results] == ["majority"]
+    assert "dense on flat block5_pool diverged" in caplog.text
+    with pytest.raises(BadDataError, match="no head could be fitted"):
+        compare_heads(cache, heads="dense", dense=dense)
+
+
+def test_no_cache_and_a_missing_cache_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no cache"):
+        compare_heads([])
+    with pytest.raises(NoInputError, match="does not exist"):
+        compare_heads(tmp_path / "nothing.h5")
+
+
+def test_more_than_five_classes_have_a_top_5(tmp_path: Path) -> None:
+    cache = write_cache(
+        tmp_path / "seven.h5",
+        labels=alternating_labels(700, 7),
+        classes=[f"class {number}" for number in range(7)],
+    )
+    for result in compare_heads(cache, heads=FAST).results:
+        assert result.top5_accuracy >= result.test_accuracy

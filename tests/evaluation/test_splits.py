@@ -1,0 +1,124 @@
+"""An image's split depends on its own bytes, the shares and the seed; folders come first."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from feature_sets import alternating_labels, draw_columns
+
+from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.splits import Shares, make_splits, uniform_draws
+
+CLASSES = ("cats", "dogs")
+LABELS = alternating_labels(600)
+
+
+def sides(splits: object, count: int) -> np.ndarray:
+    """0 nowhere, 1 train, 2 validation, 3 test for each row; each row at most once."""
+    side = np.zeros(count, int)
+    for number, name in enumerate(("train", "validation", "test"), 1):
+        rows = getattr(splits, name)
+        assert not side[rows].any()
+        side[rows] = number
+    return side
+
+
+def test_draws_are_the_documented_digest() -> None:
+    columns = draw_columns([0, 1, 0])
+    expected = [
+        int.from_bytes(hashlib.sha256(b"7" + digest.tobytes()).digest()[:8], "big") / 2**64
+        for digest in columns.digests
+    ]
+    np.testing.assert_array_equal(uniform_draws(columns.digests, seed=7), expected)
+
+
+def test_without_folders_each_class_is_split_by_the_shares() -> None:
+    splits = make_splits(draw_columns(LABELS), CLASSES)
+    assert "60/20/20" in splits.source
+    for name, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2)):
+        for label in CLASSES:
+            assert splits.counts[name][label] == pytest.approx(300 * share, abs=35)
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 600
+    assert (sides(splits, 600) > 0).all()
+
+
+def test_added_images_move_none() -> None:
+    before = sides(make_splits(draw_columns(LABELS[:400]), CLASSES), 400)
+    after = sides(make_splits(draw_columns(LABELS), CLASSES), 600)
+    np.testing.assert_array_equal(before, after[:400])
+
+
+def test_identical_files_stand_on_one_side() -> None:
+    columns = draw_columns(LABELS)
+    twice = replace(columns, digests=np.tile(columns.digests[:300], 2))
+    side = sides(make_splits(twice, CLASSES), 600)
+    np.testing.assert_array_equal(side[:300], side[300:])
+
+
+def test_another_seed_divides_otherwise() -> None:
+    columns = draw_columns(LABELS)
+    first, second = (sides(make_splits(columns, CLASSES, seed=seed), 600) for seed in (0, 1))
+    assert 0.3 < np.mean(first != second) < 0.8
+
+
+@pytest.mark.parametrize("present", [(1, 2, 3), (1, 2), (1, 3), (1,)])
+def test_folders_are_kept_and_what_is_missing_comes_from_train(present: tuple[int, ...]) -> None:
+    folders = np.resize(np.repeat(present, 10), 600)
+    splits = make_splits(draw_columns(LABELS, splits=folders.tolist()), CLASSES)
+    side = sides(splits, 600)
+    missing = {1, 2, 3} - set(present)
+    if present != (1,):
+        moved = side != folders
+        assert set(folders[moved]) <= {1}
+        assert set(side[moved]) == missing
+        share = np.mean(moved[folders == 1])
+        assert share == pytest.approx(0.25 if missing else 0, abs=0.06)
+        assert all(("validation", "test")[number - 2] in splits.source for number in missing)
+    else:
+        assert "only a train folder" in splits.source
+        np.testing.assert_array_equal(side, sides(make_splits(draw_columns(LABELS), CLASSES), 600))
+
+
+def test_augmented_views_only_train() -> None:
+    columns = draw_columns(LABELS)
+    views = np.tile(np.asarray([0, 1], np.int16), 300)
+    splits = make_splits(replace(columns, views=views, labels=np.repeat([0, 1], 300)), CLASSES)
+    assert (views[splits.validation] == 0).all()
+    assert (views[splits.test] == 0).all()
+    assert (views[splits.train] == 1).any()
+    assert sum(sum(each.values()) for each in splits.counts.values()) == 300
+
+
+def test_test_without_train_is_refused() -> None:
+    with pytest.raises(BadDataError, match=r"validation and test but none in train/"):
+        make_splits(draw_columns([0, 1] * 4, splits=[2, 2, 3, 3] * 2), CLASSES)
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(BadDataError, match="two classes or more; the cache has one: cats"):
+        make_splits(draw_columns([0] * 50), ("cats",))
+
+
+def test_a_split_that_lacks_a_class_is_refused_with_a_remedy() -> None:
+    with pytest.raises(BadDataError, match=r"no image of .*--split-seed or more images"):
+        make_splits(draw_columns([0] * 200 + [1]), CLASSES)
+    with pytest.raises(BadDataError, match=r"the test split has no image of dogs.* more images"):
+        make_splits(draw_columns([0, 1, 0, 1, 0, 0], splits=[1, 1, 2, 2, 3, 3]), CLASSES)
+
+
+def test_names_in_an_error_cannot_reach_the_terminal_raw() -> None:
+    with pytest.raises(BadDataError) as raised:
+        make_splits(draw_columns([0, 1, 0, 1, 0], splits=[1, 1, 2, 2, 3]), ("a", "b\x1b[31m"))
+    assert "\x1b" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["60/20", "60/20/20/0", "a/b/c", "60/40/0", "-1/1/1", "nan/1/1"])
+def test_odd_shares_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="60/20/20"):
+        Shares.parse(text)
+
+
+def test_shares_of_any_sum_are_read() -> None:
+    assert Shares.parse("3/1/1") == Shares()
+    assert str(Shares.parse("70/10/20")) == "70/10/20"

@@ -1,0 +1,114 @@
+"""The table shows what fits, and says what does not."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from pipeline.evaluation.result import COLUMN_NAMES, Result
+from pipeline.evaluation.table import markdown_table, plain_table, rich_table
+
+NAN = float("nan")
+LOGISTIC = Result(
+    head="logistic",
+    input="pooled",
+    params="C=0.1",
+    train_accuracy=1.0,
+    validation_accuracy=0.97,
+    test_accuracy=0.975,
+    test_low=0.934,
+    test_high=0.9906,
+    macro_f1=0.975,
+    roc_auc=0.9981,
+    log_loss=0.0712,
+    top5_accuracy=NAN,
+    fit_seconds=0.123,
+    predict_ms=0.0004,
+    parameters=2_097_665,
+    base="vgg16",
+    layer="block5_pool",
+    image_size=150,
+    fingerprint="0123456789ab",
+    cache="cache/drawn-vgg16-0123456789ab.h5",
+)
+SVM = replace(LOGISTIC, head="linear_svm", log_loss=NAN, validation_accuracy=0.9)
+
+
+def test_columns_are_those_that_programs_rely_on() -> None:
+    assert ",".join(COLUMN_NAMES) == (
+        "head,input,params,train_accuracy,validation_accuracy,test_accuracy,test_low,test_high,"
+        "macro_f1,roc_auc,log_loss,top5_accuracy,fit_seconds,predict_ms,parameters,"
+        "base,layer,image_size,fingerprint,cache"
+    )
+
+
+def test_a_row_has_none_instead_of_nan() -> None:
+    assert SVM.row()["log_loss"] is None
+    assert SVM.row()["top5_accuracy"] is None
+    assert list(SVM.row()) == list(COLUMN_NAMES)
+
+
+def test_plain_text_is_aligned() -> None:
+    assert plain_table([LOGISTIC, SVM]).splitlines() == [
+        "head        input   params  train %  val %     test % (95 %)  F1 %    AUC  log loss"
+        "  fit s  ms/image  parameters",
+        "----------  ------  ------  -------  -----  ----------------  ----  -----  --------"
+        "  -----  --------  ----------",
+        "logistic    pooled  C=0.1     100.0   97.0  97.5 (93.4–99.1)  97.5  0.998     0.071"
+        "   0.12    <0.001   2,097,665",
+        "linear_svm  pooled  C=0.1     100.0   90.0  97.5 (93.4–99.1)  97.5  0.998          "
+        "   0.12    <0.001   2,097,665",
+    ]
+
+
+def test_what_tells_rows_apart_is_shown_and_no_more() -> None:
+    def titles(*results: Result) -> list[str]:
+        return plain_table(results).splitlines()[0].split()
+
+    assert titles(LOGISTIC, SVM)[0] == "head"
+    other_base = replace(LOGISTIC, base="pixels", layer="pixels")
+    assert titles(LOGISTIC, other_base)[:2] == ["base", "head"]
+    other_layer = replace(LOGISTIC, layer="block4_pool")
+    assert titles(LOGISTIC, other_layer)[:2] == ["layer", "head"]
+    assert titles(LOGISTIC, other_layer, other_base)[:3] == ["base", "layer", "head"]
+    other_size = replace(LOGISTIC, image_size=224, fingerprint="ba9876543210")
+    assert titles(LOGISTIC, other_size)[:2] == ["size", "head"]
+    rescaled = replace(LOGISTIC, fingerprint="ba9876543210")
+    assert titles(LOGISTIC, rescaled)[:2] == ["fingerprint", "head"]
+
+
+def test_top_5_is_shown_where_it_applies() -> None:
+    assert "top-5 %" not in plain_table([LOGISTIC])
+    assert "top-5 %" in plain_table([replace(LOGISTIC, top5_accuracy=0.99)])
+
+
+def drawn(width: int) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=True, color_system=None)
+    console.print(rich_table([LOGISTIC, SVM], width=width))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 120, 200])
+def test_a_terminal_gets_whole_cells_and_hears_what_is_missing(width: int) -> None:
+    text = drawn(width)
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    assert "…" not in text
+    assert "97.5 (93.4–99.1)" in text
+    assert "linear_svm" in text
+    assert ("val %" in text) or width < 40
+    assert ("parameters" in text.splitlines()[0]) == (width >= 120)
+    assert ("results.csv" in " ".join(text.split())) == (width < 120)
+
+
+def test_long_settings_are_cut() -> None:
+    long = replace(LOGISTIC, params="epochs=30 " * 5)
+    assert "epochs=30 epochs=30 epochs=…" in plain_table([long])
+
+
+def test_markdown_has_every_column_and_escapes_bars() -> None:
+    lines = markdown_table([replace(LOGISTIC, params="a|b")]).splitlines()
+    assert len(lines) == 3
+    assert "| a\\|b |" in lines[2]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1

@@ -1,0 +1,105 @@
+"""Caches of drawn features: what stage one writes, without images and without a base."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cache.file import (
+    COLUMN_DTYPES,
+    FORMAT_VERSION,
+    Columns,
+    columns_of,
+    create_features,
+)
+from pipeline.spec import FeatureSpec
+
+SPEC = FeatureSpec(
+    base="vgg16",
+    weights="random-0",
+    preprocessing="native",
+    image_size=150,
+    resize="squash",
+    pixels="none",
+    dtype="float32",
+)
+
+
+def draw_columns(
+    labels: Sequence[int], *, splits: Sequence[int] | None = None, salt: str = ""
+) -> Columns:
+    """Columns of images that all differ."""
+    count = len(labels)
+    return columns_of(
+        labels=labels,
+        splits=[0] * count if splits is None else splits,
+        paths=[b"%d.jpg" % row for row in range(count)],
+        digests=[hashlib.sha256(f"{salt}{row}".encode()).digest() for row in range(count)],
+        views=[0] * count,
+    )
+
+
+def draw_features(
+    labels: npt.NDArray[np.int64], shape: tuple[int, ...], *, seed: int = 0, signal: float = 1.0
+) -> npt.NDArray[np.float32]:
+    """Sparse maps as a ReLU leaves them: noise, and a part by which the class shows."""
+    random = np.random.default_rng(seed)
+    patterns = random.normal(size=(int(labels.max()) + 1, *shape[-1:])) * signal
+    noise = random.normal(size=(len(labels), *shape))
+    middle = (slice(None), *(None,) * (len(shape) - 1))
+    return np.maximum(noise + patterns[labels][middle], 0).astype(np.float32)
+
+
+def write_cache(
+    path: Path,
+    *,
+    labels: Sequence[int],
+    splits: Sequence[int] | None = None,
+    classes: Sequence[str] = ("cats", "dogs"),
+    layers: Mapping[str, npt.NDArray[Any]] | None = None,
+    shape: tuple[int, ...] = (2, 2, 8),
+    signal: float = 1.0,
+    spec: FeatureSpec = SPEC,
+    columns: Columns | None = None,
+) -> Path:
+    """Write a cache file with drawn features, or with the layers that are given."""
+    columns = columns or draw_columns(labels, splits=splits)
+    if layers is None:
+        layers = {"block5_pool": draw_features(np.asarray(labels), shape, signal=signal)}
+    document = {
+        "format": FORMAT_VERSION,
+        "spec": asdict(spec),
+        "set": "drawn",
+        "root": "nowhere",
+        "engine": {"name": "none"},
+        "versions": {},
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["spec"] = json.dumps(document)
+        file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
+        for name in COLUMN_DTYPES:
+            file[name] = getattr(columns, name)
+        for layer, features in layers.items():
+            dataset = create_features(
+                file, layer, features.shape[1:], len(features), str(features.dtype)
+            )
+            dataset[...] = features
+    return path
+
+
+def folder_splits(count: int) -> list[int]:
+    """Splits as from folders: 60 % train, 20 % validation, 20 % test, spread over the rows."""
+    return [(1, 1, 1, 2, 3)[row // 4 % 5] for row in range(count)]
+
+
+def alternating_labels(count: int, class_count: int = 2) -> list[int]:
+    """0, 1, … in turn."""
+    return [row % class_count for row in range(count)]

@@ -1,0 +1,106 @@
+"""``python -m pipeline.classify`` from outside."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from command import assert_one_line, modules_loaded_by, run_command
+from feature_sets import alternating_labels, folder_splits, write_cache
+
+LABELS = alternating_labels(100)
+SKLEARN_HEADS = "logistic,linear_svm,ridge,lda,knn,random_forest,naive_bayes,majority"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return write_cache(tmp_path / "cache" / "drawn.h5", labels=LABELS, splits=folder_splits(100))
+
+
+def test_the_newest_cache_is_taken_and_told(cache: Path) -> None:
+    old = write_cache(cache.with_name("old.h5"), labels=LABELS)
+    os.utime(old, (1, 1))
+    finished = run_command("classify", "--heads", "logistic,majority")
+    assert "taking the newest cache: cache/drawn.h5" in finished.stderr
+    lines = finished.stdout.splitlines()
+    assert lines[0].split()[:2] == ["head", "input"]
+    assert {line.split()[0] for line in lines[2:4]} == {"logistic", "majority"}
+    folder = Path(lines[-1].removeprefix("written to "))
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"results.csv", "results.json", "results.md", "confusion.png"}
+
+
+def test_the_dense_head_shows_each_epoch_and_draws_curves(cache: Path) -> None:
+    finished = run_command(
+        "classify", cache, "--heads", "dense", "--epochs", "3", "--units", "4", "--verbose"
+    )
+    for epoch in ("epoch 1/3", "epoch 2/3", "epoch 3/3"):
+        assert epoch in finished.stderr
+    assert "epochs=3 units=4" in finished.stdout
+    (folder,) = Path("results").iterdir()
+    assert (folder / "curves.png").is_file()
+
+
+def test_json_is_all_that_stdout_holds(cache: Path) -> None:
+    finished = run_command("classify", cache, "--heads", "ridge", "--json", "--out", "elsewhere")
+    document = json.loads(finished.stdout)
+    (folder,) = Path("elsewhere").iterdir()
+    assert document == json.loads((folder / "results.json").read_text("utf-8"))
+    assert document["run"]["command"].endswith("--heads ridge --json --out elsewhere")
+    assert document["run"]["folder"] == folder.as_posix()
+
+
+def test_scikit_learn_heads_do_not_load_tensorflow(cache: Path) -> None:
+    loaded = modules_loaded_by("classify", cache, "--heads", SKLEARN_HEADS)
+    assert "sklearn" in loaded
+    assert not {"tensorflow", "keras"} & loaded
+
+
+def test_help_loads_no_library() -> None:
+    loaded = modules_loaded_by("classify", "--help")
+    assert not {"numpy", "h5py", "sklearn", "tensorflow", "keras", "matplotlib", "rich"} & loaded
+    finished = run_command("classify", "--help")
+    assert "example:\n  python -m pipeline.classify" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["nowhere.h5"], 66, "run python -m pipeline.extract first"),
+        (["--cache-dir", "empty"], 66, "no feature cache in empty/"),
+        (["text.h5"], 65, "no feature cache"),
+        (["cache/drawn.h5", "--heads", "logistc"], 2, "did you mean logistic?"),
+        (["cache/drawn.h5", "--layer", "block9"], 2, "choose from block5_pool"),
+        (["cache/drawn.h5", "--split", "60/40"], 2, "such as 60/20/20"),
+        (["cache/drawn.h5", "other.h5"], 65, "compare caches of the same classes"),
+        (["one.h5"], 65, "two classes or more"),
+        (["few.h5"], 65, "more images"),
+        (["cache/drawn.h5", "--out", "text.h5"], 73, "choose another --out"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(
+    cache: Path, arguments: list[str], code: int, told: str
+) -> None:
+    Path("text.h5").write_text("no HDF5")
+    write_cache(Path("other.h5"), labels=LABELS, classes=("cats", "frogs"))
+    write_cache(Path("one.h5"), labels=[0] * 20, classes=("cats",))
+    write_cache(Path("few.h5"), labels=[0, 1, 0])
+    finished = run_command("classify", *arguments, check=code)
+    assert told in assert_one_line(finished)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs", "0"],
+        ["--dropout", "1"],
+        ["--learning-rate", "-1"],
+        ["--optimizer", "adamw"],
+        ["--smooth", "x"],
+        ["--unknown"],
+    ],
+)
+def test_odd_options_are_usage_errors(arguments: list[str]) -> None:
+    finished = run_command("classify", *arguments, check=2)
+    assert "Traceback" not in finished.stderr
+    assert "error: " in finished.stderr
