@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluation.metrics import accuracy_of
+from pipeline.evaluation.metrics import accuracy_of, log_loss_of
 from pipeline.heads.head import Candidate, FitOptions, Head
 from pipeline.heads.training import LabelledRows, TrainingSet
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate of the highest validation accuracy, and the seconds it took to fit them all."""
+    """The candidate that did best on validation, and the seconds it took to fit them all."""
 
     candidate: Candidate
     validation_accuracy: float
@@ -22,19 +22,29 @@ class Choice:
 def choose(
     head: Head, train: TrainingSet, validation: LabelledRows, options: FitOptions
 ) -> Choice | None:
-    """Fit all candidates and keep the best on validation; of equals the most regularised.
+    """Fit all candidates and keep the one of the highest validation accuracy.
+
+    Of equally accurate ones the lowest log loss decides, where there are probabilities: on an easy
+    set many settings are right everywhere, and the most regularised of them are needlessly unsure.
+    Of what is still equal the most regularised is kept.
 
     None if no candidate's scores are finite: the training diverged.
     """
-    best: tuple[Candidate, float] | None = None
+    best: tuple[Candidate, tuple[float, float]] | None = None
     seconds = 0.0
     started = time.perf_counter()
     for candidate in head.fit_candidates(train, validation, options):
         seconds += time.perf_counter() - started
         scores = candidate.classifier.scores(validation.features)
         if np.isfinite(scores).all():
-            accuracy = accuracy_of(validation.labels, scores)
-            if best is None or accuracy > best[1]:
-                best = candidate, accuracy
+            loss = 0.0
+            if candidate.classifier.has_probabilities:
+                loss = log_loss_of(validation.labels, scores)
+            merit = accuracy_of(validation.labels, scores), -loss
+            if best is None or merit > best[1]:
+                best = candidate, merit
         started = time.perf_counter()
-    return best and Choice(*best, fit_seconds=seconds)
+    if best is None:
+        return None
+    candidate, (accuracy, _) = best
+    return Choice(candidate, accuracy, fit_seconds=seconds)

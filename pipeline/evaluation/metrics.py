@@ -52,9 +52,7 @@ def measure(labels: Labels, scores: Scores, *, has_probabilities: bool) -> Metri
         high=high,
         macro_f1=float(metrics.f1_score(labels, predicted, average="macro", zero_division=0)),
         roc_auc=float(np.mean(aucs)),
-        log_loss=float(metrics.log_loss(labels, scores, labels=every))
-        if has_probabilities
-        else math.nan,
+        log_loss=log_loss_of(labels, scores) if has_probabilities else math.nan,
         top5_accuracy=float(metrics.top_k_accuracy_score(labels, scores, k=TOP, labels=every))
         if class_count > TOP
         else math.nan,
@@ -64,6 +62,12 @@ def measure(labels: Labels, scores: Scores, *, has_probabilities: bool) -> Metri
 def accuracy_of(labels: Labels, scores: Scores) -> float:
     """The share of rows whose highest score is the true class's."""
     return float(np.mean(scores.argmax(axis=1) == labels))
+
+
+def log_loss_of(labels: Labels, probabilities: Scores) -> float:
+    """Mean -ln(probability of the true class), in nats; of a probability 0 that of the least."""
+    true = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean())
 
 
 def wilson_interval(correct: int, count: int, *, z: float = Z_95) -> tuple[float, float]:

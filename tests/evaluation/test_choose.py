@@ -52,5 +52,32 @@ def test_the_highest_accuracy_wins_and_of_equals_the_first(
     assert choice.candidate.spec.params == {"place": chosen}
 
 
+@dataclass(frozen=True)
+class Sure:
+    """A classifier that is right everywhere, with a probability that it is told."""
+
+    probability: float
+    has_probabilities: bool = True
+    parameters: int = 1
+
+    def scores(self, features: Floats) -> np.ndarray:
+        right = np.eye(2)[LABELS]
+        return right * self.probability + (1 - right) * (1 - self.probability)
+
+
+def test_of_equally_accurate_ones_the_surer_wins() -> None:
+    class SureHead:
+        default_input: Input = "flat"
+
+        def fit_candidates(self, *args: object) -> Iterator[Candidate]:
+            for sure in (0.6, 0.9, 0.8):
+                yield Candidate(spec=HeadSpec("sure", {"p": sure}), classifier=Sure(sure))
+
+    choice = choose(SureHead(), TRAIN, VALIDATION, FitOptions())
+    assert choice is not None
+    assert choice.candidate.spec.params == {"p": 0.9}
+    assert choice.validation_accuracy == 1.0
+
+
 def test_a_head_that_diverged_has_no_choice() -> None:
     assert choose(ToldHead((float("nan"),)), TRAIN, VALIDATION, FitOptions()) is None
