@@ -1,39 +1,57 @@
 """What a notebook calls: the functions behind the commands."""
 
+import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.bases.registry import PREPROCESSING_POLICIES, check_image_size, find_base
+from pipeline.bases.registry import PREPROCESSING_POLICIES, Base, check_image_size, find_base
 from pipeline.bases.weights import (
     IMAGENET,
+    RANDOM,
     WeightsChoice,
+    digest_note,
     known_digest,
     remember_digest,
 )
-from pipeline.cache.file import FORMAT_VERSION, FeatureTable
+from pipeline.cache.file import FORMAT_VERSION, NO_FILE, FeatureTable, cache_file, read_all_rows
 from pipeline.cache.file import read_table as load_features
 from pipeline.cache.fill import Progress, fill_cache
-from pipeline.cache.keys import cache_file
-from pipeline.durable import make_folder
+from pipeline.cache.lock import writer_lock
+from pipeline.cache.seal import Damage, find_damage
+from pipeline.cache.upkeep import bad_rows, mend_metadata, skipped_files
+from pipeline.durable import make_folder, sync_folder
 from pipeline.engines import Engine, open_engine
-from pipeline.errors import CannotCreateError, UsageError
+from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.images.decode import RESIZE_POLICIES, pixels_digest
-from pipeline.images.scan import ImageSet, Skipped, hash_files, scan_folder
+from pipeline.images.hashes import hash_files
+from pipeline.images.scan import ImageRef, ImageSet, Skipped, scan_folder
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, layer_key
+from pipeline.text import counted, printable
 
-__all__ = ["Extraction", "FeatureTable", "compare_heads", "extract_features", "load_features"]
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "Extraction",
+    "FeatureTable",
+    "Repair",
+    "compare_heads",
+    "extract_features",
+    "load_features",
+    "repair_cache",
+]
 
 BATCH_SIZE = 32
 RECORDED_VERSIONS = ("tensorflow", "keras", "numpy", "h5py", "pillow")
 DTYPES = ("float32", "float16")
+LISTED = 10  # duplicates named in a warning
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,8 @@ def extract_features(
     limit_per_class: int | None = None,
     seed: int = 0,
     strict: bool = False,
+    rehash: bool = False,
+    wait: bool = False,
     out: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] = "cache",
     progress: Progress | None = None,
@@ -95,6 +115,8 @@ def extract_features(
     batch_size : images per forward pass.
     limit_per_class : only the first so many files of each class (of each split), by path.
     strict : raise for the first unreadable image instead of skipping it.
+    rehash : read every file to hash it, even those that look unchanged.
+    wait : wait for another process that writes the same file.
     out : the cache file; None for ``<cache_dir>/<set>-<base>-<fingerprint>.h5``.
     progress : called with (images done, images in all).
     on_scan : called with the folder's contents before the work begins.
@@ -102,52 +124,33 @@ def extract_features(
     Raises a `pipeline.errors.PipelineError` for every expected failure.
     """
     started = time.monotonic()
-    _check_choice("preprocessing", preprocessing, PREPROCESSING_POLICIES)
-    _check_choice("resize", resize, RESIZE_POLICIES)
     _check_choice("pooling", pooling, POOLING_POLICIES)
-    _check_choice("dtype", dtype, DTYPES)
-    if batch_size < 1 or (limit_per_class is not None and limit_per_class < 1):
-        raise UsageError("--batch-size and --limit-per-class need at least 1")
-    chosen = find_base(base)
-    size = image_size or chosen.image_size
-    check_image_size(chosen, size)
+    if limit_per_class is not None and limit_per_class < 1:
+        raise UsageError(f"--limit-per-class needs at least 1; received {limit_per_class}")
     cache_folder = Path(cache_dir)
-    weights_folder = cache_folder / "weights"
-    choice = WeightsChoice.parse(os.fspath(weights), seed=seed)
-    layer_keys = tuple(sorted({layer_key(name, pooling) for name in layers or [chosen.last_layer]}))
-
+    chosen = find_base(base)
+    recipe = Recipe(
+        base=chosen,
+        image_size=image_size or chosen.image_size,
+        preprocessing=preprocessing,
+        resize=resize,
+        dtype=dtype,
+        weights=WeightsChoice.parse(os.fspath(weights), seed=seed),
+        weights_folder=cache_folder / "weights",
+        batch_size=batch_size,
+    )
+    layer_names = layers or [chosen.last_layer]
+    layer_keys = tuple(sorted({layer_key(name, pooling) for name in layer_names}))
     found = scan_folder(Path(data))
     if limit_per_class is not None:
         found = found.limited(limit_per_class)
     if on_scan:
         on_scan(found)
-    refs, unreadable = hash_files(found.root, found.files)
-
-    @cache  # naming ImageNet weights for the first time and computing with them loads them once
-    def engine_for(keys: tuple[str, ...]) -> Engine:
-        return open_engine(
-            chosen,
-            image_size=size,
-            preprocessing=preprocessing,
-            weights=choice,
-            weights_folder=weights_folder,
-            layers=keys,
-            batch_size=batch_size,
-        )
-
-    digest = known_digest(choice, base=chosen, image_size=size, folder=weights_folder)
-    if digest is None:
-        digest = engine_for(layer_keys).weights
-        remember_digest(digest, base=chosen, image_size=size, folder=weights_folder)
-    spec = FeatureSpec(
-        base=chosen.name,
-        weights=digest,
-        preprocessing=preprocessing,
-        image_size=size,
-        resize=resize,
-        pixels=pixels_digest(size, resize),
-        dtype=dtype,
+    refs, unreadable = hash_files(
+        found.root, found.files, index_folder=cache_folder / "hashes", rehash=rehash
     )
+    warn_of_duplicates(found, refs)
+    spec = recipe.spec(layer_keys)
     path = _output_path(out, cache_folder, found, spec)
     filled = fill_cache(
         path,
@@ -156,10 +159,11 @@ def extract_features(
         skipped=(*found.skipped, *unreadable),
         spec=spec,
         layers=layer_keys,
-        open_engine=engine_for,
-        document=_document(found, spec),
+        open_engine=recipe.engine,
+        document=_document(found, recipe, spec),
         batch_size=batch_size,
         strict=strict,
+        wait=wait,
         progress=progress,
     )
     return Extraction(
@@ -170,6 +174,127 @@ def extract_features(
         skipped_file=path.with_suffix(".skipped.csv"),
         seconds=time.monotonic() - started,
     )
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What `repair_cache` did: what was wrong, and how many images were computed again."""
+
+    damages: tuple[Damage, ...]
+    computed: int
+
+
+def repair_cache(
+    path: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    batch_size: int = BATCH_SIZE,
+    wait: bool = False,
+    progress: Progress | None = None,
+) -> Repair:
+    """Mend a damaged cache file, computing again only the rows that are bad.
+
+    Parameters
+    ----------
+    path : the cache file.
+    weights : the weights file, where the one that the cache was made with has moved.
+
+    Raises BadDataError if the file is past mending, NoInputError if the image folder is gone.
+    """
+    target = Path(path)
+    damages = find_damage(target)
+    if not damages:
+        read_all_rows(target)
+        sync_folder(target.parent)  # a repair that was killed may not have come to that
+        return Repair((), 0)
+    with writer_lock(target, wait=wait):
+        mend_metadata(target)
+    table = read_all_rows(target)
+    recipe = _recipe_of(table, weights, target.parent, batch_size)
+    layers = tuple(table.layers)
+    if recipe.spec(layers) != table.spec:
+        raise BadDataError(
+            f"{printable(target)} was made with weights or a decoder that are not here any more: "
+            f"name the weights with --weights, or extract into a new file"
+        )
+    root = Path(table.document["root"])
+    if not root.is_dir():
+        raise NoInputError(
+            f"the image folder {printable(root)} of {printable(target)} is gone: its bad rows "
+            f"cannot be computed again"
+        )
+    known_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
+    found = scan_folder(root).only(known_paths, skipped=skipped_files(target))
+    refs, unreadable = hash_files(root, found.files)
+    filled = fill_cache(
+        target,
+        images=found,
+        refs=refs,
+        skipped=(*found.skipped, *unreadable),
+        spec=table.spec,
+        layers=layers,
+        open_engine=recipe.engine,
+        document=dict(table.document),
+        batch_size=batch_size,
+        wait=wait,
+        distrusted=bad_rows(target, table),
+        progress=progress,
+    )
+    return Repair(tuple(damages), filled.computed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How pixels become features, before the weights have been seen."""
+
+    base: Base
+    image_size: int
+    preprocessing: str
+    resize: str
+    dtype: str
+    weights: WeightsChoice
+    weights_folder: Path
+    batch_size: int
+    _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_choice("preprocessing", self.preprocessing, PREPROCESSING_POLICIES)
+        _check_choice("resize", self.resize, RESIZE_POLICIES)
+        _check_choice("dtype", self.dtype, DTYPES)
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size needs at least 1; received {self.batch_size}")
+        check_image_size(self.base, self.image_size)
+
+    def engine(self, keys: tuple[str, ...]) -> Engine:
+        """The engine for these layer keys, opened once: naming weights and computing share it."""
+        if keys not in self._engines:
+            self._engines[keys] = open_engine(
+                self.base,
+                image_size=self.image_size,
+                preprocessing=self.preprocessing,
+                weights=self.weights,
+                weights_folder=self.weights_folder,
+                layers=keys,
+                batch_size=self.batch_size,
+            )
+        return self._engines[keys]
+
+    def spec(self, keys: tuple[str, ...]) -> FeatureSpec:
+        """What the features are; loads the network only to name weights never met before."""
+        note = digest_note(self.base, self.image_size, self.weights_folder)
+        digest = known_digest(self.weights, base=self.base, note=note)
+        if digest is None:
+            digest = self.engine(keys).weights
+            remember_digest(digest, base=self.base, note=note)
+        return FeatureSpec(
+            base=self.base.name,
+            weights=digest,
+            preprocessing=self.preprocessing,
+            image_size=self.image_size,
+            resize=self.resize,
+            pixels=pixels_digest(self.image_size, self.resize),
+            dtype=self.dtype,
+        )
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -193,7 +318,7 @@ def _output_path(
     return path
 
 
-def _document(found: ImageSet, spec: FeatureSpec) -> dict[str, Any]:
+def _document(found: ImageSet, recipe: Recipe, spec: FeatureSpec) -> dict[str, Any]:
     """The file's ``spec`` dataset: what the features are and where they come from."""
     return {
         "format": FORMAT_VERSION,
@@ -201,6 +326,47 @@ def _document(found: ImageSet, spec: FeatureSpec) -> dict[str, Any]:
         "fingerprint": spec.fingerprint,
         "set": found.name,
         "root": os.fsdecode(found.root),
+        "weights_from": os.fspath(recipe.weights.path or recipe.weights.kind),
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _recipe_of(
+    table: FeatureTable, weights: str | os.PathLike[str] | None, folder: Path, batch_size: int
+) -> Recipe:
+    """How a cache was made, to compute rows of it again."""
+    spec = table.spec
+    kind, _, seed = spec.weights.partition("-")
+    source = os.fspath(weights) if weights else str(table.document.get("weights_from", IMAGENET))
+    choice = WeightsChoice(RANDOM, int(seed)) if kind == RANDOM else WeightsChoice.parse(source)
+    return Recipe(
+        base=find_base(spec.base),
+        image_size=spec.image_size,
+        preprocessing=spec.preprocessing,
+        resize=spec.resize,
+        dtype=spec.dtype,
+        weights=choice,
+        weights_folder=folder / "weights",
+        batch_size=batch_size,
+    )
+
+
+def warn_of_duplicates(found: ImageSet, refs: Sequence[ImageRef]) -> None:
+    """Say which identical files stand under two labels or in two splits: they inflate scores."""
+    by_digest: dict[bytes, list[ImageRef]] = defaultdict(list)
+    for ref in refs:
+        by_digest[ref.digest].append(ref)
+    conflicts = {
+        "labels": [group for group in by_digest.values() if len({r.label for r in group}) > 1],
+        "splits": [group for group in by_digest.values() if len({r.split for r in group}) > 1],
+    }
+    for what, groups in conflicts.items():
+        if groups:
+            log.warning(
+                "%s under two %s: %s%s",
+                counted(len(groups), "image stands", "images stand"),
+                what,
+                "; ".join(" = ".join(printable(ref.path) for ref in g) for g in groups[:LISTED]),
+                f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else "",
+            )

@@ -1,6 +1,7 @@
 """What the doors share: the parser's look, log and progress on stderr, errors to exit codes."""
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -30,6 +31,9 @@ def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentPars
 
 def run(main: Callable[[Sequence[str] | None], None]) -> None:
     """Run a door and leave with its exit code; an expected failure is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no "–" shows its code
+            stream.reconfigure(errors="backslashreplace")
     handler = _StderrHandler()
     handler.setFormatter(_LineFormatter())
     log = logging.getLogger("pipeline")
@@ -60,7 +64,7 @@ def print_json(document: Any) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # a file name that is no UTF-8: as escapes it still round-trips
+    except UnicodeEncodeError:  # a file name that is no UTF-8: JSON's own escapes round-trip
         text = json.dumps(document, indent=2, allow_nan=False)
     sys.stdout.write(text + "\n")
 

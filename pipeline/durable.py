@@ -1,4 +1,8 @@
-"""Put a file in its place so that a crash leaves either the old one or the whole new one."""
+"""Put a file in its place so that a crash leaves either the old one or the whole new one.
+
+Everything that stage one changes on the disk goes through this module, and here through `os`:
+tests put a simulated file system in its place that crashes at every call.
+"""
 
 import contextlib
 import errno
@@ -6,17 +10,18 @@ import glob
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Self
 
 from pipeline.errors import CannotCreateError, StorageError
-from pipeline.text import file_size
+from pipeline.text import file_size, printable
 
 TEMPORARY_SUFFIX = ".tmp"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_durably(path: Path, write: Callable[[Path], object], *, needs: int = 0) -> None:
+def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: int = 0) -> None:
     """Let ``write`` fill a temporary file, then fsync it, rename it to ``path``, fsync the folder.
 
     When this returns, the file outlives a power cut. If anything fails, the temporary file is
@@ -32,15 +37,92 @@ def write_durably(path: Path, write: Callable[[Path], object], *, needs: int = 0
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
     with explained(path, needs=needs):
         try:
-            write(temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with DiskFile(temporary) as file:
+                write(file)
+                file.sync()
+            os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                os.unlink(temporary)
             raise
         sync_folder(path.parent)
+
+
+class DiskFile:
+    """A new file to be written, also by HDF5, which must never learn of a failure.
+
+    On a full disk HDF5 can die of SIGSEGV. So the first error is kept, later writes go nowhere,
+    and `check` raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(path, flags, 0o666)
+        self._error: OSError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._descriptor)
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of the data at the file's position."""
+        left = memoryview(data).cast("B")
+        with self._kept():
+            while left and self._error is None:
+                left = left[os.write(self._descriptor, left) :]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut or extend the file to a size, by default to its position."""
+        size = self.tell() if size is None else size
+        with self._kept():
+            if self._error is None:
+                os.ftruncate(self._descriptor, size)
+        return size
+
+    def check(self) -> None:
+        """Raise the first OSError of anything done to the file."""
+        if self._error is not None:
+            raise self._error
+
+    def sync(self) -> None:
+        """Bring the file to the disk; raises like `check`."""
+        self.check()
+        os.fsync(self._descriptor)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the file's position."""
+        return os.lseek(self._descriptor, offset, whence)
+
+    def tell(self) -> int:
+        """The file's position in bytes."""
+        return self.seek(0, os.SEEK_CUR)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a buffer from the file's position, as far as the file goes."""
+        data = self.read(len(memoryview(buffer).cast("B")))
+        memoryview(buffer).cast("B")[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes from the file's position; fewer only at its end."""
+        parts = []
+        while size > 0 and (part := os.read(self._descriptor, size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._error = self._error or error
 
 
 @contextlib.contextmanager
@@ -53,20 +135,32 @@ def explained(path: Path, *, needs: int = 0) -> Iterator[None]:
             raise
         wanted = f"{file_size(needs)} needed, " if needs else ""
         free = file_size(shutil.disk_usage(path.parent).free)
+        cause = "too large for this file system or limit" if error.errno == errno.EFBIG else "full"
         raise StorageError(
-            f"no space left for {path}: {wanted}{free} free; free some and run again "
-            f"(what was committed is kept)"
+            f"no space left for {printable(path)} ({cause}): {wanted}{free} free; make room and "
+            f"run again (what was committed is kept)"
         ) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents; raises CannotCreateError if that cannot be."""
+    """Create a folder and its parents, to last; raises CannotCreateError if that cannot be."""
+    if folder.is_dir():
+        with contextlib.suppress(PermissionError):  # of a parent that is somebody else's
+            sync_folder(folder.parent)  # whoever made it may not have come to that
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.parent.is_dir():
+            make_folder(folder.parent)
+        os.mkdir(folder)
     except OSError as error:
+        if folder.is_dir():  # another process was quicker
+            return
+        if error.errno in DISK_FULL:
+            raise
         raise CannotCreateError(
-            f"cannot create the folder {folder}: {error.strerror}; choose another"
+            f"cannot create the folder {printable(folder)}: {error.strerror}; choose another"
         ) from error
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -80,7 +174,28 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def remove_file(path: Path) -> None:
+    """Delete a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_folder(folder: Path, *, keep: Collection[Path] = ()) -> None:
+    """Delete a folder and the files in it, if it is there; it holds no further folders.
+
+    Parameters
+    ----------
+    keep : files that stay, and with them the folder.
+    """
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path not in keep:
+                remove_file(path)
+        if not keep:
+            os.rmdir(folder)
+
+
 def remove_temporaries(folder: Path, prefix: str = "") -> None:
     """Delete what a killed process left half-written; for those who hold the folder's lock."""
     for leftover in folder.glob(f"{glob.escape(prefix)}*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+        remove_file(leftover)

@@ -3,6 +3,7 @@
 PipelineError
 ├── UsageError           2   the command line asks for something that cannot be
 ├── BadDataError        65   the data is there, but is not what it should be
+│   └── DamagedError    65   a cache is not what was written: repair it
 ├── NoInputError        66   the data is not there
 ├── UnreachableError    69   a host or an optional package is missing
 ├── CannotCreateError   73   the output cannot be made where it was asked for
@@ -26,6 +27,10 @@ class UsageError(PipelineError):
 
 class BadDataError(PipelineError):
     exit_code = 65
+
+
+class DamagedError(BadDataError):
+    pass
 
 
 class NoInputError(PipelineError):

@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--limit-per-class", type=int, metavar="N", help="for a quick try")
     made.add_argument("--seed", type=int, default=0, help="of --weights random")
     made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
+    made.add_argument("--rehash", action="store_true", help="read even files that look unchanged")
+    made.add_argument("--wait", action="store_true", help="wait for another run on the same cache")
     made.add_argument("--out", type=Path, metavar="FILE", help="the cache file (.h5)")
     made.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
     made.add_argument("--list-bases", action="store_true", help="name, size, shape, parameters")
@@ -95,6 +97,8 @@ def _extract(arguments: argparse.Namespace) -> None:
             limit_per_class=arguments.limit_per_class,
             seed=arguments.seed,
             strict=arguments.strict,
+            rehash=arguments.rehash,
+            wait=arguments.wait,
             out=arguments.out,
             cache_dir=arguments.cache_dir,
             progress=bar,

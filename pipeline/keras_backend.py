@@ -5,6 +5,7 @@ they run.
 """
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def _native_stderr_silenced() -> Iterator[None]:
         os.close(saved)
 
 
+logging.getLogger(__name__).info("loading TensorFlow, which takes some seconds")
 with _native_stderr_silenced():
     import keras
     import tensorflow as tf

@@ -5,8 +5,6 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from pipeline.errors import BadDataError
-
 POOLING_POLICIES = ("none", "avg", "max")
 FINGERPRINT_DIGITS = 12  # 48 bits: a clash among a million caches has a chance of 1 in 560
 
@@ -44,16 +42,14 @@ class FeatureSpec:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Rebuild a spec from parsed JSON; raises BadDataError if a field is missing or odd."""
+        """Rebuild a spec from parsed JSON; raises ValueError if a field is missing or odd."""
         expected: dict[str, type] = {field.name: str for field in fields(cls)} | {"image_size": int}
         if not isinstance(values, dict) or set(values) != set(expected):
             received = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise BadDataError(
-                f"a feature spec needs the fields {sorted(expected)}, not {received}"
-            )
+            raise ValueError(f"a feature spec needs the fields {sorted(expected)}, not {received}")
         for name, kind in expected.items():
             if type(values[name]) is not kind:
-                raise BadDataError(f"the feature spec's {name} should be {kind.__name__}")
+                raise ValueError(f"the feature spec's {name} should be {kind.__name__}")
         return cls(**values)
 
 

@@ -4,7 +4,6 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from pipeline.errors import BadDataError
 from pipeline.spec import FeatureSpec, layer_key, split_layer_key
 
 SPEC = FeatureSpec(
@@ -33,7 +32,7 @@ def test_spec_survives_the_way_through_json() -> None:
     [None, [], {}, {**asdict(SPEC), "extra": 1}, {**asdict(SPEC), "image_size": "150"}],
 )
 def test_anything_but_a_whole_spec_is_refused(values: object) -> None:
-    with pytest.raises(BadDataError):
+    with pytest.raises(ValueError, match="spec"):
         FeatureSpec.from_dict(values)
 
 

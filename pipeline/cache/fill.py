@@ -1,6 +1,7 @@
 """Fill a cache: compute only the rows it lacks, commit them batch by batch, publish the file."""
 
 import csv
+import io
 import logging
 import os
 from collections import defaultdict
@@ -16,11 +17,11 @@ import numpy.typing as npt
 from pipeline.cache.file import FeatureTable, read_all_rows, rows_per_chunk
 from pipeline.cache.keys import RowKey
 from pipeline.cache.lock import writer_lock
-from pipeline.cache.merge import KnownRows, publish_rows
+from pipeline.cache.merge import Distrusted, KnownRows, publish_rows
 from pipeline.cache.shards import ShardFolder
-from pipeline.durable import remove_temporaries, write_durably
+from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.engines import Engine
-from pipeline.errors import BadDataError, CannotCreateError
+from pipeline.errors import BadDataError, CannotCreateError, DamagedError
 from pipeline.images.reader import read_images
 from pipeline.images.scan import ImageRef, ImageSet, Skipped
 from pipeline.spec import FeatureSpec
@@ -53,6 +54,8 @@ def fill_cache(
     document: Mapping[str, Any],
     batch_size: int,
     strict: bool = False,
+    wait: bool = False,
+    distrusted: Distrusted | None = None,
     progress: Progress | None = None,
 ) -> Filled:
     """Bring a cache file up to date with an image set.
@@ -67,17 +70,20 @@ def fill_cache(
     open_engine : called with layer keys, and only if something must be computed.
     document : what the file's ``spec`` dataset shall say; the engine is added.
     strict : raise BadDataError for the first skipped file.
+    wait : wait for another process that writes the file, instead of raising BusyError.
+    distrusted : layer key -> rows of the file to compute again.
 
     Raises CannotCreateError if the path holds something else, BadDataError if more than half of
     the files were skipped.
     """
-    with writer_lock(path):
+    with writer_lock(path, wait=wait):
         table = _existing(path, spec)
         shards = ShardFolder(path, spec)
         for folder, prefix in ((path.parent, path.stem), (shards.path, "")):
             remove_temporaries(folder, prefix)
+        shards.settle()
         out = _SkipList(images, skipped, strict=strict)
-        known = KnownRows(table, shards.read())
+        known = KnownRows(table, shards.read(), distrusted)
         wanted = sorted({*(table.layers if table else ()), *layers})
         missing = _missing(refs, wanted, known)
         done = len(refs) - sum(map(len, missing.values()))
@@ -92,12 +98,19 @@ def fill_cache(
         out.add_copies(refs)
         out.finish(path.with_suffix(".skipped.csv"))
         if computed:
-            known = KnownRows(table, shards.read())
+            known = KnownRows(table, shards.read(), distrusted)
         usable = [ref for ref in refs if ref.path not in out.paths]
         written = publish_rows(
-            path, table=table, known=known, images=images, refs=usable, document=document
+            path,
+            table=table,
+            known=known,
+            images=images,
+            refs=usable,
+            layers=wanted,
+            document=document,
         )
-        shards.remove()
+        if shards.path.is_dir():
+            shards.remove_published(KnownRows(read_all_rows(path), ()).has)
     return Filled(len(usable), computed, tuple(out.skipped), written)
 
 
@@ -138,17 +151,16 @@ class _SkipList:
         Raises BadDataError if more than half of the set is out: it is not what it should be.
         """
         if not self.skipped:
-            target.unlink(missing_ok=True)
+            remove_file(target)
             return
 
-        def write(temporary: Path) -> None:
-            # surrogateescape gives names that are no UTF-8 their own bytes back
-            with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as f:
-                writer = csv.writer(f)
-                writer.writerow(["path", "reason"])
-                writer.writerows((os.fsdecode(item.path), item.reason) for item in self.skipped)
-
-        write_durably(target, write)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["path", "reason"])
+        writer.writerows((os.fsdecode(item.path), item.reason) for item in self.skipped)
+        # surrogateescape gives names that are no UTF-8 their own bytes back
+        content = text.getvalue().encode(errors="surrogateescape")
+        write_durably(target, lambda file: file.write(content))
         if 2 * len(self.skipped) > self._files:
             first = self.skipped[0]
             raise BadDataError(
@@ -164,6 +176,8 @@ def _existing(path: Path, spec: FeatureSpec) -> FeatureTable | None:
         return None
     try:
         table = read_all_rows(path)
+    except DamagedError:
+        raise
     except BadDataError as error:
         raise CannotCreateError(f"{error}; choose another --out") from error
     if table.spec != spec:

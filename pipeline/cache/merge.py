@@ -11,14 +11,24 @@ from pipeline.cache.file import (
     NO_FILE,
     Columns,
     FeatureTable,
-    Source,
     columns_of,
-    publish,
     read_features,
 )
 from pipeline.cache.keys import RowKey
+from pipeline.cache.publish import Source, publish
 from pipeline.cache.shards import Shard
 from pipeline.images.scan import ImageRef, ImageSet
+
+
+class Row(NamedTuple):
+    """A row of the file to be: its key, its path, and its image, None where that is gone."""
+
+    key: RowKey
+    path: bytes
+    ref: ImageRef | None
+
+
+Distrusted = Mapping[str, frozenset[int]]  # layer key -> rows of the file that are damaged
 
 
 class KnownRows:
@@ -31,28 +41,40 @@ class KnownRows:
     engine : who computed them, None if there are none.
     """
 
-    def __init__(self, table: FeatureTable | None, shards: Iterable[Shard]) -> None:
+    def __init__(
+        self,
+        table: FeatureTable | None,
+        shards: Iterable[Shard],
+        distrusted: Distrusted | None = None,
+    ) -> None:
         self.sources: dict[str, dict[RowKey, Source]] = defaultdict(dict)
         self.row_shapes: dict[str, tuple[int, ...]] = {}
         self.engine: Mapping[str, str] | None = None
         if table is not None:
-            self._add_table(table)
+            self._add_table(table, distrusted or {})
         for shard in shards:
             self._add_shard(shard)
 
     def has(self, layer: str, key: RowKey) -> bool:
         return key in self.sources[layer]
 
-    def _add_table(self, table: FeatureTable) -> None:
+    def source(self, layer: str, row: Row) -> Source | None:
+        """Where a row's features stand; None only if its image is gone and never had the layer."""
+        sources = self.sources[layer]
+        return sources.get(row.key) if row.ref is None else sources[row.key]
+
+    def _add_table(self, table: FeatureTable, distrusted: Distrusted) -> None:
         self.engine = table.document["engine"]
         keys = table.columns.keys()
         gone = np.flatnonzero(table.columns.labels == NO_FILE)
         for layer, shape in table.layers.items():
             self.row_shapes[layer] = shape
-            empty = np.isnan(read_features(table, layer, gone))
-            never_had = set(gone[empty.all(axis=tuple(range(1, empty.ndim)))].tolist())
+            bad = distrusted.get(layer, frozenset())
+            readable = np.setdiff1d(gone, list(bad))
+            empty = np.isnan(read_features(table, layer, readable))
+            out = {*bad, *readable[empty.all(axis=tuple(range(1, empty.ndim)))].tolist()}
             self.sources[layer] = {
-                key: Source(table.path, row) for row, key in enumerate(keys) if row not in never_had
+                key: Source(table.path, row) for row, key in enumerate(keys) if row not in out
             }
 
     def _add_shard(self, shard: Shard) -> None:
@@ -63,14 +85,6 @@ class KnownRows:
                 self.sources[layer].setdefault(key, Source(shard.path, row))
 
 
-class _Row(NamedTuple):
-    """A row of the file to be: its key, its path, and its image, None where that is gone."""
-
-    key: RowKey
-    path: bytes
-    ref: ImageRef | None
-
-
 def publish_rows(
     path: Path,
     *,
@@ -78,6 +92,7 @@ def publish_rows(
     known: KnownRows,
     images: ImageSet,
     refs: Sequence[ImageRef],
+    layers: Sequence[str],
     document: Mapping[str, Any],
 ) -> bool:
     """Write the cache file anew from what is known; False if it says all that already.
@@ -85,7 +100,7 @@ def publish_rows(
     Rows keep their order; new ones come after them; those whose image is gone keep their
     features under the label -1.
     """
-    layers = sorted(known.row_shapes)
+    layers = sorted(known.row_shapes.keys() & set(layers))  # shards may hold others, half done
     rows = _arranged(table, refs)
     columns = columns_of(
         labels=[NO_FILE if row.ref is None else row.ref.label for row in rows],
@@ -94,40 +109,43 @@ def publish_rows(
         digests=[row.key.digest for row in rows],
         views=[row.key.view for row in rows],
     )
-    if table is not None and _says_so_already(table, columns, images, layers, document):
+    sources = {layer: [known.source(layer, row) for row in rows] for layer in layers}
+    if (
+        table is not None
+        and _says_so_already(table, columns, images, layers, document)
+        # A shard may mend rows of the file, and be of a run that was killed before it published.
+        and all(found is None or found.path == path for each in sources.values() for found in each)
+    ):
         return False
     publish(
         path,
         document={**document, "engine": known.engine},
         classes=images.classes,
         columns=columns,
-        layers={
-            layer: (known.row_shapes[layer], [known.sources[layer].get(row.key) for row in rows])
-            for layer in layers
-        },
+        layers={layer: (known.row_shapes[layer], sources[layer]) for layer in layers},
     )
     return True
 
 
-def _arranged(table: FeatureTable | None, refs: Sequence[ImageRef]) -> list[_Row]:
+def _arranged(table: FeatureTable | None, refs: Sequence[ImageRef]) -> list[Row]:
     """The rows of the file to be: those that are there, each with its image, then the new ones."""
     waiting: dict[RowKey, dict[bytes, ImageRef]] = defaultdict(dict)
     for ref in refs:
         waiting[RowKey(ref.digest)][ref.path] = ref
     present = set(waiting)
-    rows: list[_Row] = []
+    rows: list[Row] = []
     if table is not None:
         for key, path in zip(table.columns.keys(), table.columns.paths.tolist(), strict=True):
-            rows.append(_Row(key, path, waiting[key].pop(path, None)))
+            rows.append(Row(key, path, waiting[key].pop(path, None)))
     for place, row in enumerate(rows):
         if row.ref is None and waiting[row.key]:  # the same content under another name
             _, ref = waiting[row.key].popitem()
-            rows[place] = _Row(row.key, ref.path, ref)
+            rows[place] = Row(row.key, ref.path, ref)
     return [
         # An image that is gone keeps its row, a further copy of one that is there does not.
         *(row for row in rows if row.ref is not None or row.key not in present),
         *(
-            _Row(RowKey(ref.digest), ref.path, ref)
+            Row(RowKey(ref.digest), ref.path, ref)
             for ref in refs
             if ref.path in waiting[RowKey(ref.digest)]
         ),

@@ -7,8 +7,7 @@ shards are read does not matter.
 import io
 import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ import numpy.typing as npt
 
 from pipeline.cache.file import LIBVER, create_features
 from pipeline.cache.keys import DIGEST_DTYPE, RowKey
-from pipeline.durable import make_folder, sync_folder, write_durably
+from pipeline.cache.seal import find_damage, write_seal
+from pipeline.durable import make_folder, remove_folder, sync_folder, write_durably
 from pipeline.errors import StorageError
 from pipeline.spec import FeatureSpec
+from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,13 @@ class ShardFolder:
     def __init__(self, cache_path: Path, spec: FeatureSpec) -> None:
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
+        self._told: set[Path] = set()  # damaged shards that the user knows of
+
+    def settle(self) -> None:
+        """Make what is there permanent: a killed run may have left names that it had not synced."""
+        for folder in (self.path.parent, self.path):
+            if folder.is_dir():
+                sync_folder(folder)
 
     def commit(
         self,
@@ -59,18 +67,21 @@ class ShardFolder:
         """
         if not self.path.exists():
             make_folder(self.path)
-            sync_folder(self.path.parent)
         document = {"spec": asdict(self.spec), "engine": dict(engine)}
         image = _image(document, keys, features)
         _check_image(image, keys, features)
         name = f"{self._next_number():06d}.h5"
-        write_durably(
-            self.path / name, lambda temporary: temporary.write_bytes(image), needs=len(image)
-        )
+        write_durably(self.path / name, lambda file: file.write(image), needs=len(image))
 
     def read(self) -> Iterator[Shard]:
         """Every committed shard of this spec, in the order of commits."""
         for path in self._paths():
+            if damages := find_damage(path):
+                if path not in self._told:
+                    what = printable(damages[0].what)
+                    log.warning("%s is damaged (%s): computed again", printable(path), what)
+                self._told.add(path)
+                continue
             try:
                 with h5py.File(path, "r") as file:
                     document = json.loads(file["spec"].asstr()[()])
@@ -86,12 +97,22 @@ class ShardFolder:
                         engine=document["engine"],
                     )
             except (OSError, KeyError, ValueError) as error:
-                log.warning("%s is damaged and will be computed again (%s)", path, error)
+                log.warning("%s is no shard of ours (%s): passed over", path, error)
 
-    def remove(self) -> None:
-        """Delete the shards, once a published file holds their rows."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+    def remove_published(self, published: Callable[[str, RowKey], bool]) -> None:
+        """Delete the shards of which a published file holds every row; others serve later runs,
+        e.g. after one with fewer images.
+
+        Parameters
+        ----------
+        published : whether the file holds a layer key's features of a row key.
+        """
+        needed = [
+            shard.path
+            for shard in self.read()
+            if not all(published(layer, key) for layer in shard.row_shapes for key in shard.keys)
+        ]
+        remove_folder(self.path, keep=needed)
 
     def _paths(self) -> list[Path]:
         return sorted(self.path.glob("*.h5"))
@@ -115,6 +136,7 @@ def _image(
         for layer, rows in features.items():
             dataset = create_features(file, layer, rows.shape[1:], len(rows), str(rows.dtype))
             dataset[...] = rows
+    write_seal(buffer)
     return buffer.getvalue()
 
 

@@ -4,10 +4,13 @@ Content decides what a file is, not its name. docs/POLICIES.md lists what is don
 kind of image. Whatever Pillow raises becomes an `UnreadableImage` with a reason for people.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import io
+import threading
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 
@@ -15,12 +18,26 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.text import file_size, printable
+
 RESIZE_POLICIES = ("squash", "crop", "pad")
 BACKGROUND = (255, 255, 255)  # behind transparency: what a browser or a printer shows
-PADDING = (0, 0, 0)
-MAX_PIXELS = 178_956_970  # Pillow's own bomb limit; a 108-megapixel phone stays below it
+PADDING = 0  # black, in grey as in colour
+MAX_MEMORY = 240_000_000  # bytes that decoding may take, in all threads: 60 megapixels of colour
+MAX_FILE = 100_000_000  # bytes of an image file; what is larger is a film or an archive
 
-# Between Pillow's first limit and the one above it only warns; ours is the one that decides.
+# Formats that Pillow recognises by their content and decodes by itself: EPS would run Ghostscript,
+# TGA takes nearly any bytes for an image.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEIF", "PPM", "ICO",
+           "DIB", "QOI", "PCX", "SGI")  # fmt: skip
+
+EXIF_ORIENTATION = 0x0112
+
+# What an image takes per pixel while it is decoded, by Pillow's mode; colours take four bytes.
+BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
+BYTES_PER_OTHER_PIXEL = 8  # one that is converted: before and after
+
+# Below its own limit Pillow only warns; ours, which is lower, decides.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -40,16 +57,50 @@ def decode(data: bytes, *, image_size: int, resize: str = "squash") -> npt.NDArr
     if not data:
         raise UnreadableImage("empty file")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(_too_large(image.width * image.height))
-            image.load()
-            rgb = _to_rgb(_upright(image))
-        return np.asarray(_resized(rgb, image_size, resize))
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            pixels = image.width * image.height
+            memory = pixels * BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
+            if _is_turned(image):
+                memory *= 2  # it is turned before it is made small
+            if memory > MAX_MEMORY:
+                raise UnreadableImage(_too_large(pixels))
+            with _memory.taken(memory):
+                image.load()
+                rgb = _to_rgb(_upright(image))
+                return np.asarray(_resized(rgb, image_size, resize).convert("RGB"))
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's plugins raise whatever they like on broken files
         raise UnreadableImage(_reason(data, error)) from error
+
+
+class _MemoryBudget:
+    """Lets threads decode large images one after another, and small ones at a time."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: size <= self._free)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+
+_memory = _MemoryBudget(MAX_MEMORY)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @cache
@@ -74,40 +125,47 @@ def register_heic() -> None:
         pillow_heif.register_heif_opener()
 
 
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return False
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels
+    except Exception:  # see above
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB; see docs/POLICIES.md."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+    """Any Pillow mode to RGB, or to grey, which is the same and smaller; see docs/POLICIES.md."""
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        return _to_8_bits(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
-    return image.convert("RGB")
+        canvas = Image.new("RGB", rgba.size, BACKGROUND)
+        canvas.paste(rgba, mask=rgba)
+        return canvas
+    return image if image.mode in ("RGB", "L") else image.convert("RGB")
 
 
-def _to_8_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale deep grey values to 0..255; Pillow's own conversion would clip them to white.
 
     Integers are taken as 16-bit unless they exceed it, then as 32-bit; floats as 0..1 unless
     they exceed it, then from their least to their greatest.
     """
-    numbers = np.nan_to_num(values.astype(np.float64))
+    values = np.nan_to_num(np.asarray(image, np.float32))
     low, high = 0.0, 1.0
-    if np.issubdtype(values.dtype, np.integer):
-        high = 65535.0 if numbers.max(initial=0) <= 65535 else 2.0**32 - 1
-    elif numbers.min(initial=0) < 0 or numbers.max(initial=0) > 1:
-        low, high = float(numbers.min()), float(numbers.max())
-    scaled = (numbers - low) * (255 / max(high - low, 1e-12))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if image.mode != "F":
+        high = 65535.0 if values.max(initial=0) <= 65535 else 2.0**32 - 1
+    elif values.min(initial=0) < 0 or values.max(initial=0) > 1:
+        low, high = float(values.min()), float(values.max())
+    values -= low
+    values *= 255 / max(high - low, 1e-12)
+    return Image.fromarray(np.rint(values, out=values).clip(0, 255).astype(np.uint8))
 
 
 def _resized(image: Image.Image, size: int, policy: str) -> Image.Image:
@@ -120,7 +178,7 @@ def _resized(image: Image.Image, size: int, policy: str) -> Image.Image:
 
 def _too_large(pixels: int) -> str:
     claim = f"{pixels / 1e9:.1f} billion" if pixels >= 1e9 else f"{pixels / 1e6:.0f} million"
-    return f"claims {claim} pixels (at most {MAX_PIXELS / 1e6:.0f} million are decoded)"
+    return f"claims {claim} pixels: more than {file_size(MAX_MEMORY)} to decode"
 
 
 def _reason(data: bytes, error: Exception) -> str:
@@ -139,4 +197,4 @@ def _reason(data: bytes, error: Exception) -> str:
         return f"truncated after {len(data):,} bytes"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
-    return f"broken image ({message or type(error).__name__})".replace("\n", " ")
+    return f"broken image ({printable(message) or type(error).__name__})"

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.images.decode import UnreadableImage, decode, register_heic
+from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
 from pipeline.images.scan import ImageRef, Skipped
+from pipeline.text import file_size
 
 AHEAD = 128  # decoded images that may wait: 9 MB at 150 pixels, two batches' worth and more
 
@@ -26,8 +27,11 @@ def read_images(
     register_heic()
 
     def read(ref: ImageRef) -> Pixels | Skipped:
+        path = root / os.fsdecode(ref.path)
         try:
-            data = (root / os.fsdecode(ref.path)).read_bytes()
+            if (size := path.stat().st_size) > MAX_FILE:
+                return Skipped(ref.path, f"{file_size(size)} are too large for an image file")
+            data = path.read_bytes()
         except OSError as error:
             return Skipped(ref.path, f"cannot be read: {error.strerror}")
         if hashlib.sha256(data).digest() != ref.digest:

@@ -1,11 +1,9 @@
-"""Find the images of a set, what class and split each belongs to, and its content digest."""
+"""Find the images of a set, and what class and split each belongs to."""
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import BadDataError, NoInputError
@@ -20,7 +18,6 @@ SPLIT_FOLDERS = {
     "test": TEST,
 }
 NOT_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows leaves in folders of pictures
-HASH_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,12 @@ class ImageSet:
             taken[place] += 1
             if taken[place] <= per_class:
                 kept.append(file)
-        return ImageSet(self.root, self.name, self.classes, tuple(kept), self.skipped, self.ignored)
+        return replace(self, files=tuple(kept))
+
+    def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageSet":
+        """The files of these paths, and of the others what is said of them elsewhere."""
+        kept = tuple(file for file in self.files if file.path in paths)
+        return replace(self, files=kept, skipped=tuple(skipped), ignored=())
 
 
 def scan_folder(root: Path) -> ImageSet:
@@ -127,23 +129,6 @@ def scan_folder(root: Path) -> ImageSet:
         skipped=tuple(skipped),
         ignored=tuple(sorted(ignored + files)),
     )
-
-
-def hash_files(root: Path, files: Iterable[FoundFile]) -> tuple[list[ImageRef], list[Skipped]]:
-    """Read every file once and name it by its SHA-256, keeping the order."""
-
-    def digest(file: FoundFile) -> ImageRef | Skipped:
-        try:
-            with (root / os.fsdecode(file.path)).open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").digest()
-        except OSError as error:
-            return Skipped(file.path, f"cannot be read: {error.strerror}")
-        return ImageRef(file.path, file.label, file.split, content)
-
-    with ThreadPoolExecutor(HASH_THREADS) as pool:
-        results = list(pool.map(digest, files))
-    refs = [result for result in results if isinstance(result, ImageRef)]
-    return refs, [result for result in results if isinstance(result, Skipped)]
 
 
 def _split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:

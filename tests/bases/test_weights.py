@@ -1,6 +1,5 @@
 """Weights are named by their arrays, whatever file holds them."""
 
-import json
 from pathlib import Path
 
 import h5py
@@ -12,6 +11,7 @@ from pipeline.bases.weights import (
     VGG16_LAYERS,
     WeightsChoice,
     arrays_digest,
+    digest_note,
     fetch_imagenet,
     file_arrays,
     file_digest,
@@ -95,26 +95,28 @@ def test_missing_weights_file_is_no_input() -> None:
         WeightsChoice.parse("nowhere.h5")
 
 
-def test_imagenet_digest_is_remembered_per_base_and_size(tmp_path: Path) -> None:
-    base, choice = find_base("mobilenet_v2"), WeightsChoice("imagenet")
+def known(size: int) -> str | None:
+    note = digest_note(find_base("mobilenet_v2"), size, Path("weights"))
+    return known_digest(WeightsChoice("imagenet"), base=find_base("mobilenet_v2"), note=note)
 
-    def known(size: int) -> str | None:
-        return known_digest(choice, base=base, image_size=size, folder=tmp_path)
 
+def remember(size: int) -> Path:
+    note = digest_note(find_base("mobilenet_v2"), size, Path("weights"))
+    remember_digest("abc", base=find_base("mobilenet_v2"), note=note)
+    return note
+
+
+def test_imagenet_digest_is_remembered_per_base_and_size() -> None:
     assert known(160) is None
-    remember_digest("abc", base=base, image_size=160, folder=tmp_path)
+    remember(160)
     assert known(160) == "abc"
     assert known(96) is None
 
 
-def test_damaged_note_is_as_good_as_none(tmp_path: Path) -> None:
-    base = find_base("mobilenet_v2")
-    remember_digest("abc", base=base, image_size=160, folder=tmp_path)
-    note = next(tmp_path.iterdir())
-    for text in ("", "[]", json.dumps({"sha": 1})):
-        note.write_text(text)
-        choice = WeightsChoice("imagenet")
-        assert known_digest(choice, base=base, image_size=160, folder=tmp_path) is None
+@pytest.mark.parametrize("text", ["", "[]", '{"sha": 1}'])
+def test_damaged_note_is_as_good_as_none(text: str) -> None:
+    remember(160).write_text(text)
+    assert known(160) is None
 
 
 def test_only_vgg16_comes_from_the_package_index(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pipeline.cache.fill import Filled, fill_cache
 from pipeline.cache.lock import writer_lock
 from pipeline.errors import BadDataError, BusyError, CannotCreateError
 from pipeline.images.decode import decode
-from pipeline.images.scan import hash_files, scan_folder
+from pipeline.images.hashes import hash_files
+from pipeline.images.scan import scan_folder
 from pipeline.spec import FeatureSpec
 
 SPEC = FeatureSpec(

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.images.decode import decode
+from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import Skipped, hash_files, scan_folder
+from pipeline.images.scan import Skipped, scan_folder
 
 
 def test_pixels_come_in_the_order_of_the_references(drawn_set: Path) -> None:

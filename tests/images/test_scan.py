@@ -1,6 +1,5 @@
 """Finding images: layouts, odd entries, and what is said where a folder is not a set."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 from drawing import draw, draw_set
 
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, hash_files, scan_folder
+from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, scan_folder
 
 
 def test_split_folders_and_classes_are_found(drawn_set: Path) -> None:
@@ -90,22 +89,6 @@ def test_class_name_that_is_no_text_gets_one(drawn_classes: Path) -> None:
     odd = os.fsdecode(b"caf\xe9")
     (drawn_classes / "plain").rename(drawn_classes / odd)
     assert scan_folder(drawn_classes).classes == ("caf\\xe9", "striped")
-
-
-def test_digests_are_sha256_of_the_files(drawn_set: Path) -> None:
-    refs, skipped = hash_files(drawn_set, scan_folder(drawn_set).files)
-    assert not skipped
-    for ref in refs[::17]:
-        content = (drawn_set / os.fsdecode(ref.path)).read_bytes()
-        assert ref.digest == hashlib.sha256(content).digest()
-
-
-def test_file_that_vanishes_before_hashing_is_skipped(drawn_set: Path) -> None:
-    found = scan_folder(drawn_set)
-    (drawn_set / os.fsdecode(found.files[3].path)).unlink()
-    refs, skipped = hash_files(drawn_set, found.files)
-    assert len(refs) == 71
-    assert [item.path for item in skipped] == [found.files[3].path]
 
 
 def test_missing_folder_is_no_input(tmp_path: Path) -> None:

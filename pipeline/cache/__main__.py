@@ -1,0 +1,222 @@
+"""``python -m pipeline.cache``: list, show, verify, repair and prune caches."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli import ProgressBar, parser, print_json, run
+
+if TYPE_CHECKING:
+    from pipeline.cache.file import FeatureTable
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, and do one of the five."""
+    arguments = _parser().parse_args(argv)
+    arguments.do(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        command="cache",
+        summary="Look after the caches of extracted features.",
+        example="python -m pipeline.cache verify cache/pets-vgg16-8849e8c6e7d7.h5",
+    )
+    made.set_defaults(do=lambda arguments: made.error("name one of the commands"))
+    commands = made.add_subparsers(metavar="COMMAND")
+    for name, do, summary in (
+        ("ls", _ls, "every cache: set, base, layers, rows, size, age"),
+        ("show", _show, "what one cache holds: spec, counts per split and class, skipped files"),
+        ("verify", _verify, "check every byte; damage is named by layer and rows (exit 65)"),
+        ("repair", _repair, "compute again only what is damaged"),
+        ("prune", _prune, "delete leftovers, caches of deleted sets, rows of deleted images"),
+    ):
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(do=do)
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+        if name in ("ls", "prune"):
+            command.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
+        else:
+            command.add_argument("file", type=Path, metavar="FILE", help="a cache file (.h5)")
+        if name == "prune":
+            command.add_argument("--yes", action="store_true", help="do not ask")
+        if name == "repair":
+            command.add_argument("--weights", type=Path, metavar="FILE", help="if they have moved")
+            command.add_argument("--wait", action="store_true", help="wait for a running writer")
+    return made
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    from pipeline.cache.file import cache_files, read_table
+    from pipeline.errors import BadDataError
+    from pipeline.text import duration, file_size, printable
+
+    listed: list[dict[str, Any]] = []
+    for path in cache_files(arguments.cache_dir):
+        entry: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size}
+        entry["age_seconds"] = round(time.time() - path.stat().st_mtime)
+        try:
+            table = read_table(path)
+            entry |= {
+                "set": table.document["set"],
+                "base": table.spec.base,
+                "image_size": table.spec.image_size,
+                "layers": list(table.layers),
+                "rows": len(table),
+            }
+        except BadDataError as error:
+            entry["error"] = str(error)
+        listed.append(entry)
+    if arguments.json:
+        print_json(listed)
+        return
+    for entry in listed:
+        size, age = file_size(entry["bytes"]), duration(entry["age_seconds"])
+        if "error" in entry:
+            print(f"{printable(entry['file'])}  {size}  unreadable: {entry['error']}")
+            continue
+        what = f"{entry['base']} at {entry['image_size']}: {', '.join(entry['layers'])}"
+        print(f"{printable(entry['file'])}  {printable(entry['set'])}  {what}", end="  ")
+        print(f"{entry['rows']:,} rows  {size}  {age} old")
+    if not listed:
+        print(f"no caches in {printable(arguments.cache_dir)}/")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from pipeline.cache.file import read_all_rows, read_table
+    from pipeline.cache.upkeep import skipped_files
+    from pipeline.text import printable
+
+    table = read_table(arguments.file)
+    skipped = skipped_files(arguments.file)
+    gone = len(read_all_rows(arguments.file)) - len(table)
+    counts = _counts(table)
+    if arguments.json:
+        print_json(
+            {
+                **table.document,
+                "layers": {layer: [len(table), *shape] for layer, shape in table.layers.items()},
+                "classes": list(table.classes),
+                "counts": counts,
+                "gone_rows": gone,
+                "skipped": [
+                    {"path": os.fsdecode(item.path), "reason": item.reason} for item in skipped
+                ],
+            }
+        )
+        return
+    print(f"set {printable(table.document['set'])} of {printable(table.document['root'])}")
+    print(f"fingerprint {table.spec.fingerprint}, made {table.document['created']}")
+    for name, value in vars(table.spec).items():
+        print(f"  {name:14} {value}")
+    print(f"  {'engine':14} {table.document['engine']}")
+    for layer, shape in table.layers.items():
+        print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
+    for entry in counts:
+        print(f"  {entry['split']:12} {printable(entry['class']):20} {entry['rows']:>8,}")
+    if gone:
+        print(f"{gone:,} more rows of images that are gone")
+    for item in skipped:
+        print(f"skipped {printable(item.path)}: {printable(item.reason)}")
+
+
+def _counts(table: "FeatureTable") -> list[dict[str, Any]]:
+    from collections import Counter
+
+    from pipeline.cache.file import SPLIT_NAMES
+
+    pairs = zip(table.columns.splits.tolist(), table.columns.labels.tolist(), strict=True)
+    return [
+        {"split": SPLIT_NAMES[split], "class": table.classes[label], "rows": rows}
+        for (split, label), rows in sorted(Counter(pairs).items())
+    ]
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from pipeline.cache.upkeep import verify_cache
+    from pipeline.errors import BadDataError
+    from pipeline.text import counted, printable
+
+    damages = verify_cache(arguments.file)
+    if arguments.json:
+        print_json(
+            {
+                "file": str(arguments.file),
+                "whole": not damages,
+                "damages": [
+                    {"dataset": found.dataset, "rows": found.rows, "what": found.what}
+                    for found in damages
+                ],
+            }
+        )
+    elif not damages:
+        print(f"{printable(arguments.file)} is whole: every byte is as it was written")
+    else:
+        for found in damages:
+            print(f"damaged: {printable(found.what)}")
+    if damages:
+        raise BadDataError(
+            f"{printable(arguments.file)} is damaged in {counted(len(damages), 'place')}: "
+            f"python -m pipeline.cache repair {printable(arguments.file)}"
+        )
+
+
+def _repair(arguments: argparse.Namespace) -> None:
+    from pipeline.api import repair_cache
+    from pipeline.text import counted, printable
+
+    with ProgressBar("repairing", unit="image") as bar:
+        done = repair_cache(
+            arguments.file, weights=arguments.weights, wait=arguments.wait, progress=bar
+        )
+    if arguments.json:
+        print_json({"damages": [found.what for found in done.damages], "computed": done.computed})
+        return
+    for found in done.damages:
+        print(f"mended: {printable(found.what)}")
+    if done.damages:
+        print(f"{counted(done.computed, 'image')} computed again")
+    else:
+        print(f"{printable(arguments.file)} is whole: nothing to repair")
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from pipeline.cache.upkeep import find_prunable, prune
+    from pipeline.errors import UsageError
+    from pipeline.text import file_size, printable
+
+    found = find_prunable(arguments.cache_dir)
+    if arguments.json and not arguments.yes:
+        raise UsageError("prune asks before it deletes; with --json give --yes, too")
+    if not arguments.json:
+        for item in found:
+            print(f"{printable(item.path)}  {file_size(item.size)}  {item.reason}")
+        if not found:
+            print("nothing to prune")
+            return
+    if not arguments.yes and not _confirmed(len(found)):
+        print("nothing was deleted")
+        return
+    for item in found:
+        prune(item)
+    freed = sum(item.size for item in found)
+    if arguments.json:
+        pruned = [{"file": str(item.path), "reason": item.reason} for item in found]
+        print_json({"pruned": pruned, "bytes": freed})
+    else:
+        print(f"freed {file_size(freed)}")
+
+
+def _confirmed(count: int) -> bool:
+    """Ask on the terminal; no answer is no."""
+    print(f"delete {'this' if count == 1 else f'these {count}'}? [y/N] ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+if __name__ == "__main__":
+    run(main)

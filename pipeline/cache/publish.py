@@ -1,0 +1,163 @@
+"""Write a cache file at one go, from rows that stand in other files."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cache.file import (
+    COLUMN_DTYPES,
+    LIBVER,
+    Columns,
+    create_features,
+    damaged,
+    read_rows,
+)
+from pipeline.cache.seal import BrokenSeal, read_seal, write_seal
+from pipeline.durable import DiskFile, write_durably
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a row's features stand now: a file and the row in it."""
+
+    path: Path
+    row: int
+
+
+def publish(
+    path: Path,
+    *,
+    document: Mapping[str, Any],
+    classes: Sequence[str],
+    columns: Columns,
+    layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]],
+) -> None:
+    """Write a complete cache file beside its place, check it, and rename it there.
+
+    Parameters
+    ----------
+    layers : layer key -> (shape of one row, the source of each row). A row without a source, one
+        of an image that is gone and never had this layer, is filled with NaN.
+    """
+    dtype = document["spec"]["dtype"]
+
+    def write(stream: DiskFile) -> None:
+        with h5py.File(stream, "w", libver=LIBVER) as file:
+            file["spec"] = json.dumps(document, ensure_ascii=False)
+            file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
+            for name in COLUMN_DTYPES:
+                file[name] = getattr(columns, name)
+            for layer, (row_shape, sources) in layers.items():
+                target = create_features(file, layer, row_shape, len(columns), dtype)
+                _copy_rows(target, layer, sources)
+        stream.check()  # of a half-written file nothing can be sealed
+        write_seal(stream)
+
+    write_durably(path, write, needs=_stored_bytes(layers))
+
+
+def _stored_bytes(layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]) -> int:
+    """About how large the published file will be: as large as the files that it is made from."""
+    rows = (row for _, sources in layers.values() for row in sources if row is not None)
+    return sum(path.stat().st_size for path in {row.path for row in rows})
+
+
+def _copy_rows(target: h5py.Dataset, layer: str, sources: Sequence[Source | None]) -> None:
+    """Fill a dataset from other files; whole chunks travel compressed."""
+    size = target.chunks[0]
+    with _OpenFiles() as files:
+        for start in range(0, len(sources), size):
+            block = sources[start : start + size]
+            if not _copy_whole_chunk(target, layer, start, block, files):
+                target[start : start + len(block)] = _gather(target, layer, block, files)
+
+
+def _copy_whole_chunk(
+    target: h5py.Dataset,
+    layer: str,
+    start: int,
+    block: Sequence[Source | None],
+    files: "_OpenFiles",
+) -> bool:
+    """Copy a block as it is stored, if it is exactly one chunk of one file."""
+    first = _whole_chunk(block, target.chunks[0])
+    if first is None:
+        return False
+    source = files[first.path][f"features/{layer}"]
+    if (source.chunks, source.dtype) != (target.chunks, target.dtype):
+        return False
+    expected = files.digests[first.path].get((f"features/{layer}", first.row))
+    if expected is None:
+        return False
+    zeros = (0,) * (target.ndim - 1)
+    mask, data = source.id.read_direct_chunk((first.row, *zeros))
+    # HDF5 does not look at its own checksum of a chunk that it does not decompress.
+    if sha256(data).hexdigest() != expected:
+        raise damaged(first.path)
+    target.id.write_direct_chunk((start, *zeros), data, mask)
+    return True
+
+
+def _gather(
+    target: h5py.Dataset, layer: str, block: Sequence[Source | None], files: "_OpenFiles"
+) -> npt.NDArray[Any]:
+    """Read a block's rows from wherever they stand; NaN where there is no source."""
+    rows = np.full((len(block), *target.shape[1:]), np.nan, target.dtype)
+    places: dict[Path, list[tuple[int, int]]] = defaultdict(list)
+    for place, source in enumerate(block):
+        if source is not None:
+            places[source.path].append((place, source.row))
+    for path, found in places.items():
+        to, wanted = np.array(found).T
+        try:
+            rows[to] = read_rows(files[path][f"features/{layer}"], wanted, str(target.dtype))
+        except OSError as error:  # HDF5's checksum failed
+            raise damaged(path) from error
+    return rows
+
+
+def _whole_chunk(block: Sequence[Source | None], size: int) -> Source | None:
+    """The first row of a block, if the block is exactly one full chunk of one file."""
+    first = block[0]
+    if len(block) != size or first is None or first.row % size:
+        return None
+    expected = (Source(first.path, first.row + offset) for offset in range(size))
+    return first if all(a == b for a, b in zip(block, expected, strict=True)) else None
+
+
+class _OpenFiles:
+    """The few source files open at a time; thousands of shards would pass the system's limit."""
+
+    LIMIT = 16
+
+    def __init__(self) -> None:
+        self._files: dict[Path, h5py.File] = {}
+        self.digests: dict[Path, Mapping[tuple[str, int], str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __getitem__(self, path: Path) -> h5py.File:
+        if path not in self._files:
+            if len(self._files) >= self.LIMIT:
+                oldest = next(iter(self._files))
+                self._files.pop(oldest).close()
+                del self.digests[oldest]
+            try:
+                self.digests[path] = read_seal(path).chunk_digests()
+            except BrokenSeal:  # another writer's file: nothing to hold its chunks against
+                self.digests[path] = {}
+            self._files[path] = h5py.File(path, "r")
+        return self._files[path]

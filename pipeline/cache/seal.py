@@ -1,0 +1,239 @@
+"""A seal behind the HDF5 data: a checksum for every byte, and a spare copy of the metadata.
+
+HDF5's own fletcher32 covers only chunks of features. The seal stands after the last byte that HDF5
+uses, where its readers never look, in the same file and so written by the same rename. It says
+which bytes are wrong, in terms of layers and rows, and holds what is needed to mend all but
+features. docs/FORMAT.md specifies it.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+import h5py
+
+MAGIC = b"feature cache 1\n"
+TAIL = struct.Struct("<QQ32s16s")  # lengths of index and spare copy, SHA-256 of both, magic
+BYTES_PER_READ = 2**20
+
+
+class Stream(Protocol):
+    """What sealing needs of an open file."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def read(self, size: int, /) -> bytes: ...
+    def write(self, data: bytes, /) -> int: ...
+
+
+class Chunk(NamedTuple):
+    """A compressed chunk of features: where it stands in the file and which rows it holds."""
+
+    offset: int
+    length: int
+    dataset: str
+    first_row: int
+    last_row: int
+    sha256: str
+
+
+class Column(NamedTuple):
+    """An uncompressed dataset: where it stands in the file, and bytes per row."""
+
+    offset: int
+    length: int
+    dataset: str
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Bytes that are not what was written.
+
+    Attributes
+    ----------
+    dataset : the dataset they belong to; empty for HDF5's own structures and the seal.
+    rows : first and last row concerned, None where rows cannot be told.
+    what : in words for people.
+    """
+
+    dataset: str
+    rows: tuple[int, int] | None
+    what: str
+
+
+class BrokenSeal(Exception):
+    """There is no readable seal; its message says why."""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What the file said when it was written.
+
+    ``end`` is the length of the HDF5 data; ``spare`` holds all bytes before it that belong to no
+    chunk of features, in order.
+    """
+
+    end: int
+    chunks: tuple[Chunk, ...]
+    columns: tuple[Column, ...]
+    spare: bytes
+
+    def gaps(self) -> Iterator[tuple[int, int]]:
+        """Offset and length of each stretch that belongs to no chunk of features."""
+        position = 0
+        for chunk in self.chunks:
+            if chunk.offset > position:
+                yield position, chunk.offset - position
+            position = chunk.offset + chunk.length
+        if position < self.end:
+            yield position, self.end - position
+
+    def chunk_digests(self) -> Mapping[tuple[str, int], str]:
+        """(dataset, first row) -> SHA-256 of the chunk's stored bytes."""
+        return {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in self.chunks}
+
+
+def write_seal(stream: Stream) -> None:
+    """Seal a whole HDF5 file that has just been written and closed by h5py."""
+    chunks, columns = _layout(stream)
+    end = stream.seek(0, 2)
+    draft = Seal(end, tuple(chunks), tuple(columns), b"")
+    sealed = [chunk._replace(sha256=_sha256(stream, chunk)) for chunk in draft.chunks]
+    spare = b"".join(_read(stream, offset, length) for offset, length in draft.gaps())
+    index = json.dumps({"end": end, "chunks": sealed, "columns": columns}).encode()
+    packed = zlib.compress(spare, 1)
+    stream.seek(0, 2)
+    stream.write(index)
+    stream.write(packed)
+    digest = hashlib.sha256(index + packed).digest()
+    stream.write(TAIL.pack(len(index), len(packed), digest, MAGIC))
+
+
+def read_seal(path: Path) -> Seal:
+    """Read a file's seal; raises BrokenSeal if there is none or it is damaged itself."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        if size < TAIL.size:
+            raise BrokenSeal("the file is cut off")
+        stream.seek(size - TAIL.size)
+        index_length, packed_length, digest, magic = TAIL.unpack(stream.read(TAIL.size))
+        start = size - TAIL.size - index_length - packed_length
+        if magic != MAGIC or start < 0:
+            raise BrokenSeal("the file has no seal at its end, or is cut off")
+        stream.seek(start)
+        index, packed = stream.read(index_length), stream.read(packed_length)
+    if hashlib.sha256(index + packed).digest() != digest:
+        raise BrokenSeal("the seal itself is damaged")
+    values = json.loads(index)
+    if values["end"] != start:
+        raise BrokenSeal("the seal belongs to a file of another length")
+    return Seal(
+        end=start,
+        chunks=tuple(Chunk(*chunk) for chunk in values["chunks"]),
+        columns=tuple(Column(*column) for column in values["columns"]),
+        spare=zlib.decompress(packed),
+    )
+
+
+def find_damage(path: Path) -> list[Damage]:
+    """Compare every byte of a file with its seal; an empty list means the file is whole."""
+    try:
+        seal = read_seal(path)
+    except BrokenSeal as broken:
+        return [Damage("", None, str(broken))]
+    damages = []
+    with path.open("rb") as stream:
+        for chunk in seal.chunks:
+            if _sha256(stream, chunk) != chunk.sha256:
+                rows = (chunk.first_row, chunk.last_row)
+                words = f"{chunk.dataset}, rows {rows[0]} to {rows[1]}"
+                damages.append(Damage(chunk.dataset, rows, words))
+    return damages + find_metadata_damage(path, seal)
+
+
+def find_metadata_damage(path: Path, seal: Seal) -> list[Damage]:
+    """Compare all that belongs to no chunk of features with the spare copy."""
+    damages = []
+    used = 0
+    with path.open("rb") as stream:
+        for offset, length in seal.gaps():
+            found, spare = _read(stream, offset, length), seal.spare[used : used + length]
+            used += length
+            if found != spare:
+                place = next(at for at in range(length) if found[at : at + 1] != spare[at : at + 1])
+                damages.append(_metadata_damage(seal.columns, offset + place))
+    return damages
+
+
+def write_mended(source: Path, target: Stream) -> None:
+    """Copy a file, its metadata taken from the seal's spare copy; chunks are copied as they are.
+
+    Raises BrokenSeal if the seal is damaged.
+    """
+    seal = read_seal(source)
+    with source.open("rb") as stream:
+        for piece in _pieces(stream, 0, source.stat().st_size):
+            target.write(piece)
+    used = 0
+    for offset, length in seal.gaps():
+        target.seek(offset)
+        target.write(seal.spare[used : used + length])
+        used += length
+
+
+def _layout(stream: Stream) -> tuple[list[Chunk], list[Column]]:
+    """Where chunks and columns stand, in the order of the file."""
+    chunks: list[Chunk] = []
+    columns: list[Column] = []
+    stream.seek(0)
+    with h5py.File(stream, "r") as file:
+
+        def visit(name: str, node: object) -> None:
+            if not isinstance(node, h5py.Dataset):
+                return
+            if node.chunks:
+                rows, step = len(node), node.chunks[0]
+
+                def add(info: h5py.h5d.StoreInfo) -> None:
+                    first = info.chunk_offset[0]
+                    last = min(first + step, rows) - 1
+                    chunks.append(Chunk(info.byte_offset, info.size, name, first, last, ""))
+
+                node.id.chunk_iter(add)
+            elif (offset := node.id.get_offset()) is not None and node.ndim:
+                length = node.id.get_storage_size()
+                columns.append(Column(offset, length, name, node.dtype.itemsize))
+
+        file.visititems(visit)
+    return sorted(chunks), sorted(columns)
+
+
+def _metadata_damage(columns: Sequence[Column], position: int) -> Damage:
+    for column in columns:
+        if column.offset <= position < column.offset + column.length:
+            row = (position - column.offset) // column.row_bytes
+            return Damage(column.dataset, (row, row), f"{column.dataset}, row {row}")
+    return Damage("", None, f"metadata of the file, byte {position}")
+
+
+def _sha256(stream: Stream | BinaryIO, chunk: Chunk) -> str:
+    digest = hashlib.sha256()
+    for piece in _pieces(stream, chunk.offset, chunk.length):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read(stream: Stream | BinaryIO, offset: int, length: int) -> bytes:
+    return b"".join(_pieces(stream, offset, length))
+
+
+def _pieces(stream: Stream | BinaryIO, offset: int, length: int) -> Iterator[bytes]:
+    stream.seek(offset)
+    while length > 0 and (piece := stream.read(min(length, BYTES_PER_READ))):
+        length -= len(piece)
+        yield piece

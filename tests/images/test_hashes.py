@@ -1,0 +1,115 @@
+"""Digests are remembered while a file is certainly the same, as git's index does."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.images import hashes
+from pipeline.images.hashes import hash_files
+from pipeline.images.scan import ImageSet, scan_folder
+
+
+def test_digests_are_sha256_of_the_files(drawn_set: Path) -> None:
+    refs, skipped = hash_files(drawn_set, scan_folder(drawn_set).files)
+    assert not skipped
+    for ref in refs[::17]:
+        content = (drawn_set / os.fsdecode(ref.path)).read_bytes()
+        assert ref.digest == hashlib.sha256(content).digest()
+
+
+def test_file_that_vanishes_before_hashing_is_skipped(drawn_set: Path) -> None:
+    found = scan_folder(drawn_set)
+    (drawn_set / os.fsdecode(found.files[3].path)).unlink()
+    refs, skipped = hash_files(drawn_set, found.files)
+    assert len(refs) == 71
+    assert [item.path for item in skipped] == [found.files[3].path]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose content was read."""
+    seen: list[Path] = []
+    real = hashes._hashed
+
+    def counting(path: Path) -> hashes.Entry:
+        seen.append(path)
+        return real(path)
+
+    monkeypatch.setattr(hashes, "_hashed", counting)
+    return seen
+
+
+def make_old(root: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    """Let the files be older than what counts as recent."""
+    later = time.time_ns() + 10 * hashes.RACY_NS
+    monkeypatch.setattr(hashes.time, "time_ns", lambda: later)
+    return scan_folder(root)
+
+
+def test_unchanged_files_are_not_read_again(
+    drawn_set: Path, tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = make_old(drawn_set, monkeypatch)
+    first = hash_files(drawn_set, found.files, index_folder=tmp_path / "index")
+    assert len(reads) == 72
+    assert hash_files(drawn_set, found.files, index_folder=tmp_path / "index") == first
+    assert len(reads) == 72
+
+
+def test_files_that_changed_just_now_are_read_again(
+    drawn_set: Path, tmp_path: Path, reads: list[Path]
+) -> None:
+    found = scan_folder(drawn_set)
+    for _ in range(2):
+        hash_files(drawn_set, found.files, index_folder=tmp_path / "index")
+    assert len(reads) == 144
+
+
+def test_rehash_reads_every_file(
+    drawn_set: Path, tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = make_old(drawn_set, monkeypatch)
+    for _ in range(2):
+        hash_files(drawn_set, found.files, index_folder=tmp_path / "index", rehash=True)
+    assert len(reads) == 144
+
+
+def test_content_changed_under_the_same_size_and_mtime_is_seen(
+    drawn_set: Path, tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = make_old(drawn_set, monkeypatch)
+    before, _ = hash_files(drawn_set, found.files, index_folder=tmp_path / "index")
+    victim = drawn_set / os.fsdecode(found.files[5].path)
+    stat = victim.stat()
+    content = bytearray(victim.read_bytes())
+    content[-20] ^= 1
+    victim.write_bytes(content)
+    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    reads.clear()
+    after, _ = hash_files(drawn_set, found.files, index_folder=tmp_path / "index")
+    assert [path.name for path in reads] == [victim.name]
+    assert [a == b for a, b in zip(before, after, strict=True)].index(False) == 5
+
+
+def test_where_ctime_is_no_change_time_every_file_is_read(
+    drawn_set: Path, tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "HAS_CHANGE_TIME", False)
+    found = make_old(drawn_set, monkeypatch)
+    for _ in range(2):
+        hash_files(drawn_set, found.files, index_folder=tmp_path / "index")
+    assert len(reads) == 144
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1,2,3,4,5,"zz"]}', "{"])
+def test_damaged_index_is_as_good_as_none(
+    drawn_set: Path, tmp_path: Path, reads: list[Path], text: str
+) -> None:
+    found = scan_folder(drawn_set)
+    expected = hash_files(drawn_set, found.files, index_folder=tmp_path / "index")
+    (index,) = (tmp_path / "index").iterdir()
+    index.write_text(text)
+    assert hash_files(drawn_set, found.files, index_folder=tmp_path / "index") == expected
