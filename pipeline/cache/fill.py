@@ -100,6 +100,7 @@ def fill_cache(
         if computed:
             known = KnownRows(table, shards.read(), distrusted)
         usable = [ref for ref in refs if ref.path not in out.paths]
+        _check_classes(images, usable)
         written = publish_rows(
             path,
             table=table,
@@ -168,6 +169,17 @@ class _SkipList:
                 f"{printable(self._root)} cannot be used, e.g. {printable(first.path)} "
                 f"({first.reason}); the list is in {target}"
             )
+
+
+def _check_classes(images: ImageSet, usable: Sequence[ImageRef]) -> None:
+    """A class of which no image can be read is as good as empty; raises BadDataError."""
+    lost = {file.label for file in images.files} - {ref.label for ref in usable}
+    if lost:
+        names = ", ".join(printable(images.classes[label]) for label in sorted(lost))
+        raise BadDataError(
+            f"no image of {names} in {printable(images.root)} can be read: mend them, or remove "
+            f"the folder"
+        )
 
 
 def _existing(path: Path, spec: FeatureSpec) -> FeatureTable | None:

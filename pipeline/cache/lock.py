@@ -9,7 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import BusyError
+from pipeline.durable import DISK_FULL
+from pipeline.errors import BusyError, CannotCreateError
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,13 @@ def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
             raise BusyError(f"{who}; run again when it has ended, or with --wait") from error
         log.info("waiting: %s", who)
         lock.acquire(poll_interval=POLL_SECONDS)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise CannotCreateError(
+            f"cannot write in {printable(cache_path.parent)}: {error.strerror}; choose another "
+            f"folder"
+        ) from error
     try:
         with contextlib.suppress(OSError):  # a courtesy to others; a full disk is told of later
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")

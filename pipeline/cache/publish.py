@@ -57,7 +57,7 @@ def publish(
                 file[name] = getattr(columns, name)
             for layer, (row_shape, sources) in layers.items():
                 target = create_features(file, layer, row_shape, len(columns), dtype)
-                _copy_rows(target, layer, sources)
+                _copy_rows(stream, target, layer, sources)
         stream.check()  # of a half-written file nothing can be sealed
         write_seal(stream)
 
@@ -70,7 +70,9 @@ def _stored_bytes(layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | 
     return sum(path.stat().st_size for path in {row.path for row in rows})
 
 
-def _copy_rows(target: h5py.Dataset, layer: str, sources: Sequence[Source | None]) -> None:
+def _copy_rows(
+    stream: DiskFile, target: h5py.Dataset, layer: str, sources: Sequence[Source | None]
+) -> None:
     """Fill a dataset from other files; whole chunks travel compressed."""
     size = target.chunks[0]
     with _OpenFiles() as files:
@@ -78,6 +80,7 @@ def _copy_rows(target: h5py.Dataset, layer: str, sources: Sequence[Source | None
             block = sources[start : start + size]
             if not _copy_whole_chunk(target, layer, start, block, files):
                 target[start : start + len(block)] = _gather(target, layer, block, files)
+            stream.check()  # on a full disk the rest would pile up in memory
 
 
 def _copy_whole_chunk(

@@ -90,6 +90,29 @@ def test_weights_that_lie_outside_their_file_are_refused(tmp_path: Path) -> None
         file_digest(tmp_path / "w.h5")
 
 
+def test_weights_that_declare_more_than_they_hold_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.create_dataset("kernel", (90_000, 90_000), "f4", chunks=(100, 100))
+    with pytest.raises(BadDataError, match="declares 32,400,000,000 bytes"):
+        file_digest(tmp_path / "w.h5")
+
+
+def test_any_flipped_byte_gives_arrays_or_one_line(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["a/kernel"] = np.ones((3, 3), "f4")
+        file["b/text"] = "no array"
+    content = (tmp_path / "w.h5").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        broken = bytearray(content)
+        broken[rng.integers(len(broken))] ^= int(rng.integers(1, 256))
+        (tmp_path / "w.h5").write_bytes(broken)
+        try:
+            assert file_arrays(tmp_path / "w.h5")
+        except BadDataError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+
+
 def test_missing_weights_file_is_no_input() -> None:
     with pytest.raises(NoInputError, match="imagenet, random or"):
         WeightsChoice.parse("nowhere.h5")

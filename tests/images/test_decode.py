@@ -93,10 +93,31 @@ def test_other_modes_equal_pillows_own_conversion(mode: str, format: str) -> Non
     np.testing.assert_array_equal(decode(data, image_size=48), np.asarray(expected))
 
 
-def test_first_frame_of_an_animation_is_taken() -> None:
-    frames = [Image.new("RGB", (10, 10), color) for color in ("red", "blue")]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert tuple(decode(data, image_size=4)[0, 0]) == (255, 0, 0)
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "MPO", "TIFF"])
+def test_first_frame_of_several_is_taken(format: str) -> None:
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+    assert abs(decode(data, image_size=4)[0, 0].astype(int) - (255, 0, 0)).max() <= 3
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "picture.png")
+    (tmp_path / "picture.png").rename(tmp_path / "picture.jpg")
+    pixels = decode((tmp_path / "picture.jpg").read_bytes(), image_size=30)
+    np.testing.assert_array_equal(pixels, decode(encoded(PICTURE), image_size=30))
+
+
+def test_image_too_large_to_decode_is_told_by_its_header() -> None:
+    data = encoded(Image.new("L", (20_000, 13_000)))  # 260 MB decoded, 260 kB stored
+    with pytest.raises(UnreadableImage, match="claims 260 million pixels"):
+        decode(data, image_size=32)
+
+
+def test_formats_that_run_other_programs_are_not_opened() -> None:
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "EPS")
+    with pytest.raises(UnreadableImage, match="not an image"):
+        decode(buffer.getvalue(), image_size=32)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1)])
