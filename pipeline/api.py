@@ -22,7 +22,7 @@ from pipeline.bases.weights import (
 )
 from pipeline.cache.file import FORMAT_VERSION, NO_FILE, FeatureTable, cache_file, read_all_rows
 from pipeline.cache.file import read_table as load_features
-from pipeline.cache.fill import Progress, fill_cache
+from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.seal import Damage, find_damage
 from pipeline.cache.upkeep import bad_rows, mend_metadata, skipped_files
@@ -171,7 +171,7 @@ def extract_features(
         images=found,
         computed=filled.computed,
         skipped=filled.skipped,
-        skipped_file=path.with_suffix(".skipped.csv"),
+        skipped_file=path.with_suffix(SKIPPED_SUFFIX),
         seconds=time.monotonic() - started,
     )
 

@@ -218,7 +218,7 @@ def remove_folder(folder: Path, *, keep: Collection[Path] = ()) -> None:
             os.rmdir(folder)
 
 
-def remove_temporaries(folder: Path, prefix: str = "") -> None:
-    """Delete what a killed process left half-written; for those who hold the folder's lock."""
-    for leftover in folder.glob(f"{glob.escape(prefix)}*{TEMPORARY_SUFFIX}"):
+def remove_temporaries(path: Path) -> None:
+    """Delete what a killed process left of a file half-written; for those who hold its lock."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.{'?' * 8}{TEMPORARY_SUFFIX}"):
         remove_file(leftover)

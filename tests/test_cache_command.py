@@ -13,6 +13,7 @@ from command import assert_one_line, modules_loaded_by, run_command
 from drawing import draw_set
 
 from pipeline import extract_features, load_features
+from pipeline.cache.lock import writer_lock
 from pipeline.cache.seal import find_damage, read_seal
 
 
@@ -161,6 +162,15 @@ def test_prune_drops_rows_of_deleted_images_and_leftovers(cached: Path, tmp_path
     assert not leftover.exists()
     assert "nothing to prune" in prune()
     assert "is whole" in run_command("cache", "verify", cached).stdout
+
+
+def test_prune_touches_nothing_that_a_run_is_writing(cached: Path) -> None:
+    half = cached.with_name(f"{cached.name}.1234abcd.tmp")
+    half.write_bytes(b"half")
+    with writer_lock(cached):
+        finished = run_command("cache", "prune", "--yes", check=75)
+    assert "is writing" in finished.stderr
+    assert half.exists()
 
 
 def test_prune_leaves_what_is_not_ours(cached: Path) -> None:

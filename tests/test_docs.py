@@ -1,9 +1,14 @@
 """What the documents say is true."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from shutil import which
 
 import numpy as np
+import pytest
 from drawing import draw_set
 
 from pipeline import extract_features
@@ -28,3 +33,53 @@ def test_ten_line_reader_of_the_format_page_reads_a_cache(tmp_path: Path) -> Non
     assert document["spec"]["base"] == "pixels"
     kept = [table.columns.paths.tolist().index(path) for path in paths]
     np.testing.assert_array_equal(features["pixels"], table.features("pixels")[kept])
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def readme_commands() -> list[str]:
+    """The lines that begin with a prompt in the console blocks of the README, without comments."""
+    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [line.removeprefix("$ ").split("  #")[0].strip() for line in lines]
+
+
+def test_readme_is_short_and_names_every_command() -> None:
+    from pipeline.__main__ import COMMANDS
+
+    assert len(README.splitlines()) < 200
+    for name in COMMANDS:
+        assert f"python -m pipeline.{name}" in README
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {command.split()[1] for command in readme_commands() if command.startswith("make ")}
+    assert targets >= {"demo", "test"}
+    for target in targets | set(re.findall(r"`make ([\w-]+)`", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+    """In their order, as written, in an empty folder with a set of own images."""
+    draw_set(tmp_path / "data" / "pets", per_class=40)
+    draw_set(tmp_path / "data" / "drawn", per_class=4)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    commands = [command for command in readme_commands() if not command.startswith("make ")]
+    assert len(commands) > 8
+    for command in commands:
+        if which(command.split()[0]) is None and command.startswith("h5ls"):
+            continue
+        finished = subprocess.run(
+            command, shell=True, env=environment, capture_output=True, text=True, check=False
+        )
+        assert finished.returncode == 0, f"{command}\n{finished.stderr}"

@@ -29,6 +29,8 @@ from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
 
+SKIPPED_SUFFIX = ".skipped.csv"
+
 Progress = Callable[[int, int], None]
 
 
@@ -79,8 +81,8 @@ def fill_cache(
     with writer_lock(path, wait=wait):
         table = _existing(path, spec)
         shards = ShardFolder(path, spec)
-        for folder, prefix in ((path.parent, path.stem), (shards.path, "")):
-            remove_temporaries(folder, prefix)
+        for target in (path, path.with_suffix(SKIPPED_SUFFIX)):
+            remove_temporaries(target)
         shards.settle()
         out = _SkipList(images, skipped, strict=strict)
         known = KnownRows(table, shards.read(), distrusted)
@@ -96,7 +98,7 @@ def fill_cache(
                 if progress:
                     progress(done + computed + len(out.paths), len(refs))
         out.add_copies(refs)
-        out.finish(path.with_suffix(".skipped.csv"))
+        out.finish(path.with_suffix(SKIPPED_SUFFIX))
         if computed:
             known = KnownRows(table, shards.read(), distrusted)
         usable = [ref for ref in refs if ref.path not in out.paths]

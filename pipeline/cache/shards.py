@@ -19,7 +19,14 @@ import numpy.typing as npt
 from pipeline.cache.file import LIBVER, create_features
 from pipeline.cache.keys import DIGEST_DTYPE, RowKey
 from pipeline.cache.seal import find_damage, write_seal
-from pipeline.durable import make_folder, remove_folder, sync_folder, write_durably
+from pipeline.durable import (
+    TEMPORARY_SUFFIX,
+    make_folder,
+    remove_file,
+    remove_folder,
+    sync_folder,
+    write_durably,
+)
 from pipeline.errors import StorageError
 from pipeline.spec import FeatureSpec
 from pipeline.text import printable
@@ -46,7 +53,10 @@ class ShardFolder:
         self._told: set[Path] = set()  # damaged shards that the user knows of
 
     def settle(self) -> None:
-        """Make what is there permanent: a killed run may have left names that it had not synced."""
+        """Take over from a killed run: drop what it left half-written, make permanent what it left
+        unsynced."""
+        for leftover in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
+            remove_file(leftover)
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)

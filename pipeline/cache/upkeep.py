@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from pipeline.cache.file import NO_FILE, FeatureTable, cache_files, read_all_rows
+from pipeline.cache.fill import SKIPPED_SUFFIX
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.merge import Distrusted
 from pipeline.cache.publish import Source, publish
@@ -150,15 +151,18 @@ def find_prunable(folder: Path) -> list[Prunable]:
 
 def prune(item: Prunable) -> None:
     """Delete what `find_prunable` found; raises BusyError if a run uses it."""
-    if item.path.suffix != ".h5":
-        remove_file(item.path)
+    if item.path.suffix == TEMPORARY_SUFFIX:
+        written = item.path.name.rsplit(".", 2)[0]  # without the random digits
+        stem = written.removesuffix(".h5").removesuffix(SKIPPED_SUFFIX)
+        with writer_lock(item.path.with_name(f"{stem}.h5")):
+            remove_file(item.path)
         return
     with writer_lock(item.path):
         if item.gone_rows:
             _drop_gone_rows(item.path)
             return
         remove_folder(item.path.with_suffix(".parts"))
-        remove_file(item.path.with_suffix(".skipped.csv"))
+        remove_file(item.path.with_suffix(SKIPPED_SUFFIX))
         remove_file(item.path)
     remove_file(item.path.with_suffix(".lock"))
 
@@ -179,7 +183,7 @@ def _drop_gone_rows(path: Path) -> None:
 def skipped_files(path: Path) -> list[Skipped]:
     """The files that a cache's last run skipped."""
     try:
-        with path.with_suffix(".skipped.csv").open(
+        with path.with_suffix(SKIPPED_SUFFIX).open(
             newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
             return [

@@ -295,6 +295,20 @@ def test_foreign_file_in_the_way_is_left_alone(drawn_set: Path, path: Path) -> N
     assert path.read_text() == "my notes"
 
 
+def test_leftovers_of_this_cache_go_and_those_of_others_stay(drawn_set: Path, path: Path) -> None:
+    ours = [
+        path.with_name(name) for name in ("drawn.h5.01234567.tmp", "drawn.skipped.csv.01234567.tmp")
+    ]
+    others = [
+        path.with_name(name) for name in ("drawn2.h5.01234567.tmp", "drawn.x.h5.01234567.tmp")
+    ]
+    for leftover in (*ours, *others):
+        leftover.write_bytes(b"half")
+    fill(drawn_set, path, CountingEngine())
+    assert not any(leftover.exists() for leftover in ours)
+    assert all(leftover.exists() for leftover in others)
+
+
 def test_second_writer_is_told_that_the_cache_is_busy(drawn_set: Path, path: Path) -> None:
     with writer_lock(path), pytest.raises(BusyError):
         fill(drawn_set, path, CountingEngine())
