@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,7 +25,13 @@ from pipeline.cache.file import read_table as load_features
 from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.seal import Damage, find_damage
-from pipeline.cache.upkeep import bad_rows, mend_metadata, skipped_files
+from pipeline.cache.upkeep import (
+    bad_rows,
+    check_ours,
+    mend_metadata,
+    remove_damaged_shards,
+    skipped_files,
+)
 from pipeline.durable import make_folder, sync_folder
 from pipeline.engines import Engine, open_engine
 from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
@@ -33,7 +39,7 @@ from pipeline.evaluation.compare import compare_heads
 from pipeline.images.decode import RESIZE_POLICIES, pixels_digest
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import ImageRef, ImageSet, Skipped, scan_folder
-from pipeline.spec import POOLING_POLICIES, FeatureSpec, layer_key
+from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
@@ -125,13 +131,17 @@ def extract_features(
     """
     started = time.monotonic()
     _check_choice("pooling", pooling, POOLING_POLICIES)
+    check_seed(seed)
+    for name in layers:
+        if ":" in name:
+            raise UsageError(f"--layer {name}: name the layer alone, and its pooling by --pooling")
     if limit_per_class is not None and limit_per_class < 1:
         raise UsageError(f"--limit-per-class needs at least 1; received {limit_per_class}")
     cache_folder = Path(cache_dir)
     chosen = find_base(base)
     recipe = Recipe(
         base=chosen,
-        image_size=image_size or chosen.image_size,
+        image_size=chosen.image_size if image_size is None else image_size,
         preprocessing=preprocessing,
         resize=resize,
         dtype=dtype,
@@ -151,7 +161,7 @@ def extract_features(
     )
     warn_of_duplicates(found, refs)
     spec = recipe.spec(layer_keys)
-    path = _output_path(out, cache_folder, found, spec)
+    path = _output_path(out, cache_folder, found, spec, {ref.digest for ref in refs})
     filled = fill_cache(
         path,
         images=found,
@@ -188,6 +198,7 @@ def repair_cache(
     path: str | os.PathLike[str],
     *,
     weights: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] = "cache",
     batch_size: int = BATCH_SIZE,
     wait: bool = False,
     progress: Progress | None = None,
@@ -198,19 +209,23 @@ def repair_cache(
     ----------
     path : the cache file.
     weights : the weights file, where the one that the cache was made with has moved.
+    cache_dir : where fetched ImageNet weights are.
 
     Raises BadDataError if the file is past mending, NoInputError if the image folder is gone.
     """
     target = Path(path)
+    check_ours(target)
+    with writer_lock(target, wait=wait):
+        shards = remove_damaged_shards(target)
     damages = find_damage(target)
     if not damages:
         read_all_rows(target)
         sync_folder(target.parent)  # a repair that was killed may not have come to that
-        return Repair((), 0)
+        return Repair(tuple(shards), 0)
     with writer_lock(target, wait=wait):
         mend_metadata(target)
     table = read_all_rows(target)
-    recipe = _recipe_of(table, weights, target.parent, batch_size)
+    recipe = _recipe_of(table, weights, Path(cache_dir), batch_size)
     layers = tuple(table.layers)
     if recipe.spec(layers) != table.spec:
         raise BadDataError(
@@ -240,7 +255,7 @@ def repair_cache(
         distrusted=bad_rows(target, table),
         progress=progress,
     )
-    return Repair(tuple(damages), filled.computed)
+    return Repair((*shards, *damages), filled.computed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +279,8 @@ class Recipe:
         if self.batch_size < 1:
             raise UsageError(f"--batch-size needs at least 1; received {self.batch_size}")
         check_image_size(self.base, self.image_size)
+        if self.preprocessing == "rescale" and self.base.preprocessing == "none":
+            log.warning("%s rescales its input by itself: 1/255 comes on top", self.base.name)
 
     def engine(self, keys: tuple[str, ...]) -> Engine:
         """The engine for these layer keys, opened once: naming weights and computing share it."""
@@ -303,12 +320,18 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _output_path(
-    out: str | os.PathLike[str] | None, cache_folder: Path, found: ImageSet, spec: FeatureSpec
+    out: str | os.PathLike[str] | None,
+    cache_folder: Path,
+    found: ImageSet,
+    spec: FeatureSpec,
+    digests: Collection[bytes],
 ) -> Path:
     """Where the cache goes, its folder made; raises CannotCreateError if that cannot be."""
     if out is None:
         make_folder(cache_folder)
-        return cache_file(cache_folder, set_name=found.name, root=found.root, spec=spec)
+        return cache_file(
+            cache_folder, set_name=found.name, root=found.root, spec=spec, digests=digests
+        )
     path = Path(out)
     if path.suffix != ".h5":
         raise UsageError(f"--out names an HDF5 file, ending in .h5; received {path}")
@@ -326,7 +349,9 @@ def _document(found: ImageSet, recipe: Recipe, spec: FeatureSpec) -> dict[str, A
         "fingerprint": spec.fingerprint,
         "set": found.name,
         "root": os.fsdecode(found.root),
-        "weights_from": os.fspath(recipe.weights.path or recipe.weights.kind),
+        "weights_from": os.fspath(
+            recipe.weights.path.resolve() if recipe.weights.path else recipe.weights.kind
+        ),
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

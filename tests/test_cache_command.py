@@ -164,6 +164,31 @@ def test_prune_drops_rows_of_deleted_images_and_leftovers(cached: Path, tmp_path
     assert "is whole" in run_command("cache", "verify", cached).stdout
 
 
+def test_prune_keeps_rows_outside_a_limit_and_files_of_others(cached: Path, tmp_path: Path) -> None:
+    extract_features(tmp_path / "data/drawn", base="pixels", limit_per_class=5)
+    Path("cache/notes.tmp").write_text("mine")
+    assert "nothing to prune" in prune("", "--yes")
+    with h5py.File(cached) as file:
+        assert len(file["labels"]) == 300
+    assert Path("cache/notes.tmp").exists()
+
+
+def test_repair_drops_damaged_batches_of_an_unfinished_run(cached: Path) -> None:
+    parts = cached.with_suffix(".parts")
+    parts.mkdir()
+    (parts / "000000.h5").write_bytes(b"garbage")
+    run_command("cache", "verify", cached, check=65)
+    assert "000000.h5" in run_command("cache", "repair", cached).stdout
+    assert "is whole" in run_command("cache", "verify", cached).stdout
+
+
+def test_repair_of_what_is_no_cache_is_one_line() -> None:
+    Path("notes.txt").write_text("mine")
+    assert "does not exist" in assert_one_line(run_command("cache", "repair", "x.h5", check=66))
+    assert_one_line(run_command("cache", "repair", "notes.txt", check=65))
+    assert sorted(path.name for path in Path().iterdir()) == ["notes.txt"]
+
+
 def test_prune_touches_nothing_that_a_run_is_writing(cached: Path) -> None:
     half = cached.with_name(f"{cached.name}.1234abcd.tmp")
     half.write_bytes(b"half")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -126,6 +127,10 @@ def test_unknown_choice_from_a_notebook_names_the_choices(drawn_set: Path, optio
         (["drawn", "--base", "pixels", "--out", "file/x.h5"], 73, "cannot create the folder"),
         (["drawn", "--base", "pixels", "--out", "text.h5"], 73, "choose another --out"),
         (["drawn", "--base", "pixels", "--batch-size", "0"], 2, "at least 1"),
+        (["drawn", "--base", "pixels", "--image-size", "0"], 2, "at least 1 pixels"),
+        (["drawn", "--base", "pixels", "--image-size", "60000"], 2, "at most 4096"),
+        (["drawn", "--base", "pixels", "--layer", "pixels:average"], 2, "--pooling"),
+        (["drawn", "--base", "vgg16", "--weights", "random", "--seed", "-1"], 2, "from 0 to"),
     ],
 )
 def test_bad_input_is_one_line_with_its_exit_code(
@@ -144,6 +149,22 @@ def test_no_readable_image_is_bad_data_and_says_why(tmp_path: Path) -> None:
         (tmp_path / "set" / name / "x.jpg").write_bytes(b"text")
     finished = run_command("extract", "set", "--base", "pixels", check=65)
     assert "2 of 2 files" in assert_one_line(finished)
+
+
+def test_image_folder_whose_name_is_no_utf8_is_cached(tmp_path: Path) -> None:
+    root = draw_set(tmp_path / os.fsdecode(b"caf\xe9"), per_class=3)
+    table = extract_features(root, base="pixels").table
+    assert table.document["root"] == os.fsdecode(root)
+    assert extract_features(root, base="pixels").computed == 0
+
+
+def test_two_sets_never_share_a_file_that_out_names(drawn_set: Path, tmp_path: Path) -> None:
+    other = draw_set(tmp_path / "other", per_class=3)
+    extract_features(drawn_set, base="pixels", out="x.h5")
+    content = Path("x.h5").read_bytes()
+    finished = run_command("extract", other, "--base", "pixels", "--out", "x.h5", check=73)
+    assert str(drawn_set) in assert_one_line(finished)
+    assert Path("x.h5").read_bytes() == content
 
 
 def test_strict_is_an_exit_code(drawn_set: Path) -> None:

@@ -9,6 +9,7 @@ from pipeline.errors import UsageError
 
 PREPROCESSING_POLICIES = ("native", "rescale")
 PIXELS = "pixels"
+MAX_IMAGE_SIZE = 4096  # pixels: an image of 50 MB, a batch of 1.6 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,8 @@ def find_base(name: str) -> Base:
 
 def check_image_size(base: Base, image_size: int) -> None:
     """Raise UsageError if the base cannot take images of this size."""
+    if image_size > MAX_IMAGE_SIZE:
+        raise UsageError(f"--image-size is at most {MAX_IMAGE_SIZE}; received {image_size}")
     if image_size < base.min_size:
         raise UsageError(
             f"{base.name} needs images of at least {base.min_size} pixels; "

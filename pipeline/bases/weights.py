@@ -27,7 +27,7 @@ from pipeline.text import printable
 log = logging.getLogger(__name__)
 
 IMAGENET, RANDOM = "imagenet", "random"
-GZIP_LIMIT = 1032  # the most that deflate can expand
+GZIP_LIMIT = 1032  # the most that deflate can expand: 258 bytes from two bits
 
 Array = npt.NDArray[np.float32]
 

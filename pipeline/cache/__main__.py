@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "repair":
             command.add_argument("--weights", type=Path, metavar="FILE", help="if they have moved")
             command.add_argument("--wait", action="store_true", help="wait for a running writer")
+            command.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
     return made
 
 
@@ -80,7 +81,7 @@ def _ls(arguments: argparse.Namespace) -> None:
             print(f"{printable(entry['file'])}  {size}  unreadable: {entry['error']}")
             continue
         what = f"{entry['base']} at {entry['image_size']}: {', '.join(entry['layers'])}"
-        print(f"{printable(entry['file'])}  {printable(entry['set'])}  {what}", end="  ")
+        print(f"{printable(entry['file'])}  {printable(entry['set'])}  {printable(what)}", end="  ")
         print(f"{entry['rows']:,} rows  {size}  {age} old")
     if not listed:
         print(f"no caches in {printable(arguments.cache_dir)}/")
@@ -110,10 +111,10 @@ def _show(arguments: argparse.Namespace) -> None:
         )
         return
     print(f"set {printable(table.document['set'])} of {printable(table.document['root'])}")
-    print(f"fingerprint {table.spec.fingerprint}, made {table.document['created']}")
-    for name, value in vars(table.spec).items():
-        print(f"  {name:14} {value}")
-    print(f"  {'engine':14} {table.document['engine']}")
+    made = printable(str(table.document.get("created", "at an unknown time")))
+    print(f"fingerprint {table.spec.fingerprint}, made {made}")
+    for name, value in {**vars(table.spec), "engine": table.document["engine"]}.items():
+        print(f"  {name:14} {printable(str(value))}")
     for layer, shape in table.layers.items():
         print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
     for entry in counts:
@@ -153,6 +154,9 @@ def _verify(arguments: argparse.Namespace) -> None:
                 ],
             }
         )
+    elif not damages and not arguments.file.exists():
+        parts = printable(arguments.file.with_suffix(".parts"))
+        print(f"{parts} is whole, but no file was published from it yet: run extract again")
     elif not damages:
         print(f"{printable(arguments.file)} is whole: every byte is as it was written")
     else:
@@ -171,7 +175,11 @@ def _repair(arguments: argparse.Namespace) -> None:
 
     with ProgressBar("repairing", unit="image") as bar:
         done = repair_cache(
-            arguments.file, weights=arguments.weights, wait=arguments.wait, progress=bar
+            arguments.file,
+            weights=arguments.weights,
+            cache_dir=arguments.cache_dir,
+            wait=arguments.wait,
+            progress=bar,
         )
     if arguments.json:
         print_json({"damages": [found.what for found in done.damages], "computed": done.computed})

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipeline.cache.hostile import ForeignLayout, check_layout, check_values
 from pipeline.cache.keys import DIGEST_DTYPE, RowKey
 from pipeline.cache.seal import BrokenSeal, find_metadata_damage, read_seal
-from pipeline.errors import BadDataError, CannotCreateError, DamagedError, NoInputError
+from pipeline.errors import BadDataError, BusyError, CannotCreateError, DamagedError, NoInputError
 from pipeline.spec import FeatureSpec
 from pipeline.text import printable
 
@@ -63,7 +63,7 @@ class Columns:
             np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMN_DTYPES
         )
 
-    def keys(self) -> list[RowKey]:
+    def row_keys(self) -> list[RowKey]:
         """The content key of each row."""
         return [
             RowKey(digest.tobytes(), int(view))
@@ -111,6 +111,7 @@ class FeatureTable:
     columns : labels, splits, paths, digests and views of the N rows.
     layers : layer key -> shape of one row, e.g. ``{"block5_pool": (4, 4, 512)}``.
     file_rows : (N,) where in the file each row stands.
+    written : which writing of the file this is; a later one may have moved rows.
     """
 
     path: Path
@@ -120,6 +121,7 @@ class FeatureTable:
     columns: Columns
     layers: Mapping[str, tuple[int, ...]]
     file_rows: npt.NDArray[np.int64]
+    written: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -141,10 +143,22 @@ def read_features(
 ) -> npt.NDArray[np.float32]:
     """Read rows by where they stand in the file; see `FeatureTable.features`."""
     with h5py.File(table.path, "r") as file:
+        _check_same(table)  # after it was opened: what is renamed to its place now stays unread
         try:
             return read_rows(file[f"features/{layer}"], file_rows)
         except OSError as error:
             raise damaged(table.path) from error
+
+
+def _check_same(table: FeatureTable) -> None:
+    if _written(table.path) != table.written:
+        raise BusyError(f"{printable(table.path)} was written anew meanwhile; run again")
+
+
+def _written(path: Path) -> tuple[int, ...]:
+    """A file's inode, size and time: every publishing makes a new file."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def damaged(path: Path) -> DamagedError:
@@ -207,6 +221,7 @@ def read_table(path: Path) -> FeatureTable:
         columns=table.columns.take(present),
         layers=table.layers,
         file_rows=present,
+        written=table.written,
     )
 
 
@@ -218,13 +233,14 @@ def read_all_rows(path: Path) -> FeatureTable:
         )
     if path.is_dir():
         raise BadDataError(f"{printable(path)} is a folder, not a feature cache (a .h5 file)")
+    written = _written(path)  # before anything is read
     with contextlib.suppress(BrokenSeal):  # another writer's file has none
         if find_metadata_damage(path, read_seal(path)):
             raise damaged(path)
     try:
         with h5py.File(path, "r") as file:
             check_layout(file)
-            return _read_open_file(path, file)
+            return _read_open_file(path, file, written)
     except ForeignLayout as error:
         raise BadDataError(f"{printable(path)} is refused: {error}") from error
     except Exception as error:  # h5py raises nearly anything on damaged structures
@@ -234,7 +250,7 @@ def read_all_rows(path: Path) -> FeatureTable:
         ) from error
 
 
-def _read_open_file(path: Path, file: h5py.File) -> FeatureTable:
+def _read_open_file(path: Path, file: h5py.File, written: tuple[int, ...]) -> FeatureTable:
     try:
         document = json.loads(file["spec"].asstr()[()])
         if document["format"] != FORMAT_VERSION:
@@ -243,6 +259,9 @@ def _read_open_file(path: Path, file: h5py.File) -> FeatureTable:
             )
         spec = FeatureSpec.from_dict(document["spec"])
         classes = tuple(file["classes"].asstr()[()])
+        for name, kinds in (("set", str), ("root", str), ("engine", dict | None)):
+            if not isinstance(document[name], kinds):
+                raise ForeignLayout(f"its description has an odd {name}")
     except (KeyError, TypeError, ValueError) as error:
         raise ForeignLayout(f"its description cannot be read ({error})") from error
     columns = Columns(**{name: file[name][()] for name in COLUMN_DTYPES})
@@ -255,6 +274,7 @@ def _read_open_file(path: Path, file: h5py.File) -> FeatureTable:
         columns=columns,
         layers={layer: tuple(rows.shape[1:]) for layer, rows in file["features"].items()},
         file_rows=np.arange(len(columns)),
+        written=written,
     )
 
 
@@ -264,27 +284,37 @@ def cache_files(folder: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: os.stat(path).st_mtime_ns, reverse=True)  # noqa: PTH116
 
 
-def cache_file(folder: Path, *, set_name: str, root: Path, spec: FeatureSpec) -> Path:
+def cache_file(
+    folder: Path, *, set_name: str, root: Path, spec: FeatureSpec, digests: Collection[bytes]
+) -> Path:
     """Where the features of a set belong: ``<set>-<base>-<fingerprint>.h5``.
 
     Two folders of one name never share a file: while the folder that a file was made from still
-    exists elsewhere, the other one's file carries six digits of its own path's digest.
+    exists elsewhere, or none of its images is here, the other one's file carries six digits of its
+    own path's digest. A folder that was moved keeps its file: its images are known by content.
+
+    Parameters
+    ----------
+    digests : of the images found.
     """
     name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
     plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
-    recorded = _recorded_root(plain)
-    if recorded is None or recorded == root or not recorded.is_dir():
+    table = _table_of_ours(plain)
+    if table is None or Path(table.document["root"]) == root:
+        return plain
+    was_moved = any(key.digest in digests for key in table.columns.row_keys())
+    if was_moved and not Path(table.document["root"]).is_dir():
         return plain
     digits = hashlib.sha256(bytes(root)).hexdigest()[:6]
     return folder / f"{name}~{digits}-{spec.base}-{spec.fingerprint}.h5"
 
 
-def _recorded_root(path: Path) -> Path | None:
-    """The image folder that a cache file was made from; None if there is no such file."""
+def _table_of_ours(path: Path) -> FeatureTable | None:
+    """What stands at a path; raises CannotCreateError if that is no cache."""
     if not path.exists():
         return None
     try:
-        return Path(read_all_rows(path).document["root"])
+        return read_all_rows(path)
     except DamagedError:
         raise
     except BadDataError as error:

@@ -79,7 +79,7 @@ def fill_cache(
     the files were skipped.
     """
     with writer_lock(path, wait=wait):
-        table = _existing(path, spec)
+        table = _existing(path, spec, images.root)
         shards = ShardFolder(path, spec)
         for target in (path, path.with_suffix(SKIPPED_SUFFIX)):
             remove_temporaries(target)
@@ -90,13 +90,14 @@ def fill_cache(
         missing = _missing(refs, wanted, known)
         done = len(refs) - sum(map(len, missing.values()))
         computed = 0
+        skipped_before = len(out.paths)
         for lacking, group in missing.items():
             for rows in _compute(
                 group, lacking, images.root, spec, shards, out, open_engine, batch_size
             ):
                 computed += rows
                 if progress:
-                    progress(done + computed + len(out.paths), len(refs))
+                    progress(done + computed + len(out.paths) - skipped_before, len(refs))
         out.add_copies(refs)
         out.finish(path.with_suffix(SKIPPED_SUFFIX))
         if computed:
@@ -184,7 +185,7 @@ def _check_classes(images: ImageSet, usable: Sequence[ImageRef]) -> None:
         )
 
 
-def _existing(path: Path, spec: FeatureSpec) -> FeatureTable | None:
+def _existing(path: Path, spec: FeatureSpec, root: Path) -> FeatureTable | None:
     """The cache that is there; raises CannotCreateError if it is something else."""
     if not path.exists():
         return None
@@ -194,6 +195,12 @@ def _existing(path: Path, spec: FeatureSpec) -> FeatureTable | None:
         raise
     except BadDataError as error:
         raise CannotCreateError(f"{error}; choose another --out") from error
+    recorded = Path(table.document["root"])
+    if recorded != root and recorded.is_dir():
+        raise CannotCreateError(
+            f"{printable(path)} holds the images of {printable(recorded)}; received "
+            f"{printable(root)}; choose another --out"
+        )
     if table.spec != spec:
         there, asked = vars(table.spec), vars(spec)
         names = [name for name in there if there[name] != asked[name]]
@@ -230,7 +237,7 @@ def _compute(
     open_engine: Callable[[tuple[str, ...]], Engine],
     batch_size: int,
 ) -> Iterator[int]:
-    """Run images through an engine, a shard whenever it is full; yields rows done, per batch."""
+    """Run images through an engine, a shard whenever it is full; yields the rows of each."""
 
     def readable() -> Iterator[tuple[ImageRef, npt.NDArray[np.uint8]]]:
         for ref, pixels in read_images(root, refs, image_size=spec.image_size, resize=spec.resize):
@@ -256,6 +263,11 @@ def _compute(
     while batch := list(islice(decoded, batch_size)):
         if engine is None:  # not before there is an image for it: opening takes seconds
             engine = open_engine(layers)
+            if engine.weights != spec.weights:
+                raise BadDataError(
+                    f"the weights of {spec.base} have SHA-256 {engine.weights[:12]}…, not "
+                    f"{spec.weights[:12]}… as noted: delete the note in weights/ and run again"
+                )
             shard_rows = min(rows_per_chunk(engine.row_shapes[key], spec.dtype) for key in layers)
         features = engine(np.stack([pixels for _, pixels in batch]))
         keys += [RowKey(ref.digest) for ref, _ in batch]
@@ -263,9 +275,11 @@ def _compute(
             rows[key] += list(_stored(key, features[key], spec.dtype))
         while len(keys) >= shard_rows:
             commit(shard_rows, engine)
-        yield len(batch)
+            yield shard_rows
     if engine and keys:
-        commit(len(keys), engine)
+        last = len(keys)
+        commit(last, engine)
+        yield last
 
 
 def _stored(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:

@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-GZIP_LIMIT = 1032  # the most that deflate can expand: 258 bytes from two bits
+from pipeline.bases.weights import GZIP_LIMIT
+
 MAX_CHUNK_BYTES = 2**28  # 256 MiB; ours are 8 MiB, or one row where that is larger
 MAX_ROWS = 2**31
 MAX_TEXT_BYTES = 2**24

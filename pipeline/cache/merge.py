@@ -65,7 +65,7 @@ class KnownRows:
 
     def _add_table(self, table: FeatureTable, distrusted: Distrusted) -> None:
         self.engine = table.document["engine"]
-        keys = table.columns.keys()
+        keys = table.columns.row_keys()
         gone = np.flatnonzero(table.columns.labels == NO_FILE)
         for layer, shape in table.layers.items():
             self.row_shapes[layer] = shape
@@ -135,7 +135,7 @@ def _arranged(table: FeatureTable | None, refs: Sequence[ImageRef]) -> list[Row]
     present = set(waiting)
     rows: list[Row] = []
     if table is not None:
-        for key, path in zip(table.columns.keys(), table.columns.paths.tolist(), strict=True):
+        for key, path in zip(table.columns.row_keys(), table.columns.paths.tolist(), strict=True):
             rows.append(Row(key, path, waiting[key].pop(path, None)))
     for place, row in enumerate(rows):
         if row.ref is None and waiting[row.key]:  # the same content under another name

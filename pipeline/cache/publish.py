@@ -51,7 +51,7 @@ def publish(
 
     def write(stream: DiskFile) -> None:
         with h5py.File(stream, "w", libver=LIBVER) as file:
-            file["spec"] = json.dumps(document, ensure_ascii=False)
+            file["spec"] = json.dumps(document)
             file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
             for name in COLUMN_DTYPES:
                 file[name] = getattr(columns, name)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pipeline.cache.lock import writer_lock
 from pipeline.cache.merge import Distrusted
 from pipeline.cache.publish import Source, publish
 from pipeline.cache.seal import (
+    MAGIC,
     BrokenSeal,
     Damage,
     find_damage,
@@ -25,7 +27,6 @@ from pipeline.cache.seal import (
     write_seal,
 )
 from pipeline.durable import (
-    TEMPORARY_SUFFIX,
     DiskFile,
     remove_file,
     remove_folder,
@@ -34,6 +35,9 @@ from pipeline.durable import (
 from pipeline.errors import BadDataError
 from pipeline.images.scan import Skipped
 from pipeline.text import counted, printable
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # what write_durably calls its temporaries
 
 
 def verify_cache(path: Path) -> list[Damage]:
@@ -49,12 +53,37 @@ def verify_cache(path: Path) -> list[Damage]:
     ]
     if shards and not path.exists():
         return damages
-    if not path.is_file():
-        read_all_rows(path)  # says what it is instead
+    check_ours(path)
     damages += find_damage(path)
     if not damages:
         damages += _contradictions(read_all_rows(path))
     return damages
+
+
+def check_ours(path: Path) -> None:
+    """Tell a cache, perhaps a damaged one, from anything else.
+
+    Raises NoInputError if there is no such file, BadDataError if it is none of ours.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            signed = file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - len(MAGIC)))
+            if signed or file.read() == MAGIC:
+                return
+    read_all_rows(path)
+
+
+def remove_damaged_shards(path: Path) -> list[Damage]:
+    """Delete the shards beside a cache that are damaged: the next run computes their rows again."""
+    found = []
+    for shard in sorted(path.with_suffix(".parts").glob("*.h5")):
+        if damages := find_damage(shard):
+            what = f"{shard.parent.name}/{shard.name}: {damages[0].what}"
+            found.append(Damage(damages[0].dataset, damages[0].rows, what))
+            remove_file(shard)
+    return found
 
 
 def _contradictions(table: FeatureTable) -> Iterator[Damage]:
@@ -131,7 +160,8 @@ def find_prunable(folder: Path) -> list[Prunable]:
     """Temporary files of dead runs, caches of deleted image folders, rows of deleted images."""
     found = [
         Prunable(path, path.stat().st_size, "half-written by a run that died")
-        for path in sorted([*folder.glob(f"*{TEMPORARY_SUFFIX}")])
+        for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
+        if LEFTOVER.fullmatch(path.name)
     ]
     for path in cache_files(folder):
         try:
@@ -142,19 +172,20 @@ def find_prunable(folder: Path) -> list[Prunable]:
         if not Path(table.document["root"]).is_dir():
             reason = f"its image folder {printable(table.document['root'])} is gone"
             found.append(Prunable(path, size, reason))
-        elif gone := int((table.columns.labels == NO_FILE).sum()):
+        elif gone := len(_rows_of_deleted_images(table)):
             share = size * gone // len(table)
-            reason = f"{counted(gone, 'row')} of images that are gone"
+            reason = f"{counted(gone, 'row')} of deleted images"
             found.append(Prunable(path, share, reason, gone))
     return found
 
 
 def prune(item: Prunable) -> None:
     """Delete what `find_prunable` found; raises BusyError if a run uses it."""
-    if item.path.suffix == TEMPORARY_SUFFIX:
-        written = item.path.name.rsplit(".", 2)[0]  # without the random digits
-        stem = written.removesuffix(".h5").removesuffix(SKIPPED_SUFFIX)
-        with writer_lock(item.path.with_name(f"{stem}.h5")):
+    if leftover := LEFTOVER.fullmatch(item.path.name):
+        stem = leftover[1].removesuffix(".h5").removesuffix(SKIPPED_SUFFIX)
+        in_parts = item.path.parent.suffix == ".parts"
+        of_cache = item.path.parent if in_parts else item.path.with_name(f"{stem}.h5")
+        with writer_lock(of_cache):
             remove_file(item.path)
         return
     with writer_lock(item.path):
@@ -169,15 +200,25 @@ def prune(item: Prunable) -> None:
 
 def _drop_gone_rows(path: Path) -> None:
     table = read_all_rows(path)
-    present = np.flatnonzero(table.columns.labels != NO_FILE)
-    sources = [Source(path, int(row)) for row in present]
+    kept = np.setdiff1d(np.arange(len(table)), _rows_of_deleted_images(table))
+    sources = [Source(path, int(row)) for row in kept]
     publish(
         path,
         document=table.document,
         classes=table.classes,
-        columns=table.columns.take(present),
+        columns=table.columns.take(kept),
         layers={layer: (shape, sources) for layer, shape in table.layers.items()},
     )
+
+
+def _rows_of_deleted_images(table: FeatureTable) -> list[int]:
+    """Rows whose file is not there any more; those outside a limit stay."""
+    root = Path(table.document["root"])
+    return [
+        row
+        for row in np.flatnonzero(table.columns.labels == NO_FILE).tolist()
+        if not (root / os.fsdecode(table.columns.paths[row])).exists()
+    ]
 
 
 def skipped_files(path: Path) -> list[Skipped]:

@@ -77,7 +77,7 @@ def _check_same_classes(tables: Sequence[FeatureTable]) -> None:
                 f"{_names(table.classes)} are the classes of {table.path}, but "
                 f"{_names(first.classes)} those of {first.path}; compare caches of the same classes"
             )
-        if set(first.columns.keys()) != set(table.columns.keys()):
+        if set(first.columns.row_keys()) != set(table.columns.row_keys()):
             log.warning(
                 "%s and %s hold different images: their test accuracies are not of the same test",
                 first.path,

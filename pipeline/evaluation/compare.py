@@ -25,6 +25,7 @@ from pipeline.heads.head import FitOptions, Head, Input
 from pipeline.heads.registry import HeadRequest, load_head, parse_heads
 from pipeline.heads.settings import DenseSettings
 from pipeline.heads.training import LabelledRows, TrainingSet
+from pipeline.spec import check_seed
 from pipeline.text import duration, printable
 
 PACKAGES = ("numpy", "scikit-learn", "keras", "tensorflow")
@@ -56,6 +57,7 @@ def compare_heads(
 
     Raises NoInputError, BadDataError or UsageError in one line.
     """
+    check_seed(seed)
     requests = parse_heads(heads)
     shares = Shares.parse(split)
     options = FitOptions(seed=seed, dense=dense or DenseSettings())
@@ -120,9 +122,9 @@ def _compare_on_layer(
         choice = choose(head, data[kind].train, data[kind].validation, options)
         if choice is None:
             log.warning(
-                "%s diverged: its scores are not finite, its row is left out; "
-                "try a lower --learning-rate",
+                "%s diverged: its scores are not finite, its row is left out%s",
                 row_name,
+                "; try a lower --learning-rate" if request.name == "dense" else "",
             )
             continue
         log.info(

@@ -67,7 +67,7 @@ def accuracy_of(labels: Labels, scores: Scores) -> float:
 def log_loss_of(labels: Labels, probabilities: Scores) -> float:
     """Mean -ln(probability of the true class), in nats; of a probability 0 that of the least."""
     true = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean())
+    return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean()) + 0.0  # never -0
 
 
 def wilson_interval(correct: int, count: int, *, z: float = Z_95) -> tuple[float, float]:

@@ -80,7 +80,7 @@ def make_splits(
         raise BadDataError(f"a classifier needs two classes or more; the cache has one: {found}")
     splits = columns.splits.copy()
     draws = uniform_draws(columns.digests, seed=seed)
-    source = _fill(splits, draws, shares)
+    source = _fill(splits, draws, shares, columns.digests)
     _check_every_class(splits, columns, classes, from_folders=bool(columns.splits.any()))
     original = columns.views == 0
     return Splits(
@@ -102,7 +102,12 @@ def uniform_draws(digests: npt.NDArray[np.void], *, seed: int) -> npt.NDArray[np
     return np.frombuffer(b"".join(heads), ">u8") / 2.0**64
 
 
-def _fill(splits: npt.NDArray[np.uint8], draws: npt.NDArray[np.float64], shares: Shares) -> str:
+def _fill(
+    splits: npt.NDArray[np.uint8],
+    draws: npt.NDArray[np.float64],
+    shares: Shares,
+    digests: npt.NDArray[np.void],
+) -> str:
     """Place, in ``splits``, the rows that no folder places; say what was done."""
     present = set(np.unique(splits).tolist())
     if present in ({NONE}, {TRAIN}):
@@ -118,15 +123,18 @@ def _fill(splits: npt.NDArray[np.uint8], draws: npt.NDArray[np.float64], shares:
     if TRAIN not in present:
         found = " and ".join(SPLIT_NAMES[split] for split in sorted(present))
         raise BadDataError(f"there are images for {found} but none in train/; add that folder")
-    trained = splits == TRAIN
+    # What also stands in another folder stays: identical files are never on two sides by our doing.
+    elsewhere = {digest.tobytes() for digest in digests[splits != TRAIN]}
+    apart = np.array([digest.tobytes() not in elsewhere for digest in digests], bool)
+    movable = (splits == TRAIN) & apart
     if {VALIDATION, TEST} <= present:
         return "split as the folders say"
     if VALIDATION in present:
         share = shares.test / (shares.train + shares.test)
-        splits[trained & (draws >= 1 - share)] = TEST
+        splits[movable & (draws >= 1 - share)] = TEST
         return f"no test folder: {100 * share:.3g} % of train, by content digest, are the test"
     share = shares.validation / (shares.train + shares.validation)
-    splits[trained & (draws >= 1 - share)] = VALIDATION
+    splits[movable & (draws >= 1 - share)] = VALIDATION
     return f"no validation folder: {100 * share:.3g} % of train, by content digest, validate"
 
 

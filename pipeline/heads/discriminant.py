@@ -9,6 +9,7 @@ from pipeline.heads.linear import LinearClassifier
 from pipeline.heads.training import LabelledRows, TrainingSet
 
 SHRINKAGES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.03, 0.01, 0.001)
+TINY = 1e-12  # of features whose total variance is scaled to 1
 
 
 class Lda:
@@ -33,7 +34,8 @@ class Lda:
         mean_variance = np.trace(covariance) / train.features.shape[1]
         projected = means @ directions  # (K, R)
         for shrinkage in SHRINKAGES:
-            shrunken = (1 - shrinkage) * np.maximum(variances, 0) + shrinkage * mean_variance
+            # constant features have no variance at all, and yet may tell the classes apart
+            shrunken = TINY + (1 - shrinkage) * np.maximum(variances, 0) + shrinkage * mean_variance
             weights = (projected / shrunken) @ directions.T
             intercepts = np.log(counts / len(rows)) - 0.5 * (means * weights).sum(axis=1)
             if train.class_count == 2:

@@ -39,6 +39,7 @@ BYTES_PER_OTHER_PIXEL = 8  # one that is converted: before and after
 
 # Below its own limit Pillow only warns; ours, which is lower, decides.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata
 
 
 class UnreadableImage(Exception):

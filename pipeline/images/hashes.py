@@ -53,10 +53,11 @@ def hash_files(
 
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         results = list(pool.map(digest, files))
+    after = before | after  # a limited run knows of fewer files
     if path is not None and after != before:
         make_folder(path.parent)
         # escapes give names that are no UTF-8 their own bytes back
-        text = json.dumps(before | after)
+        text = json.dumps(after)
         write_durably(path, lambda file: file.write(text.encode()))
     refs = [result for result in results if isinstance(result, ImageRef)]
     return refs, [result for result in results if isinstance(result, Skipped)]

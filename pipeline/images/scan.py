@@ -58,10 +58,6 @@ class ImageSet:
     skipped: tuple[Skipped, ...]
     ignored: tuple[str, ...]
 
-    @property
-    def has_splits(self) -> bool:
-        return any(file.split != NO_SPLIT for file in self.files)
-
     def limited(self, per_class: int) -> "ImageSet":
         """The first ``per_class`` files of each class (of each split), by path."""
         taken: Counter[tuple[int, int]] = Counter()
@@ -91,7 +87,8 @@ def scan_folder(root: Path) -> ImageSet:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise NoInputError(f"image folder {printable(root)} {what}")
     root = root.resolve()
-    folders, files = _entries(root)
+    skipped: list[Skipped] = []
+    folders, files = _entries(root, root, skipped)
     if not folders and not files:
         raise NoInputError(f"{printable(root)} is empty: put a folder of images per class in it")
     if not folders:
@@ -104,7 +101,7 @@ def scan_folder(root: Path) -> ImageSet:
     class_folders = {
         (split, name): root / folder / name
         for split, folder in (by_split or {NO_SPLIT: "."}).items()
-        for name in _entries(root / folder)[0]
+        for name in _entries(root / folder, root, skipped)[0]
     }
     names = sorted({name for _, name in class_folders})
     if len(names) < 2:
@@ -113,7 +110,6 @@ def scan_folder(root: Path) -> ImageSet:
             f"least two folders, one a class"
         )
     found: list[FoundFile] = []
-    skipped: list[Skipped] = []
     for (split, name), folder in class_folders.items():
         paths = _files_below(folder, root, skipped)
         if not paths:
@@ -126,7 +122,7 @@ def scan_folder(root: Path) -> ImageSet:
         name=root.name,
         classes=tuple(_text(name) for name in names),
         files=tuple(sorted(found, key=lambda file: (file.split, file.path))),
-        skipped=tuple(skipped),
+        skipped=tuple(dict.fromkeys(skipped)),
         ignored=tuple(sorted(ignored + files)),
     )
 
@@ -134,7 +130,7 @@ def scan_folder(root: Path) -> ImageSet:
 def _split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
     """Split number -> folder name, where the set is laid out in splits; else empty."""
     named = [name for name in folders if name.lower() in SPLIT_FOLDERS]
-    with_classes = [name for name in named if _entries(root / name)[0]]
+    with_classes = [name for name in named if _entries(root / name, root, [])[0]]
     if not with_classes:
         return {}
     by_split: dict[int, str] = {}
@@ -153,13 +149,16 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
     return dict(sorted(by_split.items()))
 
 
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the visible folders and files in a folder, each sorted."""
+def _entries(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
+    """Names of the visible folders and files in a folder, each sorted; odd ones are skipped."""
     folders: list[str] = []
     files: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
+                continue
+            if reason := _reason_to_skip(entry, root):
+                skipped.append(Skipped(_relative(entry, root), reason))
                 continue
             (folders if entry.is_dir() else files).append(entry.name)
     return sorted(folders), sorted(files)
@@ -175,7 +174,7 @@ def _files_below(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
                     continue
-                path = os.fsencode(Path(entry.path).relative_to(root).as_posix())
+                path = _relative(entry, root)
                 reason = _reason_to_skip(entry, root)
                 if reason:
                     skipped.append(Skipped(path, reason))
@@ -184,6 +183,10 @@ def _files_below(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes
                 else:
                     found.append(path)
     return sorted(found)
+
+
+def _relative(entry: "os.DirEntry[str]", root: Path) -> bytes:
+    return os.fsencode(Path(entry.path).relative_to(root).as_posix())
 
 
 def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str | None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ def check_writable(results: Path) -> None:
     """Make the results folder before the work begins, not after; raises CannotCreateError."""
     try:
         results.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=results).cleanup()
     except OSError as error:
         raise CannotCreateError(
             f"cannot make the results folder {results} ({error.strerror}); choose another --out"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from pipeline.cache.file import (
     read_rows,
     read_table,
 )
-from pipeline.errors import BadDataError, NoInputError, StorageError
+from pipeline.errors import BadDataError, BusyError, NoInputError, StorageError
 
 
 def test_what_is_published_is_read_back(tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_what_is_published_is_read_back(tmp_path: Path) -> None:
     assert table.spec == SPEC
     assert table.layers == {"maps": (2, 2, 3), "maps:avg": (3,)}
     assert table.columns.paths[7] == b"a/7-\xff.jpg"
-    assert table.columns.keys()[0].digest == bytes(32)
+    assert table.columns.row_keys()[0].digest == bytes(32)
     for layer, values in arrays.items():
         np.testing.assert_array_equal(table.features(layer), values)
 
@@ -114,21 +115,48 @@ def test_disk_full_while_publishing_says_so_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["before.h5", "source.h5"]
 
 
+def file_of(folder: Path, root: Path, digests: Collection[bytes] = (bytes(32),)) -> Path:
+    """Where a set called pets belongs that holds the first image of `publish_random`."""
+    return cache_file(folder, set_name="pets", root=root, spec=SPEC, digests=digests)
+
+
 def test_two_folders_of_one_name_never_share_a_file(tmp_path: Path) -> None:
     here, there = tmp_path / "a" / "pets", tmp_path / "b" / "pets"
     here.mkdir(parents=True)
     there.mkdir(parents=True)
-    first = cache_file(tmp_path, set_name="pets", root=here, spec=SPEC)
+    first = file_of(tmp_path, here, digests=set())
     publish_random(first)
     with h5py.File(first, "a") as file:
         del file["spec"]
         file["spec"] = json.dumps(document(str(here)))
     assert first.name == f"pets-vgg16-{SPEC.fingerprint}.h5"
-    assert cache_file(tmp_path, set_name="pets", root=here, spec=SPEC) == first
-    assert cache_file(tmp_path, set_name="pets", root=there, spec=SPEC) != first
+    assert file_of(tmp_path, here) == first
+    assert file_of(tmp_path, there) != first
+
+
+def test_set_that_returns_after_another_of_its_name_keeps_its_cache(tmp_path: Path) -> None:
+    first = file_of(tmp_path, tmp_path, digests=set())
+    publish_random(first)  # its recorded root, /photos/pets, is not mounted now
+    other = file_of(tmp_path, tmp_path, digests={b"x" * 32})
+    assert other != first
+
+
+def test_table_of_a_file_that_was_written_anew_is_not_read(tmp_path: Path) -> None:
+    publish_random(tmp_path / "pets.h5")
+    table = read_table(tmp_path / "pets.h5")
+    publish_random(tmp_path / "pets.h5", rows=149)
+    with pytest.raises(BusyError, match="written anew"):
+        table.features("maps")
 
 
 def test_moved_folder_keeps_its_cache(tmp_path: Path) -> None:
-    first = cache_file(tmp_path, set_name="pets", root=tmp_path / "old" / "pets", spec=SPEC)
+    first = cache_file(
+        tmp_path, set_name="pets", root=tmp_path / "old" / "pets", spec=SPEC, digests={bytes(32)}
+    )
     publish_random(first)  # its recorded root, /photos/pets, does not exist
-    assert cache_file(tmp_path, set_name="pets", root=tmp_path / "pets", spec=SPEC) == first
+    assert (
+        cache_file(
+            tmp_path, set_name="pets", root=tmp_path / "pets", spec=SPEC, digests={bytes(32)}
+        )
+        == first
+    )

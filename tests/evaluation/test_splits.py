@@ -122,3 +122,15 @@ def test_odd_shares_are_refused(text: str) -> None:
 def test_shares_of_any_sum_are_read() -> None:
     assert Shares.parse("3/1/1") == Shares()
     assert str(Shares.parse("70/10/20")) == "70/10/20"
+
+
+@pytest.mark.parametrize("folder", [2, 3])
+def test_identical_files_in_two_folders_are_not_moved_to_a_third(folder: int) -> None:
+    columns = draw_columns(LABELS)
+    columns.splits[:400], columns.splits[400:] = 1, folder
+    columns.digests[:100] = columns.digests[400:500]  # in train and in the other folder
+    splits = make_splits(columns, CLASSES)
+    ours = splits.test if folder == 2 else splits.validation
+    assert len(ours) > 40
+    given = {digest.tobytes() for digest in columns.digests[400:]}
+    assert not given & {digest.tobytes() for digest in columns.digests[ours]}

@@ -28,7 +28,6 @@ def test_usual_names_of_the_validation_folder_are_known(tmp_path: Path, name: st
 def test_class_folders_alone_have_no_split(drawn_classes: Path) -> None:
     found = scan_folder(drawn_classes)
     assert {file.split for file in found.files} == {NO_SPLIT}
-    assert not found.has_splits
 
 
 def test_a_class_called_test_is_a_class_where_it_holds_images(tmp_path: Path) -> None:
@@ -74,6 +73,17 @@ def test_links_and_pipes_are_skipped_by_name(drawn_classes: Path, tmp_path: Path
     assert sorted(reasons) == ["loop", "nowhere.png", "outside.png", "pipe"]
     assert "out of the image folder" in reasons["outside.png"]
     assert b"plain/same.png" in {file.path for file in found.files}
+
+
+def test_class_folders_that_are_links_are_skipped_by_name(
+    drawn_classes: Path, tmp_path: Path
+) -> None:
+    outside = draw_set(tmp_path / "outside", per_class=2)
+    (drawn_classes / "bird").symlink_to(outside / "plain")
+    (drawn_classes / "loop").symlink_to(drawn_classes)
+    found = scan_folder(drawn_classes)
+    assert found.classes == ("plain", "striped")
+    assert [item.path for item in found.skipped] == [b"bird", b"loop"]
 
 
 def test_any_file_name_keeps_its_bytes(drawn_classes: Path) -> None:
