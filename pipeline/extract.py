@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how an image becomes square",
     )
     made.add_argument("--dtype", default="float32", choices=("float32", "float16"))
-    made.add_argument("--batch-size", type=int, default=32, metavar="N")
+    made.add_argument("--batch-size", type=int, default=8, metavar="N")
     made.add_argument("--limit-per-class", type=int, metavar="N", help="for a quick try")
     made.add_argument("--seed", type=int, default=0, help="of --weights random")
     made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
