@@ -26,12 +26,7 @@ from pipeline.cache.seal import (
     write_mended,
     write_seal,
 )
-from pipeline.durable import (
-    DiskFile,
-    remove_file,
-    remove_folder,
-    write_durably,
-)
+from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError
 from pipeline.images.scan import Skipped
 from pipeline.text import counted, printable
@@ -45,13 +40,8 @@ def verify_cache(path: Path) -> list[Damage]:
 
     Raises NoInputError if there is no such file, BadDataError if it is none of ours.
     """
-    shards = sorted(path.with_suffix(".parts").glob("*.h5"))
-    damages = [
-        Damage(damage.dataset, damage.rows, f"{shard.parent.name}/{shard.name}: {damage.what}")
-        for shard in shards
-        for damage in find_damage(shard)
-    ]
-    if shards and not path.exists():
+    damages = [damage for _, damage in _shard_damages(path)]
+    if not path.exists() and any(_shards(path)):
         return damages
     check_ours(path)
     damages += find_damage(path)
@@ -77,13 +67,22 @@ def check_ours(path: Path) -> None:
 
 def remove_damaged_shards(path: Path) -> list[Damage]:
     """Delete the shards beside a cache that are damaged: the next run computes their rows again."""
-    found = []
-    for shard in sorted(path.with_suffix(".parts").glob("*.h5")):
-        if damages := find_damage(shard):
-            what = f"{shard.parent.name}/{shard.name}: {damages[0].what}"
-            found.append(Damage(damages[0].dataset, damages[0].rows, what))
-            remove_file(shard)
-    return found
+    found = list(_shard_damages(path))
+    for shard in {shard for shard, _ in found}:
+        remove_file(shard)
+    return [damage for _, damage in found]
+
+
+def _shards(path: Path) -> list[Path]:
+    return sorted(path.with_suffix(".parts").glob("*.h5"))
+
+
+def _shard_damages(path: Path) -> Iterator[tuple[Path, Damage]]:
+    """Each damaged place in the shards beside a cache, its words naming the shard."""
+    for shard in _shards(path):
+        for damage in find_damage(shard):
+            what = f"{shard.parent.name}/{shard.name}: {damage.what}"
+            yield shard, Damage(damage.dataset, damage.rows, what)
 
 
 def _contradictions(table: FeatureTable) -> Iterator[Damage]:
