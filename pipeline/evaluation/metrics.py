@@ -1,13 +1,14 @@
-"""What is measured of a classifier on a split."""
+"""What is measured of a classifier on a split. NumPy alone: it is called for each head and fold."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 TOP = 5
+CALIBRATION_BINS = 15  # as in Guo et al. 2017 and most tables since
 
 Labels = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -17,51 +18,107 @@ Scores = npt.NDArray[np.float64]
 class Metrics:
     """Shares in 0 … 1, NaN where a measure does not apply.
 
+    A class that is missing from the labels (of a small fold) is left out of every mean over the
+    classes that it makes undefined.
+
     Attributes
     ----------
-    accuracy, low, high : accuracy and its 95 % Wilson interval.
+    balanced_accuracy : mean over the classes of recall.
     macro_f1 : mean over the classes of F1.
     roc_auc : area under the ROC curve; of more than two classes, the mean of one against the rest.
-    log_loss : mean -ln(probability of the true class); needs probabilities.
     top5_accuracy : how often the true class is among the five highest; needs six classes.
+    log_loss : mean -ln(probability of the true class). This and what follows needs probabilities.
+    brier : half the mean squared distance of the probabilities from the truth.
+    ece : see `expected_calibration_error`.
     """
 
     accuracy: float
-    low: float
-    high: float
+    balanced_accuracy: float
     macro_f1: float
     roc_auc: float
-    log_loss: float
     top5_accuracy: float
+    log_loss: float
+    brier: float
+    ece: float
+
+
+class PerClass(NamedTuple):
+    """Precision, recall and F1 of each class (K,) float64, and its number of rows (K,) int64.
+
+    NaN where there is nothing to divide by: the precision of a class that is never predicted, the
+    recall of one that is not there, the F1 of one that is neither.
+    """
+
+    precision: npt.NDArray[np.float64]
+    recall: npt.NDArray[np.float64]
+    f1: npt.NDArray[np.float64]
+    support: npt.NDArray[np.int64]
+
+
+class Reliability(NamedTuple):
+    """Of each bin of confidence: its mean confidence, its accuracy and its number of rows.
+
+    Each (CALIBRATION_BINS,); confidence and accuracy are NaN in an empty bin.
+    """
+
+    confidence: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.int64]
 
 
 def measure(labels: Labels, scores: Scores, *, has_probabilities: bool) -> Metrics:
-    """Measure scores (N, K) against true labels (N,), every class among them."""
-    from sklearn import metrics
-
-    class_count = scores.shape[1]
-    predicted = scores.argmax(axis=1)
-    accuracy = accuracy_of(labels, scores)
-    low, high = wilson_interval(round(accuracy * len(labels)), len(labels))
-    one_vs_rest = range(class_count) if class_count > 2 else (1,)
-    aucs = [metrics.roc_auc_score(labels == label, scores[:, label]) for label in one_vs_rest]
-    every = np.arange(class_count)
+    """Measure scores (N, K) against true labels (N,)."""
+    classes = per_class(labels, scores.argmax(axis=1), scores.shape[1])
     return Metrics(
-        accuracy=accuracy,
-        low=low,
-        high=high,
-        macro_f1=float(metrics.f1_score(labels, predicted, average="macro", zero_division=0)),
-        roc_auc=float(np.mean(aucs)),
+        accuracy=accuracy_of(labels, scores),
+        balanced_accuracy=float(np.nanmean(classes.recall)),
+        macro_f1=float(np.nanmean(classes.f1)),
+        roc_auc=roc_auc_of(labels, scores),
+        top5_accuracy=_top_accuracy(labels, scores) if scores.shape[1] > TOP else math.nan,
         log_loss=log_loss_of(labels, scores) if has_probabilities else math.nan,
-        top5_accuracy=float(metrics.top_k_accuracy_score(labels, scores, k=TOP, labels=every))
-        if class_count > TOP
-        else math.nan,
+        brier=brier_of(labels, scores) if has_probabilities else math.nan,
+        ece=expected_calibration_error(labels, scores) if has_probabilities else math.nan,
     )
 
 
-def accuracy_of(labels: Labels, scores: Scores) -> float:
-    """The share of rows whose highest score is the true class's."""
+def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> float:
+    """The share of rows whose highest score is the true class's.
+
+    ``balanced``: the mean of that share over the classes that are there.
+    """
+    if balanced:
+        return float(np.nanmean(per_class(labels, scores.argmax(axis=1), scores.shape[1]).recall))
     return float(np.mean(scores.argmax(axis=1) == labels))
+
+
+def confusion_matrix(labels: Labels, predicted: Labels, class_count: int) -> npt.NDArray[np.int64]:
+    """Counts (K, K): true class by row, predicted class by column."""
+    cells = np.bincount(labels * class_count + predicted, minlength=class_count**2)
+    return cells.reshape(class_count, class_count)
+
+
+def per_class(labels: Labels, predicted: Labels, class_count: int) -> PerClass:
+    """Measure each class by itself; labels and predicted (N,)."""
+    counts = confusion_matrix(labels, predicted, class_count)
+    right, support, named = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    return PerClass(
+        precision=_ratio(right, named),
+        recall=_ratio(right, support),
+        f1=_ratio(2 * right, support + named),
+        support=support,
+    )
+
+
+def roc_auc_of(labels: Labels, scores: Scores) -> float:
+    """Area under the ROC curve; of more than two classes, the mean of one against the rest.
+
+    Classes without rows, or without others to tell them from, do not count; NaN if none is left.
+    """
+    class_count = scores.shape[1]
+    one_vs_rest = range(class_count) if class_count > 2 else (1,)
+    areas = [_auc(labels == label, scores[:, label]) for label in one_vs_rest]
+    known = [area for area in areas if not math.isnan(area)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def log_loss_of(labels: Labels, probabilities: Scores) -> float:
@@ -70,21 +127,58 @@ def log_loss_of(labels: Labels, probabilities: Scores) -> float:
     return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean()) + 0.0  # never -0
 
 
-def wilson_interval(correct: int, count: int, *, z: float = Z_95) -> tuple[float, float]:
-    """Bounds of a proportion's confidence interval (Wilson 1927).
+def brier_of(labels: Labels, probabilities: Scores) -> float:
+    """Half the mean squared distance of probabilities (N, K) from the truth, in 0 … 1.
 
-    Unlike the normal approximation it stays within 0 … 1 and does not shrink to nothing when all
-    are correct.
+    Brier (1950) does not halve; halved, it is what is usual for two classes.
     """
-    share = correct / count
-    centre = share + z**2 / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    scale = 1 + z**2 / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    true = probabilities[np.arange(len(labels)), labels]
+    squares = (probabilities**2).sum(axis=1) - true**2 + (1 - true) ** 2
+    return float(squares.mean() / 2)
 
 
-def confusion_matrix(labels: Labels, scores: Scores) -> npt.NDArray[np.int64]:
-    """Counts (K, K): true class by row, predicted class by column."""
-    counts = np.zeros((scores.shape[1],) * 2, np.int64)
-    np.add.at(counts, (labels, scores.argmax(axis=1)), 1)
-    return counts
+def expected_calibration_error(labels: Labels, probabilities: Scores) -> float:
+    """How far confidence is from accuracy, on average over the rows (Guo et al. 2017)."""
+    bins = reliability(labels, probabilities)
+    return float(np.nansum(bins.rows * np.abs(bins.confidence - bins.accuracy)) / len(labels))
+
+
+def reliability(labels: Labels, probabilities: Scores) -> Reliability:
+    """Sort rows by the predicted class's probability into bins of equal width."""
+    confidence = probabilities.max(axis=1)
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    bins = np.digitize(confidence, edges[1:-1])
+    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    rows = np.bincount(bins, minlength=CALIBRATION_BINS)
+    return Reliability(
+        confidence=_ratio(np.bincount(bins, confidence, CALIBRATION_BINS), rows),
+        accuracy=_ratio(np.bincount(bins, right, CALIBRATION_BINS), rows),
+        rows=rows,
+    )
+
+
+def _auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
+    """How often a positive row scores above a negative one, ties counting half (Mann-Whitney)."""
+    positives = np.count_nonzero(positive)
+    negatives = len(positive) - positives
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # from 1; tied scores share their mean rank
+    above = ranks[places[positive]].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives)) if positives and negatives else math.nan
+
+
+def _top_accuracy(labels: Labels, scores: Scores) -> float:
+    """The share of rows with the true class among the five highest; of ties the first come first,
+    as in argmax."""
+    true = scores[np.arange(len(labels)), labels][:, None]
+    tied_before = (scores == true) & (np.arange(scores.shape[1]) < labels[:, None])
+    return float(np.mean(((scores > true) | tied_before).sum(axis=1) < TOP))
+
+
+def _ratio(
+    numerator: npt.NDArray[np.generic], denominator: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Divide (n,) by (n,); NaN by 0."""
+    quotient = np.full(len(denominator), math.nan)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient

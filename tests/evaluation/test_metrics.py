@@ -1,62 +1,176 @@
 """Metrics agree with scikit-learn and SciPy."""
 
 import math
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.special import softmax
+from scipy.stats import binned_statistic
 from sklearn import metrics as reference
 
-from pipeline.evaluation.metrics import confusion_matrix, measure, wilson_interval
+from pipeline.evaluation.metrics import (
+    CALIBRATION_BINS,
+    accuracy_of,
+    confusion_matrix,
+    expected_calibration_error,
+    measure,
+    per_class,
+    reliability,
+    roc_auc_of,
+)
+
+CLASS_COUNTS = [2, 3, 7]
+SEEDS = range(5)
 
 
-def drawn_scores(class_count: int, *, probabilities: bool) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(class_count)
-    labels = random.permutation(np.arange(90) % class_count)
-    scores = random.normal(size=(90, class_count))
-    scores[np.arange(90), labels] += 1
-    if probabilities:
-        scores = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    return labels, scores
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # of a division by 0
+        yield
 
 
-@pytest.mark.parametrize("class_count", [2, 3, 7])
-def test_probabilities_are_measured_as_scikit_learn_does(class_count: int) -> None:
-    labels, scores = drawn_scores(class_count, probabilities=True)
+def draw_scores(
+    class_count: int, *, seed: int = 0, count: int = 90, decimals: int = 15
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of all classes, the first ones more often, and probabilities; ties by rounding."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(class_count, size=(2, count)).min(axis=0)
+    labels[:class_count] = np.arange(class_count)
+    scores = random.normal(size=(count, class_count))
+    scores[np.arange(count), labels] += 1
+    scores = softmax(scores, axis=1).round(decimals)
+    return labels, scores / scores.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("decimals", [15, 1])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("class_count", CLASS_COUNTS)
+def test_probabilities_are_measured_as_scikit_learn_does(
+    class_count: int, seed: int, decimals: int
+) -> None:
+    labels, scores = draw_scores(class_count, seed=seed, decimals=decimals)
     found = measure(labels, scores, has_probabilities=True)
     predicted = scores.argmax(axis=1)
-    assert found.accuracy == pytest.approx(reference.accuracy_score(labels, predicted))
-    assert found.macro_f1 == pytest.approx(reference.f1_score(labels, predicted, average="macro"))
+    every = np.arange(class_count)
     auc = (
         reference.roc_auc_score(labels, scores[:, 1])
         if class_count == 2
         else reference.roc_auc_score(labels, scores, multi_class="ovr", average="macro")
     )
+    assert found.accuracy == pytest.approx(reference.accuracy_score(labels, predicted))
+    assert found.balanced_accuracy == pytest.approx(
+        reference.balanced_accuracy_score(labels, predicted)
+    )
+    assert found.macro_f1 == pytest.approx(reference.f1_score(labels, predicted, average="macro"))
     assert found.roc_auc == pytest.approx(auc)
-    assert found.log_loss == pytest.approx(-np.log(scores[np.arange(90), labels]).mean())
-    if class_count > 5:
-        in_top = [label in np.argsort(row)[-5:] for label, row in zip(labels, scores, strict=True)]
-        assert found.top5_accuracy == pytest.approx(np.mean(in_top))
-        assert 0 < found.top5_accuracy < 1
-    else:
-        assert math.isnan(found.top5_accuracy)
+    assert found.log_loss == pytest.approx(reference.log_loss(labels, scores, labels=every))
+    assert found.brier == pytest.approx(
+        reference.brier_score_loss(labels, scores, labels=every, scale_by_half=True)
+    )
 
 
-def test_decision_values_have_no_log_loss_but_an_auc() -> None:
-    labels, scores = drawn_scores(3, probabilities=False)
-    found = measure(labels, scores, has_probabilities=False)
-    assert math.isnan(found.log_loss)
-    assert 0.5 < found.roc_auc < 1
+@pytest.mark.parametrize("decimals", [15, 1])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("class_count", CLASS_COUNTS)
+def test_calibration_error_is_that_of_scipys_bins(
+    class_count: int, seed: int, decimals: int
+) -> None:
+    labels, scores = draw_scores(class_count, seed=seed, decimals=decimals)
+    confidence, right = scores.max(axis=1), scores.argmax(axis=1) == labels
+    bins = {"bins": CALIBRATION_BINS, "range": (0, 1)}
+    gaps = binned_statistic(confidence, confidence - right, "sum", **bins).statistic
+    expected = np.abs(gaps).sum() / len(labels)
+    assert expected_calibration_error(labels, scores) == pytest.approx(expected)
+    assert measure(labels, scores, has_probabilities=True).ece == pytest.approx(expected)
+    found = reliability(labels, scores)
+    means = binned_statistic(confidence, [confidence, right], "mean", **bins).statistic
+    np.testing.assert_allclose(found.confidence, means[0])
+    np.testing.assert_allclose(found.accuracy, means[1])
+    assert found.rows.sum() == len(labels)
 
 
-@pytest.mark.parametrize(("correct", "count"), [(0, 10), (10, 10), (97, 100), (480, 500), (1, 2)])
-def test_wilson_interval_equals_scipys(correct: int, count: int) -> None:
-    expected = binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high))
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("class_count", CLASS_COUNTS)
+def test_each_class_is_measured_as_scikit_learn_does(class_count: int, seed: int) -> None:
+    labels, scores = draw_scores(class_count, seed=seed)
+    labels, predicted = labels[-8:], scores[-8:].argmax(axis=1)  # some lack or are never predicted
+    expected = reference.precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(class_count), zero_division=np.nan
+    )
+    for ours, theirs in zip(per_class(labels, predicted, class_count), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs)
+
+
+def test_the_true_class_counts_as_found_among_the_five_highest() -> None:
+    labels, scores = draw_scores(7)
+    found = measure(labels, scores, has_probabilities=True).top5_accuracy
+    assert found == pytest.approx(reference.top_k_accuracy_score(labels, scores, k=5))
+    assert 0.5 < found < 1
+    tied = np.full((7, 7), 1 / 7)
+    assert measure(np.arange(7), tied, has_probabilities=True).top5_accuracy == 5 / 7
+    assert math.isnan(measure(*draw_scores(3), has_probabilities=True).top5_accuracy)
+
+
+def test_decision_values_have_no_probability_measures_but_an_auc() -> None:
+    labels, scores = draw_scores(3)
+    found = measure(labels, np.log(scores), has_probabilities=False)
+    assert all(map(math.isnan, (found.log_loss, found.brier, found.ece)))
+    ranked = [reference.roc_auc_score(labels == label, scores[:, label]) for label in range(3)]
+    assert found.roc_auc == pytest.approx(np.mean(ranked))
+
+
+def test_a_class_that_a_small_fold_lacks_is_left_out_of_the_means() -> None:
+    labels, scores = draw_scores(4)
+    labels, scores = labels[labels != 2], scores[labels != 2]
+    found = measure(labels, scores, has_probabilities=True)
+    present = [0, 1, 3]
+    predicted = scores.argmax(axis=1)
+    recalls = reference.recall_score(labels, predicted, labels=present, average=None)
+    assert found.balanced_accuracy == pytest.approx(recalls.mean())
+    assert accuracy_of(labels, scores, balanced=True) == found.balanced_accuracy
+    assert found.macro_f1 == pytest.approx(reference.f1_score(labels, predicted, average="macro"))
+    areas = [reference.roc_auc_score(labels == label, scores[:, label]) for label in present]
+    assert found.roc_auc == pytest.approx(np.mean(areas))
+    for class_count in (2, 3):
+        assert math.isnan(roc_auc_of(np.zeros(5, np.int64), draw_scores(class_count, count=5)[1]))
+
+
+def test_certain_and_right_is_no_loss_certain_and_wrong_is_finite() -> None:
+    labels = np.array([0, 1, 1])
+    right = measure(labels, np.eye(2)[labels], has_probabilities=True)
+    assert (right.log_loss, right.brier, right.ece, right.roc_auc) == (0, 0, 0, 1)
+    wrong = measure(labels, np.eye(2)[1 - labels], has_probabilities=True)
+    assert (wrong.brier, wrong.ece, wrong.roc_auc) == (1, 1, 0)
+    assert wrong.log_loss == pytest.approx(reference.log_loss(labels, np.eye(2)[1 - labels]))
 
 
 def test_confusion_has_true_classes_as_rows() -> None:
-    labels, scores = drawn_scores(3, probabilities=True)
-    expected = reference.confusion_matrix(labels, scores.argmax(axis=1))
-    np.testing.assert_array_equal(confusion_matrix(labels, scores), expected)
+    labels, scores = draw_scores(3)
+    predicted = scores.argmax(axis=1)
+    expected = reference.confusion_matrix(labels, predicted)
+    np.testing.assert_array_equal(confusion_matrix(labels, predicted, 3), expected)
     assert not np.array_equal(expected, expected.T)
+
+
+def test_measuring_500_rows_takes_milliseconds() -> None:
+    labels, scores = draw_scores(2, count=500)
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        measure(labels, scores, has_probabilities=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.01
+
+
+def test_metrics_need_no_slow_library() -> None:
+    code = (
+        "import sys, pipeline.evaluation.metrics; print(*{'sklearn', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,80 @@
+"""How sure a figure is: intervals, paired tests, standard errors of differences."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import bdtr
+
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+
+Correct = npt.NDArray[np.bool_]
+Right = npt.NDArray[np.bool_] | npt.NDArray[np.float64]
+
+
+def wilson_interval(correct: float, count: int, *, z: float = Z_95) -> tuple[float, float]:
+    """Bounds of a proportion's confidence interval (Wilson 1927), 95 % unless told otherwise.
+
+    Unlike the normal approximation it stays within 0 … 1 and does not shrink to nothing when all
+    are correct. ``correct`` of ``count`` may be a mean over folds or seeds, so not whole.
+    """
+    share = correct / count
+    centre = share + z**2 / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def mcnemar_exact(first: Correct, second: Correct) -> float:
+    """Two-sided p-value that two classifiers are right equally often (McNemar 1947).
+
+    Only the images on which they differ tell: under the hypothesis each goes either way like a
+    fair coin. 1 where there is none.
+
+    Parameters
+    ----------
+    first, second : (N,) bool, whether each is right on the same images.
+    """
+    only_first = np.count_nonzero(first & ~second)
+    only_second = np.count_nonzero(second & ~first)
+    fewer, total = min(only_first, only_second), only_first + only_second
+    if 2 * fewer + 1 >= total:
+        return 1.0  # both tails together are everything; rounding would leave 0.9999999999999998
+    return 2 * float(bdtr(fewer, total, 0.5))
+
+
+def holm(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """P-values (N,) corrected for how many they are, by the step-down method of Holm (1979).
+
+    NaN is no test: it stays NaN and does not count.
+    """
+    values = np.asarray(p_values, np.float64)
+    corrected = np.full(len(values), math.nan)
+    tests = np.flatnonzero(~np.isnan(values))
+    order = tests[np.argsort(values[tests], kind="stable")]
+    stepped = values[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return corrected
+
+
+def paired_standard_error(first: Right, second: Right) -> float:
+    """Standard error of the difference of two accuracies on the same images.
+
+    (N,) each: whether it is right, or what being right counts there.
+    """
+    return _standard_error(first.astype(np.float64) - second)
+
+
+def unpaired_standard_error(first: Right, second: Right) -> float:
+    """Standard error of the difference of two accuracies on other images, (N,) and (M,)."""
+    return math.hypot(
+        _standard_error(first.astype(np.float64)), _standard_error(second.astype(np.float64))
+    )
+
+
+def _standard_error(values: npt.NDArray[np.float64]) -> float:
+    """Of the mean; infinite for a single value, which tells nothing of its own error."""
+    if len(values) < 2:
+        return math.inf
+    return float(values.std(ddof=1) / math.sqrt(len(values)))

@@ -1,0 +1,132 @@
+"""A temperature fitted on validation: the optimum, its guards, and what it leaves as it is."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import log_loss
+
+from pipeline.heads.calibration import Calibrated, apply_temperature, fit_temperature
+
+SEEDS = range(8)
+
+
+def draw_logits(
+    class_count: int, *, seed: int, temperature: float = 1.0, count: int = 400
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels drawn from the softmax of logits, and these multiplied by the temperature."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(count, class_count)) * 2
+    chances = softmax(logits, axis=1).cumsum(axis=1)
+    labels = (random.random((count, 1)) > chances).sum(axis=1).clip(max=class_count - 1)
+    return labels, logits * temperature
+
+
+@pytest.mark.parametrize("has_probabilities", [True, False])
+@pytest.mark.parametrize("class_count", [2, 5])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_temperature_is_where_an_independent_search_finds_the_lowest_log_loss(
+    seed: int, class_count: int, has_probabilities: bool
+) -> None:
+    labels, logits = draw_logits(class_count, seed=seed, temperature=0.2 * 2**seed)
+    scores = softmax(logits, axis=1) if has_probabilities else logits
+    if has_probabilities:
+        logits = np.log(np.maximum(scores, np.finfo(float).eps))
+
+    def loss(log_temperature: float) -> float:
+        return float(log_loss(labels, softmax(logits / math.exp(log_temperature), axis=1)))
+
+    found = fit_temperature(labels, scores, has_probabilities=has_probabilities)
+    searched = minimize_scalar(loss, bounds=(-5, 5), method="bounded", options={"xatol": 1e-9})
+    assert math.log(found) == pytest.approx(searched.x, abs=1e-5)
+    assert loss(math.log(found)) <= searched.fun + 1e-12
+    calibrated = apply_temperature(scores, found, has_probabilities=has_probabilities)
+    assert log_loss(labels, calibrated) == pytest.approx(searched.fun)
+    # the gradient vanishes: expected and observed logits agree
+    observed = logits[np.arange(len(labels)), labels].mean()
+    assert (calibrated * logits).sum(axis=1).mean() == pytest.approx(observed, abs=1e-8)
+
+
+def test_the_temperature_that_labels_were_drawn_with_is_found() -> None:
+    for true in (0.3, 1.0, 4.0):
+        labels, logits = draw_logits(3, seed=1, temperature=true, count=20_000)
+        found = fit_temperature(labels, logits, has_probabilities=False)
+        assert found == pytest.approx(true, rel=0.03)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6])
+def test_the_unit_of_decision_values_does_not_matter(unit: float) -> None:
+    labels, logits = draw_logits(2, seed=3)
+    expected = fit_temperature(labels, logits, has_probabilities=False)
+    found = fit_temperature(labels, logits * unit, has_probabilities=False)
+    assert found == pytest.approx(expected * unit)
+
+
+@pytest.mark.parametrize("count", [4, 50, 1000])
+def test_all_right_makes_as_sure_as_that_many_images_allow(count: int) -> None:
+    random = np.random.default_rng(count)
+    labels = np.arange(count) % 2
+    decisions = np.where(labels == 1, 1, -1) * random.uniform(0.5, 2, count)
+    scores = np.stack([-decisions, decisions], axis=1)
+    temperature = fit_temperature(labels, scores, has_probabilities=False)
+    probabilities = apply_temperature(scores, temperature, has_probabilities=False)
+    assert probabilities.max(axis=1).mean() == pytest.approx((count + 1) / (count + 2))
+    # one more image, wrong by a hair, has a minimum, but one that is far too sure
+    labels, scores = np.append(labels, 0), np.vstack([scores, [-1e-9, 1e-9]])
+    temperature = fit_temperature(labels, scores, has_probabilities=False)
+    probabilities = apply_temperature(scores, temperature, has_probabilities=False)
+    assert probabilities.max(axis=1).mean() <= (count + 2) / (count + 3) + 1e-12
+
+
+def test_certain_scores_of_a_head_that_is_always_right_stay_finite() -> None:
+    labels = np.arange(20) % 2
+    temperature = fit_temperature(labels, np.eye(2)[labels], has_probabilities=True)
+    probabilities = apply_temperature(np.eye(2)[labels], temperature, has_probabilities=True)
+    assert probabilities.max() == pytest.approx(21 / 22)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_scores_that_are_the_same_everywhere_keep_a_temperature_of_one(share: float) -> None:
+    labels = np.arange(10) % 2
+    scores = np.tile([share, 1 - share], (10, 1))
+    assert fit_temperature(labels, scores, has_probabilities=True) == 1.0
+    undecided = np.repeat(np.arange(10.0), 2).reshape(10, 2)  # rows differ, classes do not
+    assert fit_temperature(labels, undecided, has_probabilities=False) == 1.0
+
+
+def test_a_head_worse_than_chance_is_made_unsure() -> None:
+    labels, logits = draw_logits(3, seed=0)
+    temperature = fit_temperature(labels, -logits, has_probabilities=False)
+    probabilities = apply_temperature(-logits, temperature, has_probabilities=False)
+    assert math.isfinite(temperature)
+    assert log_loss(labels, probabilities) == pytest.approx(math.log(3), abs=0.01)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A classifier whose decision values are its features."""
+
+    has_probabilities: bool = False
+    parameters: int = 7
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        return features
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize("class_count", [2, 6])
+def test_calibrated_classifier_predicts_the_same_classes(
+    class_count: int, temperature: float
+) -> None:
+    _, logits = draw_logits(class_count, seed=5)
+    logits[:40] = logits[:40].round()  # ties, too
+    calibrated = Calibrated(Told(), temperature)
+    probabilities = calibrated.scores(logits)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), logits.argmax(axis=1))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    np.testing.assert_allclose(np.exp(log_softmax(logits / temperature, axis=1)), probabilities)
+    assert calibrated.has_probabilities
+    assert calibrated.parameters == 7
