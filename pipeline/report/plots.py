@@ -10,25 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pipeline.evaluation.metrics import confusion_matrix
 from pipeline.evaluation.result import Outcome
-from pipeline.text import printable
+from pipeline.report.curves import smooth
+from pipeline.report.layout import head_name
+from pipeline.report.markup import name_text
 
 DOTS_PER_INCH = 120
 LONGEST_NAME = 22  # characters of a class name beside the matrix
 MOST_NAMED_CLASSES = 40  # more names would overlap
 MOST_WRITTEN_CLASSES = 16  # more cells are too small to write in
 TRAIN_COLOUR, VALIDATION_COLOUR = "#1f77b4", "#d95f02"  # told apart by colour-blind readers, too
-
-
-def smooth(values: Sequence[float], factor: float) -> list[float]:
-    """Exponential moving average: each point is ``factor`` of the last one, the rest its own.
-
-    0 leaves the values as they are. (DLwP 5.3, listing 5.23.)
-    """
-    smoothed: list[float] = []
-    for value in values:
-        smoothed.append(smoothed[-1] * factor + value * (1 - factor) if smoothed else value)
-    return smoothed
 
 
 def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
@@ -48,7 +40,7 @@ def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
     accuracy.set(title="Accuracy", ylabel="images classified correctly")
     accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
     average = f", lines their moving average (factor {smoothing:g})" if smoothing else ""
-    _title(figure, f"{_name(outcome)}: dots are epochs{average}")
+    _title(figure, f"{head_name(outcome.result)}: dots are epochs{average}")
     _save(figure, path)
 
 
@@ -62,8 +54,10 @@ def _draw_measure(
 
 def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
     """How often each true class was taken for which: share of the true class, and count."""
-    counts = outcome.confusion
+    if outcome.test is None:
+        raise ValueError(f"{outcome.result.head} has no test predictions to draw")
     class_count = len(classes)
+    counts = confusion_matrix(outcome.test.labels, outcome.test.predicted, class_count)
     side = min(12.0, 3.2 + 0.75 * min(class_count, MOST_WRITTEN_CLASSES))
     figure = Figure(figsize=(side + 1.6, side + 0.4), layout="constrained")
     axes = figure.subplots()
@@ -76,7 +70,7 @@ def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None
         _write_cells(axes, counts, shares)
     correct, total = int(np.trace(counts)), int(counts.sum())
     share = f"{100 * correct / total:.1f} % of {total:,} test images correct"
-    _title(figure, f"{_name(outcome)}\n{share}")
+    _title(figure, f"{head_name(outcome.result)}\n{share}")
     _save(figure, path)
 
 
@@ -84,7 +78,7 @@ def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
     if len(classes) > MOST_NAMED_CLASSES:
         axes.set(xlabel="predicted class (number)", ylabel="true class (number)")
         return
-    names = [_shorten(printable(name)) for name in classes]
+    names = [_shorten(name_text(name)) for name in classes]
     places = range(len(classes))
     steep = max(map(len, names)) > 8 or len(classes) > MOST_WRITTEN_CLASSES
     axes.set_xticks(places, names, rotation=45 if steep else 0, ha="right" if steep else "center")
@@ -112,14 +106,6 @@ def _write_cells(
 
 def _shorten(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-
-def _name(outcome: Outcome) -> str:
-    """``logistic (C=0.1) on vgg16 block5_pool, pooled``; without the dense head's settings."""
-    result = outcome.result
-    params = f" ({result.params})" if result.params and outcome.history is None else ""
-    layer = "" if result.layer == result.base else f" {result.layer}"
-    return printable(f"{result.head}{params} on {result.base}{layer}, {result.input}")
 
 
 def _title(figure: Figure, text: str) -> None:

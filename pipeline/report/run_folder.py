@@ -5,13 +5,16 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CannotCreateError
-from pipeline.evaluation.result import COLUMN_NAMES, Comparison
+from pipeline.evaluation.label_edits import write_suspects
+from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
 from pipeline.evaluation.table import markdown_table
+from pipeline.report.html import write_report
 from pipeline.text import printable
 
 
@@ -29,7 +32,7 @@ def check_writable(results: Path) -> None:
 def write_run(
     comparison: Comparison, results: Path, *, command: str | None = None, smoothing: float = 0.8
 ) -> Path:
-    """Write the tables and plots of a comparison into a new folder below ``results``.
+    """Write the tables, plots and report of a comparison into a new folder below ``results``.
 
     Parameters
     ----------
@@ -49,8 +52,26 @@ def write_run(
         writer.writeheader()
         writer.writerows(document["rows"])
     (folder / "results.md").write_text(_markdown(comparison, set_name, command), "utf-8")
+    _write_settings(comparison, folder / "settings.csv")
+    if comparison.findings is not None:
+        write_suspects(folder / "suspects.csv", comparison.findings)
     _draw(comparison, folder, smoothing)
+    write_report(comparison, folder / "report.html", command=command, smoothing=smoothing)
     return folder
+
+
+def _write_settings(comparison: Comparison, path: Path) -> None:
+    """Every setting that was tried, with what it reached on validation, in the first fit."""
+    identity = ("head", "input", "base", "layer", "fingerprint")
+    names = [field.name for field in fields(Setting)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*identity, *names])
+        for outcome in comparison.outcomes:
+            row = outcome.result.row()
+            for setting in outcome.settings:
+                tried = without_nan({name: getattr(setting, name) for name in names})
+                writer.writerow([*(row[name] for name in identity), *tried.values()])
 
 
 def _new_folder(results: Path, set_name: str) -> Path:
@@ -75,7 +96,7 @@ def _new_folder(results: Path, set_name: str) -> Path:
 def _draw(comparison: Comparison, folder: Path, smoothing: float) -> None:
     from pipeline.report.plots import draw_confusion, draw_curves  # 0.5 s of matplotlib
 
-    draw_confusion(comparison.outcomes[0], comparison.classes, folder / "confusion.png")
+    draw_confusion(comparison.recommended, comparison.classes, folder / "confusion.png")
     trained = next((each for each in comparison.outcomes if each.history), None)
     if trained is not None:
         draw_curves(trained, folder / "curves.png", smoothing=smoothing)
@@ -87,13 +108,18 @@ def _markdown(comparison: Comparison, set_name: str, command: str | None) -> str
     lines = [
         f"# Heads on {_escape(set_name)}",
         "",
-        f"{run['created']}, pipeline on Python {run['versions']['python']}. "
-        "Settings were chosen on validation (val); test was scored once, by the chosen ones. "
-        "In brackets the 95 % Wilson interval.",
+        *(f"> {_escape(notice)}\n" for notice in comparison.notices),
+        f"**{_escape(comparison.recommendation)}**",
         "",
         markdown_table(comparison.results),
         "",
-        "![confusion matrix of the first row](confusion.png)",
+        f"{run['created']}, pipeline on Python {run['versions']['python']}. Settings were chosen "
+        "on validation (val), and so were the best head, those that are as good (≈ best) and the "
+        "simplest of these (*). Test was scored once, by the chosen ones; in brackets the 95 % "
+        "Wilson interval, behind ± the standard deviation over folds or seeds. p: exact McNemar "
+        "test against the best head on the same test images, Holm-corrected.",
+        "",
+        "![confusion matrix of the recommended head](confusion.png)",
         *(["![loss and accuracy by epoch](curves.png)"] if trained else []),
         "",
     ]

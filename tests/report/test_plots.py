@@ -1,6 +1,7 @@
 """Plots are drawn for any number of classes and any name, without a word on stderr."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,38 +9,29 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from report.comparisons import DECOMPOSED, drawn_result
 
-from pipeline.evaluation.result import Outcome, Result
-from pipeline.report.plots import draw_confusion, draw_curves, smooth
-
-NAN = float("nan")
+from pipeline.evaluation.metrics import confusion_matrix
+from pipeline.evaluation.result import Outcome, Predictions
+from pipeline.report.curves import smooth
+from pipeline.report.plots import draw_confusion, draw_curves
 
 
 def drawn_outcome(class_count: int = 2, *, epochs: int = 5) -> Outcome:
     random = np.random.default_rng(class_count)
-    numbers = dict.fromkeys(
-        ("train_accuracy", "validation_accuracy", "test_accuracy", "test_low", "test_high"), 0.5
-    ) | dict.fromkeys(("macro_f1", "roc_auc", "log_loss", "top5_accuracy"), NAN)
-    result = Result(
-        head="dense",
-        input="flat",
-        params="",
-        fit_seconds=1.0,
-        predict_ms=1.0,
-        parameters=1,
-        base="vgg16",
-        layer="block5_pool",
-        image_size=150,
-        fingerprint="0" * 12,
-        cache="cache/drawn.h5",
-        **numbers,
+    labels = np.repeat(np.arange(class_count), 55)
+    predicted = np.where(random.random(len(labels)) < 0.1, 0, labels)
+    test = Predictions(
+        rows=np.arange(len(labels)),
+        keys=np.zeros(len(labels), "V32"),
+        labels=labels,
+        scores=np.eye(class_count)[predicted],
     )
     history = {
         name: tuple(random.random(epochs))
         for name in ("loss", "accuracy", "val_loss", "val_accuracy")
     }
-    confusion = random.integers(0, 3, (class_count,) * 2) + np.eye(class_count, dtype=int) * 50
-    return Outcome(result=result, confusion=confusion, history=history)
+    return Outcome(result=drawn_result(head="dense", input="flat"), test=test, history=history)
 
 
 @pytest.fixture
@@ -70,7 +62,8 @@ def test_confusion_is_drawn_for_few_and_many_classes(
     with Image.open(tmp_path / "confusion.png") as image:
         assert min(image.size) > 400
     axes = figures[0].axes[0]
-    counts = outcome.confusion
+    assert outcome.test is not None
+    counts = confusion_matrix(outcome.test.labels, outcome.test.predicted, class_count)
     if class_count <= 10:
         assert len(texts(axes)) == class_count**2
         share = 100 * counts[0, 0] / counts[0].sum()
@@ -85,7 +78,7 @@ def test_confusion_is_drawn_for_few_and_many_classes(
 
 
 @pytest.mark.parametrize(
-    "name", ["$\\frac{$", "猫", "قطة", "a" * 300, "x\x1b[31m\ny", "", "_", "100 % <b>"]
+    "name", ["$\\frac{$", "猫", DECOMPOSED, "قطة", "a" * 300, "x\x1b[31m\ny", "", "_", "100 % <b>"]
 )
 def test_any_class_name_is_drawn_in_silence(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -117,18 +110,11 @@ def test_curves_show_each_epoch_and_the_moving_average(
         assert labels == ["train", "validation"]
 
 
-def test_smoothing_is_the_books() -> None:
-    # each point: factor × the smoothed one before + (1 - factor) × itself; the first as it is
-    assert smooth([1.0, 2.0, 4.0], 0.5) == [1.0, 1.5, 2.75]
-    assert smooth([3.0, 1.0], 0.0) == [3.0, 1.0]
-    assert smooth([], 0.8) == []
-
-
 def test_an_accuracy_of_100_percent_is_not_cut(tmp_path: Path, figures: list[Figure]) -> None:
     outcome = drawn_outcome(epochs=4)
     history = {**(outcome.history or {}), "accuracy": (1.0,) * 4, "val_accuracy": (1.0,) * 4}
     draw_curves(
-        Outcome(result=outcome.result, confusion=outcome.confusion, history=history),
+        replace(outcome, history=history),
         tmp_path / "curves.png",
         smoothing=0.8,
     )

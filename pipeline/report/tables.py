@@ -1,0 +1,231 @@
+"""Sections that are tables: all heads, layers by heads, what is taken for what."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.evaluation.metrics import confusion_matrix, per_class
+from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
+from pipeline.evaluation.table import IDENTITY, Column, columns_of, percent
+from pipeline.report.charts import heat_map, shade
+from pipeline.report.layout import (
+    Section,
+    number_cell,
+    row_of,
+    scrolling,
+    side_by_side,
+    title_cell,
+)
+from pipeline.report.markup import Markup, element, joined, name_of, name_text
+from pipeline.text import counted
+
+MOST_WRITTEN_CLASSES = 12  # more do not fit a table of the confusions
+MOST_CONFUSIONS = 12
+BESIDE_THE_HEAD = ("head", "verdict")  # columns that the first cell of a row holds
+OF_FAILED = ("input", *(column.title for column in IDENTITY))  # known of a head without figures
+
+Counts = npt.NDArray[np.int64]
+Shares = npt.NDArray[np.float64]
+
+
+def table_section(comparison: Comparison) -> Section:
+    """All heads, in the columns of the results table."""
+    scored = [result for result in comparison.results if not result.status]
+    columns = [each for each in columns_of(scored) if each.title not in BESIDE_THE_HEAD]
+    titles = [
+        title_cell("head", is_text=True),
+        *(title_cell(each.title, is_text=each.is_text) for each in columns),
+    ]
+    rows = [_result_row(result, columns) for result in comparison.results]
+    note = (
+        "Settings were chosen on validation (val), never on test. In brackets stands the 95 % "
+        "Wilson interval of the test accuracy"
+    )
+    if any(not math.isnan(result.test_spread) for result in scored):
+        note += ", after ± the standard deviation over the fits"
+    if any(not math.isnan(result.p_holm) for result in scored):
+        note += (
+            "; p compares a head with the best one on the same test images (exact McNemar, "
+            "Holm-corrected) and is reported, not used to choose. Above 0.05 the test images do "
+            "not tell the two apart"
+        )
+    body = joined(scrolling("All heads compared", titles, rows), element("p", f"{note}."))
+    return Section("heads", "All heads", body)
+
+
+def _result_row(result: Result, columns: Sequence[Column]) -> Markup:
+    badge = "recommended" if result.recommended else result.verdict
+    head = element(
+        "th",
+        name_of(result.head),
+        joined(" ", element("span", badge, class_="badge")) if badge else None,
+        scope="row",
+    )
+    if result.status:
+        known = [each for each in columns if each.title in OF_FAILED]
+        left = max(1, len(columns) - len(known))
+        reason = element("td", name_text(result.status), colspan=left, class_="failed")
+        return row_of(head, *(_cell(result, each) for each in known), reason)
+    cells = (_cell(result, each) for each in columns)
+    return row_of(head, *cells, class_="recommended" if result.recommended else None)
+
+
+def _cell(result: Result, column: Column) -> Markup:
+    if column.title == "params":  # in full: here is room
+        return element("td", name_text(result.params), class_="params")
+    if column.is_text:
+        return element("td", column.cell(result))
+    return number_cell(column.cell(result))
+
+
+def layers_section(comparison: Comparison) -> Section | None:
+    """Validation accuracy by layer and head, where several layers were compared."""
+    results = [result for result in comparison.results if not result.status]
+    telling = [column for column in columns_of(results) if column in IDENTITY]
+    best: dict[tuple[str, ...], dict[str, float]] = {}
+    for result in results:
+        of_layer = best.setdefault(tuple(column.cell(result) for column in telling), {})
+        of_layer[result.head] = max(of_layer.get(result.head, 0), result.validation_accuracy)
+    if len(best) < 2:
+        return None
+    highest: dict[str, float] = {}
+    for of_layer in best.values():
+        for head, accuracy in of_layer.items():
+            highest[head] = max(highest.get(head, 0), accuracy)
+    titles = [title_cell(column.title, is_text=True) for column in telling]
+    titles += [title_cell(name_of(head)) for head in highest]
+    rows = [
+        row_of(
+            *(element("th", name_of(part), scope="row") for part in place),
+            *(_accuracy_cell(best[place].get(head), highest[head]) for head in highest),
+        )
+        for place in sorted(best, key=lambda place: [_natural(part) for part in place])
+    ]
+    accuracy, place, head = max(
+        (accuracy, place, head) for place in best for head, accuracy in best[place].items()
+    )
+    text = joined(
+        f"The highest validation accuracy, {percent(accuracy)} %, has ",
+        name_of(head),
+        " on ",
+        name_of(" ".join(place)),
+        ". In bold the best of each head, in % of the validation images.",
+    )
+    table = scrolling("Validation accuracy by layer and head", titles, rows)
+    return Section("layers", "Which layer suits this data", joined(element("p", text), table))
+
+
+def _accuracy_cell(accuracy: float | None, highest: float) -> Markup:
+    if accuracy is None:
+        return number_cell("–")
+    text = percent(accuracy)
+    return number_cell(element("strong", text) if accuracy == highest else text)
+
+
+def _natural(text: str) -> list[tuple[str, int]]:
+    """A key that sorts block_3 before block_13."""
+    return [(word, int(digits or 0)) for word, digits in re.findall(r"(\D*)(\d*)", text)]
+
+
+def confusion_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
+    """What is taken for what, and precision and recall of each class."""
+    test = outcome.test
+    if test is None:
+        return None
+    counts = confusion_matrix(test.labels, test.predicted, len(classes))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    draw = _confusion_table if len(classes) <= MOST_WRITTEN_CLASSES else _confusion_map
+    text = (
+        f"{int(test.correct.sum()):,} of {counted(len(test), 'test image')} are classified right."
+    )
+    matrix = element("figure", element("h3", "Confusion matrix"), *draw(counts, shares, classes))
+    body = joined(element("p", text), side_by_side(matrix, _class_table(test, classes)))
+    return Section("confusion", "Where it errs", body)
+
+
+def _confusion_table(counts: Counts, shares: Shares, classes: Sequence[str]) -> tuple[Markup, ...]:
+    titles = [element("td", "true ↓ taken for →", class_="corner")]
+    titles += [title_cell(name_of(name)) for name in classes]
+    rows = [
+        row_of(
+            element("th", name_of(name), scope="row"),
+            *(
+                _confusion_cell(int(counts[row, column]), float(shares[row, column]), row == column)
+                for column in range(len(classes))
+            ),
+        )
+        for row, name in enumerate(classes)
+    ]
+    return (
+        scrolling("Confusion matrix", titles, rows, class_="confusion"),
+        element("figcaption", "Test images, and their share of the true class."),
+    )
+
+
+def _confusion_cell(count: int, share: float, is_right: bool) -> Markup:
+    kind = f"{'right' if is_right else 'wrong'} h{shade(share)}"
+    part = joined(" ", element("small", f"{percent(share)} %")) if count else None
+    return element("td", f"{count:,}", part, class_=kind)
+
+
+def _confusion_map(counts: Counts, shares: Shares, classes: Sequence[str]) -> tuple[Markup, ...]:
+    """The whole matrix as a drawing, its most frequent mistakes as a table."""
+    wrong = counts * ~np.eye(len(classes), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    rows = [
+        row_of(
+            element("td", name_of(classes[true])),
+            element("td", name_of(classes[taken])),
+            number_cell(f"{counts[true, taken]:,}"),
+            number_cell(f"{percent(float(shares[true, taken]))} %"),
+        )
+        for true, taken in (divmod(int(place), len(classes)) for place in order)
+        if wrong[true, taken]
+    ]
+    titles = [title_cell(title, is_text=True) for title in ("true class", "taken for")]
+    titles += [title_cell(title) for title in ("images", "of the class")]
+    label = f"Confusion matrix of {len(classes)} classes; a table names the most frequent mistakes."
+    return (
+        heat_map(shares, label=label),
+        element(
+            "figcaption",
+            "True classes from top to bottom, predicted ones from left to right, in the order of "
+            "their names.",
+        ),
+        *([scrolling("The most frequent mistakes", titles, rows)] if rows else []),
+    )
+
+
+def _class_table(test: Predictions, classes: Sequence[str]) -> Markup:
+    """Precision, recall and F1; of many classes the worst first."""
+    measured = per_class(test.labels, test.predicted, len(classes))
+    order = list(range(len(classes)))
+    caption = (
+        "Precision: how many of the images taken for the class are of it. Recall: how many of the "
+        "images of the class are found. F1: their harmonic mean."
+    )
+    if len(classes) > MOST_WRITTEN_CLASSES:
+        order.sort(key=lambda label: float(np.nan_to_num(measured.f1[label])))
+        caption += " The lowest F1 first."
+    rows = [
+        row_of(
+            element("th", name_of(classes[label]), scope="row"),
+            *(
+                number_cell(percent(float(values[label])) or "–")
+                for values in (measured.precision, measured.recall, measured.f1)
+            ),
+            number_cell(f"{measured.support[label]:,}"),
+        )
+        for label in order
+    ]
+    titles = [title_cell("class", is_text=True)]
+    titles += [title_cell(title) for title in ("precision %", "recall %", "F1 %", "images")]
+    return element(
+        "figure",
+        element("h3", "By class"),
+        scrolling("Precision and recall by class", titles, rows, class_="tall"),
+        element("figcaption", caption),
+    )

@@ -1,0 +1,90 @@
+"""Small pictures of cached rows, made from the image files if these are still what they were."""
+
+import base64
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.cache.file import FeatureTable
+from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
+
+LONGER_SIDE = 128  # pixels: sharp at 64 on a dense display, about 4 kB
+JPEG_QUALITY = 72
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture as a ``data:`` address, or, empty, the reason why there is none."""
+
+    address: str = ""
+    reason: str = ""
+
+
+def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumbnail]:
+    """Row -> its picture, of at most `LONGER_SIDE` pixels; each row is read once."""
+    register_heic()
+    wanted = sorted(set(rows))
+    root = Path(str(table.document["root"]))
+    if not (root.is_absolute() and root.is_dir()):
+        return dict.fromkeys(wanted, Thumbnail(reason="the image folder is gone"))
+    root = root.resolve()
+
+    def read(row: int) -> Thumbnail:
+        columns = table.columns
+        return _thumbnail(root, columns.paths[row], columns.digests[row].tobytes())
+
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        return dict(zip(wanted, pool.map(read, wanted), strict=True))
+
+
+def _thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
+    """The picture of one file below ``root`` whose content has that SHA-256."""
+    try:
+        data = _read_inside(root, relative)
+    except (OSError, ValueError):
+        return Thumbnail(reason="the file is gone")
+    if data is None:
+        return Thumbnail(reason="the file is gone")
+    # What a cache from elsewhere names is shown only if it is the image that was extracted.
+    if hashlib.sha256(data).digest() != digest:
+        return Thumbnail(reason="the file has changed")
+    try:
+        pixels = _without_bars(decode(data, image_size=LONGER_SIDE, resize="pad"))
+    except UnreadableImage:
+        return Thumbnail(reason="the file cannot be read")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Thumbnail(address=f"data:image/jpeg;base64,{encoded}")
+
+
+def _read_inside(root: Path, relative: bytes) -> bytes | None:
+    """Contents of a regular file that stands below ``root``, links followed; else None."""
+    posix = PurePosixPath(os.fsdecode(relative))
+    if posix.is_absolute() or ".." in posix.parts:
+        return None
+    path = (root / posix).resolve()
+    if not path.is_relative_to(root):
+        return None
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+        return None
+    return path.read_bytes()
+
+
+def _without_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Cut off the black bars that make a picture square: (S, S, 3) -> (H, W, 3)."""
+    lit = pixels.max(axis=2) > 0  # (S, S)
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    if not len(rows):  # black all over
+        return pixels
+    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

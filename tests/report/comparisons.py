@@ -1,0 +1,199 @@
+"""Comparisons drawn by hand: figures, findings and images, without fitting anything."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from drawing import draw
+from feature_sets import SPEC, write_cache
+
+from pipeline.cache.file import FeatureTable, columns_of, read_table
+from pipeline.evaluation.findings import DuplicatePair, Findings, LearningCurve, Suspect
+from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
+
+HOSTILE = '"><img src=x onerror=alert(1)>'
+COMPOSED, DECOMPOSED = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"  # puppy
+ARABIC = "\u0642\u0637\u0629"
+PER_CLASS = 9  # images of each class: three for each split
+
+
+def drawn_table(
+    folder: Path, classes: Sequence[str] = ("cats", "dogs"), *, file_name: str = "picture"
+) -> FeatureTable:
+    """A cache whose images exist, below ``folder/images``."""
+    root = folder / "images"
+    root.mkdir(parents=True)
+    labels = [row % len(classes) for row in range(PER_CLASS * len(classes))]
+    paths = []
+    for row, label in enumerate(labels):
+        paths.append(f"{file_name} {row}.png".encode())
+        draw(row, stripes=label % 2 == 1).save(root / f"{file_name} {row}.png")
+    columns = columns_of(
+        labels=labels,
+        splits=[1 + row // len(classes) % 3 for row in range(len(labels))],
+        paths=paths,
+        digests=[hashlib.sha256((root / path.decode()).read_bytes()).digest() for path in paths],
+        views=[0] * len(labels),
+    )
+    table = read_table(
+        write_cache(folder / "drawn.h5", labels=labels, classes=classes, columns=columns)
+    )
+    return replace(table, document={**table.document, "root": str(root)})
+
+
+def drawn_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> Predictions:
+    """Probabilities that are mostly right, and wrong of the first image of the split."""
+    rows = np.flatnonzero(table.columns.splits == split)
+    labels = table.columns.labels[rows]
+    class_count = len(table.classes)
+    scores = np.random.default_rng(seed).random((len(rows), class_count))
+    scores[np.arange(len(rows)), labels] += 1
+    scores[0] = 0.01
+    scores[0, (labels[0] + 1) % class_count] = 2
+    return Predictions(
+        rows=rows,
+        keys=table.columns.digests[rows],
+        labels=labels,
+        scores=scores / scores.sum(axis=1, keepdims=True),
+    )
+
+
+def drawn_result(**changes: Any) -> Result:
+    """A line of the table."""
+    values: dict[str, Any] = {
+        "head": "logistic",
+        "input": "pooled",
+        "params": "C=0.1",
+        "train_accuracy": 1.0,
+        "validation_accuracy": 0.97,
+        "test_accuracy": 0.96,
+        "test_low": 0.94,
+        "test_high": 0.98,
+        "macro_f1": 0.96,
+        "roc_auc": 0.99,
+        "log_loss": 0.12,
+        "top5_accuracy": float("nan"),
+        "fit_seconds": 0.2,
+        "predict_ms": 0.002,
+        "parameters": 1026,
+        "base": "vgg16",
+        "layer": "block5_pool",
+        "image_size": 150,
+        "fingerprint": SPEC.fingerprint,
+        "cache": "cache/drawn.h5",
+        "balanced_accuracy": 0.96,
+        "brier": 0.03,
+        "ece": 0.021,
+        "temperature": 1.3,
+        "calibrated_log_loss": 0.1,
+        "calibrated_ece": 0.012,
+        "fits": 1,
+    }
+    return Result(**values | changes)
+
+
+def drawn_history(epochs: int = 12) -> dict[str, tuple[float, ...]]:
+    """Of a head that overfits from epoch 6 on, while its accuracy holds."""
+    ages = np.arange(epochs)
+    curves = {
+        "loss": 0.6 * 0.7**ages,
+        "accuracy": 1 - 0.3 * 0.7**ages,
+        "val_loss": 0.2 + 0.02 * np.abs(ages - 5),
+        "val_accuracy": 0.96 - 0.2 * 0.3**ages,
+    }
+    return {name: tuple(values.tolist()) for name, values in curves.items()}
+
+
+def drawn_comparison(
+    folder: Path,
+    classes: Sequence[str] = ("cats", "dogs"),
+    *,
+    file_name: str = "picture",
+    looked: bool = True,
+    **changes: Any,
+) -> Comparison:
+    """Three heads and one without figures; ``changes`` are fields of the Comparison."""
+    table = drawn_table(folder, classes, file_name=file_name)
+    test, validation = drawn_predictions(table, 3), drawn_predictions(table, 2)
+    scored = [
+        drawn_result(verdict="best", head="dense", params="units=64", input="flat"),
+        drawn_result(verdict="≈ best", recommended=True, p_value=0.2, p_holm=0.4),
+        drawn_result(head="naive_bayes", validation_accuracy=0.8, p_value=1e-9, p_holm=2e-9),
+    ]
+    outcomes = [
+        Outcome(result=result, test=test, validation=validation, has_probabilities=True)
+        for result in scored
+    ]
+    outcomes[0] = replace(outcomes[0], history=drawn_history())
+    failed = Result(
+        head="svm_rbf", input="pooled", base="vgg16", layer="block5_pool", image_size=150,
+        fingerprint=SPEC.fingerprint, cache="cache/drawn.h5", status="stopped after 10 s",
+    )  # fmt: skip
+    return replace(
+        Comparison(
+            outcomes=(*outcomes, Outcome(result=failed)),
+            classes=tuple(classes),
+            run=drawn_run(table),
+            recommendation="Use logistic: 96.0 % of the test images right.",
+            notices=("2 test images also stand in train, which inflates every number.",),
+            findings=drawn_findings(table) if looked else None,
+        ),
+        **changes,
+    )
+
+
+def drawn_findings(table: FeatureTable) -> Findings:
+    """A pair of each kind, one suspect, and a learning curve."""
+    labels = table.columns.labels
+    pairs = (
+        DuplicatePair(first=0, second=5, similarity=1.0, kind="exact", across=True),
+        DuplicatePair(first=1, second=3, similarity=0.981, kind="near", across=False),
+    )
+    suspect = Suspect(
+        row=2,
+        label=int(labels[2]),
+        suggested=int(labels[2] + 1) % len(table.classes),
+        label_probability=0.0004,
+        suggested_probability=0.987,
+    )
+    curve = LearningCurve(
+        sizes=np.array([10, 20, 40]),
+        accuracies=np.array([[0.7, 0.8], [0.85, 0.87], [0.9, 0.92]]),
+        head="logistic (C=1)",
+        sentence="More images would probably help.",
+    )
+    return Findings(
+        table=table,
+        layer="block5_pool",
+        duplicates=pairs,
+        suspects=(suspect,),
+        learning_curve=curve,
+    )
+
+
+def drawn_run(table: FeatureTable) -> dict[str, Any]:
+    """What was run, as `compare_heads` tells it."""
+    return {
+        "created": "2026-11-22T02:00:00+00:00",
+        "classes": list(table.classes),
+        "heads": ["all"],
+        "seed": 17,
+        "cv": None,
+        "balance": False,
+        "versions": {"python": "3.11.7", "numpy": "2.4.6"},
+        "caches": [
+            {
+                "path": "cache/drawn.h5",
+                "set": "pets & <co>",
+                "layers": ["block5_pool"],
+                "fingerprint": table.spec.fingerprint,
+                "spec": asdict(table.spec),
+                "engine": {"name": "tensorflow"},
+                "split_source": "split as the folders say",
+                "split_counts": {"train": dict.fromkeys(table.classes, 3)},
+            }
+        ],
+    }

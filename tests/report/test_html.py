@@ -1,0 +1,285 @@
+"""report.html is whole, says what the comparison says, and no name breaks out of it."""
+
+import base64
+import hashlib
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawing import draw
+from report.comparisons import (
+    ARABIC,
+    COMPOSED,
+    DECOMPOSED,
+    HOSTILE,
+    drawn_comparison,
+    drawn_result,
+    drawn_table,
+)
+
+from pipeline.evaluation.result import Comparison, Outcome
+from pipeline.report.html import report_html, write_report
+from pipeline.report.thumbnails import read_thumbnails
+
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """A parsed page: its elements, its text, and whether every element is closed in its place."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attributes}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def anchors(self) -> list[str]:
+        return [each["href"].removeprefix("#") for each in self.all("a")]
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    return drawn_comparison(tmp_path / "set")
+
+
+def read(comparison: Comparison, **settings: object) -> Page:
+    return Page(report_html(comparison, command="python -m pipeline.classify x.h5", **settings))
+
+
+def test_every_part_is_there_in_order(comparison: Comparison) -> None:
+    page = read(comparison)
+    sections = [each["id"] for each in page.all("section")]
+    assert sections == [
+        "heads", "curves", "confusion", "roc", "reliability", "learning", "map", "mistakes",
+        "suspects", "duplicates", "run",
+    ]  # fmt: skip
+    assert page.anchors()[1:] == sections
+    assert page.text.index(comparison.recommendation) < page.text.index(comparison.notices[0])
+    assert page.text.index(comparison.notices[0]) < page.text.index("All heads")
+    assert "pets & <co>" in page.text
+
+
+def test_what_is_written_is_the_report(comparison: Comparison, tmp_path: Path) -> None:
+    write_report(comparison, tmp_path / "report.html", command=None)
+    first = (tmp_path / "report.html").read_bytes()
+    assert first.decode() == report_html(comparison, command=None)  # the same bytes every time
+    assert b"pipeline.classify" not in first
+    assert len(first) < 5_000_000
+
+
+def test_page_is_readable_by_a_screen_reader(comparison: Comparison) -> None:
+    page = read(comparison)
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1
+    ids = [each["id"] for _, each in page.elements if "id" in each]
+    assert len(ids) == len(set(ids))
+    assert set(page.anchors()) <= set(ids)
+    assert all(each["aria-labelledby"] in ids for each in page.all("section"))
+    assert all(each["scope"] in ("col", "row") for each in page.all("th"))
+    assert page.all("img")
+    assert all(each["alt"] for each in page.all("img"))
+    for drawing in page.all("svg"):
+        assert drawing.get("aria-hidden") == "true" or drawing["aria-label"]
+    regions = [each for each in page.all("div") if each.get("role") == "region"]
+    assert regions
+    assert all(each["aria-label"] and each["tabindex"] == "0" for each in regions)
+
+
+def test_nothing_is_fetched_and_nothing_runs(comparison: Comparison) -> None:
+    source = report_html(comparison, command=None)
+    page = Page(source)
+    assert page.all("script") == page.all("link") == []
+    addresses = [
+        value
+        for _, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster")
+    ]
+    assert all(each.startswith(("data:image/jpeg;base64,", "#")) for each in addresses)
+    attributes = {name for _, each in page.elements for name in each}
+    assert not [name for name in attributes if name.startswith("on") or name == "style"]
+    style = re.search(r"<style>(.*)</style>", source, re.DOTALL)
+    assert style
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+    policy = next(
+        each["content"]
+        for each in page.all("meta")
+        if each.get("http-equiv") == "Content-Security-Policy"
+    )
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "script" not in policy
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (HOSTILE, HOSTILE),
+        ("</title></style><script>alert(1)</script>", None),
+        ("a&amp;b", None),
+        (DECOMPOSED, COMPOSED),
+        (ARABIC, None),
+        ("evil\u202egnp", "evil\\u202egnp"),
+        ("red\x1b[31m", "red\\x1b[31m"),
+    ],
+)
+def test_names_are_shown_as_text(tmp_path: Path, name: str, shown: str | None) -> None:
+    comparison = drawn_comparison(tmp_path / "set", classes=(name, "dogs"))
+    page = read(comparison)
+    assert page.text.count(shown or name) >= 4
+    assert page.all("script") == []
+    assert all(each["src"].startswith("data:") for each in page.all("img"))
+    usual = {tag for tag, _ in read(drawn_comparison(tmp_path / "usual")).elements}
+    assert {tag for tag, _ in page.elements} <= usual
+
+
+@pytest.mark.parametrize("name", ['"><b onload=x>', "한글 " + ARABIC, "a" * 200])
+def test_file_names_are_shown_as_text(tmp_path: Path, name: str) -> None:
+    page = read(drawn_comparison(tmp_path / "set", file_name=name))
+    assert f"{name} 2.png" in page.text
+    assert page.all("b") == 4 * [{}]  # the key figures
+    pictures = [each["alt"].strip("\u2068\u2069") for each in page.all("img")]
+    assert f"{name} 2.png" in pictures
+
+
+def test_text_from_outside_is_escaped_wherever_it_comes_from(comparison: Comparison) -> None:
+    hostile = {"created": HOSTILE, HOSTILE: HOSTILE, "caches": [{"set": HOSTILE, "path": HOSTILE}]}
+    page = Page(
+        report_html(
+            replace(comparison, run=hostile, recommendation=HOSTILE, notices=(HOSTILE,)),
+            command=HOSTILE,
+        )
+    )
+    assert page.text.count(HOSTILE) >= 8
+    assert not [each for each in page.all("img") if each["src"] == "x"]
+
+
+def test_table_holds_every_head_and_says_why_one_has_no_figures(comparison: Comparison) -> None:
+    text = read(comparison).text
+    table = text[text.index("Duplicates", 0) : text.index("Settings were chosen")]
+    for expected in ("dense best", "logistic recommended", "96.0 (94.0–98.0)", "0.400", "<0.001",
+                     "svm_rbf", "stopped after 10 s"):  # fmt: skip
+        assert expected in table, expected
+
+
+def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
+    comparison = drawn_comparison(tmp_path / "set", looked=False, notices=(), run={})
+    outcomes = tuple(replace(each, history=None) for each in comparison.outcomes)
+    page = read(replace(comparison, outcomes=outcomes))
+    sections = [each["id"] for each in page.all("section")]
+    assert sections == ["heads", "confusion", "roc", "reliability", "run"]
+    assert "Note:" not in page.text
+    assert page.all("img") == []
+
+
+def test_scores_that_are_no_probabilities_are_not_shown_as_such(comparison: Comparison) -> None:
+    outcomes = tuple(replace(each, has_probabilities=False) for each in comparison.outcomes)
+    page = read(replace(comparison, outcomes=outcomes))
+    assert "reliability" not in [each["id"] for each in page.all("section")]
+    mistakes = page.text.rindex("most confident mistakes")
+    assert "%" not in page.text[mistakes : page.text.rindex("Likely label errors")]
+
+
+def test_layers_are_compared_where_there_are_several(comparison: Comparison) -> None:
+    first = comparison.outcomes[0]
+    deeper = [
+        replace(first, result=drawn_result(layer=layer, validation_accuracy=accuracy))
+        for layer, accuracy in (("block13_pool", 0.91), ("block3_pool", 0.99))
+    ]
+    page = read(replace(comparison, outcomes=(*comparison.outcomes, *deeper)))
+    text = page.text[page.text.rindex("Which layer suits this data") :]
+    assert "99.0 %, has logistic on block3_pool" in text
+    assert text.index("block3_pool") < text.index("block5_pool") < text.index("block13_pool")
+
+
+def test_a_hundred_classes_are_summarised(tmp_path: Path) -> None:
+    classes = [f"class {number:02d} of a long name" for number in range(100)]
+    page = read(drawn_comparison(tmp_path / "set", classes=classes))
+    assert "the 3 classes told worst" in page.text
+    assert "The lowest F1 first" in page.text
+    assert [each for each in page.all("svg") if "of 100 classes" in each.get("aria-label", "")]
+    assert classes[57] in page.text
+
+
+def test_pictures_that_are_gone_or_changed_are_said_to_be(tmp_path: Path) -> None:
+    comparison = drawn_comparison(tmp_path / "set")
+    images = tmp_path / "set" / "images"
+    (images / "picture 2.png").unlink()  # the suspect
+    draw(99, stripes=True).save(images / "picture 1.png")  # half of a pair
+    text = read(comparison).text
+    assert "the file is gone" in text
+    assert "the file has changed" in text
+    for path in images.iterdir():
+        path.unlink()
+    images.rmdir()
+    page = read(comparison)
+    assert page.all("img") == []
+    assert "the image folder is gone" in page.text
+
+
+@pytest.mark.parametrize("path", [b"../secret.png", b"/secret.png", b"link.png", b"a/../../x.png"])
+def test_no_picture_from_outside_the_image_folder_is_shown(tmp_path: Path, path: bytes) -> None:
+    table = drawn_table(tmp_path)
+    secret = tmp_path / "secret.png"
+    draw(7, stripes=True).save(secret)
+    (tmp_path / "x.png").write_bytes(secret.read_bytes())
+    (tmp_path / "images" / "link.png").symlink_to(secret)
+    (tmp_path / "images" / "a").mkdir()
+    paths, digests = table.columns.paths.astype("S99"), table.columns.digests.copy()
+    paths[0] = path if path != b"/secret.png" else bytes(secret)
+    digests[0] = np.void(hashlib.sha256(secret.read_bytes()).digest())
+    table = replace(table, columns=replace(table.columns, paths=paths, digests=digests))
+    thumbnails = read_thumbnails(table, [0, 1])
+    assert (thumbnails[0].address, thumbnails[0].reason) == ("", "the file is gone")
+    assert thumbnails[1].address.startswith("data:image/jpeg;base64,")
+
+
+def test_thumbnails_keep_the_shape_of_the_picture(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    table = drawn_table(tmp_path)  # pictures of 40 × 32
+    address = read_thumbnails(table, [0])[0].address
+    with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
+        assert image.width == 128
+        assert image.height == pytest.approx(128 * 32 / 40, abs=2)
+
+
+def test_a_head_without_temperature_of_its_own_shows_one_line(comparison: Comparison) -> None:
+    def told(**changes: float) -> str:
+        outcomes = tuple(
+            Outcome(**{**vars(each), "result": replace(each.result, **changes)})
+            for each in comparison.outcomes
+        )
+        return read(replace(comparison, outcomes=outcomes)).text
+
+    assert "with temperature 1.30" in told()
+    assert "falls from 0.120 to 0.100" in told()
+    assert "rises from 0.120 to 0.200" in told(calibrated_log_loss=0.2)
+    assert "with temperature" not in told(calibrated_log_loss=0.12)
+    assert "with temperature" not in told(calibrated_ece=math.nan)
