@@ -4,18 +4,21 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
 from pipeline.errors import NoInputError
-from pipeline.heads.registry import HEADS, parse_heads
+from pipeline.heads.registry import ALL, PROTOCOLS, parse_heads, parse_own_head
 from pipeline.heads.settings import OPTIMIZERS, DenseSettings
 from pipeline.text import printable
 
 if TYPE_CHECKING:
     from pipeline.evaluation.result import Comparison
+
+T = TypeVar("T")
 
 log = logging.getLogger("pipeline")
 
@@ -25,26 +28,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.verbose:
         log.setLevel(logging.DEBUG)
-    parse_heads(arguments.heads)  # a misspelt name is told before anything is loaded
+    if arguments.heads is not None:  # a misspelt name is told before anything is loaded
+        parse_heads(arguments.heads)
+    for own in arguments.head:
+        parse_own_head(own)
     from pipeline.evaluation.compare import compare_heads
     from pipeline.report.run_folder import check_writable, write_run
 
     check_writable(arguments.out)
     comparison = compare_heads(
         arguments.caches or [_newest_cache(arguments.cache_dir)],
-        heads=arguments.heads,
+        heads=_heads(arguments),
         layers=arguments.layer,
+        cv=arguments.cv,
+        repeats=arguments.repeats,
         split=arguments.split,
         split_seed=arguments.split_seed,
+        group=arguments.group,
+        refit=arguments.refit,
+        protocol=arguments.protocol,
+        balance=arguments.balance,
+        timeout=arguments.timeout,
+        labels=arguments.labels,
         seed=arguments.seed,
-        dense=DenseSettings(
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            units=arguments.units,
-            dropout=arguments.dropout,
-            learning_rate=arguments.learning_rate,
-            optimizer=arguments.optimizer,
-        ),
+        dense=_dense_grid(arguments),
+        look=arguments.look,
     )
     words = sys.argv[1:] if argv is None else argv
     folder = write_run(
@@ -56,8 +64,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json:
         sys.stdout.write((folder / "results.json").read_text("utf-8"))
     else:
+        for notice in comparison.notices:
+            print(f"note: {notice}")
         _print_table(comparison)
-        print(f"\nwritten to {printable(folder)}")
+        print(f"\n{comparison.recommendation}\n")
+        print(f"open {printable(folder / 'report.html')}")
+        print(f"written to {printable(folder)}")
+
+
+def _heads(arguments: argparse.Namespace) -> list[str] | None:
+    """What --heads and --head ask for; the latter alone stand alone."""
+    listed = [] if arguments.heads is None else arguments.heads.split(",")
+    return [*listed, *arguments.head] or None
+
+
+def _dense_grid(arguments: argparse.Namespace) -> list[DenseSettings]:
+    """Every combination of the widths, dropouts and learning rates that were given."""
+    return [
+        DenseSettings(
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size,
+            units=units,
+            dropout=dropout,
+            learning_rate=rate,
+            optimizer=arguments.optimizer,
+        )
+        for units, dropout, rate in product(
+            arguments.units, arguments.dropout, arguments.learning_rate
+        )
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,47 +112,116 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where to look for the newest (default: %(default)s)",
     )
-    parser.add_argument(
+    heads = parser.add_argument_group("heads")
+    heads.add_argument(
         "--heads",
-        default="all",
         metavar="LIST",
-        help=f"comma list of {', '.join(HEADS)} or all; NAME:flat or NAME:pooled chooses the input",
+        help=f"comma list of {', '.join(ALL)}, fast or all (default: all); NAME:flat or "
+        "NAME:pooled chooses the input",
     )
-    parser.add_argument(
+    heads.add_argument(
+        "--head",
+        action="append",
+        default=[],
+        metavar="MODULE:FACTORY",
+        help="a head of your own: a function that returns a scikit-learn estimator or, called "
+        "with the numbers of features and classes, a Keras model; repeatable",
+    )
+    heads.add_argument(
         "--layer",
         action="append",
         default=[],
         metavar="NAME",
         help="only this layer; repeatable (default: every cached layer)",
     )
-    parser.add_argument(
+    heads.add_argument(
+        "--balance", action="store_true", help="every class counts the same, however rare"
+    )
+    heads.add_argument(
+        "--timeout",
+        type=positive_number,
+        metavar="SECONDS",
+        help="for one head on one division; beyond it its row says so",
+    )
+    judging = parser.add_argument_group("how they are judged")
+    judging.add_argument(
+        "--cv",
+        type=whole_number,
+        metavar="K",
+        help="cross-validate with K folds (default: 5 for fewer than 2,000 images without split "
+        "folders, else one division)",
+    )
+    judging.add_argument(
+        "--repeats",
+        type=whole_number,
+        default=1,
+        metavar="R",
+        help="so many seeds for heads that draw at random, so many divisions into folds",
+    )
+    judging.add_argument(
         "--split",
-        default="60/20/20",
         metavar="A/B/C",
-        help="train/validation/test shares without such folders (default: %(default)s)",
+        help="one division by train/validation/test shares, without such folders (60/20/20)",
     )
-    parser.add_argument(
-        "--split-seed", type=int, default=0, metavar="N", help="another division of these shares"
+    judging.add_argument(
+        "--split-seed", type=int, default=0, metavar="N", help="another division or other folds"
     )
-    parser.add_argument(
+    judging.add_argument(
+        "--group",
+        metavar="RULE",
+        help="images that must not be parted: folder (below the class), a regular expression on "
+        "the path, or a CSV file with the columns path and group",
+    )
+    judging.add_argument(
+        "--refit",
+        action="store_true",
+        help="retrain the chosen setting on train and validation before the test",
+    )
+    judging.add_argument(
+        "--protocol",
+        choices=("standard", *PROTOCOLS),
+        default="standard",
+        help="kornblith: L2 logistic regression with 45 penalties, refit (Kornblith et al. 2019)",
+    )
+    judging.add_argument(
         "--seed", type=int, default=0, metavar="N", help="the same seed repeats the table exactly"
+    )
+    judging.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="corrected labels: suspects.csv of a run, edited (columns new_label and drop)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--no-look",
+        dest="look",
+        action="store_false",
+        help="leave out duplicates, likely label errors and the learning curve",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead")
     parser.add_argument("--verbose", action="store_true", help="show each epoch of the dense head")
-    dense = parser.add_argument_group("the dense head (defaults: Deep Learning with Python, 5.3)")
+    dense = parser.add_argument_group(
+        "the dense head",
+        "defaults: Deep Learning with Python, 5.3; lists of --units, --dropout and "
+        "--learning-rate make a grid, trained in one pass",
+    )
     for flag, kind, metavar in (
         ("--epochs", whole_number, "N"),
         ("--batch-size", whole_number, "N"),
-        ("--units", whole_number, "N"),
-        ("--dropout", fraction, "P"),
-        ("--learning-rate", positive_number, "R"),
+        ("--units", several(whole_number), "N,…"),
+        ("--dropout", several(fraction), "P,…"),
+        ("--learning-rate", several(positive_number), "R,…"),
     ):
         default = getattr(book, flag.strip("-").replace("-", "_"))
         dense.add_argument(
-            flag, type=kind, default=default, metavar=metavar, help="default: %(default)s"
+            flag,
+            type=kind,
+            default=str(default),  # argparse reads it like what is typed
+            metavar=metavar,
+            help="default: %(default)s",
         )
     dense.add_argument(
         "--optimizer", choices=OPTIMIZERS, default=book.optimizer, help="default: %(default)s"
@@ -127,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         type=fraction,
         default=0.8,
         metavar="F",
-        help="moving average in curves.png, 0 for none (default: %(default)s)",
+        help="moving average in the curves, 0 for none (default: %(default)s)",
     )
     return parser
 
@@ -155,6 +259,15 @@ def fraction(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, received {text}")
     return value
+
+
+def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """A comma list of these."""
+
+    def numbers(text: str) -> list[T]:
+        return [kind(word) for word in text.split(",")]
+
+    return numbers
 
 
 def _newest_cache(folder: Path) -> Path:

@@ -55,10 +55,10 @@ class FeatureSpec:
         return cls(**values)
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: int, flag: str = "--seed") -> None:
     """Raise UsageError unless every library takes the seed."""
     if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed is a number from 0 to {2**32 - 1}; received {seed}")
+        raise UsageError(f"{flag} is a number from 0 to {2**32 - 1}; received {seed}")
 
 
 def layer_key(layer: str, pooling: str) -> str:

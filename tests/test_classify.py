@@ -22,12 +22,20 @@ def test_the_newest_cache_is_taken_and_told(cache: Path) -> None:
     os.utime(old, (1, 1))
     finished = run_command("classify", "--heads", "logistic,majority")
     assert "taking the newest cache: cache/drawn.h5" in finished.stderr
-    lines = finished.stdout.splitlines()
+    lines = [line for line in finished.stdout.splitlines() if not line.startswith("note: ")]
     assert lines[0].split()[:2] == ["head", "input"]
     assert {line.split()[0] for line in lines[2:4]} == {"logistic", "majority"}
     folder = Path(lines[-1].removeprefix("written to "))
     written = {path.name for path in folder.iterdir()}
-    assert written == {"results.csv", "results.json", "results.md", "confusion.png"}
+    assert written == {
+        "results.csv",
+        "results.json",
+        "results.md",
+        "settings.csv",
+        "suspects.csv",
+        "confusion.png",
+        "report.html",
+    }
 
 
 def test_the_dense_head_shows_each_epoch_and_draws_curves(cache: Path) -> None:
@@ -72,6 +80,13 @@ def test_help_loads_no_library() -> None:
         (["cache/drawn.h5", "--heads", "logistc"], 2, "did you mean logistic?"),
         (["cache/drawn.h5", "--layer", "block9"], 2, "choose from block5_pool"),
         (["cache/drawn.h5", "--split", "60/40"], 2, "such as 60/20/20"),
+        (["cache/drawn.h5", "--cv", "2"], 2, "needs 3 folds"),
+        (["cache/drawn.h5", "--cv", "90"], 65, "try --cv 50"),
+        (["cache/drawn.h5", "--group", "folder"], 2, "places none of 100 images"),
+        (["cache/drawn.h5", "--head", "nothing"], 2, "expected MODULE:FACTORY"),
+        (["cache/drawn.h5", "--head", "gone:head"], 2, "gone"),
+        (["cache/drawn.h5", "--labels", "gone.csv"], 66, "gone.csv"),
+        (["cache/drawn.h5", "--labels", "text.h5"], 65, "text.h5"),
         (["cache/drawn.h5", "other.h5"], 65, "compare caches of the same classes"),
         (["one.h5"], 65, "two classes or more"),
         (["few.h5"], 65, "more images"),

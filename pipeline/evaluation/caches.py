@@ -1,14 +1,15 @@
 """The caches of a comparison: opened, checked against one another, split."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
-from pipeline.evaluation.splits import Shares, Splits, make_splits
+from pipeline.evaluation.protocol import Division, Protocol
+from pipeline.evaluation.splits import Splits
 from pipeline.text import counted, printable
 
 MANY_CLASSES = 12  # more no longer fit on a line
@@ -17,12 +18,12 @@ log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
-class SplitCache:
-    """A cache, which of its layers are compared, and its rows' splits."""
+class DividedCache:
+    """A cache, which of its layers are compared, and how its rows are divided."""
 
     table: FeatureTable
     layers: tuple[str, ...]
-    splits: Splits
+    division: Division
 
     def describe(self) -> dict[str, Any]:
         """The cache as results.json records it."""
@@ -36,36 +37,51 @@ class SplitCache:
             "engine": table.document.get("engine"),
             "versions": table.document.get("versions"),
             "created": table.document.get("created"),
-            "split_source": self.splits.source,
+            "split_source": self.division.source,
             "split_counts": self.splits.counts,
         }
 
+    @property
+    def splits(self) -> Splits:
+        """Of the first trial; those of other folds differ by an image or so."""
+        return self.division.trials[0].splits
+
 
 def open_caches(
-    paths: Sequence[Path], *, layers: Sequence[str], shares: Shares, split_seed: int
-) -> list[SplitCache]:
-    """Open caches of the same classes and split each; logs how.
+    paths: Sequence[Path],
+    *,
+    layers: Sequence[str],
+    protocol: Protocol,
+    edited: Callable[[FeatureTable], FeatureTable] = lambda table: table,
+) -> list[DividedCache]:
+    """Open caches of the same classes and divide each; logs how.
 
-    A layer's name stands for all its poolings; no name at all for every layer. A cache that holds
-    none of the layers is left out with a warning.
+    ``edited`` gives each table the labels that it should have. A layer's name stands for all its
+    poolings; no name at all for every layer. A cache that holds none of the layers is left out
+    with a warning.
     """
     if not paths:
         raise UsageError("no cache was given to compare")
-    tables = [read_table(path) for path in paths]
+    tables = [edited(read_table(path)) for path in paths]
     _check_same_classes(tables)
     _check_layers(tables, layers)
-    opened: list[SplitCache] = []
+    opened: list[DividedCache] = []
     for table in tables:
         chosen = tuple(layer for layer in table.layers if not layers or _is_named(layer, layers))
         if not chosen:
             log.warning("%s holds none of the layers asked for and is left out", table.path)
             continue
-        splits = make_splits(table.columns, table.classes, shares=shares, seed=split_seed)
-        log.info("%s: %s, %s", printable(table.path), counted(len(table), "image"), splits.source)
-        if not opened or splits.counts != opened[-1].splits.counts:
-            for name, counts in splits.counts.items():
+        cache = DividedCache(table, chosen, protocol.divide(table.columns, table.classes))
+        log.info(
+            "%s: %s, %s",
+            printable(table.path),
+            counted(len(table), "image"),
+            cache.division.source,
+        )
+        if not opened or cache.splits.counts != opened[-1].splits.counts:
+            for name, counts in cache.splits.counts.items():
                 log.info("  %-10s  %s", name, _counts_text(counts))
-        opened.append(SplitCache(table, chosen, splits))
+        opened.append(cache)
     return opened
 
 

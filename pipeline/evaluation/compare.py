@@ -3,32 +3,33 @@
 import contextlib
 import logging
 import platform
-import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from pipeline.cache.file import FeatureTable
-from pipeline.errors import BadDataError
-from pipeline.evaluation.caches import SplitCache, open_caches
-from pipeline.evaluation.choose import Choice, choose
+from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.audit import look_into
+from pipeline.evaluation.caches import DividedCache, open_caches
+from pipeline.evaluation.fitting import DIVERGED, FitRules, TrialRows, fit_heads
 from pipeline.evaluation.inputs import input_of, read_input
-from pipeline.evaluation.metrics import accuracy_of, confusion_matrix, measure
-from pipeline.evaluation.result import Comparison, Outcome, Result
-from pipeline.evaluation.splits import Shares
-from pipeline.heads.head import FitOptions, Head, Input
-from pipeline.heads.registry import HeadRequest, load_head, parse_heads
+from pipeline.evaluation.label_edits import apply_label_edits
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.result import Comparison, Outcome
+from pipeline.evaluation.scoring import score
+from pipeline.evaluation.verdict import judge
+from pipeline.heads.head import Head, Input
+from pipeline.heads.registry import PROTOCOLS, HeadRequest, load_head, parse_heads
 from pipeline.heads.settings import DenseSettings
-from pipeline.heads.training import LabelledRows, TrainingSet
-from pipeline.spec import check_seed
-from pipeline.text import duration, printable
+from pipeline.text import counted, duration, printable
 
-PACKAGES = ("numpy", "scikit-learn", "keras", "tensorflow")
+PACKAGES = ("numpy", "scipy", "scikit-learn", "keras", "tensorflow")
+STANDARD = "standard"  # the protocol; every other is a head of its own
+IMBALANCED = 1.5  # times as many images of one class as of another are worth a word
 
 log = logging.getLogger("pipeline")
 
@@ -36,166 +37,205 @@ log = logging.getLogger("pipeline")
 def compare_heads(
     caches: Path | str | Sequence[Path | str],
     *,
-    heads: str | Iterable[str] = "all",
+    heads: str | Iterable[str] | None = None,
     layers: Sequence[str] = (),
-    split: str = "60/20/20",
+    cv: int | None = None,
+    repeats: int = 1,
+    split: str | None = None,
     split_seed: int = 0,
+    group: str | None = None,
+    refit: bool = False,
+    protocol: str = STANDARD,
+    balance: bool = False,
+    timeout: float | None = None,
+    labels: Path | str | None = None,
     seed: int = 0,
-    dense: DenseSettings | None = None,
+    dense: DenseSettings | Sequence[DenseSettings] | None = None,
+    look: bool = True,
 ) -> Comparison:
     """Compare classifiers on cached features.
 
     Parameters
     ----------
     caches : one cache file or several of the same classes.
-    heads : ``all`` or NAME, NAME:flat, NAME:pooled, as a comma list or a sequence.
+    heads : ``all`` (the default), ``fast`` or NAME, NAME:flat, NAME:pooled, MODULE:FACTORY, as a
+        comma list or a sequence.
     layers : only these layers; all by default.
-    split : train/validation/test shares where the set has no such folders.
-    split_seed : another division of the same shares.
+    cv : cross-validate with so many folds. By default 5 for fewer than 2,000 images without split
+        folders, unless ``split`` is given.
+    repeats : fit heads that draw at random with so many seeds; divide folds anew so often.
+    split : train/validation/test shares where the set has no such folders, ``60/20/20``.
+    split_seed : another division of the same shares, other folds.
+    group : ``folder``, a regular expression or a CSV file: which images must not be parted.
+    refit : retrain the chosen setting on train and validation before the test.
+    protocol : ``standard``, or ``kornblith``: L2 logistic regression with 45 penalties, refit
+        (Kornblith et al. 2019).
+    balance : every class counts the same, however few its images.
+    timeout : seconds for one head on one division; beyond it the head's row says so.
+    labels : a CSV file of corrected labels, as suspects.csv once it was edited.
     seed : of the heads that draw at random; the same seed gives the same results.
-    dense : settings of the dense head, the book's by default.
+    dense : settings of the dense head, one or a grid; the book's by default.
+    look : look into the data too: duplicates, likely label errors, a learning curve.
 
     Raises NoInputError, BadDataError or UsageError in one line.
     """
-    check_seed(seed)
-    requests = parse_heads(heads)
-    shares = Shares.parse(split)
-    options = FitOptions(seed=seed, dense=dense or DenseSettings())
+    if protocol not in (STANDARD, *PROTOCOLS):
+        known = ", ".join((STANDARD, *PROTOCOLS))
+        raise UsageError(f"--protocol is one of {known}; received {protocol!r}")
+    if protocol != STANDARD and heads is not None:
+        raise UsageError(f"--protocol {protocol} is a head of its own; leave out --heads")
+    if timeout is not None and timeout <= 0:
+        raise UsageError(f"--timeout needs more than 0 seconds; received {timeout:g}")
+    requests = parse_heads((heads or "all") if protocol == STANDARD else protocol)
+    rules = FitRules(
+        dense=(dense or DenseSettings(),)
+        if dense is None or isinstance(dense, DenseSettings)
+        else tuple(dense),
+        balanced=balance,
+        refit=refit or protocol != STANDARD,
+        timeout=timeout,
+    )
     opened = open_caches(
         [Path(caches)] if isinstance(caches, str | Path) else [Path(path) for path in caches],
         layers=layers,
-        shares=shares,
-        split_seed=split_seed,
+        protocol=Protocol.parse(
+            folds=cv,
+            split=split,
+            group=group,
+            split_seed=split_seed,
+            seed=seed,
+            repeats=repeats,
+        ),
+        edited=(lambda table: table)
+        if labels is None
+        else (lambda table: apply_label_edits(Path(labels), table)),
     )
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "classes": list(opened[0].table.classes),
-        "heads": [":".join(filter(None, (each.name, each.input))) for each in requests],
+        "heads": [str(request) for request in requests],
         "seed": seed,
-        "split": str(shares),
+        "repeats": repeats,
+        "cv": opened[0].division.folds or None,
+        "split": split,
         "split_seed": split_seed,
-        "dense": asdict(options.dense),
+        "group": group,
+        "refit": rules.refit,
+        "protocol": protocol,
+        "balance": balance,
+        "timeout": timeout,
+        "labels": None if labels is None else printable(Path(labels).as_posix()),
+        "dense": [asdict(settings) for settings in rules.dense],
         "versions": _versions(),
         "caches": [cache.describe() for cache in opened],
     }
-    loaded = {request.name: load_head(request.name) for request in requests}
-    outcomes: list[Outcome] = []
-    # One thread: the BLAS of NumPy and that of SciPy wait for each other's threads in busy loops.
-    # Fitting the logistic path (1,200 × 512, 2 cores) takes 0.2 s so, and 2.5 s with two threads.
-    with threadpool_limits(limits=1, user_api="blas"):
-        for cache in opened:
-            for layer in cache.layers:
-                outcomes += _compare_on_layer(cache, layer, requests, loaded, options)
-    if not outcomes:
-        raise BadDataError("no head could be fitted; see the warnings above")
-    outcomes.sort(key=lambda each: (-each.result.validation_accuracy, each.result.parameters))
-    return Comparison(outcomes=tuple(outcomes), classes=opened[0].table.classes, run=run)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Data:
-    """One input of one layer, split."""
-
-    train: TrainingSet
-    validation: LabelledRows
-    test: LabelledRows
+    loaded = {request: load_head(request.name) for request in requests}
+    outcomes = [
+        outcome
+        for cache in opened
+        for layer in cache.layers
+        for outcome in _compare_on_layer(cache, layer, loaded, rules)
+    ]
+    if not any(outcome.test is not None for outcome in outcomes):
+        reasons = {f"{each.result.head} {each.result.status}" for each in outcomes}
+        raise BadDataError(f"no head could be fitted: {'; '.join(sorted(reasons))}")
+    judged, recommendation = judge(
+        outcomes, folds=opened[0].division.folds, balanced=rules.balanced
+    )
+    comparison = Comparison(
+        outcomes=tuple(judged),
+        classes=opened[0].table.classes,
+        run=run,
+        recommendation=recommendation,
+        notices=(
+            *_imbalance(opened[0].splits.counts["train"], balanced=balance),
+            *_unconverged(judged),
+        ),
+    )
+    return _looked_into(comparison, opened, seed) if look else comparison
 
 
 def _compare_on_layer(
-    cache: SplitCache,
-    layer: str,
-    requests: Sequence[HeadRequest],
-    loaded: Mapping[str, Head],
-    options: FitOptions,
+    cache: DividedCache, layer: str, loaded: Mapping[HeadRequest, Head], rules: FitRules
 ) -> Iterator[Outcome]:
-    data: dict[Input, _Data] = {}
-    done = set()
-    for request in requests:
-        head = loaded[request.name]
+    by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
+    for request, head in loaded.items():
         kind = input_of(cache.table, layer, wanted=request.input, default=head.default_input)
-        if (request.name, kind) in done:  # of a vector, flat and pooled are the same
-            continue
-        done.add((request.name, kind))
-        if kind not in data:
-            data[kind] = _read_data(cache, layer, kind)
-        row_name = f"{request.name} on {kind} {printable(layer)}"
-        choice = choose(head, data[kind].train, data[kind].validation, options)
-        if choice is None:
-            log.warning(
-                "%s diverged: its scores are not finite, its row is left out%s",
-                row_name,
-                "; try a lower --learning-rate" if request.name == "dense" else "",
-            )
-            continue
-        log.info(
-            "%s: validation %.1f %%, %s",
-            row_name,
-            100 * choice.validation_accuracy,
-            duration(choice.fit_seconds),
+        if all(known.name != request.name for known in by_input[kind]):
+            by_input[kind][request] = head  # of a vector, flat and pooled are the same
+    table = cache.table
+    for kind, heads in by_input.items():
+        data = TrialRows(
+            features=read_input(table, layer, np.arange(len(table)), kind),
+            labels=table.columns.labels,
+            class_count=len(table.classes),
+            trials=cache.division.trials,
         )
-        if not choice.candidate.converged:
-            log.warning(
-                "%s stopped at its iteration limit with %s",
-                row_name,
-                choice.candidate.spec.params_text,
+        for request, fitted in fit_heads(heads, data, rules).items():
+            outcome = score(
+                request.name,
+                fitted,
+                data,
+                table=table,
+                layer=layer,
+                kind=kind,
+                folds=cache.division.folds,
             )
-        yield _score(choice, data[kind], table=cache.table, layer=layer, kind=kind)
+            _tell(outcome)
+            yield outcome
 
 
-def _read_data(cache: SplitCache, layer: str, kind: Input) -> _Data:
-    table, splits = cache.table, cache.splits
-    parts = (splits.train, splits.validation, splits.test)
-    rows = np.concatenate(parts)  # read at one go: a chunk holds rows of all three
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    train, validation, test = (
-        LabelledRows(features, labels)
-        for features, labels in zip(
-            np.split(read_input(table, layer, rows, kind), ends),
-            np.split(table.columns.labels[rows], ends),
-            strict=True,
-        )
-    )
-    return _Data(
-        train=TrainingSet(train.features, train.labels, len(table.classes)),
-        validation=validation,
-        test=test,
+def _tell(outcome: Outcome) -> None:
+    result = outcome.result
+    name = f"{printable(result.head)} on {result.input} {printable(result.layer)}"
+    if result.status:
+        hint = "; try a lower --learning-rate" if result.head == "dense" else ""
+        log.warning("%s %s%s", name, result.status, hint if result.status == DIVERGED else "")
+        return
+    log.info(
+        "%s: validation %.1f %%, %s",
+        name,
+        100 * result.validation_accuracy,
+        duration(result.fit_seconds),
     )
 
 
-def _score(choice: Choice, data: _Data, *, table: FeatureTable, layer: str, kind: Input) -> Outcome:
-    """Measure a chosen classifier; the only place that looks at test."""
-    classifier = choice.candidate.classifier
-    train_scores = classifier.scores(data.train.features)
-    started = time.perf_counter()
-    scores = classifier.scores(data.test.features)
-    seconds = time.perf_counter() - started
-    measured = measure(data.test.labels, scores, has_probabilities=classifier.has_probabilities)
-    return Outcome(
-        result=Result(
-            head=choice.candidate.spec.name,
-            input=kind,
-            params=choice.candidate.spec.params_text,
-            train_accuracy=accuracy_of(data.train.labels, train_scores),
-            validation_accuracy=choice.validation_accuracy,
-            test_accuracy=measured.accuracy,
-            test_low=measured.low,
-            test_high=measured.high,
-            macro_f1=measured.macro_f1,
-            roc_auc=measured.roc_auc,
-            log_loss=measured.log_loss,
-            top5_accuracy=measured.top5_accuracy,
-            fit_seconds=choice.fit_seconds,
-            predict_ms=1000 * seconds / len(data.test),
-            parameters=classifier.parameters,
-            base=table.spec.base,
-            layer=layer,
-            image_size=table.spec.image_size,
-            fingerprint=table.spec.fingerprint,
-            cache=printable(table.path.as_posix()),
-        ),
-        confusion=confusion_matrix(data.test.labels, scores),
-        history=choice.candidate.history,
+def _imbalance(counts: Mapping[str, int], *, balanced: bool) -> Iterator[str]:
+    """Say where some class has far fewer training images than another."""
+    fewest, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda n: counts[n])
+    if counts[most] < IMBALANCED * counts[fewest]:
+        return
+    share = 100 * counts[most] / sum(counts.values())
+    yield (
+        f"the classes are imbalanced: {counts[most]:,} training images of {printable(most)} "
+        f"({share:.0f} %), {counts[fewest]:,} of {printable(fewest)}; look at balanced accuracy"
+        + (", which chose the settings" if balanced else ", and consider --balance")
     )
+
+
+def _unconverged(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Say which settings' solvers stopped before they reached their tolerance."""
+    for outcome in outcomes:
+        stopped = [each for each in outcome.settings if not each.converged]
+        if stopped:
+            chosen = ", the chosen one among them" if any(each.chosen for each in stopped) else ""
+            settings = counted(len(outcome.settings), "setting")
+            yield (
+                f"{printable(outcome.result.head)} did not converge with {len(stopped)} of "
+                f"{settings}{chosen} (settings.csv has them)"
+            )
+
+
+def _looked_into(comparison: Comparison, opened: Sequence[DividedCache], seed: int) -> Comparison:
+    """The comparison with what looking into the recommended row's features found."""
+    best = comparison.recommended.result
+    cache = next(
+        each
+        for each in opened
+        if printable(each.table.path.as_posix()) == best.cache and best.layer in each.layers
+    )
+    findings, notices = look_into(cache.table, best.layer, splits=cache.splits, seed=seed)
+    return replace(comparison, findings=findings, notices=(*notices, *comparison.notices))
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.evaluation.findings import Findings
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -23,75 +25,173 @@ class Result:
     test_low, test_high : 95 % Wilson interval of the test accuracy.
     fit_seconds : all candidates of the head, from which one was chosen.
     predict_ms : milliseconds per test image, from cached features to a class.
-    parameters : how many numbers the chosen classifier has learned.
+    parameters : how many numbers the chosen classifier has learned; 0 where none was chosen.
+    balanced_accuracy : mean over the classes of recall.
+    brier : half the mean squared distance of the probabilities from the truth, in 0 … 1.
+    ece : expected calibration error of the predicted class's probability, 15 bins of equal width.
+    temperature : by which the logarithms of the scores are divided before their softmax to fit
+        validation; above 1, the head is too sure of itself.
+    calibrated_log_loss, calibrated_ece : on test, with that temperature.
+    fits : how many fits the measures are means of: folds, or seeds.
+    test_spread : standard deviation of their test accuracies; NaN of a single fit.
+    p_value, p_holm : exact McNemar test against the best head on the same test images, as it is
+        and Holm-corrected over the table. Reported; nothing is chosen by it.
+    verdict : ``best`` or ``≈ best`` on validation, else empty.
+    recommended : the simplest of these.
+    validation_balanced_accuracy : by which heads are judged where every class counts the same.
+    status : empty, or why there are no figures: ``stopped after 10 s``, ``diverged``.
     """
 
     head: str
     input: str
-    params: str
-    train_accuracy: float
-    validation_accuracy: float
-    test_accuracy: float
-    test_low: float
-    test_high: float
-    macro_f1: float
-    roc_auc: float
-    log_loss: float
-    top5_accuracy: float
-    fit_seconds: float
-    predict_ms: float
-    parameters: int
+    params: str = ""
+    train_accuracy: float = math.nan
+    validation_accuracy: float = math.nan
+    test_accuracy: float = math.nan
+    test_low: float = math.nan
+    test_high: float = math.nan
+    macro_f1: float = math.nan
+    roc_auc: float = math.nan
+    log_loss: float = math.nan
+    top5_accuracy: float = math.nan
+    fit_seconds: float = math.nan
+    predict_ms: float = math.nan
+    parameters: int = 0
     base: str
     layer: str
     image_size: int
     fingerprint: str
     cache: str
+    balanced_accuracy: float = math.nan
+    brier: float = math.nan
+    ece: float = math.nan
+    temperature: float = math.nan
+    calibrated_log_loss: float = math.nan
+    calibrated_ece: float = math.nan
+    fits: int = 0
+    test_spread: float = math.nan
+    p_value: float = math.nan
+    p_holm: float = math.nan
+    verdict: str = ""
+    recommended: bool = False
+    status: str = ""
+    validation_balanced_accuracy: float = math.nan
 
     def row(self) -> dict[str, Any]:
         """Column -> value; None instead of NaN, as JSON and CSV want it."""
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in ((name, getattr(self, name)) for name in COLUMN_NAMES)
-        }
+        return without_nan({name: getattr(self, name) for name in COLUMN_NAMES})
+
+
+def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with None where there was NaN."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in values.items()
+    }
 
 
 COLUMN_NAMES = tuple(field.name for field in fields(Result))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A result with what plots and statistics need.
+class Predictions:
+    """What a head says of images that it was not fitted on, each image once.
 
     Attributes
     ----------
-    confusion : (K, K) counts on test: true class by row, predicted class by column.
+    rows : (n,) row numbers in the cache.
+    keys : (n,) void; SHA-256 of each image file, the same in every cache of these images.
+    labels : (n,) int64, the true classes.
+    scores : (n, K) float64, the highest for the predicted class.
+    """
+
+    rows: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.void]
+    labels: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def predicted(self) -> npt.NDArray[np.int64]:
+        """(n,) int64: the class of the highest score."""
+        return np.asarray(self.scores.argmax(axis=1), np.int64)
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(n,) bool: whether that is the true class."""
+        return np.asarray(self.predicted == self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting that a head was tried with, for settings.csv."""
+
+    params: str
+    validation_accuracy: float
+    validation_log_loss: float
+    converged: bool
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A result with what plots and statistics need.
+
+    Of several folds each image's prediction is the one of the fold that left it out, in the first
+    repeat; of several seeds it is the first one's.
+
+    Attributes
+    ----------
+    test, validation : predictions; None where the head has no figures (see `Result.status`).
+    has_probabilities : whether the scores are probabilities (own or fitted on validation).
     history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
+    settings : every setting tried, in the first fit.
     """
 
     result: Result
-    confusion: npt.NDArray[np.int64]
+    test: Predictions | None = None
+    validation: Predictions | None = None
+    has_probabilities: bool = False
     history: Mapping[str, Sequence[float]] | None = None
+    settings: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Every head's outcome, the highest validation accuracy first.
+    """Every head's outcome, the highest validation accuracy first; those without figures last.
 
     Attributes
     ----------
-    classes : class names, in the order of the confusion matrices.
+    classes : class names; class numbers are places in it.
     run : what was compared and how: caches, splits, settings, versions.
+    recommendation : one sentence for people.
+    notices : what to know before reading the table: duplicates across splits, imbalance.
+    findings : what looking into the data found, with the recommended row's cache and layer.
     """
 
     outcomes: tuple[Outcome, ...]
     classes: tuple[str, ...]
     run: Mapping[str, Any]
+    recommendation: str = ""
+    notices: tuple[str, ...] = ()
+    findings: Findings | None = None
 
     @property
     def results(self) -> tuple[Result, ...]:
         """The lines of the table."""
         return tuple(outcome.result for outcome in self.outcomes)
 
+    @property
+    def recommended(self) -> Outcome:
+        """The outcome that the recommendation names."""
+        return next(each for each in self.outcomes if each.result.recommended)
+
     def document(self) -> dict[str, Any]:
         """The contents of results.json."""
-        return {"run": dict(self.run), "rows": [result.row() for result in self.results]}
+        run = dict(self.run) | {
+            "recommendation": self.recommendation,
+            "notices": list(self.notices),
+        }
+        return {"run": run, "rows": [result.row() for result in self.results]}

@@ -64,24 +64,45 @@ class Splits:
 
 
 def make_splits(
-    columns: Columns, classes: Sequence[str], *, shares: Shares | None = None, seed: int = 0
+    columns: Columns,
+    classes: Sequence[str],
+    *,
+    shares: Shares | None = None,
+    seed: int = 0,
+    identities: npt.NDArray[np.void] | None = None,
 ) -> Splits:
     """The folders' splits where there are folders; what is missing is taken by content digest.
 
-    A row's place depends on its own digest alone: adding images moves none from test to train,
-    and identical files stand on one side.
+    A row's place depends on its own identity alone: adding images moves none from test to train.
+    Rows of one identity (see `pipeline.evaluation.groups`; identical files unless told otherwise)
+    stand on one side, except where folders part them.
 
     Raises BadDataError if there is only one class, if there are validation or test folders but
     none to train on, or if a split lacks a class.
     """
     shares = shares or Shares()
+    identities = columns.digests if identities is None else identities
+    check_two_classes(classes)
+    splits = columns.splits.copy()
+    source = _fill(splits, uniform_draws(identities, seed=seed), shares, identities)
+    remedy = "more images"
+    if not columns.splits.any():
+        remedy = f"another --split, another --split-seed or {remedy}"
+    check_every_class(splits, columns, classes, remedy=remedy)
+    return split_rows(splits, columns, classes, source=source)
+
+
+def check_two_classes(classes: Sequence[str]) -> None:
+    """Raise BadDataError where there is nothing to tell apart."""
     if len(classes) < 2:
         found = printable(classes[0]) if classes else "none"
         raise BadDataError(f"a classifier needs two classes or more; the cache has one: {found}")
-    splits = columns.splits.copy()
-    draws = uniform_draws(columns.digests, seed=seed)
-    source = _fill(splits, draws, shares, columns.digests)
-    _check_every_class(splits, columns, classes, from_folders=bool(columns.splits.any()))
+
+
+def split_rows(
+    splits: npt.NDArray[np.uint8], columns: Columns, classes: Sequence[str], *, source: str
+) -> Splits:
+    """The rows of each split number (N,); augmented views only train."""
     original = columns.views == 0
     return Splits(
         train=np.flatnonzero(splits == TRAIN),
@@ -106,7 +127,7 @@ def _fill(
     splits: npt.NDArray[np.uint8],
     draws: npt.NDArray[np.float64],
     shares: Shares,
-    digests: npt.NDArray[np.void],
+    identities: npt.NDArray[np.void],
 ) -> str:
     """Place, in ``splits``, the rows that no folder places; say what was done."""
     present = set(np.unique(splits).tolist())
@@ -123,10 +144,8 @@ def _fill(
     if TRAIN not in present:
         found = " and ".join(SPLIT_NAMES[split] for split in sorted(present))
         raise BadDataError(f"there are images for {found} but none in train/; add that folder")
-    # What also stands in another folder stays: identical files are never on two sides by our doing.
-    elsewhere = {digest.tobytes() for digest in digests[splits != TRAIN]}
-    apart = np.array([digest.tobytes() not in elsewhere for digest in digests], bool)
-    movable = (splits == TRAIN) & apart
+    # What also stands in another folder stays: nothing is parted by our doing.
+    movable = (splits == TRAIN) & ~np.isin(identities, identities[splits != TRAIN])
     if {VALIDATION, TEST} <= present:
         return "split as the folders say"
     if VALIDATION in present:
@@ -138,19 +157,18 @@ def _fill(
     return f"no validation folder: {100 * share:.3g} % of train, by content digest, validate"
 
 
-def _check_every_class(
-    splits: npt.NDArray[np.uint8], columns: Columns, classes: Sequence[str], *, from_folders: bool
+def check_every_class(
+    splits: npt.NDArray[np.uint8], columns: Columns, classes: Sequence[str], *, remedy: str
 ) -> None:
+    """Raise BadDataError, with what to try, unless each split has images of each class."""
     for number, name in enumerate(USED_SPLITS, TRAIN):
         counts = _class_counts(columns.labels[(splits == number) & (columns.views == 0)], classes)
         lacking = [printable(label) for label, count in counts.items() if count == 0]
         if lacking:
             shown = ", ".join(lacking[:3]) + (" and others" if len(lacking) > 3 else "")
             total = counted(len(columns), "image")
-            remedy = "" if from_folders else "another --split, another --split-seed or "
             raise BadDataError(
-                f"the {name} split has no image of {shown} (of {total} in all); "
-                f"try {remedy}more images"
+                f"the {name} split has no image of {shown} (of {total} in all); try {remedy}"
             )
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 GAP = 2  # spaces between two columns
-LONGEST_PARAMS = 28  # results.csv has them whole
+LONGEST_PARAMS, LONGEST_STATUS = 28, 40  # results.csv has them whole
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,38 @@ def _decimals(value: float) -> str:
 
 def _significant(value: float) -> str:
     """Two digits that matter, without an exponent: <0.001, 0.042, 1.3, 24."""
+    if math.isnan(value):
+        return ""
     if value < 0.001:
         return "<0.001"
     return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
 
 
-def _params(result: Result) -> str:
-    text = result.params
-    return text if len(text) <= LONGEST_PARAMS else text[: LONGEST_PARAMS - 1].rstrip() + "…"
+def _probability(value: float) -> str:
+    return "<0.001" if value < 0.001 else _decimals(value)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
 def _test(result: Result) -> str:
+    """``96.8 ± 0.4 (94.9–98.0)``, or why there is no figure."""
+    if result.status:
+        return _cut(printable(result.status), LONGEST_STATUS)
+    spread = "" if math.isnan(result.test_spread) else f" ± {percent(result.test_spread)}"
     interval = f"{percent(result.test_low)}–{percent(result.test_high)}"
-    return f"{percent(result.test_accuracy)} ({interval})"
+    return f"{percent(result.test_accuracy)}{spread} ({interval})"
+
+
+def _balanced(result: Result) -> str:
+    """Empty where it says the same as the accuracy."""
+    same = percent(result.balanced_accuracy) == percent(result.test_accuracy)
+    return "" if same else percent(result.balanced_accuracy)
+
+
+def _verdict(result: Result) -> str:
+    return f"{result.verdict} *" if result.recommended else result.verdict
 
 
 # shown only where they tell rows apart, and in this order
@@ -60,19 +79,24 @@ IDENTITY = (
     Column("cache", lambda result: result.cache, 9, is_text=True),
 )
 COLUMNS = (
-    Column("head", lambda result: result.head, 10, is_text=True),
+    Column("head", lambda result: printable(result.head), 10, is_text=True),
     Column("input", lambda result: result.input, 6, is_text=True),
-    Column("params", _params, 5, is_text=True),
+    Column("params", lambda result: _cut(result.params, LONGEST_PARAMS), 5, is_text=True),
     Column("train %", lambda result: percent(result.train_accuracy), 4),
     Column("val %", lambda result: percent(result.validation_accuracy), 8),
+    Column("verdict", _verdict, 9, is_text=True),
     Column("test % (95 %)", _test, 10),
+    Column("p (Holm)", lambda result: _probability(result.p_holm), 3),
+    Column("balanced %", _balanced, 7),
     Column("F1 %", lambda result: percent(result.macro_f1), 2),
     Column("AUC", lambda result: _decimals(result.roc_auc), 3),
-    Column("log loss", lambda result: _decimals(result.log_loss), 2),
+    Column("log loss", lambda result: _decimals(result.log_loss), 3),
+    Column("Brier", lambda result: _decimals(result.brier), 1),
+    Column("ECE %", lambda result: percent(result.ece), 2),
     Column("top-5 %", lambda result: percent(result.top5_accuracy), 7),
     Column("fit s", lambda result: _significant(result.fit_seconds), 4),
     Column("ms/image", lambda result: _significant(result.predict_ms), 1),
-    Column("parameters", lambda result: f"{result.parameters:,}", 1),
+    Column("parameters", lambda result: f"{result.parameters:,}" if result.fits else "", 1),
 )
 
 
@@ -135,7 +159,7 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 
 def rich_table(results: Sequence[Result], *, width: int) -> "Table":
-    """What fits into a terminal of that width, the best row in bold."""
+    """What fits into a terminal of that width, the recommended row in bold."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -152,7 +176,7 @@ def rich_table(results: Sequence[Result], *, width: int) -> "Table":
     for column in columns:
         justify = "left" if column.is_text else "right"
         table.add_column(column.title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for place, result in enumerate(results):
-        style = "bold green" if place == 0 else ""
+    for result in results:
+        style = "bold green" if result.recommended else ""
         table.add_row(*(Text(column.cell(result), style=style) for column in columns))
     return table

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.choose import choose
-from pipeline.heads.head import Candidate, FitOptions, Floats, HeadSpec, Input
+from pipeline.heads.head import Candidate, FitOptions, Floats, Head, HeadSpec
 from pipeline.heads.training import LabelledRows, TrainingSet
 
 LABELS = np.arange(10) % 2
@@ -29,9 +29,8 @@ class Told:
 
 
 @dataclass(frozen=True)
-class ToldHead:
+class ToldHead(Head):
     wrong: tuple[float, ...]
-    default_input: Input = "flat"
 
     def fit_candidates(
         self, train: TrainingSet, validation: LabelledRows, options: FitOptions
@@ -47,8 +46,7 @@ class ToldHead:
 def test_the_highest_accuracy_wins_and_of_equals_the_first(
     wrong: tuple[float, ...], chosen: int
 ) -> None:
-    choice = choose(ToldHead(wrong), TRAIN, VALIDATION, FitOptions())
-    assert choice is not None
+    (choice,) = choose(ToldHead(wrong), TRAIN, VALIDATION, FitOptions())
     assert choice.candidate.spec.params == {"place": chosen}
 
 
@@ -66,18 +64,79 @@ class Sure:
 
 
 def test_of_equally_accurate_ones_the_surer_wins() -> None:
-    class SureHead:
-        default_input: Input = "flat"
-
+    class SureHead(Head):
         def fit_candidates(self, *args: object) -> Iterator[Candidate]:
             for sure in (0.6, 0.9, 0.8):
                 yield Candidate(spec=HeadSpec("sure", {"p": sure}), classifier=Sure(sure))
 
-    choice = choose(SureHead(), TRAIN, VALIDATION, FitOptions())
-    assert choice is not None
+    (choice,) = choose(SureHead(), TRAIN, VALIDATION, FitOptions())
     assert choice.candidate.spec.params == {"p": 0.9}
     assert choice.validation_accuracy == 1.0
 
 
 def test_a_head_that_diverged_has_no_choice() -> None:
-    assert choose(ToldHead((float("nan"),)), TRAIN, VALIDATION, FitOptions()) is None
+    assert choose(ToldHead((float("nan"),)), TRAIN, VALIDATION, FitOptions()) == []
+
+
+@dataclass(frozen=True)
+class Seeded(Head):
+    """Setting 0 is right with seed 1 only, setting 1 with seed 2 only; notes what it fits."""
+
+    fitted: list[tuple[int, int, int]]
+    draws = True
+
+    def fit_candidates(
+        self, train: TrainingSet, validation: LabelledRows, options: FitOptions
+    ) -> Iterator[Candidate]:
+        for seed in options.seeds:
+            for place in (0, 1):
+                if options.wants({"place": place}):
+                    self.fitted.append((len(train), seed, place))
+                    told = Told(0 if place == seed - 1 else 1)
+                    yield Candidate(
+                        spec=HeadSpec("seeded", {"place": place}), classifier=told, seed=seed
+                    )
+
+
+def test_every_seed_chooses_for_itself_and_refits_on_both_parts() -> None:
+    head = Seeded([])
+    one, two = choose(head, TRAIN, VALIDATION, FitOptions(seeds=(1, 2)), refit=True)
+    assert (one.seed, one.candidate.spec.params) == (1, {"place": 0})
+    assert (two.seed, two.candidate.spec.params) == (2, {"place": 1})
+    assert head.fitted[:4] == [(10, 1, 0), (10, 1, 1), (10, 2, 0), (10, 2, 1)]
+    assert head.fitted[4:] == [(20, 1, 0), (20, 2, 1)]
+    assert [setting.chosen for setting in two.settings] == [False, True]
+
+
+def test_scores_become_probabilities_that_decide_the_same() -> None:
+    (choice,) = choose(ToldHead((1,)), TRAIN, VALIDATION, FitOptions())
+    before, after = Told(1).scores(VALIDATION.features), choice.validation_scores
+    assert choice.classifier.has_probabilities
+    np.testing.assert_allclose(after.sum(axis=1), 1)
+    np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
+
+
+def test_balanced_heads_are_chosen_by_balanced_accuracy() -> None:
+    labels = np.array([0] * 8 + [1] * 2)
+
+    @dataclass(frozen=True)
+    class Fixed:
+        predicted: tuple[int, ...]
+        has_probabilities: bool = False
+        parameters: int = 1
+
+        def scores(self, features: Floats) -> np.ndarray:
+            return np.eye(2)[list(self.predicted)]
+
+    class Two(Head):
+        def fit_candidates(self, *args: object) -> Iterator[Candidate]:
+            common = Fixed((0,) * 10)  # 80 % right, 50 % balanced
+            rare = Fixed((0,) * 4 + (1,) * 6)  # 60 % right, 75 % balanced
+            for name, each in (("common", common), ("rare", rare)):
+                yield Candidate(spec=HeadSpec("two", {"for": name}), classifier=each)
+
+    rows = np.zeros((10, 1), np.float32)
+    for balanced, expected in ((False, "common"), (True, "rare")):
+        train = TrainingSet(rows, labels, 2, balanced)
+        (choice,) = choose(Two(), train, LabelledRows(rows, labels), FitOptions())
+        assert choice.candidate.spec.params == {"for": expected}

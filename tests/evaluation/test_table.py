@@ -31,6 +31,8 @@ LOGISTIC = Result(
     image_size=150,
     fingerprint="0123456789ab",
     cache="cache/drawn-vgg16-0123456789ab.h5",
+    balanced_accuracy=0.975,
+    fits=1,
 )
 SVM = replace(LOGISTIC, head="linear_svm", log_loss=NAN, validation_accuracy=0.9)
 
@@ -39,7 +41,9 @@ def test_columns_are_those_that_programs_rely_on() -> None:
     assert ",".join(COLUMN_NAMES) == (
         "head,input,params,train_accuracy,validation_accuracy,test_accuracy,test_low,test_high,"
         "macro_f1,roc_auc,log_loss,top5_accuracy,fit_seconds,predict_ms,parameters,"
-        "base,layer,image_size,fingerprint,cache"
+        "base,layer,image_size,fingerprint,cache,balanced_accuracy,brier,ece,temperature,"
+        "calibrated_log_loss,calibrated_ece,fits,test_spread,p_value,p_holm,verdict,recommended,"
+        "status,validation_balanced_accuracy"
     )
 
 
@@ -81,6 +85,28 @@ def test_what_tells_rows_apart_is_shown_and_no_more() -> None:
 def test_top_5_is_shown_where_it_applies() -> None:
     assert "top-5 %" not in plain_table([LOGISTIC])
     assert "top-5 %" in plain_table([replace(LOGISTIC, top5_accuracy=0.99)])
+
+
+def test_a_row_says_its_verdict_its_spread_or_why_it_is_empty() -> None:
+    best = replace(LOGISTIC, verdict="best", recommended=True, fits=5, test_spread=0.0123)
+    near = replace(SVM, verdict="≈ best", p_holm=0.0001, balanced_accuracy=0.9)
+    late = Result(
+        head="svm_rbf",
+        input="pooled",
+        base="vgg16",
+        layer="block5_pool",
+        image_size=150,
+        fingerprint="0123456789ab",
+        cache="cache/drawn-vgg16-0123456789ab.h5",
+        status="stopped after 10 s",
+    )
+    _, _, first, second, third = plain_table([best, near, late]).splitlines()
+    assert "best *" in first
+    assert "97.5 ± 1.2 (93.4–99.1)" in first
+    assert "≈ best" in second
+    assert "<0.001" in second
+    assert "90.0" in second
+    assert third.split() == ["svm_rbf", "pooled", "stopped", "after", "10", "s"]
 
 
 def drawn(width: int) -> str:

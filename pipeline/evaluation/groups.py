@@ -1,0 +1,119 @@
+"""Which images belong together: one file under several names, a burst, photographs of one object.
+
+All rows of a group stand on one side of every split.
+"""
+
+import csv
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.cache.file import Columns
+from pipeline.cache.keys import DIGEST_DTYPE
+from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.images.scan import SPLIT_FOLDERS
+from pipeline.text import counted, printable
+
+GroupOf = Callable[[str], str | None]  # path below the image folder -> name of its group
+GROUP_COLUMNS = ("path", "group")
+
+log = logging.getLogger("pipeline")
+
+
+def parse_group_rule(text: str) -> GroupOf:
+    """Read ``folder``, a CSV file with the columns path and group, or a regular expression.
+
+    ``folder``: the folders below the class folder. A regular expression is searched in the path;
+    its first group, or all that it matches, names the group.
+
+    Raises UsageError, NoInputError or BadDataError in one line.
+    """
+    if text == "folder":
+        return _folder_below_class
+    if text.lower().endswith(".csv"):
+        return _read_groups(Path(text)).get
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise UsageError(
+            f"--group is folder, a .csv file or a regular expression; {text!r} is none: {error}"
+        ) from error
+
+    def matched(path: str) -> str | None:
+        match = pattern.search(path)
+        return None if match is None else match[1 if pattern.groups else 0]
+
+    return matched
+
+
+def _folder_below_class(path: str) -> str | None:
+    parts = PurePosixPath(path).parts[:-1]
+    if len(parts) > 1 and parts[0].lower() in SPLIT_FOLDERS:
+        parts = parts[1:]
+    return "/".join(parts[1:]) or None
+
+
+def _read_groups(path: Path) -> Mapping[str, str]:
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file)
+            if not set(GROUP_COLUMNS) <= set(rows.fieldnames or ()):
+                raise BadDataError(
+                    f"{path} needs the columns path and group; "
+                    f"its first line is {','.join(rows.fieldnames or ())!r}"
+                )
+            return {row["path"]: row["group"] for row in rows if row["group"]}
+    except OSError as error:
+        raise NoInputError(f"--group {path} cannot be read: {error.strerror}") from error
+
+
+def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDArray[np.void]:
+    """What must not be parted (N,) V32: rows of one identity stand on one side.
+
+    Without a rule it is the content digest. With one, the SHA-256 of the group's name; groups that
+    share an identical file are one, under the name that sorts first. An image that the rule does
+    not place keeps its digest.
+    """
+    if group_of is None:
+        return columns.digests
+    names = [group_of(os.fsdecode(path)) for path in columns.paths.tolist()]
+    ungrouped = sum(name is None for name in names)
+    if ungrouped == len(names):
+        raise UsageError(
+            f"--group places none of {counted(len(names), 'image')}; "
+            f"the first is {printable(columns.paths[0])}"
+        )
+    if ungrouped:
+        log.warning("--group places all but %s, which stand alone", counted(ungrouped, "image"))
+    named = np.frombuffer(
+        b"".join(
+            digest.tobytes() if name is None else hashlib.sha256(os.fsencode(name)).digest()
+            for name, digest in zip(names, columns.digests, strict=True)
+        ),
+        DIGEST_DTYPE,
+    )
+    component = _joined(named, columns.digests)
+    log.info("%s in %s", counted(len(names), "image"), counted(component.max() + 1, "group"))
+    smallest = np.empty(component.max() + 1, DIGEST_DTYPE)
+    descending = np.argsort(named)[::-1]
+    smallest[component[descending]] = named[descending]  # the smallest of each is written last
+    return smallest[component]
+
+
+def _joined(first: npt.NDArray[np.void], second: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """Number (N,), from 0, the sets of rows that are linked by an equal entry in either array."""
+    _, in_first = np.unique(first, return_inverse=True)
+    _, in_second = np.unique(second, return_inverse=True)
+    count = int(in_first.max()) + 1
+    size = count + int(in_second.max()) + 1
+    links = coo_array((np.ones(len(first)), (in_first, in_second + count)), shape=(size, size))
+    _, component = connected_components(links, directed=False)
+    return np.asarray(np.unique(component[in_first], return_inverse=True)[1], np.int64)

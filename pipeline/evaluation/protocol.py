@@ -1,0 +1,132 @@
+"""How heads are judged: which rows train, choose and test, how often, with which seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from pipeline.cache.file import Columns
+from pipeline.errors import UsageError
+from pipeline.evaluation.folds import FEWEST_FOLDS, check_fold_count, make_folds, most_folds
+from pipeline.evaluation.groups import GroupOf, identities_of, parse_group_rule
+from pipeline.evaluation.splits import TRAIN, Shares, Splits, make_splits
+from pipeline.spec import check_seed
+from pipeline.text import counted
+
+# Below it a single test set of a fifth gives an interval of over 4 points at 95 %.
+FEW_IMAGES = 2000
+USUAL_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One division of the rows, and the seeds that heads are fitted with on it."""
+
+    splits: Splits
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Division:
+    """All trials of a cache, and in one sentence where they come from.
+
+    Attributes
+    ----------
+    folds : how many trials together test every image once; 0 where a fixed test set does.
+    """
+
+    trials: tuple[Trial, ...]
+    source: str
+    folds: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The rules of a comparison.
+
+    Attributes
+    ----------
+    folds : cross-validate with so many; None for the default: `USUAL_FOLDS` for fewer than
+        `FEW_IMAGES` images without split folders, else one division.
+    shares : of the one division where there are no split folders; None unless asked for.
+    split_seed : another division, or other folds.
+    seed, repeats : heads that draw at random are fitted with seed, seed + 1, …; each repeat of
+        the folds divides anew.
+    group_of : which images must not be parted.
+    """
+
+    folds: int | None = None
+    shares: Shares | None = None
+    split_seed: int = 0
+    seed: int = 0
+    repeats: int = 1
+    group_of: GroupOf | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        folds: int | None,
+        split: str | None,
+        group: str | None,
+        split_seed: int,
+        seed: int,
+        repeats: int,
+    ) -> Self:
+        """Check what was typed; raises UsageError, NoInputError or BadDataError."""
+        if folds is not None and split is not None:
+            raise UsageError("--cv and --split are two ways to divide a set; choose one")
+        if folds is not None:
+            check_fold_count(folds)
+        if repeats < 1:
+            raise UsageError(f"--repeats needs at least 1; received {repeats}")
+        check_seed(seed)
+        check_seed(seed + repeats - 1)
+        check_seed(split_seed, "--split-seed")
+        check_seed(split_seed + repeats - 1, "--split-seed")
+        return cls(
+            folds=folds,
+            shares=None if split is None else Shares.parse(split),
+            split_seed=split_seed,
+            seed=seed,
+            repeats=repeats,
+            group_of=None if group is None else parse_group_rule(group),
+        )
+
+    def divide(self, columns: Columns, classes: Sequence[str]) -> Division:
+        """The trials of a set; raises BadDataError where it cannot be divided so."""
+        identities = identities_of(columns, self.group_of)
+        seeds = tuple(range(self.seed, self.seed + self.repeats))
+        folds = self.folds
+        if folds is None and self.shares is None:
+            most, _ = most_folds(columns, classes, identities)
+            few = np.count_nonzero(columns.views == 0) < FEW_IMAGES
+            unsorted = set(np.unique(columns.splits).tolist()) <= {0, TRAIN}
+            if few and unsorted and most >= FEWEST_FOLDS and len(classes) > 1:
+                folds = min(USUAL_FOLDS, most)
+        if folds is None:
+            splits = make_splits(
+                columns,
+                classes,
+                shares=self.shares,
+                seed=self.split_seed,
+                identities=identities,
+            )
+            return Division((Trial(splits, seeds),), splits.source)
+        trials = tuple(
+            Trial(splits, (seed,))
+            for repeat, seed in enumerate(seeds)
+            for splits in make_folds(
+                columns,
+                classes,
+                folds=folds,
+                seed=self.split_seed + repeat,
+                identities=identities,
+            )
+        )
+        ignored = "; the split folders are ignored" if columns.splits.max(initial=0) > TRAIN else ""
+        again = f", {counted(self.repeats, 'time')}" if self.repeats > 1 else ""
+        return Division(
+            trials, f"cross-validated: {folds} folds stratified by class{again}{ignored}", folds
+        )

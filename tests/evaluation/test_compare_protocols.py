@@ -1,0 +1,183 @@
+"""Folds, repeats, refits, corrected labels and several caches, against computations by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from feature_sets import SPEC, alternating_labels, draw_columns, folder_splits, write_cache
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+
+from pipeline.cache.file import read_table
+from pipeline.errors import UsageError
+from pipeline.evaluation.compare import compare_heads
+from pipeline.evaluation.protocol import Protocol
+from pipeline.heads.settings import DenseSettings
+
+LABELS = alternating_labels(200)
+QUICK_DENSE = DenseSettings(epochs=3, units=8, learning_rate=1e-3)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """200 images without split folders, hard to tell apart."""
+    return write_cache(tmp_path / "drawn.h5", labels=LABELS, signal=0.2)
+
+
+@pytest.fixture
+def sorted_cache(tmp_path: Path) -> Path:
+    """The same with split folders."""
+    return write_cache(tmp_path / "sorted.h5", labels=LABELS, splits=folder_splits(200), signal=0.2)
+
+
+def pooled_of(cache: Path) -> np.ndarray:
+    return read_table(cache).features("block5_pool").mean(axis=(1, 2)).astype(np.float64)
+
+
+def scaled(pooled: np.ndarray, train: np.ndarray) -> np.ndarray:
+    return (pooled - pooled[train].mean(axis=0)) / np.sqrt(pooled[train].var(axis=0).sum())
+
+
+def test_folds_equal_scikit_learn_by_hand(cache: Path) -> None:
+    comparison = compare_heads(cache, heads="logistic", cv=4, look=False)
+    (outcome,) = comparison.outcomes
+    columns = read_table(cache).columns
+    pooled, labels = pooled_of(cache), columns.labels
+    correct = np.zeros(200, bool)
+    accuracies = []
+    for trial in Protocol(folds=4).divide(columns, ("cats", "dogs")).trials:
+        train, validation, test = trial.splits.train, trial.splits.validation, trial.splits.test
+        rows = scaled(pooled, train)
+        models = [
+            LogisticRegression(C=10.0**exponent, tol=1e-10, max_iter=10_000).fit(
+                rows[train], labels[train]
+            )
+            for exponent in range(-2, 4)
+        ]
+
+        # of equal accuracy the lower log loss
+        def merit(model: LogisticRegression) -> tuple[float, float]:
+            probability = model.predict_proba(rows[validation])
+            true = probability[np.arange(len(validation)), labels[validation]]
+            return model.score(rows[validation], labels[validation]), np.log(true).mean()
+
+        best = max(models, key=merit)
+        correct[test] = best.predict(rows[test]) == labels[test]
+        accuracies.append(correct[test].mean())
+    assert outcome.test is not None
+    np.testing.assert_array_equal(outcome.test.correct, correct)
+    result = outcome.result
+    assert result.test_accuracy == pytest.approx(correct.mean())
+    assert result.test_spread == pytest.approx(np.std(accuracies, ddof=1))
+    assert result.fits == 4
+    assert comparison.run["cv"] == 4
+    assert "over 4 folds" in comparison.recommendation
+
+
+def test_refit_learns_from_train_and_validation(sorted_cache: Path) -> None:
+    (plain,) = compare_heads(sorted_cache, heads="ridge", look=False).outcomes
+    (outcome,) = compare_heads(sorted_cache, heads="ridge", refit=True, look=False).outcomes
+    assert outcome.result.validation_accuracy == plain.result.validation_accuracy
+    assert outcome.result.params == plain.result.params
+    columns = read_table(sorted_cache).columns
+    learned = np.flatnonzero(columns.splits != 3)
+    rows = scaled(pooled_of(sorted_cache), learned)
+    model = RidgeClassifier(alpha=float(outcome.result.params.partition("=")[2]))
+    model.fit(rows[learned], columns.labels[learned])
+    assert outcome.test is not None
+    np.testing.assert_array_equal(model.predict(rows[outcome.test.rows]), outcome.test.predicted)
+
+
+def test_repeats_are_seeds_for_heads_that_draw_and_nothing_for_others(sorted_cache: Path) -> None:
+    options = {"heads": "dense,random_forest,ridge", "dense": QUICK_DENSE, "look": False}
+    repeated = compare_heads(sorted_cache, repeats=3, **options)
+    fits = {result.head: result.fits for result in repeated.results}
+    assert fits == {"dense": 3, "random_forest": 3, "ridge": 1}
+    single = [
+        {
+            result.head: result.test_accuracy
+            for result in compare_heads(sorted_cache, seed=seed, **options).results
+        }
+        for seed in range(3)
+    ]
+    for result in repeated.results:
+        if result.head == "random_forest":
+            accuracies = [each[result.head] for each in single]
+            assert result.test_accuracy == pytest.approx(np.mean(accuracies))
+            assert result.test_spread == pytest.approx(np.std(accuracies, ddof=1))
+        if result.head == "ridge":
+            assert np.isnan(result.test_spread)
+
+
+def test_the_same_seed_repeats_folds_and_table(cache: Path) -> None:
+    def rows() -> list[dict[str, object]]:
+        comparison = compare_heads(cache, cv=3, repeats=2, seed=7, dense=QUICK_DENSE, look=False)
+        return [result.row() | {"fit_seconds": 0, "predict_ms": 0} for result in comparison.results]
+
+    assert rows() == rows()
+
+
+def test_a_dense_grid_is_chosen_from_on_validation(sorted_cache: Path) -> None:
+    grid = [
+        replace(QUICK_DENSE, units=units, dropout=rate) for units in (4, 8) for rate in (0, 0.5)
+    ]
+    (outcome,) = compare_heads(sorted_cache, heads="dense", dense=grid, look=False).outcomes
+    assert len(outcome.settings) == 4
+    (chosen,) = (each for each in outcome.settings if each.chosen)
+    assert chosen.validation_accuracy == max(e.validation_accuracy for e in outcome.settings)
+    assert outcome.result.params == chosen.params
+
+
+def test_corrected_labels_are_learned_and_dropped_rows_left_out(
+    tmp_path: Path, sorted_cache: Path
+) -> None:
+    edits = tmp_path / "edits.csv"
+    edits.write_text("path,new_label,drop\n0.jpg,dogs,\n2.jpg,,yes\n")
+    comparison = compare_heads(sorted_cache, heads="majority", labels=edits, look=False)
+    (described,) = comparison.run["caches"]
+    assert described["split_counts"]["train"] == {"cats": 58, "dogs": 61}
+    assert comparison.run["labels"].endswith("edits.csv")
+
+
+def test_caches_of_the_same_images_are_compared_in_pairs(tmp_path: Path) -> None:
+    def drawn(name: str, signal: float, salt: str = "") -> Path:
+        return write_cache(
+            tmp_path / f"{name}.h5",
+            labels=LABELS,
+            layers=None,
+            signal=signal,
+            spec=replace(SPEC, base=name),
+            columns=draw_columns(LABELS, splits=folder_splits(200), salt=salt),
+        )
+
+    same = [drawn("strong", 0.6), drawn("weak", 0.02)]
+    strong, weak = compare_heads(same, heads="ridge", look=False).results
+    assert (strong.base, weak.base) == ("strong", "weak")
+    assert strong.verdict == "best"
+    assert weak.p_value < 0.05
+    other = [same[0], drawn("weaker", 0.02, salt="other images")]
+    assert all(np.isnan(each.p_value) for each in compare_heads(other, heads="ridge").results[1:])
+
+
+def test_imbalance_is_noticed(tmp_path: Path) -> None:
+    labels = [0, 0, 0, 1] * 50
+    cache = write_cache(tmp_path / "imbalanced.h5", labels=labels, splits=folder_splits(200))
+    comparison = compare_heads(cache, heads="majority", look=False)
+    assert "imbalanced: 90 training images of cats (75 %), 30 of dogs" in comparison.notices[0]
+    assert "--balance" in comparison.notices[0]
+    (result,) = comparison.results
+    assert result.balanced_accuracy == pytest.approx(0.5)
+    assert result.test_accuracy == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"protocol": "other"}, "--protocol is one of"),
+        ({"protocol": "kornblith", "heads": "ridge"}, "leave out --heads"),
+        ({"timeout": 0.0}, "--timeout needs more than 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(cache: Path, options: dict[str, object], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        compare_heads(cache, **options)

@@ -1,0 +1,130 @@
+"""Heads are fitted side by side, each thing once; one that takes too long is stopped."""
+
+import threading
+import time
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import pytest
+from feature_sets import alternating_labels, draw_columns, draw_features
+
+from pipeline.errors import BadDataError
+from pipeline.evaluation import fitting
+from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
+from pipeline.evaluation.protocol import Protocol
+from pipeline.heads.head import Candidate, FitOptions, Head, HeadSpec
+from pipeline.heads.majority import Majority, MajorityClassifier
+from pipeline.heads.registry import HeadRequest, load_head
+from pipeline.heads.training import LabelledRows, TrainingSet
+
+LABELS = np.asarray(alternating_labels(120))
+
+
+def trial_rows(folds: int = 3) -> TrialRows:
+    columns = draw_columns(LABELS.tolist())
+    return TrialRows(
+        features=draw_features(LABELS, (10,)),
+        labels=LABELS,
+        class_count=2,
+        trials=Protocol(folds=folds).divide(columns, ("cats", "dogs")).trials,
+    )
+
+
+class Slow(Head):
+    """Waits, and notes how many wait at the same time."""
+
+    def __init__(self, *, alone: bool) -> None:
+        self.uses_all_cores = alone
+        self.running = self.most = 0
+        self.lock = threading.Lock()
+
+    def fit_candidates(
+        self, train: TrainingSet, validation: LabelledRows, options: FitOptions
+    ) -> Iterator[Candidate]:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.1)
+        with self.lock:
+            self.running -= 1
+        yield Candidate(spec=HeadSpec("slow"), classifier=MajorityClassifier(train.shares))
+
+
+def test_heads_run_on_every_core_and_those_that_need_all_run_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fitting, "usable_cores", lambda: 3)
+    beside, alone = Slow(alone=False), Slow(alone=True)
+    heads = {HeadRequest("beside"): beside, HeadRequest("alone"): alone}
+    found = fit_heads(heads, trial_rows(), FitRules())
+    assert [len(fitted) for fitted in found.values()] == [3, 3]
+    assert beside.most == 3
+    assert alone.most == 1
+
+
+def test_on_one_core_every_head_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "usable_cores", lambda: 1)
+    heads = {HeadRequest("beside"): Slow(alone=False), HeadRequest("alone"): Slow(alone=True)}
+    assert set(fit_heads(heads, trial_rows(), FitRules())) == set(heads)
+
+
+def test_what_heads_share_is_computed_once_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+
+    def counted(self: TrainingSet) -> object:
+        computed.append(threading.get_ident())
+        return scaler(self)
+
+    original = TrainingSet.scaler
+    assert isinstance(original, cached_property)
+    scaler = original.func
+    replacement = cached_property(counted)
+    replacement.__set_name__(TrainingSet, "scaler")
+    monkeypatch.setattr(TrainingSet, "scaler", replacement)
+    names = ("logistic", "ridge", "linear_svm", "lda")
+    fit_heads({HeadRequest(name): load_head(name) for name in names}, trial_rows(), FitRules())
+    assert len(computed) == 3
+
+
+def test_a_limit_on_time_changes_no_result() -> None:
+    heads = {HeadRequest("logistic"): load_head("logistic")}
+    data = trial_rows()
+    free = fit_heads(heads, data, FitRules())[HeadRequest("logistic")]
+    limited = fit_heads(heads, data, FitRules(timeout=60))[HeadRequest("logistic")]
+    for one, other in zip(free, limited, strict=True):
+        np.testing.assert_array_equal(
+            one.choices[0].validation_scores, other.choices[0].validation_scores
+        )
+
+
+def test_a_head_that_takes_too_long_is_stopped() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 6000)
+    data = TrialRows(
+        features=random.normal(size=(6000, 400)).astype(np.float32),
+        labels=labels,
+        class_count=2,
+        trials=Protocol(folds=3).divide(draw_columns(labels.tolist()), ("a", "b")).trials[:1],
+    )
+    request = HeadRequest("random_forest")
+    started = time.monotonic()
+    (fitted,) = fit_heads({request: load_head(request.name)}, data, FitRules(timeout=0.3))[request]
+    assert fitted.choices == ()
+    assert fitted.status == "stopped after 0.3 s"
+    assert time.monotonic() - started < 60
+
+
+def test_a_head_that_fails_expectedly_has_a_status_and_a_bug_is_raised() -> None:
+    class Failing(Majority):
+        error: Exception = BadDataError("own head: no, thanks")
+
+        def fit_candidates(self, *arguments: object) -> Iterator[Candidate]:
+            raise self.error
+
+    request = HeadRequest("failing")
+    fitted = fit_heads({request: Failing()}, trial_rows(), FitRules())[request]
+    assert {each.status for each in fitted} == {"own head: no, thanks"}
+    Failing.error = ZeroDivisionError("a bug")
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        fit_heads({request: Failing()}, trial_rows(), FitRules())

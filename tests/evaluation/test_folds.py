@@ -1,0 +1,81 @@
+"""Folds test every image once, hold every class, and part nothing that belongs together."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from feature_sets import alternating_labels, draw_columns
+
+from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.folds import make_folds
+from pipeline.evaluation.splits import Splits
+
+CLASSES = ("cats", "dogs", "frogs")
+LABELS = alternating_labels(90, 3)
+
+
+def sides(splits: Splits, count: int) -> np.ndarray:
+    side = np.zeros(count, int)
+    for number, name in enumerate(("train", "validation", "test"), 1):
+        rows = getattr(splits, name)
+        assert not side[rows].any()
+        side[rows] = number
+    return side
+
+
+@pytest.mark.parametrize("folds", [3, 5])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_image_is_tested_once_and_chosen_on_once(folds: int, grouped: bool) -> None:
+    columns = draw_columns(LABELS)
+    identities = columns.digests
+    if grouped:  # six images in a row are one object
+        identities = columns.digests[np.arange(90) // 6 * 6]
+    seen = np.stack(
+        [
+            sides(splits, 90)
+            for splits in make_folds(columns, CLASSES, folds=folds, seed=0, identities=identities)
+        ]
+    )
+    assert seen.shape == (folds, 90)
+    assert ((seen == 3).sum(axis=0) == 1).all()
+    assert ((seen == 2).sum(axis=0) == 1).all()
+    for side in seen:
+        for split in (1, 2, 3):
+            counts = np.bincount(columns.labels[side == split], minlength=3)
+            assert counts.max() - counts.min() <= (6 if grouped else 1)
+    if grouped:
+        assert (seen.reshape(folds, 15, 6) == seen.reshape(folds, 15, 6)[..., :1]).all()
+
+
+def test_views_follow_their_image_and_only_train() -> None:
+    columns = draw_columns(LABELS)
+    three = replace(
+        columns,
+        labels=np.repeat(columns.labels, 3),
+        splits=np.repeat(columns.splits, 3),
+        paths=np.repeat(columns.paths, 3),
+        digests=np.repeat(columns.digests, 3),
+        views=np.tile(np.arange(3, dtype=np.int16), 90),
+    )
+    for splits in make_folds(three, CLASSES, folds=3, seed=1, identities=three.digests):
+        side = sides(splits, 270).reshape(90, 3)
+        trains = side[:, 0] == 1
+        assert (side[trains] == 1).all()
+        assert (side[~trains, 1:] == 0).all()
+
+
+def test_another_seed_folds_otherwise() -> None:
+    columns = draw_columns(LABELS)
+    first, second = (
+        next(make_folds(columns, CLASSES, folds=3, seed=seed, identities=columns.digests)).test
+        for seed in (0, 1)
+    )
+    assert not np.array_equal(first, second)
+
+
+def test_too_few_images_and_too_few_folds_are_refused() -> None:
+    columns = draw_columns([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
+    with pytest.raises(BadDataError, match=r"class frogs has 3 images .*try --cv 3"):
+        list(make_folds(columns, CLASSES, folds=5, seed=0, identities=columns.digests))
+    with pytest.raises(UsageError, match="needs 3 folds or more"):
+        list(make_folds(columns, CLASSES, folds=2, seed=0, identities=columns.digests))

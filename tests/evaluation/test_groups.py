@@ -1,0 +1,77 @@
+"""What belongs together is named by folder, expression or file, and joined by identical files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from feature_sets import draw_columns
+
+from pipeline.cache.file import Columns
+from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.evaluation.groups import identities_of, parse_group_rule
+
+
+def columns_with(paths: list[bytes]) -> Columns:
+    return replace(draw_columns([0] * len(paths)), paths=np.asarray(paths, np.bytes_))
+
+
+def partition(identities: np.ndarray) -> list[int]:
+    """Groups numbered in the order they come."""
+    seen: dict[bytes, int] = {}
+    return [seen.setdefault(identity.tobytes(), len(seen)) for identity in identities]
+
+
+def test_without_a_rule_identical_files_belong_together() -> None:
+    columns = draw_columns([0, 0, 1])
+    digests = columns.digests.copy()
+    digests[2] = digests[0]
+    assert partition(identities_of(replace(columns, digests=digests))) == [0, 1, 0]
+
+
+@pytest.mark.parametrize("split", [b"", b"train/", b"val/"])
+def test_folder_means_those_below_the_class(split: bytes) -> None:
+    paths = [b"cats/a/1.jpg", b"cats/a/2.jpg", b"cats/b/1.jpg", b"dogs/a/3.jpg", b"dogs/4.jpg"]
+    columns = columns_with([split + path for path in paths])
+    assert partition(identities_of(columns, parse_group_rule("folder"))) == [0, 0, 1, 0, 2]
+
+
+def test_an_expression_names_groups_by_its_group_or_all_it_matches() -> None:
+    columns = columns_with([b"c/obj1_a.jpg", b"c/obj1_b.jpg", b"c/obj2_a.jpg", b"d/obj2_a.jpg"])
+    assert partition(identities_of(columns, parse_group_rule(r"(obj\d)_"))) == [0, 0, 1, 1]
+    assert partition(identities_of(columns, parse_group_rule(r"^\w/obj\d"))) == [0, 0, 1, 2]
+
+
+def test_a_file_names_groups(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_bytes("\ufeffpath,group\nc/1.jpg,한 묶음\nc/3.jpg,한 묶음\n".encode())
+    columns = columns_with([b"c/1.jpg", b"c/2.jpg", b"c/3.jpg"])
+    assert partition(identities_of(columns, parse_group_rule(str(table)))) == [0, 1, 0]
+
+
+def test_groups_that_share_a_file_are_one() -> None:
+    columns = columns_with([b"c/a/1.jpg", b"c/a/2.jpg", b"c/b/1.jpg", b"c/b/2.jpg", b"c/x/1.jpg"])
+    digests = columns.digests.copy()
+    digests[2] = digests[1]
+    joined = identities_of(replace(columns, digests=digests), parse_group_rule("folder"))
+    assert partition(joined) == [0, 0, 0, 0, 1]
+
+
+def test_an_added_group_moves_no_other() -> None:
+    paths = [b"c/%d/%d.jpg" % (number // 3, number) for number in range(30)]
+    rule = parse_group_rule("folder")
+    few, many = (identities_of(columns_with(paths[:count]), rule) for count in (15, 30))
+    assert [each.tobytes() for each in few] == [each.tobytes() for each in many[:15]]
+
+
+def test_rules_that_say_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="regular expression"):
+        parse_group_rule("(")
+    with pytest.raises(UsageError, match=r"places none of 1 image; the first is c/1\.jpg"):
+        identities_of(columns_with([b"c/1.jpg"]), parse_group_rule("folder"))
+    with pytest.raises(NoInputError, match="cannot be read"):
+        parse_group_rule(str(tmp_path / "gone.csv"))
+    table = tmp_path / "other.csv"
+    table.write_text("file;group\n")
+    with pytest.raises(BadDataError, match="needs the columns path and group"):
+        parse_group_rule(str(table))

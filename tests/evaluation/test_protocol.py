@@ -1,0 +1,97 @@
+"""The protocol decides how often a set is divided, and with which seeds heads are fitted."""
+
+import numpy as np
+import pytest
+from feature_sets import alternating_labels, draw_columns, folder_splits
+
+from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.protocol import FEW_IMAGES, Protocol
+
+CLASSES = ("cats", "dogs")
+
+
+def parse(**given: object) -> Protocol:
+    nothing = {
+        "folds": None,
+        "split": None,
+        "group": None,
+        "split_seed": 0,
+        "seed": 0,
+        "repeats": 1,
+    }
+    return Protocol.parse(**(nothing | given))
+
+
+@pytest.mark.parametrize(
+    ("count", "folders", "given", "folds"),
+    [
+        (100, False, {}, 5),
+        (FEW_IMAGES, False, {}, 0),
+        (100, True, {}, 0),
+        (100, False, {"split": "60/20/20"}, 0),
+        (100, True, {"folds": 4}, 4),
+        (8, False, {}, 4),
+    ],
+)
+def test_small_sets_without_folders_are_cross_validated(
+    count: int, folders: bool, given: dict[str, object], folds: int
+) -> None:
+    labels = alternating_labels(count)
+    columns = draw_columns(labels, splits=folder_splits(count) if folders else None)
+    division = parse(**given).divide(columns, CLASSES)
+    assert division.folds == folds
+    assert len(division.trials) == max(folds, 1)
+
+
+def test_folders_that_are_ignored_are_told() -> None:
+    columns = draw_columns(alternating_labels(100), splits=folder_splits(100))
+    assert "split folders are ignored" in parse(folds=3).divide(columns, CLASSES).source
+    columns = draw_columns(alternating_labels(100))
+    assert "ignored" not in parse(folds=3).divide(columns, CLASSES).source
+
+
+def test_repeats_are_seeds_of_one_division_or_divisions_anew() -> None:
+    columns = draw_columns(alternating_labels(100))
+    (trial,) = parse(split="60/20/20", repeats=3, seed=5).divide(columns, CLASSES).trials
+    assert trial.seeds == (5, 6, 7)
+    trials = parse(folds=4, repeats=2, seed=5).divide(columns, CLASSES).trials
+    assert [each.seeds for each in trials] == [(5,)] * 4 + [(6,)] * 4
+    for repeat in (trials[:4], trials[4:]):
+        tested = np.concatenate([each.splits.test for each in repeat])
+        np.testing.assert_array_equal(np.sort(tested), np.arange(100))
+    assert not np.array_equal(trials[0].splits.test, trials[4].splits.test)
+
+
+def test_groups_hold_for_shares_and_for_folds() -> None:
+    columns = draw_columns(alternating_labels(300))
+    rule = r"^(\d+)\d\.jpg"  # paths are 0.jpg … 299.jpg: ten in a row are one group
+    object_of = np.arange(300) // 10
+    for given in ({"folds": 3}, {"split": "60/20/20"}):
+        for trial in parse(group=rule, **given).divide(columns, CLASSES).trials:
+            splits = trial.splits
+            train, validation, test = (
+                set(object_of[rows[rows >= 10]])
+                for rows in (splits.train, splits.validation, splits.test)
+            )
+            assert not train & validation
+            assert not (train | validation) & test
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"folds": 5, "split": "60/20/20"}, "choose one"),
+        ({"folds": 2}, "needs 3 folds"),
+        ({"repeats": 0}, "--repeats needs at least 1"),
+        ({"split_seed": -1}, "--split-seed is a number from 0"),
+        ({"seed": 2**32 - 1, "repeats": 2}, "--seed is a number from 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(given: dict[str, object], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse(**given)
+
+
+def test_a_set_too_small_for_folds_is_told_so() -> None:
+    with pytest.raises(BadDataError, match="has 2 images"):
+        parse(folds=3).divide(draw_columns([0, 0, 1, 1]), CLASSES)
