@@ -16,9 +16,10 @@ class DuplicatePair:
     Attributes
     ----------
     first, second : row numbers, the first the lower one.
-    similarity : cosine of their centred features; 1 for identical files.
+    similarity : cosine of their centred features, 1 for identical files. What is near is not
+        decided by it, but by how far other images are.
     kind : ``exact``: the files are identical; ``near``: only their features nearly are.
-    across : whether they stand in different splits, which inflates test accuracy.
+    across : whether they stand in different splits or folds, which inflates test accuracy.
     """
 
     first: int
@@ -51,7 +52,7 @@ class LearningCurve:
 
     Attributes
     ----------
-    sizes : (S,) numbers of training images, ascending; the last is all of them.
+    sizes : (S,) numbers of training images, ascending; the last is all of them, or 5,000.
     accuracies : (S, R) on held-out images, of R random draws of each size.
     head : which classifier, for people: ``logistic (C=1)``.
     sentence : whether more images would help.

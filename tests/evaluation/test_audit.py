@@ -1,0 +1,329 @@
+"""Duplicates and wrong labels that were planted are found; what is only similar is left alone."""
+
+import hashlib
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from feature_sets import SPEC, draw_columns, write_cache
+
+from pipeline.cache.file import read_table
+from pipeline.evaluation.audit import (
+    MOST_PAIRS,
+    audit_input,
+    find_duplicates,
+    find_suspects,
+    linked_rows,
+    look_into,
+    out_of_fold,
+    rank_suspects,
+)
+from pipeline.evaluation.splits import make_splits
+
+COUNT = 600
+
+
+def draw(count: int = COUNT, width: int = 64, seed: int = 0) -> np.ndarray:
+    """Features of pictures that share much: one large component, many small ones."""
+    random = np.random.default_rng(seed)
+    alike = random.normal(size=(count, 1)) * random.normal(size=(1, width)) * 5
+    return (alike + random.normal(size=(count, width)) + 3).astype(np.float32)
+
+
+def digests(count: int, salt: str = "") -> np.ndarray:
+    names = [hashlib.sha256(f"{salt}{row}".encode()).digest() for row in range(count)]
+    return np.frombuffer(b"".join(names), "V32")
+
+
+def splits_of(count: int) -> np.ndarray:
+    return np.resize(np.array([1, 1, 2, 3], np.uint8), count)
+
+
+def pairs_of(found: list) -> set[tuple[int, int]]:
+    return {(pair.first, pair.second) for pair in found}
+
+
+def test_pictures_that_all_look_alike_are_no_duplicates() -> None:
+    assert find_duplicates(draw(), digests(COUNT), splits_of(COUNT)) == []
+
+
+def test_slightly_changed_copies_are_found_and_nothing_else() -> None:
+    features = draw()
+    noise = np.random.default_rng(1).normal(size=(30, 64)).astype(np.float32)
+    features[300:330] = features[:30] + 0.1 * noise
+    found = find_duplicates(features, digests(COUNT), splits_of(COUNT))
+    assert pairs_of(found) == {(row, row + 300) for row in range(30)}
+    assert all(pair.kind == "near" and 0.95 < pair.similarity < 1 for pair in found)
+
+
+@pytest.mark.parametrize("copies", [3, 8])
+def test_groups_of_near_copies_are_found_whole(copies: int) -> None:
+    features = draw()
+    random = np.random.default_rng(1)
+    features[:copies] = features[0] + 0.1 * random.normal(size=(copies, 64))
+    found = find_duplicates(features, digests(COUNT), splits_of(COUNT))
+    assert pairs_of(found) == set(itertools.combinations(range(copies), 2))
+
+
+def test_identical_files_make_a_chain_in_each_split_and_a_pair_between_splits() -> None:
+    keys, splits = digests(COUNT).copy(), np.ones(COUNT, np.uint8)
+    keys[[10, 20, 30, 40, 50]] = keys[10]
+    splits[[40, 50]] = 3
+    found = find_duplicates(draw(), keys, splits)
+    assert [(each.first, each.second, each.across) for each in found] == [
+        (10, 40, True), (10, 20, False), (10, 30, False), (40, 50, False),
+    ]  # fmt: skip
+    assert all(each.kind == "exact" and each.similarity == 1 for each in found)
+
+
+def test_pairs_across_splits_come_first_then_the_most_similar() -> None:
+    features = draw()
+    splits = np.ones(COUNT, np.uint8)
+    splits[500:] = 3
+    for place, (row, copy) in enumerate([(0, 100), (1, 501), (2, 102), (3, 503)], 1):
+        features[copy] = features[row]
+        features[copy, :32] += 0.03 * place
+    found = find_duplicates(features, digests(COUNT), splits)
+    assert [pair.first for pair in found] == [1, 3, 0, 2]
+
+
+def test_augmented_views_are_left_out() -> None:
+    features = np.repeat(draw(300), 2, axis=0)
+    keys, views = np.repeat(digests(300), 2), np.tile([0, 1], 300)
+    assert find_duplicates(features, keys, splits_of(600), views) == []
+    assert len(find_duplicates(features, keys, splits_of(600))) >= 300
+
+
+def test_large_sets_are_searched_in_blocks_with_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = draw()
+    features[400:450] = features[100:150] + 0.05
+    arguments = features, digests(COUNT), splits_of(COUNT)
+    whole = find_duplicates(*arguments)
+    assert len(whole) == 50
+    monkeypatch.setattr("pipeline.evaluation.audit.BLOCK_VALUES", 7 * COUNT)
+    assert find_duplicates(*arguments) == whole
+
+
+def test_very_large_sets_are_searched_for_copies_of_test_images_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, splits = draw(), np.ones(COUNT, np.uint8)
+    splits[:20] = splits[580:] = 3  # before and after their copies
+    features[300:310] = features[:10] + 0.05
+    features[590:] = features[310:320] + 0.05
+    features[400:410] = features[320:330] + 0.05  # in train both
+    features[10] = features[585] + 0.05  # in test both
+    monkeypatch.setattr("pipeline.evaluation.audit.MOST_ROWS", COUNT - 1)
+    found = pairs_of(find_duplicates(features, digests(COUNT), splits))
+    assert found == {
+        *((row, row + 300) for row in range(10)),
+        *((row, row + 280) for row in range(310, 320)),
+        (10, 585),
+    }
+
+
+def test_features_of_few_dimensions_are_not_flooded_with_chance_pairs() -> None:
+    features = np.random.default_rng(0).normal(size=(2000, 5)).astype(np.float32)
+    assert len(find_duplicates(features, digests(2000), splits_of(2000))) <= 5
+
+
+def test_pairs_without_number_are_cut_to_the_closest() -> None:
+    features = np.tile(draw(3), (100, 1))  # 3 pictures, 100 files each: 14,850 pairs
+    found = find_duplicates(features, digests(300), splits_of(300))
+    assert len(found) == MOST_PAIRS
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 19, 40])
+def test_tiny_sets_are_no_failure(count: int) -> None:
+    features = draw(count)
+    assert find_duplicates(features, digests(count), splits_of(count)) == []
+    assert find_duplicates(features * 0, digests(count), splits_of(count)) == []
+
+
+def draw_classes(
+    count: int = 500, class_count: int = 3, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = np.resize(np.arange(class_count), count)
+    features = random.normal(size=(count, 40)) + 3 * random.normal(size=(class_count, 40))[labels]
+    return features.astype(np.float32), labels
+
+
+def test_wrong_labels_are_the_first_suspects_with_the_right_suggestion() -> None:
+    features, labels = draw_classes()
+    right = labels.copy()
+    wrong = np.random.default_rng(1).choice(len(labels), 15, replace=False)
+    labels[wrong] = (labels[wrong] + 1) % 3
+    suspects = find_suspects(features, labels, np.arange(len(labels)), 3)
+    assert {each.row for each in suspects[:15]} == set(wrong.tolist())
+    assert all(each.suggested == right[each.row] for each in suspects[:15])
+    assert all(each.label == labels[each.row] for each in suspects)
+    assert all(each.label_probability < 0.5 < each.suggested_probability for each in suspects[:15])
+
+
+def test_suspects_are_those_of_the_paper_computed_one_by_one() -> None:
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.ones(4), 200)
+    labels = random.integers(0, 4, 200)
+    thresholds = [
+        sum(probabilities[row, k] for row in range(200) if labels[row] == k)
+        / sum(labels[row] == k for row in range(200))
+        for k in range(4)
+    ]
+    expected = []
+    for row in range(200):
+        above = [probabilities[row, k] - thresholds[k] for k in range(4)]
+        own = above.pop(labels[row])
+        if own < max(above):
+            expected.append((own - max(above), row))
+    expected.sort()
+    found = rank_suspects(probabilities, labels, judged=np.ones(200, bool))
+    assert [each.row for each in found] == [row for _, row in expected[:100]]
+    # the confident joint: a class whose probability reaches its threshold, not the label's
+    confident = {
+        row
+        for row in range(200)
+        if probabilities[row, labels[row]] < thresholds[labels[row]]
+        and any(probabilities[row, k] >= thresholds[k] for k in range(4) if k != labels[row])
+    }
+    assert confident <= {row for _, row in expected}
+
+
+def test_no_row_is_judged_by_a_model_that_saw_its_copy() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(200, 300)).astype(np.float32)  # each can be learned by heart
+    labels = random.integers(0, 2, 200)
+    twice, both = np.concatenate([features, features]), np.concatenate([labels, labels])
+    together = find_suspects(twice, both, np.tile(np.arange(200), 2), 2)
+    apart = find_suspects(twice, both, np.arange(400), 2)
+    assert len(together) == 100  # about half of the 400, of which 100 are kept
+    assert len(apart) < 60  # most copies were learned by heart
+
+
+def test_probabilities_of_held_out_rows_do_not_depend_on_their_labels() -> None:
+    features, labels = draw_classes()
+    fold = np.resize(np.arange(5), len(labels))
+    flipped = np.where(fold == 2, (labels + 1) % 3, labels)
+    before, after = (out_of_fold(features, each, fold, 3) for each in (labels, flipped))
+    np.testing.assert_array_equal(before[fold == 2], after[fold == 2])
+    assert not np.array_equal(before[fold == 1], after[fold == 1])
+    np.testing.assert_allclose(before.sum(axis=1), 1)
+
+
+def test_classes_of_fewer_than_five_groups_are_not_judged_nor_suggested() -> None:
+    features, labels = draw_classes()
+    labels[:4] = 3
+    suspects = find_suspects(features, labels, np.arange(len(labels)), 5)
+    assert all(each.label != 3 and each.suggested < 3 for each in suspects)
+    assert find_suspects(features[:6], labels[:6], np.arange(6), 5) == []
+
+
+def test_many_rows_are_all_judged_by_models_of_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = draw_classes()
+    labels[7] = (labels[7] + 1) % 3
+    monkeypatch.setattr("pipeline.evaluation.audit.MOST_TRAINING_ROWS", 100)
+    assert find_suspects(features, labels, np.arange(len(labels)), 3)[0].row == 7
+
+
+def test_the_same_seed_gives_the_same_suspects() -> None:
+    features, labels = draw_classes()
+    labels[:40] = np.random.default_rng(0).integers(0, 3, 40)
+    groups = np.arange(len(labels))
+    first, second, other = (find_suspects(features, labels, groups, 3, s) for s in (0, 0, 1))
+    assert first == second != other
+
+
+def test_linked_rows_are_numbered_by_their_set() -> None:
+    keys = digests(6).copy()
+    keys[[1, 4, 5]] = keys[1]
+    groups = linked_rows(find_duplicates(draw(6), keys, np.ones(6, np.uint8)), 6)
+    assert groups[1] == groups[4] == groups[5]
+    assert len(set(groups.tolist())) == 4
+
+
+def look_at(path: Path, *, dropped: int | None = None) -> tuple:
+    table = read_table(path)
+    splits = make_splits(table.columns, table.classes)
+    if dropped is not None:
+        splits = replace(splits, train=splits.train[splits.train != dropped])
+    return look_into(table, "block5_pool", splits=splits)
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Path:
+    """500 rows; row 499 (test) is the file of row 0 (train), 498 nearly the picture of row 3."""
+    features, labels = draw_classes(500, 2)
+    splits = np.repeat(np.array([1, 2, 3], np.uint8), [300, 100, 100])
+    features[499], labels[499] = features[0], labels[0]
+    features[498], labels[498] = features[3] + 0.02, labels[3]
+    labels[9] = 1 - labels[9]
+    columns = draw_columns(labels.tolist(), splits=splits.tolist())
+    keys = columns.digests.copy()
+    keys[499] = keys[0]
+    return write_cache(
+        tmp_path / "set.h5",
+        labels=labels.tolist(),
+        layers={"block5_pool": features},
+        columns=replace(columns, digests=keys),
+    )
+
+
+def test_looking_into_a_cache_names_its_rows_and_warns(spoiled: Path) -> None:
+    findings, notices = look_at(spoiled)
+    assert [(p.first, p.second, p.kind, p.across) for p in findings.duplicates] == [
+        (0, 499, "exact", True), (3, 498, "near", True),
+    ]  # fmt: skip
+    assert findings.suspects[0].row == 9
+    assert findings.learning_curve is not None
+    assert findings.learning_curve.sizes[-1] == 300
+    assert notices == (
+        "2 test images also stand in train (exact: 1, near: 1), which inflates every number; "
+        "report.html shows them",
+    )
+
+
+def test_rows_in_no_split_are_not_looked_at(spoiled: Path) -> None:
+    findings, (notice,) = look_at(spoiled, dropped=0)
+    assert [(pair.first, pair.second) for pair in findings.duplicates] == [(3, 498)]
+    assert notice.startswith("1 test image also stands in train (exact: 0, near: 1)")
+
+
+def test_a_clean_set_brings_no_notice(tmp_path: Path) -> None:
+    labels = [0, 1] * 100
+    findings, notices = look_at(write_cache(tmp_path / "set.h5", labels=labels, shape=(2, 2, 64)))
+    assert findings.duplicates == ()
+    assert notices == ()
+
+
+def test_pixels_are_averaged_to_sixteen_a_side(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((8, 40, 33, 3)).astype(np.float32)
+    path = write_cache(
+        tmp_path / "set.h5",
+        labels=[0, 1] * 4,
+        layers={"pixels": images},
+        spec=replace(SPEC, base="pixels"),
+    )
+    features = audit_input(read_table(path), "pixels", np.array([5, 2])).reshape(2, 16, 16, 3)
+    np.testing.assert_allclose(features[0, 0, 0], images[5, :2, :2].mean(axis=(0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(features[1, 15, 15], images[2, 38:, 31:].mean((0, 1)), rtol=1e-5)
+
+
+def test_duplicates_that_two_folds_part_are_noticed(tmp_path: Path) -> None:
+    features = draw(120)
+    features[70] = features[3] + 0.01  # in another fold
+    features[4] = features[5] + 0.01  # in the same
+    cache = write_cache(tmp_path / "c.h5", labels=[0, 1] * 60, layers={"block5_pool:avg": features})
+    table = read_table(cache)
+    splits = make_splits(table.columns, table.classes)
+    findings, (notice,) = look_into(
+        table, "block5_pool:avg", splits=splits, folds=np.split(np.arange(120), 3)
+    )
+    assert [(each.first, each.second, each.across) for each in findings.duplicates] == [
+        (3, 70, True),
+        (4, 5, False),
+    ]
+    assert notice.startswith("1 pair of duplicates stands in two folds")

@@ -1,0 +1,218 @@
+"""suspects.csv goes out safe for a spreadsheet and comes back, edited, for the right rows."""
+
+import csv
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from feature_sets import draw_columns, write_cache
+
+from pipeline.cache.file import FeatureTable, read_table
+from pipeline.errors import BadDataError, NoInputError
+from pipeline.evaluation.findings import Findings, Suspect
+from pipeline.evaluation.label_edits import (
+    COLUMNS,
+    apply_label_edits,
+    read_label_edits,
+    write_suspects,
+)
+
+CLASSES = ("cats", "dogs", "=1+1", "고양이")
+PATHS = (
+    b"train/cats/1.jpg",
+    b"train/cats/\xff\n2.jpg",
+    b"=cmd|' /C calc'!A0/3.jpg",
+    b'-dogs/a,b;"c".jpg',
+    "고양이/4.jpg".encode(),
+    b"train/cats/copy of 1.jpg",
+    b"train/cats/1.jpeg",
+    b"@x/'7.jpg",
+)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> FeatureTable:
+    labels = [0, 0, 2, 1, 3, 0, 0, 1]
+    columns = replace(draw_columns(labels), paths=np.array(PATHS))
+    keys = columns.digests.copy()
+    keys[5] = keys[0]  # one file under two names
+    columns = replace(columns, digests=keys)
+    return read_table(
+        write_cache(tmp_path / "set.h5", labels=labels, classes=CLASSES, columns=columns)
+    )
+
+
+def suspects_file(table: FeatureTable, path: Path = Path("suspects.csv")) -> Path:
+    suspects = tuple(
+        Suspect(
+            row=row,
+            label=int(table.columns.labels[row]),
+            suggested=1,
+            label_probability=0.01,
+            suggested_probability=0.98,
+        )
+        for row in range(len(table))
+    )
+    write_suspects(
+        path,
+        Findings(
+            table=table, layer="block5_pool", duplicates=(), suspects=suspects, learning_curve=None
+        ),
+    )
+    return path
+
+
+def edited(text: str | bytes) -> Path:
+    path = Path("edits.csv")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def records(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def hexadecimal(table: FeatureTable, row: int) -> str:
+    return table.columns.digests[row].tobytes().hex()
+
+
+def test_an_unedited_file_changes_nothing(table: FeatureTable) -> None:
+    edits = read_label_edits(suspects_file(table), table)
+    np.testing.assert_array_equal(edits.labels, table.columns.labels)
+    assert edits.keep.all()
+
+
+def test_no_cell_is_a_formula_or_breaks_a_line(table: FeatureTable) -> None:
+    path = suspects_file(table)
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf" + ",".join(COLUMNS).encode())
+    assert path.read_bytes().count(b"\n") == 1 + len(table)
+    for record in records(path):
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in record.values())
+
+
+@pytest.mark.parametrize("row", range(len(PATHS)))
+@pytest.mark.parametrize("matched_by", ["digest", "path"])
+def test_every_row_round_trips(table: FeatureTable, row: int, matched_by: str) -> None:
+    written = records(suspects_file(table))
+    written[row] |= {"drop": "yes"} | ({"digest": ""} if matched_by == "path" else {})
+    path = Path("edits.csv")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(written)
+    copies = {0, 5} if matched_by == "digest" and row in (0, 5) else {row}
+    edits = read_label_edits(path, table)
+    assert set(np.flatnonzero(~edits.keep).tolist()) == copies
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_can_be_the_new_label_as_written(table: FeatureTable, name: str) -> None:
+    label = CLASSES.index(name)
+    shown = next(
+        record["label"]
+        for record, own in zip(
+            records(suspects_file(table)), table.columns.labels.tolist(), strict=True
+        )
+        if own == label
+    )
+    for spelling in {name, shown}:
+        edits = read_label_edits(edited(f"path,new_label\n{PATHS[6].decode()},{spelling}\n"), table)
+        assert edits.labels[6] == label
+
+
+def test_an_applied_file_relabels_drops_and_reads_the_right_features(table: FeatureTable) -> None:
+    text = (
+        f"digest,new_label,drop\n{hexadecimal(table, 0)},dogs,\n{hexadecimal(table, 3)},,x\n"
+        f"{hexadecimal(table, 4)},,\n"
+    )
+    after = apply_label_edits(edited(text), table)
+    kept = [0, 1, 2, 4, 5, 6, 7]
+    assert after.columns.labels.tolist() == [1, 0, 2, 3, 1, 0, 1]  # both copies of the file
+    assert after.columns.paths.tolist() == [PATHS[row] for row in kept]
+    np.testing.assert_array_equal(
+        after.features("block5_pool"), table.features("block5_pool")[kept]
+    )
+    assert table.columns.labels[0] == 0  # the one that was given stays as it is
+
+
+def test_a_path_alone_means_that_file_and_not_its_copies(table: FeatureTable) -> None:
+    edits = read_label_edits(edited("path,drop\ntrain/cats/copy of 1.jpg,yes\n"), table)
+    assert np.flatnonzero(~edits.keep).tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffpath;new_label\r\ntrain/cats/1.jpg;dogs\r\n",  # Excel, in most of Europe
+        "path\tnew_label\ntrain/cats/1.jpg\tdogs",
+        'Path , NEW_LABEL,remark\n"train/cats/1.jpg", dogs ,"a\nb"\n\n',
+        "new_label,drop,path\ndogs,no,train/cats/1.jpg\n",
+        "path,new_label\ntrain/cats/1.jpeg\ntrain/cats/1.jpg,dogs\n",  # a short line
+    ],
+)
+def test_what_spreadsheets_and_people_write_is_read(table: FeatureTable, text: str) -> None:
+    assert read_label_edits(edited(text), table).labels.tolist() == [1, 0, 2, 1, 3, 0, 0, 1]
+
+
+def test_a_decomposed_name_is_the_same_name(table: FeatureTable) -> None:
+    name = unicodedata.normalize("NFD", "고양이")
+    edits = read_label_edits(edited(f"path,new_label\n{name}/4.jpg,{name}\n"), table)
+    assert edits.labels[4] == 3
+    assert not read_label_edits(edited(f"path,drop\n{name}/4.jpg,yes\n"), table).keep[4]
+
+
+@pytest.mark.parametrize("answer", ["yes", "x", "1", "TRUE", " Yes "])
+def test_drop_takes_several_words(table: FeatureTable, answer: str) -> None:
+    edits = read_label_edits(edited(f"path,drop\ntrain/cats/1.jpg,{answer}\n"), table)
+    assert not edits.keep[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,new_label\ntrain/cats/1.jpg,dgos", r"edits\.csv:2: dgos is no class; .*mean dogs\?"),
+        (
+            "path,new_label\n\ntrain/cats/1.jpg,horse",
+            ":3: horse is no class; .*are cats",
+        ),
+        ("path,new_label\ntrain/cat/1.jpg,dogs", r":2: no image is called .*mean train/cats/1\.jp"),
+        ("path,drop,new_label\ntrain/cats/1.jpg,x,dogs", ":2 both drops and relabels"),
+        ("path,drop\ntrain/cats/1.jpg,maybe", ":2: drop takes yes or nothing; received 'maybe'"),
+        ("path,drop\n,yes", ":2 names no image"),
+        ("digest,drop\nabc,yes", ":2: no image has the digest abc"),
+        ("digest,drop\n" + 64 * "0" + ",yes", ":2: no image has the digest 0"),
+        ("file,drop\na,yes", r":1 needs the columns path or digest.*'file,drop'"),
+        ("path,label\na,yes", ":1 needs the columns"),
+        ("", ":1 needs the columns"),
+        ('path,drop\n"a"b,yes', ":2 is no CSV"),
+        (b"path,drop\ntrain/cats/\xff2.jpg,yes", r":2 is not UTF-8.*digest"),
+        ("path,drop\n".encode("utf-16"), ":1 is not UTF-8"),
+        (
+            "path,new_label\ntrain/cats/1.jpg,dogs\ntrain/cats/1.jpg,cats",
+            r":3 says otherwise than line 2 about train/cats/1\.jpg",
+        ),
+        (
+            "path,new_label,drop\ntrain/cats/1.jpg,dogs,\ntrain/cats/1.jpg,,x",
+            ":3 says otherwise than line 2",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_line(
+    table: FeatureTable, text: str | bytes, message: str
+) -> None:
+    with pytest.raises(BadDataError, match=message) as raised:
+        read_label_edits(edited(text), table)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_same_edit_twice_is_no_contradiction(table: FeatureTable) -> None:
+    line = "train/cats/1.jpg,dogs\n"
+    assert read_label_edits(edited("path,new_label\n" + 2 * line), table).labels[0] == 1
+
+
+def test_a_file_that_is_not_there_is_said(table: FeatureTable) -> None:
+    with pytest.raises(NoInputError, match=r"--labels nowhere\.csv cannot be read"):
+        read_label_edits(Path("nowhere.csv"), table)
