@@ -1,13 +1,14 @@
 """What a head is: a family of classifiers that is fitted with several settings, one of them chosen.
 
 A head yields one fitted candidate per setting, the most regularised first; the caller chooses on
-validation. A new head is a class with `default_input` and `fit_candidates`, and one line in
+validation. A new head is a subclass of `Head` with `fit_candidates`, and one line in
 `pipeline.heads.registry`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -60,37 +61,60 @@ class Candidate:
 
     Attributes
     ----------
+    seed : of `FitOptions.seeds`, the one it was drawn with; the first for heads that draw nothing.
     converged : False if the solver stopped before it reached its tolerance.
     history : what was recorded by epoch: loss, accuracy, val_loss, val_accuracy.
     """
 
     spec: HeadSpec
     classifier: Classifier
+    seed: int = 0
     converged: bool = True
     history: Mapping[str, Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """What a run sets for all heads."""
+    """What a run sets for all heads.
 
-    seed: int = 0
-    dense: DenseSettings = field(default_factory=DenseSettings)
+    Attributes
+    ----------
+    seeds : a head that draws at random is fitted once with each; the others once.
+    dense : the settings that the dense head is fitted with, all in one pass over the data.
+    wanted : fit only this setting, which was chosen before; None for all of them.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    dense: tuple[DenseSettings, ...] = (DenseSettings(),)
+    wanted: Params | None = None
+
+    def wants(self, params: Params) -> bool:
+        """Whether a head should fit this setting."""
+        return self.wanted is None or dict(self.wanted) == dict(params)
 
 
-class Head(Protocol):
-    """A family of classifiers."""
+class Head(ABC):
+    """A family of classifiers.
 
-    default_input: Input
+    Attributes
+    ----------
+    default_input : what it learns from unless told otherwise.
+    draws : whether another seed gives another fit.
+    uses_all_cores : it keeps all cores busy by itself, so nothing else runs beside it.
+    """
 
+    default_input: ClassVar[Input] = "pooled"
+    draws: ClassVar[bool] = False
+    uses_all_cores: ClassVar[bool] = False
+
+    @abstractmethod
     def fit_candidates(
         self, train: TrainingSet, validation: LabelledRows, options: FitOptions
     ) -> Iterator[Candidate]:
-        """Fit every setting on ``train``, the most regularised or simplest first.
+        """Fit every setting that ``options.wants`` on ``train``, the most regularised first.
 
         ``validation`` is there to be watched by epoch; nothing is learned from it.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -103,5 +127,5 @@ class EstimatorClassifier:
 
     def scores(self, features: Floats) -> npt.NDArray[np.float64]:
         probabilities = np.asarray(self.estimator.predict_proba(features), np.float64)
-        # GaussianNB's miss 1 by 1e-9 where the likelihoods are extreme
+        # some miss 1 by more than rounding in float64
         return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True))

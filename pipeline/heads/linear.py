@@ -1,26 +1,21 @@
-"""Linear heads: logistic regression, support vector machine, ridge.
+"""What linear heads share; each stands in a file of its own.
 
 They learn on scaled features in a basis of the training rows (see `TrainingSet.basis`); the fitted
 weights are folded back, so that predicting is one product with the features as cached.
 """
 
-import warnings
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.svm import LinearSVC
 
-from pipeline.heads.head import Candidate, FitOptions, Floats, HeadSpec, Input
+from pipeline.heads.blocks import in_blocks
+from pipeline.heads.head import Candidate, FitOptions, Floats, Head, HeadSpec
 from pipeline.heads.training import LabelledRows, TrainingSet
-
-ROWS_PER_BLOCK = 4096  # predicting upcasts a block to float64: 256 MiB at 8,192 features
-MOST_ITERATIONS = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,12 +50,8 @@ class LinearClassifier:
         return self.weights.size + self.intercepts.size
 
     def scores(self, features: Floats) -> npt.NDArray[np.float64]:
-        decisions = np.concatenate(
-            [
-                features[start : start + ROWS_PER_BLOCK] @ self.weights.T + self.intercepts
-                for start in range(0, len(features), ROWS_PER_BLOCK)
-            ]
-        )
+        # a block at a time is upcast to float64
+        decisions = in_blocks(lambda rows: rows @ self.weights.T + self.intercepts, features)
         if decisions.shape[1] == 1:
             both = np.hstack([-decisions, decisions])
             return np.asarray(expit(both) if self.has_probabilities else both)
@@ -71,97 +62,43 @@ class LinearClassifier:
 class LinearFit:
     """One fitted setting, on `TrainingSet.coordinates`; shapes as in `LinearClassifier`."""
 
-    param: str
-    value: float
     weights: npt.NDArray[np.float64]
     intercepts: npt.NDArray[np.float64]
     converged: bool = True
 
 
-class LinearHead:
-    """What linear heads share; a subclass yields its fits."""
+class LinearHead(Head):
+    """What linear heads of one setting share.
 
-    name: str
-    has_probabilities: bool
-    default_input: Input = "pooled"
+    Attributes
+    ----------
+    name, param : of the head and of its setting.
+    grid : its values, the strongest penalty first.
+    has_probabilities : whether sigmoid or softmax of the decision values are probabilities.
+    """
+
+    name: ClassVar[str]
+    param: ClassVar[str]
+    grid: ClassVar[Sequence[float]]
+    has_probabilities: ClassVar[bool]
 
     def fit_candidates(
         self, train: TrainingSet, validation: LabelledRows, options: FitOptions
     ) -> Iterator[Candidate]:
-        for fit in self.path(train.coordinates, train.labels):
-            classifier = LinearClassifier.fold(
-                train,
-                weights=fit.weights,
-                intercepts=fit.intercepts,
-                has_probabilities=self.has_probabilities,
-            )
+        values = [value for value in self.grid if options.wants({self.param: value})]
+        for value, fit in zip(values, self.path(train, values), strict=True):
             yield Candidate(
-                spec=HeadSpec(self.name, {fit.param: fit.value}),
-                classifier=classifier,
+                spec=HeadSpec(self.name, {self.param: value}),
+                classifier=LinearClassifier.fold(
+                    train,
+                    weights=fit.weights,
+                    intercepts=fit.intercepts,
+                    has_probabilities=self.has_probabilities,
+                ),
+                seed=options.seeds[0],
                 converged=fit.converged,
             )
 
-    def path(
-        self, rows: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
-    ) -> Iterator[LinearFit]:
-        """Fit every setting, the strongest penalty first."""
-        raise NotImplementedError
-
-
-class Logistic(LinearHead):
-    """L2-regularised logistic regression; each C starts from the weights of the one before."""
-
-    name = "logistic"
-    has_probabilities = True
-    grid = tuple(10.0**exponent for exponent in range(-2, 4))  # C
-    # probabilities within 1e-4 of the exact ones; scikit-learn's own 1e-4 stops at iteration 0
-    tolerance = 1e-7
-
-    def path(
-        self, rows: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
-    ) -> Iterator[LinearFit]:
-        model = LogisticRegression(warm_start=True, tol=self.tolerance, max_iter=MOST_ITERATIONS)
-        for C in self.grid:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
-                model.set_params(C=C).fit(rows, labels)
-            converged = bool(np.max(model.n_iter_) < model.max_iter)
-            yield LinearFit("C", C, model.coef_, model.intercept_, converged)
-
-
-class LinearSvm(LinearHead):
-    """Linear support vector machine with squared hinge loss, one class against the rest."""
-
-    name = "linear_svm"
-    has_probabilities = False
-    grid = tuple(10.0**exponent for exponent in range(-3, 2))  # C
-
-    def path(
-        self, rows: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
-    ) -> Iterator[LinearFit]:
-        for C in self.grid:
-            # the primal solver: it draws nothing, and large C do not slow it down
-            model = LinearSVC(C=C, dual=False, tol=1e-6, max_iter=MOST_ITERATIONS)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
-                model.fit(rows, labels)
-            converged = bool(np.max(model.n_iter_) < model.max_iter)
-            yield LinearFit("C", C, model.coef_, model.intercept_, converged)
-
-
-class Ridge(LinearHead):
-    """Least squares on labels of -1 and 1 with an L2 penalty."""
-
-    name = "ridge"
-    has_probabilities = False
-    grid = tuple(10.0**exponent for exponent in range(2, -5, -1))  # alpha
-
-    def path(
-        self, rows: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
-    ) -> Iterator[LinearFit]:
-        for alpha in self.grid:
-            model = RidgeClassifier(alpha=alpha).fit(rows, labels)
-            # of two classes its weights are (D,)
-            yield LinearFit(
-                "alpha", alpha, np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
-            )
+    @abstractmethod
+    def path(self, train: TrainingSet, values: Sequence[float]) -> Iterator[LinearFit]:
+        """Fit each value in turn."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.heads.head import Candidate, FitOptions, Floats, HeadSpec, Input
+from pipeline.heads.head import Candidate, FitOptions, Floats, Head, HeadSpec
 from pipeline.heads.training import LabelledRows, TrainingSet
 
 
@@ -25,13 +25,14 @@ class MajorityClassifier:
         return np.tile(self.shares, (len(features), 1))
 
 
-class Majority:
-    """Always the most frequent training class."""
-
-    default_input: Input = "pooled"
+class Majority(Head):
+    """Always the most frequent training class; the first where classes count equally."""
 
     def fit_candidates(
         self, train: TrainingSet, validation: LabelledRows, options: FitOptions
     ) -> Iterator[Candidate]:
-        shares = np.bincount(train.labels, minlength=train.class_count) / len(train)
-        yield Candidate(spec=HeadSpec("majority"), classifier=MajorityClassifier(shares))
+        yield Candidate(
+            spec=HeadSpec("majority"),
+            classifier=MajorityClassifier(train.shares),
+            seed=options.seeds[0],
+        )

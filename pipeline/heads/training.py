@@ -1,13 +1,30 @@
 """The rows a head learns from, with what several heads share: scaling and a shorter basis."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from threading import RLock
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 COLUMNS_PER_ROW_TO_ROTATE = 2  # below it, the QR costs about what the shorter fits save
+
+T = TypeVar("T")
+_COMPUTING = RLock()
+
+
+def _computed_once(compute: Callable[[Any], T]) -> "cached_property[T]":
+    """A cached property that two threads do not compute both."""
+
+    def locked(self: Any) -> T:
+        with _COMPUTING:
+            known: T | None = self.__dict__.get(compute.__name__)
+            return compute(self) if known is None else known
+
+    locked.__doc__ = compute.__doc__
+    return cached_property(locked)
 
 
 @dataclass(frozen=True)
@@ -42,11 +59,46 @@ class Scaler:
 
 @dataclass(frozen=True)
 class TrainingSet(LabelledRows):
-    """The rows to learn from, every class among them."""
+    """The rows to learn from, every class among them.
+
+    What several heads need is computed once, also where they are fitted in parallel threads.
+
+    Attributes
+    ----------
+    balanced : whether every class counts as much as every other, however few its rows.
+    """
 
     class_count: int
+    balanced: bool = False
 
-    @cached_property
+    def joined(self, others: LabelledRows) -> "TrainingSet":
+        """These rows and the others."""
+        return TrainingSet(
+            np.concatenate([self.features, others.features]),
+            np.concatenate([self.labels, others.labels]),
+            self.class_count,
+            self.balanced,
+        )
+
+    @_computed_once
+    def class_weights(self) -> npt.NDArray[np.float64]:
+        """What a row of each class counts (K,): N / (K · rows of the class), or 1 each."""
+        if not self.balanced:
+            return np.ones(self.class_count)
+        counts = np.bincount(self.labels, minlength=self.class_count)
+        return np.asarray(len(self) / (self.class_count * counts))
+
+    @_computed_once
+    def row_weights(self) -> npt.NDArray[np.float64]:
+        """What each row counts (N,); they sum to N."""
+        return self.class_weights[self.labels]
+
+    @_computed_once
+    def shares(self) -> npt.NDArray[np.float64]:
+        """The prior probability of each class (K,): its share of the rows as they count."""
+        return np.bincount(self.labels, self.row_weights, self.class_count) / len(self)
+
+    @_computed_once
     def scaler(self) -> Scaler:
         """Scale these rows to a mean squared length of 1, so that a penalty means the same for
         512 features and for 8,192."""
@@ -54,12 +106,12 @@ class TrainingSet(LabelledRows):
         variance = float(self.features.var(axis=0, dtype=np.float64).sum())
         return Scaler(mean, variance**0.5 or 1.0)
 
-    @cached_property
+    @_computed_once
     def scaled(self) -> npt.NDArray[np.float64]:
         """These rows, centred and scaled: (N, D)."""
         return self.scaler(self.features)
 
-    @cached_property
+    @_computed_once
     def basis(self) -> npt.NDArray[np.float64] | None:
         """Orthonormal columns (D, N) that span the scaled rows; None unless D ≥ 2 N.
 
@@ -73,7 +125,7 @@ class TrainingSet(LabelledRows):
         basis, _ = np.linalg.qr(self.scaled.T)
         return basis
 
-    @cached_property
+    @_computed_once
     def coordinates(self) -> npt.NDArray[np.float64]:
         """The scaled rows in the basis: (N, N), or (N, D) as they are without one."""
         return self.scaled if self.basis is None else self.scaled @ self.basis
