@@ -10,8 +10,9 @@ from shutil import which
 import numpy as np
 import pytest
 from drawing import draw_set
+from feature_sets import alternating_labels, write_cache
 
-from pipeline import extract_features
+from pipeline import compare_heads, extract_features
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,6 +68,22 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert targets >= {"demo", "test"}
     for target in targets | set(re.findall(r"`make ([\w-]+)`", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_head_that_the_readme_adds_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = (block for block in blocks if "(Head)" in block)
+    assert len(code.splitlines()) <= 30
+    (tmp_path / "extra_trees.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (line,) = re.findall(r'`"(extra_trees)": "pipeline\.heads\.(.*?)",`', README)
+    monkeypatch.setattr("pipeline.heads.registry.HEADS", {line[0]: line[1]})
+    cache = write_cache(tmp_path / "drawn.h5", labels=alternating_labels(100), signal=0.5)
+    (result,) = compare_heads(cache, heads=line[0], look=False).results
+    assert (result.head, result.fits) == ("extra_trees", 5)
+    assert result.test_accuracy > 0.6
 
 
 @pytest.mark.slow

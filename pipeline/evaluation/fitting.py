@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.evaluation.choose import Choice, choose
 from pipeline.evaluation.protocol import Trial
@@ -137,13 +137,6 @@ def fit_heads(
     }
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _fit(
     request: HeadRequest,
     head: Head,
@@ -223,6 +216,10 @@ def _fit_and_send(
     connection.send("ready")
     with threadpool_limits(limits=1, user_api="blas"):
         try:
-            connection.send(_attempt(head, train, validation, options, refit=refit))
+            answer: Fitted | Exception = _attempt(head, train, validation, options, refit=refit)
         except Exception as error:  # a bug: it gets its traceback in the parent
-            connection.send(error)
+            answer = error
+    try:
+        connection.send(answer)
+    except Exception as error:  # a head of the user's own, with a lambda in it
+        connection.send(Fitted((), f"cannot be sent to another process: {error}"))

@@ -1,133 +1,113 @@
-"""The book's head: one hidden layer with dropout, trained by Keras (DLwP 5.3, listing 5.18)."""
+"""The book's head: one hidden layer with dropout (DLwP 5.3, listing 5.18), trained in NumPy."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.heads.head import Candidate, FitOptions, Floats, HeadSpec, Input
+from pipeline.errors import UsageError
+from pipeline.heads.blocks import in_blocks
+from pipeline.heads.head import Candidate, FitOptions, Floats, Head, HeadSpec, Input
+from pipeline.heads.minibatch import Array, Measures, Member, probabilities, train_networks
 from pipeline.heads.settings import DenseSettings
 from pipeline.heads.training import LabelledRows, TrainingSet
-from pipeline.keras_backend import keras
 from pipeline.text import counted
-
-ROWS_PER_BLOCK = 1024  # of validation and prediction: 32 MiB at 8,192 features
-STEPS_PER_EXECUTION = 100  # steps between two returns from TensorFlow to Python
 
 log = logging.getLogger("pipeline")
 
 
-def build_dense(
-    feature_count: int, *, class_count: int, settings: DenseSettings | None = None
-) -> Any:
-    """Flatten → Dense(relu) → Dropout → Dense(1, sigmoid), or Dense(K, softmax), compiled.
-
-    2,097,665 parameters for (4, 4, 512) feature maps and two classes.
-    """
-    settings = settings or DenseSettings()
-    binary = class_count == 2
-    model = keras.Sequential(
-        [
-            keras.Input((feature_count,)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(settings.units, activation="relu"),
-            keras.layers.Dropout(settings.dropout),
-            keras.layers.Dense(1, activation="sigmoid")
-            if binary
-            else keras.layers.Dense(class_count, activation="softmax"),
-        ]
-    )
-    model.compile(
-        optimizer=_optimizer(settings),
-        loss="binary_crossentropy" if binary else "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        # 30 epochs on 1,000 × 8,192 take 21 s so, 31 s with one step an execution; XLA (Keras'
-        # default) takes 30 s and compiles once more for each batch size
-        jit_compile=False,
-        steps_per_execution=STEPS_PER_EXECUTION,
-    )
-    return model
-
-
-def _optimizer(settings: DenseSettings) -> Any:
-    kinds = {
-        "rmsprop": keras.optimizers.RMSprop,
-        "adam": keras.optimizers.Adam,
-        "sgd": keras.optimizers.SGD,
-    }
-    return kinds[settings.optimizer](learning_rate=settings.learning_rate)
-
-
 @dataclass(frozen=True)
 class DenseClassifier:
-    """A trained Keras model."""
+    """A trained network; shapes as in `pipeline.heads.minibatch.Weights`, float32."""
 
-    model: Any
+    hidden_kernel: Array
+    hidden_bias: Array
+    output_kernel: Array
+    output_bias: Array
     has_probabilities: bool = True
 
     @property
     def parameters(self) -> int:
-        return int(self.model.count_params())
-
-    def scores(self, features: Floats) -> npt.NDArray[np.float64]:
-        # called directly: `predict` would compile again for every new number of rows
-        probabilities = np.concatenate(
-            [
-                keras.ops.convert_to_numpy(self.model(features[start : start + ROWS_PER_BLOCK]))
-                for start in range(0, len(features), ROWS_PER_BLOCK)
-            ]
-        ).astype(np.float64)
-        if probabilities.shape[1] == 1:
-            return np.hstack([1 - probabilities, probabilities])
-        total = probabilities.sum(axis=1, keepdims=True)  # float32 sums to 1 ± 1e-7
-        return np.asarray(probabilities / total)
-
-
-class _EpochLog(keras.callbacks.Callback):  # type: ignore[misc]
-    """One line an epoch, shown under ``--verbose``."""
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        values = logs or {}
-        log.debug(
-            "epoch %d/%d: loss %.4f, accuracy %.1f %%; validation loss %.4f, accuracy %.1f %%",
-            epoch + 1,
-            self.params["epochs"],
-            values["loss"],
-            100 * values["accuracy"],
-            values["val_loss"],
-            100 * values["val_accuracy"],
+        return (
+            self.hidden_kernel.size
+            + self.hidden_bias.size
+            + self.output_kernel.size
+            + self.output_bias.size
         )
 
+    def scores(self, features: Floats) -> npt.NDArray[np.float64]:
+        with np.errstate(all="ignore"):  # of diverged weights
+            return in_blocks(self._scores, features)
 
-class Dense:
-    """A hidden layer with dropout; its settings are given, none is searched."""
+    def _scores(self, features: Floats) -> npt.NDArray[np.float64]:
+        hidden = np.maximum(features @ self.hidden_kernel + self.hidden_bias, 0)
+        logits = hidden @ self.output_kernel + self.output_bias
+        shares = probabilities(logits).astype(np.float64)
+        if shares.shape[1] == 1:
+            return np.hstack([1 - shares, shares])
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True))  # in float32 1 ± 1e-7
 
-    default_input: Input = "flat"
+
+class Dense(Head):
+    """A hidden layer with dropout; every setting with every seed, all in one pass over the rows.
+
+    A seed draws initial weights and dropout; the order of the rows is the same for all.
+    """
+
+    default_input: ClassVar[Input] = "flat"
+    draws: ClassVar[bool] = True
+    uses_all_cores: ClassVar[bool] = True
 
     def fit_candidates(
         self, train: TrainingSet, validation: LabelledRows, options: FitOptions
     ) -> Iterator[Candidate]:
-        settings = options.dense
-        keras.utils.set_random_seed(options.seed)  # initial weights, dropout, order of the rows
-        model = build_dense(
-            train.features.shape[1], class_count=train.class_count, settings=settings
-        )
-        log.info("dense: training for %s", counted(settings.epochs, "epoch"))
-        history = model.fit(
-            train.features,
-            train.labels,
-            validation_data=(validation.features, validation.labels),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            validation_batch_size=ROWS_PER_BLOCK,
-            callbacks=[_EpochLog()],
-            verbose=0,
-        )
-        yield Candidate(
-            spec=HeadSpec("dense", settings.changed()),
-            classifier=DenseClassifier(model),
-            history={name: tuple(map(float, values)) for name, values in history.history.items()},
-        )
+        wanted = {each for each in options.dense if options.wants(each.changed())}
+        members = [
+            Member(settings, seed)
+            for settings in sorted(wanted, key=_freedom)
+            for seed in dict.fromkeys(options.seeds)
+        ]
+        if not members:
+            return
+        passes = {(each.epochs, each.batch_size, each.optimizer) for each in wanted}
+        if len(passes) > 1:
+            raise UsageError(
+                "dense: a grid shares epochs, batch_size and optimizer; received "
+                + "; ".join(" ".join(map(str, each)) for each in sorted(passes))
+            )
+        epochs = members[0].settings.epochs
+        what = f" {counted(len(members), 'network')}" if len(members) > 1 else ""
+        log.debug("dense: training%s for %s", what, counted(epochs, "epoch"))
+
+        def report(epoch: int, measured: Sequence[Measures]) -> None:
+            log.debug(
+                "epoch %d/%d: loss %s, accuracy %s %%; validation loss %s, accuracy %s %%",
+                epoch + 1,
+                epochs,
+                _span([each["loss"] for each in measured], ".4f"),
+                _span([100 * each["accuracy"] for each in measured], ".1f"),
+                _span([each["val_loss"] for each in measured], ".4f"),
+                _span([100 * each["val_accuracy"] for each in measured], ".1f"),
+            )
+
+        networks = train_networks(train, validation, members, on_epoch=report)
+        for member, network in zip(members, networks, strict=True):
+            yield Candidate(
+                spec=HeadSpec("dense", member.settings.changed()),
+                classifier=DenseClassifier(*network.weights),
+                seed=member.seed,
+                history=network.history,
+            )
+
+
+def _freedom(settings: DenseSettings) -> tuple[float, int, float]:
+    """Sorts the most regularised first."""
+    return -settings.dropout, settings.units, settings.learning_rate
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """``0.1234`` of one value, ``0.1234–0.2345`` of several."""
+    return "–".join(format(value, form) for value in dict.fromkeys((min(values), max(values))))

@@ -1,7 +1,9 @@
-"""The dense head's settings; apart from the head, so that ``--help`` shows them without Keras."""
+"""The dense head's settings; apart from the head, so that ``--help`` shows them without NumPy."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
+
+from pipeline.errors import UsageError
 
 Optimizer = Literal["rmsprop", "adam", "sgd"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
@@ -9,7 +11,10 @@ OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 @dataclass(frozen=True, kw_only=True)
 class DenseSettings:
-    """How the dense head is built and trained; the defaults are the book's (DLwP 5.3)."""
+    """How the dense head is built and trained; the defaults are the book's (DLwP 5.3).
+
+    Raises UsageError in one line for a setting that no training can have.
+    """
 
     epochs: int = 30
     batch_size: int = 20
@@ -18,7 +23,22 @@ class DenseSettings:
     learning_rate: float = 2e-5
     optimizer: Optimizer = "rmsprop"
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "units"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"dense: {name} is a number from 1; received {getattr(self, name)}"
+                )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dense: dropout is from 0 to below 1; received {self.dropout}")
+        if not self.learning_rate > 0:
+            raise UsageError(f"dense: learning_rate is above 0; received {self.learning_rate}")
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(
+                f"dense: optimizer is one of {', '.join(OPTIMIZERS)}; received {self.optimizer!r}"
+            )
+
     def changed(self) -> dict[str, Any]:
         """The settings that are not the book's."""
-        book = asdict(DenseSettings())
+        book = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != book[name]}

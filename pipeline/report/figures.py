@@ -229,7 +229,7 @@ def learning_section(comparison: Comparison) -> Section | None:
     every_size = np.repeat(sizes, curve.accuracies.shape[1])
     draws = np.column_stack([every_size, curve.accuracies.ravel()])
     means = np.column_stack([sizes, curve.accuracies.mean(axis=1)])
-    sentence = name_text(curve.sentence)
+    sentence = name_text(f"{curve.sentence}.")
     chart = chart_figure(
         "Accuracy by number of training images",
         [

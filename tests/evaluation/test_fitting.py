@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +129,26 @@ def test_a_head_that_fails_expectedly_has_a_status_and_a_bug_is_raised() -> None
     Failing.error = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError, match="a bug"):
         fit_heads({request: Failing()}, trial_rows(), FitRules())
+
+
+OWN = """
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+def with_lambda():
+    return make_pipeline(FunctionTransformer(lambda rows: rows), LogisticRegression())
+"""
+
+
+def test_a_head_that_cannot_leave_its_process_has_a_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_with_lambda.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    request = HeadRequest("own_with_lambda:with_lambda")
+    head = load_head(request.name)
+    data = trial_rows()
+    assert fit_heads({request: head}, data, FitRules())[request][0].choices
+    fitted = fit_heads({request: head}, data, FitRules(timeout=60))[request][0]
+    assert fitted.status.startswith("cannot be sent to another process")
