@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -49,6 +50,10 @@ def run(
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         log.error("%s", when_interrupted)
+        if threading.active_count() > 1:  # heads that are being fitted, maybe for minutes
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_INTERRUPTED)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of stdout left (`| head`): nothing to tell anybody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
