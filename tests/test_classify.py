@@ -2,14 +2,18 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import assert_one_line, modules_loaded_by, run_command
 from feature_sets import alternating_labels, folder_splits, write_cache
 
 LABELS = alternating_labels(100)
-SKLEARN_HEADS = "logistic,linear_svm,ridge,lda,knn,random_forest,naive_bayes,majority"
 
 
 @pytest.fixture
@@ -35,7 +39,10 @@ def test_the_newest_cache_is_taken_and_told(cache: Path) -> None:
         "suspects.csv",
         "confusion.png",
         "report.html",
+        "models",
     }
+    models = sorted(path.name for path in (folder / "models").iterdir())
+    assert models == ["logistic.safetensors", "majority.safetensors"]
 
 
 def test_the_dense_head_shows_each_epoch_and_draws_curves(cache: Path) -> None:
@@ -58,8 +65,8 @@ def test_json_is_all_that_stdout_holds(cache: Path) -> None:
     assert document["run"]["folder"] == folder.as_posix()
 
 
-def test_scikit_learn_heads_do_not_load_tensorflow(cache: Path) -> None:
-    loaded = modules_loaded_by("classify", cache, "--heads", SKLEARN_HEADS)
+def test_no_head_loads_tensorflow(cache: Path) -> None:
+    loaded = modules_loaded_by("classify", cache, "--heads", "all", "--epochs", "2")
     assert "sklearn" in loaded
     assert not {"tensorflow", "keras"} & loaded
 
@@ -119,3 +126,36 @@ def test_odd_options_are_usage_errors(arguments: list[str]) -> None:
     finished = run_command("classify", *arguments, check=2)
     assert "Traceback" not in finished.stderr
     assert "error: " in finished.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_an_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    cache = write_cache(
+        tmp_path / "large.h5",
+        labels=alternating_labels(4000),
+        splits=folder_splits(4000),
+        layers={"a": random.random((4000, 500), np.float32)},
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pipeline.classify",
+            cache,
+            "--heads",
+            "majority,linear_svm,svm_rbf",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    while not process.stderr.readline().startswith("  test"):  # the last line before the fits
+        pass
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert time.monotonic() - asked < 2
+    assert told == "error: interrupted\n"

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +14,26 @@ T = TypeVar("T")
 _COMPUTING = RLock()
 
 
-def _computed_once(compute: Callable[[Any], T]) -> "cached_property[T]":
-    """A cached property that two threads do not compute both."""
+class ComputedOnce(Generic[T]):
+    """A property that is computed once, also where several threads ask for it.
 
-    def locked(self: Any) -> T:
+    One lock for all, because what is computed asks for other such properties: two locks that are
+    taken in either order are a deadlock. (`functools.cached_property` has its own in Python 3.11.)
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
         with _COMPUTING:
-            known: T | None = self.__dict__.get(compute.__name__)
-            return compute(self) if known is None else known
-
-    locked.__doc__ = compute.__doc__
-    return cached_property(locked)
+            known: dict[str, T] = instance.__dict__
+            if self._name not in known:
+                known[self._name] = self._compute(instance)
+            return known[self._name]
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class TrainingSet(LabelledRows):
             self.balanced,
         )
 
-    @_computed_once
+    @ComputedOnce
     def class_weights(self) -> npt.NDArray[np.float64]:
         """What a row of each class counts (K,): N / (K · rows of the class), or 1 each."""
         if not self.balanced:
@@ -88,17 +97,17 @@ class TrainingSet(LabelledRows):
         counts = np.bincount(self.labels, minlength=self.class_count)
         return np.asarray(len(self) / (self.class_count * counts))
 
-    @_computed_once
+    @ComputedOnce
     def row_weights(self) -> npt.NDArray[np.float64]:
         """What each row counts (N,); they sum to N."""
         return self.class_weights[self.labels]
 
-    @_computed_once
+    @ComputedOnce
     def shares(self) -> npt.NDArray[np.float64]:
         """The prior probability of each class (K,): its share of the rows as they count."""
         return np.bincount(self.labels, self.row_weights, self.class_count) / len(self)
 
-    @_computed_once
+    @ComputedOnce
     def scaler(self) -> Scaler:
         """Scale these rows to a mean squared length of 1, so that a penalty means the same for
         512 features and for 8,192."""
@@ -106,12 +115,12 @@ class TrainingSet(LabelledRows):
         variance = float(self.features.var(axis=0, dtype=np.float64).sum())
         return Scaler(mean, variance**0.5 or 1.0)
 
-    @_computed_once
+    @ComputedOnce
     def scaled(self) -> npt.NDArray[np.float64]:
         """These rows, centred and scaled: (N, D)."""
         return self.scaler(self.features)
 
-    @_computed_once
+    @ComputedOnce
     def basis(self) -> npt.NDArray[np.float64] | None:
         """Orthonormal columns (D, N) that span the scaled rows; None unless D ≥ 2 N.
 
@@ -125,7 +134,7 @@ class TrainingSet(LabelledRows):
         basis, _ = np.linalg.qr(self.scaled.T)
         return basis
 
-    @_computed_once
+    @ComputedOnce
     def coordinates(self) -> npt.NDArray[np.float64]:
         """The scaled rows in the basis: (N, N), or (N, D) as they are without one."""
         return self.scaled if self.basis is None else self.scaled @ self.basis

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ from pipeline.errors import BadDataError
 from pipeline.evaluation import fitting
 from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
 from pipeline.evaluation.protocol import Protocol
+from pipeline.heads import training
 from pipeline.heads.head import Candidate, FitOptions, Head, HeadSpec
 from pipeline.heads.majority import Majority, MajorityClassifier
 from pipeline.heads.registry import HeadRequest, load_head
-from pipeline.heads.training import LabelledRows, TrainingSet
+from pipeline.heads.training import LabelledRows, Scaler, TrainingSet
 
 LABELS = np.asarray(alternating_labels(120))
 
@@ -71,21 +71,43 @@ def test_on_one_core_every_head_is_fitted(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_heads_share_is_computed_once_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    computed = []
+    made = []
+    scaler = training.Scaler
 
-    def counted(self: TrainingSet) -> object:
-        computed.append(threading.get_ident())
-        return scaler(self)
+    def counted(*arguments: object) -> Scaler:
+        made.append(threading.get_ident())
+        return scaler(*arguments)
 
-    original = TrainingSet.scaler
-    assert isinstance(original, cached_property)
-    scaler = original.func
-    replacement = cached_property(counted)
-    replacement.__set_name__(TrainingSet, "scaler")
-    monkeypatch.setattr(TrainingSet, "scaler", replacement)
+    monkeypatch.setattr(training, "Scaler", counted)
     names = ("logistic", "ridge", "linear_svm", "lda")
     fit_heads({HeadRequest(name): load_head(name) for name in names}, trial_rows(), FitRules())
-    assert len(computed) == 3
+    assert len(made) == 3
+
+
+def test_threads_that_need_one_another_s_properties_do_not_wait_for_ever() -> None:
+    begun = threading.Event()
+
+    class Pair:
+        @training.ComputedOnce
+        def outer(self) -> int:
+            begun.set()
+            time.sleep(0.2)  # until the other thread asks for the inner one
+            return self.inner + 1
+
+        @training.ComputedOnce
+        def inner(self) -> int:
+            return 1
+
+    pair = Pair()
+    found: list[int] = []
+    first = threading.Thread(target=lambda: found.append(pair.outer), daemon=True)
+    second = threading.Thread(target=lambda: found.append(pair.inner), daemon=True)
+    first.start()
+    begun.wait()
+    second.start()
+    for thread in (first, second):
+        thread.join(10)
+    assert sorted(found) == [1, 2]
 
 
 def test_a_limit_on_time_changes_no_result() -> None:
