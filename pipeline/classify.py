@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
-from pipeline.errors import NoInputError
+from pipeline.errors import NoInputError, UsageError
 from pipeline.heads.registry import ALL, PROTOCOLS, parse_heads, parse_own_head
 from pipeline.heads.settings import OPTIMIZERS, DenseSettings
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
 if TYPE_CHECKING:
     from pipeline.evaluation.result import Comparison
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parse_heads(arguments.heads)
     for own in arguments.head:
         parse_own_head(own)
+    if arguments.check and arguments.save == "none":
+        raise UsageError("--check reruns saved heads, and --save none saves none: leave out one")
     from pipeline.evaluation.compare import compare_heads
     from pipeline.report.run_folder import check_writable, write_run
 
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=arguments.seed,
         dense=_dense_grid(arguments),
         look=arguments.look,
+        keep=arguments.save != "none",
     )
     words = sys.argv[1:] if argv is None else argv
     folder = write_run(
@@ -60,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.out,
         command=shlex.join(["python", "-m", "pipeline.classify", *words]),
         smoothing=arguments.smooth,
+        save=arguments.save,
     )
     if arguments.json:
         sys.stdout.write((folder / "results.json").read_text("utf-8"))
@@ -67,9 +71,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         for notice in comparison.notices:
             print(f"note: {notice}")
         _print_table(comparison)
-        print(f"\n{comparison.recommendation}\n")
+        print(f"\n{comparison.recommendation}")
+        if comparison.findings is not None and comparison.findings.learning_curve is not None:
+            print(f"{comparison.findings.learning_curve.sentence}.")
+        print()
         print(f"open {printable(folder / 'report.html')}")
         print(f"written to {printable(folder)}")
+    if arguments.check:
+        _check(comparison, folder, arguments)
+
+
+def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace) -> None:
+    """Rerun test images from their files with every saved head; BadDataError where one differs."""
+    import numpy as np
+
+    from pipeline.models.bundle import FOLDER, load_bundle
+    from pipeline.models.parity import check_parity
+
+    bundles = {path: load_bundle(path) for path in sorted((folder / FOLDER).glob("*"))}
+    if not bundles:
+        raise UsageError(
+            "--check reruns saved heads, and none could be saved: results.json has why"
+        )
+    tests = [outcome.test for outcome in comparison.outcomes if outcome.test is not None]
+    keys = np.concatenate([test.keys for test in tests])
+    with cli.ProgressBar("checking", unit="image") as bar:
+        found = check_parity(
+            list(bundles.values()),
+            cache_dir=arguments.cache_dir,
+            keys=keys,
+            most=arguments.check_images,
+            progress=bar,
+        )
+    say = log.info if arguments.json else print
+    total = counted(len(np.unique(keys)), "test image")
+    say(f"checked {found[0].count:,} of {total}, from their files:")
+    for path, parity in zip(bundles, found, strict=True):
+        say(f"  {printable(path.stem)}: {parity}")
+    for path, parity in zip(bundles, found, strict=True):
+        parity.demand(printable(path))
 
 
 def _heads(arguments: argparse.Namespace) -> list[str] | None:
@@ -200,6 +240,26 @@ def _parser() -> argparse.ArgumentParser:
         dest="look",
         action="store_false",
         help="leave out duplicates, likely label errors and the learning curve",
+    )
+    saving = parser.add_argument_group("saving heads, for predict and export")
+    saving.add_argument(
+        "--save",
+        choices=("all", "best", "none"),
+        default="all",
+        help="which to write into the run's models/; best is the recommended one (default: all)",
+    )
+    saving.add_argument(
+        "--check",
+        action="store_true",
+        help="rerun test images from their files with every saved head: the predictions must be "
+        "those that were measured",
+    )
+    saving.add_argument(
+        "--check-images",
+        type=whole_number,
+        default=200,
+        metavar="N",
+        help="so many at most, evenly spread (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead")
     parser.add_argument("--verbose", action="store_true", help="show each epoch of the dense head")

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.audit import look_into
 from pipeline.evaluation.caches import DividedCache, open_caches
+from pipeline.evaluation.final import NOT_KEPT, with_bundle
 from pipeline.evaluation.fitting import DIVERGED, FitRules, TrialRows, fit_heads
 from pipeline.evaluation.inputs import input_of, read_input
 from pipeline.evaluation.label_edits import apply_label_edits
@@ -52,6 +53,7 @@ def compare_heads(
     seed: int = 0,
     dense: DenseSettings | Sequence[DenseSettings] | None = None,
     look: bool = True,
+    keep: bool = True,
 ) -> Comparison:
     """Compare classifiers on cached features.
 
@@ -76,8 +78,17 @@ def compare_heads(
     seed : of the heads that draw at random; the same seed gives the same results.
     dense : settings of the dense head, one or a grid; the book's by default.
     look : look into the data too: duplicates, likely label errors, a learning curve.
+    keep : keep each row's classifier, to be saved; after folds it is fitted anew on all rows.
 
     Raises NoInputError, BadDataError or UsageError in one line.
+
+    Examples
+    --------
+    >>> from pipeline import compare_heads, extract_features
+    >>> cache = extract_features("photos", base="pixels").table.path
+    >>> comparison = compare_heads(cache, heads="logistic", look=False)
+    >>> comparison.recommended.result.test_accuracy
+    1.0
     """
     if protocol not in (STANDARD, *PROTOCOLS):
         known = ", ".join((STANDARD, *PROTOCOLS))
@@ -134,7 +145,7 @@ def compare_heads(
         outcome
         for cache in opened
         for layer in cache.layers
-        for outcome in _compare_on_layer(cache, layer, loaded, rules)
+        for outcome in _compare_on_layer(cache, layer, loaded, rules, keep=keep)
     ]
     if not any(outcome.test is not None for outcome in outcomes):
         reasons = {f"{each.result.head} {each.result.status}" for each in outcomes}
@@ -156,7 +167,12 @@ def compare_heads(
 
 
 def _compare_on_layer(
-    cache: DividedCache, layer: str, loaded: Mapping[HeadRequest, Head], rules: FitRules
+    cache: DividedCache,
+    layer: str,
+    loaded: Mapping[HeadRequest, Head],
+    rules: FitRules,
+    *,
+    keep: bool,
 ) -> Iterator[Outcome]:
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():
@@ -182,7 +198,11 @@ def _compare_on_layer(
                 folds=cache.division.folds,
             )
             _tell(outcome)
-            yield outcome
+            yield (
+                with_bundle(outcome, heads[request], fitted, data, cache=cache, rules=rules)
+                if keep
+                else replace(outcome, not_saved=NOT_KEPT)
+            )
 
 
 def _tell(outcome: Outcome) -> None:
@@ -234,7 +254,14 @@ def _looked_into(comparison: Comparison, opened: Sequence[DividedCache], seed: i
         for each in opened
         if printable(each.table.path.as_posix()) == best.cache and best.layer in each.layers
     )
-    findings, notices = look_into(cache.table, best.layer, splits=cache.splits, seed=seed)
+    folds = cache.division.trials[: cache.division.folds]
+    findings, notices = look_into(
+        cache.table,
+        best.layer,
+        splits=cache.splits,
+        folds=[trial.splits.test for trial in folds],
+        seed=seed,
+    )
     return replace(comparison, findings=findings, notices=(*notices, *comparison.notices))
 
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable
 from pipeline.errors import BadDataError
+from pipeline.models.bundle import rows_of
 
 if TYPE_CHECKING:
     from pipeline.heads.head import Input
@@ -38,14 +39,13 @@ def read_input(
     """
     shape = table.layers[layer]
     if kind == "flat" or len(shape) == 1:
-        features = table.features(layer, rows).reshape(len(rows), -1)
+        features = rows_of(table.features(layer, rows), kind)
     else:
         features = np.empty((len(rows), shape[-1]), np.float32)
         order = np.argsort(rows)
         for start in range(0, len(rows), ROWS_PER_BLOCK):
             places = order[start : start + ROWS_PER_BLOCK]
-            maps = table.features(layer, rows[places])
-            features[places] = maps.mean(axis=tuple(range(1, len(shape))))
+            features[places] = rows_of(table.features(layer, rows[places]), kind)
     if not np.isfinite(features).all():
         raise BadDataError(
             f"{table.path} holds values in {layer} that are not finite; "

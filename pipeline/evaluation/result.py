@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluation.findings import Findings
+from pipeline.models.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Result:
     recommended : the simplest of these.
     validation_balanced_accuracy : by which heads are judged where every class counts the same.
     status : empty, or why there are no figures: ``stopped after 10 s``, ``diverged``.
+    model : the saved classifier's file in the run's folder, or empty.
     """
 
     head: str
@@ -76,6 +78,7 @@ class Result:
     recommended: bool = False
     status: str = ""
     validation_balanced_accuracy: float = math.nan
+    model: str = ""
 
     def row(self) -> dict[str, Any]:
         """Column -> value; None instead of NaN, as JSON and CSV want it."""
@@ -148,6 +151,8 @@ class Outcome:
     has_probabilities : whether the scores are probabilities (own or fitted on validation).
     history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
     settings : every setting tried, in the first fit.
+    bundle : the classifier with what it takes to use it (see `pipeline.evaluation.final`).
+    not_saved : why there is none.
     """
 
     result: Result
@@ -156,6 +161,8 @@ class Outcome:
     has_probabilities: bool = False
     history: Mapping[str, Sequence[float]] | None = None
     settings: tuple[Setting, ...] = ()
+    bundle: Bundle | None = None
+    not_saved: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

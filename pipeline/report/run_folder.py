@@ -5,17 +5,21 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
 from pipeline.evaluation.table import markdown_table
+from pipeline.models.bundle import FOLDER, ROW_IDENTITY, SUFFIX, save_bundle
 from pipeline.report.html import write_report
 from pipeline.text import printable
+
+Save = Literal["all", "best", "none"]
 
 
 def check_writable(results: Path) -> None:
@@ -30,18 +34,25 @@ def check_writable(results: Path) -> None:
 
 
 def write_run(
-    comparison: Comparison, results: Path, *, command: str | None = None, smoothing: float = 0.8
+    comparison: Comparison,
+    results: Path,
+    *,
+    command: str | None = None,
+    smoothing: float = 0.8,
+    save: Save = "all",
 ) -> Path:
-    """Write the tables, plots and report of a comparison into a new folder below ``results``.
+    """Write a comparison's tables, plots, report and heads into a new folder below ``results``.
 
     Parameters
     ----------
     command : what was typed, for results.md and results.json.
     smoothing : factor of the moving average in curves.png, 0 for none.
+    save : which heads to save: all, the best (which is recommended) or none.
     """
     check_writable(results)
     set_name = str(comparison.run["caches"][0]["set"])
     folder = _new_folder(results, set_name)
+    comparison = _save_models(comparison, folder, save)
     document = comparison.document()
     document["run"] |= {"folder": printable(folder), "command": command}
     (folder / "results.json").write_text(
@@ -58,6 +69,36 @@ def write_run(
     _draw(comparison, folder, smoothing)
     write_report(comparison, folder / "report.html", command=command, smoothing=smoothing)
     return folder
+
+
+def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison:
+    """The comparison with the files of its saved heads, and in ``run`` why others have none."""
+    models = folder / FOLDER
+    one_layer = len({outcome.result.layer for outcome in comparison.outcomes}) == 1
+    outcomes, not_saved = [], []
+    for outcome in comparison.outcomes:
+        result, bundle, reason = outcome.result, outcome.bundle, outcome.not_saved
+        if save == "none" or (save == "best" and not result.recommended):
+            bundle, reason = None, f"--save {save}"
+        if bundle is not None:
+            models.mkdir(exist_ok=True)
+            path = _free_path(models, result.head if one_layer else f"{result.head}-{result.layer}")
+            save_bundle(bundle, path)
+            result = replace(result, model=f"{FOLDER}/{path.name}")
+        else:
+            row = {name: getattr(result, name) for name in ROW_IDENTITY}
+            not_saved.append({**row, "reason": reason})
+        outcomes.append(replace(outcome, result=result))
+    run = {**comparison.run, "save": save, "not_saved": not_saved}
+    return replace(comparison, outcomes=tuple(outcomes), run=run)
+
+
+def _free_path(folder: Path, name: str) -> Path:
+    """``logistic.safetensors``, with a number from 2 where another row took that name."""
+    plain = re.sub(r"[^\w.-]+", "_", name).strip(".-_")
+    endings = chain([""], (f"-{number}" for number in count(2)))
+    paths = (folder / f"{plain}{ending}{SUFFIX}" for ending in endings)
+    return next(path for path in paths if not path.exists())
 
 
 def _write_settings(comparison: Comparison, path: Path) -> None:

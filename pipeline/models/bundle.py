@@ -1,0 +1,335 @@
+"""A trained head on disk, with all that it takes to go from an image to class probabilities.
+
+A bundle is one .safetensors file: the classifier's arrays, and in its metadata two texts. "bundle"
+is JSON: format, head, params, classifier (its kind and plain values, see
+`pipeline.models.classifiers`), spec, fingerprint, layer, input, shape, classes and document;
+"sha256" a digest over it and the arrays. Reading a file executes nothing, and whatever is odd about
+it is refused before it is used.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import safe_open
+
+from pipeline.bases.registry import PREPROCESSING_POLICIES, check_image_size, find_base
+from pipeline.durable import write_durably
+from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.heads.head import Classifier, Input
+from pipeline.images.decode import RESIZE_POLICIES
+from pipeline.models.classifiers import Arrays, ForeignClassifier, pack, unpack
+from pipeline.spec import FeatureSpec
+from pipeline.text import printable
+
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+FOLDER = "models"  # of a run
+ROW_IDENTITY = ("head", "input", "layer", "cache")
+MOST_BYTES = 2**34  # 16 GiB: nearest neighbours of 100,000 images with flattened features are 3
+MOST_HEADER_BYTES = 2**24  # 16 MiB; of 1,000 classes it takes some 20 kB
+MOST_FEATURES = 2**26  # of one image; the first block of VGG16 at 1,024 pixels has as many
+MOST_REASON = 300  # characters that a refusal may quote of a file
+DTYPES = ("float32", "float16")
+FIELDS = {
+    "format", "head", "params", "classifier", "spec", "fingerprint", "layer", "input", "shape",
+    "classes", "document",
+}  # fmt: skip
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A trained head with all that it takes to go from an image to class probabilities.
+
+    Attributes
+    ----------
+    head, params : as in the table of results: ``logistic``, ``C=1``.
+    classifier : takes `rows_of` the layer's features; its scores are probabilities.
+    spec : what those features are.
+    layer : layer key, ``block5_pool`` or ``block5_pool:avg``.
+    input : ``flat`` or ``pooled``.
+    shape : of one row of that layer as cached, (4, 4, 512).
+    classes : class names; probabilities are in their order.
+    document : where it comes from: the cache (its path), set, root and weights_from as the cache
+        has them, engine, versions, fitted_on, created.
+    """
+
+    head: str
+    params: str
+    classifier: Classifier
+    spec: FeatureSpec
+    layer: str
+    input: Input
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    document: Mapping[str, Any]
+
+
+def rows_of(features: Floats, kind: Input) -> Floats:
+    """What heads take of cached features: (B, H, W, C) -> (B, H·W·C) flat or (B, C) pooled.
+
+    Pooled is the mean over each map; what is a vector already stays one.
+    """
+    if kind == "flat" or features.ndim == 2:
+        return features.reshape(len(features), -1)
+    return np.asarray(features.mean(axis=tuple(range(1, features.ndim - 1))), np.float32)
+
+
+def feature_count(shape: Sequence[int], kind: Input) -> int:
+    """How many columns `rows_of` has for rows of that shape."""
+    return math.prod(shape) if kind == "flat" else shape[-1]
+
+
+# ---------------------------------------------------------------------------------- on disk
+
+
+def save_bundle(bundle: Bundle, path: Path) -> None:
+    """Write a bundle durably; the file is whole or not there.
+
+    Raises UnsavableError for a classifier that has no form on disk.
+    """
+    arrays: Arrays = {}
+    description = {
+        "format": FORMAT_VERSION,
+        "head": bundle.head,
+        "params": bundle.params,
+        "classifier": pack(bundle.classifier, arrays),
+        "spec": asdict(bundle.spec),
+        "fingerprint": bundle.spec.fingerprint,
+        "layer": bundle.layer,
+        "input": bundle.input,
+        "shape": list(bundle.shape),
+        "classes": list(bundle.classes),
+        "document": dict(bundle.document),
+    }
+    data = encode(description, arrays)
+    write_durably(path, lambda file: file.write(data), needs=len(data))
+
+
+def encode(description: Mapping[str, Any], arrays: Arrays) -> bytes:
+    """The bytes of a bundle's file."""
+    text = json.dumps(description, allow_nan=False)
+    return safetensors.numpy.save(arrays, {"bundle": text, "sha256": digest_of(text, arrays)})
+
+
+def digest_of(text: str, arrays: Arrays) -> str:
+    """SHA-256 over all that a file says: it finds damage, not malice."""
+    digest = hashlib.sha256(text.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read a bundle, trusting nothing in it.
+
+    Raises NoInputError if there is no such file, BadDataError if it is not a whole bundle of ours.
+    """
+    if not path.exists():
+        raise NoInputError(f"{printable(path)} does not exist; name a run or one of its models")
+    try:
+        description, arrays = _read(path)
+        return _check(description, arrays)
+    except (ForeignClassifier, UsageError) as error:
+        reason = printable(str(error))[:MOST_REASON]
+        raise BadDataError(f"{printable(path)} is refused: {reason}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """The JSON and the arrays of a file, neither of them looked at."""
+    if not path.is_file():
+        raise ForeignClassifier(f"expected a model file ({SUFFIX})")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+    if not 2 <= header_size <= min(size - 8, MOST_HEADER_BYTES) or size > MOST_BYTES:
+        raise ForeignClassifier(f"it is no model file ({SUFFIX}), or not a whole one")
+    try:
+        with safe_open(path, framework="np") as opened:  # looks at every size before it allocates
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+        text, digest = metadata["bundle"], metadata["sha256"]
+        description = json.loads(
+            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+        )
+    except Exception as error:  # of types that NumPy lacks, for one
+        raise ForeignClassifier(f"it is no model file ({SUFFIX}) of ours, or damaged") from error
+    if digest != digest_of(text, arrays):
+        raise ForeignClassifier("it is damaged: what it holds is not what was written")
+    if not isinstance(description, dict):
+        raise ForeignClassifier("its description is no JSON object")
+    return description, arrays
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # two readers could take different ones
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
+
+
+def _check(description: Mapping[str, Any], arrays: Arrays) -> Bundle:
+    """The bundle that is described, if everything in it fits together."""
+    if description.get("format") != FORMAT_VERSION or set(description) != FIELDS:
+        raise ForeignClassifier(f"its description is not one of format {FORMAT_VERSION}")
+    names = {name: _text(description, name) for name in ("head", "params", "layer")}
+    try:
+        spec = FeatureSpec.from_dict(description["spec"])
+    except ValueError as error:
+        raise ForeignClassifier(str(error)) from error
+    _check_spec(spec)
+    if description["fingerprint"] != spec.fingerprint:
+        raise ForeignClassifier("its fingerprint is not that of its features")
+    classes, shape, kind = (description[name] for name in ("classes", "shape", "input"))
+    if not _is_list_of(str, classes) or len(set(classes)) != len(classes) or len(classes) < 2:
+        raise ForeignClassifier("its classes are no list of two or more different names")
+    if not _is_list_of(int, shape) or not 1 <= len(shape) <= 4 or min(shape) < 1:
+        raise ForeignClassifier(f"its shape is {_short(shape)}; expected one such as [4, 4, 512]")
+    if kind not in get_args(Input) or (kind == "flat" and len(shape) == 1):
+        raise ForeignClassifier(f"its input is {_short(kind)} of shape {_short(shape)}")
+    width = feature_count(shape, kind)
+    if width > MOST_FEATURES:
+        raise ForeignClassifier(f"it declares {width:,} features, more than {MOST_FEATURES:,}")
+    document = description["document"]
+    if not isinstance(document, dict):
+        raise ForeignClassifier("its document is no JSON object")
+    for name in ("cache", "root", "set", "weights_from"):
+        _text(document, name)
+    classifier = unpack(
+        description["classifier"], arrays, feature_count=width, class_count=len(classes)
+    )
+    return Bundle(
+        **names,
+        classifier=classifier,
+        spec=spec,
+        input=kind,
+        shape=tuple(shape),
+        classes=tuple(classes),
+        document=document,
+    )
+
+
+def _check_spec(spec: FeatureSpec) -> None:
+    """Raise ForeignClassifier or UsageError for features that nothing here can make."""
+    base = find_base(spec.base)
+    check_image_size(base, spec.image_size)
+    for name, value, allowed in (
+        ("base", spec.base, (base.name,)),
+        ("preprocessing", spec.preprocessing, PREPROCESSING_POLICIES),
+        ("resize", spec.resize, RESIZE_POLICIES),
+        ("dtype", spec.dtype, DTYPES),
+    ):
+        if value not in allowed:
+            raise ForeignClassifier(
+                f"its {name} is {_short(value)}; expected {' or '.join(allowed)}"
+            )
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is kind for each in value)
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str):
+        raise ForeignClassifier(f"its {name} is no text: {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = printable(repr(value))
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+# ------------------------------------------------------------------------------------ in runs
+
+
+def find_bundle(run: Path, head: str | None = None) -> Path:
+    """The bundle file of a run's head.
+
+    Parameters
+    ----------
+    run : a folder that classify wrote, or a bundle file itself.
+    head : as in the table, ``logistic``, or a model file's name without its ending. Of several
+        rows the best on validation. None for the head that the run recommends.
+
+    Raises NoInputError if there is no such run, UsageError if the head was not saved, naming those
+    that were; BadDataError if the run's results cannot be read.
+    """
+    if run.is_file():
+        if head is not None:
+            raise UsageError(f"{printable(run)} holds one head: leave out --head {printable(head)}")
+        return run
+    rows, not_saved = _read_results(run / "results.json")
+    saved = [row for row in rows if row["model"]]
+    names = ", ".join(dict.fromkeys(printable(row["head"]) for row in saved)) or "none"
+    if head is None:
+        chosen = next((row for row in rows if row["recommended"]), None)
+    else:  # the best first, as in the table
+        chosen = next((row for row in [*saved, *rows] if head in _names_of(row)), None)
+    if chosen is None:
+        asked = "it recommends no head" if head is None else f"it has no head {printable(head)}"
+        raise UsageError(f"{printable(run)}: {asked}; saved are: {names}")
+    if not chosen["model"]:
+        reasons = [each.get("reason") for each in not_saved if _same_row(each, chosen)]
+        raise UsageError(
+            f"{printable(run)}: {printable(chosen['head'])} was not saved "
+            f"({printable(str(reasons[0])) if reasons else 'by an older version'}); "
+            f"saved are: {names}"
+        )
+    return run / str(chosen["model"])
+
+
+def newest_run(results: Path) -> Path:
+    """The run that was written last; raises NoInputError if there is none."""
+    written = sorted(results.glob("*/results.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not written:
+        raise NoInputError(
+            f"there is no run in {printable(results)}/; run python -m pipeline.classify first"
+        )
+    return written[-1].parent
+
+
+def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["head"], f"{row['head']}:{row['input']}", Path(row["model"]).stem
+
+
+def _same_row(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(name) == other[name] for name in ROW_IDENTITY)
+
+
+def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of a results.json and which of them have no model, and why."""
+    if not path.is_file():
+        raise NoInputError(f"{printable(path.parent)} is no run of classify: it has no {path.name}")
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        rows = [{"model": "", **row} for row in document["rows"]]
+        not_saved = [dict(each) for each in document["run"].get("not_saved", [])]
+        for row in rows:
+            texts = [row[name] for name in ("model", *ROW_IDENTITY)]
+            if not all(isinstance(text, str) for text in texts) or "recommended" not in row:
+                raise ValueError(row)
+            if row["model"] and not re.fullmatch(rf"{FOLDER}/[^/\\\\]+{SUFFIX}", row["model"]):
+                raise ValueError(row)  # it would lead out of the run
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BadDataError(f"{printable(path)} is no results.json of classify") from error
+    return rows, not_saved

@@ -1,0 +1,142 @@
+"""One Keras model of all that stands between an image and its class probabilities.
+
+Preprocessing, base and head are Keras' own layers: what is saved of them loads without this
+project and holds no code.
+"""
+
+import json
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.bases.build import build_base, feature_model
+from pipeline.bases.registry import PIXELS, find_base
+from pipeline.bases.weights import WeightsChoice
+from pipeline.errors import BadDataError
+from pipeline.keras_backend import keras, tf
+from pipeline.models.bundle import Bundle
+from pipeline.models.layers import Layer
+from pipeline.spec import split_layer_key
+from pipeline.text import printable
+
+OPSET = 15  # ONNX Runtime reads it since 1.10, of 2021
+
+
+def compose(
+    bundle: Bundle,
+    layers: Sequence[Layer],
+    *,
+    dropout: float,
+    weights: WeightsChoice,
+    weights_folder: Path,
+) -> Any:
+    """Build the model: "images" (B, H, W, 3) uint8 RGB -> probabilities (B, K) float32.
+
+    The base stands in it as one layer of its own name, frozen, so that the book's second method
+    works on what was saved: unfreeze its last block, compile with a low learning rate, fit.
+
+    Parameters
+    ----------
+    layers : of the head, as `pipeline.models.layers.head_layers` gives them.
+    dropout : share of the hidden units that training drops; predicting drops none.
+
+    Raises BadDataError for weights other than those that the features were made with, or features
+    of another shape.
+    """
+    images, values = _feature_tensors(bundle, weights, weights_folder)
+    if tuple(values.shape[1:]) != bundle.shape:
+        raise BadDataError(
+            f"the head takes {printable(bundle.layer)} of shape {bundle.shape}; "
+            f"{bundle.spec.base} gives {tuple(values.shape[1:])}"
+        )
+    if bundle.input == "flat":
+        values = keras.layers.Flatten(name="flatten")(values)
+    elif len(values.shape) == 4:
+        values = keras.layers.GlobalAveragePooling2D(name="average")(values)
+    *hidden, last = layers
+    for layer in hidden:
+        values = _dense(layer, "relu", name="hidden")(values)
+        values = keras.layers.Dropout(dropout, name="dropout")(values)
+    if len(last.bias) == 1:
+        second = _dense(last, "sigmoid", name="probability")(values)
+        values = keras.ops.concatenate([1 - second, second], axis=-1)
+    else:
+        values = _dense(last, "softmax", name="probabilities")(values)
+    return keras.Model(images, values, name="classifier")
+
+
+def _dense(layer: Layer, activation: str, *, name: str) -> Any:
+    made = keras.layers.Dense(len(layer.bias), activation=activation, name=name)
+    made.build((None, len(layer.kernel)))
+    made.set_weights([layer.kernel, layer.bias])
+    return made
+
+
+def _feature_tensors(bundle: Bundle, weights: WeightsChoice, folder: Path) -> tuple[Any, Any]:
+    """The symbolic images, and the features of the bundle's layer."""
+    spec = bundle.spec
+    layer, pooling = split_layer_key(bundle.layer)
+    if spec.base == PIXELS:
+        images = keras.Input((spec.image_size, spec.image_size, 3), dtype="uint8", name="images")
+        return images, _pooled(keras.layers.Rescaling(1 / 255, name="to_float")(images), pooling)
+    base = find_base(spec.base)
+    base_model, digest = build_base(
+        base, image_size=spec.image_size, weights=weights, weights_folder=folder
+    )
+    if digest != spec.weights:
+        raise BadDataError(
+            f"the head was trained on {base.name} with the weights {spec.weights[:12]}…; received "
+            f"{digest[:12]}…: name those of the training with --weights FILE"
+        )
+    model = feature_model(
+        base_model,
+        base,
+        image_size=spec.image_size,
+        preprocessing=spec.preprocessing,
+        layers=[(layer, pooling)],
+    )
+    network = next(each for each in model.layers if isinstance(each, keras.Model))
+    network.name = base.name  # to be found by: model.get_layer("vgg16")
+    return model.input, model.outputs[0]
+
+
+def _pooled(maps: Any, pooling: str) -> Any:
+    if pooling == "avg":
+        return keras.layers.GlobalAveragePooling2D(name="pooled")(maps)
+    return keras.layers.GlobalMaxPooling2D(name="pooled")(maps) if pooling == "max" else maps
+
+
+# --------------------------------------------------------------------------------- to a file
+
+
+def save_keras(model: Any, about: Mapping[str, Any], path: Path) -> None:
+    """Write ``.keras``, a zip file, with ``about`` as its member classifier.json."""
+    model.save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("classifier.json", json.dumps(about, indent=2))
+
+
+def save_onnx(model: Any, about: Mapping[str, Any], path: Path) -> None:
+    """Write one ONNX file, checked, with ``about`` in its metadata: text as it is, else JSON."""
+    import onnx  # here, for they take a second
+    import tf2onnx
+
+    # it logs tracebacks of optimisations that it then does without
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    signature = [tf.TensorSpec(model.input.shape, tf.uint8, name="images")]
+    function = tf.function(
+        lambda images: {"probabilities": model(images, training=False)}, input_signature=signature
+    )
+    proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
+    # EfficientNet's normalisation leaves inputs behind that no node reads
+    for unread in [each for each in proto.graph.input if each.name != "images"]:
+        proto.graph.input.remove(unread)
+    metadata = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in about.items()
+    }
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())

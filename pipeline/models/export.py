@@ -1,0 +1,211 @@
+"""A bundle as a model that leaves this project: a folder with the model and its predict.py.
+
+The folder appears only after that predict.py, in a process that cannot import this project, gave
+image files the probabilities that the head gives their cached features.
+"""
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.durable import make_folder, sync_folder
+from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
+from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.layers import dropout_of, head_layers
+from pipeline.models.parity import (
+    MOST_IMAGES,
+    TOLERANCES,
+    Parity,
+    ReferenceImages,
+    compare_predictions,
+    reference_images,
+)
+from pipeline.models.predictor import Predictor
+from pipeline.text import counted, printable
+
+log = logging.getLogger("pipeline")
+
+FORMATS = ("keras", "onnx")
+ONNX_PACKAGES = ("onnxruntime", "tf2onnx")  # the extra [onnx]
+
+# Runs a predict.py on paths from stdin as if this project were not installed.
+ELSEWHERE = """
+import os, runpy, sys
+import numpy as np
+sys.modules["pipeline"] = None  # now `import pipeline` fails
+script, answer = sys.argv[1:]
+paths = [os.fsdecode(path) for path in sys.stdin.buffer.read().split(b"\\0")]
+np.save(answer, runpy.run_path(script)["predict"](paths), allow_pickle=False)
+"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and how well it agrees with what was measured."""
+
+    folder: Path
+    parity: Parity
+
+
+def export_bundle(
+    path: Path,
+    *,
+    format: str,
+    weights: str | None = None,
+    out: Path | None = None,
+    cache_dir: Path = Path("cache"),
+    check_images: int = MOST_IMAGES,
+) -> Export:
+    """Write one model from uint8 image to class probabilities, once it proved to be the same.
+
+    Parameters
+    ----------
+    path : the bundle's file.
+    format : ``keras`` or ``onnx``.
+    weights : the base's, ``imagenet`` or a file; None for those that the bundle names.
+    out : the folder to make; by default ``exports/<head>-<format>`` in the bundle's run.
+    cache_dir : where ImageNet weights were fetched to.
+    check_images : how many of the test images are tried, evenly spread.
+
+    Raises UsageError for a head that cannot be exported, BadDataError if the exported model differs
+    by more than 1e-4 (of a float16 cache 1e-3) or in any decision, UnreachableError if a package is
+    missing, CannotCreateError if ``out`` is there already. Whatever is raised, nothing is left.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"--format is one of {', '.join(FORMATS)}; received {format!r}")
+    if check_images < 1:
+        raise UsageError(f"--check-images needs at least 1; received {check_images}")
+    _check_packages(format)
+    bundle = load_bundle(path)
+    layers = head_layers(bundle)
+    folder = _run_of(path) / "exports" / f"{path.stem}-{format}" if out is None else out
+    if folder.exists():
+        raise CannotCreateError(f"{printable(folder)} is there already: choose another --out")
+    choice = Predictor(bundle, weights=weights, cache_dir=cache_dir).find_weights()
+    images = reference_images(bundle, most=check_images)
+    from pipeline.models import composition  # only now: it loads TensorFlow
+
+    model = composition.compose(
+        bundle,
+        layers,
+        dropout=dropout_of(bundle.params),
+        weights=choice,
+        weights_folder=cache_dir / "weights",
+    )
+    near = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    with _scratch_folder(near) as scratch:
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        save = composition.save_onnx if format == "onnx" else composition.save_keras
+        log.info("writing model.%s", format)
+        save(model, _about(bundle), made / f"model.{format}")
+        (made / "predict.py").write_text(_template("predict.py"), "utf-8")
+        parity = _check(bundle, images, made / "predict.py")
+        (made / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
+        _publish(made, folder)
+    return Export(folder, parity)
+
+
+def _check_packages(format: str) -> None:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
+
+
+def _run_of(bundle: Path) -> Path:
+    """The run that a bundle belongs to, or the folder that it was copied to."""
+    return bundle.parent.parent if bundle.parent.name == "models" else bundle.parent
+
+
+def _scratch_folder(near: Path) -> tempfile.TemporaryDirectory[str]:
+    """On the disk of what is to be made, so that a rename can publish it."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=".export-", dir=near)
+    except PermissionError as error:
+        raise CannotCreateError(f"{printable(near)} cannot be written to: choose --out") from error
+
+
+def _about(bundle: Bundle) -> dict[str, Any]:
+    """What the model's metadata says."""
+    return {
+        "classes": list(bundle.classes),
+        "fingerprint": bundle.spec.fingerprint,
+        "spec": asdict(bundle.spec),
+        "head": bundle.head,
+        "params": bundle.params,
+        "layer": bundle.layer,
+        "input": bundle.input,
+    }
+
+
+def _template(name: str) -> str:
+    return resources.files("pipeline.models").joinpath("templates", name).read_text("utf-8")
+
+
+def _check(bundle: Bundle, images: ReferenceImages, script: Path) -> Parity:
+    """Compare the exported model's answers with the cache's; raises BadDataError if they differ."""
+    for _ in images.pixels():
+        pass  # it raises for a file that is not what was cached any more
+    log.info("checking %s through predict.py", counted(len(images.paths), "image"))
+    found = predict_elsewhere(script, images.paths)
+    tolerance = TOLERANCES[bundle.spec.dtype]
+    parity = compare_predictions(images.predictions(bundle), found, tolerance=tolerance)
+    parity.demand("the exported model")
+    return parity
+
+
+def predict_elsewhere(script: Path, paths: list[Path]) -> npt.NDArray[np.float32]:
+    """What an exported predict.py says of image files: (n, K), computed without this project.
+
+    Raises BadDataError with its last words if it fails.
+    """
+    with tempfile.TemporaryDirectory() as elsewhere:
+        answer = Path(elsewhere) / "answer.npy"
+        finished = subprocess.run(
+            [sys.executable, "-I", "-c", ELSEWHERE, script.resolve(), answer],
+            input=b"\0".join(os.fsencode(path.resolve()) for path in paths),
+            capture_output=True,
+            cwd=elsewhere,
+            check=False,
+        )
+        if finished.returncode:
+            *_, last = finished.stderr.decode(errors="replace").splitlines() or ["no reason given"]
+            raise BadDataError(f"the exported predict.py failed: {printable(last)}")
+        found: npt.NDArray[np.float32] = np.load(answer, allow_pickle=False)
+    return found
+
+
+def _readme(bundle: Bundle, format: str, parity: Parity) -> str:
+    text = _template(f"README-{format}.md")
+    for name, value in {
+        "HEAD": bundle.head,
+        "BASE": bundle.spec.base,
+        "CLASSES": ", ".join(bundle.classes),
+        "SIZE": str(bundle.spec.image_size),
+        "RESIZE": bundle.spec.resize,
+        "FINGERPRINT": bundle.spec.fingerprint,
+        "PARITY": str(parity),
+    }.items():
+        text = text.replace(f"{{{name}}}", printable(value))
+    return text
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Give the folder its name, once all in it is on the disk."""
+    for path in made.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(made)
+    make_folder(folder.parent)
+    made.rename(folder)
+    sync_folder(folder.parent)

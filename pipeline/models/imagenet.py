@@ -1,0 +1,105 @@
+"""The ready-made model used as it is: a published network and its 1,000 classes of ImageNet."""
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import IMAGENET, WeightsChoice
+from pipeline.errors import BadDataError, NoInputError
+from pipeline.text import printable
+
+BATCH_SIZE = 8  # as in extract
+
+
+class ImagenetModel:
+    """A network of keras.applications with its classifier; takes seconds to open.
+
+    Parameters
+    ----------
+    name : ``inception_v3``, in any usual spelling.
+    weights : ``imagenet``, ``random`` or a Keras weights file of the whole network.
+    labels : see `read_labels`; None for Keras' own list, from its cache or its host.
+    image_size : pixels; None for the size that the network was trained with.
+    batch_size : images per forward pass.
+
+    Raises UnreachableError if weights or names cannot be had, BadDataError if they do not fit.
+
+    Attributes
+    ----------
+    name : of the base, as the table of bases has it.
+    classes : the names, in the order of the network's outputs.
+    image_size, resize : the square that it takes; images are squashed, as Keras' loaders do.
+    """
+
+    resize = "squash"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: str = IMAGENET,
+        labels: Path | None = None,
+        image_size: int | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        base = find_base(name)
+        choice = WeightsChoice.parse(weights)
+        given = None if labels is None else read_labels(labels)
+        from pipeline.bases.full_model import build_full_model, fetch_labels  # loads TensorFlow
+
+        self._network: Any = build_full_model(base, weights=choice, image_size=image_size)
+        self.name = base.name
+        self.classes = given or read_labels(fetch_labels())
+        self.image_size = int(self._network.input_shape[1])
+        self.batch_size = batch_size
+        outputs = self._network.output_shape[-1]
+        if len(self.classes) != outputs:
+            raise BadDataError(
+                f"{base.name} tells {outputs:,} classes apart; received {len(self.classes):,} names"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Who predicts, for JSON."""
+        return {"imagenet": self.name, "image_size": self.image_size, "resize": self.resize}
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """(B, image_size, image_size, 3) uint8 RGB, B up to batch_size -> (B, K) float64."""
+        missing = self.batch_size - len(pixels)  # one shape of batch, so that Keras traces once
+        padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        return np.asarray(self._network.predict_on_batch(padded)[: len(pixels)], np.float64)
+
+    def known(
+        self, digests: Collection[bytes]
+    ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
+        """Nothing: no cache holds what such a network says."""
+        return iter(())
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class names from Keras' ``imagenet_class_index.json`` or a text file with one a line.
+
+    The JSON is ``{"0": ["n01440764", "tench"], …}``: number -> WordNet's number and the name.
+
+    Raises NoInputError if there is no such file, BadDataError if it is something else.
+    """
+    if not path.is_file():
+        raise NoInputError(f"labels {printable(path)}: no such file")
+    try:
+        text = path.read_text("utf-8")
+        if not text.lstrip().startswith("{"):
+            return tuple(line.strip() for line in text.splitlines() if line.strip())
+        entries = json.loads(text)
+        names = tuple(entries[str(number)][1] for number in range(len(entries)))
+        if all(isinstance(name, str) for name in names):
+            return names
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        pass
+    raise BadDataError(
+        f"{printable(path)} is no list of classes: expected Keras' imagenet_class_index.json, or a "
+        f"text file with one name a line"
+    )

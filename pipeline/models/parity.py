@@ -1,0 +1,247 @@
+"""Parity: raw images end to end must give what the cached features gave.
+
+Most models fail between the laboratory and use: another preprocessing, order of classes, weights
+file or resize. So test images are decoded once more, go through the base and the head, and the
+probabilities are compared with those that the head gives from the cache.
+"""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cache.file import SPLIT_NAMES, FeatureTable, read_table
+from pipeline.errors import BadDataError, NoInputError
+from pipeline.images.reader import read_images
+from pipeline.images.scan import ImageRef, scan_folder
+from pipeline.models.bundle import Bundle, rows_of
+from pipeline.models.predictor import Predictor
+from pipeline.text import counted, printable
+
+log = logging.getLogger("pipeline")
+
+TOLERANCES = {"float32": 1e-4, "float16": 1e-3}  # of a probability, by the cache's type
+MOST_IMAGES = 200  # 25 s of VGG16 on 2 cores; an error of preprocessing shows in the first
+IMAGES_AT_ONCE = 64  # decoded and through the base, before every head has its turn
+TEST = SPLIT_NAMES.index("test")
+
+Probabilities = npt.NDArray[np.floating[Any]]
+Keys = npt.NDArray[np.void]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far two predictions of the same images are apart.
+
+    Attributes
+    ----------
+    max_difference : of any probability; infinite where one is not finite.
+    changed : decisions that changed, outside ties.
+    count : images compared.
+    tolerance : what is allowed of the difference; of changed decisions, none is.
+    """
+
+    max_difference: float
+    changed: int
+    count: int
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two agree."""
+        return self.count > 0 and self.max_difference <= self.tolerance and not self.changed
+
+    def demand(self, model: str) -> None:
+        """Raise BadDataError, naming the model, unless the two agree."""
+        if not self.holds:
+            raise BadDataError(
+                f"{model} does not predict from image files what it was measured with: {self}; "
+                f"extract into a new cache and classify again"
+            )
+
+    def __str__(self) -> str:
+        changed = counted(self.changed, "decision") if self.changed else "no decision"
+        return (
+            f"largest difference {self.max_difference:.1e} (at most {self.tolerance:g}), "
+            f"{changed} of {self.count:,} changed"
+        )
+
+
+def compare_predictions(
+    expected: Probabilities, found: Probabilities, *, tolerance: float
+) -> Parity:
+    """Compare class probabilities (n, K) with those that they should be.
+
+    A decision may change where it is a tie: the probabilities expected of the two classes differ
+    by no more than the tolerance.
+
+    Raises BadDataError if the shapes differ.
+    """
+    if expected.shape != found.shape:
+        raise BadDataError(f"expected probabilities {expected.shape}; received {found.shape}")
+    difference = np.abs(expected - found).max(initial=0.0)
+    rows = np.arange(len(expected))
+    lead = expected.max(axis=1, initial=0) - expected[rows, found.argmax(axis=1)]
+    return Parity(
+        max_difference=float(difference) if np.isfinite(difference) else float("inf"),
+        changed=int(np.count_nonzero(lead > tolerance)),
+        count=len(expected),
+        tolerance=tolerance,
+    )
+
+
+def check_parity(
+    bundles: Sequence[Bundle],
+    *,
+    cache_dir: Path,
+    weights: str | None = None,
+    keys: Keys | None = None,
+    most: int = MOST_IMAGES,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Parity]:
+    """Run raw images through each bundle and compare with what its head says of the cache.
+
+    Parameters
+    ----------
+    cache_dir, weights : where the base's weights come from, as in `Predictor`.
+    keys : (n,) digests of the images to take; by default those of the cache's test split, or all
+        of a cache without one.
+    most : of these, so many, evenly spread.
+    progress : called with (images done, images in all).
+
+    Returns one for each bundle, whether it holds or not. Raises NoInputError if cache or images
+    are gone; BadDataError if they are not what a bundle was trained on.
+    """
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place, bundle in enumerate(bundles):
+        groups[bundle.document["cache"], bundle.layer].append(place)
+    found: dict[int, Parity] = {}
+    for places in groups.values():
+        group = [bundles[place] for place in places]
+        images = reference_images(group[0], keys=keys, most=most)
+        predictors = [Predictor(bundle, weights=weights, cache_dir=cache_dir) for bundle in group]
+        parts: list[list[Probabilities]] = [[] for _ in group]
+        for pixels in images.pixels(progress):
+            features = predictors[0].features(pixels)
+            for predictor, part in zip(predictors, parts, strict=True):
+                part.append(predictor.classify(features))
+        for place, bundle, part in zip(places, group, parts, strict=True):
+            expected = images.predictions(bundle)
+            found[place] = compare_predictions(
+                expected, np.concatenate(part), tolerance=TOLERANCES[bundle.spec.dtype]
+            )
+    return [found[place] for place in range(len(bundles))]
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    """Image files, unchanged since their features were cached, and those features.
+
+    Attributes
+    ----------
+    table : the cache.
+    rows : (n,) theirs in it.
+    root : the folder that they are in.
+    """
+
+    table: FeatureTable
+    rows: Rows
+    root: Path
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return [self.root / os.fsdecode(path) for path in self.table.columns.paths[self.rows]]
+
+    def predictions(self, bundle: Bundle) -> Probabilities:
+        """What the bundle's head says of the cached features: (n, K)."""
+        features = self.table.features(bundle.layer, self.rows)
+        return bundle.classifier.scores(rows_of(features, bundle.input))
+
+    def pixels(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """The images decoded, up to 64 at a time: (b, S, S, 3).
+
+        Raises BadDataError for one that is unreadable or not what was cached.
+        """
+        columns, spec = self.table.columns.take(self.rows), self.table.spec
+        refs = [
+            ImageRef(path=path, label=int(label), split=int(split), digest=digest.tobytes())
+            for path, label, split, digest in zip(
+                columns.paths.tolist(), columns.labels, columns.splits, columns.digests, strict=True
+            )
+        ]
+        decoded = read_images(self.root, refs, image_size=spec.image_size, resize=spec.resize)
+        done = 0
+        while block := list(islice(decoded, IMAGES_AT_ONCE)):
+            for ref, image in block:
+                if not isinstance(image, np.ndarray):
+                    raise BadDataError(
+                        f"{printable(self.root / os.fsdecode(ref.path))} is not the image that "
+                        f"was cached any more ({image.reason}): run extract and classify again"
+                    )
+            yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
+            done += len(block)
+            if progress:
+                progress(done, len(refs))
+
+
+def reference_images(
+    bundle: Bundle, *, keys: Keys | None = None, most: int = MOST_IMAGES
+) -> ReferenceImages:
+    """Images that a bundle's predictions can be checked on; parameters as in `check_parity`.
+
+    Raises NoInputError if the cache or the image folder is gone; BadDataError, naming both sides,
+    if the cache holds other features than the bundle was trained on, or the folder other classes.
+    """
+    table = read_table(Path(bundle.document["cache"]))
+    _check_same_features(bundle, table)
+    root = Path(table.document["root"])
+    if not root.is_dir():
+        raise NoInputError(
+            f"the image folder {printable(root)} of {printable(table.path)} is gone: "
+            f"there is nothing to check predictions on"
+        )
+    folders = scan_folder(root).classes
+    if folders != bundle.classes:
+        raise BadDataError(
+            f"the class folders of {printable(root)} are {_names(folders)}; "
+            f"the model was trained on {_names(bundle.classes)}"
+        )
+    columns = table.columns
+    whole = np.flatnonzero(columns.views == 0)
+    if keys is None:
+        test = whole[columns.splits[whole] == TEST]
+        rows = test if len(test) else whole
+    else:
+        rows = whole[np.isin(columns.digests[whole], keys)]
+    if not len(rows):
+        raise NoInputError(f"{printable(table.path)} holds no image to check predictions on")
+    spread = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
+    return ReferenceImages(table, rows[spread], root)
+
+
+def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:
+    """Raise BadDataError if a cache is not what the bundle was trained on any more."""
+    cached, trained = asdict(table.spec), asdict(bundle.spec)
+    cached |= {"classes": _names(table.classes), "shape": table.layers.get(bundle.layer)}
+    trained |= {"classes": _names(bundle.classes), "shape": bundle.shape}
+    for name, value in trained.items():
+        if cached[name] != value:
+            raise BadDataError(
+                f"{printable(table.path)} holds features of {name} {cached[name]}; "
+                f"the model was trained on {name} {value}: classify again"
+            )
+
+
+def _names(classes: Sequence[str]) -> str:
+    return ", ".join(map(printable, classes))

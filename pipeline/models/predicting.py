@@ -1,0 +1,209 @@
+"""From image files to predictions, one after another and in bounded memory."""
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import BadDataError
+from pipeline.images.hashes import hash_files
+from pipeline.images.reader import Pixels, read_images
+from pipeline.images.scan import NO_SPLIT, FoundFile, ImageRef, Skipped
+from pipeline.text import counted, printable
+
+FILES_AT_ONCE = 1024  # hashed before their first is decoded: a tenth of a second, 1 MB of answers
+
+Probabilities = npt.NDArray[np.float64]
+
+
+class Model(Protocol):
+    """What turns pixels into class probabilities: a head of ours or a ready-made network.
+
+    Attributes
+    ----------
+    name : for people.
+    classes : K class names.
+    image_size, resize : the square of pixels that it takes, and how an image becomes one.
+    batch_size : images per call.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Who it is, for JSON."""
+        ...
+
+    def probabilities(self, pixels: Pixels) -> Probabilities:
+        """(B, image_size, image_size, 3) uint8 RGB -> (B, K) float64."""
+        ...
+
+    def known(self, digests: Collection[bytes]) -> Iterator[tuple[list[bytes], Probabilities]]:
+        """Of images by the SHA-256 of their files, what is known without looking at them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes
+    ----------
+    path : of the file, as it was named.
+    classes : K class names.
+    probabilities : (K,) float64, they sum to 1.
+    cached : whether the features came from a cache.
+    """
+
+    path: bytes
+    classes: tuple[str, ...]
+    probabilities: Probabilities
+    cached: bool = False
+
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """The ``count`` most probable classes with their probabilities, the first class of equals
+        first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(self.classes[place], float(self.probabilities[place])) for place in order]
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.top(1)[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable class."""
+        return float(self.probabilities.max())
+
+    @property
+    def margin(self) -> float:
+        """How far the most probable class is ahead of the second."""
+        (_, first), (_, second) = self.top(2)
+        return first - second
+
+
+class Predictions:
+    """Predictions for files in their order, made while one iterates; unreadable ones are skipped.
+
+    Identical files are looked at once. Of the decoded images some hundred are held at a time,
+    however many files there are.
+
+    Attributes
+    ----------
+    model : who predicts.
+    paths : the files.
+    total : how many items there will be, what was skipped before included.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        paths: Sequence[bytes],
+        *,
+        skipped: Sequence[Skipped] = (),
+        strict: bool = False,
+    ) -> None:
+        self.model = model
+        self.paths = paths
+        self.total = len(paths) + len(skipped)
+        self._skipped = skipped
+        self._strict = strict
+
+    def __iter__(self) -> Iterator[Prediction | Skipped]:
+        """Raises BadDataError if no image can be read; under ``strict``, if one cannot."""
+        first_skipped: Skipped | None = None
+        answered = False
+        for item in self._items():
+            if isinstance(item, Prediction):
+                answered = True
+            else:
+                first_skipped = first_skipped or item
+                if self._strict:
+                    raise BadDataError(
+                        f"{printable(item.path)}: {item.reason} (--strict stops here)"
+                    )
+            yield item
+        if first_skipped and not answered:
+            raise BadDataError(
+                f"none of {counted(len(self.paths), 'file')} can be read as an image, e.g. "
+                f"{printable(first_skipped.path)} ({first_skipped.reason})"
+            )
+
+    def _items(self) -> Iterator[Prediction | Skipped]:
+        yield from self._skipped
+        for start in range(0, len(self.paths), FILES_AT_ONCE):
+            yield from self._window(self.paths[start : start + FILES_AT_ONCE])
+
+    def _window(self, paths: Sequence[bytes]) -> Iterator[Prediction | Skipped]:
+        """Predictions for so few files that they can be hashed at one go."""
+        files = [FoundFile(path, 0, NO_SPLIT) for path in paths]
+        refs, unreadable = hash_files(Path(), files)
+        found = {ref.path: ref for ref in refs}
+        skipped = {item.path: item for item in unreadable}
+        answers = _Answers(self.model, refs)
+        waiting = deque(paths)
+        for _ in answers.fill():
+            while waiting and (waiting[0] in skipped or answers.has(found[waiting[0]])):
+                path = waiting.popleft()
+                yield skipped.get(path) or answers.of(found[path])
+
+
+class _Answers:
+    """What is known of some images by now, found by content."""
+
+    def __init__(self, model: Model, refs: Sequence[ImageRef]) -> None:
+        self._model = model
+        self._images: dict[bytes, ImageRef] = {}  # digest -> the first of identical files
+        for ref in refs:
+            self._images.setdefault(ref.digest, ref)
+        self._cached: dict[bytes, Probabilities] = {}
+        self._computed: dict[bytes, Probabilities] = {}
+        self._broken: dict[bytes, str] = {}
+
+    def has(self, ref: ImageRef) -> bool:
+        return any(ref.digest in each for each in (self._cached, self._computed, self._broken))
+
+    def of(self, ref: ImageRef) -> Prediction | Skipped:
+        if ref.digest in self._broken:
+            return Skipped(ref.path, self._broken[ref.digest])
+        cached = ref.digest in self._cached
+        probabilities = (self._cached if cached else self._computed)[ref.digest]
+        return Prediction(ref.path, self._model.classes, probabilities, cached)
+
+    def fill(self) -> Iterator[None]:
+        """Find every answer; a step at a time, the last one included."""
+        for digests, probabilities in self._model.known(self._images):
+            self._cached.update(zip(digests, probabilities, strict=True))
+        yield
+        images = self._readable()
+        while batch := list(islice(images, self._model.batch_size)):
+            pixels = np.stack([pixels for _, pixels in batch])  # (B, S, S, 3)
+            digests = [digest for digest, _ in batch]
+            computed = self._model.probabilities(pixels)
+            self._computed.update(zip(digests, computed, strict=True))
+            yield
+        yield
+
+    def _readable(self) -> Iterator[tuple[bytes, Pixels]]:
+        """The images that must be looked at, decoded in threads ahead."""
+        unknown = [ref for ref in self._images.values() if ref.digest not in self._cached]
+        size, resize = self._model.image_size, self._model.resize
+        for ref, pixels in read_images(Path(), unknown, image_size=size, resize=resize):
+            if isinstance(pixels, Skipped):
+                self._broken[ref.digest] = pixels.reason
+            else:
+                yield ref.digest, pixels

@@ -1,0 +1,284 @@
+"""A bundle at work: from pixels to class probabilities, the way that its head was trained."""
+
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice, digest_note, known_digest
+from pipeline.engines import Engine, open_engine
+from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.images.decode import pixels_digest
+from pipeline.models.bundle import Bundle, find_bundle, load_bundle, newest_run, rows_of
+from pipeline.models.known import KnownFeatures
+from pipeline.spec import check_seed
+from pipeline.text import printable
+
+RESULTS = Path("results")  # where classify puts its runs
+BATCH_SIZE = 8  # as in extract: VGG16 at 150 pixels is as fast as with 32, in less memory
+
+log = logging.getLogger(__name__)
+
+
+class Predictor:
+    """A trained head behind its base; the base is loaded when the first image needs it.
+
+    Parameters
+    ----------
+    bundle : what was trained.
+    weights : ``imagenet`` or a Keras weights file; None for those that the bundle names.
+    cache_dir : ImageNet weights that were fetched earlier are in its ``weights/``.
+    batch_size : images per forward pass.
+    use_cache : let `known` look for features in the cache that the head was trained on, and in
+        ``cache_dir``.
+
+    Raises BadDataError if images become other pixels here than where the head was trained, or if
+    ``weights`` are not those it was trained with.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        weights: str | None = None,
+        cache_dir: Path,
+        batch_size: int = BATCH_SIZE,
+        use_cache: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"--batch-size needs at least 1; received {batch_size}")
+        self.bundle = bundle
+        self.batch_size = batch_size
+        self._weights = weights
+        self._weights_folder = cache_dir / "weights"
+        _check_pixels(bundle)
+        if weights is not None:  # said to be the right ones: looked at even if no image needs them
+            self.find_weights()
+        self._features = KnownFeatures(bundle, cache_dir) if use_cache else None
+
+    @property
+    def name(self) -> str:
+        """For people: ``logistic on vgg16``."""
+        return f"{self.bundle.head} on {self.bundle.spec.base}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the probabilities."""
+        return self.bundle.classes
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pixels that it takes."""
+        return self.bundle.spec.image_size
+
+    @property
+    def resize(self) -> str:
+        """How an image becomes a square: ``squash``, ``crop`` or ``pad``."""
+        return self.bundle.spec.resize
+
+    def describe(self) -> dict[str, Any]:
+        """Who predicts, for JSON."""
+        bundle, spec = self.bundle, self.bundle.spec
+        return {
+            "head": bundle.head,
+            "params": bundle.params,
+            "base": spec.base,
+            "layer": bundle.layer,
+            "input": bundle.input,
+            "image_size": spec.image_size,
+            "preprocessing": spec.preprocessing,
+            "resize": spec.resize,
+            "fingerprint": spec.fingerprint,
+            "classes": list(bundle.classes),
+        }
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Class probabilities of decoded images: (B, S, S, 3) uint8 RGB -> (B, K) float64.
+
+        S is the bundle's image size, K counts its classes, B is at least 1. The first call opens
+        the base.
+
+        Raises BadDataError if the weights here are not those of the training, or the features are
+        not finite; UnreachableError if ImageNet weights cannot be had.
+        """
+        return self.classify(self.features(pixels))
+
+    def features(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The bundle's layer of decoded images: (B, S, S, 3) uint8 RGB -> (B, *shape) float32.
+
+        Raises like `probabilities`.
+        """
+        size = self.image_size
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+            raise UsageError(
+                f"expected pixels (B, {size}, {size}, 3) uint8; received {pixels.shape} "
+                f"{pixels.dtype}"
+            )
+        parts = [
+            self._engine(pixels[start : start + self.batch_size])[self.bundle.layer]
+            for start in range(0, len(pixels), self.batch_size)
+        ]
+        return np.concatenate(parts)
+
+    def known(
+        self, digests: Collection[bytes]
+    ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
+        """Class probabilities from cached features, in blocks: digests, (b, K) float64.
+
+        Parameters
+        ----------
+        digests : SHA-256 of image files. Those that no cache has are passed over.
+        """
+        if self._features is not None:
+            for found, features in self._features.features(digests):
+                yield found, self.classify(features)
+
+    def classify(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Class probabilities of the bundle's layer: (B, *shape) float32 -> (B, K) float64.
+
+        Features are rounded as the cache rounded them that the head was trained on, so that an
+        image has the same probabilities whether it is cached or not.
+        """
+        spec = self.bundle.spec
+        with np.errstate(over="ignore"):
+            rounded = features.astype(spec.dtype).astype(np.float32)
+        if not np.isfinite(rounded).all():
+            raise BadDataError(
+                f"features of {printable(self.bundle.layer)} are not finite as {spec.dtype}: "
+                f"extract with --dtype float32 and classify again"
+            )
+        return self.bundle.classifier.scores(rows_of(rounded, self.bundle.input))
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """The engine that extract would use; raises BadDataError if its weights are others."""
+        bundle = self.bundle
+        try:
+            engine = open_engine(
+                find_base(bundle.spec.base),
+                image_size=bundle.spec.image_size,
+                preprocessing=bundle.spec.preprocessing,
+                weights=self.find_weights(),
+                weights_folder=self._weights_folder,
+                layers=[bundle.layer],
+                batch_size=self.batch_size,
+            )
+        except UsageError as error:  # nobody typed it: the bundle says so
+            raise BadDataError(f"the model cannot be used: {error}") from error
+        self._check_weights(engine.weights)
+        if engine.row_shapes[bundle.layer] != bundle.shape:
+            raise BadDataError(
+                f"the model takes {printable(bundle.layer)} of shape {bundle.shape}; "
+                f"{bundle.spec.base} gives {engine.row_shapes[bundle.layer]}"
+            )
+        return engine
+
+    def find_weights(self) -> WeightsChoice:
+        """The weights to load; a file is looked at before it takes seconds to load TensorFlow."""
+        bundle, folder = self.bundle, self._weights_folder
+        base = find_base(bundle.spec.base)
+        drawn = re.fullmatch(rf"{RANDOM}-(\d{{1,10}})", bundle.spec.weights)
+        seed = int(drawn[1]) if drawn else 0
+        check_seed(seed)
+        if self._weights is not None:
+            choice = WeightsChoice.parse(self._weights, seed=seed)
+        elif drawn:
+            choice = WeightsChoice(RANDOM, seed)
+        else:
+            choice = _named_weights(str(bundle.document["weights_from"]))
+        if choice.kind != IMAGENET:  # which are in doubt until they are loaded
+            note = digest_note(base, bundle.spec.image_size, folder)
+            self._check_weights(known_digest(choice, base=base, note=note) or "unknown")
+        return choice
+
+    def _check_weights(self, received: str) -> None:
+        spec = self.bundle.spec
+        if received != spec.weights:
+            raise BadDataError(
+                f"the model was trained on {spec.base} with weights {_short(spec.weights)}; "
+                f"received {_short(received)} "
+                f"({printable(self._weights or str(self.bundle.document['weights_from']))}): "
+                f"name those of the training with --weights FILE"
+            )
+
+
+def open_predictor(
+    run: Path | None,
+    *,
+    head: str | None = None,
+    expected: Mapping[str, str | int | None] | None = None,
+    weights: str | None = None,
+    cache_dir: Path,
+    batch_size: int = BATCH_SIZE,
+    use_cache: bool = False,
+) -> Predictor:
+    """Load a head that classify saved.
+
+    Parameters
+    ----------
+    run : a run's folder, or a model file; None for the newest run in ``results/``.
+    head : None for the one that the run recommends.
+    expected : field of the spec -> what the caller takes it to be; None says nothing.
+    weights, cache_dir, batch_size, use_cache : as for `Predictor`.
+
+    Raises NoInputError if there is no such run, UsageError if it has no such head or the head was
+    trained otherwise than expected, and what `load_bundle` and `Predictor` raise.
+    """
+    path = find_bundle(newest_run(RESULTS) if run is None else run, head)
+    bundle = load_bundle(path)
+    spec = bundle.spec
+    log.info(
+        "model %s: %s on %s %s, %s classes", printable(path), printable(bundle.head), spec.base,
+        printable(bundle.layer), f"{len(bundle.classes):,}",
+    )  # fmt: skip
+    for name, value in (expected or {}).items():
+        there = getattr(spec, name)
+        received = find_base(str(value)).name if name == "base" and value else value
+        if received not in (None, there):
+            option = name.replace("_", "-")
+            raise UsageError(
+                f"{printable(path)} was trained with --{option} {there}; received --{option} "
+                f"{received}: leave it out, or choose another --model"
+            )
+    return Predictor(
+        bundle, weights=weights, cache_dir=cache_dir, batch_size=batch_size, use_cache=use_cache
+    )
+
+
+def _check_pixels(bundle: Bundle) -> None:
+    """Raise BadDataError if this machine's decoder gives other pixels than the training's."""
+    spec = bundle.spec
+    here = pixels_digest(spec.image_size, spec.resize)
+    if here != spec.pixels:
+        versions = bundle.document.get("versions")
+        there = versions.get("pillow", "unknown") if isinstance(versions, dict) else "unknown"
+        raise BadDataError(
+            f"the model was trained on images decoded with Pillow {printable(str(there))} (pixels "
+            f"{_short(spec.pixels)}); received pixels {_short(here)} of Pillow {PIL.__version__}: "
+            f"install that Pillow, or extract and classify again here"
+        )
+
+
+def _short(digest: str) -> str:
+    """Enough of a digest to tell two apart."""
+    return printable(digest if len(digest) <= 20 else f"{digest[:12]}…")
+
+
+def _named_weights(source: str) -> WeightsChoice:
+    """The weights that a bundle names; raises NoInputError if its file is gone."""
+    if source == IMAGENET:
+        return WeightsChoice(IMAGENET)
+    path = Path(source)
+    if not path.is_file():
+        raise NoInputError(
+            f"the weights that the model was trained with are gone from {printable(source)}: "
+            f"name them with --weights FILE"
+        )
+    return WeightsChoice("file", path=path)

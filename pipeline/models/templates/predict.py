@@ -1,0 +1,105 @@
+"""Classify images with the model beside this file: python predict.py IMAGE…
+
+In Python: ``from predict import predict``. Needs Pillow, NumPy and what runs the model:
+onnxruntime for model.onnx, keras with tensorflow for model.keras. Images are decoded and resized
+as they were in training; done otherwise, the model would err.
+"""
+
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+@cache
+def open_model() -> tuple[list[str], dict[str, Any], Any]:
+    """Class names, what images must be, and the model: (B, H, W, 3) uint8 -> (B, K) float32."""
+    path = next(Path(__file__).parent.glob("model.*"))
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        about = session.get_modelmeta().custom_metadata_map
+        classes, spec = json.loads(about["classes"]), json.loads(about["spec"])
+        return classes, spec, lambda images: session.run(None, {"images": images})[0]
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no notes about the processor
+    import keras
+
+    with zipfile.ZipFile(path) as archive:
+        about = json.loads(archive.read("classifier.json"))
+    model = keras.models.load_model(path)
+    return about["classes"], about["spec"], lambda images: model.predict(images, verbose=0)
+
+
+def decode(path: str, size: int, resize: str) -> Any:
+    """Read an image file: upright, RGB, square -> (size, size, 3) uint8."""
+    with Image.open(path) as image:
+        image.load()
+        rgb = to_rgb(upright(image))
+    if resize == "crop":
+        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+    elif resize == "pad":
+        rgb = ImageOps.pad(rgb, (size, size), Image.Resampling.BILINEAR, color=0)
+    else:
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF block says; a broken one says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Lay transparency over white; scale deep grey to 8 bits, where Pillow would clip it."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, np.float32))
+        low, high = 0.0, 65535.0 if values.max() <= 65535 else 2.0**32 - 1
+        if image.mode == "F":
+            odd = values.min() < 0 or values.max() > 1
+            low, high = (float(values.min()), float(values.max())) if odd else (0.0, 1.0)
+        values = (values - low) * (255 / max(high - low, 1e-12))
+        image = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, "white")
+        image.paste(rgba, mask=rgba)
+    return image.convert("RGB")
+
+
+def predict(paths: Sequence[str], batch_size: int = 8) -> Any:
+    """Class probabilities (n, K) of image files; ``open_model()[0]`` names the classes."""
+    _, spec, run = open_model()
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    images = ([decode(path, spec["image_size"], spec["resize"]) for path in b] for b in batches)
+    return np.concatenate([run(np.stack(batch)) for batch in images])
+
+
+def printable(text: object) -> str:
+    """Names as a terminal can bear them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
+    classes, _, _ = open_model()
+    for path in sys.argv[1:]:
+        try:
+            (probabilities,) = predict([path])
+        except Exception as error:  # Pillow raises whatever it likes on broken files
+            print(printable(path), "skipped", printable(error), sep="\t", file=sys.stderr)
+            continue
+        best = int(probabilities.argmax())
+        print(printable(path), printable(classes[best]), f"{probabilities[best]:.4f}", sep="\t")

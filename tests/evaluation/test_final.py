@@ -1,0 +1,148 @@
+"""What leaves a comparison: the classifier that was measured, or one fitted on every image."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from feature_sets import alternating_labels, folder_splits, write_cache
+
+from pipeline.cache.file import read_table
+from pipeline.evaluation import final
+from pipeline.evaluation.compare import compare_heads
+from pipeline.evaluation.inputs import read_input
+from pipeline.evaluation.result import Comparison, Outcome
+from pipeline.heads.calibration import Calibrated
+from pipeline.heads.head import FitOptions
+from pipeline.heads.registry import ALL, load_head
+from pipeline.heads.settings import DenseSettings
+from pipeline.heads.training import TrainingSet
+
+QUICK_DENSE = DenseSettings(epochs=3, learning_rate=1e-3, units=8)
+COUNT = 100
+
+
+@pytest.fixture
+def sorted_cache(tmp_path: Path) -> Path:
+    labels = alternating_labels(COUNT, 3)
+    classes = ("cats", "dogs", "frogs")
+    splits = folder_splits(COUNT)
+    return write_cache(tmp_path / "s.h5", labels=labels, classes=classes, splits=splits, signal=0.3)
+
+
+def compare(path: Path, **options: object) -> Comparison:
+    return compare_heads(path, dense=QUICK_DENSE, look=False, **options)  # type: ignore[arg-type]
+
+
+def saved_scores(outcome: Outcome, path: Path, rows: np.ndarray) -> np.ndarray:
+    assert outcome.bundle is not None
+    bundle = outcome.bundle
+    return bundle.classifier.scores(read_input(read_table(path), bundle.layer, rows, bundle.input))
+
+
+@pytest.mark.parametrize("options", [{}, {"refit": True}, {"repeats": 3}])
+def test_of_one_division_it_is_exactly_what_was_measured(
+    sorted_cache: Path, options: dict[str, object]
+) -> None:
+    comparison = compare(sorted_cache, **options)
+    assert [each.bundle.head for each in comparison.outcomes if each.bundle]  # none is left out
+    assert {each.result.head for each in comparison.outcomes if each.bundle} == set(ALL)
+    for outcome in comparison.outcomes:
+        assert outcome.test is not None
+        scores = saved_scores(outcome, sorted_cache, outcome.test.rows)
+        np.testing.assert_array_equal(scores, outcome.test.scores)  # the first seed's
+        assert outcome.bundle is not None
+        fitted_on = "train and validation" if "refit" in options else "train"
+        assert outcome.bundle.document["fitted_on"] == fitted_on
+
+
+def test_a_bundle_says_where_its_features_come_from(sorted_cache: Path) -> None:
+    (outcome,) = compare(sorted_cache, heads="logistic").outcomes
+    bundle, table = outcome.bundle, read_table(sorted_cache)
+    assert bundle is not None
+    assert (bundle.head, bundle.params) == ("logistic", outcome.result.params)
+    assert (bundle.layer, bundle.input, bundle.shape) == ("block5_pool", "pooled", (2, 2, 8))
+    assert (bundle.classes, bundle.spec) == (table.classes, table.spec)
+    expected = {
+        "cache": str(sorted_cache.resolve()),
+        "set": "drawn",
+        "root": "nowhere",
+        "weights_from": "imagenet",
+        "engine": {"name": "none"},
+    }
+    assert expected.items() <= bundle.document.items()
+
+
+@pytest.mark.parametrize("name", ["logistic", "ridge", "knn"])
+def test_after_folds_the_usual_setting_is_fitted_on_all_images(
+    sorted_cache: Path, name: str
+) -> None:
+    (outcome,) = compare(sorted_cache, heads=name, cv=5).outcomes
+    bundle = outcome.bundle
+    assert bundle is not None
+    assert bundle.document["fitted_on"] == "all images, after 5 folds without them in turn"
+    assert bundle.params == outcome.result.params.partition(" (")[0]
+    assert bundle.params  # one setting, of however many folds
+    table, rows = read_table(sorted_cache), np.arange(COUNT)
+    features = read_input(table, bundle.layer, rows, bundle.input)
+    train = TrainingSet(features, table.columns.labels, 3)
+    parameter, _, value = bundle.params.partition("=")
+    wanted = {parameter: int(value) if name == "knn" else float(value)}
+    (candidate,) = load_head(name).fit_candidates(train, train, FitOptions(wanted=wanted))
+    alone = bundle.classifier
+    if name == "ridge":
+        assert isinstance(alone, Calibrated)
+        alone = alone.classifier
+    np.testing.assert_allclose(
+        alone.scores(features), candidate.classifier.scores(features), atol=1e-4
+    )
+
+
+def test_the_usual_setting_keeps_the_mean_temperature_of_its_folds(
+    sorted_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def fit_on_all(head, fitted, *others):  # type: ignore[no-untyped-def]
+        choices = [each.choices[0] for each in fitted]
+        odd = replace(choices[0].candidate, spec=replace(choices[0].candidate.spec, params={}))
+        temperatures = (2.0, 8.0, 1e6)
+        chosen = [
+            replace(choice, candidate=candidate, temperature=temperature)
+            for choice, candidate, temperature in zip(
+                choices, (choices[0].candidate,) * 2 + (odd,), temperatures, strict=True
+            )
+        ]
+        told = [replace(one, choices=(choice,)) for one, choice in zip(fitted, chosen, strict=True)]
+        seen.append(original(head, told, *others))
+        return seen[0]
+
+    original = final.fit_on_all
+    monkeypatch.setattr(final, "fit_on_all", fit_on_all)
+    compare(sorted_cache, heads="ridge", cv=3)
+    ((_, classifier),) = seen
+    assert isinstance(classifier, Calibrated)
+    assert classifier.temperature == pytest.approx(4.0)
+
+
+def test_what_is_not_kept_says_why(sorted_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from sklearn.linear_model import LogisticRegression as make\n"
+    )
+    comparison = compare(sorted_cache, heads="mine:make,ridge")
+    reasons = {each.result.head: each.not_saved for each in comparison.outcomes}
+    assert "only as a pickle" in reasons["mine:make"]
+    assert reasons["ridge"] == ""
+    (outcome,) = compare(sorted_cache, heads="ridge", keep=False).outcomes
+    assert outcome.bundle is None
+    assert outcome.not_saved == "no classifier was kept"
+
+
+def test_a_head_that_cannot_take_all_images_is_measured_but_not_kept(
+    sorted_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.heads.svm_rbf.MOST_ROWS", COUNT - 1)
+    (outcome,) = compare(sorted_cache, heads="svm_rbf", cv=5).outcomes
+    assert outcome.result.test_accuracy > 0.4
+    assert outcome.bundle is None
+    assert "at most 99" in outcome.not_saved

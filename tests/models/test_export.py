@@ -1,0 +1,303 @@
+"""What leaves: heads as layers, one model in Keras and ONNX, and the predict.py beside it."""
+
+import importlib.util
+import json
+import zipfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from bundle_sets import bundle_of, draw_rows, fit_head, scores_of
+from drawing import draw
+from PIL import Image
+from scipy.special import expit, softmax
+
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import WeightsChoice, file_digest
+from pipeline.engines import open_engine
+from pipeline.errors import BadDataError, UsageError
+from pipeline.heads.dense import DenseClassifier
+from pipeline.heads.linear import LinearClassifier
+from pipeline.images import decode as ours
+from pipeline.models import export
+from pipeline.models.bundle import Bundle, rows_of
+from pipeline.models.layers import dropout_of, head_layers
+from pipeline.spec import FeatureSpec
+
+TINY, SIZE = find_base("mobilenet_v3_small"), 32
+ABOUT = {"classes": ["a", "b"], "fingerprint": "f00d", "spec": {"resize": "crop"}}
+LINEAR = ("logistic", "linear_svm", "ridge", "lda", "prototype", "kornblith")
+
+
+# --------------------------------------------------------------------------- heads as layers
+
+
+def forward(bundle: Bundle, rows: np.ndarray) -> np.ndarray:
+    """What a network of the head's layers says: (N, D) -> (N, K), in float32 throughout."""
+    *hidden, last = head_layers(bundle)
+    for layer in hidden:
+        rows = np.maximum(rows @ layer.kernel + layer.bias, 0)
+    logits = rows @ last.kernel + last.bias
+    if logits.shape[1] > 1:
+        return softmax(logits, axis=1)
+    return np.hstack([1 - expit(logits), expit(logits)])
+
+
+@pytest.mark.parametrize("class_count", [2, 4])
+@pytest.mark.parametrize("name", [*LINEAR, "dense"])
+def test_layers_give_the_heads_probabilities(name: str, class_count: int) -> None:
+    bundle = bundle_of(fit_head(name, class_count), class_count)
+    found = forward(bundle, draw_rows(class_count).features)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, scores_of(bundle), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["knn", "svm_rbf", "naive_bayes", "random_forest", "majority"])
+def test_head_that_is_no_network_is_refused_and_names_those_that_are(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} cannot be exported.* dense or a linear one"):
+        head_layers(bundle_of(fit_head(name), head=name))
+
+
+def test_dropout_is_the_books_unless_the_settings_name_another() -> None:
+    assert dropout_of("") == dropout_of("epochs=3 units=4") == 0.5
+    assert dropout_of("dropout=0.25 units=4 (3 of 5 fits)") == 0.25
+
+
+# ------------------------------------------------------------------------------ one model
+
+
+def drawn_images(size: int = SIZE, count: int = 5) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def network_bundle(classifier: Any, classes: tuple[str, ...] = ("a", "b"), **spec: Any) -> Bundle:
+    """A bundle on a small network with random weights."""
+    fields = {
+        "base": TINY.name, "weights": "random-1", "preprocessing": "native", "image_size": SIZE,
+        "resize": "squash", "pixels": "none", "dtype": "float32",
+    }  # fmt: skip
+    return bundle_of(
+        classifier,
+        spec=FeatureSpec(**fields | spec),
+        layer="expanded_conv_2_add",
+        shape=(4, 4, 24),
+        classes=classes,
+        input="flat" if isinstance(classifier, DenseClassifier) else "pooled",
+    )
+
+
+@cache
+def drawn_dense() -> DenseClassifier:
+    """Two classes; (4, 4, 24) flattened."""
+    random = np.random.default_rng(3)
+    return DenseClassifier(
+        *(random.normal(size=shape).astype("f4") for shape in ((384, 6), (6,), (6, 1), (1,)))
+    )
+
+
+def drawn_linear(class_count: int, width: int = 24) -> LinearClassifier:
+    random = np.random.default_rng(4)
+    outputs = 1 if class_count == 2 else class_count
+    return LinearClassifier(random.normal(size=(outputs, width)), np.ones(outputs), True)
+
+
+def compose(bundle: Bundle, weights: WeightsChoice | None = None) -> Any:
+    from pipeline.models import composition
+
+    return composition.compose(
+        bundle,
+        head_layers(bundle),
+        dropout=0.5,
+        weights=weights or WeightsChoice("random", seed=1),
+        weights_folder=Path("weights"),
+    )
+
+
+def measured(bundle: Bundle, images: np.ndarray) -> np.ndarray:
+    """The probabilities by the way that extract and classify go."""
+    engine = open_engine(
+        TINY,
+        image_size=SIZE,
+        preprocessing=bundle.spec.preprocessing,
+        weights=WeightsChoice("random", seed=1),
+        weights_folder=Path("weights"),
+        layers=[bundle.layer],
+        batch_size=8,
+    )
+    return bundle.classifier.scores(rows_of(engine(images)[bundle.layer], bundle.input))
+
+
+def test_keras_model_loads_without_custom_code_and_is_the_books_composition(
+    tmp_path: Path,
+) -> None:
+    from pipeline.models.composition import keras, save_keras
+
+    bundle = network_bundle(drawn_dense())
+    save_keras(compose(bundle), ABOUT, tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    images = drawn_images()
+    expected = measured(bundle, images)
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-6)
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds[-5:] == ["Functional", "Flatten", "Dense", "Dropout", "Dense"]
+    assert model.get_layer("dropout").rate == 0.5
+    assert model.input_shape == (None, SIZE, SIZE, 3)
+    assert model.input.dtype == "uint8"
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        assert json.loads(archive.read("classifier.json")) == ABOUT
+
+
+def test_keras_model_is_trained_on_as_in_the_books_second_method(tmp_path: Path) -> None:
+    from pipeline.models.composition import keras, save_keras
+
+    save_keras(compose(network_bundle(drawn_dense())), ABOUT, tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    network, head = model.get_layer(TINY.name), model.get_layer("hidden")
+
+    def fit_changes() -> tuple[bool, bool]:
+        """Whether a step of training changes the base, the head."""
+        before = [network.get_weights(), head.get_weights()]
+        model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        model.fit(drawn_images(), np.arange(5) % 2, verbose=0)
+        after = [network.get_weights(), head.get_weights()]
+        changed = [
+            any(not np.array_equal(x, y) for x, y in zip(old, new, strict=True))
+            for old, new in zip(before, after, strict=True)
+        ]
+        return changed[0], changed[1]
+
+    assert fit_changes() == (False, True)
+    for layer in network.layers[-4:]:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    assert fit_changes() == (True, True)
+
+
+def test_onnx_model_is_one_checked_file_with_metadata(tmp_path: Path) -> None:
+    from pipeline.models.composition import OPSET, save_onnx
+
+    bundle = network_bundle(drawn_linear(4), ("a", "b", "c", "d"), preprocessing="rescale")
+    path = tmp_path / "model.onnx"
+    save_onnx(compose(bundle), ABOUT, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert [each.version for each in model.opset_import if not each.domain] == [OPSET]
+    session = onnxruntime.InferenceSession(path)
+    (images,) = session.get_inputs()
+    assert (images.name, images.type, images.shape[1:]) == ("images", "tensor(uint8)", [32, 32, 3])
+    assert session.get_modelmeta().custom_metadata_map == {
+        "classes": '["a", "b"]',
+        "fingerprint": "f00d",
+        "spec": '{"resize": "crop"}',
+    }
+    for count in (1, 5):
+        drawn = drawn_images(count=count)
+        (found,) = session.run(["probabilities"], {"images": drawn})
+        np.testing.assert_allclose(found, measured(bundle, drawn), atol=1e-5)
+
+
+def test_pixels_alone_are_a_base_too(tmp_path: Path) -> None:
+    bundle = network_bundle(drawn_linear(2, width=3), base="pixels", weights="none")
+    bundle = replace(bundle, layer="pixels:max", shape=(3,))
+    images = drawn_images()
+    expected = bundle.classifier.scores(images.max(axis=(1, 2)) / np.float32(255))
+    found = compose(bundle).predict(images, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_weights_other_than_those_of_the_training_are_refused_with_both() -> None:
+    bundle = network_bundle(drawn_dense())
+    with pytest.raises(BadDataError, match=r"weights random-1…; received random-2…"):
+        compose(bundle, WeightsChoice("random", seed=2))
+
+
+def test_layer_of_another_shape_is_refused_with_both() -> None:
+    bundle = replace(network_bundle(drawn_dense()), layer=TINY.last_layer)
+    with pytest.raises(BadDataError, match=r"shape \(4, 4, 24\); .* gives \(1, 1, 576\)"):
+        compose(bundle)
+
+
+@pytest.mark.slow
+def test_efficientnets_own_normalisation_is_part_of_the_onnx_model(tmp_path: Path) -> None:
+    from pipeline.bases.build import build_base
+    from pipeline.models.composition import keras, save_onnx
+
+    base = find_base("efficientnet_b0")
+    network, _ = build_base(
+        base,
+        image_size=SIZE,
+        weights=WeightsChoice("random", seed=1),
+        weights_folder=Path("weights"),
+    )
+    norm = next(part for part in network.layers if isinstance(part, keras.layers.Normalization))
+    norm.adapt_mean.assign([0.485, 0.456, 0.406])
+    norm.adapt_variance.assign([0.229, 0.224, 0.225])
+    file = tmp_path / "base.weights.h5"
+    network.save_weights(file)
+    loud = LinearClassifier(np.random.default_rng(5).normal(size=(1, 1280)) * 3e4, np.ones(1), True)
+    bundle = network_bundle(loud, base=base.name, weights=file_digest(file))
+    bundle = replace(bundle, layer=base.last_layer, shape=(1, 1, 1280))
+    model = compose(bundle, WeightsChoice("file", path=file))
+    save_onnx(model, ABOUT, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {"images": drawn_images()})
+    expected = model.predict(drawn_images(), verbose=0)
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------ predict.py
+
+
+def exported_script() -> Any:
+    """The predict.py that is exported, as a module."""
+    path = Path(export.__file__).parent / "templates" / "predict.py"
+    spec = importlib.util.spec_from_file_location("exported_predict", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def odd_images(folder: Path) -> list[Path]:
+    """Images of every kind that decoding treats in a way of its own."""
+    picture = draw(3, stripes=True, size=(60, 40)).convert("RGB")
+    grey = np.linspace(0, 60_000, 2400).reshape(40, 60)
+    exif = Image.Exif()
+    exif[ours.EXIF_ORIENTATION] = 6
+    clear = picture.convert("RGBA")
+    clear.putalpha(90)
+    made = {
+        "plain.png": picture, "turned.jpg": picture, "cmyk.jpg": picture.convert("CMYK"),
+        "palette.gif": picture.quantize(16), "grey.png": picture.convert("L"),
+        "one.png": picture.convert("1"), "clear.png": clear, "clear_grey.png": clear.convert("LA"),
+        "deep.png": Image.fromarray(grey.astype(np.uint16)),
+        "deeper.tiff": Image.fromarray((grey * 30_000).astype(np.int32)),
+        "float.tiff": Image.fromarray((grey / 60_000).astype(np.float32)),
+        "wide.tiff": Image.fromarray((grey - 500).astype(np.float32)),
+    }  # fmt: skip
+    for name, image in made.items():
+        image.save(folder / name, **({"exif": exif} if name == "turned.jpg" else {}))
+    return [folder / name for name in made]
+
+
+@pytest.mark.parametrize("resize", ours.RESIZE_POLICIES)
+def test_predict_py_decodes_and_resizes_as_training_does(tmp_path: Path, resize: str) -> None:
+    script = exported_script()
+    probes = sorted((Path(ours.__file__).parent / "probes").iterdir())
+    for path in [*probes, *odd_images(tmp_path)]:
+        found = script.decode(str(path), 24, resize)
+        expected = ours.decode(path.read_bytes(), image_size=24, resize=resize)
+        np.testing.assert_array_equal(found, expected, err_msg=path.name)
+        assert found.dtype == np.uint8
+
+
+def test_predict_py_shows_names_that_a_terminal_can_bear() -> None:
+    shown = exported_script().printable("Möwe\x1b[31m\n\udcff")
+    assert shown == r"Möwe\x1b[31m\n\udcff"

@@ -1,0 +1,257 @@
+"""A stranger's file is refused in one line, whatever it holds, and nothing in it is run."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_sets import bundle_of, fit_head, scores_of
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from pipeline.errors import BadDataError
+from pipeline.models.bundle import digest_of, encode, load_bundle, save_bundle
+
+Arrays = dict[str, np.ndarray]
+Change = Callable[[dict[str, Any], Arrays], object]
+SENTINEL = "sentinel"
+
+
+def refused(path: Path) -> str:
+    """Why a file is refused; fails the test unless that is one line and 65."""
+    before = sorted(path.parent.iterdir())
+    with pytest.raises(BadDataError) as caught:
+        load_bundle(path)
+    message = str(caught.value)
+    assert caught.value.exit_code == 65
+    assert message.startswith(f"{path} is refused: ")
+    assert message.isprintable()
+    assert len(message) < len(str(path)) + 350
+    assert sorted(path.parent.iterdir()) == before
+    assert not Path(SENTINEL).exists()
+    return message
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (SENTINEL,)
+
+
+def keras_file_with_a_lambda() -> bytes:
+    layer = {"module": "keras.layers", "class_name": "Lambda", "config": {"function": "x"}}
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Sequential", "layers": [layer]}))
+    return stream.getvalue()
+
+
+def with_header(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def one_array(shape: list[int], end: int, dtype: str = "F64") -> dict[str, Any]:
+    return {"weights": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}
+
+
+FILES: dict[str, bytes] = {
+    "empty": b"",
+    "seven bytes": b"\x07" * 7,
+    "random bytes": np.random.default_rng(0).bytes(5000),
+    "a pickle that runs code": pickle.dumps(Payload()),
+    "a pickle behind a header": with_header(one_array([8], 64), pickle.dumps(Payload())[:64]),
+    "a Keras model with a Lambda": keras_file_with_a_lambda(),
+    "half of a zip": keras_file_with_a_lambda()[:80],
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(500),
+    "a header of 32 GB": struct.pack("<Q", 2**35) + b"{}",
+    "a header without an end": struct.pack("<Q", 2**64 - 1) + b"{}",
+    "a header that is a list": with_header([]),
+    "a header that is no JSON": with_header(b"{'a': 1}"),
+    "a header nested deeply": with_header(b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
+    "an array of 32 GB": with_header(one_array([2**32], 2**35), bytes(64)),
+    "an array of 2**80 numbers": with_header(one_array([2**40, 2**40], 64), bytes(64)),
+    "an array beyond the file": with_header(one_array([8], 2**35), bytes(64)),
+    "an unknown type": with_header(one_array([8], 64, "object"), bytes(64)),
+    "a type that NumPy lacks": with_header(one_array([64], 64, "F8_E4M3"), bytes(64)),
+    "no description": with_header(one_array([8], 64), bytes(64)),
+    "a description that is a list": with_header({"__metadata__": {"bundle": "[]", "sha256": ""}}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_something_else_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(FILES[name])
+    refused(path)
+
+
+def test_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    assert "expected a model file" in refused(tmp_path / "folder.safetensors")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.safetensors")  # opening it would wait for ever
+        assert "expected a model file" in refused(tmp_path / "pipe.safetensors")
+
+
+def setting(place: str, value: Any) -> Change:
+    """Put a value where ``a.b`` says, in the description."""
+
+    def change(description: dict[str, Any], arrays: Arrays) -> None:
+        *parents, name = place.split(".")
+        for parent in parents:
+            description = description[parent]
+        description[name] = value
+
+    return change
+
+
+def array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """Put another array in the place of one."""
+
+    def changed(description: dict[str, Any], arrays: Arrays) -> None:
+        arrays[name] = change(arrays[name])
+
+    return changed
+
+
+def each(number: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda old: np.full_like(old, number)
+
+
+CHANGES: dict[str, tuple[str, Change, str]] = {
+    "format": ("ridge", setting("format", 2), "format 1"),
+    "no head": ("ridge", lambda text, _: text.pop("head"), "format 1"),
+    "one field more": ("ridge", setting("__class__", "os.system"), "format 1"),
+    "foreign class": ("ridge", setting("classifier.kind", "os:system"), "expected one of linear"),
+    "kind of a part": ("svm_rbf", setting("classifier.kind", "scaler"), "expected one of linear"),
+    "calibrated twice": ("ridge", setting("classifier.classifier.kind", "calibrated"), "kind"),
+    "classifier is a text": ("ridge", setting("classifier", "cos\nsystem"), "kind None"),
+    "classifier says more": ("ridge", setting("classifier.module", "os"), "other values"),
+    "probabilities are a number": ("logistic", setting("classifier.has_probabilities", 1), "bool"),
+    "no probabilities": ("logistic", setting("classifier.has_probabilities", False), "gives no"),
+    "temperature 0": ("ridge", setting("classifier.temperature", 0.0), "not above 0"),
+    "temperature is a text": ("ridge", setting("classifier.temperature", "1"), "no float"),
+    "three classes": ("logistic", setting("classes", ["a", "b", "c"]), "expected float64 (3, 12)"),
+    "one class": ("logistic", setting("classes", ["a"]), "two or more different names"),
+    "the same class twice": ("logistic", setting("classes", ["a", "a"]), "different names"),
+    "classes of numbers": ("logistic", setting("classes", [1, 2]), "different names"),
+    "another width": ("logistic", setting("shape", [13]), "expected float64 (1, 13)"),
+    "shape is a text": ("logistic", setting("shape", "12"), "such as [4, 4, 512]"),
+    "shape of nothing": ("logistic", setting("shape", []), "such as [4, 4, 512]"),
+    "32 GB of features": ("majority", setting("shape", [2**33]), "8,589,934,592 features"),
+    "negative shape": ("majority", setting("shape", [-12]), "such as [4, 4, 512]"),
+    "flat vectors": ("logistic", setting("input", "flat"), "its input is 'flat'"),
+    "unknown input": ("logistic", setting("input", "round"), "its input is 'round'"),
+    "spec lacks": ("logistic", setting("spec", {"base": "vgg16"}), "needs the fields"),
+    "unknown base": ("logistic", setting("spec.base", "vgg61\x1b[31m"), "unknown base"),
+    "image size": ("logistic", setting("spec.image_size", 10**9), "at most 4096"),
+    "resize": ("logistic", setting("spec.resize", "stretch"), "expected squash or crop or pad"),
+    "fingerprint": ("logistic", setting("fingerprint", "0" * 12), "fingerprint"),
+    "document": ("logistic", setting("document", []), "no JSON object"),
+    "root": ("logistic", setting("document.root", 3), "its root is no text"),
+    "layer": ("logistic", setting("layer", ["a"]), "its layer is no text"),
+    "NaN weights": ("logistic", array("weights", each(np.nan)), "not finite"),
+    "infinite weights": ("dense", array("output_bias", each(np.inf)), "not finite"),
+    "another type": (
+        "logistic",
+        array("weights", lambda old: old.astype("f4")),
+        "expected float64",
+    ),
+    "transposed": (
+        "dense",
+        array("hidden_kernel", lambda old: old.T.copy()),
+        "expected float32 (12, U)",
+    ),
+    "no array": ("logistic", lambda _, arrays: arrays.pop("weights"), "lacks the array weights"),
+    "an array more": ("logistic", lambda _, arrays: arrays.update(code=np.ones(3)), "no use: code"),
+    "empty array": ("knn", array("labels", lambda old: old[:0]), "labels is int64 (0,)"),
+    "neighbours of no class": ("knn", array("labels", each(2)), "does not have"),
+    "no neighbour": ("knn", setting("classifier.k", 0), "does not have"),
+    "more neighbours than rows": ("knn", setting("classifier.k", 121), "does not have"),
+    "variance 0": ("naive_bayes", array("variances", each(0)), "not all above 0"),
+    "shares sum to 2": ("majority", array("shares", each(1)), "sum to 1"),
+    "negative shares": ("majority", array("shares", lambda _: np.array([-1.0, 2])), "sum to 1"),
+    "scale 0": (
+        "svm_rbf",
+        setting("classifier.classifier.scaler.scale", 0.0),
+        "scale is not above 0",
+    ),
+    "a tree in a circle": ("random_forest", array("children", each(0)), "in circles"),
+    "a tree out of the forest": ("random_forest", array("children", each(10**6)), "out of"),
+    "a feature that is not there": ("random_forest", array("features", each(12)), "out of"),
+    "a root that is not there": ("random_forest", array("roots", each(-1)), "out of"),
+}
+
+
+def taken_apart(head: str, folder: Path) -> tuple[dict[str, Any], Arrays]:
+    """A sound bundle's description and arrays, free to be changed."""
+    path = folder / "sound.safetensors"
+    save_bundle(bundle_of(fit_head(head)), path)
+    with safe_open(path, framework="np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        description = json.loads(file.metadata()["bundle"])
+    path.unlink()
+    return description, arrays
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_whole_bundle_that_does_not_fit_together_is_refused(name: str, tmp_path: Path) -> None:
+    head, change, told = CHANGES[name]
+    description, arrays = taken_apart(head, tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(encode(description, arrays))
+    load_bundle(path)  # it was sound
+    change(description, arrays)
+    path.write_bytes(encode(description, arrays))
+    assert told in refused(path)
+
+
+@pytest.mark.parametrize("head", ["svm_rbf", "knn"])
+def test_a_flipped_bit_is_refused_wherever_it_is(head: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    bundle = bundle_of(fit_head(head))
+    save_bundle(bundle, path)
+    sound = path.read_bytes()
+    for place in np.linspace(0, 8 * len(sound) - 1, 400).astype(int):
+        damaged = bytearray(sound)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        refused(path)
+    for length in np.linspace(0, len(sound) - 1, 60).astype(int):
+        path.write_bytes(sound[:length])
+        refused(path)
+    path.write_bytes(sound + b"\0")
+    refused(path)
+    path.write_bytes(sound)
+    np.testing.assert_array_equal(scores_of(load_bundle(path)), scores_of(bundle))
+
+
+def test_a_key_that_stands_twice_and_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    description, arrays = taken_apart("logistic", tmp_path)
+    plain = json.dumps(description)
+    for text in (
+        plain.replace('"head":', '"head": "knn", "head":', 1),
+        plain.replace('"format": 1', '"format": 1, "seconds": NaN', 1),
+        plain.replace('"set": "drawn"', '"set": "drawn", "seconds": 1e999', 1),
+        plain[:-1],
+        "[" * 100_000,
+    ):
+        assert text != plain
+        path.write_bytes(with_text(text, arrays))
+        assert "of ours, or damaged" in refused(path)
+
+
+def with_text(text: str, arrays: Arrays) -> bytes:
+    """A bundle's file with any text in the place of its description, its digest right."""
+    metadata = {"bundle": text, "sha256": digest_of(text, arrays)}
+    return save(arrays, metadata)

@@ -1,0 +1,138 @@
+"""Files become predictions in order, each image once, in bounded memory."""
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawing import draw
+
+from pipeline.errors import BadDataError
+from pipeline.images.hashes import hash_files
+from pipeline.images.scan import Skipped
+from pipeline.models import predicting
+from pipeline.models.predicting import Prediction, Predictions
+
+
+class Brightness:
+    """A model of two classes: how bright an image is. It counts what it looks at."""
+
+    name = "brightness"
+    classes = ("dark", "bright")
+    image_size = 8
+    resize = "squash"
+    batch_size = 2
+
+    def __init__(self, known: dict[bytes, float] | None = None) -> None:
+        self.batches: list[int] = []
+        self._known = known or {}
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        self.batches.append(len(pixels))
+        return self._pairs(pixels.mean(axis=(1, 2, 3)) / 255)
+
+    def known(self, digests: Collection[bytes]) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        found = [digest for digest in digests if digest in self._known]
+        yield found, self._pairs(np.array([self._known[digest] for digest in found]))
+
+    def _pairs(self, bright: np.ndarray) -> np.ndarray:
+        return np.stack([1 - bright, bright], axis=1)
+
+
+def grey(path: str, level: int) -> bytes:
+    """An image of one grey, 0..255."""
+    draw(0, stripes=False).point(lambda _: level).save(path)
+    return os.fsencode(path)
+
+
+def brightness_of(item: Prediction | Skipped) -> float:
+    assert isinstance(item, Prediction)
+    return round(float(item.probabilities[1]) * 255)
+
+
+def test_predictions_come_in_the_order_of_the_files_whatever_is_known_or_broken() -> None:
+    paths = [grey(f"{level}.png", level) for level in (10, 20, 30, 40, 50)]
+    Path("broken.png").write_bytes(b"text")
+    paths[2:2] = [b"broken.png", b"gone.png"]
+    (ref,), _ = hash_files(Path(), [predicting.FoundFile(paths[1], 0, 0)])
+    model = Brightness({ref.digest: 200 / 255})
+    items = list(Predictions(model, paths))
+    assert [item.path for item in items] == paths
+    assert [brightness_of(items[place]) for place in (0, 1, 4, 5, 6)] == [10, 200, 30, 40, 50]
+    assert [isinstance(item, Prediction) and item.cached for item in items][:2] == [False, True]
+    assert items[2] == Skipped(
+        b"broken.png", "not an image, or of a kind that Pillow does not read"
+    )
+    assert items[3] == Skipped(b"gone.png", "cannot be read: No such file or directory")
+    assert model.batches == [2, 2]  # what is broken or known takes no place in a batch
+
+
+def test_identical_files_are_looked_at_once() -> None:
+    grey("a.png", 10)
+    Path("b.png").write_bytes(Path("a.png").read_bytes())
+    Path("x.png").write_bytes(b"text")
+    Path("y.png").write_bytes(b"text")
+    model = Brightness()
+    items = list(Predictions(model, [b"a.png", b"x.png", b"b.png", b"y.png"]))
+    assert model.batches == [1]
+    assert brightness_of(items[2]) == 10
+    assert isinstance(items[3], Skipped)
+    assert items[3].path == b"y.png"
+
+
+def test_first_prediction_is_out_before_later_images_are_touched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predicting, "FILES_AT_ONCE", 4)
+    paths = [grey(f"{level}.png", level) for level in range(10, 22)]
+    model = Brightness()
+    items = iter(Predictions(model, paths))
+    assert brightness_of(next(items)) == 10
+    assert model.batches == [2]
+    for path in paths[4:]:
+        Path(os.fsdecode(path)).unlink()
+    paths[4:] = [grey(os.fsdecode(path), 99) for path in paths[4:]]
+    assert [brightness_of(item) for item in items] == [11, 12, 13] + [99] * 8
+
+
+def test_no_more_than_a_window_of_files_is_hashed_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predicting, "FILES_AT_ONCE", 3)
+    windows: list[int] = []
+
+    def counted(root: Path, files: Any) -> Any:
+        windows.append(len(files))
+        return hash_files(root, files)
+
+    monkeypatch.setattr(predicting, "hash_files", counted)
+    list(Predictions(Brightness(), [grey(f"{level}.png", level) for level in range(8)]))
+    assert windows == [3, 3, 2]
+
+
+def test_strict_stops_at_the_first_file_without_a_prediction() -> None:
+    paths = [grey("a.png", 1), b"gone.png", grey("b.png", 2)]
+    items = iter(Predictions(Brightness(), paths, strict=True))
+    assert isinstance(next(items), Prediction)
+    with pytest.raises(BadDataError, match=r"gone.png: cannot be read.*--strict stops here"):
+        next(items)
+
+
+def test_none_readable_is_bad_data() -> None:
+    Path("text.jpg").write_bytes(b"text")
+    with pytest.raises(
+        BadDataError, match=r"none of 1 file can be read .* text.jpg \(not an image"
+    ):
+        list(Predictions(Brightness(), [b"text.jpg"]))
+
+
+def test_top_is_in_order_and_of_equals_the_first_class_wins() -> None:
+    prediction = Prediction(b"x", ("a", "b", "c", "d"), np.array([0.1, 0.4, 0.1, 0.4]))
+    assert prediction.top(3) == [("b", 0.4), ("d", 0.4), ("a", 0.1)]
+    assert (prediction.label, prediction.probability, prediction.margin) == ("b", 0.4, 0.0)
+    assert len(prediction.top(9)) == 4

@@ -1,0 +1,219 @@
+"""A bundle at work gives what its head was measured with, or refuses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from bundle_sets import bundle_of
+
+from pipeline.bases.weights import arrays_digest
+from pipeline.engines import Engine
+from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.heads.linear import LinearClassifier
+from pipeline.images.decode import pixels_digest
+from pipeline.models import predictor
+from pipeline.models.bundle import Bundle
+from pipeline.models.predictor import Predictor
+from pipeline.spec import FeatureSpec
+
+SIZE = 4
+WIDTH = SIZE * SIZE * 3
+SPEC = FeatureSpec(
+    base="pixels",
+    weights="none",
+    preprocessing="native",
+    image_size=SIZE,
+    resize="squash",
+    pixels=pixels_digest(SIZE, "squash"),
+    dtype="float32",
+)
+WEIGHTS = np.random.default_rng(0).normal(size=(3, WIDTH))
+PIXELS = np.random.default_rng(1).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+def draw_bundle(spec: FeatureSpec = SPEC, *, factor: float = 1.0, **document: str) -> Bundle:
+    """A linear head of three classes on raw pixels, or on another base that says so."""
+    return bundle_of(
+        LinearClassifier(WEIGHTS * factor, np.arange(3.0), True),
+        3,
+        spec=spec,
+        layer="pixels",
+        input="flat",
+        shape=(SIZE, SIZE, 3),
+        document={"cache": "c.h5", "set": "s", "root": "r", "weights_from": "imagenet"} | document,
+    )
+
+
+def expected_probabilities(features: np.ndarray) -> np.ndarray:
+    """Softmax of the head's three lines, written out."""
+    logits = features.reshape(len(features), -1) @ WEIGHTS.T + np.arange(3.0)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+class FakeEngine:
+    """Counts images; its features are the pixels as fractions."""
+
+    name = "fake"
+    version = "1"
+
+    def __init__(self, weights: str, shape: tuple[int, ...] = (SIZE, SIZE, 3)) -> None:
+        self.weights = weights
+        self.row_shapes = {"pixels": shape}
+        self.batches: list[int] = []
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        self.batches.append(len(images))
+        return {"pixels": images.astype(np.float32) / 255}
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Put an engine in the place of all; returns what it was opened with."""
+
+    def install(fake: FakeEngine) -> list[dict[str, Any]]:
+        opened: list[dict[str, Any]] = []
+
+        def open_engine(base: Any, **options: Any) -> Engine:
+            opened.append({"base": base.name, **options})
+            return fake
+
+        monkeypatch.setattr(predictor, "open_engine", open_engine)
+        return opened
+
+    return install
+
+
+def open_bundle(bundle: Bundle, **options: Any) -> Predictor:
+    return Predictor(bundle, cache_dir=Path("cache"), **options)
+
+
+def write_weights(path: Path, seed: int) -> str:
+    """A weights file; returns its digest."""
+    arrays = [np.random.default_rng(seed).normal(size=(3, 4)).astype(np.float32)]
+    with h5py.File(path, "w") as file:
+        file["kernel"] = arrays[0]
+    return arrays_digest(arrays)
+
+
+def test_probabilities_are_those_of_the_head_on_the_pixels_features() -> None:
+    probabilities = open_bundle(draw_bundle()).probabilities(PIXELS)
+    np.testing.assert_allclose(probabilities, expected_probabilities(PIXELS / 255), atol=1e-6)
+    assert probabilities.dtype == np.float64
+
+
+def test_engine_is_opened_once_as_trained_and_fed_in_batches(
+    engine: Callable[..., list[dict[str, Any]]],
+) -> None:
+    spec = replace(
+        SPEC, base="vgg16", weights="random-7", image_size=32, pixels=pixels_digest(32, "squash")
+    )
+    fake = FakeEngine("random-7")
+    opened = engine(fake)
+    made = open_bundle(draw_bundle(spec), batch_size=2)
+    assert opened == []
+    images = np.zeros((5, 32, 32, 3), np.uint8)
+    made.features(images)
+    assert fake.batches == [2, 2, 1]
+    (options,) = opened
+    assert options["base"] == "vgg16"
+    assert options["weights"].seed == 7
+    assert options["image_size"] == 32
+    assert options["layers"] == ["pixels"]
+    assert options["batch_size"] == 2
+
+
+def test_many_images_give_the_same_as_one_by_one() -> None:
+    made = open_bundle(draw_bundle(), batch_size=2)
+    alone = [made.probabilities(PIXELS[place : place + 1])[0] for place in range(5)]
+    np.testing.assert_allclose(made.probabilities(PIXELS), alone, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "pixels", [PIXELS.astype(np.float32), PIXELS[:, :3], PIXELS[..., :1], PIXELS[0]]
+)
+def test_other_pixels_are_refused_naming_both(pixels: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"expected pixels \(B, 4, 4, 3\) uint8; received"):
+        open_bundle(draw_bundle()).probabilities(pixels)
+
+
+def test_another_decoder_is_refused_naming_both() -> None:
+    bundle = draw_bundle(replace(SPEC, pixels="ab" * 32))
+    with pytest.raises(BadDataError, match="abababababab…") as caught:
+        open_bundle(bundle)
+    assert SPEC.pixels[:12] in str(caught.value)
+    assert "extract and classify again" in str(caught.value)
+
+
+def test_other_weights_are_refused_before_anything_is_loaded(
+    engine: Callable[..., list[dict[str, Any]]],
+) -> None:
+    right, wrong = (write_weights(Path(f"{seed}.h5"), seed) for seed in (1, 2))
+    spec = replace(SPEC, base="vgg16", weights=right)
+    opened = engine(FakeEngine(right))
+    with pytest.raises(BadDataError, match=f"{right[:12]}….*{wrong[:12]}….*2.h5"):
+        open_bundle(draw_bundle(spec), weights="2.h5")
+    with pytest.raises(BadDataError, match=f"{right[:12]}….*{wrong[:12]}….*2.h5"):
+        open_bundle(draw_bundle(spec, weights_from="2.h5")).probabilities(PIXELS)
+    assert opened == []
+    for bundle, weights in (
+        (draw_bundle(spec, weights_from="1.h5"), None),
+        (draw_bundle(spec, weights_from="moved.h5"), "1.h5"),
+    ):
+        assert open_bundle(bundle, weights=weights).probabilities(PIXELS).shape == (5, 3)
+
+
+def test_weights_that_turn_out_others_when_loaded_are_refused(
+    engine: Callable[..., list[dict[str, Any]]],
+) -> None:
+    engine(FakeEngine("cd" * 32))
+    with pytest.raises(BadDataError, match=r"abababababab….*cdcdcdcdcdcd…"):
+        open_bundle(draw_bundle(replace(SPEC, base="vgg16", weights="ab" * 32))).probabilities(
+            PIXELS
+        )
+
+
+@pytest.mark.parametrize("place", ["nowhere.h5", "~nobody/x.h5", "a\0b", "random"])
+def test_weights_that_are_gone_are_asked_for(place: str) -> None:
+    bundle = draw_bundle(replace(SPEC, base="vgg16", weights="ab" * 32), weights_from=place)
+    with pytest.raises(NoInputError, match="name them with --weights FILE"):
+        open_bundle(bundle).probabilities(PIXELS)
+
+
+@pytest.mark.parametrize("layer", ["block9", "pixels:avg"])
+def test_layer_that_the_base_does_not_give_is_bad_data(layer: str) -> None:
+    with pytest.raises(BadDataError, match="the model"):
+        open_bundle(replace(draw_bundle(), layer=layer)).probabilities(PIXELS)
+
+
+def test_features_are_rounded_as_the_training_cache_rounded_them() -> None:
+    made = open_bundle(draw_bundle(replace(SPEC, dtype="float16")))
+    rounded = (PIXELS.astype(np.float32) / 255).astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(
+        made.probabilities(PIXELS), expected_probabilities(rounded), atol=1e-9
+    )
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float32", np.nan), ("float16", 1e6)])
+def test_features_that_are_not_finite_are_refused(dtype: str, value: float) -> None:
+    features = np.full((2, SIZE, SIZE, 3), value, np.float32)
+    with pytest.raises(BadDataError, match=f"not finite as {dtype}"):
+        open_bundle(draw_bundle(replace(SPEC, dtype=dtype))).classify(features)
+
+
+def test_batch_size_is_at_least_one() -> None:
+    with pytest.raises(UsageError, match="--batch-size"):
+        open_bundle(draw_bundle(), batch_size=0)
+
+
+def digests_of(count: int) -> Sequence[bytes]:
+    return [bytes([number]) * 32 for number in range(count)]
+
+
+def test_what_no_cache_holds_is_not_known() -> None:
+    assert list(open_bundle(draw_bundle()).known(digests_of(3))) == []
+    assert list(open_bundle(draw_bundle(), use_cache=True).known(digests_of(3))) == []

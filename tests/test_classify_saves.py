@@ -1,0 +1,97 @@
+"""``python -m pipeline.classify`` saves its heads, and checks them on the image files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import assert_one_line, run_command
+from drawing import draw
+from feature_sets import alternating_labels, draw_features, write_cache
+
+from pipeline.api import extract_features
+from pipeline.evaluation.compare import compare_heads
+from pipeline.evaluation.result import Comparison
+from pipeline.models.bundle import find_bundle, load_bundle
+from pipeline.report.run_folder import Save, write_run
+
+
+@pytest.fixture
+def cache(drawn_set: Path) -> Path:
+    return extract_features(drawn_set, base="pixels", image_size=8).table.path
+
+
+@pytest.fixture
+def comparison(cache: Path, tmp_path: Path) -> Comparison:
+    (tmp_path / "mine.py").write_text("from sklearn.naive_bayes import GaussianNB as make\n")
+    return compare_heads(cache, heads="ridge,ridge:pooled,mine:make", look=False)
+
+
+@pytest.mark.parametrize("save", ["all", "best", "none"])
+def test_rows_name_their_model_and_the_run_says_why_others_have_none(
+    comparison: Comparison, tmp_path: Path, save: Save
+) -> None:
+    folder = write_run(comparison, tmp_path / "results", save=save)
+    document = json.loads((folder / "results.json").read_text("utf-8"))
+    rows = document["rows"]
+    with_model = [row for row in rows if row["model"]]
+    assert all(list(row)[-1] == "model" for row in rows)
+    for row in with_model:
+        bundle = load_bundle(folder / row["model"])
+        assert (bundle.head, bundle.input) == (row["head"], row["input"])
+    reasons = {
+        (each["head"], each["input"]): each["reason"] for each in document["run"]["not_saved"]
+    }
+    assert len(reasons) + len(with_model) == len(rows)
+    assert document["run"]["save"] == save
+    if save == "all":
+        models = [path.name for path in sorted((folder / "models").iterdir())]
+        assert models == ["ridge-2.safetensors", "ridge.safetensors"]
+        (reason,) = reasons.values()
+        assert "only as a pickle" in reason
+    elif save == "best":
+        assert [row["recommended"] for row in with_model] == [True]
+        assert find_bundle(folder) == folder / with_model[0]["model"]
+        assert set(reasons.values()) == {"--save best"}
+    else:
+        assert not (folder / "models").exists()
+
+
+def test_models_of_several_layers_carry_their_layer(tmp_path: Path) -> None:
+    labels = alternating_labels(100)
+    features = draw_features(np.asarray(labels), (8,))
+    layers = {"block5_pool:avg": features, "block4_pool:avg": features}
+    cache = write_cache(tmp_path / "two.h5", labels=labels, layers=layers)
+    comparison = compare_heads(cache, heads="majority", look=False)
+    folder = write_run(comparison, tmp_path / "results")
+    names = sorted(path.name for path in (folder / "models").iterdir())
+    assert names == [f"majority-block{number}_pool_avg.safetensors" for number in (4, 5)]
+
+
+def test_check_tells_how_far_every_saved_head_is_from_what_was_measured(cache: Path) -> None:
+    finished = run_command(
+        "classify", cache, "--heads", "ridge,knn", "--no-look", "--check", "--check-images", "9"
+    )
+    lines = finished.stdout.splitlines()[-3:]
+    assert lines[0] == "checked 9 of 24 test images, from their files:"
+    assert (
+        lines[1] == "  knn: largest difference 0.0e+00 (at most 0.0001), no decision of 9 changed"
+    )
+    assert lines[2].startswith("  ridge: largest difference ")
+    quiet = run_command("classify", cache, "--heads", "ridge", "--no-look", "--check", "--json")
+    assert json.loads(quiet.stdout)["run"]["save"] == "all"
+    assert "  ridge: largest difference" in quiet.stderr
+
+
+def test_check_of_images_that_changed_fails(cache: Path, drawn_set: Path) -> None:
+    draw(99, stripes=True).save(drawn_set / "test" / "plain" / "003.png")
+    finished = run_command(
+        "classify", cache, "--heads", "majority", "--no-look", "--check", check=65
+    )
+    assert "Traceback" not in finished.stderr
+    assert "003.png is not the image that was cached" in finished.stderr.splitlines()[-1]
+
+
+def test_check_without_saved_heads_is_a_usage_error(cache: Path) -> None:
+    finished = run_command("classify", cache, "--save", "none", "--check", check=2)
+    assert "leave out one" in assert_one_line(finished)
