@@ -7,6 +7,8 @@ COMMANDS = {
     "extract": "run a frozen base once over image folders and cache its features",
     "cache": "list, show, verify, repair and prune caches",
     "classify": "train and compare classifiers on cached features",
+    "predict": "classify images with a trained head, or with a ready-made network",
+    "export": "write one model from image to class probabilities, Keras or ONNX",
 }
 
 

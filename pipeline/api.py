@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,7 +21,6 @@ from pipeline.bases.weights import (
     remember_digest,
 )
 from pipeline.cache.file import FORMAT_VERSION, NO_FILE, FeatureTable, cache_file, read_all_rows
-from pipeline.cache.file import read_table as load_features
 from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.seal import Damage, find_damage
@@ -36,9 +35,13 @@ from pipeline.durable import make_folder, sync_folder
 from pipeline.engines import Engine, open_engine
 from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
 from pipeline.evaluation.compare import compare_heads
+from pipeline.frames import load_features
 from pipeline.images.decode import RESIZE_POLICIES, pixels_digest
+from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import ImageRef, ImageSet, Skipped, scan_folder
+from pipeline.models.predicting import Model, Predictions
+from pipeline.models.predictor import open_predictor
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 from pipeline.text import counted, printable
 
@@ -51,6 +54,7 @@ __all__ = [
     "compare_heads",
     "extract_features",
     "load_features",
+    "predict_images",
     "repair_cache",
 ]
 
@@ -128,6 +132,15 @@ def extract_features(
     on_scan : called with the folder's contents before the work begins.
 
     Raises a `pipeline.errors.PipelineError` for every expected failure.
+
+    Examples
+    --------
+    >>> from pipeline import extract_features
+    >>> extraction = extract_features("photos", base="pixels", pooling="avg")  # vgg16 by default
+    >>> extraction.table.features("pixels:avg").shape
+    (72, 3)
+    >>> extract_features("photos", base="pixels", pooling="avg").computed  # all from the cache
+    0
     """
     started = time.monotonic()
     _check_choice("pooling", pooling, POOLING_POLICIES)
@@ -170,7 +183,7 @@ def extract_features(
         spec=spec,
         layers=layer_keys,
         open_engine=recipe.engine,
-        document=_document(found, recipe, spec),
+        document=cache_document(found, recipe, spec),
         batch_size=batch_size,
         strict=strict,
         wait=wait,
@@ -341,7 +354,7 @@ def _output_path(
     return path
 
 
-def _document(found: ImageSet, recipe: Recipe, spec: FeatureSpec) -> dict[str, Any]:
+def cache_document(found: ImageSet, recipe: Recipe, spec: FeatureSpec) -> dict[str, Any]:
     """The file's ``spec`` dataset: what the features are and where they come from."""
     return {
         "format": FORMAT_VERSION,
@@ -395,3 +408,56 @@ def warn_of_duplicates(found: ImageSet, refs: Sequence[ImageRef]) -> None:
                 "; ".join(" = ".join(printable(ref.path) for ref in g) for g in groups[:LISTED]),
                 f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else "",
             )
+
+
+def predict_images(
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    model: str | os.PathLike[str] | Model | None = None,
+    head: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] = "cache",
+    use_cache: bool = True,
+    base: str | None = None,
+    image_size: int | None = None,
+    preprocessing: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    strict: bool = False,
+) -> Predictions:
+    """Classify image files with a trained head.
+
+    The files are found and the head is loaded at once; images are looked at while one iterates
+    over what is returned. An image whose features a cache holds is neither decoded nor run; of a
+    head that was trained on float16 features, new ones are rounded in the same way.
+
+    Parameters
+    ----------
+    images : files, folders (all files below them) and patterns, ``photos/**/*.jpg``.
+    model : a run's folder or a model file; None for the newest run in ``results/``; or what is
+        already open, such as an `pipeline.models.imagenet.ImagenetModel`.
+    head : name of the head; None for the one that the run recommends.
+    weights : the base's weights file, where the one that it was trained with has moved.
+    cache_dir : where caches and fetched ImageNet weights are.
+    use_cache : False computes every image.
+    base, image_size, preprocessing : what the model should have been trained with; None for any.
+    batch_size : images per forward pass.
+    strict : raise for the first unreadable image instead of skipping it.
+
+    Raises a `pipeline.errors.PipelineError` for every expected failure.
+    """
+    names = [images] if isinstance(images, str | os.PathLike) else images
+    paths, skipped = find_images(os.fspath(name) for name in names)
+    if not paths:
+        why = f"{printable(skipped[0].path)} {skipped[0].reason}" if skipped else "none was named"
+        raise NoInputError(f"there is no image file to look at: {why}")
+    if model is None or isinstance(model, str | os.PathLike):
+        model = open_predictor(
+            None if model is None else Path(model),
+            head=head,
+            expected={"base": base, "image_size": image_size, "preprocessing": preprocessing},
+            weights=None if weights is None else os.fspath(weights),
+            cache_dir=Path(cache_dir),
+            batch_size=batch_size,
+            use_cache=use_cache,
+        )
+    return Predictions(model, paths, skipped=skipped, strict=strict)

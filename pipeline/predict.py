@@ -1,0 +1,212 @@
+"""``python -m pipeline.predict``: what a trained head says of images."""
+
+import argparse
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli import ProgressBar, parser, run
+from pipeline.text import counted, duration, printable
+
+if TYPE_CHECKING:
+    from pipeline.models.imagenet import ImagenetModel
+    from pipeline.report.predictions import Tally
+
+log = logging.getLogger("pipeline")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, predict, print while it goes on."""
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    from pipeline.api import predict_images
+    from pipeline.report.predictions import Tally
+
+    started = time.monotonic()
+    sheet = _sheet(arguments)
+    predictions = predict_images(
+        _names(arguments.images),
+        model=_ready_made(arguments) if arguments.imagenet else arguments.model,
+        head=arguments.head,
+        weights=arguments.weights,
+        cache_dir=arguments.cache_dir,
+        use_cache=not arguments.no_cache,
+        base=arguments.base,
+        image_size=arguments.image_size,
+        preprocessing=arguments.preprocessing,
+        batch_size=arguments.batch_size,
+        strict=arguments.strict,
+    )
+    out = sys.stdout  # while a bar is drawn, rich stands in for it and writes to stderr
+    shown = None if out.isatty() else ProgressBar("predicting", unit="image")
+    with shown or nullcontext() as bar:  # on a terminal the rows show how far it is
+        tally = Tally(predictions, progress=bar)
+        for text in _texts(tally, arguments, sheet):
+            out.write(text)
+            out.flush()
+    if sheet is not None:
+        _draw(sheet, tally, arguments)
+    log.info(
+        "%s (%s), %s skipped, %s",
+        counted(tally.images, "image"),
+        f"{tally.cached:,} from the cache" if tally.cached else "all computed",
+        counted(len(tally.skipped), "file"),
+        duration(time.monotonic() - started),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        command="predict",
+        summary="Classify images with a trained head, or with a ready-made network.",
+        example="python -m pipeline.predict holiday/ 'more/*.jpg' --csv",
+    )
+    made.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="files, folders, patterns, or - for a list on stdin (one a line, or NUL-separated)",
+    )
+    made.add_argument(
+        "--model",
+        type=Path,
+        metavar="RUN",
+        help="a run of classify, or one of its models (default: the newest run in results/)",
+    )
+    made.add_argument("--head", metavar="NAME", help="default: the one that the run recommends")
+    made.add_argument("--top", type=int, default=3, metavar="K", help="so many classes an image")
+    formats = made.add_mutually_exclusive_group()
+    formats.add_argument("--csv", action="store_true", help="print comma-separated values")
+    formats.add_argument("--json", action="store_true", help="print one JSON document")
+    made.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw a contact sheet, too")
+    made.add_argument(
+        "--weights", metavar="FILE", help="of the base, where those of the training have moved"
+    )
+    made.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=Path("cache"),
+        metavar="FOLDER",
+        help="features that are in it are not computed again (default: %(default)s)",
+    )
+    made.add_argument("--no-cache", action="store_true", help="compute every image")
+    made.add_argument("--batch-size", type=int, default=8, metavar="N")
+    made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
+    expected = made.add_argument_group(
+        "what you expect of the model", "it is refused if it was trained otherwise"
+    )
+    expected.add_argument("--base")
+    expected.add_argument("--image-size", type=int, metavar="PIXELS")
+    expected.add_argument("--preprocessing", choices=("native", "rescale"))
+    ready = made.add_argument_group("a ready-made network instead")
+    ready.add_argument(
+        "--imagenet",
+        metavar="BASE",
+        help="tell ImageNet's 1,000 classes; its contact sheet goes to results/",
+    )
+    ready.add_argument(
+        "--labels", type=Path, metavar="FILE", help="their names (default: Keras' own list)"
+    )
+    return made
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from pipeline.errors import UsageError
+
+    if arguments.top < 1:
+        raise UsageError(f"--top needs at least 1; received {arguments.top}")
+    if arguments.imagenet:
+        refused = ("model", "head", "base", "preprocessing")
+        unwanted = [f"--{name}" for name in refused if getattr(arguments, name) is not None]
+        if unwanted:
+            raise UsageError(f"--imagenet takes a network as it is: leave out {unwanted[0]}")
+    elif arguments.labels is not None:
+        raise UsageError("--labels is for --imagenet: a head of yours knows its classes")
+    if arguments.sheet is not None and arguments.sheet.suffix.lower() != ".png":
+        raise UsageError(f"--sheet names a PNG file; received {printable(arguments.sheet)}")
+
+
+def _ready_made(arguments: argparse.Namespace) -> "ImagenetModel":
+    from pipeline.models.imagenet import ImagenetModel
+
+    return ImagenetModel(
+        arguments.imagenet,
+        weights=arguments.weights or "imagenet",
+        labels=arguments.labels,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+    )
+
+
+def _names(images: Sequence[str]) -> Iterator[str]:
+    """What was named, with the list on stdin in the place of ``-``."""
+    from pipeline.images.find import split_list
+
+    for name in images:
+        yield from split_list(sys.stdin.buffer.read()) if name == "-" else [name]
+
+
+def _texts(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
+    """What goes to stdout, part by part, as the predictions are made."""
+    from pipeline.report.predictions import csv_lines, json_parts, table_lines
+
+    predictions = tally.predictions
+    classes = predictions.model.classes
+    top = min(arguments.top, len(classes))
+    if not (arguments.csv or arguments.json):
+        yield from table_lines(tally, paths=predictions.paths, classes=classes, top=top)
+        return
+    to_terminal = sys.stdout.isatty()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for programs: UTF-8, and names byte for byte
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if arguments.csv:
+        yield from csv_lines(tally, top=top, named=printable if to_terminal else os.fsdecode)
+        return
+    yield from json_parts(
+        tally,
+        top=top,
+        head={"model": predictions.model.describe()},
+        tail=lambda: {
+            "cached": tally.cached,
+            "skipped": [
+                {"path": os.fsdecode(item.path), "reason": item.reason} for item in tally.skipped
+            ],
+            "sheet": None if sheet is None else os.fspath(sheet),
+        },
+    )
+
+
+def _sheet(arguments: argparse.Namespace) -> Path | None:
+    """Where the contact sheet goes, if there is to be one; its folder is made."""
+    path: Path | None = arguments.sheet
+    if path is None and arguments.imagenet:
+        path = Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-imagenet.png")
+    if path is not None:
+        from pipeline.durable import make_folder
+        from pipeline.errors import CannotCreateError
+
+        if path.is_dir():
+            raise CannotCreateError(f"{printable(path)} is a folder; --sheet names a file")
+        make_folder(path.parent)
+    return path
+
+
+def _draw(sheet: Path, tally: "Tally", arguments: argparse.Namespace) -> None:
+    from pipeline.report.contact_sheet import write_contact_sheet
+
+    shown = f"the first {len(tally.first)} of " if tally.images > len(tally.first) else ""
+    title = f"{shown}{counted(tally.images, 'image')}, {tally.predictions.model.name}"
+    top = min(arguments.top, len(tally.predictions.model.classes))
+    write_contact_sheet(sheet, tally.first, top=top, title=title)
+    log.info("contact sheet: %s", printable(sheet))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,146 @@
+"""Predictions as text, written while they are made: an aligned table, CSV or JSON."""
+
+import csv
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+
+from pipeline.cache.fill import Progress
+from pipeline.images.scan import Skipped
+from pipeline.models.predicting import Prediction, Predictions
+from pipeline.report.contact_sheet import MOST_PICTURES
+from pipeline.text import printable
+
+log = logging.getLogger("pipeline")
+
+GAP = "  "
+
+
+class Tally:
+    """Predictions as they go by, counted; what is skipped is told on stderr and kept.
+
+    Attributes
+    ----------
+    predictions : who makes them.
+    images, cached : how many there were so far, and how many of them came from a cache.
+    first : the first hundred, for a contact sheet.
+    skipped : files without a prediction.
+    """
+
+    def __init__(self, predictions: Predictions, progress: Progress | None = None) -> None:
+        self.predictions = predictions
+        self.images = 0
+        self.cached = 0
+        self.first: list[Prediction] = []
+        self.skipped: list[Skipped] = []
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[Prediction]:
+        for item in self.predictions:
+            if isinstance(item, Skipped):
+                log.warning("skipped %s: %s", printable(item.path), item.reason)
+                self.skipped.append(item)
+            else:
+                self.images += 1
+                self.cached += item.cached
+                if len(self.first) < MOST_PICTURES:
+                    self.first.append(item)
+                if self._progress:  # not before: until then the network is being loaded
+                    self._progress(self.images + len(self.skipped), self.predictions.total)
+                yield item
+
+
+def table_lines(
+    predictions: Iterable[Prediction],
+    *,
+    paths: Sequence[bytes],
+    classes: Sequence[str],
+    top: int,
+) -> Iterator[str]:
+    """Aligned lines, the titles first; widths come from all names before the first prediction."""
+    path_width = _widest("path", paths)
+    label_width = _widest("label", classes)
+    titles = f"{_padded('path', path_width)}{GAP}{_padded('label', label_width)}{GAP}"
+    titles += f"probability{GAP}margin{GAP * (top > 1)}{'then' if top > 1 else ''}\n"
+    for prediction in predictions:
+        (label, probability), *others = prediction.top(top)
+        cells = [
+            _padded(printable(prediction.path), path_width),
+            _padded(printable(label), label_width),
+            f"{probability:11.4f}",
+            f"{prediction.margin:6.4f}",
+            *(f"{_padded(printable(name), label_width)} {share:.4f}" for name, share in others),
+        ]
+        yield titles + GAP.join(cells) + "\n"
+        titles = ""
+
+
+def csv_lines(
+    predictions: Iterable[Prediction], *, top: int, named: Callable[[str | bytes], str]
+) -> Iterator[str]:
+    """Comma-separated lines, the column names first; ``named`` makes text of paths and labels."""
+    names = ["path", "label", "probability", "margin"]
+    names += [f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "probability")]
+    titles = _csv_line(names)
+    for prediction in predictions:
+        (label, probability), *others = prediction.top(top)
+        values = [named(prediction.path), named(label), probability, prediction.margin]
+        for name, share in others:
+            values += [named(name), share]
+        yield titles + _csv_line(values)
+        titles = ""
+
+
+def json_parts(
+    predictions: Iterable[Prediction],
+    *,
+    top: int,
+    head: Mapping[str, Any],
+    tail: Callable[[], Mapping[str, Any]],
+) -> Iterator[str]:
+    """Parts of one JSON document: ``head``, ``images``, and what is known when all are done."""
+    before = _json(head)[:-1] + ', "images": [\n'
+    for prediction in predictions:
+        (label, probability), *_ = best = prediction.top(top)
+        yield before + _json(
+            {
+                "path": os.fsdecode(prediction.path),
+                "label": label,
+                "probability": probability,
+                "margin": prediction.margin,
+                "top": [{"label": name, "probability": share} for name, share in best],
+                "cached": prediction.cached,
+            }
+        )
+        before = ",\n"
+    yield "\n], " + _json(tail())[1:] + "\n"
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    """On one line; a name that is no UTF-8 is kept by JSON's own escapes."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, allow_nan=False)
+    return text
+
+
+def _csv_line(values: Sequence[Any]) -> str:
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
+
+
+def _padded(text: str, width: int) -> str:
+    """Filled up to a width in the terminal's cells; Hangul takes two each."""
+    return text + " " * (width - cell_len(text))
+
+
+def _widest(title: str, names: Iterable[str | bytes]) -> int:
+    return max(len(title), *(cell_len(printable(name)) for name in names))

@@ -1,0 +1,343 @@
+"""``python -m pipeline.predict`` as a user meets it."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from bundle_sets import bundle_of
+from command import assert_one_line, modules_loaded_by, run_command
+from drawing import draw, draw_set
+from feature_sets import SPEC, write_cache
+
+from pipeline.api import extract_features, predict_images
+from pipeline.cache.file import columns_of
+from pipeline.engines.pixels import PixelsEngine
+from pipeline.errors import BadDataError, NoInputError, PipelineError
+from pipeline.evaluation.compare import compare_heads
+from pipeline.heads.linear import LinearClassifier
+from pipeline.images.decode import pixels_digest
+from pipeline.models.bundle import find_bundle, load_bundle, save_bundle
+from pipeline.models.predicting import Prediction, Predictions
+from pipeline.predict import main
+from pipeline.report.run_folder import write_run
+
+MEASURED: dict[str, dict[bytes, np.ndarray]] = {}  # head -> image -> test scores of the table
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a set, its cache of raw pixels, a run, and images that no cache knows."""
+    folder = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        draw_set(Path("drawn"), splits=("train", "validation", "test"))
+        draw_set(Path("unknown"), per_class=5)
+        done = extract_features("drawn", base="pixels", image_size=8)
+        compared = compare_heads(done.table.path, heads="logistic,ridge", look=False)
+        write_run(compared, Path("results"))
+    for outcome in compared.outcomes:
+        assert outcome.test is not None
+        keys = [key.tobytes() for key in outcome.test.keys]
+        MEASURED[outcome.result.head] = dict(zip(keys, outcome.test.scores, strict=True))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_the_workplace(
+    workplace: Path, tmp_path: Path, _own_folder: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every test has a copy of its own."""
+    shutil.copytree(workplace, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+
+
+@pytest.fixture
+def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images went through the base, call by call."""
+    calls: list[int] = []
+    forward = PixelsEngine.__call__
+
+    def counted(engine: PixelsEngine, images: np.ndarray) -> dict[str, Any]:
+        calls.append(len(images))
+        return forward(engine, images)
+
+    monkeypatch.setattr(PixelsEngine, "__call__", counted)
+    return calls
+
+
+def predictions(made: Predictions) -> list[Prediction]:
+    return [item for item in made if isinstance(item, Prediction)]
+
+
+def read_csv(text: str) -> dict[str, Mapping[str, str]]:
+    return {row["path"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
+
+
+def only(folder: str, pattern: str = "*") -> Path:
+    (path,) = Path(folder).glob(pattern)
+    return path
+
+
+def test_newest_runs_recommended_head_classifies_a_folder() -> None:
+    finished = run_command("predict", "unknown")
+    title, *lines = finished.stdout.splitlines()
+    assert title.split() == ["path", "label", "probability", "margin", "then"]
+    assert [line.split()[0] for line in lines] == [
+        f"unknown/{label}/{number:03d}.png" for label in ("plain", "striped") for number in range(5)
+    ]
+    for line in lines:
+        path, label, probability, margin, other, share = line.split()
+        assert label == Path(path).parent.name
+        assert float(probability) + float(share) == pytest.approx(1, abs=2e-4)
+        assert float(margin) == pytest.approx(float(probability) - float(share), abs=2e-4)
+        assert {label, other} == {"plain", "striped"}
+    assert "10 images (all computed), 0 files skipped" in finished.stderr
+
+
+@pytest.mark.parametrize("head", ["logistic", "ridge"])
+def test_files_are_predicted_as_the_table_measured_them(head: str, engine_calls: list[int]) -> None:
+    shutil.copytree("drawn/test", "moved")
+    shutil.rmtree("drawn")
+    made = predictions(predict_images("moved", head=head, use_cache=False))
+    assert len(made) == sum(engine_calls) == len(MEASURED[head]) == 24
+    for prediction in made:
+        content = Path(os.fsdecode(prediction.path)).read_bytes()
+        expected = MEASURED[head][hashlib.sha256(content).digest()]
+        np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-6)
+
+
+def test_known_images_are_neither_decoded_nor_run(
+    engine_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = {item.path: item for item in predictions(predict_images("drawn", use_cache=False))}
+    assert sum(engine_calls) == 72
+    engine_calls.clear()
+    monkeypatch.setattr("pipeline.images.reader.decode", None)
+    made = predictions(predict_images("drawn"))
+    assert engine_calls == []
+    assert len(made) == 72
+    for item in made:
+        assert item.cached
+        expected = computed[item.path].probabilities
+        np.testing.assert_allclose(item.probabilities, expected, atol=1e-6)
+
+
+def test_known_and_new_images_keep_their_order(engine_calls: list[int]) -> None:
+    known = [f"drawn/test/plain/{number:03d}.png" for number in range(3)]
+    new = [f"unknown/striped/{number:03d}.png" for number in range(3)]
+    given = [path for pair in zip(known, new, strict=True) for path in pair]
+    made = predictions(predict_images(given))
+    assert [os.fsdecode(item.path) for item in made] == given
+    assert [item.cached for item in made] == [True, False] * 3
+    assert engine_calls == [3]
+
+
+def test_moved_cache_is_found_by_its_fingerprint(engine_calls: list[int]) -> None:
+    bundle = load_bundle(find_bundle(only("results")))
+    document = {**bundle.document, "cache": "cache/renamed.h5"}  # not where it was trained
+    save_bundle(replace(bundle, document=document), Path("m.safetensors"))
+    Path("cache").rename("elsewhere")
+    made = predict_images("drawn", model="m.safetensors", cache_dir="elsewhere")
+    assert all(item.cached for item in predictions(made))
+    made = predict_images("drawn/test", model="m.safetensors")
+    assert not any(item.cached for item in predictions(made))
+    assert sum(engine_calls) == 24
+
+
+def test_cache_of_other_features_is_not_taken() -> None:
+    bundle = load_bundle(find_bundle(only("results")))
+    other = extract_features(
+        "drawn", base="pixels", image_size=8, resize="crop", out="other/cropped.h5"
+    )
+    misnamed = other.table.path.with_name(f"drawn-pixels-{bundle.spec.fingerprint}.h5")
+    other.table.path.rename(misnamed)
+    document = {**bundle.document, "cache": os.fspath(misnamed)}
+    save_bundle(replace(bundle, document=document), Path("m.safetensors"))
+    made = predict_images("drawn/test", model="m.safetensors", cache_dir="other")
+    assert not any(item.cached for item in predictions(made))
+
+
+def test_damaged_cache_is_told_and_not_needed() -> None:
+    bundle = load_bundle(find_bundle(only("results")))
+    document = {**bundle.document, "cache": "broken.h5"}
+    save_bundle(replace(bundle, document=document), Path("m.safetensors"))
+    Path("broken.h5").write_bytes(b"no HDF5")
+    shutil.rmtree("cache")
+    finished = run_command("predict", "drawn/test", "--csv", "--model", "m.safetensors")
+    assert len(read_csv(finished.stdout)) == 24
+    assert "broken.h5 cannot be read" in finished.stderr
+
+
+def test_tensorflow_stays_out_where_every_image_is_known() -> None:
+    pixels = pixels_digest(32, "squash")
+    spec = replace(SPEC, image_size=32, weights="ab" * 32, pixels=pixels)  # nobody has these
+    files = sorted(Path("drawn/test").rglob("*.png"))
+    columns = columns_of(
+        labels=[0] * 24,
+        splits=[0] * 24,
+        paths=[b"%d.png" % row for row in range(24)],
+        digests=[hashlib.sha256(file.read_bytes()).digest() for file in files],
+        views=[0] * 24,
+    )
+    features = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
+    layers = {"block5_pool:avg": features}
+    cache = write_cache(
+        Path("cache/vgg16.h5"), labels=[0] * 24, spec=spec, columns=columns, layers=layers
+    )
+    head = LinearClassifier(np.ones((1, 5)), np.zeros(1), True)
+    document = {"cache": os.fspath(cache), "set": "s", "root": "r", "weights_from": "imagenet"}
+    bundle = bundle_of(head, spec=spec, shape=(5,), document=document)
+    save_bundle(bundle, Path("vgg16.safetensors"))
+    arguments = ["predict", "drawn/test", "--csv", "--model", "vgg16.safetensors"]
+    by_path = read_csv(run_command(*arguments).stdout)
+    for file, expected in zip(files, head.scores(features), strict=True):
+        assert float(by_path[str(file)]["probability"]) == pytest.approx(expected.max())
+    loaded = modules_loaded_by(*arguments)
+    assert "numpy" in loaded
+    assert not loaded & {"tensorflow", "keras", "matplotlib"}
+
+
+def test_broken_images_are_skipped_with_a_reason() -> None:
+    Path("unknown/plain/text\x1b[31m.png").write_bytes(b"text")
+    finished = run_command("predict", "unknown", "missing.jpg")
+    assert len(finished.stdout.splitlines()) == 11
+    assert "skipped missing.jpg: does not exist" in finished.stderr
+    assert r"text\x1b[31m.png: not an image" in finished.stderr
+    assert "\x1b" not in finished.stderr + finished.stdout
+    assert "10 images (all computed), 2 files skipped" in finished.stderr
+
+
+def test_csv_and_json_say_the_same_and_keep_names_byte_for_byte() -> None:
+    odd = os.fsdecode(b"unknown/plain/\xff, \xea\xb3\xa0\xec\x96\x91\n.png")
+    draw(5, stripes=False).save(odd)
+    Path("unknown/plain/empty.png").write_bytes(b"")
+    by_path = read_csv(run_command("predict", "unknown", "--csv").stdout)
+    document = json.loads(run_command("predict", "unknown", "--json", "--no-cache").stdout)
+    assert odd in by_path
+    assert len(by_path) == len(document["images"]) == 11
+    for image in document["images"]:
+        row = by_path[image["path"]]
+        assert [row["label"], row["label_2"]] == [top["label"] for top in image["top"]]
+        assert float(row["probability"]) == pytest.approx(image["probability"], abs=1e-9)
+        assert float(row["margin"]) == pytest.approx(image["margin"], abs=1e-9)
+    assert document["model"]["classes"] == ["plain", "striped"]
+    assert document["model"]["image_size"] == 8
+    assert document["skipped"] == [{"path": "unknown/plain/empty.png", "reason": "empty file"}]
+    assert document["cached"] == 0
+
+
+@pytest.mark.parametrize("separator", ["\n", "\0"])
+def test_dash_takes_a_list_from_stdin(separator: str) -> None:
+    listed = ["unknown/striped/002.png", "unknown/plain"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "pipeline.predict", "-", "drawn/test/plain/001.png", "--csv"],
+        input="".join(name + separator for name in listed),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    paths = list(read_csv(finished.stdout))
+    assert paths[0] == listed[0]
+    assert paths[1:6] == [f"unknown/plain/{number:03d}.png" for number in range(5)]
+    assert paths[6] == "drawn/test/plain/001.png"
+
+
+def test_rows_reach_a_pipe_while_a_terminal_shows_progress() -> None:
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123 - a descriptor, not a path
+        finished = subprocess.run(
+            [sys.executable, "-m", "pipeline.predict", "unknown", "--csv"],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            text=True,
+            check=True,
+        )
+        shown = terminal.read(65536)
+    os.close(theirs)
+    assert b"predicting" in shown
+    assert b"plain/000.png" not in shown
+    assert len(read_csv(finished.stdout)) == 10
+
+
+def test_contact_sheet_is_drawn_on_request() -> None:
+    finished = run_command("predict", "unknown", "--sheet", "sheets/new.png", "--json")
+    assert json.loads(finished.stdout)["sheet"] == "sheets/new.png"
+    assert Path("sheets/new.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_one_expects_of_the_model_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["unknown", "--base", "Pixels", "--image-size", "8", "--preprocessing", "native"])
+    assert len(capsys.readouterr().out.splitlines()) == 11
+
+
+def test_weights_of_another_model_are_refused_naming_both() -> None:
+    bundle = load_bundle(find_bundle(only("results")))
+    spec = replace(bundle.spec, base="vgg16", weights="ab" * 32, image_size=32)
+    spec = replace(spec, pixels=pixels_digest(32, "squash"))
+    save_bundle(replace(bundle, spec=spec), Path("vgg16.safetensors"))
+    with h5py.File("other.h5", "w") as file:
+        file["kernel"] = np.ones((3, 3), np.float32)
+    with pytest.raises(BadDataError, match=r"weights abababababab…; received .*other.h5"):
+        predict_images("drawn", model="vgg16.safetensors", weights="other.h5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["nowhere.jpg"], 66, "there is no image file to look at: nowhere.jpg does not exist"),
+        (["no*.jpg"], 66, "no*.jpg does not exist"),
+        (["empty"], 66, "there is no image file to look at"),
+        (["text.jpg"], 65, "none of 1 file can be read as an image"),
+        (["text.jpg", "drawn", "--strict"], 65, "--strict stops here"),
+        (["drawn", "missing.jpg", "--strict"], 65, "missing.jpg: does not exist"),
+        (["drawn", "--model", "nothing"], 66, "nothing"),
+        (["drawn", "--head", "dense"], 2, "dense"),
+        (["drawn", "--model", "text.jpg"], 65, "text.jpg is refused"),
+        (["drawn", "--top", "0"], 2, "--top"),
+        (["drawn", "--batch-size", "0"], 2, "--batch-size"),
+        (["drawn", "--labels", "l.txt"], 2, "--imagenet"),
+        (["drawn", "--imagenet", "vgg16", "--head", "ridge"], 2, "leave out --head"),
+        (["drawn", "--sheet", "sheet.jpg"], 2, "PNG"),
+        (["drawn", "--sheet", "folder.png"], 73, "is a folder"),
+        (["drawn", "--weights", "gone.h5"], 66, "no such file"),
+        (["drawn", "--image-size", "150"], 2, "with --image-size 8; received --image-size 150"),
+        (["drawn", "--base", "VGG16"], 2, "with --base pixels; received --base vgg16"),
+        (["drawn", "--preprocessing", "rescale"], 2, "native; received --preprocessing rescale"),
+    ],
+)
+def test_expected_failures_say_what_to_do(
+    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.jpg").write_bytes(b"text")
+    Path("empty").mkdir()
+    Path("folder.png").mkdir()
+    with pytest.raises(PipelineError) as caught:
+        main(arguments)
+    assert caught.value.exit_code == code
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_without_a_run_classify_is_named() -> None:
+    shutil.rmtree("results")
+    message = assert_one_line(run_command("predict", "drawn", "--json", check=66))
+    assert "python -m pipeline.classify first" in message
+
+
+def test_a_notebook_that_names_nothing_is_told() -> None:
+    with pytest.raises(NoInputError, match="none was named"):
+        predict_images([])
