@@ -1,0 +1,78 @@
+"""``python -m pipeline.export``: a trained head with its base as one model for use elsewhere."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.cli import parser, print_json, run
+from pipeline.text import printable
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, export, report."""
+    arguments = _parser().parse_args(argv)
+    from pipeline.models.bundle import find_bundle, newest_run
+    from pipeline.models.export import export_bundle
+
+    done = export_bundle(
+        find_bundle(arguments.run or newest_run(Path("results")), arguments.head),
+        format=arguments.format,
+        weights=arguments.weights,
+        out=arguments.out,
+        cache_dir=arguments.cache_dir,
+        check_images=arguments.check_images,
+    )
+    if arguments.json:
+        print_json(
+            {
+                "folder": os.fspath(done.folder),
+                "images": done.parity.count,
+                "max_difference": done.parity.max_difference,
+                "changed": done.parity.changed,
+            }
+        )
+    else:
+        print(f"the same as measured: {done.parity}")
+        print(f"python {printable(done.folder / 'predict.py')} IMAGE…")
+        print(f"written to {printable(done.folder)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        command="export",
+        summary="Write one model from uint8 image to class probabilities (preprocessing, base and "
+        "head), and a predict.py that needs nothing of this project. It is written only if it "
+        "predicts what was measured.",
+        example="python -m pipeline.export results/2026-01-31-120000 --format onnx --head logistic",
+    )
+    made.add_argument(
+        "run",
+        nargs="?",
+        type=Path,
+        help="a folder of classify, or one of its models (default: the newest in results/)",
+    )
+    made.add_argument("--format", required=True, choices=("keras", "onnx"))
+    made.add_argument(
+        "--head", metavar="NAME", help="dense or a linear one (default: the recommended one)"
+    )
+    made.add_argument(
+        "--weights", metavar="FILE", help="the base's, where they have moved since extract"
+    )
+    made.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: exports/HEAD-FORMAT in the run"
+    )
+    made.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
+    made.add_argument(
+        "--check-images",
+        type=int,
+        default=200,
+        metavar="N",
+        help="test images to compare on, evenly spread (default: %(default)s)",
+    )
+    made.add_argument("--json", action="store_true", help="print one JSON document")
+    return made
+
+
+if __name__ == "__main__":
+    run(main, when_interrupted="interrupted; nothing was written")

@@ -1,0 +1,114 @@
+"""Real weights, real photographs: each exported model says what the results table was made of.
+
+Slow: for each base and format, five models are exported and run without this project.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import extract_features, load_features
+from pipeline.evaluation.compare import compare_heads
+from pipeline.evaluation.result import Comparison
+from pipeline.heads.settings import DenseSettings
+from pipeline.models.bundle import save_bundle
+from pipeline.models.export import export_bundle
+
+pytestmark = [pytest.mark.slow, pytest.mark.real_data]
+
+HEADS = ("dense", "logistic", "linear_svm", "ridge", "lda")
+PER_CLASS = 25
+BASES = {
+    "vgg16": {"image_size": 150},
+    "mobilenet_v2": {"image_size": 160, "weights": "mobilenet_v2_imagenet_notop.weights.h5"},
+}
+
+# Several predict.py in one process, for Keras takes seconds to load.
+ALL_ELSEWHERE = """
+import runpy, sys
+import numpy as np
+sys.modules["pipeline"] = None
+try:
+    import pipeline
+except ImportError:
+    paths = sys.stdin.read().splitlines()
+    for folder in sys.argv[1:]:
+        np.save(f"{folder}/found.npy", runpy.run_path(f"{folder}/predict.py")["predict"](paths))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(
+    assets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Comparison]]:
+    """A folder with ``copies/`` of the photographs, made before anything, and ``cache/``; and the
+    heads trained on a base's features of them."""
+    folder = tmp_path_factory.mktemp("lab")
+    root = assets / "data" / "cats_and_dogs"
+    for split in ("train", "validation", "test"):
+        for name in ("cats", "dogs"):
+            (folder / "copies" / split / name).mkdir(parents=True)
+            for path in sorted((root / split / name).iterdir())[:PER_CLASS]:
+                shutil.copyfile(path, folder / "copies" / split / name / path.name)
+
+    @cache
+    def train(base: str) -> tuple[Path, Comparison]:
+        options = dict(BASES[base])
+        if "weights" in options:
+            options["weights"] = assets / "weights" / str(options["weights"])
+        done = extract_features(
+            root, base=base, limit_per_class=PER_CLASS, cache_dir=folder / "cache", **options
+        )
+        quick = DenseSettings(epochs=5, learning_rate=1e-4)
+        path = done.table.path
+        return folder, compare_heads(path, heads=HEADS, dense=quick, look=False)
+
+    return train
+
+
+@pytest.mark.parametrize("format", ["keras", "onnx"])
+@pytest.mark.parametrize("base", BASES)
+def test_each_head_predicts_copied_photographs_as_the_table_has_them(
+    trained: Callable[[str], tuple[Path, Comparison]], base: str, format: str, tmp_path: Path
+) -> None:
+    folder, comparison = trained(base)
+    assert {outcome.result.head for outcome in comparison.outcomes} == set(HEADS)
+    for outcome in comparison.outcomes:
+        assert outcome.bundle
+        bundle = tmp_path / f"{outcome.result.head}.safetensors"
+        save_bundle(outcome.bundle, bundle)
+        made = tmp_path / outcome.result.head
+        done = export_bundle(
+            bundle, format=format, out=made, cache_dir=folder / "cache", check_images=4
+        )
+        assert done.parity.holds
+    test = comparison.outcomes[0].test
+    assert test
+    assert len(test) == 2 * PER_CLASS
+    (cache,) = (folder / "cache").glob(f"*-{base}-*.h5")
+    paths = load_features(cache).columns.paths[test.rows]
+    copies = [folder / "copies" / os.fsdecode(path) for path in paths]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run(
+        [sys.executable, "-I", "-c", ALL_ELSEWHERE, *(str(tmp_path / head) for head in HEADS)],
+        input="\n".join(map(str, copies)),
+        text=True,
+        cwd=elsewhere,
+        check=True,
+    )
+    for outcome in comparison.outcomes:
+        assert outcome.test
+        np.testing.assert_array_equal(outcome.test.rows, test.rows)
+        found = np.load(tmp_path / outcome.result.head / "found.npy", allow_pickle=False)
+        difference = np.abs(found - outcome.test.scores).max()
+        print(f"{base} {format} {outcome.result.head}: largest difference {difference:.1e}")
+        assert difference <= 1e-4
+        np.testing.assert_array_equal(found.argmax(axis=1), outcome.test.predicted)
