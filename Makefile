@@ -16,7 +16,7 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto
 
 test-slow: $(VENV)/installed-dev
 	$(PY) -m pytest -m slow

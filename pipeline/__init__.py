@@ -3,22 +3,45 @@
 Stage one runs a frozen convolutional base once over image folders and keeps its features in HDF5;
 stage two trains classifiers ("heads") on the cached arrays and compares them.
 
-The functions behind the commands are importable: ``from pipeline import extract_features``.
+The functions behind the commands are importable: ``from pipeline import extract_features``; so is
+`FeatureExtractor`, which does the same inside a scikit-learn pipeline.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import compare_heads, extract_features, load_features
+    from pipeline.api import compare_heads, extract_features, predict_images
+    from pipeline.estimator import FeatureExtractor, load_model
+    from pipeline.frames import load_features
 
 __version__ = "0.1.0"
-__all__ = ["compare_heads", "extract_features", "load_features"]
+__all__ = [
+    "FeatureExtractor",
+    "compare_heads",
+    "extract_features",
+    "load_features",
+    "load_model",
+    "predict_images",
+]
+
+_HOMES = {
+    "FeatureExtractor": "pipeline.estimator",
+    "compare_heads": "pipeline.api",
+    "extract_features": "pipeline.api",
+    "load_features": "pipeline.frames",
+    "load_model": "pipeline.estimator",
+    "predict_images": "pipeline.api",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the library on first use, so that ``--help`` answers at once."""
-    if name in __all__:
-        from pipeline import api
-
-        return getattr(api, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What completes in a notebook."""
+    return sorted([*globals(), *__all__])

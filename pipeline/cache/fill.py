@@ -22,7 +22,7 @@ from pipeline.cache.shards import ShardFolder
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, CannotCreateError, DamagedError
-from pipeline.images.reader import read_images
+from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import ImageRef, ImageSet, Skipped
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
@@ -92,9 +92,8 @@ def fill_cache(
         computed = 0
         skipped_before = len(out.paths)
         for lacking, group in missing.items():
-            for rows in _compute(
-                group, lacking, images.root, spec, shards, out, open_engine, batch_size
-            ):
+            decoded = _readable(group, images.root, spec, out)
+            for rows in compute_rows(decoded, lacking, spec, shards, open_engine, batch_size):
                 computed += rows
                 if progress:
                     progress(done + computed + len(out.paths) - skipped_before, len(refs))
@@ -227,26 +226,31 @@ def _missing(
     return groups
 
 
-def _compute(
-    refs: Sequence[ImageRef],
+def _readable(
+    refs: Sequence[ImageRef], root: Path, spec: FeatureSpec, out: _SkipList
+) -> Iterator[tuple[ImageRef, Pixels]]:
+    """The images that can be decoded; the others go to the skip list."""
+    for ref, pixels in read_images(root, refs, image_size=spec.image_size, resize=spec.resize):
+        if isinstance(pixels, Skipped):
+            out.add_image(ref, pixels.reason)
+        else:
+            yield ref, pixels
+
+
+def compute_rows(
+    decoded: Iterator[tuple[ImageRef, Pixels]],
     layers: tuple[str, ...],
-    root: Path,
     spec: FeatureSpec,
     shards: ShardFolder,
-    out: _SkipList,
     open_engine: Callable[[tuple[str, ...]], Engine],
     batch_size: int,
 ) -> Iterator[int]:
-    """Run images through an engine, a shard whenever it is full; yields the rows of each."""
+    """Run images through an engine, a shard whenever it is full; yields the rows of each.
 
-    def readable() -> Iterator[tuple[ImageRef, npt.NDArray[np.uint8]]]:
-        for ref, pixels in read_images(root, refs, image_size=spec.image_size, resize=spec.resize):
-            if isinstance(pixels, Skipped):
-                out.add_image(ref, pixels.reason)
-            else:
-                yield ref, pixels
-
-    decoded = readable()
+    Parameters
+    ----------
+    decoded : images with their (image_size, image_size, 3) uint8 RGB pixels.
+    """
     engine: Engine | None = None
     keys: list[RowKey] = []
     rows: dict[str, list[npt.NDArray[Any]]] = {key: [] for key in layers}

@@ -1,0 +1,286 @@
+"""The pipeline for programs that know scikit-learn: a transformer, and a trained model."""
+
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from pipeline.api import BATCH_SIZE, Recipe, cache_document
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import IMAGENET, WeightsChoice
+from pipeline.cache.content import content_set, features_by_content
+from pipeline.errors import BadDataError, UsageError
+from pipeline.images.given import ArrayImages, GivenImages, given_images
+from pipeline.models.bundle import find_bundle, load_bundle
+from pipeline.models.predictor import Predictor
+from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
+
+
+class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Turn images into features of a frozen convolutional base, each image once.
+
+    A scikit-learn transformer. Features are cached on the disk by the content of the images: a
+    second fit, another fold, a clone, another process, an image set that was extracted before cost
+    no forward pass.
+
+    Parameters
+    ----------
+    base : a model of keras.applications in any usual spelling, or ``pixels``.
+    pooling : ``avg`` or ``max`` gives (N, C) features, ``none`` flattened maps (N, H·W·C).
+    layer : layer name; None for the base's last.
+    image_size : pixels that the base sees, each side; None for the base's default.
+    image_shape : None where images are paths or uint8 arrays (N, H, W, 3). Else rows of X are
+        flattened images of this shape: ``(28, 28)`` for grey, ``(32, 32, 3)`` for RGB; one side
+        may be -1, as in `numpy.reshape`.
+    value_range : the least and the greatest value in such rows, black and white; what is beyond
+        is cut off.
+    weights : ``imagenet``, ``random`` (drawn with ``seed``) or a Keras weights file.
+    preprocessing : ``native`` or the book's ``rescale`` (1/255).
+    resize : ``squash``, ``crop`` or ``pad`` to the square.
+    dtype : stored type, ``float32`` or ``float16``.
+    batch_size : images per forward pass.
+    seed : of random weights.
+    cache_dir : where caches are; the same as for `extract_features`.
+
+    Attributes
+    ----------
+    spec_ : what the features are, a `pipeline.spec.FeatureSpec`.
+    layer_ : layer and pooling, ``block5_pool:avg``.
+    n_features_in_ : columns of X, where X has columns.
+
+    Raises a `pipeline.errors.PipelineError` for every expected failure, ValueError for rows of
+    another length than those it was fitted to.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pipeline import FeatureExtractor
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> random = np.random.default_rng(0)
+    >>> dark = random.integers(0, 100, (20, 40, 30, 3))
+    >>> images = np.concatenate([dark, dark + 100]).astype(np.uint8)
+    >>> labels = ["dark"] * 20 + ["light"] * 20
+    >>> extractor = FeatureExtractor("pixels")  # "vgg16" is the default
+    >>> model = make_pipeline(extractor, StandardScaler(), LogisticRegression())
+    >>> model.fit(images, labels).score(images, labels)
+    1.0
+    >>> extractor.transform(images).shape  # the mean red, green and blue, from the cache
+    (40, 3)
+    """
+
+    spec_: FeatureSpec
+    layer_: str
+    _recipe: Recipe
+
+    def __init__(
+        self,
+        base: str = "vgg16",
+        pooling: str = "avg",
+        *,
+        layer: str | None = None,
+        image_size: int | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        value_range: tuple[float, float] = (0, 255),
+        weights: str | os.PathLike[str] = IMAGENET,
+        preprocessing: str = "native",
+        resize: str = "squash",
+        dtype: str = "float32",
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+        cache_dir: str | os.PathLike[str] = "cache",
+    ) -> None:
+        self.base = base
+        self.pooling = pooling
+        self.layer = layer
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.value_range = value_range
+        self.weights = weights
+        self.preprocessing = preprocessing
+        self.resize = resize
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.seed = seed
+        self.cache_dir = cache_dir
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Compute the images' features, so that `transform` finds them; nothing else is learned."""
+        self._fit(X)
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None) -> npt.NDArray[np.float32]:
+        """As `fit`, then `transform`: (N, D) float32."""
+        return self._fit(X)
+
+    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+        """Features of the images in their order: (N, D) float32.
+
+        Only those of images that no cache holds are computed.
+        """
+        check_is_fitted(self)
+        images = self._images(X, reset=False)
+        if not hasattr(self, "_recipe"):  # unpickled, maybe on another machine
+            recipe = self._make_recipe()
+            if (here := recipe.spec((self.layer_,))) != self.spec_:
+                names = [
+                    name for name, value in vars(here).items() if value != vars(self.spec_)[name]
+                ]
+                raise BadDataError(
+                    f"this FeatureExtractor was fitted with other {' and '.join(names)}: "
+                    f"fingerprint {self.spec_.fingerprint}, here {here.fingerprint}; fit it again"
+                )
+            self._recipe = recipe
+        return self._features(images)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.string = self.image_shape is None
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is learned, without the open network."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_recipe", None)
+        return state
+
+    def _fit(self, X: Any) -> npt.NDArray[np.float32]:
+        images = self._images(X, reset=True)
+        if self.pooling not in POOLING_POLICIES:
+            raise UsageError(
+                f"pooling is one of {', '.join(POOLING_POLICIES)}; received {self.pooling!r}"
+            )
+        self._recipe = self._make_recipe()
+        self.layer_ = layer_key(self.layer or self._recipe.base.last_layer, self.pooling)
+        self.spec_ = self._recipe.spec((self.layer_,))
+        features = self._features(images)
+        self._n_features_out = features.shape[1]
+        return features
+
+    def _make_recipe(self) -> Recipe:
+        check_seed(self.seed, "seed")
+        base = find_base(self.base)
+        return Recipe(
+            base=base,
+            image_size=base.image_size if self.image_size is None else self.image_size,
+            preprocessing=self.preprocessing,
+            resize=self.resize,
+            dtype=self.dtype,
+            weights=WeightsChoice.parse(os.fspath(self.weights), seed=self.seed),
+            weights_folder=Path(self.cache_dir) / "weights",
+            batch_size=self.batch_size,
+        )
+
+    def _images(self, X: Any, *, reset: bool) -> GivenImages:
+        if self.image_shape is None:
+            return given_images(X)
+        rows = validate_data(self, X, reset=reset)  # (N, H·W) or (N, H·W·3)
+        low, high = self.value_range
+        if not low < high:
+            raise UsageError(f"value_range goes from less to more; received {self.value_range}")
+        values = np.rint((rows - float(low)) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+        try:
+            return ArrayImages(list(values.reshape(len(values), *self.image_shape)))
+        except ValueError as error:
+            raise UsageError(
+                f"rows of {values.shape[1]} values are no images of shape {self.image_shape}"
+            ) from error
+
+    def _features(self, images: GivenImages) -> npt.NDArray[np.float32]:
+        folder = Path(self.cache_dir)
+        features = features_by_content(
+            folder,
+            images,
+            spec=self.spec_,
+            layer=self.layer_,
+            open_engine=self._recipe.engine,
+            describe=lambda: cache_document(content_set(folder), self._recipe, self.spec_),
+            batch_size=self._recipe.batch_size,
+        )
+        return features.reshape(len(features), -1)
+
+
+class TrainedModel:
+    """A head of a run and the base before it: images in, classes out.
+
+    Attributes
+    ----------
+    classes_ : (K,) class names, in the order of the probabilities' columns.
+    bundle : where it comes from and what its features are, a `pipeline.models.bundle.Bundle`.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.bundle = predictor.bundle
+        self.classes_ = np.array(self.bundle.classes)
+        self._predictor = predictor
+
+    def predict(self, images: Any) -> npt.NDArray[np.str_]:
+        """The likeliest class of each image: (N,) str; takes what `predict_proba` takes."""
+        named: npt.NDArray[np.str_] = self.classes_[self.predict_proba(images).argmax(axis=1)]
+        return named
+
+    def predict_proba(self, images: Any) -> npt.NDArray[np.float64]:
+        """Class probabilities of each image: (N, K) float64.
+
+        Parameters
+        ----------
+        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3).
+
+        Raises BadDataError for an image that cannot be decoded.
+        """
+        given = given_images(images)
+        spec = self.bundle.spec
+        decoded = given.read(given.refs, image_size=spec.image_size, resize=spec.resize)
+        parts: list[npt.NDArray[np.float64]] = []
+        while batch := [pixels for _, pixels in islice(decoded, self._predictor.batch_size)]:
+            parts.append(self._predictor.probabilities(np.stack(batch)))
+        return np.concatenate(parts)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    head: str | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] = "cache",
+    batch_size: int = BATCH_SIZE,
+) -> TrainedModel:
+    """Load a head that classify saved, to be used on new images.
+
+    Parameters
+    ----------
+    path : the folder of a run, ``results/<run>``, or one of its model files.
+    head : name of the head; None for the one that the run recommends.
+    weights : the base's weights file, where the one that it was trained with has moved.
+    cache_dir : where fetched ImageNet weights are.
+    batch_size : images per forward pass.
+
+    Raises NoInputError if there is no such run, UsageError if the head was not saved, BadDataError
+    if the file is not what was written or images become other pixels here.
+
+    Examples
+    --------
+    >>> from pipeline import load_model
+    >>> model = load_model("results/logistic.safetensors")  # or a run, and a head of it
+    >>> model.classes_.tolist()
+    ['plain', 'striped']
+    >>> model.predict(["photos/test/striped/000.png"]).tolist()
+    ['striped']
+    """
+    bundle = load_bundle(find_bundle(Path(path), head))
+    return TrainedModel(
+        Predictor(
+            bundle,
+            weights=None if weights is None else os.fspath(weights),
+            cache_dir=Path(cache_dir),
+            batch_size=batch_size,
+        )
+    )

@@ -1,0 +1,219 @@
+"""Cached features as others take them: NumPy arrays, a tf.data.Dataset, pandas, Arrow."""
+
+import importlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cache.file import SPLIT_NAMES, FeatureTable, read_table, rows_per_chunk
+from pipeline.errors import NoInputError, UnreachableError, UsageError
+from pipeline.spec import check_seed
+from pipeline.text import printable
+
+FORMS = ("table", "arrays", "dataset", "pandas", "arrow")
+MIXED_CHUNKS = 16  # shuffled together: 1,024 rows, 32 MiB at (4, 4, 512) float32
+
+Rows = npt.NDArray[np.int64]
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+
+
+@overload
+def load_features(
+    path: str | os.PathLike[str], *, as_: Literal["table"] = "table"
+) -> FeatureTable: ...
+@overload
+def load_features(
+    path: str | os.PathLike[str],
+    *,
+    as_: Literal["arrays"],
+    layer: str | None = None,
+    split: str | None = None,
+) -> Arrays: ...
+@overload
+def load_features(
+    path: str | os.PathLike[str],
+    *,
+    as_: Literal["dataset", "pandas", "arrow"],
+    layer: str | None = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> Any: ...
+def load_features(
+    path: str | os.PathLike[str],
+    *,
+    as_: str = "table",
+    layer: str | None = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> Any:
+    """Open a cache of features.
+
+    Parameters
+    ----------
+    path : the cache file.
+    as_ : what to return:
+
+        - ``table``: a `FeatureTable`, which reads features when it is asked for them;
+        - ``arrays``: features (N, *shape of a row) float32 and labels (N,) int64, numbers of the
+          table's ``classes``;
+        - ``dataset``: a ``tf.data.Dataset`` of batches of both, read from the file as it goes;
+        - ``pandas``: a data frame, one row an image: path, label (the class name), split, and a
+          column for each feature, maps flattened;
+        - ``arrow``: a ``pyarrow.Table`` of path, label, split and features, each a tensor.
+    layer : layer key; None where the cache holds only one.
+    split : ``train``, ``validation`` or ``test``, where the set has such folders; None for all.
+    batch_size : images in a batch of the dataset.
+    shuffle : mix the dataset's images anew in every epoch: 1,024 at a time, from 16 random places.
+    seed : of the mixing.
+
+    Raises NoInputError if there is no such file or nothing in that split, BadDataError if it is
+    not one of ours, UsageError for an unknown layer, UnreachableError if a package is missing.
+
+    Examples
+    --------
+    >>> from pipeline import extract_features, load_features
+    >>> path = extract_features("photos", base="pixels", pooling="avg").table.path
+    >>> load_features(path).classes
+    ('plain', 'striped')
+    >>> features, labels = load_features(path, as_="arrays", split="train")
+    >>> features.shape, labels.shape
+    ((24, 3), (24,))
+    >>> load_features(path, as_="pandas").shape  # path, label, split and three features
+    (72, 6)
+    >>> load_features(path, as_="arrow").column_names
+    ['path', 'label', 'split', 'features']
+    """
+    if as_ not in FORMS:
+        raise UsageError(f"as_ is one of {', '.join(FORMS)}; received {as_!r}")
+    table = read_table(Path(path))
+    if as_ == "table":
+        if layer is not None or split is not None:
+            raise UsageError("a table holds every layer and split; name one with another as_")
+        return table
+    key, rows = _layer(table, layer), _rows(table, split)
+    if as_ == "arrays":
+        return table.features(key, rows), table.columns.labels[rows]
+    if as_ == "dataset":
+        check_seed(seed, "seed")
+        return _dataset(table, key, rows, batch_size, np.random.default_rng(seed), shuffle=shuffle)
+    return _pandas(table, key, rows) if as_ == "pandas" else _arrow(table, key, rows)
+
+
+def _layer(table: FeatureTable, name: str | None) -> str:
+    if name is None and len(table.layers) == 1:
+        return next(iter(table.layers))
+    if name in table.layers:
+        return str(name)
+    held = ", ".join(map(printable, table.layers))
+    raise UsageError(f"{printable(table.path)} holds the layers {held}; received layer={name!r}")
+
+
+def _rows(table: FeatureTable, split: str | None) -> Rows:
+    if split is None:
+        return np.arange(len(table))
+    if split not in SPLIT_NAMES[1:]:
+        raise UsageError(f"split is one of {', '.join(SPLIT_NAMES[1:])}; received {split!r}")
+    rows = np.flatnonzero(table.columns.splits == SPLIT_NAMES.index(split))
+    if not len(rows):
+        raise NoInputError(
+            f"{printable(table.path)} has no {split} images: its set has no such folder"
+        )
+    return rows
+
+
+def _dataset(
+    table: FeatureTable,
+    layer: str,
+    rows: Rows,
+    batch_size: int,
+    random: np.random.Generator,
+    *,
+    shuffle: bool,
+) -> Any:
+    from pipeline.keras_backend import tf
+
+    if batch_size < 1:
+        raise UsageError(f"batch_size is at least 1; received {batch_size}")
+    return (
+        tf.data.Dataset.from_generator(
+            lambda: _blocks(table, layer, rows, random if shuffle else None),
+            output_signature=(
+                tf.TensorSpec((None, *table.layers[layer]), tf.float32),
+                tf.TensorSpec((None,), tf.int64),
+            ),
+        )
+        .rebatch(batch_size)
+        .apply(tf.data.experimental.assert_cardinality(math.ceil(len(rows) / batch_size)))
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _blocks(
+    table: FeatureTable, layer: str, rows: Rows, random: np.random.Generator | None
+) -> Iterator[Arrays]:
+    """All rows, some chunks of the file at a time, so that each chunk is read once."""
+    size = rows_per_chunk(table.layers[layer], table.spec.dtype)
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    if random:
+        random.shuffle(chunks)
+    for start in range(0, len(chunks), MIXED_CHUNKS):
+        block = np.concatenate(chunks[start : start + MIXED_CHUNKS])
+        if random:
+            random.shuffle(block)
+        yield table.features(layer, block), table.columns.labels[block]
+
+
+def _pandas(table: FeatureTable, layer: str, rows: Rows) -> Any:
+    pandas = _package("pandas", "a data frame")
+    features = table.features(layer, rows).reshape(len(rows), -1)
+    columns = table.columns
+    about = pandas.DataFrame(
+        {
+            "path": _paths(table, rows),
+            "label": pandas.Categorical.from_codes(columns.labels[rows], list(table.classes)),
+            "split": pandas.Categorical.from_codes(columns.splits[rows], list(SPLIT_NAMES)),
+        }
+    )
+    names = [f"{layer}_{number}" for number in range(features.shape[1])]
+    return pandas.concat([about, pandas.DataFrame(features, columns=names)], axis="columns")
+
+
+def _arrow(table: FeatureTable, layer: str, rows: Rows) -> Any:
+    arrow = _package("pyarrow", "an Arrow table")
+    columns = table.columns
+    return arrow.table(
+        {
+            "path": arrow.array(_paths(table, rows), arrow.string()),
+            "label": arrow.DictionaryArray.from_arrays(
+                columns.labels[rows].astype(np.int32), list(table.classes)
+            ),
+            "split": arrow.DictionaryArray.from_arrays(
+                columns.splits[rows].astype(np.int32), list(SPLIT_NAMES)
+            ),
+            "features": arrow.FixedShapeTensorArray.from_numpy_ndarray(table.features(layer, rows)),
+        }
+    )
+
+
+def _paths(table: FeatureTable, rows: Rows) -> list[str]:
+    """Relative paths as text that any column takes, whatever bytes a name has."""
+    paths: list[bytes] = table.columns.paths[rows].tolist()
+    return [path.decode("utf-8", "backslashreplace") for path in paths]
+
+
+def _package(name: str, what: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UnreachableError(
+            f"{what} needs {name}, which is not installed: pip install -e '.[notebook]'"
+        ) from error

@@ -1,0 +1,128 @@
+"""Cached features as arrays, tf.data, pandas and Arrow say what the file says."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from feature_sets import alternating_labels, draw_features, folder_splits, write_cache
+
+from pipeline import load_features
+from pipeline.cache.file import FeatureTable
+from pipeline.errors import NoInputError, UnreachableError, UsageError
+
+COUNT = 150
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    labels = alternating_labels(COUNT)
+    return write_cache(
+        tmp_path / "drawn.h5",
+        labels=labels,
+        splits=folder_splits(COUNT),
+        layers={
+            "maps": draw_features(np.array(labels), (2, 2, 3)),
+            "maps:avg": draw_features(np.array(labels), (3,), seed=1),
+        },
+    )
+
+
+def test_table_is_what_it_was(cache: Path) -> None:
+    table = load_features(cache)
+    assert isinstance(table, FeatureTable)
+    assert len(load_features(str(cache))) == COUNT
+
+
+def test_arrays_of_a_split(cache: Path) -> None:
+    table = load_features(cache)
+    features, labels = load_features(cache, as_="arrays", layer="maps", split="validation")
+    rows = np.flatnonzero(table.columns.splits == 2)
+    np.testing.assert_array_equal(features, table.features("maps")[rows])
+    np.testing.assert_array_equal(labels, table.columns.labels[rows])
+    assert len(load_features(cache, as_="arrays", layer="maps:avg")[0]) == COUNT
+
+
+def test_data_frame_has_a_row_an_image(cache: Path) -> None:
+    table = load_features(cache)
+    frame = load_features(cache, as_="pandas", layer="maps")
+    assert list(frame)[:4] == ["path", "label", "split", "maps_0"]
+    assert frame["path"].tolist() == [path.decode() for path in table.columns.paths]
+    assert frame["label"].tolist() == [table.classes[label] for label in table.columns.labels]
+    assert frame["split"].value_counts()["train"] == (table.columns.splits == 1).sum()
+    np.testing.assert_array_equal(
+        frame.filter(like="maps_").to_numpy(), table.features("maps").reshape(COUNT, -1)
+    )
+
+
+def test_arrow_table_keeps_the_shape_of_maps(cache: Path) -> None:
+    table = load_features(cache)
+    arrow = load_features(cache, as_="arrow", layer="maps", split="test")
+    rows = np.flatnonzero(table.columns.splits == 3)
+    tensors = arrow["features"].combine_chunks().to_numpy_ndarray()
+    np.testing.assert_array_equal(tensors, table.features("maps")[rows])
+    labels = [table.classes[label] for label in table.columns.labels[rows]]
+    assert arrow["label"].to_pylist() == labels
+    assert set(arrow["split"].to_pylist()) == {"test"}
+
+
+def test_names_that_are_no_text_do_not_break_a_column(tmp_path: Path) -> None:
+    from caches import publish_random
+
+    publish_random(tmp_path / "random.h5", rows=3)
+    for form in ("pandas", "arrow"):
+        found: Any = load_features(tmp_path / "random.h5", as_=form, layer="maps")  # type: ignore[call-overload]
+        assert str(found["path"][0]) == "a/0-\\xff.jpg"
+
+
+@pytest.mark.slow
+def test_dataset_gives_every_image_once_an_epoch(cache: Path) -> None:
+    table = load_features(cache)
+    expected = {row.tobytes(): label for row, label in zip(
+        table.features("maps"), table.columns.labels.tolist(), strict=True)}  # fmt: skip
+    plain = load_features(cache, as_="dataset", layer="maps", batch_size=40)
+    assert plain.cardinality().numpy() == 4
+    features = np.concatenate([batch.numpy() for batch, _ in plain])
+    np.testing.assert_array_equal(features, table.features("maps"))
+    mixed = load_features(cache, as_="dataset", layer="maps", shuffle=True, seed=1)
+    epochs = []
+    for _ in range(2):
+        seen = {}
+        for batch, labels in mixed:
+            assert batch.shape[0] <= 32
+            seen |= {row.tobytes(): label for row, label in zip(
+                batch.numpy(), labels.numpy().tolist(), strict=True)}  # fmt: skip
+        assert seen == expected
+        epochs.append(list(seen))
+    assert epochs[0] != epochs[1] != list(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"as_": "xlsx"}, "as_ is one of table, arrays, dataset, pandas, arrow; received 'xlsx'"),
+        ({"as_": "arrays"}, "holds the layers maps, maps:avg; received layer=None"),
+        ({"as_": "arrays", "layer": "map"}, "received layer='map'"),
+        ({"as_": "arrays", "layer": "maps", "split": "val"}, "split is one of train, validation"),
+        ({"split": "train"}, "a table holds every layer and split"),
+    ],
+)
+def test_what_cannot_be_is_refused(cache: Path, options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_features(cache, **options)
+
+
+def test_split_that_the_set_does_not_have_is_no_input(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "drawn.h5", labels=[0, 1])
+    with pytest.raises(NoInputError, match="has no test images"):
+        load_features(cache, as_="arrays", split="test")
+
+
+@pytest.mark.parametrize(("form", "package"), [("pandas", "pandas"), ("arrow", "pyarrow")])
+def test_missing_package_names_its_cure(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, form: Any, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnreachableError, match=rf"needs {package}.*pip install -e '.\[notebook\]'"):
+        load_features(cache, as_=form, layer="maps")

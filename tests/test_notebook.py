@@ -1,0 +1,30 @@
+"""The example notebook runs, and its outputs are what it gives."""
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "example.ipynb"
+
+
+def texts_of(notebook: Any) -> list[str]:
+    """What each cell prints or shows as text; a picture's text would only name its class."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [
+        output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"]
+        for output in outputs
+        if "image/png" not in output.get("data", {})
+    ]
+
+
+def test_notebook_gives_the_outputs_that_it_shows(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    shown = texts_of(notebook)
+    assert len(shown) == 6
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    assert texts_of(notebook) == shown
+    assert (tmp_path / "results").is_dir()
