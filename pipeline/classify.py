@@ -1,6 +1,7 @@
 """Stage two: train heads on cached features, compare them, write results/<run>/."""
 
 import argparse
+import json
 import logging
 import shlex
 import sys
@@ -61,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = write_run(
         comparison,
         arguments.out,
-        command=shlex.join(["python", "-m", "pipeline.classify", *words]),
+        command=printable(shlex.join(["python", "-m", "pipeline.classify", *words])),
         smoothing=arguments.smooth,
         save=arguments.save,
     )
     if arguments.json:
-        sys.stdout.write((folder / "results.json").read_text("utf-8"))
+        cli.print_json(json.loads((folder / "results.json").read_text("utf-8")))
     else:
         for notice in comparison.notices:
             print(f"note: {notice}")
@@ -327,6 +328,7 @@ def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     def numbers(text: str) -> list[T]:
         return [kind(word) for word in text.split(",")]
 
+    numbers.__name__ = f"comma list of {kind.__name__}"  # argparse shows it
     return numbers
 
 

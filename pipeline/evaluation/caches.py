@@ -62,7 +62,7 @@ def open_caches(
     """
     if not paths:
         raise UsageError("no cache was given to compare")
-    tables = [edited(read_table(path)) for path in paths]
+    tables = [edited(read_table(path)) for path in _once(paths)]
     _check_same_classes(tables)
     _check_layers(tables, layers)
     opened: list[DividedCache] = []
@@ -85,6 +85,14 @@ def open_caches(
     return opened
 
 
+def _once(paths: Sequence[Path]) -> list[Path]:
+    """Each file once: a second mention would count as another rival of the best."""
+    files = {path.resolve(): path for path in reversed(paths)}
+    if len(files) < len(paths):
+        log.warning("a cache was named twice; it is compared once")
+    return list(reversed(files.values()))
+
+
 def _check_same_classes(tables: Sequence[FeatureTable]) -> None:
     first = tables[0]
     for table in tables[1:]:
@@ -92,12 +100,6 @@ def _check_same_classes(tables: Sequence[FeatureTable]) -> None:
             raise BadDataError(
                 f"{_names(table.classes)} are the classes of {table.path}, but "
                 f"{_names(first.classes)} those of {first.path}; compare caches of the same classes"
-            )
-        if set(first.columns.row_keys()) != set(table.columns.row_keys()):
-            log.warning(
-                "%s and %s hold different images: their test accuracies are not of the same test",
-                first.path,
-                table.path,
             )
 
 

@@ -87,7 +87,7 @@ def compare_heads(
     >>> from pipeline import compare_heads, extract_features
     >>> cache = extract_features("photos", base="pixels").table.path
     >>> comparison = compare_heads(cache, heads="logistic", look=False)
-    >>> comparison.recommended.result.test_accuracy
+    >>> comparison.shown.result.test_accuracy
     1.0
     """
     if protocol not in (STANDARD, *PROTOCOLS):
@@ -124,13 +124,13 @@ def compare_heads(
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "classes": list(opened[0].table.classes),
-        "heads": [str(request) for request in requests],
+        "heads": [printable(str(request)) for request in requests],
         "seed": seed,
         "repeats": repeats,
         "cv": opened[0].division.folds or None,
-        "split": split,
+        "split": None if split is None else printable(split),
         "split_seed": split_seed,
-        "group": group,
+        "group": None if group is None else printable(group),
         "refit": rules.refit,
         "protocol": protocol,
         "balance": balance,
@@ -150,15 +150,15 @@ def compare_heads(
     if not any(outcome.test is not None for outcome in outcomes):
         reasons = {f"{each.result.head} {each.result.status}" for each in outcomes}
         raise BadDataError(f"no head could be fitted: {'; '.join(sorted(reasons))}")
-    judged, recommendation = judge(
-        outcomes, folds=opened[0].division.folds, balanced=rules.balanced
-    )
+    judged, recommendation = judge(outcomes, balanced=rules.balanced)
     comparison = Comparison(
         outcomes=tuple(judged),
         classes=opened[0].table.classes,
         run=run,
         recommendation=recommendation,
         notices=(
+            *_other_images(opened),
+            *(notice for cache in opened for notice in cache.division.notices),
             *_imbalance(opened[0].splits.counts["train"], balanced=balance),
             *_unconverged(judged),
         ),
@@ -188,6 +188,9 @@ def _compare_on_layer(
             trials=cache.division.trials,
         )
         for request, fitted in fit_heads(heads, data, rules).items():
+            for trial, each in zip(data.trials, fitted, strict=True):
+                if each.choices and heads[request].draws:
+                    _tell_of_lost_seeds(request, len(trial.seeds) - len(each.choices))
             outcome = score(
                 request.name,
                 fitted,
@@ -220,6 +223,23 @@ def _tell(outcome: Outcome) -> None:
     )
 
 
+def _tell_of_lost_seeds(request: HeadRequest, count: int) -> None:
+    if count:
+        seeds = counted(count, "seed")
+        log.warning("%s diverged with %s; its row is of the others", printable(str(request)), seeds)
+
+
+def _other_images(opened: Sequence[DividedCache]) -> Iterator[str]:
+    """Say which caches cannot be compared image by image."""
+    first, *others = (cache.table for cache in opened)
+    for table in others:
+        if set(first.columns.row_keys()) != set(table.columns.row_keys()):
+            yield (
+                f"{printable(first.path)} and {printable(table.path)} hold different images: "
+                f"their accuracies are not of the same test"
+            )
+
+
 def _imbalance(counts: Mapping[str, int], *, balanced: bool) -> Iterator[str]:
     """Say where some class has far fewer training images than another."""
     fewest, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda n: counts[n])
@@ -247,8 +267,8 @@ def _unconverged(outcomes: Iterable[Outcome]) -> Iterator[str]:
 
 
 def _looked_into(comparison: Comparison, opened: Sequence[DividedCache], seed: int) -> Comparison:
-    """The comparison with what looking into the recommended row's features found."""
-    best = comparison.recommended.result
+    """The comparison with what looking into the features of the row that is shown found."""
+    best = comparison.shown.result
     cache = next(
         each
         for each in opened

@@ -1,22 +1,26 @@
 """How heads are judged: which rows train, choose and test, how often, with which seeds."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.cache.file import Columns
 from pipeline.errors import UsageError
 from pipeline.evaluation.folds import FEWEST_FOLDS, check_fold_count, make_folds, most_folds
 from pipeline.evaluation.groups import GroupOf, identities_of, parse_group_rule
-from pipeline.evaluation.splits import TRAIN, Shares, Splits, make_splits
+from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION, Shares, Splits, make_splits
 from pipeline.spec import check_seed
 from pipeline.text import counted
 
 # Below it a single test set of a fifth gives an interval of over 4 points at 95 %.
 FEW_IMAGES = 2000
 USUAL_FOLDS = 5
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class Division:
     Attributes
     ----------
     folds : how many trials together test every image once; 0 where a fixed test set does.
+    notices : what to know of it before reading the table.
     """
 
     trials: tuple[Trial, ...]
     source: str
     folds: int = 0
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +112,7 @@ class Protocol:
             if few and unsorted and most >= FEWEST_FOLDS and len(classes) > 1:
                 folds = min(USUAL_FOLDS, most)
         if folds is None:
+            self._check_that_folders_leave_a_choice(columns)
             splits = make_splits(
                 columns,
                 classes,
@@ -113,7 +120,11 @@ class Protocol:
                 seed=self.split_seed,
                 identities=identities,
             )
-            return Division((Trial(splits, seeds),), splits.source)
+            return Division(
+                (Trial(splits, seeds),),
+                splits.source,
+                notices=tuple(_parted(splits, identities)) if self.group_of else (),
+            )
         trials = tuple(
             Trial(splits, (seed,))
             for repeat, seed in enumerate(seeds)
@@ -126,7 +137,34 @@ class Protocol:
             )
         )
         ignored = "; the split folders are ignored" if columns.splits.max(initial=0) > TRAIN else ""
+        grouped = ", groups kept together" if self.group_of else ""
         again = f", {counted(self.repeats, 'time')}" if self.repeats > 1 else ""
         return Division(
-            trials, f"cross-validated: {folds} folds stratified by class{again}{ignored}", folds
+            trials,
+            f"cross-validated: {folds} folds stratified by class{grouped}{again}{ignored}",
+            folds,
+        )
+
+    def _check_that_folders_leave_a_choice(self, columns: Columns) -> None:
+        """Refuse shares where the folders say it all, for they would do nothing."""
+        complete = {TRAIN, VALIDATION, TEST} <= set(np.unique(columns.splits).tolist())
+        if complete and self.shares is not None:
+            raise UsageError(
+                "--split: the set has train, validation and test folders, which decide; leave "
+                "--split out, or cross-validate with --cv"
+            )
+        if complete and self.split_seed:
+            log.warning(
+                "--split-seed changes nothing: the folders say which image is in which split"
+            )
+
+
+def _parted(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
+    """Say how many groups stand in two splits: folders may part what --group would not."""
+    parts = [np.unique(identities[rows]) for rows in (splits.train, splits.validation, splits.test)]
+    count = len(np.concatenate(parts)) - len(np.unique(np.concatenate(parts)))
+    if count:
+        yield (
+            f"{counted(count, 'group stands', 'groups stand')} in two splits because the folders "
+            f"say so, which inflates every number; --cv keeps groups together"
         )

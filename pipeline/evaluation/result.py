@@ -38,7 +38,7 @@ class Result:
     p_value, p_holm : exact McNemar test against the best head on the same test images, as it is
         and Holm-corrected over the table. Reported; nothing is chosen by it.
     verdict : ``best`` or ``≈ best`` on validation, else empty.
-    recommended : the simplest of these.
+    recommended : the simplest of these; the sentence under the table may doubt it.
     validation_balanced_accuracy : by which heads are judged where every class counts the same.
     status : empty, or why there are no figures: ``stopped after 10 s``, ``diverged``.
     model : the saved classifier's file in the run's folder, or empty.
@@ -149,6 +149,8 @@ class Outcome:
     ----------
     test, validation : predictions; None where the head has no figures (see `Result.status`).
     has_probabilities : whether the scores are probabilities (own or fitted on validation).
+    own_probabilities : whether they are the head's own, nothing fitted on validation.
+    folds : in how many parts every image was tested; 0 for one test set.
     history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
     settings : every setting tried, in the first fit.
     bundle : the classifier with what it takes to use it (see `pipeline.evaluation.final`).
@@ -159,6 +161,8 @@ class Outcome:
     test: Predictions | None = None
     validation: Predictions | None = None
     has_probabilities: bool = False
+    own_probabilities: bool = True
+    folds: int = 0
     history: Mapping[str, Sequence[float]] | None = None
     settings: tuple[Setting, ...] = ()
     bundle: Bundle | None = None
@@ -191,9 +195,14 @@ class Comparison:
         return tuple(outcome.result for outcome in self.outcomes)
 
     @property
-    def recommended(self) -> Outcome:
-        """The outcome that the recommendation names."""
+    def shown(self) -> Outcome:
+        """The outcome to look at closely: the one that validation recommends."""
         return next(each for each in self.outcomes if each.result.recommended)
+
+    @property
+    def recommended(self) -> Outcome:
+        """The same."""
+        return self.shown
 
     def document(self) -> dict[str, Any]:
         """The contents of results.json."""

@@ -7,12 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable
+from pipeline.errors import PipelineError
 from pipeline.evaluation.choose import Choice
-from pipeline.evaluation.fitting import Fitted, TrialRows
-from pipeline.evaluation.metrics import Metrics, accuracy_of, measure
+from pipeline.evaluation.fitting import DIVERGED, Fitted, TrialRows
+from pipeline.evaluation.metrics import (
+    Labels,
+    Metrics,
+    Scores,
+    accuracy_of,
+    expected_calibration_error,
+    log_loss_of,
+    measure,
+)
 from pipeline.evaluation.result import Outcome, Predictions, Result
 from pipeline.evaluation.splits import Rows, Splits
 from pipeline.evaluation.statistics import wilson_interval
@@ -27,7 +35,6 @@ MEASURES = (
     "top5_accuracy",
     "balanced_accuracy",
     "brier",
-    "ece",
 )
 
 
@@ -37,9 +44,10 @@ class _Scored:
 
     choice: Choice
     splits: Splits
-    scores: npt.NDArray[np.float64]
+    labels: Labels
+    scores: Scores
+    calibrated: Scores
     measured: Metrics
-    calibrated: Metrics
     train_accuracy: float
     seconds: float
 
@@ -56,7 +64,8 @@ def score(
 ) -> Outcome:
     """Measure a head on the test rows of each of its trials.
 
-    Accuracies are over all images scored, other measures means over the fits. A head that has no
+    Accuracies and calibration errors are over all images scored, other measures means over the
+    fits. A head that has no
     choice on some trial gets a row that says why.
 
     Parameters
@@ -76,19 +85,32 @@ def score(
     failed = next((each.status for each in fitted if not each.choices), None)
     if failed is not None:
         return Outcome(result=replace(result, status=failed))
-    scored = [
-        [_score(choice, trial.splits, data) for choice in each.choices]
-        for trial, each in zip(data.trials, fitted, strict=True)
-    ]
-    once = [each[0] for each in scored[: folds or 1]]
+    try:
+        scored = [
+            [_score(choice, trial.splits, data) for choice in each.choices]
+            for trial, each in zip(data.trials, fitted, strict=True)
+        ]
+    except PipelineError as error:  # a head of the user's own that fails on other rows
+        return Outcome(result=replace(result, status=str(error)))
+    if not all(np.isfinite(each.scores).all() for trial in scored for each in trial):
+        return Outcome(result=replace(result, status=DIVERGED))
+    # fits that together test every image once: the folds of a repeat, or one seed
+    passes = (
+        [[each for (each,) in scored[at : at + folds]] for at in range(0, len(scored), folds)]
+        if folds
+        else [[each] for each in scored[0]]
+    )
+    once = passes[0]
     first = once[0].choice
     return Outcome(
-        result=replace(result, **_figures([each for trial in scored for each in trial])),
+        result=replace(result, **_figures(passes)),
         test=_predictions(table, [(each.splits.test, each.scores) for each in once]),
         validation=_predictions(
             table, [(each.splits.validation, each.choice.validation_scores) for each in once]
         ),
         has_probabilities=True,
+        own_probabilities=first.candidate.classifier.has_probabilities,
+        folds=folds,
         history=first.candidate.history,
         settings=first.settings,
     )
@@ -107,16 +129,18 @@ def _score(choice: Choice, splits: Splits, data: TrialRows) -> _Scored:
     return _Scored(
         choice=choice,
         splits=splits,
+        labels=test.labels,
         scores=scores,
+        calibrated=calibrated,
         measured=measure(test.labels, scores, has_probabilities=True),
-        calibrated=measure(test.labels, calibrated, has_probabilities=True),
         train_accuracy=accuracy_of(train.labels, choice.classifier.scores(train.features)),
         seconds=seconds,
     )
 
 
-def _figures(scored: Sequence[_Scored]) -> dict[str, Any]:
-    """What a row of the table says of its fits."""
+def _figures(passes: Sequence[Sequence[_Scored]]) -> dict[str, Any]:
+    """What a row of the table says of its fits; of each pass, they test every image once."""
+    scored = [each for once in passes for each in once]
     accuracies = [each.measured.accuracy for each in scored]
     tests = [len(each.splits.test) for each in scored]
     images = len(np.unique(np.concatenate([each.splits.test for each in scored])))
@@ -141,10 +165,17 @@ def _figures(scored: Sequence[_Scored]) -> dict[str, Any]:
         "predict_ms": 1000 * sum(each.seconds for each in scored) / sum(tests),
         "parameters": max(each.choice.classifier.parameters for each in scored),
         "temperature": _mean(each.choice.temperature for each in scored),
-        "calibrated_log_loss": _mean(each.calibrated.log_loss for each in scored),
-        "calibrated_ece": _mean(each.calibrated.ece for each in scored),
+        "calibrated_log_loss": _mean(log_loss_of(each.labels, each.calibrated) for each in scored),
+        "ece": _mean(_ece(once, [each.scores for each in once]) for once in passes),
+        "calibrated_ece": _mean(_ece(once, [each.calibrated for each in once]) for once in passes),
         "fits": len(scored),
     }
+
+
+def _ece(once: Sequence[_Scored], scores: Sequence[Scores]) -> float:
+    """Over all images together: in the bins of a small fold it would measure noise."""
+    labels = np.concatenate([each.labels for each in once])
+    return expected_calibration_error(labels, np.concatenate(scores))
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -157,9 +188,7 @@ def _usual(texts: Sequence[str]) -> str:
     return text if count == len(texts) else f"{text} ({count} of {len(texts)} fits)".lstrip()
 
 
-def _predictions(
-    table: FeatureTable, parts: Sequence[tuple[Rows, npt.NDArray[np.float64]]]
-) -> Predictions:
+def _predictions(table: FeatureTable, parts: Sequence[tuple[Rows, Scores]]) -> Predictions:
     """Scores of several trials in the order of the rows."""
     rows = np.concatenate([rows for rows, _ in parts])
     order = np.argsort(rows)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from pipeline.evaluation.metrics import log_loss_of
 from pipeline.evaluation.result import Outcome, Predictions, Result
 from pipeline.evaluation.statistics import (
+    Z_95,
+    Correct,
     holm,
     mcnemar_exact,
     paired_standard_error,
@@ -46,13 +48,8 @@ class _Row:
 
     @property
     def worth(self) -> npt.NDArray[np.float64]:
-        """What each validation image counts (V,): as much as others, or as others of its class."""
-        if not self.balanced:
-            return np.ones(len(self.validation))
-        _, classes, counts = np.unique(
-            self.validation.labels, return_inverse=True, return_counts=True
-        )
-        return np.asarray(len(self.validation) / (len(counts) * counts[classes]))
+        """What each validation image counts (V,)."""
+        return _worth(self.validation, balanced=self.balanced)
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -76,9 +73,7 @@ class _Row:
         return len(np.unique(self.validation.predicted)) > 1
 
 
-def judge(
-    outcomes: Sequence[Outcome], *, folds: int = 0, balanced: bool = False
-) -> tuple[list[Outcome], str]:
+def judge(outcomes: Sequence[Outcome], *, balanced: bool = False) -> tuple[list[Outcome], str]:
     """Sort the outcomes, the best first; give verdicts and p-values, and say which head to use.
 
     Best is the highest validation accuracy; of equal ones the lowest validation log loss, then the
@@ -94,10 +89,10 @@ def judge(
 
     Parameters
     ----------
-    folds : in how many parts every image was tested; 0 for one test set.
     balanced : judge by balanced accuracy on validation.
 
     Returns the outcomes, those without figures last, and a sentence; it is empty if none has any.
+    Where the choice is not surely better than guessing on test, the sentence says so.
     """
     rows = [
         _Row(each, each.result, each.test, each.validation, balanced)
@@ -110,7 +105,7 @@ def judge(
     rows.sort(key=lambda row: row.rank)
     best = rows[0]
     tied = [best, *(row for row in rows[1:] if _is_as_good(row, best))]
-    recommended = _recommended(tied)
+    simplest = _recommended(tied)
     p_values = [math.nan, *(_p_value(row, best) for row in rows[1:])]
     judged = [
         replace(
@@ -120,12 +115,21 @@ def judge(
                 p_value=p_value,
                 p_holm=float(p_holm),
                 verdict=BEST if row is best else AS_GOOD if row in tied else "",
-                recommended=row is recommended,
+                recommended=row is simplest,
             ),
         )
         for row, p_value, p_holm in zip(rows, p_values, holm(p_values), strict=True)
     ]
-    return judged + without, _sentence(recommended, tied, rows, folds)
+    sentence = _recommendation if _beats_guessing(simplest) else _no_recommendation
+    return judged + without, sentence(simplest, tied, rows)
+
+
+def _worth(predictions: Predictions, *, balanced: bool) -> npt.NDArray[np.float64]:
+    """What each image counts (n,), 1 on average: the same, or less the more its class has."""
+    if not balanced:
+        return np.ones(len(predictions))
+    _, classes, counts = np.unique(predictions.labels, return_inverse=True, return_counts=True)
+    return np.asarray(len(predictions) / (len(counts) * counts[classes]))
 
 
 def _recommended(tied: Sequence[_Row]) -> _Row:
@@ -175,20 +179,54 @@ def _in_pairs(first: Predictions, second: Predictions) -> tuple[Places, Places] 
     return one, other
 
 
-def _sentence(recommended: _Row, tied: Sequence[_Row], rows: Sequence[_Row], folds: int) -> str:
-    """The recommendation, for people."""
-    result, test = recommended.result, recommended.test
-    name = f"{_head(result)} on {_features(result, rows)}"
-    images = counted(len(test), "image" if folds else "test image")
-    right = f"{percent(result.test_accuracy)} % of {images} right ({_how_tested(result, folds)})"
-    floor = test.labels == np.bincount(recommended.validation.labels).argmax()
-    if test.correct.sum() <= floor.sum() or mcnemar_exact(test.correct, floor) >= UNSURE:
-        return (
-            f"No head can be recommended: {name} is the choice on validation, but gets {right}, "
-            "not surely more than by always naming the most frequent class "
-            f"({percent(float(floor.mean()))} %)."
+def _beats_guessing(row: _Row) -> bool:
+    """Whether a head is surely better on test than naming the class most frequent on validation.
+
+    By exact McNemar test; where every class counts the same, by two standard errors of the paired
+    difference of balanced accuracies, of which guessing has 1/K.
+    """
+    test = row.test
+    guessed = _guessed(row)
+    if not row.balanced:
+        return bool(
+            test.correct.sum() > guessed.sum() and mcnemar_exact(test.correct, guessed) < UNSURE
         )
-    return f"Use {name}: {right}{_rivals(recommended, tied, rows)}."
+    worth = _worth(test, balanced=True)
+    gain = float(np.mean(test.correct * worth) - np.mean(guessed * worth))
+    return gain > Z_95 * paired_standard_error(test.correct * worth, guessed * worth)
+
+
+def _guessed(row: _Row) -> Correct:
+    """Which test images are of the class that is most frequent on validation."""
+    return np.asarray(row.test.labels == np.bincount(row.validation.labels).argmax())
+
+
+def _recommendation(row: _Row, tied: Sequence[_Row], rows: Sequence[_Row]) -> str:
+    return f"Use {_named(row, rows)}: {_right(row)}{_rivals(row, tied, rows)}."
+
+
+def _no_recommendation(row: _Row, tied: Sequence[_Row], rows: Sequence[_Row]) -> str:
+    guessed = np.mean(_guessed(row) * _worth(row.test, balanced=row.balanced))
+    return (
+        f"No head can be recommended: {_named(row, rows)} is the choice on validation, but gets "
+        f"{_right(row)}, not surely more than by always naming the most frequent class "
+        f"({percent(float(guessed))} %)."
+    )
+
+
+def _named(row: _Row, rows: Sequence[_Row]) -> str:
+    return f"{_head(row.result)} on {_features(row.result, rows)}"
+
+
+def _right(row: _Row) -> str:
+    """What it reached on test, and how sure that is."""
+    result = row.result
+    images = counted(len(row.test), "image" if row.outcome.folds else "test image")
+    how = _how_tested(result, row.outcome.folds)
+    if row.balanced:
+        share = percent(result.balanced_accuracy)
+        return f"{share} % right on average over the classes of {images} (accuracy {how})"
+    return f"{percent(result.test_accuracy)} % of {images} right ({how})"
 
 
 def _how_tested(result: Result, folds: int) -> str:

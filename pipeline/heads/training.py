@@ -11,13 +11,12 @@ import numpy.typing as npt
 COLUMNS_PER_ROW_TO_ROTATE = 2  # below it, the QR costs about what the shorter fits save
 
 T = TypeVar("T")
-_COMPUTING = RLock()
 
 
 class ComputedOnce(Generic[T]):
     """A property that is computed once, also where several threads ask for it.
 
-    One lock for all, because what is computed asks for other such properties: two locks that are
+    One lock for all properties of an object, because they ask for one another: two locks that are
     taken in either order are a deadlock. (`functools.cached_property` has its own in Python 3.11.)
     """
 
@@ -29,11 +28,12 @@ class ComputedOnce(Generic[T]):
         self._name = name
 
     def __get__(self, instance: Any, owner: type | None = None) -> T:
-        with _COMPUTING:
-            known: dict[str, T] = instance.__dict__
+        known: dict[str, Any] = instance.__dict__
+        with known.setdefault("_computing", RLock()):
             if self._name not in known:
                 known[self._name] = self._compute(instance)
-            return known[self._name]
+            value: T = known[self._name]
+            return value
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,9 @@ def _new_folder(results: Path, set_name: str) -> Path:
 def _draw(comparison: Comparison, folder: Path, smoothing: float) -> None:
     from pipeline.report.plots import draw_confusion, draw_curves  # 0.5 s of matplotlib
 
-    draw_confusion(comparison.recommended, comparison.classes, folder / "confusion.png")
-    trained = next((each for each in comparison.outcomes if each.history), None)
+    draw_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
+    looked_at = (comparison.shown, *comparison.outcomes)
+    trained = next((each for each in looked_at if each.history), None)
     if trained is not None:
         draw_curves(trained, folder / "curves.png", smoothing=smoothing)
 
@@ -160,7 +161,7 @@ def _markdown(comparison: Comparison, set_name: str, command: str | None) -> str
         "Wilson interval, behind ± the standard deviation over folds or seeds. p: exact McNemar "
         "test against the best head on the same test images, Holm-corrected.",
         "",
-        "![confusion matrix of the recommended head](confusion.png)",
+        "![confusion matrix](confusion.png)",
         *(["![loss and accuracy by epoch](curves.png)"] if trained else []),
         "",
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_sets import SPEC, alternating_labels, draw_columns, folder_splits, write_cache
+from feature_sets import SPEC, alternating_labels, folder_splits, write_cache
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.cache.file import read_table
@@ -184,16 +184,6 @@ def test_caches_of_other_classes_are_refused(tmp_path: Path, cache: Path) -> Non
     other = write_cache(tmp_path / "other.h5", labels=LABELS, classes=("cats", "frogs"))
     with pytest.raises(BadDataError, match=r"cats, frogs .*other\.h5.* cats, dogs"):
         compare_heads([cache, other], heads="majority")
-
-
-def test_caches_of_other_images_are_warned_of(
-    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    other = write_cache(
-        tmp_path / "other.h5", labels=LABELS, columns=draw_columns(LABELS, salt="other")
-    )
-    compare_heads([cache, other], heads="majority")
-    assert "different images" in caplog.text
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sklearn.metrics import log_loss
 from pipeline.cache.file import read_table
 from pipeline.errors import UsageError
 from pipeline.evaluation.compare import compare_heads
+from pipeline.evaluation.metrics import expected_calibration_error
 from pipeline.evaluation.protocol import Protocol
 from pipeline.heads.settings import DenseSettings
 
@@ -186,3 +187,54 @@ def test_imbalance_is_noticed(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(cache: Path, options: dict[str, object], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         compare_heads(cache, **options)
+
+
+FLAKY = """
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+
+class Flaky(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.model_ = LogisticRegression().fit(X, y)
+        self.classes_, self.calls_ = self.model_.classes_, 0
+        return self
+
+    def predict_proba(self, X):
+        self.calls_ += 1
+        if self.calls_ > 1:  # after validation
+            raise MemoryError("too big")
+        return self.model_.predict_proba(X)
+"""
+
+
+def test_an_own_head_that_fails_on_test_rows_costs_its_own_row_only(
+    tmp_path: Path, sorted_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flaky_head.py").write_text(FLAKY)
+    monkeypatch.syspath_prepend(tmp_path)
+    heads = ["ridge", "flaky_head:Flaky"]
+    ridge, flaky = compare_heads(sorted_cache, heads=heads, look=False).results
+    assert (ridge.head, ridge.status) == ("ridge", "")
+    assert (flaky.head, flaky.status) == ("flaky_head:Flaky", "failed: MemoryError: too big")
+
+
+def test_calibration_error_over_folds_is_of_all_images_together(cache: Path) -> None:
+    (outcome,) = compare_heads(cache, heads="logistic", cv=5, look=False).outcomes
+    assert outcome.test is not None
+    expected = expected_calibration_error(outcome.test.labels, outcome.test.scores)
+    assert outcome.result.ece == pytest.approx(expected)
+
+
+def test_a_cache_that_is_named_twice_is_compared_once(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = cache.parent / "." / cache.name
+    assert len(compare_heads([cache, again], heads="ridge", look=False).results) == 1
+    assert "named twice" in caplog.text
+
+
+def test_different_images_are_noticed(tmp_path: Path, cache: Path) -> None:
+    columns = draw_columns(LABELS, salt="other")
+    other = write_cache(tmp_path / "other.h5", labels=LABELS, columns=columns)
+    comparison = compare_heads([cache, other], heads="majority", look=False)
+    assert "hold different images" in comparison.notices[0]

@@ -92,6 +92,18 @@ def test_what_cannot_be_is_refused(given: dict[str, object], told: str) -> None:
         parse(**given)
 
 
+def test_flags_that_folders_overrule_are_refused_or_told(caplog: pytest.LogCaptureFixture) -> None:
+    columns = draw_columns(alternating_labels(100), splits=folder_splits(100))
+    with pytest.raises(UsageError, match="--split: the set has train, validation and test"):
+        parse(split="80/10/10").divide(columns, CLASSES)
+    parse(split_seed=7).divide(columns, CLASSES)
+    assert "--split-seed changes nothing" in caplog.text
+    rule = r"(\d)\.jpg"  # ten groups, of which the folders part each
+    (notice,) = parse(group=rule).divide(columns, CLASSES).notices
+    assert "stand in two splits because the folders say so" in notice
+    assert parse(group=rule, folds=3).divide(columns, CLASSES).notices == ()
+
+
 def test_a_set_too_small_for_folds_is_told_so() -> None:
     with pytest.raises(BadDataError, match="has 2 images"):
         parse(folds=3).divide(draw_columns([0, 0, 1, 1]), CLASSES)

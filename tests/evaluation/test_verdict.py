@@ -87,7 +87,7 @@ def draw_outcome(
 
 
 def judged(*outcomes: Outcome, folds: int = 0) -> tuple[list[Result], str]:
-    found, sentence = judge(outcomes, folds=folds)
+    found, sentence = judge([replace(each, folds=folds) for each in outcomes])
     return [each.result for each in found], sentence
 
 
@@ -381,3 +381,29 @@ def test_where_classes_count_equally_the_balanced_accuracy_judges() -> None:
         judged, _ = judge(outcomes, balanced=balanced)
         assert [each.result.head for each in judged] == expected
         assert [each.result.verdict for each in judged] == ["best", ""]
+
+
+def test_balanced_a_head_that_finds_the_rare_class_beats_guessing() -> None:
+    # of every ten test images one is of class 0: naming class 1 always gets 90 %
+    common = [row for row in range(TEST) if row % 10]
+    fair = draw_outcome(
+        "fair",
+        cycle=10,
+        wrong=common[:30],
+        test_wrong=common[:60],
+        validation_balanced_accuracy=0.95,
+        balanced_accuracy=0.933,
+        test_accuracy=0.88,
+    )
+    _, plain = judge([fair])
+    _, balanced = judge([fair], balanced=True)
+    assert plain.startswith("No head can be recommended")
+    assert balanced.startswith("Use fair on pooled vgg16 block5_pool: 93.3 % right on average")
+    blind = draw_outcome(
+        "blind",
+        cycle=10,
+        wrong=range(0, 400, 10),
+        test_wrong=range(0, 500, 10),
+        validation_balanced_accuracy=0.5,
+    )
+    assert "(50.0 %)" in judge([blind], balanced=True)[1]
