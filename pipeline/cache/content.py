@@ -9,6 +9,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,12 @@ class _Store:
         }
         if lacking:
             log.info("computing %s of %s", self._layer, counted(len(lacking), "image"))
-        decoded = images.read(
-            list(lacking.values()), image_size=self._spec.image_size, resize=self._spec.resize
-        )
-        layers = (self._layer,)
-        for _ in compute_rows(decoded, layers, self._spec, shards, open_engine, batch_size):
-            pass
+        wanted = list(lacking.values())
+        read = images.read(wanted, image_size=self._spec.image_size, resize=self._spec.resize)
+        with closing(read) as decoded:
+            layers = (self._layer,)
+            for _ in compute_rows(decoded, layers, self._spec, shards, open_engine, batch_size):
+                pass
         if shards.path.is_dir():
             self._publish(shards, describe())
 

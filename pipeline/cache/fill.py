@@ -5,7 +5,8 @@ import io
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -92,11 +93,11 @@ def fill_cache(
         computed = 0
         skipped_before = len(out.paths)
         for lacking, group in missing.items():
-            decoded = _readable(group, images.root, spec, out)
-            for rows in compute_rows(decoded, lacking, spec, shards, open_engine, batch_size):
-                computed += rows
-                if progress:
-                    progress(done + computed + len(out.paths) - skipped_before, len(refs))
+            with closing(_readable(group, images.root, spec, out)) as decoded:
+                for rows in compute_rows(decoded, lacking, spec, shards, open_engine, batch_size):
+                    computed += rows
+                    if progress:
+                        progress(done + computed + len(out.paths) - skipped_before, len(refs))
         out.add_copies(refs)
         out.finish(path.with_suffix(SKIPPED_SUFFIX))
         if computed:
@@ -228,13 +229,15 @@ def _missing(
 
 def _readable(
     refs: Sequence[ImageRef], root: Path, spec: FeatureSpec, out: _SkipList
-) -> Iterator[tuple[ImageRef, Pixels]]:
+) -> Generator[tuple[ImageRef, Pixels]]:
     """The images that can be decoded; the others go to the skip list."""
-    for ref, pixels in read_images(root, refs, image_size=spec.image_size, resize=spec.resize):
-        if isinstance(pixels, Skipped):
-            out.add_image(ref, pixels.reason)
-        else:
-            yield ref, pixels
+    images = read_images(root, refs, image_size=spec.image_size, resize=spec.resize)
+    with closing(images):
+        for ref, pixels in images:
+            if isinstance(pixels, Skipped):
+                out.add_image(ref, pixels.reason)
+            else:
+                yield ref, pixels
 
 
 def compute_rows(

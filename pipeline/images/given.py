@@ -6,7 +6,8 @@ is hashed, decoded and resized by the very code that reads photographs.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ class GivenImages(Protocol):
 
     def read(
         self, refs: Sequence[ImageRef], *, image_size: int, resize: str
-    ) -> Iterator[tuple[ImageRef, Pixels]]:
+    ) -> Generator[tuple[ImageRef, Pixels]]:
         """Yield some of the images in order with their (image_size, image_size, 3) uint8 pixels.
 
         Raises BadDataError for the first that cannot be decoded.
@@ -74,11 +75,13 @@ class FileImages:
 
     def read(
         self, refs: Sequence[ImageRef], *, image_size: int, resize: str
-    ) -> Iterator[tuple[ImageRef, Pixels]]:
-        for ref, pixels in read_images(Path(), refs, image_size=image_size, resize=resize):
-            if isinstance(pixels, Skipped):
-                raise _unusable(pixels.path, pixels.reason)
-            yield ref, pixels
+    ) -> Generator[tuple[ImageRef, Pixels]]:
+        images = read_images(Path(), refs, image_size=image_size, resize=resize)
+        with closing(images):
+            for ref, pixels in images:
+                if isinstance(pixels, Skipped):
+                    raise _unusable(pixels.path, pixels.reason)
+                yield ref, pixels
 
 
 class ArrayImages:
@@ -94,7 +97,7 @@ class ArrayImages:
 
     def read(
         self, refs: Sequence[ImageRef], *, image_size: int, resize: str
-    ) -> Iterator[tuple[ImageRef, Pixels]]:
+    ) -> Generator[tuple[ImageRef, Pixels]]:
         for ref in refs:
             file = _as_file(self._arrays[ref.digest])
             try:

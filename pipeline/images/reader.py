@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +21,13 @@ Pixels = npt.NDArray[np.uint8]
 
 def read_images(
     root: Path, refs: Sequence[ImageRef], *, image_size: int, resize: str
-) -> Iterator[tuple[ImageRef, Pixels | Skipped]]:
+) -> Generator[tuple[ImageRef, Pixels | Skipped]]:
     """Yield each reference in order with its (image_size, image_size, 3) uint8 RGB pixels,
-    or with the reason why there are none."""
+    or with the reason why there are none.
+
+    Who may stop before the end closes it. Left to the garbage collector, its threads are joined
+    wherever that happens to run, and inside `threading` itself that is a deadlock.
+    """
     register_heic()
 
     def read(ref: ImageRef) -> Pixels | Skipped:

@@ -2,13 +2,15 @@
 
 Most models fail between the laboratory and use: another preprocessing, order of classes, weights
 file or resize. So test images are decoded once more, go through the base and the head, and the
-probabilities are compared with those that the head gives from the cache.
+probabilities are compared with those that the head gives from contextlib import closing
+from the cache.
 """
 
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -182,17 +184,18 @@ class ReferenceImages:
         ]
         decoded = read_images(self.root, refs, image_size=spec.image_size, resize=spec.resize)
         done = 0
-        while block := list(islice(decoded, IMAGES_AT_ONCE)):
-            for ref, image in block:
-                if not isinstance(image, np.ndarray):
-                    raise BadDataError(
-                        f"{printable(self.root / os.fsdecode(ref.path))} is not the image that "
-                        f"was cached any more ({image.reason}): run extract and classify again"
-                    )
-            yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
-            done += len(block)
-            if progress:
-                progress(done, len(refs))
+        with closing(decoded):
+            while block := list(islice(decoded, IMAGES_AT_ONCE)):
+                for ref, image in block:
+                    if not isinstance(image, np.ndarray):
+                        raise BadDataError(
+                            f"{printable(self.root / os.fsdecode(ref.path))} is not the image that "
+                            f"was cached any more ({image.reason}): run extract and classify again"
+                        )
+                yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
+                done += len(block)
+                if progress:
+                    progress(done, len(refs))
 
 
 def reference_images(

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -202,8 +203,10 @@ class _Answers:
         """The images that must be looked at, decoded in threads ahead."""
         unknown = [ref for ref in self._images.values() if ref.digest not in self._cached]
         size, resize = self._model.image_size, self._model.resize
-        for ref, pixels in read_images(Path(), unknown, image_size=size, resize=resize):
-            if isinstance(pixels, Skipped):
-                self._broken[ref.digest] = pixels.reason
-            else:
-                yield ref.digest, pixels
+        images = read_images(Path(), unknown, image_size=size, resize=resize)
+        with closing(images):
+            for ref, pixels in images:
+                if isinstance(pixels, Skipped):
+                    self._broken[ref.digest] = pixels.reason
+                else:
+                    yield ref.digest, pixels

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -312,3 +313,11 @@ def test_leftovers_of_this_cache_go_and_those_of_others_stay(drawn_set: Path, pa
 def test_second_writer_is_told_that_the_cache_is_busy(drawn_set: Path, path: Path) -> None:
     with writer_lock(path), pytest.raises(BusyError):
         fill(drawn_set, path, CountingEngine())
+
+
+def test_a_run_that_dies_leaves_no_thread_behind(drawn_set: Path, tmp_path: Path) -> None:
+    """Even while its traceback is kept: threads that the garbage collector joins can deadlock."""
+    with pytest.raises(KeyboardInterrupt) as died:
+        fill(drawn_set, tmp_path / "c.h5", CountingEngine(die_after=16))
+    assert died.traceback
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
