@@ -2,8 +2,7 @@
 
 Most models fail between the laboratory and use: another preprocessing, order of classes, weights
 file or resize. So test images are decoded once more, go through the base and the head, and the
-probabilities are compared with those that the head gives from contextlib import closing
-from the cache.
+probabilities are compared with those that the head gives from the cache.
 """
 
 import logging
