@@ -446,9 +446,12 @@ def predict_images(
     Raises a `pipeline.errors.PipelineError` for every expected failure.
     """
     names = [images] if isinstance(images, str | os.PathLike) else images
-    paths, skipped = find_images(os.fspath(name) for name in names)
+    asked = [os.fspath(name) for name in names]
+    paths, skipped = find_images(asked)
     if not paths:
-        why = f"{printable(skipped[0].path)} {skipped[0].reason}" if skipped else "none was named"
+        why = f"none below {printable(asked[0])}" if asked else "none was named"
+        if skipped:
+            why = f"{printable(skipped[0].path)} {skipped[0].reason}"
         raise NoInputError(f"there is no image file to look at: {why}")
     if model is None or isinstance(model, str | os.PathLike):
         model = open_predictor(

@@ -1,5 +1,6 @@
 """The pipeline for programs that know scikit-learn: a transformer, and a trained model."""
 
+import operator
 import os
 from itertools import islice
 from pathlib import Path
@@ -166,17 +167,19 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return features
 
     def _make_recipe(self) -> Recipe:
-        check_seed(self.seed, "seed")
+        seed = _whole("seed", self.seed)
+        check_seed(seed, "seed")
         base = find_base(self.base)
+        size = base.image_size if self.image_size is None else self.image_size
         return Recipe(
             base=base,
-            image_size=base.image_size if self.image_size is None else self.image_size,
+            image_size=_whole("image_size", size),
             preprocessing=self.preprocessing,
             resize=self.resize,
             dtype=self.dtype,
-            weights=WeightsChoice.parse(os.fspath(self.weights), seed=self.seed),
+            weights=WeightsChoice.parse(os.fspath(self.weights), seed=seed),
             weights_folder=Path(self.cache_dir) / "weights",
-            batch_size=self.batch_size,
+            batch_size=_whole("batch_size", self.batch_size),
         )
 
     def _images(self, X: Any, *, reset: bool) -> GivenImages:
@@ -206,6 +209,14 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             batch_size=self._recipe.batch_size,
         )
         return features.reshape(len(features), -1)
+
+
+def _whole(name: str, value: Any) -> int:
+    """A parameter as a plain integer: a grid search gives those of NumPy."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"{name} is a whole number; received {value!r}") from error
 
 
 class TrainedModel:

@@ -184,22 +184,23 @@ def _texts(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) ->
 
 
 def _sheet(arguments: argparse.Namespace) -> Path | None:
-    """Where the contact sheet goes, if there is to be one; its folder is made."""
+    """Where the contact sheet goes, if there is to be one."""
     path: Path | None = arguments.sheet
     if path is None and arguments.imagenet:
         path = Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-imagenet.png")
     if path is not None:
-        from pipeline.durable import make_folder
         from pipeline.errors import CannotCreateError
 
         if path.is_dir():
             raise CannotCreateError(f"{printable(path)} is a folder; --sheet names a file")
-        make_folder(path.parent)
     return path
 
 
 def _draw(sheet: Path, tally: "Tally", arguments: argparse.Namespace) -> None:
+    from pipeline.durable import make_folder
     from pipeline.report.contact_sheet import write_contact_sheet
+
+    make_folder(sheet.parent)
 
     shown = f"the first {len(tally.first)} of " if tally.images > len(tally.first) else ""
     title = f"{shown}{counted(tally.images, 'image')}, {tally.predictions.model.name}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 from sklearn.base import clone
@@ -20,7 +21,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pipeline import FeatureExtractor, compare_heads, extract_features, load_model
+from pipeline import (
+    FeatureExtractor,
+    compare_heads,
+    extract_features,
+    load_model,
+    predict_images,
+)
 from pipeline.engines.pixels import PixelsEngine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.models.bundle import save_bundle
@@ -344,3 +351,31 @@ def test_loaded_model_predicts_as_the_table_says(drawn_set: Path) -> None:
     ]
     arrays = np.stack([np.asarray(Image.open(path)) for path in paths])
     np.testing.assert_array_equal(model.predict_proba(arrays), probabilities)
+
+
+def test_numbers_of_a_grid_search_and_columns_of_a_table_do_as_well(tmp_path: Path) -> None:
+    images, _ = draw_images(4)
+    paths = [str(path) for path in files_of(images, tmp_path / "photos")]
+    expected = FeatureExtractor("pixels", image_size=8).fit_transform(paths)
+    numpys = FeatureExtractor("pixels", image_size=np.int64(8), seed=np.int64(0))
+    column = pandas.DataFrame({"path": paths})
+    for given in (paths, column, column.to_numpy(), np.array(paths)[:, None]):
+        np.testing.assert_array_equal(numpys.fit_transform(given), expected)
+    with pytest.raises(UsageError, match="image_size is a whole number"):
+        FeatureExtractor("pixels", image_size=8.5).fit(paths)
+    with pytest.raises(UsageError, match="expected one column of paths; received 2"):
+        FeatureExtractor("pixels").fit(column.assign(label="cats"))
+
+
+def test_what_it_computed_predict_knows(drawn_set: Path, passes: list[int]) -> None:
+    table = extract_features(drawn_set, base="pixels").table
+    bundle = compare_heads(table.path, heads="ridge", look=False).shown.bundle
+    assert bundle is not None
+    save_bundle(bundle, Path("ridge.safetensors"))
+    images, _ = draw_images(3)
+    paths = files_of(images, Path("new"))
+    FeatureExtractor("pixels", "none").fit(paths)
+    passes.clear()
+    found = list(predict_images("new", model="ridge.safetensors"))
+    assert [each.cached for each in found] == [True] * 3
+    assert passes == []

@@ -2,28 +2,69 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from pipeline.bases.weights import IMAGENET
 from pipeline.cache.file import FeatureTable
 from pipeline.errors import PipelineError
 from pipeline.evaluation.caches import DividedCache
 from pipeline.evaluation.choose import Choice
-from pipeline.evaluation.fitting import FitRules, Fitted, TrialRows
-from pipeline.evaluation.result import Outcome
+from pipeline.evaluation.fitting import FitRules, Fitted, TrialRows, side_by_side, within
+from pipeline.evaluation.result import Outcome, Result
 from pipeline.heads.calibration import Calibrated
 from pipeline.heads.head import Classifier, FitOptions, Head, HeadSpec
-from pipeline.heads.training import TrainingSet
+from pipeline.heads.registry import HeadRequest
+from pipeline.heads.training import LabelledRows, TrainingSet
 from pipeline.models.bundle import Bundle
 from pipeline.models.classifiers import pack
 
 NOT_KEPT = "no classifier was kept"
+
+Model = tuple[HeadSpec, Classifier]
+
+
+def with_bundles(
+    outcomes: Mapping[HeadRequest, Outcome],
+    heads: Mapping[HeadRequest, Head],
+    fitted: Mapping[HeadRequest, Sequence[Fitted]],
+    data: TrialRows,
+    *,
+    cache: DividedCache,
+    rules: FitRules,
+) -> list[Outcome]:
+    """Each outcome with the classifier that may be saved, or with the reason why there is none.
+
+    Of one division it is exactly the one that was measured: of several seeds the first one's. Of
+    folds none of those measured saw all images, so the usual setting is fitted again, on all of
+    them (see `fit_on_all`).
+
+    Parameters
+    ----------
+    fitted : of each head, one for each of ``data.trials``.
+    """
+    models: dict[HeadRequest, Model | str] = {}
+    for request, outcome in outcomes.items():
+        if outcome.result.status:
+            models[request] = outcome.result.status
+            continue
+        first = fitted[request][0].choices[0]
+        models[request] = _if_savable((first.candidate.spec, first.classifier))
+    rows = "train and validation" if rules.refit else "train"
+    if folds := cache.division.folds:  # what cannot be saved need not be fitted again
+        savable = [request for request, model in models.items() if not isinstance(model, str)]
+        models |= fit_on_all({name: heads[name] for name in savable}, fitted, data, rules)
+        rows = f"all images, after {folds} folds without them in turn"
+    return [
+        replace(outcome, not_saved=model)
+        if isinstance(model := models[request], str)
+        else replace(outcome, bundle=_bundle(outcome.result, model, cache.table, fitted_on=rows))
+        for request, outcome in outcomes.items()
+    ]
 
 
 def with_bundle(
@@ -35,33 +76,73 @@ def with_bundle(
     cache: DividedCache,
     rules: FitRules,
 ) -> Outcome:
-    """The outcome with the classifier that may be saved, or with the reason why there is none.
+    """`with_bundles` of a single head."""
+    name = HeadRequest(outcome.result.head)
+    (kept,) = with_bundles(
+        {name: outcome}, {name: head}, {name: fitted}, data, cache=cache, rules=rules
+    )
+    return kept
 
-    Of one division it is exactly the one that was measured: of several seeds the first one's. Of
-    folds none of those measured saw all images, so the usual setting is fitted again, on all of
-    them (see `fit_on_all`).
 
-    Parameters
-    ----------
-    fitted : one for each of ``data.trials``.
+def fit_on_all(
+    heads: Mapping[HeadRequest, Head],
+    fitted: Mapping[HeadRequest, Sequence[Fitted]],
+    data: TrialRows,
+    rules: FitRules,
+) -> dict[HeadRequest, Model | str]:
+    """Fit the setting that most folds chose on the rows of all of them; the first of equals.
+
+    Heads run side by side, each within the limit of ``rules``; one that fails has the reason in
+    place of its classifier. None can be measured: there is no image left that it has not seen. A
+    head without probabilities keeps the temperature that these folds found on validation, their
+    geometric mean.
     """
-    result = outcome.result
-    if result.status:
-        return replace(outcome, not_saved=result.status)
-    first = fitted[0].choices[0]
-    spec, classifier, rows = first.candidate.spec, first.classifier, "train"
+    splits = data.trials[0].splits
+    everything = data.take(np.sort(np.concatenate([splits.train, splits.validation, splits.test])))
+    train = TrainingSet(everything.features, everything.labels, data.class_count, rules.balanced)
+    validation = data.take(splits.validation)
+
+    def fit(request: HeadRequest, head: Head, _: int) -> Model | str:
+        chosen = _usual(fitted[request])
+        spec = chosen[0].candidate.spec
+        options = FitOptions(seeds=data.trials[0].seeds[:1], dense=rules.dense, wanted=spec.params)
+        try:
+            classifier = within(rules.timeout, _fit_once, request, head, train, validation, options)
+        except PipelineError as error:
+            return str(error)
+        if not classifier.has_probabilities:
+            classifier = Calibrated(classifier, _geometric_mean(chosen))
+        return _if_savable((spec, classifier))
+
+    return {request: model for request, (model,) in side_by_side(heads, 1, fit).items()}
+
+
+def _fit_once(
+    head: Head, train: TrainingSet, validation: LabelledRows, options: FitOptions
+) -> Classifier:
+    return next(iter(head.fit_candidates(train, validation, options))).classifier
+
+
+def _usual(fitted: Sequence[Fitted]) -> list[Choice]:
+    """The choices of the setting that was chosen most often; of the first of equals."""
+    choices = [choice for each in fitted for choice in each.choices]
+    texts = [choice.candidate.spec.params_text for choice in choices]
+    (usual, _), *_ = Counter(texts).most_common(1)
+    return [choice for choice, text in zip(choices, texts, strict=True) if text == usual]
+
+
+def _if_savable(model: Model) -> Model | str:
+    """The model, or why it cannot be saved."""
     try:
-        pack(classifier, {})  # what cannot be saved need not be fitted again
-        if cache.division.folds:
-            spec, classifier = fit_on_all(head, fitted, data, rules)
-            pack(classifier, {})
-            rows = f"all images, after {cache.division.folds} folds without them in turn"
-        elif rules.refit:
-            rows = "train and validation"
+        pack(model[1], {})
     except PipelineError as error:
-        return replace(outcome, not_saved=str(error))
-    table = cache.table
-    bundle = Bundle(
+        return str(error)
+    return model
+
+
+def _bundle(result: Result, model: Model, table: FeatureTable, *, fitted_on: str) -> Bundle:
+    spec, classifier = model
+    return Bundle(
         head=result.head,
         params=spec.params_text,
         classifier=classifier,
@@ -70,35 +151,8 @@ def with_bundle(
         input="flat" if result.input == "flat" else "pooled",
         shape=table.layers[result.layer],
         classes=table.classes,
-        document=_origin(table) | {"fitted_on": rows},
+        document=_origin(table) | {"fitted_on": fitted_on},
     )
-    return replace(outcome, bundle=bundle)
-
-
-def fit_on_all(
-    head: Head, fitted: Sequence[Fitted], data: TrialRows, rules: FitRules
-) -> tuple[HeadSpec, Classifier]:
-    """Fit the setting that most folds chose on the rows of all of them; the first of equals.
-
-    It cannot be measured: there is no image left that it has not seen. A head without
-    probabilities keeps the temperature that these folds found on validation, their geometric mean.
-    """
-    choices = [choice for each in fitted for choice in each.choices]
-    texts = [choice.candidate.spec.params_text for choice in choices]
-    (usual, _), *_ = Counter(texts).most_common(1)
-    chosen = [choice for choice, text in zip(choices, texts, strict=True) if text == usual]
-    spec = chosen[0].candidate.spec
-    splits = data.trials[0].splits
-    rows = np.sort(np.concatenate([splits.train, splits.validation, splits.test]))
-    everything = data.take(rows)
-    train = TrainingSet(everything.features, everything.labels, data.class_count, rules.balanced)
-    options = FitOptions(seeds=data.trials[0].seeds[:1], dense=rules.dense, wanted=spec.params)
-    with threadpool_limits(limits=1, user_api="blas"):  # as in `fit_heads`
-        candidates = head.fit_candidates(train, data.take(splits.validation), options)
-        classifier = next(iter(candidates)).classifier
-    if not classifier.has_probabilities:
-        classifier = Calibrated(classifier, _geometric_mean(chosen))
-    return spec, classifier
 
 
 def _geometric_mean(choices: Sequence[Choice]) -> float:

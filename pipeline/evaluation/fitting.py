@@ -3,11 +3,15 @@
 import logging
 import multiprocessing
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +29,14 @@ from pipeline.heads.training import LabelledRows, TrainingSet
 DIVERGED = "diverged"
 SECONDS_TO_START = 120.0  # for the imports of a process of its own; its clock starts after them
 
+T = TypeVar("T")
+Work = Callable[[Head, TrainingSet, LabelledRows, FitOptions], T]  # of a module: sent by its name
+
 log = logging.getLogger("pipeline")
+
+
+class NotFittedError(PipelineError):
+    """A head's process was stopped or died; the message is its row's status."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,28 +113,39 @@ class _Learning:
 def fit_heads(
     heads: Mapping[HeadRequest, Head], data: TrialRows, rules: FitRules
 ) -> dict[HeadRequest, list[Fitted]]:
-    """Fit every head on every trial; in order of the heads, then of the trials.
+    """Fit every head on every trial; in order of the heads, then of the trials."""
+    learning = _Learning(data, balanced=rules.balanced, kept=usable_cores() + 1)
+    work = partial(choose, refit=rules.refit)
+
+    def fit(request: HeadRequest, head: Head, number: int) -> Fitted:
+        train, validation = learning.of(number)
+        seeds = data.trials[number].seeds if head.draws else data.trials[number].seeds[:1]
+        options = FitOptions(seeds=seeds, dense=rules.dense)
+        try:
+            choices = within(rules.timeout, work, request, head, train, validation, options)
+        except PipelineError as error:  # out of time, or a head of the user's own that failed
+            return Fitted((), str(error))
+        return Fitted(tuple(choices), "" if choices else DIVERGED)
+
+    return side_by_side(heads, len(data.trials), fit)
+
+
+def side_by_side(
+    heads: Mapping[HeadRequest, Head], times: int, fit: Callable[[HeadRequest, Head, int], T]
+) -> dict[HeadRequest, list[T]]:
+    """Call ``fit(request, head, number)`` for every head and every number below ``times``.
 
     Heads that keep one core busy run side by side, one on each core; those that use all cores by
     themselves follow, one after another. BLAS gets one thread for each: that of NumPy and that of
     SciPy wait for each other's threads in busy loops (the logistic path on 1,200 × 512 takes 0.2 s
     so, 2.5 s with two threads).
     """
-    cores = usable_cores()
-    learning = _Learning(data, balanced=rules.balanced, kept=cores + 1)
-    found: dict[tuple[HeadRequest, int], Future[Fitted]] = {}
-
-    def fit(request: HeadRequest, head: Head, number: int) -> Fitted:
-        train, validation = learning.of(number)
-        seeds = data.trials[number].seeds if head.draws else data.trials[number].seeds[:1]
-        options = FitOptions(seeds=seeds, dense=rules.dense)
-        return _fit(request, head, train, validation, options, rules)
-
+    found: dict[tuple[HeadRequest, int], Future[T]] = {}
     with threadpool_limits(limits=1, user_api="blas"):
         for alone in (False, True):
-            pool = ThreadPoolExecutor(1 if alone else cores)
+            pool = ThreadPoolExecutor(1 if alone else usable_cores())
             try:
-                for number in range(len(data.trials)):
+                for number in range(times):
                     for request, head in heads.items():
                         if head.uses_all_cores == alone:
                             found[request, number] = pool.submit(fit, request, head, number)
@@ -132,94 +154,100 @@ def fit_heads(
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     return {
-        request: [found[request, number].result() for number in range(len(data.trials))]
-        for request in heads
+        request: [found[request, number].result() for number in range(times)] for request in heads
     }
 
 
-def _fit(
+def within(
+    seconds: float | None,
+    work: Work[T],
     request: HeadRequest,
     head: Head,
     train: TrainingSet,
     validation: LabelledRows,
     options: FitOptions,
-    rules: FitRules,
-) -> Fitted:
-    if rules.timeout is not None:
-        return _fit_within(rules.timeout, request, train, validation, options, refit=rules.refit)
-    return _attempt(head, train, validation, options, refit=rules.refit)
+) -> T:
+    """What ``work`` returns; with a limit, from a process of its own that is killed when it is up.
 
-
-def _attempt(
-    head: Head,
-    train: TrainingSet,
-    validation: LabelledRows,
-    options: FitOptions,
-    *,
-    refit: bool,
-) -> Fitted:
-    try:
-        choices = tuple(choose(head, train, validation, options, refit=refit))
-    except PipelineError as error:  # a head of the user's own that failed
-        return Fitted((), str(error))
-    return Fitted(choices, "" if choices else DIVERGED)
-
-
-def _fit_within(
-    seconds: float,
-    request: HeadRequest,
-    train: TrainingSet,
-    validation: LabelledRows,
-    options: FitOptions,
-    *,
-    refit: bool,
-) -> Fitted:
-    """Fit in a process of its own, which is killed when its time is up."""
+    Raises NotFittedError where that process was stopped or died, and whatever ``work`` raises.
+    """
+    if seconds is None:
+        return work(head, train, validation, options)
     context = multiprocessing.get_context("spawn")  # a forked BLAS or TensorFlow can deadlock
     ours, theirs = context.Pipe()
     bare = replace(train)  # without what was computed of it, which would have to be copied
     process = context.Process(
-        target=_fit_and_send,
-        args=(theirs, request, bare, validation, options, refit),
+        target=_work_and_send,
+        args=(theirs, work, request, bare, validation, options),
         daemon=True,
     )
-    process.start()
+    with _interrupts_held():
+        process.start()
     theirs.close()
+    started = False
     try:
         if not ours.poll(SECONDS_TO_START):
-            return Fitted((), f"did not start within {SECONDS_TO_START:g} s")
+            raise NotFittedError(f"did not start within {SECONDS_TO_START:g} s")
         ours.recv()
+        started = True
         if not ours.poll(seconds):
-            return Fitted((), f"stopped after {seconds:g} s")
-        answer = ours.recv()
+            raise NotFittedError(f"stopped after {seconds:g} s")
+        answer: T | Exception = ours.recv()
     except EOFError:
-        return Fitted((), "died while it was fitted (out of memory?)")
+        process.join()
+        raise NotFittedError(_why_it_ended(process.exitcode or 0, started=started)) from None
     finally:
         process.kill()
         process.join()
     if isinstance(answer, Exception):
         raise answer
-    fitted: Fitted = answer
-    return fitted
+    return answer
 
 
-def _fit_and_send(
+def _why_it_ended(exit_code: int, *, started: bool) -> str:
+    if exit_code < 0:
+        return f"was killed by signal {-exit_code} while it was fitted (out of memory?)"
+    if not started:
+        return "its process did not start: a script needs if __name__ == '__main__'"
+    return f"ended with exit code {exit_code} while it was fitted"
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Have a process that is started here wait with Ctrl-C until it asks for it.
+
+    While it imports it would answer with a traceback. It inherits the mask of this thread.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # else `start` starts it, which lifts the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work_and_send(
     connection: Connection,
+    work: Work[Any],
     request: HeadRequest,
     train: TrainingSet,
     validation: LabelledRows,
     options: FitOptions,
-    refit: bool,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: the parent alone tells of it
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     head = load_head(request.name)
     connection.send("ready")
     with threadpool_limits(limits=1, user_api="blas"):
         try:
-            answer: Fitted | Exception = _attempt(head, train, validation, options, refit=refit)
-        except Exception as error:  # a bug: it gets its traceback in the parent
+            answer: Any = work(head, train, validation, options)
+        except Exception as error:  # a bug gets its traceback in the parent
             answer = error
     try:
         connection.send(answer)
     except Exception as error:  # a head of the user's own, with a lambda in it
-        connection.send(Fitted((), f"cannot be sent to another process: {error}"))
+        connection.send(NotFittedError(f"cannot be sent to another process: {error}"))

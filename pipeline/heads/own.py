@@ -5,7 +5,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,9 @@ def load_own_head(name: str) -> "OwnHead":
     if here not in sys.path:
         sys.path.insert(0, here)  # for good: factories import, too, and processes that fit
     try:
-        factory: Any = importlib.import_module(module_name)
-    except Exception as error:
+        with redirect_stdout(sys.stderr):
+            factory: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"--head {name}: cannot import {module_name}: {_one_line(error)}"
         ) from error
@@ -149,12 +150,16 @@ class OwnClassifier:
 
 @contextmanager
 def failures_told() -> Iterator[None]:
-    """Turn what the user's code raises into a HeadFailedError of one line."""
+    """Turn what the user's code raises into a HeadFailedError of one line.
+
+    What it prints goes to stderr: stdout is for results.
+    """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except PipelineError:
         raise
-    except Exception as error:  # anything may happen in there
+    except (Exception, SystemExit) as error:  # anything may happen in there
         raise HeadFailedError(f"failed: {_one_line(error)}") from error
 
 
@@ -216,5 +221,5 @@ def _kind(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return printable(" ".join(f"{type(error).__name__}: {error}".split()))

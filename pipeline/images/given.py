@@ -6,7 +6,7 @@ is hashed, decoded and resized by the very code that reads photographs.
 
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,12 +55,27 @@ def given_images(images: Any) -> GivenImages:
         raise UsageError(f"expected a list of images; received the one path {printable(images)}")
     if isinstance(images, np.ndarray) and images.dtype.kind in "biuf" and images.ndim != 4:
         raise UsageError(f"expected {EXPECTED}; received an array of shape {images.shape}")
-    if not isinstance(images, Iterable):
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
         raise UsageError(f"expected {EXPECTED}; received {type(images).__name__}")
-    given = list(images)
+    given = list(_column(images))
     if not given:
         raise NoInputError(f"expected {EXPECTED}; received none")
     return ArrayImages(given) if isinstance(given[0], np.ndarray) else FileImages(given)
+
+
+def _column(images: Iterable[Any]) -> Iterable[Any]:
+    """A table of one column, as scikit-learn's ColumnTransformer hands it over, as that column."""
+    table: Any = images
+    if hasattr(table, "columns") and hasattr(table, "to_numpy"):  # a pandas or polars data frame
+        table = table.to_numpy()
+    if isinstance(table, np.ndarray) and table.dtype.kind in "OUST" and table.ndim == 2:
+        if table.shape[1] != 1:
+            raise UsageError(
+                f"expected one column of paths; received {table.shape[1]}: choose one, as in "
+                f"make_column_transformer((FeatureExtractor(), ['path']))"
+            )
+        return list(table[:, 0])
+    return images
 
 
 class FileImages:

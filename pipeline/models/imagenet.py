@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.text import printable
 
 BATCH_SIZE = 8  # as in extract
@@ -47,6 +47,8 @@ class ImagenetModel:
         image_size: int | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"--batch-size needs at least 1; received {batch_size}")
         base = find_base(name)
         choice = WeightsChoice.parse(weights)
         given = None if labels is None else read_labels(labels)

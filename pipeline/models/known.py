@@ -26,7 +26,8 @@ class KnownFeatures:
         self._layer = bundle.layer
         self._rows: list[tuple[FeatureTable, dict[bytes, int]]] = []  # digest -> row of the table
         trained_on = Path(str(bundle.document["cache"]))
-        paths = [trained_on, *sorted(cache_dir.glob(f"*-{bundle.spec.fingerprint}.h5"))]
+        pattern = f"*-{bundle.spec.fingerprint}.h5"
+        paths = [trained_on, *sorted(cache_dir.glob(pattern)), *cache_dir.glob(f"images/{pattern}")]
         for path in {path.resolve(): path for path in paths if path.is_file()}.values():
             try:
                 table = read_table(path)

@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 MEASURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 FEWEST_EPOCHS = 5  # fewer show no shape
-RISE = 0.05  # of the lowest validation loss: less is taken for noise
-FALL = 0.02  # of the validation loss, over the last fifth of the epochs
+SHARE = 0.05  # of what the validation loss has fallen by: less is levelled off
+LEAST = 0.005  # nats: no change that matters
 HOLDS = 0.005  # half a point of accuracy lost is still holding it
 
 History = Mapping[str, Sequence[float]]
@@ -30,6 +30,7 @@ def describe_curves(history: History) -> str:
     """Say where validation loss turned and what that means; ``history`` has all `MEASURES`.
 
     Turns are looked for in a centred moving average: unlike the one that is drawn it does not lag.
+    What counts as a change is measured by how far the loss has fallen so far, and by its noise.
     """
     if not all(math.isfinite(value) for measure in MEASURES for value in history[measure]):
         return "The training diverged: some losses are not finite. A lower learning rate may help."
@@ -41,16 +42,19 @@ def describe_curves(history: History) -> str:
         _centred_average(history[name], window) for name in ("val_loss", "val_accuracy", "loss")
     )
     turn, last = int(loss.argmin()), count - 1
-    if turn < last and loss[last] > loss[turn] * (1 + RISE) and train_loss[last] < train_loss[turn]:
+    fallen = loss[: turn + 1].max() - loss[turn]
+    least = max(LEAST, _noise(history["val_loss"]))
+    rise = loss[last] - loss[turn]
+    if rise > max(least, SHARE * min(fallen, loss[turn])) and train_loss[last] < train_loss[turn]:
         return _overfitting(turn, loss, accuracy)
     before = last - max(1, count // 5)
-    if loss[last] < loss[before] * (1 - FALL):
+    if loss[before] - loss[last] > max(least, SHARE * fallen):
         return (
             f"Validation loss still falls at the end, from {loss[before]:.3f} at epoch "
             f"{before + 1} to {loss[last]:.3f} at epoch {count}: no overfitting yet, and more "
             f"epochs would probably help."
         )
-    level = int(np.flatnonzero(loss <= loss[turn] * (1 + RISE))[0])
+    level = int(np.flatnonzero(loss <= loss[turn] + max(least, SHARE * fallen))[0])
     return (
         f"Validation loss has levelled off at {loss[last]:.3f}, from about epoch {level + 1} on: "
         f"no overfitting to speak of, and little to gain from more epochs."
@@ -72,6 +76,14 @@ def _overfitting(
             f"few images that are wrong."
         )
     return text + f"Validation accuracy falls with it, from {then} to {now}."
+
+
+def _noise(values: Sequence[float]) -> float:
+    """How far apart chance alone puts two epochs: 3.3 standard deviations of Gaussian noise.
+
+    From second differences, in which a steady fall leaves nothing; their median is half of it.
+    """
+    return float(2 * np.median(np.abs(np.diff(values, 2))))
 
 
 def _centred_average(values: Sequence[float], window: int) -> npt.NDArray[np.float64]:

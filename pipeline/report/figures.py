@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.metrics import reliability
-from pipeline.evaluation.result import Comparison, Outcome
+from pipeline.evaluation.metrics import log_loss_of, reliability
+from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
 from pipeline.evaluation.table import percent
 from pipeline.heads.calibration import apply_temperature
 from pipeline.report.charts import STYLES, Series, log_axis, number_axis, percent_axis
@@ -28,15 +28,17 @@ from pipeline.report.ranking import (
     class_curves,
     macro_precision_recall,
     macro_roc,
+    outline,
 )
 
 WORST_CLASSES = 3  # are drawn beside the mean where not all classes are
+LEAST_GAIN = 0.0005  # nats of log loss: less does not show in three digits
 DIAGONAL = np.array([[0.0, 0.0], [1.0, 1.0]])
 
 
 def curves_section(comparison: Comparison, smoothing: float) -> Section | None:
-    """Loss and accuracy by epoch of the recommended head, or else the best trained so."""
-    for outcome in (comparison.recommended, *comparison.outcomes):
+    """Loss and accuracy by epoch of the head shown, or else the best trained so."""
+    for outcome in (comparison.shown, *comparison.outcomes):
         history = outcome.history
         if history and all(history.get(measure) for measure in MEASURES):
             break
@@ -109,9 +111,9 @@ def ranking_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
         recall.append(Series(name=f"mean, area {precision:.3f}", points=points, style=0))
     for style, each in enumerate(shown, start=len(recall)):
         name = _named(each, classes, each.roc_auc)
-        roc.append(Series(name=name, points=each.roc, style=style))
+        roc.append(Series(name=name, points=outline(each.roc), style=style))
         name = _named(each, classes, each.average_precision)
-        recall.append(Series(name=name, points=each.precision_recall, style=style))
+        recall.append(Series(name=name, points=outline(each.precision_recall), style=style))
     text = joined("Each class against the rest.")
     if of_two:
         text = joined("Of two classes it is enough to look for one: ", name_of(classes[1]), ".")
@@ -157,22 +159,29 @@ def reliability_section(outcome: Outcome) -> Section | None:
         f"Probability and accuracy differ by {percent(result.ece)} points on average (expected "
         f"calibration error). "
     )
-    # a head without probabilities of its own has its temperature in them already
-    if math.isnan(result.calibrated_ece) or result.calibrated_log_loss == result.log_loss:
-        text += "The probabilities were fitted on validation."
+    caption = (
+        "A larger marker stands for more images. Below the dotted line the head is too sure of "
+        "itself."
+    )
+    validation = outcome.validation
+    if not outcome.own_probabilities:
+        text += "The head gives none of its own: they were fitted on validation."
+    elif validation is None or math.isnan(result.calibrated_ece):
+        pass  # nothing to compare with
+    elif validation.correct.all():
+        text += (
+            "Validation images are all classified right, so they cannot show whether the head is "
+            "too sure of itself."
+        )
     else:
-        scaled = apply_temperature(test.scores, result.temperature, has_probabilities=True)
         name = f"with temperature {result.temperature:.2f}"
+        if result.fits > 1:
+            name = f"with temperature (mean {result.temperature:.2f})"
+            caption += " Each fit has its own temperature; the curve is drawn with their mean."
+        scaled = apply_temperature(test.scores, result.temperature, has_probabilities=True)
         series.append(_reliability_series(name, test.labels, scaled, style=1))
         figures.append((name, result.calibrated_ece, result.calibrated_log_loss))
-        mood = "too sure of itself" if result.temperature > 1 else "surer than it says"
-        way = "falls" if result.calibrated_log_loss < result.log_loss else "rises"
-        text += (
-            f"On validation the head is {mood}: with a temperature of {result.temperature:.2f}, "
-            f"fitted there, the difference on test is {percent(result.calibrated_ece)} points, "
-            f"and the log loss {way} from {result.log_loss:.3f} to "
-            f"{result.calibrated_log_loss:.3f}."
-        )
+        text += _temperature_text(result, validation)
     rows = [
         row_of(
             element("th", name, scope="row"),
@@ -192,14 +201,42 @@ def reliability_section(outcome: Outcome) -> Section | None:
         percent_axis("probability of the predicted class, %"),
         percent_axis("classified right, %"),
         label=f"Share classified right by predicted probability. {text}",
-        caption="A larger marker stands for more images. Below the dotted line the head is too "
-        "sure of itself.",
+        caption=caption,
     )
     table = element(
         "figure", element("h3", "On test"), scrolling("Calibration on test", titles, rows)
     )
     body = joined(element("p", text, class_="finding"), side_by_side(diagram, table))
     return Section("reliability", "How far to trust its probabilities", body)
+
+
+def _temperature_text(result: Result, validation: Predictions) -> str:
+    """What temperature scaling shows: on validation, where it was fitted, and on test."""
+    temperature = f"a temperature of {result.temperature:.2f}"
+    if result.fits > 1:
+        temperature += " (mean of the fits)"
+    scaled = apply_temperature(validation.scores, result.temperature, has_probabilities=True)
+    gain = log_loss_of(validation.labels, validation.scores) - log_loss_of(
+        validation.labels, scaled
+    )
+    if gain < LEAST_GAIN:
+        text = (
+            f"On validation {temperature} brings no lower log loss, so the head is neither "
+            f"clearly too sure of itself nor clearly not sure enough: with it "
+        )
+    else:
+        mood = "too sure of itself" if result.temperature > 1 else "not sure enough"
+        text = f"On validation the head is {mood}: with {temperature}, fitted there, "
+    now, then = f"{result.calibrated_log_loss:.3f}", f"{result.log_loss:.3f}"
+    if now == then:
+        change = f"stays at {now}"
+    else:
+        way = "falls" if result.calibrated_log_loss < result.log_loss else "rises"
+        change = f"{way} from {then} to {now}"
+    return (
+        f"{text}the difference on test is {percent(result.calibrated_ece)} points, and the log "
+        f"loss {change}."
+    )
 
 
 def _reliability_series(

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
-from pipeline.evaluation.findings import DuplicatePair
 from pipeline.evaluation.inputs import read_input
 from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.table import percent
 from pipeline.report.charts import STYLES, Series, legend, markers
+from pipeline.report.duplicates import DuplicateGroup, grouped
 from pipeline.report.feature_map import (
     PICTURE_COLUMNS,
     PICTURE_ROWS,
@@ -26,7 +26,8 @@ from pipeline.report.markup import Content, Markup, element, isolated, joined, n
 from pipeline.report.thumbnails import Thumbnail, read_thumbnails
 from pipeline.text import counted
 
-MOST_MISTAKES, MOST_SUSPECTS, MOST_DUPLICATES = 24, 40, 20
+MOST_MISTAKES, MOST_SUSPECTS, MOST_GROUPS = 24, 40, 20
+MOST_ALIKE = 4  # pictures of a group; more show nothing new
 CELL, PICTURE = 80, 54  # sides of a cell of the map and of the picture in it, in the map's units
 MARGIN = 26  # around the map, for the outermost dots
 
@@ -39,8 +40,9 @@ class Gallery:
 
     Attributes
     ----------
-    outcome : the recommended one.
+    outcome : the one looked at.
     mistakes : places in its test predictions, the most confident first.
+    groups : of duplicates.
     on_map : places in the map's rows of those with a picture there.
     thumbnails : by row of the table.
     """
@@ -50,6 +52,7 @@ class Gallery:
     classes: Sequence[str]
     outcome: Outcome
     mistakes: Rows
+    groups: Sequence[DuplicateGroup]
     feature_map: FeatureMap
     on_map: Rows
     thumbnails: Mapping[int, Thumbnail]
@@ -57,7 +60,7 @@ class Gallery:
 
 def make_gallery(comparison: Comparison) -> Gallery | None:
     """Choose and read all pictures; None where nothing was looked into."""
-    findings, outcome = comparison.findings, comparison.recommended
+    findings, outcome = comparison.findings, comparison.shown
     if findings is None or outcome.test is None:
         return None
     table, test = findings.table, outcome.test
@@ -68,14 +71,16 @@ def make_gallery(comparison: Comparison) -> Gallery | None:
     on_map = choose_pictures(feature_map)
     wanted = [*test.rows[mistakes].tolist(), *rows[on_map].tolist()]
     wanted += [suspect.row for suspect in findings.suspects[:MOST_SUSPECTS]]
-    for pair in findings.duplicates[:MOST_DUPLICATES]:
-        wanted += [pair.first, pair.second]
+    groups = grouped(findings.duplicates)
+    for group in groups[:MOST_GROUPS]:
+        wanted += group.rows[:MOST_ALIKE]
     return Gallery(
         table=table,
         layer=findings.layer,
         classes=comparison.classes,
         outcome=outcome,
         mistakes=mistakes,
+        groups=groups,
         feature_map=feature_map,
         on_map=on_map,
         thumbnails=read_thumbnails(table, wanted),
@@ -159,7 +164,7 @@ def _map_picture(gallery: Gallery, place: int, *, style: int | str) -> Markup | 
 
 
 def mistakes_section(gallery: Gallery) -> Section | None:
-    """The test images that the recommended head got wrong, the surest first."""
+    """The test images that the head got wrong, the surest first."""
     test = gallery.outcome.test
     if test is None or not len(gallery.mistakes):
         return None
@@ -212,40 +217,49 @@ def suspects_section(comparison: Comparison, gallery: Gallery) -> Section | None
     return Section("suspects", "Likely label errors", body)
 
 
-def duplicates_section(comparison: Comparison, gallery: Gallery) -> Section | None:
-    """Pairs of the same picture, side by side."""
-    pairs = comparison.findings.duplicates if comparison.findings else ()
-    if not pairs:
+def duplicates_section(gallery: Gallery) -> Section | None:
+    """Groups of the same picture, side by side."""
+    groups = gallery.groups
+    if not groups:
         return None
-    cards = [_pair(gallery, pair) for pair in pairs[:MOST_DUPLICATES]]
-    across = sum(pair.across for pair in pairs)
-    text = f"{counted(len(pairs), 'pair')} of images that show the same picture; "
+    shown = groups[:MOST_GROUPS]
+    images = counted(sum(len(group.rows) for group in groups), "image")
+    across = sum(group.across for group in groups)
+    text = f"{images} in {counted(len(groups), 'group')}, each of the same picture; "
     text += (
-        f"{across:,} across splits, which makes test figures look too good."
+        f"{counted(across, 'group')} across splits, which makes test figures look too good."
         if across
         else "none across splits."
     )
-    if len(cards) < len(pairs):
-        text += f" The first {len(cards)} are shown."
-    body = joined(element("p", text), element("ul", *cards, class_="gallery pairs"))
+    if len(shown) < len(groups):
+        text += f" The first {len(shown)} are shown."
+    cards = [_group(gallery, group) for group in shown]
+    body = joined(element("p", text), element("ul", *cards, class_="gallery groups"))
     return Section("duplicates", "Duplicates", body)
 
 
-def _pair(gallery: Gallery, pair: DuplicatePair) -> Markup:
+def _group(gallery: Gallery, group: DuplicateGroup) -> Markup:
     splits = gallery.table.columns.splits
-    sides = (
+    pictures = (
         element(
             "div",
             _picture(gallery, row),
             _file(gallery, row, split=SPLIT_NAMES[int(splits[row])] if splits[row] else None),
         )
-        for row in (pair.first, pair.second)
+        for row in group.rows[:MOST_ALIKE]
     )
     what = "identical files"
-    if pair.kind == "near":
-        what = f"nearly the same, similarity {pair.similarity:.3f}"
-    where = ", across splits" if pair.across else ""
-    return element("li", element("div", *sides, class_="pair"), element("p", f"{what}{where}"))
+    if not group.identical:
+        what = f"nearly the same, similarity {group.similarity:.3f}"
+        if len(group.rows) > 2:
+            what += " or more"
+    where = ", across splits" if group.across else ""
+    left = len(group.rows) - MOST_ALIKE
+    more = f"; {left:,} more not shown" if left > 0 else ""
+    words = f"{what}{where}{more}"
+    if len(group.rows) > 2:
+        words = f"{counted(len(group.rows), 'image')}: {words}"
+    return element("li", element("div", *pictures, class_="group"), element("p", words))
 
 
 def _card(gallery: Gallery, row: int, said: Sequence[Markup]) -> Markup:

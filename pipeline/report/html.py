@@ -5,7 +5,7 @@ import hashlib
 from importlib import resources
 from pathlib import Path
 
-from pipeline.evaluation.result import Comparison, Result
+from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.table import percent
 from pipeline.report.figures import (
     curves_section,
@@ -20,7 +20,7 @@ from pipeline.report.galleries import (
     mistakes_section,
     suspects_section,
 )
-from pipeline.report.layout import Section
+from pipeline.report.layout import Section, chosen_by
 from pipeline.report.markup import Content, Markup, element, joined, name_of, name_text
 from pipeline.report.provenance import run_section
 from pipeline.report.tables import confusion_section, layers_section, table_section
@@ -41,15 +41,15 @@ def write_report(
 
 def report_html(comparison: Comparison, *, command: str | None, smoothing: float = 0.8) -> str:
     """The report as one HTML document; see `write_report`."""
-    recommended, classes = comparison.recommended, comparison.classes
+    shown, classes = comparison.shown, comparison.classes
     gallery = make_gallery(comparison)
     found = [
         table_section(comparison),
         layers_section(comparison),
         curves_section(comparison, smoothing),
-        confusion_section(recommended, classes),
-        ranking_section(recommended, classes),
-        reliability_section(recommended),
+        confusion_section(shown, classes),
+        ranking_section(shown, classes),
+        reliability_section(shown),
         learning_section(comparison),
     ]
     if gallery is not None:
@@ -57,7 +57,7 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
             map_section(gallery),
             mistakes_section(gallery),
             suspects_section(comparison, gallery),
-            duplicates_section(comparison, gallery),
+            duplicates_section(gallery),
         ]
     found.append(run_section(comparison.run, command))
     return _page(comparison, [section for section in found if section is not None])
@@ -106,15 +106,17 @@ def _header(comparison: Comparison, set_name: str) -> Markup:
         element("h1", "Which classifier for ", name_of(set_name)),
         element("p", name_text(comparison.recommendation), class_="recommendation"),
         element("ul", *notices, class_="notices") if notices else None,
-        _key_figures(comparison.recommended.result),
+        _key_figures(comparison),
     )
 
 
-def _key_figures(result: Result) -> Markup:
+def _key_figures(comparison: Comparison) -> Markup:
+    result = comparison.shown.result
+    measure, value_of = chosen_by(comparison)
     interval = f"{percent(result.test_low)} to {percent(result.test_high)}"
     figures: list[tuple[str, Content, Content]] = [
         ("test accuracy", f"{percent(result.test_accuracy)} %", f"95 %: {interval}"),
-        ("validation accuracy", f"{percent(result.validation_accuracy)} %", "chosen by this"),
+        (measure, f"{percent(value_of(result))} %", "chosen by this"),
         ("head", name_of(result.head), name_text(result.params) or None),
         ("features", name_of(result.base), name_text(f"{result.layer}, {result.input}")),
     ]

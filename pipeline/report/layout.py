@@ -1,9 +1,9 @@
 """What the sections of report.html are laid out with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.result import Result
+from pipeline.evaluation.result import Comparison, Result
 from pipeline.report.charts import Axis, Series, chart, legend
 from pipeline.report.markup import Content, Markup, element
 from pipeline.text import printable
@@ -16,6 +16,13 @@ class Section:
     anchor: str
     title: str
     body: Markup
+
+
+def chosen_by(comparison: Comparison) -> tuple[str, Callable[[Result], float]]:
+    """What heads are judged by: its name, and its value for one of them."""
+    if comparison.run.get("balance"):
+        return "balanced validation accuracy", lambda result: result.validation_balanced_accuracy
+    return "validation accuracy", lambda result: result.validation_accuracy
 
 
 def head_name(result: Result) -> str:

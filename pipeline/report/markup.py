@@ -1,11 +1,14 @@
 """HTML and SVG that cannot be broken out of: text is escaped unless it is markup already."""
 
 import html
+import os
+import re
 import unicodedata
 
 from pipeline.text import printable
 
 VOID_ELEMENTS = {"img", "meta"}
+JOINERS = re.compile(r"(?<=[^\x00-\x7f])([\u200c\u200d])")  # after a letter that may need one
 RIGHT_TO_LEFT = {"R", "AL", "AN"}  # of Unicode's bidirectional classes
 ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
 
@@ -50,9 +53,11 @@ def joined(*children: Content, by: str = "") -> Markup:
 def name_text(name: str | bytes) -> str:
     """A class or file name as text: composed, its control characters visible.
 
-    Hangul from macOS comes decomposed, and many fonts show such letters side by side.
+    Hangul from macOS comes decomposed, and many fonts show such letters side by side. The two
+    joiners stay: Persian, Indian scripts and emoji are spelled with them.
     """
-    return printable(unicodedata.normalize("NFC", printable(name)))
+    parts = JOINERS.split(unicodedata.normalize("NFC", os.fsdecode(name)))
+    return "".join(part if place % 2 else printable(part) for place, part in enumerate(parts))
 
 
 def isolated(name: str | bytes) -> str:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pipeline.evaluation.result import Predictions
 
-MOST_POINTS = 160  # of a curve: more do not show
+COLUMNS = 180  # of a drawing, two of its units wide each: what is finer does not show
 
 Points = npt.NDArray[np.float64]
 
@@ -18,9 +18,9 @@ class ClassCurves:
 
     Attributes
     ----------
-    roc : (n, 2) false and true positive rate.
-    precision_recall : (m, 2) recall and precision.
-    roc_auc, average_precision : the areas, from all points.
+    roc : (n, 2) false and true positive rate, of every threshold.
+    precision_recall : (m, 2) recall and precision, up to the first threshold that finds all.
+    roc_auc, average_precision : the areas.
     """
 
     label: int
@@ -44,11 +44,12 @@ def class_curves(test: Predictions, label: int) -> ClassCurves | None:
     precision = found / (ends + 1)
     roc = np.column_stack([(ends + 1 - found) / (len(truth) - positives), recall])
     roc = np.vstack([(0.0, 0.0), roc])
+    all_found = int(found.searchsorted(positives)) + 1
     return ClassCurves(
         label=label,
-        roc=_thinned(roc),
-        precision_recall=_thinned(
-            np.column_stack([np.append(0.0, recall), np.append(precision[0], precision)])
+        roc=roc,
+        precision_recall=np.vstack(
+            [(0.0, precision[0]), np.column_stack([recall, precision])[:all_found]]
         ),
         roc_auc=float(np.trapezoid(roc[:, 1], roc[:, 0])),
         average_precision=float(np.sum(np.diff(recall, prepend=0) * precision)),
@@ -56,21 +57,34 @@ def class_curves(test: Predictions, label: int) -> ClassCurves | None:
 
 
 def macro_roc(curves: list[ClassCurves]) -> Points:
-    """Mean over the classes of the true positive rate at each false positive rate: (101, 2)."""
+    """Mean over the classes of the true positive rate at each false positive rate: (102, 2)."""
     rates = np.linspace(0, 1, 101)
     mean = np.mean([np.interp(rates, *each.roc.T) for each in curves], axis=0)
-    return np.column_stack([rates, mean])
+    return np.vstack([(0.0, 0.0), np.column_stack([rates, mean])])
 
 
 def macro_precision_recall(curves: list[ClassCurves]) -> Points:
-    """Mean over the classes of precision at each recall: (101, 2)."""
+    """Mean over the classes of the precision at which each recall is first reached: (101, 2).
+
+    In steps, as the average precision counts them, not from point to point.
+    """
     recalls = np.linspace(0, 1, 101)
-    mean = np.mean([np.interp(recalls, *each.precision_recall.T) for each in curves], axis=0)
+    mean = np.mean([_precision_at(recalls, each.precision_recall) for each in curves], axis=0)
     return np.column_stack([recalls, mean])
 
 
-def _thinned(points: Points) -> Points:
-    """At most `MOST_POINTS` of a curve's points, its ends among them."""
-    if len(points) <= MOST_POINTS:
-        return points
-    return points[np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(np.int64)]
+def _precision_at(recalls: Points, curve: Points) -> Points:
+    recall, precision = curve.T
+    return np.asarray(precision[np.searchsorted(recall, recalls - 1e-9)])  # 0.07 is not 7 / 100
+
+
+def outline(points: Points) -> Points:
+    """The points (n, 2) of a curve that show: its corners; of very many, two in each column."""
+    steps = np.diff(points, axis=0)
+    turns = steps[:-1, 0] * steps[1:, 1] != steps[1:, 0] * steps[:-1, 1]
+    corners = points[np.concatenate([[True], turns, [True]])]
+    if len(corners) <= 2 * COLUMNS:
+        return corners
+    column = (corners[:, 0] * COLUMNS).astype(np.int64)
+    changes = column[1:] != column[:-1]
+    return corners[np.append(True, changes) | np.append(changes, True)]  # its first and its last

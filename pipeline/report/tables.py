@@ -13,6 +13,7 @@ from pipeline.evaluation.table import IDENTITY, Column, columns_of, percent
 from pipeline.report.charts import heat_map, shade
 from pipeline.report.layout import (
     Section,
+    chosen_by,
     number_cell,
     row_of,
     scrolling,
@@ -25,7 +26,8 @@ from pipeline.text import counted
 MOST_WRITTEN_CLASSES = 12  # more do not fit a table of the confusions
 MOST_CONFUSIONS = 12
 BESIDE_THE_HEAD = ("head", "verdict")  # columns that the first cell of a row holds
-OF_FAILED = ("input", *(column.title for column in IDENTITY))  # known of a head without figures
+TEST = "test % (95 %)"
+PLACES = {TEST: -1, "params": 1, "ms/image": 2}  # first what a phone shows without scrolling
 
 Counts = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]
@@ -34,7 +36,8 @@ Shares = npt.NDArray[np.float64]
 def table_section(comparison: Comparison) -> Section:
     """All heads, in the columns of the results table."""
     scored = [result for result in comparison.results if not result.status]
-    columns = [each for each in columns_of(scored) if each.title not in BESIDE_THE_HEAD]
+    columns = [each for each in columns_of(comparison.results) if each.title not in BESIDE_THE_HEAD]
+    columns.sort(key=lambda each: PLACES.get(each.title, 0))
     titles = [
         title_cell("head", is_text=True),
         *(title_cell(each.title, is_text=each.is_text) for each in columns),
@@ -64,16 +67,13 @@ def _result_row(result: Result, columns: Sequence[Column]) -> Markup:
         joined(" ", element("span", badge, class_="badge")) if badge else None,
         scope="row",
     )
-    if result.status:
-        known = [each for each in columns if each.title in OF_FAILED]
-        left = max(1, len(columns) - len(known))
-        reason = element("td", name_text(result.status), colspan=left, class_="failed")
-        return row_of(head, *(_cell(result, each) for each in known), reason)
     cells = (_cell(result, each) for each in columns)
     return row_of(head, *cells, class_="recommended" if result.recommended else None)
 
 
 def _cell(result: Result, column: Column) -> Markup:
+    if column.title == TEST and result.status:
+        return element("td", name_text(result.status), class_="failed")
     if column.title == "params":  # in full: here is room
         return element("td", name_text(result.params), class_="params")
     if column.is_text:
@@ -82,13 +82,14 @@ def _cell(result: Result, column: Column) -> Markup:
 
 
 def layers_section(comparison: Comparison) -> Section | None:
-    """Validation accuracy by layer and head, where several layers were compared."""
+    """What heads are judged by, by layer and head, where several layers were compared."""
+    measure, value_of = chosen_by(comparison)
     results = [result for result in comparison.results if not result.status]
     telling = [column for column in columns_of(results) if column in IDENTITY]
     best: dict[tuple[str, ...], dict[str, float]] = {}
     for result in results:
         of_layer = best.setdefault(tuple(column.cell(result) for column in telling), {})
-        of_layer[result.head] = max(of_layer.get(result.head, 0), result.validation_accuracy)
+        of_layer[result.head] = max(of_layer.get(result.head, 0), value_of(result))
     if len(best) < 2:
         return None
     highest: dict[str, float] = {}
@@ -108,13 +109,13 @@ def layers_section(comparison: Comparison) -> Section | None:
         (accuracy, place, head) for place in best for head, accuracy in best[place].items()
     )
     text = joined(
-        f"The highest validation accuracy, {percent(accuracy)} %, has ",
+        f"The highest {measure}, {percent(accuracy)} %, has ",
         name_of(head),
         " on ",
         name_of(" ".join(place)),
-        ". In bold the best of each head, in % of the validation images.",
+        ". In bold the best of each head, in %.",
     )
-    table = scrolling("Validation accuracy by layer and head", titles, rows)
+    table = scrolling(f"{measure.capitalize()} by layer and head", titles, rows)
     return Section("layers", "Which layer suits this data", joined(element("p", text), table))
 
 
