@@ -68,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=200,
         metavar="N",
-        help="test images to compare on, evenly spread (default: %(default)s)",
+        help="test images to compare on: half are the least certain, half evenly spread "
+        "(default: %(default)s)",
     )
     made.add_argument("--json", action="store_true", help="print one JSON document")
     return made

@@ -1,9 +1,11 @@
 """``python -m pipeline.export`` and the gate before it: what leaves is what was measured."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +140,50 @@ def test_error_planted_in_the_model_is_found_and_leaves_nothing(
     with pytest.raises(BadDataError, match="the exported model does not predict"):
         export_bundle(find_bundle(lab / "run", "prototype"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_link_in_a_strangers_run_leads_nothing_out_of_it(lab: Path) -> None:
+    shutil.copytree(lab / "run", "run", ignore=shutil.ignore_patterns("exports"))
+    Path("victim").mkdir()
+    for target in ("../victim", "models", "../not there", "exports"):
+        Path("run/exports").symlink_to(target)
+        before = sorted(Path.cwd().rglob("*"))
+        with pytest.raises(BadDataError, match=r"run/exports is a link.* choose --out"):
+            export_bundle(find_bundle(Path("run"), "ridge"), format="onnx")
+        assert sorted(Path.cwd().rglob("*")) == before
+        Path("run/exports").unlink()
+    Path("run/exports").mkdir()
+    Path("run/exports/ridge-onnx").symlink_to("../../victim/new")
+    with pytest.raises(CannotCreateError, match="is there already"):
+        export_bundle(find_bundle(Path("run"), "ridge"), format="onnx")
+
+
+def test_next_export_removes_what_a_killed_one_left(lab: Path) -> None:
+    Path("elsewhere").mkdir()
+    Path(".export-linkedto").symlink_to("elsewhere")
+    two_days_ago = time.time() - 2 * export.STALE_AFTER
+    for name in (".export-abc12_78", "new/.export-abc12_78", ".export-running0", ".export-theirs"):
+        Path(name, "onnx").mkdir(parents=True)
+        Path(name, "onnx", "model.onnx").write_bytes(b"half")
+        if "running" not in name:
+            os.utime(name, (two_days_ago, two_days_ago))
+    os.utime("elsewhere", (two_days_ago, two_days_ago))
+    export_bundle(find_bundle(lab / "run", "ridge"), format="onnx", out=Path("new/onnx"))
+    assert {path.name for path in Path.cwd().iterdir()} == {
+        ".export-linkedto", ".export-running0", ".export-theirs", "elsewhere", "new",
+    }  # fmt: skip
+    assert [path.name for path in Path("new").iterdir()] == ["onnx"]
+
+
+def test_predict_py_that_never_answers_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "LONGEST_CHECK", 1)
+    script = tmp_path / "predict.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    with pytest.raises(BadDataError, match=r"did not answer for 1 image within 1\.0 s") as caught:
+        predict_elsewhere(script, [tmp_path])
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_extra_says_how_to_install_it(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,12 @@ image files the probabilities that the head gives their cached features.
 import importlib.util
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -31,12 +34,16 @@ from pipeline.models.parity import (
     reference_images,
 )
 from pipeline.models.predictor import Predictor
-from pipeline.text import counted, printable
+from pipeline.text import counted, duration, printable
 
 log = logging.getLogger("pipeline")
 
 FORMATS = ("keras", "onnx")
 ONNX_PACKAGES = ("onnxruntime", "tf2onnx")  # the extra [onnx]
+
+SCRATCH = ".export-"  # what a folder is named while it is made
+STALE_AFTER = 86_400  # seconds: what is older was left by a process that was killed
+LONGEST_CHECK = 1_800  # seconds; 200 images through VGG16 on 2 cores take 25
 
 # Runs a predict.py on paths from stdin as if this project were not installed.
 ELSEWHERE = """
@@ -75,11 +82,13 @@ def export_bundle(
     weights : the base's, ``imagenet`` or a file; None for those that the bundle names.
     out : the folder to make; by default ``exports/<head>-<format>`` in the bundle's run.
     cache_dir : where ImageNet weights were fetched to.
-    check_images : how many of the test images are tried, evenly spread.
+    check_images : how many of the test images are tried: half of them those that the head decides
+        by the smallest margin, the others evenly spread.
 
     Raises UsageError for a head that cannot be exported, BadDataError if the exported model differs
-    by more than 1e-4 (of a float16 cache 1e-3) or in any decision, UnreachableError if a package is
-    missing, CannotCreateError if ``out`` is there already. Whatever is raised, nothing is left.
+    by more than 1e-4 (of a float16 cache 1e-3) or in any decision or if the run's ``exports`` leads
+    out of it, UnreachableError if a package is missing, CannotCreateError if ``out`` is there
+    already. Whatever is raised, nothing is left.
     """
     if format not in FORMATS:
         raise UsageError(f"--format is one of {', '.join(FORMATS)}; received {format!r}")
@@ -88,11 +97,11 @@ def export_bundle(
     _check_packages(format)
     bundle = load_bundle(path)
     layers = head_layers(bundle)
-    folder = _run_of(path) / "exports" / f"{path.stem}-{format}" if out is None else out
-    if folder.exists():
+    folder = _exports_of(path) / f"{path.stem}-{format}" if out is None else out
+    if os.path.lexists(folder):
         raise CannotCreateError(f"{printable(folder)} is there already: choose another --out")
     choice = Predictor(bundle, weights=weights, cache_dir=cache_dir).find_weights()
-    images = reference_images(bundle, most=check_images)
+    images = reference_images(bundle, most=check_images, closest=True)
     from pipeline.models import composition  # only now: it loads TensorFlow
 
     model = composition.compose(
@@ -102,7 +111,10 @@ def export_bundle(
         weights=choice,
         weights_folder=cache_dir / "weights",
     )
-    near = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    parents = folder.absolute().parents
+    for parent in parents[:2]:
+        _remove_stale(parent)
+    near = next(parent for parent in parents if parent.is_dir())
     with _scratch_folder(near) as scratch:
         made = Path(scratch) / folder.name
         made.mkdir()
@@ -122,15 +134,31 @@ def _check_packages(format: str) -> None:
         raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
 
 
-def _run_of(bundle: Path) -> Path:
-    """The run that a bundle belongs to, or the folder that it was copied to."""
-    return bundle.parent.parent if bundle.parent.name == "models" else bundle.parent
+def _exports_of(bundle: Path) -> Path:
+    """``exports`` in the run that a bundle belongs to, or in the folder that it was copied to.
+
+    Raises BadDataError if it leads elsewhere: a run may be a stranger's.
+    """
+    run = bundle.parent.parent if bundle.parent.name == "models" else bundle.parent
+    exports = run / "exports"
+    if exports.is_symlink() or not exports.resolve().is_relative_to(run.resolve()):
+        raise BadDataError(f"{printable(exports)} is a link, which may lead anywhere: choose --out")
+    return exports
+
+
+def _remove_stale(folder: Path) -> None:
+    """Delete what killed exports left in a folder."""
+    oldest = time.time() - STALE_AFTER
+    for path in folder.glob(f"{SCRATCH}*"):
+        ours = re.fullmatch(rf"{re.escape(SCRATCH)}[a-z0-9_]{{8}}", path.name)
+        if ours and path.is_dir() and not path.is_symlink() and path.stat().st_mtime < oldest:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _scratch_folder(near: Path) -> tempfile.TemporaryDirectory[str]:
     """On the disk of what is to be made, so that a rename can publish it."""
     try:
-        return tempfile.TemporaryDirectory(prefix=".export-", dir=near)
+        return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=near)
     except PermissionError as error:
         raise CannotCreateError(f"{printable(near)} cannot be written to: choose --out") from error
 
@@ -167,17 +195,24 @@ def _check(bundle: Bundle, images: ReferenceImages, script: Path) -> Parity:
 def predict_elsewhere(script: Path, paths: list[Path]) -> npt.NDArray[np.float32]:
     """What an exported predict.py says of image files: (n, K), computed without this project.
 
-    Raises BadDataError with its last words if it fails.
+    Raises BadDataError with its last words if it fails, or if it takes half an hour.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         answer = Path(elsewhere) / "answer.npy"
-        finished = subprocess.run(
-            [sys.executable, "-I", "-c", ELSEWHERE, script.resolve(), answer],
-            input=b"\0".join(os.fsencode(path.resolve()) for path in paths),
-            capture_output=True,
-            cwd=elsewhere,
-            check=False,
-        )
+        try:
+            finished = subprocess.run(
+                [sys.executable, "-I", "-c", ELSEWHERE, script.resolve(), answer],
+                input=b"\0".join(os.fsencode(path.resolve()) for path in paths),
+                capture_output=True,
+                cwd=elsewhere,
+                check=False,
+                timeout=LONGEST_CHECK,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BadDataError(
+                f"the exported predict.py did not answer for {counted(len(paths), 'image')} "
+                f"within {duration(LONGEST_CHECK)}: try fewer --check-images"
+            ) from error
         if finished.returncode:
             *_, last = finished.stderr.decode(errors="replace").splitlines() or ["no reason given"]
             raise BadDataError(f"the exported predict.py failed: {printable(last)}")

@@ -2,7 +2,8 @@
 
 Most models fail between the laboratory and use: another preprocessing, order of classes, weights
 file or resize. So test images are decoded once more, go through the base and the head, and the
-probabilities are compared with those that the head gives from the cache.
+probabilities are compared with those that the head gives from the cache. A head that is sure of
+everything hides wrong pixels; so the features are compared as well.
 """
 
 import logging
@@ -10,7 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from pipeline.text import counted, printable
 log = logging.getLogger("pipeline")
 
 TOLERANCES = {"float32": 1e-4, "float16": 1e-3}  # of a probability, by the cache's type
+FEATURE_TOLERANCES = {"float32": 1e-3, "float16": 1e-2}  # of a row, relative, by the cache's type
 MOST_IMAGES = 200  # 25 s of VGG16 on 2 cores; an error of preprocessing shows in the first
 IMAGES_AT_ONCE = 64  # decoded and through the base, before every head has its turn
+ROWS_AT_ONCE = 1024  # of the cache: 32 MiB of (4, 4, 512) float32
 TEST = SPLIT_NAMES.index("test")
 
 Probabilities = npt.NDArray[np.floating[Any]]
@@ -48,17 +51,31 @@ class Parity:
     changed : decisions that changed, outside ties.
     count : images compared.
     tolerance : what is allowed of the difference; of changed decisions, none is.
+    feature_error : the largest of `feature_errors`; 0 where features were not compared.
+    feature_tolerance : what is allowed of that.
     """
 
     max_difference: float
     changed: int
     count: int
     tolerance: float
+    feature_error: float = 0.0
+    feature_tolerance: float = FEATURE_TOLERANCES["float32"]
 
     @property
     def holds(self) -> bool:
         """Whether the two agree."""
-        return self.count > 0 and self.max_difference <= self.tolerance and not self.changed
+        return (
+            self.count > 0
+            and self.max_difference <= self.tolerance
+            and not self.changed
+            and self.same_features
+        )
+
+    @property
+    def same_features(self) -> bool:
+        """Whether the features agree, whatever the head makes of them."""
+        return self.feature_error <= self.feature_tolerance
 
     def demand(self, model: str) -> None:
         """Raise BadDataError, naming the model, unless the two agree."""
@@ -70,9 +87,15 @@ class Parity:
 
     def __str__(self) -> str:
         changed = counted(self.changed, "decision") if self.changed else "no decision"
-        return (
+        predictions = (
             f"largest difference {self.max_difference:.1e} (at most {self.tolerance:g}), "
             f"{changed} of {self.count:,} changed"
+        )
+        if self.same_features:
+            return predictions
+        return (
+            f"features differ by {self.feature_error:.1e} of their length (at most "
+            f"{self.feature_tolerance:g}), {predictions}"
         )
 
 
@@ -97,6 +120,18 @@ def compare_predictions(
         count=len(expected),
         tolerance=tolerance,
     )
+
+
+def feature_errors(
+    expected: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.float64]:
+    """Relative L2 error of each row: two (n, ...) -> (n,); infinite where one is not finite."""
+    wide = expected.reshape(len(expected), -1).astype(np.float64)
+    distance = np.linalg.norm(found.reshape(len(found), -1) - wide, axis=1)
+    length = np.linalg.norm(wide, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.where(distance == 0, 0.0, distance / length)
+    return np.where(np.isfinite(error), error, np.inf)
 
 
 def check_parity(
@@ -130,15 +165,31 @@ def check_parity(
         images = reference_images(group[0], keys=keys, most=most)
         predictors = [Predictor(bundle, weights=weights, cache_dir=cache_dir) for bundle in group]
         parts: list[list[Probabilities]] = [[] for _ in group]
+        start, feature_error = 0, 0.0
         for pixels in images.pixels(progress):
             features = predictors[0].features(pixels)
+            cached = images.features(group[0].layer, slice(start, start + len(pixels)))
+            feature_error = max(feature_error, feature_errors(cached, features).max())
+            start += len(pixels)
             for predictor, part in zip(predictors, parts, strict=True):
                 part.append(predictor.classify(features))
         for place, bundle, part in zip(places, group, parts, strict=True):
-            expected = images.predictions(bundle)
-            found[place] = compare_predictions(
-                expected, np.concatenate(part), tolerance=TOLERANCES[bundle.spec.dtype]
+            expected, dtype = images.predictions(bundle), bundle.spec.dtype
+            compared = compare_predictions(
+                expected, np.concatenate(part), tolerance=TOLERANCES[dtype]
             )
+            found[place] = replace(
+                compared,
+                feature_error=float(feature_error),
+                feature_tolerance=FEATURE_TOLERANCES[dtype],
+            )
+        log.info(
+            "features of %s from %s: largest relative error %.1e (at most %g)",
+            printable(group[0].layer),
+            counted(start, "file"),
+            feature_error,
+            FEATURE_TOLERANCES[group[0].spec.dtype],
+        )
     return [found[place] for place in range(len(bundles))]
 
 
@@ -162,10 +213,13 @@ class ReferenceImages:
         """The files, in order."""
         return [self.root / os.fsdecode(path) for path in self.table.columns.paths[self.rows]]
 
+    def features(self, layer: str, part: slice = slice(None)) -> npt.NDArray[np.float32]:
+        """Those cached of a layer, in order: (n, *shape of a row)."""
+        return self.table.features(layer, self.rows[part])
+
     def predictions(self, bundle: Bundle) -> Probabilities:
         """What the bundle's head says of the cached features: (n, K)."""
-        features = self.table.features(bundle.layer, self.rows)
-        return bundle.classifier.scores(rows_of(features, bundle.input))
+        return _scores(bundle, self.table, self.rows)
 
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
@@ -198,9 +252,15 @@ class ReferenceImages:
 
 
 def reference_images(
-    bundle: Bundle, *, keys: Keys | None = None, most: int = MOST_IMAGES
+    bundle: Bundle, *, keys: Keys | None = None, most: int = MOST_IMAGES, closest: bool = False
 ) -> ReferenceImages:
-    """Images that a bundle's predictions can be checked on; parameters as in `check_parity`.
+    """Images that a bundle's predictions can be checked on.
+
+    Parameters
+    ----------
+    keys, most : as in `check_parity`.
+    closest : take as half of them those that the head decides by the smallest margin, where an
+        error shows first; the others are evenly spread.
 
     Raises NoInputError if the cache or the image folder is gone; BadDataError, naming both sides,
     if the cache holds other features than the bundle was trained on, or the folder other classes.
@@ -228,8 +288,31 @@ def reference_images(
         rows = whole[np.isin(columns.digests[whole], keys)]
     if not len(rows):
         raise NoInputError(f"{printable(table.path)} holds no image to check predictions on")
-    spread = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
-    return ReferenceImages(table, rows[spread], root)
+    if not closest or most >= len(rows):
+        return ReferenceImages(table, _spread(rows, most), root)
+    order = np.argsort(_margins(bundle, table, rows), kind="stable")
+    near, others = rows[order[: most // 2]], rows[np.sort(order[most // 2 :])]
+    chosen = np.concatenate([near, _spread(others, most - len(near))])
+    return ReferenceImages(table, np.sort(chosen), root)
+
+
+def _spread(rows: Rows, most: int) -> Rows:
+    """So many of the rows, evenly spread."""
+    places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
+    return rows[places]
+
+
+def _scores(bundle: Bundle, table: FeatureTable, rows: Rows) -> Probabilities:
+    return bundle.classifier.scores(rows_of(table.features(bundle.layer, rows), bundle.input))
+
+
+def _margins(bundle: Bundle, table: FeatureTable, rows: Rows) -> npt.NDArray[np.float64]:
+    """By how much the head prefers the class that it decides for to the next: (n,)."""
+    parts = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        ordered = np.sort(_scores(bundle, table, rows[start : start + ROWS_AT_ONCE]), axis=1)
+        parts.append(ordered[:, -1] - ordered[:, -2])
+    return np.concatenate(parts)
 
 
 def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import shutil
+import sys
 import zipfile
 from dataclasses import replace
 from functools import cache
@@ -14,7 +16,7 @@ import onnxruntime
 import pytest
 from bundle_sets import bundle_of, draw_rows, fit_head, scores_of
 from drawing import draw
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from scipy.special import expit, softmax
 
 from pipeline.bases.registry import find_base
@@ -66,6 +68,16 @@ def test_head_that_is_no_network_is_refused_and_names_those_that_are(name: str) 
 def test_dropout_is_the_books_unless_the_settings_name_another() -> None:
     assert dropout_of("") == dropout_of("epochs=3 units=4") == 0.5
     assert dropout_of("dropout=0.25 units=4 (3 of 5 fits)") == 0.25
+    assert dropout_of("dropout=0") == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["1-1", "5", "1", "-0.1", "nan", "inf", "", "0.2\x1b[31m", "9" * 999]
+)
+def test_dropout_that_is_none_is_bad_data(text: str) -> None:
+    with pytest.raises(BadDataError, match="expected a number from 0 to below 1") as caught:
+        dropout_of(f"epochs=3 dropout={text}")
+    assert str(caught.value).isprintable()
 
 
 # ------------------------------------------------------------------------------ one model
@@ -254,9 +266,10 @@ def test_efficientnets_own_normalisation_is_part_of_the_onnx_model(tmp_path: Pat
 # ------------------------------------------------------------------------------ predict.py
 
 
-def exported_script() -> Any:
+def exported_script(
+    path: Path = Path(export.__file__).parent / "templates" / "predict.py",
+) -> Any:
     """The predict.py that is exported, as a module."""
-    path = Path(export.__file__).parent / "templates" / "predict.py"
     spec = importlib.util.spec_from_file_location("exported_predict", path)
     assert spec
     assert spec.loader
@@ -296,6 +309,73 @@ def test_predict_py_decodes_and_resizes_as_training_does(tmp_path: Path, resize:
         expected = ours.decode(path.read_bytes(), image_size=24, resize=resize)
         np.testing.assert_array_equal(found, expected, err_msg=path.name)
         assert found.dtype == np.uint8
+
+
+def test_predict_py_reads_the_formats_that_training_reads_and_no_others(tmp_path: Path) -> None:
+    script = exported_script()
+    for name in (
+        "FORMATS", "MAX_MEMORY", "BYTES_PER_PIXEL", "BYTES_PER_OTHER_PIXEL", "EXIF_ORIENTATION",
+    ):  # fmt: skip
+        assert getattr(script, name) == getattr(ours, name)
+    assert tuple(script.known_formats()) == ours._formats()
+    for name in ("picture.eps", "picture.tga"):
+        draw(3, stripes=True).convert("RGB").save(tmp_path / name)
+        with pytest.raises(UnidentifiedImageError):
+            script.decode(str(tmp_path / name), 24, "squash")
+
+
+@pytest.mark.parametrize(("orientation", "limit"), [(1, 60 * 40 * 4), (6, 60 * 40 * 4 * 2)])
+def test_predict_py_refuses_images_of_more_pixels_than_training_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, limit: int
+) -> None:
+    script, path = exported_script(), tmp_path / "picture.jpg"
+    exif = Image.Exif()
+    exif[ours.EXIF_ORIENTATION] = orientation
+    draw(3, stripes=True, size=(60, 40)).convert("RGB").save(path, exif=exif)
+    for most in (limit, limit - 1):
+        monkeypatch.setattr(script, "MAX_MEMORY", most)
+        monkeypatch.setattr(ours, "MAX_MEMORY", most)
+        if most == limit:
+            script.decode(str(path), 24, "squash")
+            ours.decode(path.read_bytes(), image_size=24)
+            continue
+        with pytest.raises(ValueError, match="60 x 40 pixels are too many"):
+            script.decode(str(path), 24, "squash")
+        with pytest.raises(ours.UnreadableImage, match="claims"):
+            ours.decode(path.read_bytes(), image_size=24)
+
+
+def test_predict_py_reads_heic_where_pillow_heif_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pillow_heif.py").write_text(
+        "from PIL import Image\n"
+        "def register_heif_opener():\n"
+        "    Image.register_open('HEIF', None)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    assert "HEIF" in exported_script().known_formats()
+    monkeypatch.delitem(sys.modules, "pillow_heif")
+
+
+def test_predict_py_opens_its_model_whatever_else_lies_there(tmp_path: Path) -> None:
+    from pipeline.models.composition import save_keras, save_onnx
+
+    template = Path(export.__file__).parent / "templates" / "predict.py"
+    model = compose(network_bundle(drawn_linear(2)))
+    for suffix, save in {"onnx": save_onnx, "keras": save_keras}.items():
+        folder = tmp_path / suffix
+        folder.mkdir()
+        for name in ("model.bak", "model.a", "model.zip"):
+            (folder / name).write_text("")
+        save(model, ABOUT | {"spec": {}}, folder / f"model.{suffix}")
+        shutil.copy(template, folder)
+        classes, _, run = exported_script(folder / "predict.py").open_model()
+        assert classes == ABOUT["classes"]
+        assert run(drawn_images()).shape == (5, 2)
 
 
 def test_predict_py_shows_names_that_a_terminal_can_bear() -> None:

@@ -1,5 +1,6 @@
 """Raw images end to end must give what the cache gave, or it is told."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline.evaluation.compare import compare_heads
 from pipeline.models import parity
 from pipeline.models.bundle import Bundle
 from pipeline.models.parity import Parity, check_parity, compare_predictions, reference_images
+from pipeline.models.predictor import Predictor
 
 HEADS = "logistic,ridge,knn"
 
@@ -61,6 +63,61 @@ def test_another_resize_or_order_of_colours_is_found(
         with pytest.raises(BadDataError, match="does not predict from image files") as caught:
             found.demand("model")
         assert "\n" not in str(caught.value)
+
+
+class Saturated:
+    """A head that is sure of the first class, whatever it is shown."""
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        return np.tile([1.0, 0.0], (len(rows), 1))
+
+
+def test_wrong_pixels_are_found_behind_a_head_that_is_sure_of_everything(
+    bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    saturated = replace(bundles[0], classifier=Saturated())
+    caplog.set_level("INFO", "pipeline")
+    for found in check(saturated, saturated):
+        assert found.holds
+        assert found.feature_error < 1e-6
+    (line,) = [each for each in caplog.messages if "relative error" in each]
+    assert re.fullmatch(
+        r"features of \S+ from 24 files: largest relative error \S+ \(at most 0\.001\)", line
+    )
+    features = Predictor.features
+    monkeypatch.setattr(
+        Predictor, "features", lambda self, pixels: features(self, pixels) * np.float32(1.01)
+    )
+    (found,) = check(saturated)
+    assert found.max_difference == found.changed == 0
+    assert found.feature_error == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(BadDataError, match=r"features differ by 1\.0e-02 of their length"):
+        found.demand("model")
+
+
+def test_error_of_features_is_relative_to_each_row() -> None:
+    expected = np.array([[3, 4], [0, 0], [0, 0], [1, 1], [30, 40]], "f4")
+    found = np.array([[3, 4.5], [0, 0], [0, 1], [np.nan, 1], [30, 40.5]], "f4")
+    errors = parity.feature_errors(expected[:, None], found[:, None])
+    np.testing.assert_allclose(errors, [0.1, 0, np.inf, np.inf, 0.01])
+
+
+def test_half_of_the_images_are_the_heads_closest_decisions(bundles: list[Bundle]) -> None:
+    every = reference_images(bundles[0])
+    scores = every.predictions(bundles[0])
+    margins = dict(zip(every.rows.tolist(), np.abs(scores[:, 0] - scores[:, 1]), strict=True))
+    closest = sorted(margins, key=lambda row: margins[row])
+    for most in (1, 2, 7, 23):
+        rows = reference_images(bundles[0], most=most, closest=True).rows.tolist()
+        assert rows == sorted(set(rows))
+        assert len(rows) == most
+        assert set(closest[: most // 2]) <= set(rows)
+    others = [row for row in every.rows.tolist() if row not in closest[:3]]
+    rows = reference_images(bundles[0], most=6, closest=True).rows.tolist()
+    assert {others[0], others[-1]} <= set(rows)
+    for most in (24, 200):
+        chosen = reference_images(bundles[0], most=most, closest=True).rows
+        np.testing.assert_array_equal(chosen, every.rows)
 
 
 def test_so_many_images_evenly_spread_or_those_of_the_keys(bundles: list[Bundle]) -> None:
@@ -131,7 +188,7 @@ def test_a_float16_cache_may_differ_more(drawn_set: Path) -> None:
     (outcome,) = compare_heads(done.table.path, heads="logistic", look=False).outcomes
     assert outcome.bundle is not None
     (found,) = check(outcome.bundle)
-    assert found.tolerance == 1e-3
+    assert (found.tolerance, found.feature_tolerance) == (1e-3, 1e-2)
     assert found.holds
 
 

@@ -5,6 +5,7 @@ onnxruntime for model.onnx, keras with tensorflow for model.keras. Images are de
 as they were in training; done otherwise, the model would err.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -17,12 +18,20 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+# What training reads. EPS would run Ghostscript, TGA takes nearly any bytes for an image.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEIF", "PPM", "ICO",
+           "DIB", "QOI", "PCX", "SGI")  # fmt: skip
+MAX_MEMORY = 240_000_000  # bytes that decoding may take: 60 megapixels of colour
+BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
+BYTES_PER_OTHER_PIXEL = 8
+EXIF_ORIENTATION = 0x0112
+
 
 @cache
 def open_model() -> tuple[list[str], dict[str, Any], Any]:
     """Class names, what images must be, and the model: (B, H, W, 3) uint8 -> (B, K) float32."""
-    path = next(Path(__file__).parent.glob("model.*"))
-    if path.suffix == ".onnx":
+    path = Path(__file__).with_name("model.onnx")
+    if path.exists():
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -33,6 +42,7 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no notes about the processor
     import keras
 
+    path = path.with_suffix(".keras")
     with zipfile.ZipFile(path) as archive:
         about = json.loads(archive.read("classifier.json"))
     model = keras.models.load_model(path)
@@ -41,7 +51,11 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
 
 def decode(path: str, size: int, resize: str) -> Any:
     """Read an image file: upright, RGB, square -> (size, size, 3) uint8."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=known_formats()) as image:
+        memory = image.width * image.height
+        memory *= BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
+        if memory * (1 + is_turned(image)) > MAX_MEMORY:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
         image.load()
         rgb = to_rgb(upright(image))
     if resize == "crop":
@@ -51,6 +65,25 @@ def decode(path: str, size: int, resize: str) -> Any:
     else:
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(rgb)
+
+
+@cache
+def known_formats() -> list[str]:
+    """Those of FORMATS that are read here; HEIC photographs are where pillow_heif is installed."""
+    if importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether `upright` will need room for a second image; a broken EXIF block says no."""
+    try:
+        return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
+    except Exception:
+        return False
 
 
 def upright(image: Image.Image) -> Image.Image:
