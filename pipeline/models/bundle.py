@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,23 +22,36 @@ import safetensors.numpy
 from safetensors import safe_open
 
 from pipeline.bases.registry import PREPROCESSING_POLICIES, check_image_size, find_base
+from pipeline.bases.weights import RANDOM
 from pipeline.durable import write_durably
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.head import Classifier, Input
 from pipeline.images.decode import RESIZE_POLICIES
-from pipeline.models.classifiers import Arrays, ForeignClassifier, pack, unpack
-from pipeline.spec import FeatureSpec
+from pipeline.models.classifiers import (
+    Arrays,
+    ForeignClassifier,
+    Header,
+    Headers,
+    check_headers,
+    pack,
+    unpack,
+)
+from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key, split_layer_key
 from pipeline.text import printable
 
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 FOLDER = "models"  # of a run
 ROW_IDENTITY = ("head", "input", "layer", "cache")
-MOST_BYTES = 2**34  # 16 GiB: nearest neighbours of 100,000 images with flattened features are 3
+MOST_BYTES = 2**32  # 4 GiB: nearest neighbours of 100,000 images with flattened features are 3
+# A file of holes costs its sender nothing. Smaller ones do no harm, compression and small blocks
+# explain less than 16 times, and 0 blocks is what a file system says that does not count them.
+SPARSE_BYTES, SPARSE_TIMES = 2**26, 16
 MOST_HEADER_BYTES = 2**24  # 16 MiB; of 1,000 classes it takes some 20 kB
 MOST_FEATURES = 2**26  # of one image; the first block of VGG16 at 1,024 pixels has as many
 MOST_REASON = 300  # characters that a refusal may quote of a file
 DTYPES = ("float32", "float16")
+STORED_TYPES = {"F64": "float64", "F32": "float32", "I64": "int64", "I32": "int32"}  # NumPy's names
 FIELDS = {
     "format", "head", "params", "classifier", "spec", "fingerprint", "layer", "input", "shape",
     "classes", "document",
@@ -139,37 +152,58 @@ def load_bundle(path: Path) -> Bundle:
     if not path.exists():
         raise NoInputError(f"{printable(path)} does not exist; name a run or one of its models")
     try:
-        description, arrays = _read(path)
-        return _check(description, arrays)
+        return _read(path)
     except (ForeignClassifier, UsageError) as error:
         reason = printable(str(error))[:MOST_REASON]
         raise BadDataError(f"{printable(path)} is refused: {reason}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """The JSON and the arrays of a file, neither of them looked at."""
+def _read(path: Path) -> Bundle:
+    """The bundle in a file; no room is made for arrays before all that it says of them fits."""
     if not path.is_file():
         raise ForeignClassifier(f"expected a model file ({SUFFIX})")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-    if not 2 <= header_size <= min(size - 8, MOST_HEADER_BYTES) or size > MOST_BYTES:
-        raise ForeignClassifier(f"it is no model file ({SUFFIX}), or not a whole one")
+    _check_size(path)
+    foreign = f"it is no model file ({SUFFIX}) of ours, or damaged"
     try:
-        with safe_open(path, framework="np") as opened:  # looks at every size before it allocates
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        with safe_open(path, framework="np") as opened:  # looks at every size
+            headers = {name: _header(opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() or {}
         text, digest = metadata["bundle"], metadata["sha256"]
         description = json.loads(
             text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
         )
     except Exception as error:  # of types that NumPy lacks, for one
-        raise ForeignClassifier(f"it is no model file ({SUFFIX}) of ours, or damaged") from error
-    if digest != digest_of(text, arrays):
-        raise ForeignClassifier("it is damaged: what it holds is not what was written")
+        raise ForeignClassifier(foreign) from error
     if not isinstance(description, dict):
         raise ForeignClassifier("its description is no JSON object")
-    return description, arrays
+    make = _check(description, headers)
+    try:
+        with safe_open(path, framework="np") as opened:
+            arrays = {name: opened.get_tensor(name) for name in headers}
+    except Exception as error:
+        raise ForeignClassifier(foreign) from error
+    if digest != digest_of(text, arrays):
+        raise ForeignClassifier("it is damaged: what it holds is not what was written")
+    return make(arrays)
+
+
+def _check_size(path: Path) -> None:
+    """Raise ForeignClassifier for a file that cannot be a bundle, or whose bytes are not there."""
+    status = path.stat()
+    size, held = status.st_size, getattr(status, "st_blocks", 0) * 512
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+    if not 2 <= header_size <= min(size - 8, MOST_HEADER_BYTES):
+        raise ForeignClassifier(f"it is no model file ({SUFFIX}), or not a whole one")
+    if size > MOST_BYTES:
+        raise ForeignClassifier(f"it is of {size:,} bytes, more than {MOST_BYTES:,}")
+    if size > SPARSE_BYTES and 0 < held * SPARSE_TIMES < size:
+        raise ForeignClassifier(f"of its {size:,} bytes only {held:,} were ever written")
+
+
+def _header(array: Any) -> Header:
+    stored = str(array.get_dtype())
+    return Header(STORED_TYPES.get(stored, stored), tuple(array.get_shape()))
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -186,11 +220,14 @@ def _finite(text: str) -> float:
     return number
 
 
-def _check(description: Mapping[str, Any], arrays: Arrays) -> Bundle:
-    """The bundle that is described, if everything in it fits together."""
+def _check(description: Mapping[str, Any], headers: Headers) -> Callable[[Arrays], Bundle]:
+    """What makes the described bundle of its arrays, if everything but those fits together."""
     if description.get("format") != FORMAT_VERSION or set(description) != FIELDS:
         raise ForeignClassifier(f"its description is not one of format {FORMAT_VERSION}")
     names = {name: _text(description, name) for name in ("head", "params", "layer")}
+    if not _is_name(names["head"]) or not _is_name(names["params"] or "none"):
+        raise ForeignClassifier("its head or params are no name that a file could have")
+    _check_layer(names["layer"])
     try:
         spec = FeatureSpec.from_dict(description["spec"])
     except ValueError as error:
@@ -201,6 +238,8 @@ def _check(description: Mapping[str, Any], arrays: Arrays) -> Bundle:
     classes, shape, kind = (description[name] for name in ("classes", "shape", "input"))
     if not _is_list_of(str, classes) or len(set(classes)) != len(classes) or len(classes) < 2:
         raise ForeignClassifier("its classes are no list of two or more different names")
+    if not all(map(_is_name, classes)):
+        raise ForeignClassifier("its classes are not all names that a folder could have")
     if not _is_list_of(int, shape) or not 1 <= len(shape) <= 4 or min(shape) < 1:
         raise ForeignClassifier(f"its shape is {_short(shape)}; expected one such as [4, 4, 512]")
     if kind not in get_args(Input) or (kind == "flat" and len(shape) == 1):
@@ -213,12 +252,11 @@ def _check(description: Mapping[str, Any], arrays: Arrays) -> Bundle:
         raise ForeignClassifier("its document is no JSON object")
     for name in ("cache", "root", "set", "weights_from"):
         _text(document, name)
-    classifier = unpack(
-        description["classifier"], arrays, feature_count=width, class_count=len(classes)
-    )
-    return Bundle(
+    counts = {"feature_count": width, "class_count": len(classes)}
+    check_headers(description["classifier"], headers, **counts)
+    return lambda arrays: Bundle(
         **names,
-        classifier=classifier,
+        classifier=unpack(description["classifier"], arrays, **counts),
         spec=spec,
         input=kind,
         shape=tuple(shape),
@@ -241,6 +279,29 @@ def _check_spec(spec: FeatureSpec) -> None:
             raise ForeignClassifier(
                 f"its {name} is {_short(value)}; expected {' or '.join(allowed)}"
             )
+    if spec.weights.startswith(RANDOM):
+        drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
+        if drawn is None:
+            raise ForeignClassifier(f"its weights are {_short(spec.weights)}; expected random-SEED")
+        check_seed(int(drawn[1]), "the seed of its weights")
+
+
+def _check_layer(key: str) -> None:
+    """Raise ForeignClassifier for a layer that no cache could have."""
+    layer, pooling = split_layer_key(key)
+    if not _is_name(layer) or pooling not in POOLING_POLICIES or layer_key(layer, pooling) != key:
+        raise ForeignClassifier(
+            f"its layer is {_short(key)}; expected one such as block5_pool or block5_pool:avg"
+        )
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file or folder could have that name; Python writes foreign bytes as surrogates."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return text != "" and "\0" not in text
 
 
 def _is_list_of(kind: type, value: Any) -> bool:
@@ -295,7 +356,18 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
             f"({printable(str(reasons[0])) if reasons else 'by an older version'}); "
             f"saved are: {names}"
         )
-    return run / str(chosen["model"])
+    return _inside(run, run / str(chosen["model"]))
+
+
+def _inside(run: Path, path: Path) -> Path:
+    """The path; raises BadDataError if links lead it out of the run."""
+    try:
+        inside = path.resolve().is_relative_to(run.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        inside = False
+    if not inside:
+        raise BadDataError(f"{printable(path)} is a link out of the run: name the file itself")
+    return path
 
 
 def newest_run(results: Path) -> Path:

@@ -1,6 +1,7 @@
 """Classifiers as plain values and named arrays, and back: an allow-list, nothing that executes."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,13 @@ from pipeline.text import printable
 Arrays = dict[str, npt.NDArray[Any]]
 Values = Mapping[str, Any]
 Sizes = Mapping[str, int]
+Headers = Mapping[str, "Header"]
 
 TOLERANCE = 1e-6  # of the sum of a row's probabilities
+MOST_WEIGHT = 1e30  # of any number in an array; sums of products stay far from 1e308
+TEMPERATURES = 1e-6, 1e6  # logits are thousands at most, and a fit looks within 1e3 of those
+MOST_TREES = 10_000  # a forest here has 200
+MOST_DEPTH = 1_000  # a tree of 25,000 images is some 40 deep
 
 
 class ForeignClassifier(Exception):
@@ -25,6 +31,20 @@ class ForeignClassifier(Exception):
 
 class UnsavableError(BadDataError):
     """A classifier has no form on disk; the message says why."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of an array before a byte of it is read.
+
+    Attributes
+    ----------
+    dtype : as NumPy calls it, ``float32``; or whatever else the file has.
+    shape : its dimensions.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +57,7 @@ class Form:
     arrays : field -> its type and its dimensions, a letter each: D features, K classes, O outputs
         (one of two classes, else K), 2 itself; any other stands for whatever number it is first.
     plain : field -> type of a number.
+    limits : field -> the least and the most that such a number may be.
     parts : field -> kinds that may stand there.
     rule : what else must hold of the values, given the number that each letter stands for; and
         what to say where it does not.
@@ -45,6 +66,7 @@ class Form:
     source: str
     arrays: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     plain: Mapping[str, type] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rule: tuple[Callable[[Values, Sizes], bool], str] | None = None
 
@@ -58,16 +80,44 @@ def _neighbours_vote(values: Values, sizes: Sizes) -> bool:
 
 
 def _trees_end(values: Values, sizes: Sizes) -> bool:
-    """Whether every node's children stand behind it, or it is a leaf: its own child, twice."""
-    children, nodes = values["children"], np.arange(sizes["N"])[:, None]
-    leaves = (children == nodes).all(axis=1)
-    return (
-        _in_range(values["roots"], sizes["N"])
+    """Whether the nodes are trees: each is a root or the child of one node before it.
+
+    A leaf is its own child, twice.
+    """
+    roots, children = values["roots"], values["children"]
+    if not (
+        len(roots) <= MOST_TREES
+        and roots[0] == 0
+        and bool((np.diff(roots) > 0).all())
+        and _in_range(roots, sizes["N"])
         and _in_range(children, sizes["N"])
         and _in_range(values["features"], sizes["D"])
-        and bool((leaves | (children > nodes).all(axis=1)).all())
         and values["shares"].min() >= 0
-    )
+    ):
+        return False
+    nodes = np.arange(sizes["N"])[:, None]
+    inner = (children != nodes).any(axis=1)
+    if (children <= nodes)[inner].any():
+        return False
+    parents = np.bincount(children[inner].ravel(), minlength=sizes["N"])
+    parents[roots] += 1  # which have none, so that every node has to have 1
+    return bool((parents == 1).all()) and _depth_within(MOST_DEPTH, roots, children, inner)
+
+
+def _depth_within(
+    most: int,
+    roots: npt.NDArray[np.int32],
+    children: npt.NDArray[np.int32],
+    inner: npt.NDArray[np.bool_],
+) -> bool:
+    """Whether no node is more than that many steps from its root; every node is met once."""
+    level = roots
+    for _ in range(most + 1):
+        level = level[inner[level]]
+        if not level.size:
+            return True
+        level = children[level].ravel()
+    return False
 
 
 def _in_range(numbers: npt.NDArray[Any], end: int) -> bool:
@@ -135,7 +185,11 @@ FORMS: Mapping[str, Form] = {
             "shares": ("float64", "NK"),
         },
         plain=PROBABILITIES,
-        rule=(_trees_end, "its trees lead out of themselves or round in circles"),
+        rule=(
+            _trees_end,
+            f"its trees lead out of themselves, together or round in circles, or are more than "
+            f"{MOST_TREES:,} or deeper than {MOST_DEPTH:,}",
+        ),
     ),
     "majority": Form(
         source="pipeline.heads.majority:MajorityClassifier",
@@ -151,8 +205,8 @@ FORMS: Mapping[str, Form] = {
     "calibrated": Form(
         source="pipeline.heads.calibration:Calibrated",
         plain={"temperature": float, **PROBABILITIES},
+        limits={"temperature": TEMPERATURES},
         parts={"classifier": HEAD_KINDS},
-        rule=(lambda values, _: values["temperature"] > 0, "its temperature is not above 0"),
     ),
 }
 
@@ -174,28 +228,42 @@ def _pack(thing: Any, arrays: Arrays, place: str) -> dict[str, Any]:
     form = FORMS[kind]
     for each in form.arrays:
         array = getattr(thing, each)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UnsavableError("its weights are not all finite")
+        if not _within(array, MOST_WEIGHT):
+            raise UnsavableError(f"its weights are not all finite and within {MOST_WEIGHT:g}")
         arrays[place + each] = np.ascontiguousarray(array)
     values = {each: kind_of(getattr(thing, each)) for each, kind_of in form.plain.items()}
+    for each, (least, most) in form.limits.items():
+        if not least <= values[each] <= most:
+            raise UnsavableError(f"its {each} is not within {least:g} and {most:g}")
     parts = {each: _pack(getattr(thing, each), arrays, f"{place}{each}.") for each in form.parts}
     return {"kind": kind, **values, **parts}
+
+
+def check_headers(
+    description: Any, headers: Headers, *, feature_count: int, class_count: int
+) -> None:
+    """Raise ForeignClassifier unless arrays of those types and shapes are what is described.
+
+    No array is looked at: none need be read, nor room made for it. Arrays that nobody asked for
+    are refused too.
+    """
+    left = dict(headers)
+    sizes = _sizes(feature_count, class_count)
+    _check_part(description, left, "", (*HEAD_KINDS, "calibrated"), sizes)
+    if left:
+        raise ForeignClassifier(
+            f"it holds arrays of no use: {', '.join(map(printable, left))[:60]}"
+        )
 
 
 def unpack(description: Any, arrays: Arrays, *, feature_count: int, class_count: int) -> Classifier:
     """The classifier that `pack` described, once everything in it was looked at.
 
-    It has probabilities. Raises ForeignClassifier, also for arrays that nobody asked for.
+    It has probabilities. Raises ForeignClassifier, also for what `check_headers` refuses.
     """
-    outputs = 1 if class_count == 2 else class_count
-    sizes = {"D": feature_count, "K": class_count, "O": outputs, "2": 2}
-    left = dict(arrays)
-    kinds = (*HEAD_KINDS, "calibrated")
-    classifier: Classifier = _unpack(description, left, "", kinds, sizes)
-    if left:
-        raise ForeignClassifier(
-            f"it holds arrays of no use: {', '.join(map(printable, left))[:60]}"
-        )
+    headers = {name: Header(str(array.dtype), array.shape) for name, array in arrays.items()}
+    check_headers(description, headers, feature_count=feature_count, class_count=class_count)
+    classifier: Classifier = _unpack(description, arrays, "", _sizes(feature_count, class_count))
     with np.errstate(all="ignore"):
         scores = classifier.scores(np.zeros((1, feature_count), np.float32))
     if not classifier.has_probabilities or scores.shape != (1, class_count):
@@ -205,9 +273,19 @@ def unpack(description: Any, arrays: Arrays, *, feature_count: int, class_count:
     return classifier
 
 
-def _unpack(
-    description: Any, arrays: Arrays, place: str, kinds: tuple[str, ...], sizes: dict[str, int]
-) -> Any:
+def _sizes(feature_count: int, class_count: int) -> dict[str, int]:
+    outputs = 1 if class_count == 2 else class_count
+    return {"D": feature_count, "K": class_count, "O": outputs, "2": 2}
+
+
+def _check_part(
+    description: Any,
+    headers: dict[str, Header],
+    place: str,
+    kinds: tuple[str, ...],
+    sizes: dict[str, int],
+) -> None:
+    """Take a classifier's arrays out of a file's, if they and its values are such as it has."""
     kind = description.get("kind") if isinstance(description, dict) else None
     if kind not in kinds:
         raise ForeignClassifier(
@@ -218,39 +296,59 @@ def _unpack(
     if set(description) != {"kind", *form.plain, *form.parts}:
         raise ForeignClassifier(f"its {kind} classifier has other values than one has")
     sizes = dict(sizes)  # letters are of one kind each
-    values: dict[str, Any] = {
-        name: _array(arrays, place + name, *expected, sizes)
-        for name, expected in form.arrays.items()
-    }
+    for name, (dtype, dimensions) in form.arrays.items():
+        _check_header(headers, place + name, dtype, dimensions, sizes)
     for name, number in form.plain.items():
-        value: Any = description[name]
-        if type(value) is not number:
+        if type(description[name]) is not number:
             raise ForeignClassifier(f"its {place}{name} is no {number.__name__}")
-        values[name] = value
+    for name, (least, most) in form.limits.items():
+        if not least <= description[name] <= most:
+            raise ForeignClassifier(f"its {place}{name} is not within {least:g} and {most:g}")
     for name, allowed in form.parts.items():
-        values[name] = _unpack(description[name], arrays, f"{place}{name}.", allowed, sizes)
+        _check_part(description[name], headers, f"{place}{name}.", allowed, sizes)
+
+
+def _check_header(
+    headers: dict[str, Header], name: str, dtype: str, dimensions: str, sizes: dict[str, int]
+) -> None:
+    """Take an array out of a file's, if it is of that type and shape."""
+    header = headers.pop(name, None)
+    if header is None:
+        raise ForeignClassifier(f"it lacks the array {name}")
+    fits = len(header.shape) == len(dimensions) and all(
+        sizes.setdefault(letter, length) == length
+        for letter, length in zip(dimensions, header.shape, strict=False)
+    )
+    if header.dtype != dtype or not fits or 0 in header.shape:
+        shape = ", ".join(str(sizes.get(letter, letter)) for letter in dimensions)
+        raise ForeignClassifier(
+            f"its {name} is {header.dtype} {header.shape}; expected {dtype} ({shape})"
+        )
+
+
+def _unpack(description: Values, arrays: Arrays, place: str, sizes: dict[str, int]) -> Any:
+    """What `_check_part` found in order, made of its values once they are looked at."""
+    form = FORMS[description["kind"]]
+    sizes = dict(sizes)
+    values: dict[str, Any] = {name: description[name] for name in form.plain}
+    for name, (_, dimensions) in form.arrays.items():
+        array = values[name] = arrays[place + name]
+        sizes.update(zip(dimensions, array.shape, strict=True))
+        if not _within(array, np.inf):
+            raise ForeignClassifier(f"its {place}{name} is not finite everywhere")
+        if not _within(array, MOST_WEIGHT):
+            raise ForeignClassifier(f"its {place}{name} is beyond {MOST_WEIGHT:g} somewhere")
+    for name in form.parts:
+        values[name] = _unpack(description[name], arrays, f"{place}{name}.", sizes)
     if form.rule is not None and not form.rule[0](values, sizes):
         raise ForeignClassifier(form.rule[1])
     module, _, name = form.source.partition(":")
     return getattr(importlib.import_module(module), name)(**values)
 
 
-def _array(
-    arrays: Arrays, name: str, dtype: str, dimensions: str, sizes: dict[str, int]
-) -> npt.NDArray[Any]:
-    """Take an array out of a file's, if it is of that type and shape."""
-    array = arrays.pop(name, None)
-    if array is None:
-        raise ForeignClassifier(f"it lacks the array {name}")
-    fits = array.ndim == len(dimensions) and all(
-        sizes.setdefault(letter, length) == length
-        for letter, length in zip(dimensions, array.shape, strict=False)
-    )
-    if array.dtype != dtype or not fits or not array.size:
-        shape = ", ".join(str(sizes.get(letter, letter)) for letter in dimensions)
-        raise ForeignClassifier(
-            f"its {name} is {array.dtype} {array.shape}; expected {dtype} ({shape})"
-        )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ForeignClassifier(f"its {name} is not finite everywhere")
-    return array
+def _within(array: npt.NDArray[Any], most: float) -> bool:
+    """Whether all are numbers, none infinite and none of a size above that."""
+    if array.dtype.kind != "f" or not array.size:
+        return True
+    least, greatest = float(array.min()), float(array.max())  # NaN if any is
+    return all(math.isfinite(end) and abs(end) <= most for end in (least, greatest))

@@ -1,5 +1,6 @@
 """Heads as fully connected layers, for formats that know nothing else."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import UsageError
+from pipeline.errors import BadDataError, UsageError
 from pipeline.heads.calibration import Calibrated
 from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.head import Classifier
@@ -50,9 +51,22 @@ def head_layers(bundle: Bundle) -> Sequence[Layer]:
 
 
 def dropout_of(params: str) -> float:
-    """The dropout that settings such as ``epochs=5 dropout=0.2`` name, else the book's."""
-    named = re.search(r"\bdropout=([\d.e-]+)", params)
-    return float(named[1]) if named else DenseSettings().dropout
+    """The dropout that settings such as ``epochs=5 dropout=0.2`` name, else the book's.
+
+    Raises BadDataError if it is no number from 0 to below 1.
+    """
+    named = re.search(r"\bdropout=(\S*)", params)
+    if named is None:
+        return DenseSettings().dropout
+    try:
+        dropout = float(named[1])
+    except ValueError:
+        dropout = math.nan
+    if not 0 <= dropout < 1:
+        raise BadDataError(
+            f"the model says {printable(named[0][:60])}; expected a number from 0 to below 1"
+        )
+    return dropout
 
 
 def _unwrapped(classifier: Classifier) -> tuple[Classifier, float]:

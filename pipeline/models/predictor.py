@@ -17,6 +17,7 @@ from pipeline.engines import Engine, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import Bundle, find_bundle, load_bundle, newest_run, rows_of
+from pipeline.models.classifiers import TOLERANCE
 from pipeline.models.known import KnownFeatures
 from pipeline.spec import check_seed
 from pipeline.text import printable
@@ -145,6 +146,8 @@ class Predictor:
 
         Features are rounded as the cache rounded them that the head was trained on, so that an
         image has the same probabilities whether it is cached or not.
+
+        Raises BadDataError if those are not finite, or the head's scores are no probabilities.
         """
         spec = self.bundle.spec
         with np.errstate(over="ignore"):
@@ -154,7 +157,15 @@ class Predictor:
                 f"features of {printable(self.bundle.layer)} are not finite as {spec.dtype}: "
                 f"extract with --dtype float32 and classify again"
             )
-        return self.bundle.classifier.scores(rows_of(rounded, self.bundle.input))
+        with np.errstate(all="ignore"):  # of weights that no training gives
+            scores = self.bundle.classifier.scores(rows_of(rounded, self.bundle.input))
+            whole = (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) < TOLERANCE).all()
+        if not whole:  # NaN is neither
+            raise BadDataError(
+                f"the model {printable(self.name)} gives scores that are no probabilities: "
+                f"classify again"
+            )
+        return scores
 
     @cached_property
     def _engine(self) -> Engine:
@@ -183,10 +194,13 @@ class Predictor:
     def find_weights(self) -> WeightsChoice:
         """The weights to load; a file is looked at before it takes seconds to load TensorFlow."""
         bundle, folder = self.bundle, self._weights_folder
-        base = find_base(bundle.spec.base)
-        drawn = re.fullmatch(rf"{RANDOM}-(\d{{1,10}})", bundle.spec.weights)
+        drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", bundle.spec.weights)
         seed = int(drawn[1]) if drawn else 0
-        check_seed(seed)
+        try:
+            base = find_base(bundle.spec.base)
+            check_seed(seed)
+        except UsageError as error:  # nobody typed it: the bundle says so
+            raise BadDataError(f"the model cannot be used: {error}") from error
         if self._weights is not None:
             choice = WeightsChoice.parse(self._weights, seed=seed)
         elif drawn:

@@ -60,3 +60,21 @@ def test_no_rows_and_many_rows_are_predicted_alike() -> None:
     assert scores(train.features[:0]).shape == (0, 3)
     many = np.tile(train.features, (30, 1))  # more than a block
     np.testing.assert_array_equal(scores(many), np.tile(scores(train.features), (30, 1)))
+
+
+def test_many_trees_are_walked_by_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = draw_train((90, 10), 3)
+    (candidate, *_) = RandomForest().fit_candidates(train, train, FitOptions())
+    expected = candidate.classifier.scores(train.features)
+    whole, blocks = ForestClassifier._mean_shares, []
+
+    def counted(self: ForestClassifier, features: np.ndarray) -> np.ndarray:
+        blocks.append(len(features))
+        return whole(self, features)
+
+    monkeypatch.setattr(ForestClassifier, "_mean_shares", counted)
+    for steps, rows in ((70, 7), (1, 1)):  # of 10 trees
+        monkeypatch.setattr(forest, "STEPS_PER_BLOCK", steps)
+        blocks.clear()
+        np.testing.assert_array_equal(candidate.classifier.scores(train.features), expected)
+        assert max(blocks) == rows

@@ -62,6 +62,8 @@ def test_what_has_no_safe_form_says_why_and_leaves_no_file(tmp_path: Path) -> No
     for classifier, reason in (
         (Foreign(np.ones(2) / 2), "has no form on disk"),
         (LinearClassifier(np.full((1, 12), np.nan), np.zeros(1), True), "not all finite"),
+        (LinearClassifier(np.full((1, 12), 1e31), np.zeros(1), True), "within 1e.30"),
+        (Calibrated(MajorityClassifier(np.ones(2) / 2), 1e7), "temperature is not within"),
     ):
         with pytest.raises(UnsavableError, match=reason):
             save_bundle(bundle_of(classifier), path)
@@ -160,3 +162,21 @@ def test_predicting_of_no_rows_gives_none() -> None:
     nothing = draw_rows().features[:0]
     for name in ("random_forest", "knn", "logistic"):
         assert fit_head(name).scores(nothing).shape == (0, 2)
+
+
+def test_a_link_out_of_the_run_is_refused_and_one_within_it_is_followed(
+    run: Path, tmp_path: Path
+) -> None:
+    model = run / "models" / "knn.safetensors"
+    outside = model.rename(tmp_path / "outside.safetensors")
+    for target in (outside, model):  # elsewhere, and itself
+        model.unlink(missing_ok=True)
+        model.symlink_to(target)
+        with pytest.raises(BadDataError, match="a link out of the run") as caught:
+            find_bundle(run)
+        assert caught.value.exit_code == 65
+    model.unlink()
+    model.symlink_to("ridge.safetensors")
+    linked = tmp_path / "linked"
+    linked.symlink_to(run)
+    assert load_bundle(find_bundle(linked)).head == "ridge"

@@ -6,9 +6,10 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from pipeline.errors import BadDataError
+from pipeline.models import bundle as bundle_module
 from pipeline.models.bundle import digest_of, encode, load_bundle, save_bundle
+from pipeline.spec import FeatureSpec
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[dict[str, Any], Arrays], object]
@@ -127,6 +130,40 @@ def each(number: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda old: np.full_like(old, number)
 
 
+def in_spec(**values: Any) -> Change:
+    """Features of another description, its fingerprint right."""
+
+    def change(description: dict[str, Any], arrays: Arrays) -> None:
+        description["spec"].update(values)
+        description["fingerprint"] = FeatureSpec.from_dict(description["spec"]).fingerprint
+
+    return change
+
+
+def trees(children: Sequence[Sequence[int]], roots: Sequence[int] = (0,)) -> Change:
+    """Another forest, of any shape."""
+
+    def change(description: dict[str, Any], arrays: Arrays) -> None:
+        count = len(children)
+        arrays |= {
+            "roots": np.array(roots, np.int32),
+            "children": np.array(children, np.int32),
+            "features": np.zeros(count, np.int32),
+            "thresholds": np.zeros(count),
+            "shares": np.full((count, 2), 0.5),
+        }
+
+    return change
+
+
+def chain(depth: int) -> Change:
+    """A tree whose every inner node has a leaf and the next inner node."""
+    inner = [[2 * step + 1, 2 * step + 2] for step in range(depth)]
+    children = [[node, node] for node in range(2 * depth + 1)]
+    children[0 : 2 * depth : 2] = inner
+    return trees(children)
+
+
 CHANGES: dict[str, tuple[str, Change, str]] = {
     "format": ("ridge", setting("format", 2), "format 1"),
     "no head": ("ridge", lambda text, _: text.pop("head"), "format 1"),
@@ -138,11 +175,19 @@ CHANGES: dict[str, tuple[str, Change, str]] = {
     "classifier says more": ("ridge", setting("classifier.module", "os"), "other values"),
     "probabilities are a number": ("logistic", setting("classifier.has_probabilities", 1), "bool"),
     "no probabilities": ("logistic", setting("classifier.has_probabilities", False), "gives no"),
-    "temperature 0": ("ridge", setting("classifier.temperature", 0.0), "not above 0"),
+    "temperature 0": ("ridge", setting("classifier.temperature", 0.0), "not within 1e-06"),
+    "temperature 1e-300": ("ridge", setting("classifier.temperature", 1e-300), "not within"),
+    "temperature 1e300": ("ridge", setting("classifier.temperature", 1e300), "not within"),
     "temperature is a text": ("ridge", setting("classifier.temperature", "1"), "no float"),
     "three classes": ("logistic", setting("classes", ["a", "b", "c"]), "expected float64 (3, 12)"),
     "one class": ("logistic", setting("classes", ["a"]), "two or more different names"),
     "the same class twice": ("logistic", setting("classes", ["a", "a"]), "different names"),
+    "half a surrogate pair": ("logistic", setting("classes", ["\ud800", "b"]), "a folder could"),
+    "class with a NUL": ("logistic", setting("classes", ["a\0", "b"]), "a folder could"),
+    "class without a name": ("logistic", setting("classes", ["", "b"]), "a folder could"),
+    "head of half a pair": ("logistic", setting("head", "\ud800"), "a file could"),
+    "head without a name": ("logistic", setting("head", ""), "a file could"),
+    "params with a NUL": ("logistic", setting("params", "C=\0"), "a file could"),
     "classes of numbers": ("logistic", setting("classes", [1, 2]), "different names"),
     "another width": ("logistic", setting("shape", [13]), "expected float64 (1, 13)"),
     "shape is a text": ("logistic", setting("shape", "12"), "such as [4, 4, 512]"),
@@ -158,8 +203,16 @@ CHANGES: dict[str, tuple[str, Change, str]] = {
     "fingerprint": ("logistic", setting("fingerprint", "0" * 12), "fingerprint"),
     "document": ("logistic", setting("document", []), "no JSON object"),
     "root": ("logistic", setting("document.root", 3), "its root is no text"),
+    "seed of 10 digits": ("logistic", in_spec(weights="random-9999999999"), "of its weights is a"),
+    "seed that is none": ("logistic", in_spec(weights="random-x"), "expected random-SEED"),
+    "pooling": ("logistic", setting("layer", "block5_pool:foo"), "block5_pool:avg"),
+    "pooling twice": ("logistic", setting("layer", "block5_pool:avg:avg"), "block5_pool:avg"),
+    "pooling none": ("logistic", setting("layer", "block5_pool:none"), "block5_pool:avg"),
+    "layer without a name": ("logistic", setting("layer", ":avg"), "block5_pool:avg"),
     "layer": ("logistic", setting("layer", ["a"]), "its layer is no text"),
     "NaN weights": ("logistic", array("weights", each(np.nan)), "not finite"),
+    "weights of 1e308": ("logistic", array("weights", each(1e308)), "beyond 1e+30"),
+    "weights of -1e31": ("dense", array("hidden_bias", each(-1e31)), "beyond 1e+30"),
     "infinite weights": ("dense", array("output_bias", each(np.inf)), "not finite"),
     "another type": (
         "logistic",
@@ -189,6 +242,19 @@ CHANGES: dict[str, tuple[str, Change, str]] = {
     "a tree out of the forest": ("random_forest", array("children", each(10**6)), "out of"),
     "a feature that is not there": ("random_forest", array("features", each(12)), "out of"),
     "a root that is not there": ("random_forest", array("roots", each(-1)), "out of"),
+    "a root twice": ("random_forest", array("roots", lambda old: old[[0, 0]]), "out of"),
+    "no root at 0": ("random_forest", array("roots", lambda old: old[1:]), "out of"),
+    "nodes of no tree": ("random_forest", array("roots", lambda old: old[:-1]), "out of"),
+    "roots that fall": ("random_forest", array("roots", lambda old: old[::-1].copy()), "out of"),
+    "two parents": ("random_forest", trees([[1, 2], [2, 2], [2, 2]]), "together"),
+    "one child twice": ("random_forest", trees([[1, 1], [1, 1]]), "together"),
+    "a child that is a root": ("random_forest", trees([[1, 2], [1, 1], [2, 2]], [0, 1]), "out of"),
+    "too deep a tree": ("random_forest", chain(1001), "deeper than"),
+    "too many trees": (
+        "random_forest",
+        trees([[node, node] for node in range(10_001)], range(10_001)),
+        "more than 10,000",
+    ),
 }
 
 
@@ -213,6 +279,49 @@ def test_a_whole_bundle_that_does_not_fit_together_is_refused(name: str, tmp_pat
     change(description, arrays)
     path.write_bytes(encode(description, arrays))
     assert told in refused(path)
+
+
+def test_trees_up_to_the_limits_are_taken(tmp_path: Path) -> None:
+    description, arrays = taken_apart("random_forest", tmp_path)
+    leaves = trees([[node, node] for node in range(10_000)], range(10_000))
+    for change in (chain(1000), leaves):
+        change(description, arrays)
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(encode(description, arrays))
+        scores = load_bundle(path).classifier.scores(np.zeros((3, 12), np.float32))
+        np.testing.assert_array_equal(scores, np.full((3, 2), 0.5))
+
+
+def test_no_room_is_made_for_arrays_that_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    description, arrays = taken_apart("logistic", tmp_path)
+    hashed = Mock()
+    for file, told in (
+        (encode(description, arrays | {"weights": np.zeros((2, 12))}), "float64 (2, 12)"),
+        (encode(description | {"classes": [1, 2]}, arrays), "different names"),
+        (encode(description, arrays | {"more": np.zeros(9)}), "no use: more"),
+    ):
+        path.write_bytes(file)
+        with monkeypatch.context() as patched:
+            patched.setattr(bundle_module, "digest_of", hashed)  # of arrays that were read
+            assert told in refused(path)
+    assert not hashed.called
+
+
+def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    size = 3 * 2**30
+    with path.open("wb") as file:
+        file.write(with_header(one_array([size // 8], size)))
+        file.truncate(file.tell() + size)
+    if not 0 < path.stat().st_blocks * 512 < size // 16:
+        pytest.skip("this file system fills holes, or does not count blocks")
+    assert "were ever written" in refused(path)
+    with path.open("r+b") as file:
+        file.truncate(5 * 2**30)
+    assert "more than 4,294,967,296" in refused(path)
 
 
 @pytest.mark.parametrize("head", ["svm_rbf", "knn"])

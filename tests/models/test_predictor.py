@@ -14,6 +14,7 @@ from pipeline.bases.weights import arrays_digest
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.linear import LinearClassifier
+from pipeline.heads.majority import MajorityClassifier
 from pipeline.images.decode import pixels_digest
 from pipeline.models import predictor
 from pipeline.models.bundle import Bundle
@@ -203,6 +204,27 @@ def test_features_that_are_not_finite_are_refused(dtype: str, value: float) -> N
     features = np.full((2, SIZE, SIZE, 3), value, np.float32)
     with pytest.raises(BadDataError, match=f"not finite as {dtype}"):
         open_bundle(draw_bundle(replace(SPEC, dtype=dtype))).classify(features)
+
+
+@pytest.mark.parametrize("weight", [1e308, np.nan])
+def test_scores_that_are_no_probabilities_are_refused_naming_the_model(weight: float) -> None:
+    classifier = LinearClassifier(np.full((3, WIDTH), weight), np.zeros(3), True)
+    made = open_bundle(replace(draw_bundle(), classifier=classifier))
+    with pytest.raises(BadDataError, match="drawn on pixels gives scores that are no") as caught:
+        made.probabilities(PIXELS)
+    assert caught.value.exit_code == 65
+
+
+def test_probabilities_that_do_not_sum_to_one_are_refused() -> None:
+    bundle = replace(draw_bundle(), classifier=MajorityClassifier(np.array([0.5, 0.5, 0.5])))
+    with pytest.raises(BadDataError, match="no probabilities"):
+        open_bundle(bundle).probabilities(PIXELS)
+
+
+def test_a_seed_that_nobody_typed_is_bad_data() -> None:
+    bundle = draw_bundle(replace(SPEC, base="vgg16", weights="random-9999999999"))
+    with pytest.raises(BadDataError, match="the model cannot be used"):
+        open_bundle(bundle).find_weights()
 
 
 def test_batch_size_is_at_least_one() -> None:
