@@ -444,6 +444,13 @@ def predict_images(
     strict : raise for the first unreadable image instead of skipping it.
 
     Raises a `pipeline.errors.PipelineError` for every expected failure.
+
+    Examples
+    --------
+    >>> from pipeline import predict_images
+    >>> first, *_ = predict_images("photos/test/plain", model="results/logistic.safetensors")
+    >>> first.label
+    'plain'
     """
     names = [images] if isinstance(images, str | os.PathLike) else images
     asked = [os.fspath(name) for name in names]

@@ -230,8 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     judging.add_argument(
         "--labels",
         type=Path,
+        action="append",
+        default=[],
         metavar="FILE",
-        help="corrected labels: suspects.csv of a run, edited (columns new_label and drop)",
+        help="corrected labels: suspects.csv of a run, edited (columns new_label and drop); "
+        "repeatable, later files win",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s"

@@ -96,7 +96,7 @@ def test_help_loads_no_library() -> None:
         (["cache/drawn.h5", "--labels", "text.h5"], 65, "text.h5"),
         (["cache/drawn.h5", "other.h5"], 65, "compare caches of the same classes"),
         (["one.h5"], 65, "two classes or more"),
-        (["few.h5"], 65, "more images"),
+        (["few.h5"], 65, "add images"),
         (["cache/drawn.h5", "--out", "text.h5"], 73, "choose another --out"),
     ],
 )

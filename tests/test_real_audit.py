@@ -132,7 +132,7 @@ def test_the_edited_file_puts_the_labels_right(
             cells[6] = cells[3]
             lines[number] = ",".join(cells)
     path.write_text("\n".join(lines), "utf-8")
-    after = apply_label_edits(path, table)
+    (after,) = apply_label_edits([path], [table])
     changed = np.flatnonzero(after.columns.labels != table.columns.labels)
     assert len(changed) >= 15
     assert {table.columns.paths[row].decode() for row in changed} <= wrong

@@ -131,28 +131,31 @@ def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
 def _notices(pairs: Sequence[DuplicatePair], side: Sides, *, in_folds: bool) -> Iterator[str]:
     exact = [pair for pair in pairs if pair.kind == "exact"]
     of_files, in_all = (_test_rows_in_train(each, side) for each in (exact, pairs))
-    across = sum(pair.across for pair in pairs)
-    if in_folds:
-        if across:
-            yield (
-                f"{counted(across, 'pair of duplicates stands', 'pairs of duplicates stand')} in "
-                f"two folds, which inflates every number; report.html shows them"
-            )
-    elif in_all:
+    across, files_across = (sum(pair.across for pair in each) for each in (pairs, exact))
+    if in_all and not in_folds:
         yield (
             f"{counted(in_all, 'test image also stands', 'test images also stand')} in train "
-            f"(exact: {of_files:,}, near: {in_all - of_files:,}), which inflates every number; "
-            f"report.html shows them"
+            f"{_kinds(of_files, in_all - of_files, told=True)}"
         )
     elif across:
         yield (
             f"{counted(across, 'pair of duplicates stands', 'pairs of duplicates stand')} in two "
-            f"splits; report.html shows them"
+            f"{'folds' if in_folds else 'splits'} "
+            f"{_kinds(files_across, across - files_across, told=in_folds)}"
         )
     if len(pairs) - len(exact) >= MOST_PAIRS:
         yield f"only the {MOST_PAIRS:,} closest near duplicates are listed"
     if len(side) > MOST_ROWS:
         yield f"of more than {MOST_ROWS:,} images, near duplicates are sought only of test images"
+
+
+def _kinds(exact: int, near: int, *, told: bool) -> str:
+    """How many of each kind, and what to do; ``told``: numbers of the table suffer from them.
+
+    Of near duplicates nothing is claimed: in small sets some are only alike.
+    """
+    inflates = "exact ones inflate every number; " if told and exact else ""
+    return f"(exact: {exact:,}, near: {near:,}): {inflates}look at them in report.html"
 
 
 def _sides(splits: Splits, count: int) -> Sides:

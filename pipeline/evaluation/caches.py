@@ -1,13 +1,15 @@
 """The caches of a comparison: opened, checked against one another, split."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.groups import check_group_rule
+from pipeline.evaluation.label_edits import apply_label_edits
 from pipeline.evaluation.protocol import Division, Protocol
 from pipeline.evaluation.splits import Splits
 from pipeline.text import counted, printable
@@ -52,17 +54,19 @@ def open_caches(
     *,
     layers: Sequence[str],
     protocol: Protocol,
-    edited: Callable[[FeatureTable], FeatureTable] = lambda table: table,
+    edits: Sequence[Path] = (),
 ) -> list[DividedCache]:
     """Open caches of the same classes and divide each; logs how.
 
-    ``edited`` gives each table the labels that it should have. A layer's name stands for all its
-    poolings; no name at all for every layer. A cache that holds none of the layers is left out
-    with a warning.
+    ``edits`` are files of corrected labels. A layer's name stands for all its poolings; no name
+    at all for every layer. A cache that holds none of the layers is left out with a warning.
     """
     if not paths:
         raise UsageError("no cache was given to compare")
-    tables = [edited(read_table(path)) for path in _once(paths)]
+    tables = [read_table(path) for path in _once(paths)]
+    check_group_rule(protocol.group_of, [table.columns for table in tables])
+    if edits:
+        tables = apply_label_edits(edits, tables)
     _check_same_classes(tables)
     _check_layers(tables, layers)
     opened: list[DividedCache] = []

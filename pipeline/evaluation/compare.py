@@ -15,10 +15,9 @@ import numpy as np
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.audit import look_into
 from pipeline.evaluation.caches import DividedCache, open_caches
-from pipeline.evaluation.final import NOT_KEPT, with_bundle
-from pipeline.evaluation.fitting import DIVERGED, FitRules, TrialRows, fit_heads
+from pipeline.evaluation.final import NOT_KEPT, with_bundles
+from pipeline.evaluation.fitting import DIVERGED, FitRules, Fitted, TrialRows, fit_heads
 from pipeline.evaluation.inputs import input_of, read_input
-from pipeline.evaluation.label_edits import apply_label_edits
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.scoring import score
@@ -49,7 +48,7 @@ def compare_heads(
     protocol: str = STANDARD,
     balance: bool = False,
     timeout: float | None = None,
-    labels: Path | str | None = None,
+    labels: Path | str | Sequence[Path | str] = (),
     seed: int = 0,
     dense: DenseSettings | Sequence[DenseSettings] | None = None,
     look: bool = True,
@@ -74,7 +73,7 @@ def compare_heads(
         (Kornblith et al. 2019).
     balance : every class counts the same, however few its images.
     timeout : seconds for one head on one division; beyond it the head's row says so.
-    labels : a CSV file of corrected labels, as suspects.csv once it was edited.
+    labels : CSV files of corrected labels, as suspects.csv once it was edited; later ones win.
     seed : of the heads that draw at random; the same seed gives the same results.
     dense : settings of the dense head, one or a grid; the book's by default.
     look : look into the data too: duplicates, likely label errors, a learning curve.
@@ -106,6 +105,7 @@ def compare_heads(
         refit=refit or protocol != STANDARD,
         timeout=timeout,
     )
+    edits = [Path(labels)] if isinstance(labels, str | Path) else [Path(path) for path in labels]
     opened = open_caches(
         [Path(caches)] if isinstance(caches, str | Path) else [Path(path) for path in caches],
         layers=layers,
@@ -117,9 +117,7 @@ def compare_heads(
             seed=seed,
             repeats=repeats,
         ),
-        edited=(lambda table: table)
-        if labels is None
-        else (lambda table: apply_label_edits(Path(labels), table)),
+        edits=edits,
     )
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -135,7 +133,7 @@ def compare_heads(
         "protocol": protocol,
         "balance": balance,
         "timeout": timeout,
-        "labels": None if labels is None else printable(Path(labels).as_posix()),
+        "labels": [printable(path.as_posix()) for path in edits],
         "dense": [asdict(settings) for settings in rules.dense],
         "versions": _versions(),
         "caches": [cache.describe() for cache in opened],
@@ -187,25 +185,25 @@ def _compare_on_layer(
             class_count=len(table.classes),
             trials=cache.division.trials,
         )
-        for request, fitted in fit_heads(heads, data, rules).items():
-            for trial, each in zip(data.trials, fitted, strict=True):
-                if each.choices and heads[request].draws:
-                    _tell_of_lost_seeds(request, len(trial.seeds) - len(each.choices))
-            outcome = score(
+        fitted = fit_heads(heads, data, rules)
+        outcomes = {}
+        for request, head in heads.items():
+            if head.draws:
+                _tell_of_lost_seeds(request, fitted[request], data)
+            outcomes[request] = score(
                 request.name,
-                fitted,
+                fitted[request],
                 data,
                 table=table,
                 layer=layer,
                 kind=kind,
                 folds=cache.division.folds,
             )
-            _tell(outcome)
-            yield (
-                with_bundle(outcome, heads[request], fitted, data, cache=cache, rules=rules)
-                if keep
-                else replace(outcome, not_saved=NOT_KEPT)
-            )
+            _tell(outcomes[request])
+        if keep:
+            yield from with_bundles(outcomes, heads, fitted, data, cache=cache, rules=rules)
+        else:
+            yield from (replace(outcome, not_saved=NOT_KEPT) for outcome in outcomes.values())
 
 
 def _tell(outcome: Outcome) -> None:
@@ -223,10 +221,15 @@ def _tell(outcome: Outcome) -> None:
     )
 
 
-def _tell_of_lost_seeds(request: HeadRequest, count: int) -> None:
-    if count:
-        seeds = counted(count, "seed")
-        log.warning("%s diverged with %s; its row is of the others", printable(str(request)), seeds)
+def _tell_of_lost_seeds(request: HeadRequest, fitted: Sequence[Fitted], data: TrialRows) -> None:
+    asked = sum(len(trial.seeds) for trial in data.trials)
+    found = sum(len(each.choices) for each in fitted)
+    if 0 < found < asked and all(each.choices for each in fitted):
+        log.warning(
+            "%s diverged with %s; its row is of the others",
+            printable(str(request)),
+            counted(asked - found, "seed"),
+        )
 
 
 def _other_images(opened: Sequence[DividedCache]) -> Iterator[str]:

@@ -67,23 +67,6 @@ def with_bundles(
     ]
 
 
-def with_bundle(
-    outcome: Outcome,
-    head: Head,
-    fitted: Sequence[Fitted],
-    data: TrialRows,
-    *,
-    cache: DividedCache,
-    rules: FitRules,
-) -> Outcome:
-    """`with_bundles` of a single head."""
-    name = HeadRequest(outcome.result.head)
-    (kept,) = with_bundles(
-        {name: outcome}, {name: head}, {name: fitted}, data, cache=cache, rules=rules
-    )
-    return kept
-
-
 def fit_on_all(
     heads: Mapping[HeadRequest, Head],
     fitted: Mapping[HeadRequest, Sequence[Fitted]],

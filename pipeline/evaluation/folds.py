@@ -12,6 +12,7 @@ from pipeline.evaluation.splits import (
     TRAIN,
     VALIDATION,
     Splits,
+    check_enough,
     check_every_class,
     check_two_classes,
     split_rows,
@@ -59,10 +60,10 @@ def make_folds(
     check_fold_count(folds)
     most, rarest = most_folds(columns, classes, identities)
     if most < folds:
+        check_enough(rarest, classes.index(rarest), columns, identities)
         raise BadDataError(
             f"class {printable(rarest)} has {counted(most, 'image or group', 'images or groups')} "
-            f"of its own: too few for {folds} folds; "
-            + (f"try --cv {most}" if most >= FEWEST_FOLDS else "add images")
+            f"of its own: too few for {folds} folds; try --cv {most}"
         )
     groups, first_rows, members = np.unique(identities, return_index=True, return_inverse=True)
     original = np.flatnonzero(columns.views == 0)
@@ -83,6 +84,10 @@ def make_folds(
         splits[fold == (number + 1) % folds] = VALIDATION
         splits[fold == number] = TEST
         check_every_class(
-            splits, columns, classes, remedy="fewer folds, another --split-seed or more images"
+            splits,
+            columns,
+            classes,
+            remedy="fewer folds, another --split-seed or more images",
+            identities=identities,
         )
         yield split_rows(splits, columns, classes, source=f"fold {number + 1} of {folds}")

@@ -3,12 +3,11 @@
 All rows of a group stand on one side of every split.
 """
 
-import csv
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,12 +17,12 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.cache.file import Columns
 from pipeline.cache.keys import DIGEST_DTYPE
-from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.named_images import ImageFinder, read_records
 from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.text import counted, printable
 
-GroupOf = Callable[[str], str | None]  # path below the image folder -> name of its group
-GROUP_COLUMNS = ("path", "group")
+GroupOf = Callable[[Columns], list[str | None]]  # the name of each row's group
 
 log = logging.getLogger("pipeline")
 
@@ -31,15 +30,18 @@ log = logging.getLogger("pipeline")
 def parse_group_rule(text: str) -> GroupOf:
     """Read ``folder``, a CSV file with the columns path and group, or a regular expression.
 
-    ``folder``: the folders below the class folder. A regular expression is searched in the path;
-    its first group, or all that it matches, names the group.
+    ``folder``: the folders below the class folder. Those of two classes are two groups even if
+    they are called the same, as ``cats/1`` and ``dogs/1`` usually are two objects; where they are
+    one, an expression joins them: ``/([^/]+)/[^/]+$``. A regular expression is searched in the
+    path; its first group, or all that it matches, names the group. A file may name images as that
+    of ``--labels`` does, by digest too (see `ImageFinder`).
 
     Raises UsageError, NoInputError or BadDataError in one line.
     """
     if text == "folder":
-        return _folder_below_class
+        return _by_path(_folder_below_class)
     if text.lower().endswith(".csv"):
-        return _read_groups(Path(text)).get
+        return _GroupFile(Path(text))
     try:
         pattern = re.compile(text)
     except re.error as error:
@@ -51,28 +53,55 @@ def parse_group_rule(text: str) -> GroupOf:
         match = pattern.search(path)
         return None if match is None else match[1 if pattern.groups else 0]
 
-    return matched
+    return _by_path(matched)
+
+
+def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
+    """Raise BadDataError where a file of groups names an image that no table holds.
+
+    To be asked before rows are dropped: what is only no longer there is no mistake.
+    """
+    if isinstance(group_of, _GroupFile):
+        group_of.check(tables)
+
+
+def _by_path(name_of: Callable[[str], str | None]) -> GroupOf:
+    return lambda columns: [name_of(os.fsdecode(path)) for path in columns.paths.tolist()]
 
 
 def _folder_below_class(path: str) -> str | None:
     parts = PurePosixPath(path).parts[:-1]
     if len(parts) > 1 and parts[0].lower() in SPLIT_FOLDERS:
         parts = parts[1:]
-    return "/".join(parts[1:]) or None
+    return "/".join(parts) if len(parts) > 1 else None
 
 
-def _read_groups(path: Path) -> Mapping[str, str]:
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file)
-            if not set(GROUP_COLUMNS) <= set(rows.fieldnames or ()):
-                raise BadDataError(
-                    f"{path} needs the columns path and group; "
-                    f"its first line is {','.join(rows.fieldnames or ())!r}"
-                )
-            return {row["path"]: row["group"] for row in rows if row["group"]}
-    except OSError as error:
-        raise NoInputError(f"--group {path} cannot be read: {error.strerror}") from error
+class _GroupFile:
+    """The groups that a CSV file names; images that it does not name have none."""
+
+    def __init__(self, path: Path) -> None:
+        records = read_records(path, option="--group", values=("group",))
+        self._records = [(place, record) for place, record in records if record["group"]]
+
+    def check(self, tables: Sequence[Columns]) -> None:
+        finder = ImageFinder(tables)
+        for place, record in self._records:
+            finder.must_find(record, place)
+
+    def __call__(self, columns: Columns) -> list[str | None]:
+        finder = ImageFinder([columns])
+        names: list[str | None] = [None] * len(columns)
+        place_of: dict[int, str] = {}
+        for place, record in self._records:
+            (rows,) = finder.find(record, place)
+            for row in rows:
+                if names[row] not in (None, record["group"]):
+                    raise BadDataError(
+                        f"{place} says otherwise than {place_of[row]} about "
+                        f"{printable(columns.paths[row])}; keep one of the lines"
+                    )
+                names[row], place_of[row] = record["group"], place
+        return names
 
 
 def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDArray[np.void]:
@@ -84,7 +113,7 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
     """
     if group_of is None:
         return columns.digests
-    names = [group_of(os.fsdecode(path)) for path in columns.paths.tolist()]
+    names = group_of(columns)
     ungrouped = sum(name is None for name in names)
     if ungrouped == len(names):
         raise UsageError(

@@ -88,7 +88,7 @@ def make_splits(
     remedy = "more images"
     if not columns.splits.any():
         remedy = f"another --split, another --split-seed or {remedy}"
-    check_every_class(splits, columns, classes, remedy=remedy)
+    check_every_class(splits, columns, classes, remedy=remedy, identities=identities)
     return split_rows(splits, columns, classes, source=source)
 
 
@@ -158,18 +158,42 @@ def _fill(
 
 
 def check_every_class(
-    splits: npt.NDArray[np.uint8], columns: Columns, classes: Sequence[str], *, remedy: str
+    splits: npt.NDArray[np.uint8],
+    columns: Columns,
+    classes: Sequence[str],
+    *,
+    remedy: str,
+    identities: npt.NDArray[np.void],
 ) -> None:
     """Raise BadDataError, with what to try, unless each split has images of each class."""
     for number, name in enumerate(USED_SPLITS, TRAIN):
         counts = _class_counts(columns.labels[(splits == number) & (columns.views == 0)], classes)
-        lacking = [printable(label) for label, count in counts.items() if count == 0]
+        lacking = [label for label, count in enumerate(counts.values()) if count == 0]
+        for label in lacking:
+            check_enough(classes[label], label, columns, identities)
         if lacking:
-            shown = ", ".join(lacking[:3]) + (" and others" if len(lacking) > 3 else "")
+            shown = ", ".join(printable(classes[label]) for label in lacking[:3])
+            shown += " and others" if len(lacking) > 3 else ""
             total = counted(len(columns), "image")
             raise BadDataError(
                 f"the {name} split has no image of {shown} (of {total} in all); try {remedy}"
             )
+
+
+def check_enough(name: str, label: int, columns: Columns, identities: npt.NDArray[np.void]) -> None:
+    """Raise BadDataError for a class that no division can bring into every split."""
+    count = len(np.unique(identities[columns.labels == label]))
+    if not count:
+        raise BadDataError(
+            f"class {printable(name)} has no image; add some, or take its folder away"
+        )
+    if count < len(USED_SPLITS):
+        grouped = not np.array_equal(identities, columns.digests)
+        found = counted(count, "group" if grouped else "different image")
+        raise BadDataError(
+            f"class {printable(name)} has {found}; train, validation and test need one each at "
+            f"least: add images, or leave the class out with --labels"
+        )
 
 
 def _class_counts(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, int]:

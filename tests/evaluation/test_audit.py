@@ -281,15 +281,16 @@ def test_looking_into_a_cache_names_its_rows_and_warns(spoiled: Path) -> None:
     assert findings.learning_curve is not None
     assert findings.learning_curve.sizes[-1] == 300
     assert notices == (
-        "2 test images also stand in train (exact: 1, near: 1), which inflates every number; "
-        "report.html shows them",
+        "2 test images also stand in train (exact: 1, near: 1): exact ones inflate every number; "
+        "look at them in report.html",
     )
 
 
 def test_rows_in_no_split_are_not_looked_at(spoiled: Path) -> None:
     findings, (notice,) = look_at(spoiled, dropped=0)
     assert [(pair.first, pair.second) for pair in findings.duplicates] == [(3, 498)]
-    assert notice.startswith("1 test image also stands in train (exact: 0, near: 1)")
+    near = "1 test image also stands in train (exact: 0, near: 1): look at them in report.html"
+    assert notice == near
 
 
 def test_a_clean_set_brings_no_notice(tmp_path: Path) -> None:
@@ -326,4 +327,5 @@ def test_duplicates_that_two_folds_part_are_noticed(tmp_path: Path) -> None:
         (3, 70, True),
         (4, 5, False),
     ]
-    assert notice.startswith("1 pair of duplicates stands in two folds")
+    near = "(exact: 0, near: 1): look at them in report.html"
+    assert notice == f"1 pair of duplicates stands in two folds {near}"

@@ -1,20 +1,29 @@
 """What leaves a comparison: the classifier that was measured, or one fitted on every image."""
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, folder_splits, write_cache
 
 from pipeline.cache.file import read_table
-from pipeline.evaluation import final
+from pipeline.evaluation import final, fitting
+from pipeline.evaluation.caches import open_caches
+from pipeline.evaluation.choose import Choice
 from pipeline.evaluation.compare import compare_heads
+from pipeline.evaluation.final import with_bundles
+from pipeline.evaluation.fitting import FitRules, Fitted, TrialRows, fit_heads
 from pipeline.evaluation.inputs import read_input
+from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.result import Comparison, Outcome
+from pipeline.evaluation.scoring import score
 from pipeline.heads.calibration import Calibrated
-from pipeline.heads.head import FitOptions
-from pipeline.heads.registry import ALL, load_head
+from pipeline.heads.head import Classifier, FitOptions, Head
+from pipeline.heads.registry import ALL, HeadRequest, load_head
 from pipeline.heads.settings import DenseSettings
 from pipeline.heads.training import TrainingSet
 
@@ -101,9 +110,7 @@ def test_after_folds_the_usual_setting_is_fitted_on_all_images(
 def test_the_usual_setting_keeps_the_mean_temperature_of_its_folds(
     sorted_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-
-    def fit_on_all(head, fitted, *others):  # type: ignore[no-untyped-def]
+    def usual(fitted: Sequence[Fitted]) -> list[Choice]:
         choices = [each.choices[0] for each in fitted]
         odd = replace(choices[0].candidate, spec=replace(choices[0].candidate.spec, params={}))
         temperatures = (2.0, 8.0, 1e6)
@@ -113,16 +120,69 @@ def test_the_usual_setting_keeps_the_mean_temperature_of_its_folds(
                 choices, (choices[0].candidate,) * 2 + (odd,), temperatures, strict=True
             )
         ]
-        told = [replace(one, choices=(choice,)) for one, choice in zip(fitted, chosen, strict=True)]
-        seen.append(original(head, told, *others))
-        return seen[0]
+        return original([Fitted((choice,)) for choice in chosen])
 
-    original = final.fit_on_all
-    monkeypatch.setattr(final, "fit_on_all", fit_on_all)
-    compare(sorted_cache, heads="ridge", cv=3)
-    ((_, classifier),) = seen
+    original = final._usual
+    monkeypatch.setattr(final, "_usual", usual)
+    (outcome,) = compare(sorted_cache, heads="ridge", cv=3).outcomes
+    assert outcome.bundle is not None
+    classifier = outcome.bundle.classifier
     assert isinstance(classifier, Calibrated)
     assert classifier.temperature == pytest.approx(4.0)
+
+
+def folds_of(path: Path, names: Sequence[str]) -> tuple:  # type: ignore[type-arg]
+    """Heads, what folds found of them, their rows and their cache, as a comparison has them."""
+    protocol = Protocol(folds=3)
+    (cache,) = open_caches([path], layers=(), protocol=protocol)
+    table = cache.table
+    rows = read_input(table, "block5_pool", np.arange(len(table)), "pooled")
+    data = TrialRows(rows, table.columns.labels, 3, cache.division.trials)
+    heads = {HeadRequest(name): load_head(name) for name in names}
+    return heads, fit_heads(heads, data, FitRules(dense=(QUICK_DENSE,))), data, cache
+
+
+def outcomes_of(heads, fitted, data, cache, **rules: object) -> list[Outcome]:  # type: ignore[no-untyped-def]
+    outcomes = {
+        request: score(
+            request.name,
+            fitted[request],
+            data,
+            table=cache.table,
+            layer="block5_pool",
+            kind="pooled",
+            folds=3,
+        )
+        for request in heads
+    }
+    return with_bundles(outcomes, heads, fitted, data, cache=cache, rules=FitRules(**rules))  # type: ignore[arg-type]
+
+
+def test_heads_are_fitted_on_all_images_side_by_side(
+    sorted_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = folds_of(sorted_cache, ("ridge", "logistic", "random_forest"))
+    monkeypatch.setattr(fitting, "usable_cores", lambda: 2)
+    both = threading.Barrier(2, timeout=20)
+    original = final._fit_once
+
+    def wait_for_the_other(head: Head, *others: Any) -> Classifier:
+        if not head.uses_all_cores:
+            both.wait()
+        return original(head, *others)
+
+    monkeypatch.setattr(final, "_fit_once", wait_for_the_other)
+    assert [outcome.bundle is not None for outcome in outcomes_of(*found)] == [True] * 3
+
+
+def test_a_fit_on_all_images_that_takes_too_long_is_not_saved(sorted_cache: Path) -> None:
+    found = folds_of(sorted_cache, ("random_forest",))
+    (slow,) = outcomes_of(*found, timeout=1e-6)
+    assert slow.not_saved == "stopped after 1e-06 s"
+    assert slow.bundle is None
+    assert slow.result.test_accuracy > 0.2  # its row stays
+    (quick,) = outcomes_of(*found, timeout=60)
+    assert quick.bundle is not None
 
 
 def test_what_is_not_kept_says_why(sorted_cache: Path, tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """Heads are fitted side by side, each thing once; one that takes too long is stopped."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, draw_columns, draw_features
 
-from pipeline.errors import BadDataError
+from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation import fitting
 from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
 from pipeline.evaluation.protocol import Protocol
@@ -161,6 +166,111 @@ from sklearn.preprocessing import FunctionTransformer
 def with_lambda():
     return make_pipeline(FunctionTransformer(lambda rows: rows), LogisticRegression())
 """
+
+
+EXITS = """
+import os, signal, sys
+from sklearn.dummy import DummyClassifier
+
+class Dying(DummyClassifier):
+    def fit(self, *arguments, **more):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Ending(DummyClassifier):
+    def fit(self, *arguments, **more):
+        os._exit(5)
+
+class Leaving(DummyClassifier):
+    def fit(self, *arguments, **more):
+        print("good bye")
+        sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no signals that kill")
+def test_a_process_that_dies_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_exits.py").write_text(EXITS)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = trial_rows()
+    one = replace(data, trials=data.trials[:1])
+    heads = [HeadRequest(f"own_exits:{name}") for name in ("Dying", "Ending", "Leaving")]
+    found = fit_heads({each: load_head(each.name) for each in heads}, one, FitRules(timeout=60))
+    assert [fitted.status for (fitted,) in found.values()] == [
+        "was killed by signal 9 while it was fitted (out of memory?)",
+        "ended with exit code 5 while it was fitted",
+        "failed: SystemExit: 3",
+    ]
+
+
+SCRIPT = """
+import sys, time
+import numpy as np
+from feature_sets import draw_columns
+from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
+from pipeline.evaluation.protocol import Protocol
+from pipeline.heads.registry import HeadRequest, load_head
+
+def fit():
+    labels = np.arange(12) % 2
+    trials = Protocol(folds=3).divide(draw_columns(labels.tolist()), ("a", "b")).trials[:1]
+    data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials)
+    heads = {HeadRequest("knn"): load_head("knn")}
+    (found,) = fit_heads(heads, data, FitRules(timeout=60)).values()
+    print(found[0].status)
+"""
+UNGUARDED = SCRIPT + "fit()"
+INTERRUPTED = f"""{SCRIPT}
+if __name__ == "__mp_main__":
+    print("importing", flush=True)
+    time.sleep(1)
+if __name__ == "__main__":
+    try:
+        fit()
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def start(folder: Path, script: str) -> subprocess.Popen[str]:
+    (folder / "script.py").write_text(script)
+    tests = Path(__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, folder / "script.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent)))},
+    )
+
+
+def test_a_script_without_a_guard_is_told_what_it_needs(tmp_path: Path) -> None:
+    out, _ = start(tmp_path, UNGUARDED).communicate(timeout=60)
+    assert out == "its process did not start: a script needs if __name__ == '__main__'\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no groups of processes")
+def test_ctrl_c_while_a_process_imports_shows_no_traceback(tmp_path: Path) -> None:
+    script = start(tmp_path, INTERRUPTED)
+    assert script.stdout is not None
+    assert script.stdout.readline() == "importing\n"
+    os.killpg(script.pid, signal.SIGINT)
+    out, errors = script.communicate(timeout=60)
+    assert (out, errors, script.returncode) == ("", "", 130)
+
+
+def test_a_head_that_exits_or_prints_neither_ends_the_run_nor_reaches_stdout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_leaving.py").write_text(f"{EXITS}\nprint('imported')\n")
+    (tmp_path / "own_gone.py").write_text("import sys\nsys.exit('no guard')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    request = HeadRequest("own_leaving:Leaving")
+    fitted = fit_heads({request: load_head(request.name)}, trial_rows(), FitRules())[request]
+    assert {each.status for each in fitted} == {"failed: SystemExit: 3"}
+    assert capsys.readouterr() == ("", "imported\n" + 3 * "good bye\n")
+    with pytest.raises(UsageError, match="cannot import own_gone: SystemExit: no guard"):
+        load_head("own_gone:head")
 
 
 def test_a_head_that_cannot_leave_its_process_has_a_status(

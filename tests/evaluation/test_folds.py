@@ -79,3 +79,8 @@ def test_too_few_images_and_too_few_folds_are_refused() -> None:
         list(make_folds(columns, CLASSES, folds=5, seed=0, identities=columns.digests))
     with pytest.raises(UsageError, match="needs 3 folds or more"):
         list(make_folds(columns, CLASSES, folds=2, seed=0, identities=columns.digests))
+    few = draw_columns([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
+    with pytest.raises(BadDataError, match=r"class frogs has 2 different images; train, valid"):
+        list(make_folds(few, CLASSES, folds=5, seed=0, identities=few.digests))
+    with pytest.raises(BadDataError, match="class rare has no image; add some"):
+        list(make_folds(few, (*CLASSES, "rare"), folds=5, seed=0, identities=few.digests))

@@ -1,5 +1,6 @@
 """What belongs together is named by folder, expression or file, and joined by identical files."""
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,12 @@ from feature_sets import draw_columns
 
 from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, NoInputError, UsageError
-from pipeline.evaluation.groups import identities_of, parse_group_rule
+from pipeline.evaluation.groups import (
+    GroupOf,
+    check_group_rule,
+    identities_of,
+    parse_group_rule,
+)
 
 
 def columns_with(paths: list[bytes]) -> Columns:
@@ -33,7 +39,14 @@ def test_without_a_rule_identical_files_belong_together() -> None:
 def test_folder_means_those_below_the_class(split: bytes) -> None:
     paths = [b"cats/a/1.jpg", b"cats/a/2.jpg", b"cats/b/1.jpg", b"dogs/a/3.jpg", b"dogs/4.jpg"]
     columns = columns_with([split + path for path in paths])
-    assert partition(identities_of(columns, parse_group_rule("folder"))) == [0, 0, 1, 0, 2]
+    assert partition(identities_of(columns, parse_group_rule("folder"))) == [0, 0, 1, 2, 3]
+
+
+def test_numbered_folders_of_two_classes_are_different_objects() -> None:
+    columns = columns_with([b"cats/1/a.jpg", b"dogs/1/b.jpg", b"cats/2/c.jpg", b"cats/1/d.jpg"])
+    assert partition(identities_of(columns, parse_group_rule("folder"))) == [0, 1, 2, 0]
+    joined = parse_group_rule(r"/([^/]+)/[^/]+$")  # as its docstring says
+    assert partition(identities_of(columns, joined)) == [0, 0, 1, 0]
 
 
 def test_an_expression_names_groups_by_its_group_or_all_it_matches() -> None:
@@ -71,7 +84,51 @@ def test_rules_that_say_nothing_are_refused(tmp_path: Path) -> None:
         identities_of(columns_with([b"c/1.jpg"]), parse_group_rule("folder"))
     with pytest.raises(NoInputError, match="cannot be read"):
         parse_group_rule(str(tmp_path / "gone.csv"))
-    table = tmp_path / "other.csv"
-    table.write_text("file;group\n")
-    with pytest.raises(BadDataError, match="needs the columns path and group"):
-        parse_group_rule(str(table))
+
+
+def group_file(folder: Path, text: str) -> GroupOf:
+    (folder / "groups.csv").write_text(text, "utf-8")
+    return parse_group_rule(str(folder / "groups.csv"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffpath;group\r\n곰/1.jpg;a\r\n곰/3.jpg;a\r\n",
+        "Path\tGroup\tremark\n곰/1.jpg\ta\n곰/3.jpg\ta\n곰/2.jpg\t\tno group\n",
+        unicodedata.normalize("NFD", "path,group\n곰/1.jpg,a\n곰/3.jpg,a\n"),
+        "digest,group\n{0},a\n{2},a\n",
+    ],
+)
+def test_what_spreadsheets_and_people_write_is_read(tmp_path: Path, text: str) -> None:
+    columns = columns_with([f"곰/{number}.jpg".encode() for number in (1, 2, 3)])
+    text = text.format(*(digest.tobytes().hex() for digest in columns.digests))
+    assert partition(identities_of(columns, group_file(tmp_path, text))) == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file;group\n", r":1 needs the columns path or digest, and group; received 'file;group'"),
+        (f"path,group\n{200_000 * 'a'},1\n", r":2 is no CSV: field larger"),
+        ("path,group\nc/1.jpg,a\n\nc/1.jpg,b\n", r":4 says otherwise than .*groups\.csv:2 about"),
+        ("path,group\n,a\n", r":2 names no image"),
+    ],
+)
+def test_files_that_cannot_be_read_are_refused_with_their_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(BadDataError, match=message) as raised:
+        identities_of(columns_with([b"c/1.jpg"]), group_file(tmp_path, text))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_row_that_names_no_image_of_any_cache_is_refused(tmp_path: Path) -> None:
+    rule = group_file(tmp_path, "path,group\nc/1.jpg,a\nc/2.jpg,a\n")
+    both = [columns_with([b"c/1.jpg", b"c/3.jpg"]), columns_with([b"c/2.jpg"])]
+    check_group_rule(rule, both)
+    assert partition(identities_of(both[0], rule)) == [0, 1]
+    with pytest.raises(BadDataError, match=r"groups\.csv:3: no image is called c/2\.jpg; did you"):
+        check_group_rule(rule, both[:1])
+    check_group_rule(parse_group_rule("folder"), both)
+    check_group_rule(None, both)

@@ -14,6 +14,8 @@ from pipeline.errors import BadDataError, NoInputError
 from pipeline.evaluation.findings import Findings, Suspect
 from pipeline.evaluation.label_edits import (
     COLUMNS,
+    DROPPED,
+    UNEDITED,
     apply_label_edits,
     read_label_edits,
     write_suspects,
@@ -70,6 +72,20 @@ def edited(text: str | bytes) -> Path:
     return path
 
 
+def wanted(path: Path, table: FeatureTable) -> np.ndarray:
+    (edits,) = read_label_edits(path, [table])
+    return edits
+
+
+def after_edits(table: FeatureTable, *texts: str) -> FeatureTable:
+    paths = []
+    for number, text in enumerate(texts):
+        paths.append(Path(f"round{number}.csv"))
+        paths[-1].write_text(text)
+    (after,) = apply_label_edits(paths, [table])
+    return after
+
+
 def records(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
@@ -80,9 +96,7 @@ def hexadecimal(table: FeatureTable, row: int) -> str:
 
 
 def test_an_unedited_file_changes_nothing(table: FeatureTable) -> None:
-    edits = read_label_edits(suspects_file(table), table)
-    np.testing.assert_array_equal(edits.labels, table.columns.labels)
-    assert edits.keep.all()
+    assert (wanted(suspects_file(table), table) == UNEDITED).all()
 
 
 def test_no_cell_is_a_formula_or_breaks_a_line(table: FeatureTable) -> None:
@@ -104,8 +118,7 @@ def test_every_row_round_trips(table: FeatureTable, row: int, matched_by: str) -
         writer.writeheader()
         writer.writerows(written)
     copies = {0, 5} if matched_by == "digest" and row in (0, 5) else {row}
-    edits = read_label_edits(path, table)
-    assert set(np.flatnonzero(~edits.keep).tolist()) == copies
+    assert set(np.flatnonzero(wanted(path, table) == DROPPED).tolist()) == copies
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -119,8 +132,8 @@ def test_every_class_can_be_the_new_label_as_written(table: FeatureTable, name: 
         if own == label
     )
     for spelling in {name, shown}:
-        edits = read_label_edits(edited(f"path,new_label\n{PATHS[6].decode()},{spelling}\n"), table)
-        assert edits.labels[6] == label
+        edits = wanted(edited(f"path,new_label\n{PATHS[6].decode()},{spelling}\n"), table)
+        assert edits[6] == label
 
 
 def test_an_applied_file_relabels_drops_and_reads_the_right_features(table: FeatureTable) -> None:
@@ -128,7 +141,7 @@ def test_an_applied_file_relabels_drops_and_reads_the_right_features(table: Feat
         f"digest,new_label,drop\n{hexadecimal(table, 0)},dogs,\n{hexadecimal(table, 3)},,x\n"
         f"{hexadecimal(table, 4)},,\n"
     )
-    after = apply_label_edits(edited(text), table)
+    (after,) = apply_label_edits([edited(text)], [table])
     kept = [0, 1, 2, 4, 5, 6, 7]
     assert after.columns.labels.tolist() == [1, 0, 2, 3, 1, 0, 1]  # both copies of the file
     assert after.columns.paths.tolist() == [PATHS[row] for row in kept]
@@ -139,8 +152,8 @@ def test_an_applied_file_relabels_drops_and_reads_the_right_features(table: Feat
 
 
 def test_a_path_alone_means_that_file_and_not_its_copies(table: FeatureTable) -> None:
-    edits = read_label_edits(edited("path,drop\ntrain/cats/copy of 1.jpg,yes\n"), table)
-    assert np.flatnonzero(~edits.keep).tolist() == [5]
+    edits = wanted(edited("path,drop\ntrain/cats/copy of 1.jpg,yes\n"), table)
+    assert np.flatnonzero(edits == DROPPED).tolist() == [5]
 
 
 @pytest.mark.parametrize(
@@ -154,20 +167,19 @@ def test_a_path_alone_means_that_file_and_not_its_copies(table: FeatureTable) ->
     ],
 )
 def test_what_spreadsheets_and_people_write_is_read(table: FeatureTable, text: str) -> None:
-    assert read_label_edits(edited(text), table).labels.tolist() == [1, 0, 2, 1, 3, 0, 0, 1]
+    (after,) = apply_label_edits([edited(text)], [table])
+    assert after.columns.labels.tolist() == [1, 0, 2, 1, 3, 0, 0, 1]
 
 
 def test_a_decomposed_name_is_the_same_name(table: FeatureTable) -> None:
     name = unicodedata.normalize("NFD", "고양이")
-    edits = read_label_edits(edited(f"path,new_label\n{name}/4.jpg,{name}\n"), table)
-    assert edits.labels[4] == 3
-    assert not read_label_edits(edited(f"path,drop\n{name}/4.jpg,yes\n"), table).keep[4]
+    assert wanted(edited(f"path,new_label\n{name}/4.jpg,{name}\n"), table)[4] == 3
+    assert wanted(edited(f"path,drop\n{name}/4.jpg,yes\n"), table)[4] == DROPPED
 
 
 @pytest.mark.parametrize("answer", ["yes", "x", "1", "TRUE", " Yes "])
 def test_drop_takes_several_words(table: FeatureTable, answer: str) -> None:
-    edits = read_label_edits(edited(f"path,drop\ntrain/cats/1.jpg,{answer}\n"), table)
-    assert not edits.keep[0]
+    assert wanted(edited(f"path,drop\ntrain/cats/1.jpg,{answer}\n"), table)[0] == DROPPED
 
 
 @pytest.mark.parametrize(
@@ -188,15 +200,16 @@ def test_drop_takes_several_words(table: FeatureTable, answer: str) -> None:
         ("path,label\na,yes", ":1 needs the columns"),
         ("", ":1 needs the columns"),
         ('path,drop\n"a"b,yes', ":2 is no CSV"),
+        (f"path,drop\n{200_000 * 'a'},yes", ":2 is no CSV: field larger"),
         (b"path,drop\ntrain/cats/\xff2.jpg,yes", r":2 is not UTF-8.*digest"),
         ("path,drop\n".encode("utf-16"), ":1 is not UTF-8"),
         (
             "path,new_label\ntrain/cats/1.jpg,dogs\ntrain/cats/1.jpg,cats",
-            r":3 says otherwise than line 2 about train/cats/1\.jpg",
+            r":3 says otherwise than edits\.csv:2 about train/cats/1\.jpg",
         ),
         (
             "path,new_label,drop\ntrain/cats/1.jpg,dogs,\ntrain/cats/1.jpg,,x",
-            ":3 says otherwise than line 2",
+            r":3 says otherwise than edits\.csv:2",
         ),
     ],
 )
@@ -204,15 +217,61 @@ def test_what_cannot_be_done_is_refused_with_its_line(
     table: FeatureTable, text: str | bytes, message: str
 ) -> None:
     with pytest.raises(BadDataError, match=message) as raised:
-        read_label_edits(edited(text), table)
+        read_label_edits(edited(text), [table])
     assert "\n" not in str(raised.value)
 
 
 def test_the_same_edit_twice_is_no_contradiction(table: FeatureTable) -> None:
     line = "train/cats/1.jpg,dogs\n"
-    assert read_label_edits(edited("path,new_label\n" + 2 * line), table).labels[0] == 1
+    assert wanted(edited("path,new_label\n" + 2 * line), table)[0] == 1
 
 
 def test_a_file_that_is_not_there_is_said(table: FeatureTable) -> None:
     with pytest.raises(NoInputError, match=r"--labels nowhere\.csv cannot be read"):
-        read_label_edits(Path("nowhere.csv"), table)
+        read_label_edits(Path("nowhere.csv"), [table])
+
+
+def rows_of(table: FeatureTable, rows: list[int]) -> FeatureTable:
+    places = np.array(rows)
+    return replace(table, columns=table.columns.take(places), file_rows=table.file_rows[places])
+
+
+def test_an_image_need_not_stand_in_every_cache(table: FeatureTable) -> None:
+    tables = [rows_of(table, [0, 1, 2, 3, 4]), rows_of(table, [7, 6, 3, 2, 4, 1])]
+    text = "path,new_label,drop\ntrain/cats/1.jpg,dogs,\n-dogs/a,,\n@x/'7.jpg,,yes\n"
+    first, second = apply_label_edits([edited(text)], tables)
+    assert first.columns.labels.tolist() == [1, 0, 2, 1, 3]
+    assert second.columns.paths.tolist() == [PATHS[row] for row in (6, 3, 2, 4, 1)]
+    with pytest.raises(BadDataError, match=r"edits\.csv:2: no image is called train/cats/9\.jpg"):
+        apply_label_edits([edited("path,drop\ntrain/cats/9.jpg,yes\n")], tables)
+
+
+def test_a_second_file_adds_to_the_first_and_goes_before_it(table: FeatureTable) -> None:
+    first = "path,new_label,drop\ntrain/cats/1.jpg,dogs,\ntrain/cats/1.jpeg,,yes\n@x/'7.jpg,,x\n"
+    second = "path,new_label\ntrain/cats/1.jpeg,dogs\ntrain/cats/copy of 1.jpg,dogs\n"
+    assert after_edits(table, first, second).columns.labels.tolist() == [1, 0, 2, 1, 3, 1, 1]
+    assert after_edits(table, second, first).columns.labels.tolist() == [1, 0, 2, 1, 3, 1]
+
+
+def test_a_class_without_images_left_is_left_out(
+    table: FeatureTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    after = after_edits(table, f"digest,drop\n{hexadecimal(table, 2)},yes\n")
+    assert after.classes == ("cats", "dogs", "고양이")
+    assert after.columns.labels.tolist() == [0, 0, 1, 2, 0, 0, 1]
+    assert "no image of =1+1, which is left out" in caplog.text
+
+
+def test_a_class_left_in_one_cache_stays_in_all(table: FeatureTable) -> None:
+    tables = [rows_of(table, [0, 2, 3]), rows_of(table, [0, 2, 3, 4])]
+    edits = edited("path,drop\n고양이/4.jpg,no\ntrain/cats/1.jpg,yes\n")
+    for after in apply_label_edits([edits], tables):
+        assert after.classes == ("dogs", "=1+1", "고양이")
+        assert after.columns.labels.tolist()[:2] == [1, 0]
+
+
+def test_a_file_that_drops_everything_is_refused(table: FeatureTable) -> None:
+    rows = "".join(f"{hexadecimal(table, row)},yes\n" for row in range(len(table)))
+    path = edited(f"digest,drop\n{rows}")
+    with pytest.raises(BadDataError, match=r"--labels edits\.csv drops every image of .*set\.h5"):
+        apply_label_edits([path], [table])

@@ -105,5 +105,5 @@ def test_flags_that_folders_overrule_are_refused_or_told(caplog: pytest.LogCaptu
 
 
 def test_a_set_too_small_for_folds_is_told_so() -> None:
-    with pytest.raises(BadDataError, match="has 2 images"):
+    with pytest.raises(BadDataError, match="has 2 different images"):
         parse(folds=3).divide(draw_columns([0, 0, 1, 1]), CLASSES)

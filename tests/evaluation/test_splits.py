@@ -102,9 +102,39 @@ def test_one_class_is_refused() -> None:
 
 def test_a_split_that_lacks_a_class_is_refused_with_a_remedy() -> None:
     with pytest.raises(BadDataError, match=r"no image of .*--split-seed or more images"):
-        make_splits(draw_columns([0] * 200 + [1]), CLASSES)
+        make_splits(draw_columns([0] * 200 + [1] * 3), CLASSES, shares=Shares.parse("98/1/1"))
     with pytest.raises(BadDataError, match=r"the test split has no image of dogs.* more images"):
-        make_splits(draw_columns([0, 1, 0, 1, 0, 0], splits=[1, 1, 2, 2, 3, 3]), CLASSES)
+        make_splits(draw_columns([0, 1, 0, 1, 0, 1], splits=[1, 1, 2, 2, 3, 2]), CLASSES)
+
+
+@pytest.mark.parametrize(("count", "found"), [(1, "1 different image"), (2, "2 different images")])
+def test_a_class_too_small_for_any_division_is_said_to_be(count: int, found: str) -> None:
+    columns = draw_columns([0] * 200 + [1] * 2 * count)
+    digests = columns.digests.copy()
+    digests[200 + count :] = digests[200 : 200 + count]  # each file twice
+    columns = replace(columns, digests=digests)
+    with pytest.raises(BadDataError, match=f"class dogs has {found}; train, valid.*--labels"):
+        make_splits(columns, CLASSES)
+
+
+def test_a_class_of_too_few_groups_is_said_to_be() -> None:
+    columns = draw_columns([0] * 200 + [1] * 4)
+    digests = columns.digests.copy()
+    digests[200:202], digests[202:] = digests[200], digests[202]
+    with pytest.raises(BadDataError, match="class dogs has 2 groups; train, validation and test"):
+        make_splits(columns, CLASSES, identities=digests)
+
+
+def test_a_class_without_images_is_said_to_have_none() -> None:
+    with pytest.raises(BadDataError, match="class rare has no image; add some"):
+        make_splits(draw_columns(LABELS), (*CLASSES, "rare"))
+
+
+def test_a_file_in_all_three_folders_is_enough() -> None:
+    columns = draw_columns([0, 1] * 3, splits=[1, 1, 2, 2, 3, 3])
+    digests = columns.digests.copy()
+    digests[[3, 5]] = digests[1]
+    assert len(make_splits(replace(columns, digests=digests), CLASSES).test) == 2
 
 
 def test_names_in_an_error_cannot_reach_the_terminal_raw() -> None:
