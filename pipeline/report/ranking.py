@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pipeline.evaluation.result import Predictions
 
-COLUMNS = 180  # of a drawing, two of its units wide each: what is finer does not show
+COLUMNS = 180  # of a drawing, each two of its units wide: what is finer does not show
 
 Points = npt.NDArray[np.float64]
 
@@ -84,7 +84,8 @@ def outline(points: Points) -> Points:
     turns = steps[:-1, 0] * steps[1:, 1] != steps[1:, 0] * steps[:-1, 1]
     corners = points[np.concatenate([[True], turns, [True]])]
     if len(corners) <= 2 * COLUMNS:
-        return corners
+        return np.asarray(corners)
     column = (corners[:, 0] * COLUMNS).astype(np.int64)
     changes = column[1:] != column[:-1]
-    return corners[np.append(True, changes) | np.append(changes, True)]  # its first and its last
+    ends = np.append(True, changes) | np.append(changes, True)  # the first and last of a column
+    return np.asarray(corners[ends])

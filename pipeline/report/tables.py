@@ -27,6 +27,7 @@ MOST_WRITTEN_CLASSES = 12  # more do not fit a table of the confusions
 MOST_CONFUSIONS = 12
 BESIDE_THE_HEAD = ("head", "verdict")  # columns that the first cell of a row holds
 TEST = "test % (95 %)"
+DOUBT = "No head can be recommended"  # how such a recommendation begins
 PLACES = {TEST: -1, "params": 1, "ms/image": 2}  # first what a phone shows without scrolling
 
 Counts = npt.NDArray[np.int64]
@@ -40,9 +41,10 @@ def table_section(comparison: Comparison) -> Section:
     columns.sort(key=lambda each: PLACES.get(each.title, 0))
     titles = [
         title_cell("head", is_text=True),
-        *(title_cell(each.title, is_text=each.is_text) for each in columns),
+        *(title_cell(_unbroken(each.title), is_text=each.is_text) for each in columns),
     ]
-    rows = [_result_row(result, columns) for result in comparison.results]
+    is_doubted = comparison.recommendation.startswith(DOUBT)
+    rows = [_result_row(result, columns, is_doubted) for result in comparison.results]
     note = (
         "Settings were chosen on validation (val), never on test. In brackets stands the 95 % "
         "Wilson interval of the test accuracy"
@@ -59,8 +61,15 @@ def table_section(comparison: Comparison) -> Section:
     return Section("heads", "All heads", body)
 
 
-def _result_row(result: Result, columns: Sequence[Column]) -> Markup:
-    badge = "recommended" if result.recommended else result.verdict
+def _unbroken(title: str) -> str:
+    """A title whose percent signs stay with what they belong to."""
+    return title.replace(" %", "\u00a0%")
+
+
+def _result_row(result: Result, columns: Sequence[Column], is_doubted: bool) -> Markup:
+    badge = result.verdict
+    if result.recommended:
+        badge = "choice on validation" if is_doubted else "recommended"
     head = element(
         "th",
         name_of(result.head),
@@ -68,12 +77,15 @@ def _result_row(result: Result, columns: Sequence[Column]) -> Markup:
         scope="row",
     )
     cells = (_cell(result, each) for each in columns)
-    return row_of(head, *cells, class_="recommended" if result.recommended else None)
+    return row_of(head, *cells, class_="chosen" if result.recommended else None)
 
 
 def _cell(result: Result, column: Column) -> Markup:
     if column.title == TEST and result.status:
         return element("td", name_text(result.status), class_="failed")
+    if column.title == TEST:
+        share, _, interval = column.cell(result).partition(" (")
+        return number_cell(joined(share, " ", element("small", f"({interval}")))
     if column.title == "params":  # in full: here is room
         return element("td", name_text(result.params), class_="params")
     if column.is_text:

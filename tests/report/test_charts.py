@@ -1,6 +1,7 @@
 """Charts put points where they belong; curves and the map equal independent computations."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,13 @@ from pipeline.report.feature_map import (
     lay_out,
     spread_rows,
 )
-from pipeline.report.ranking import class_curves, macro_roc
+from pipeline.report.ranking import (
+    COLUMNS,
+    class_curves,
+    macro_precision_recall,
+    macro_roc,
+    outline,
+)
 
 
 def predictions(count: int, class_count: int, *, seed: int, ties: bool = False) -> Predictions:
@@ -56,8 +63,10 @@ def test_ranking_curves_are_scikit_learns(seed: int, ties: bool) -> None:
         false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
         np.testing.assert_allclose(found.roc, np.column_stack([false_rate, true_rate]))
         precision, recall, _ = precision_recall_curve(truth, scores)
-        np.testing.assert_allclose(found.precision_recall[1:, 0], recall[::-1][1:])
-        np.testing.assert_allclose(found.precision_recall[1:, 1], precision[::-1][1:])
+        drawn = slice(1, int((recall < 1).sum()) + 1)  # precision falls on where nothing is found
+        assert recall[::-1][drawn][-1] == 1
+        np.testing.assert_allclose(found.precision_recall[1:, 0], recall[::-1][drawn])
+        np.testing.assert_allclose(found.precision_recall[1:, 1], precision[::-1][drawn])
         assert found.average_precision == pytest.approx(average_precision_score(truth, scores))
 
 
@@ -73,9 +82,45 @@ def test_a_class_without_images_has_no_curve_and_the_mean_goes_without_it() -> N
 def test_long_curves_are_thinned_between_their_ends() -> None:
     found = class_curves(predictions(5000, 2, seed=0), 1)
     assert found is not None
-    assert len(found.roc) <= 160
-    assert found.roc[0].tolist() == [0, 0]
-    assert found.roc[-1].tolist() == [1, 1]
+    drawn = outline(found.roc)
+    assert len(drawn) <= 2 * COLUMNS + 1
+    assert drawn[0].tolist() == [0, 0]
+    assert drawn[-1].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("positives", [3, 12, 400])
+def test_drawn_curves_enclose_the_areas_that_stand_beside_them(positives: int) -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([1, 0], [positives, 3000])
+    scores = random.normal(2.0 * labels)
+    test = replace(predictions(len(labels), 2, seed=0), labels=labels)
+    test.scores[:] = np.column_stack([-scores, scores])
+    found = class_curves(test, 1)
+    assert found is not None
+    drawn = outline(found.roc)
+    assert len(drawn) < len(found.roc) / 2
+    assert np.trapezoid(drawn[:, 1], drawn[:, 0]) == pytest.approx(found.roc_auc, abs=1 / COLUMNS)
+
+
+def test_perfect_scores_are_drawn_perfect() -> None:
+    test = predictions(1200, 100, seed=0)
+    test.labels[:] = np.arange(1200) % 100
+    test.scores[np.arange(1200), test.labels] += 1
+    curves = [found for label in range(100) if (found := class_curves(test, label)) is not None]
+    for found in curves:
+        assert outline(found.roc).tolist() == [[0, 0], [0, 1], [1, 1]]
+        assert outline(found.precision_recall).tolist() == [[0, 1], [1, 1]]
+    assert macro_precision_recall(curves)[:, 1].tolist() == [1] * 101
+    assert macro_roc(curves)[1:, 1].tolist() == [1] * 101
+
+
+def test_mean_precision_has_the_mean_average_precision_for_area() -> None:
+    test = predictions(2000, 4, seed=2)
+    curves = [found for label in range(4) if (found := class_curves(test, label)) is not None]
+    mean = macro_precision_recall(curves)
+    expected = np.mean([each.average_precision for each in curves])
+    assert mean[:, 1].mean() == pytest.approx(expected, abs=0.01)
+    assert mean[-1, 1] > 0.2  # a quarter of the images are of each class
 
 
 @pytest.mark.parametrize(("count", "width"), [(50, 8), (20, 60), (9, 3), (9, 2), (9, 1)])

@@ -53,6 +53,25 @@ def test_a_flat_end_is_neither() -> None:
     assert "levelled off at 0.200, from about epoch 5 on" in sentence
 
 
+@pytest.mark.parametrize(("first", "last", "epochs"), [(5.0, 4.615, 8), (4.6, 4.31, 30)])
+def test_a_loss_that_falls_evenly_has_not_levelled_off(
+    first: float, last: float, epochs: int
+) -> None:
+    sentence = describe_curves(history(np.linspace(first, last, epochs).tolist()))
+    assert "still falls at the end" in sentence
+
+
+def test_a_rise_that_does_not_matter_is_no_overfitting() -> None:
+    falls, rises = np.geomspace(0.3, 5e-8, 10), np.linspace(5e-8, 1e-7, 10)
+    assert "levelled off at 0.000" in describe_curves(history([*falls, *rises]))
+
+
+def test_noise_alone_is_neither_overfitting_nor_progress() -> None:
+    random = np.random.default_rng(0)
+    told = [describe_curves(history(random.normal(0.7, 0.01, 20).tolist())) for _ in range(50)]
+    assert sum("levelled off" in sentence for sentence in told) >= 47
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"), [([0.3, 0.2], "Too few"), ([0.5] * 9 + [float("nan")], "diverged")]
 )

@@ -6,7 +6,9 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from report.comparisons import (
     drawn_table,
 )
 
-from pipeline.evaluation.result import Comparison, Outcome
+from pipeline.evaluation.findings import DuplicatePair
+from pipeline.evaluation.result import Comparison, Predictions
+from pipeline.evaluation.verdict import judge
 from pipeline.report.html import report_html, write_report
 from pipeline.report.thumbnails import read_thumbnails
 
@@ -270,16 +274,146 @@ def test_thumbnails_keep_the_shape_of_the_picture(tmp_path: Path) -> None:
         assert image.height == pytest.approx(128 * 32 / 40, abs=2)
 
 
-def test_a_head_without_temperature_of_its_own_shows_one_line(comparison: Comparison) -> None:
-    def told(**changes: float) -> str:
-        outcomes = tuple(
-            Outcome(**{**vars(each), "result": replace(each.result, **changes)})
-            for each in comparison.outcomes
-        )
-        return read(replace(comparison, outcomes=outcomes)).text
+def with_results(comparison: Comparison, **changes: Any) -> Comparison:
+    """The same with other figures in every row."""
+    outcomes = tuple(
+        replace(each, result=replace(each.result, **changes)) for each in comparison.outcomes
+    )
+    return replace(comparison, outcomes=outcomes)
+
+
+def with_outcomes(comparison: Comparison, **changes: Any) -> Comparison:
+    """The same with other predictions in every row that has some."""
+    outcomes = tuple(
+        replace(each, **changes) if each.test else each for each in comparison.outcomes
+    )
+    return replace(comparison, outcomes=outcomes)
+
+
+def test_temperature_is_compared_on_test(comparison: Comparison) -> None:
+    def told(**changes: Any) -> str:
+        return read(with_results(comparison, **changes)).text
 
     assert "with temperature 1.30" in told()
     assert "falls from 0.120 to 0.100" in told()
     assert "rises from 0.120 to 0.200" in told(calibrated_log_loss=0.2)
-    assert "with temperature" not in told(calibrated_log_loss=0.12)
+    assert "stays at 0.120" in told(calibrated_log_loss=0.12)
     assert "with temperature" not in told(calibrated_ece=math.nan)
+    assert "with temperature (mean 1.30)" in told(fits=5)
+    assert "each fit has its own temperature" in told(fits=5).lower()
+
+
+def test_probabilities_fitted_on_validation_are_said_to_be(comparison: Comparison) -> None:
+    fitted = "fitted on validation."
+    assert fitted in read(with_outcomes(comparison, own_probabilities=False)).text
+    assert fitted not in read(with_results(comparison, calibrated_log_loss=0.12)).text
+
+
+def test_temperature_says_nothing_where_validation_is_all_right(comparison: Comparison) -> None:
+    validation = comparison.shown.validation
+    assert validation is not None
+    scores = np.full_like(validation.scores, 0.4)
+    scores[np.arange(len(scores)), validation.labels] = 0.6
+    all_right = with_outcomes(comparison, validation=replace(validation, scores=scores))
+    text = read(with_results(all_right, temperature=8.77)).text
+    assert "cannot show whether the head is too sure of itself" in text
+    assert "8.77" not in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sureness", "temperature", "mood"),
+    [
+        (3, 0.9, 2.0, "is too sure"),
+        (1, 0.6, 0.5, "is not sure enough"),
+        (2, 2 / 3, 2.0, "is neither"),  # 4 of 6 are right: no temperature is better than 1
+    ],
+)
+def test_a_head_is_too_sure_only_where_the_temperature_helps_on_validation(
+    comparison: Comparison, wrong: int, sureness: float, temperature: float, mood: str
+) -> None:
+    validation = comparison.shown.validation
+    assert validation is not None
+    said = validation.labels.copy()
+    said[:wrong] ^= 1
+    scores = np.full_like(validation.scores, 1 - sureness)
+    scores[np.arange(len(scores)), said] = sureness
+    changed = with_outcomes(comparison, validation=replace(validation, scores=scores))
+    assert f"the head {mood}" in read(with_results(changed, temperature=temperature)).text
+
+
+def test_what_heads_are_judged_by_is_named(comparison: Comparison) -> None:
+    balanced = replace(
+        with_results(comparison, validation_balanced_accuracy=0.913),
+        run={**comparison.run, "balance": True},
+    )
+    assert "balanced validation accuracy91.3 %chosen by this" in read(balanced).text
+    assert "validation accuracy97.0 %chosen by this" in read(comparison).text
+
+
+def test_layers_are_compared_by_what_heads_are_judged_by(comparison: Comparison) -> None:
+    first = comparison.outcomes[0]
+    judged = [
+        replace(
+            first,
+            result=drawn_result(
+                layer=layer,
+                recommended=True,
+                validation_accuracy=plain,
+                validation_balanced_accuracy=balanced,
+            ),
+        )
+        for layer, plain, balanced in (("block3_pool", 0.99, 0.5), ("block4_pool", 0.5, 0.9))
+    ]
+    run = {**comparison.run, "balance": True}
+    text = read(replace(comparison, outcomes=tuple(judged), run=run)).text
+    assert "highest balanced validation accuracy, 90.0 %, has logistic on block4_pool" in text
+
+
+def test_where_none_is_recommended_no_row_is_marked_so(comparison: Comparison) -> None:
+    def guessing(predictions: Predictions | None) -> Predictions | None:
+        return predictions and replace(predictions, scores=np.tile([0.6, 0.4], (6, 1)))
+
+    guesses = [
+        replace(each, test=guessing(each.test), validation=guessing(each.validation))
+        for each in comparison.outcomes
+    ]
+    outcomes, sentence = judge(guesses)
+    page = read(replace(comparison, outcomes=tuple(outcomes), recommendation=sentence))
+    assert page.text.count("recommended") == page.text.count("No head can be recommended") == 1
+    assert page.text.count("choice on validation") == 2  # in the sentence and in the table
+
+
+def test_joiners_of_persian_and_emoji_are_left_alone(tmp_path: Path) -> None:
+    persian, family = (
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f468\u200d\U0001f467",
+    )
+    text = read(drawn_comparison(tmp_path / "set", classes=(persian, f"{family} cat\u200ds"))).text
+    assert persian in text
+    assert f"{family} cat\\u200ds" in text  # two names that look the same are told apart
+
+
+def test_columns_that_matter_come_first(comparison: Comparison) -> None:
+    source = report_html(comparison, command=None)
+    titles = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", source[: source.index("<tbody>")])
+    assert titles[:2] == ["head", "test\u00a0% (95\u00a0%)"]
+    assert titles[-2:] == ["params", "ms/image"]
+
+
+def test_sixty_identical_frames_are_one_group(tmp_path: Path) -> None:
+    classes = [f"class {number}" for number in range(8)]  # 72 images
+    comparison = drawn_comparison(tmp_path / "set", classes=classes)
+    assert comparison.findings is not None
+    frames = tuple(
+        DuplicatePair(first=one, second=other, similarity=1.0, kind="exact", across=False)
+        for one, other in combinations(range(60), 2)
+    )
+    leak = DuplicatePair(first=62, second=70, similarity=0.98, kind="near", across=True)
+    findings = replace(comparison.findings, duplicates=(*frames, leak))
+    text = read(replace(comparison, findings=findings)).text
+    text = text[text.rindex("Duplicates") :]
+    assert "62 images in 2 groups" in text
+    assert "1 group across splits" in text
+    near = text.index("nearly the same, similarity 0.980, across splits")
+    assert near < text.index("60 images: identical files; 56 more not shown")
+    assert text.count(".png") == 2 + 4

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,32 @@ def test_pictures_load_and_notices_stand_in_the_first_screen(browser: Any, tmp_p
         "return document.querySelector('.notices').getBoundingClientRect().bottom"
     )
     assert bottom <= PHONE[1]
+
+
+@pytest.mark.slow
+def test_table_with_every_column_is_whole_on_a_desktop_and_tells_the_test_figure_on_a_phone(
+    browser: Any, tmp_path: Path
+) -> None:
+    comparison = drawn_comparison(tmp_path / "set")
+    figures = {"test_spread": 0.011, "top5_accuracy": 0.99, "balanced_accuracy": 0.9}
+    figures |= {"parameters": 1_536_000, "params": "shrinkage=0.2 (2 of 5 fits)"}
+    outcomes = tuple(
+        replace(each, result=replace(each.result, **figures)) if each.test else each
+        for each in comparison.outcomes
+    )
+    report = tmp_path / "report.html"
+    write_report(replace(comparison, outcomes=outcomes), report, command=None)
+    show(browser, report, DESKTOP)
+    wide, inner = browser.execute_script(
+        "const box = document.querySelector('#heads .scroll');"
+        "return [box.scrollWidth, box.clientWidth]"
+    )
+    assert wide <= inner
+    show(browser, report, PHONE)
+    right = browser.execute_script(
+        "return document.querySelector('#heads tbody td').getBoundingClientRect().right"
+    )
+    assert right <= PHONE[0]
 
 
 @pytest.mark.slow
