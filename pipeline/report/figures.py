@@ -159,10 +159,6 @@ def reliability_section(outcome: Outcome) -> Section | None:
         f"Probability and accuracy differ by {percent(result.ece)} points on average (expected "
         f"calibration error). "
     )
-    caption = (
-        "A larger marker stands for more images. Below the dotted line the head is too sure of "
-        "itself."
-    )
     validation = outcome.validation
     if not outcome.own_probabilities:
         text += "The head gives none of its own: they were fitted on validation."
@@ -174,12 +170,11 @@ def reliability_section(outcome: Outcome) -> Section | None:
             "too sure of itself."
         )
     else:
-        name = f"with temperature {result.temperature:.2f}"
-        if result.fits > 1:
-            name = f"with temperature (mean {result.temperature:.2f})"
-            caption += " Each fit has its own temperature; the curve is drawn with their mean."
-        scaled = apply_temperature(test.scores, result.temperature, has_probabilities=True)
-        series.append(_reliability_series(name, test.labels, scaled, style=1))
+        name = "each fit with its own temperature"
+        if result.fits == 1:
+            name = f"with temperature {result.temperature:.2f}"
+            scaled = apply_temperature(test.scores, result.temperature, has_probabilities=True)
+            series.append(_reliability_series(name, test.labels, scaled, style=1))
         figures.append((name, result.calibrated_ece, result.calibrated_log_loss))
         text += _temperature_text(result, validation)
     rows = [
@@ -201,7 +196,8 @@ def reliability_section(outcome: Outcome) -> Section | None:
         percent_axis("probability of the predicted class, %"),
         percent_axis("classified right, %"),
         label=f"Share classified right by predicted probability. {text}",
-        caption=caption,
+        caption="A larger marker stands for more images. Below the dotted line the head is too "
+        "sure of itself.",
     )
     table = element(
         "figure", element("h3", "On test"), scrolling("Calibration on test", titles, rows)
@@ -213,13 +209,16 @@ def reliability_section(outcome: Outcome) -> Section | None:
 def _temperature_text(result: Result, validation: Predictions) -> str:
     """What temperature scaling shows: on validation, where it was fitted, and on test."""
     temperature = f"a temperature of {result.temperature:.2f}"
-    if result.fits > 1:
-        temperature += " (mean of the fits)"
     scaled = apply_temperature(validation.scores, result.temperature, has_probabilities=True)
     gain = log_loss_of(validation.labels, validation.scores) - log_loss_of(
         validation.labels, scaled
     )
-    if gain < LEAST_GAIN:
+    if result.fits > 1:  # some may be too sure and others not enough: their mean says nothing
+        text = (
+            f"Each of the {result.fits} fits has a temperature of its own, fitted on validation: "
+            f"with them "
+        )
+    elif gain < LEAST_GAIN:
         text = (
             f"On validation {temperature} brings no lower log loss, so the head is neither "
             f"clearly too sure of itself nor clearly not sure enough: with it "

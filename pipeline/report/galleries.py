@@ -226,10 +226,11 @@ def duplicates_section(gallery: Gallery) -> Section | None:
     images = counted(sum(len(group.rows) for group in groups), "image")
     across = sum(group.across for group in groups)
     text = f"{images} in {counted(len(groups), 'group')}, each of the same picture; "
+    parts = _parts(gallery)
     text += (
-        f"{counted(across, 'group')} across splits, which makes test figures look too good."
+        f"{counted(across, 'group')} across {parts}, which makes test figures look too good."
         if across
-        else "none across splits."
+        else f"none across {parts}."
     )
     if len(shown) < len(groups):
         text += f" The first {len(shown)} are shown."
@@ -238,8 +239,15 @@ def duplicates_section(gallery: Gallery) -> Section | None:
     return Section("duplicates", "Duplicates", body)
 
 
+def _parts(gallery: Gallery) -> str:
+    """Between which parts images are told apart."""
+    return "folds" if gallery.outcome.folds else "splits"
+
+
 def _group(gallery: Gallery, group: DuplicateGroup) -> Markup:
-    splits = gallery.table.columns.splits
+    splits = np.zeros_like(gallery.table.columns.splits)  # folds take no notice of them
+    if not gallery.outcome.folds:
+        splits = gallery.table.columns.splits
     pictures = (
         element(
             "div",
@@ -253,7 +261,7 @@ def _group(gallery: Gallery, group: DuplicateGroup) -> Markup:
         what = f"nearly the same, similarity {group.similarity:.3f}"
         if len(group.rows) > 2:
             what += " or more"
-    where = ", across splits" if group.across else ""
+    where = f", across {_parts(gallery)}" if group.across else ""
     left = len(group.rows) - MOST_ALIKE
     more = f"; {left:,} more not shown" if left > 0 else ""
     words = f"{what}{where}{more}"

@@ -299,8 +299,14 @@ def test_temperature_is_compared_on_test(comparison: Comparison) -> None:
     assert "rises from 0.120 to 0.200" in told(calibrated_log_loss=0.2)
     assert "stays at 0.120" in told(calibrated_log_loss=0.12)
     assert "with temperature" not in told(calibrated_ece=math.nan)
-    assert "with temperature (mean 1.30)" in told(fits=5)
-    assert "each fit has its own temperature" in told(fits=5).lower()
+
+
+def test_of_several_fits_no_mean_temperature_is_made_a_verdict(comparison: Comparison) -> None:
+    text = read(with_results(comparison, fits=5)).text
+    assert "Each of the 5 fits has a temperature of its own" in text
+    assert "falls from 0.120 to 0.100" in text
+    assert "On validation the head is" not in text
+    assert "1.30" not in text
 
 
 def test_probabilities_fitted_on_validation_are_said_to_be(comparison: Comparison) -> None:
@@ -398,6 +404,14 @@ def test_columns_that_matter_come_first(comparison: Comparison) -> None:
     titles = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", source[: source.index("<tbody>")])
     assert titles[:2] == ["head", "test\u00a0% (95\u00a0%)"]
     assert titles[-2:] == ["params", "ms/image"]
+
+
+def test_duplicates_stand_in_folds_where_there_are_folds(comparison: Comparison) -> None:
+    text = read(with_outcomes(comparison, folds=5)).text
+    text = text[text.rindex("Duplicates") :]
+    assert "identical files, across folds" in text
+    assert "splits" not in text[: text.index("What exactly was run")]
+    assert "(train)" not in text
 
 
 def test_sixty_identical_frames_are_one_group(tmp_path: Path) -> None:
