@@ -24,7 +24,7 @@ def _photos() -> None:
     """What the examples speak of: ``photos/`` with splits, and a run with its saved head."""
     draw_set(Path("photos"), splits=("train", "validation", "test"))
     cache = extract_features("photos", base="pixels", cache_dir="run").table.path
-    bundle = compare_heads(cache, heads="logistic", look=False).recommended.bundle
+    bundle = compare_heads(cache, heads="logistic", look=False).shown.bundle
     assert bundle is not None
     Path("results").mkdir()
     save_bundle(bundle, Path("results/logistic.safetensors"))

@@ -337,7 +337,7 @@ def test_network_gives_the_features_of_extract(drawn_classes: Path) -> None:
 
 def test_loaded_model_predicts_as_the_table_says(drawn_set: Path) -> None:
     table = extract_features(drawn_set, base="pixels").table
-    outcome = compare_heads(table.path, heads="logistic", look=False).recommended
+    outcome = compare_heads(table.path, heads="logistic", look=False).shown
     assert outcome.bundle is not None
     assert outcome.test is not None
     save_bundle(outcome.bundle, Path("logistic.safetensors"))

@@ -199,11 +199,6 @@ class Comparison:
         """The outcome to look at closely: the one that validation recommends."""
         return next(each for each in self.outcomes if each.result.recommended)
 
-    @property
-    def recommended(self) -> Outcome:
-        """The same."""
-        return self.shown
-
     def document(self) -> dict[str, Any]:
         """The contents of results.json."""
         run = dict(self.run) | {
