@@ -18,6 +18,7 @@ from pipeline.cache.file import (
     columns_of,
     create_features,
 )
+from pipeline.evaluation.splits import Splits
 from pipeline.spec import FeatureSpec
 
 SPEC = FeatureSpec(
@@ -103,3 +104,13 @@ def folder_splits(count: int) -> list[int]:
 def alternating_labels(count: int, class_count: int = 2) -> list[int]:
     """0, 1, … in turn."""
     return [row % class_count for row in range(count)]
+
+
+def sides(splits: Splits, count: int) -> npt.NDArray[np.int64]:
+    """0 nowhere, 1 train, 2 validation, 3 test for each row; each row at most once."""
+    side = np.zeros(count, np.int64)
+    for number, name in enumerate(("train", "validation", "test"), 1):
+        rows = getattr(splits, name)
+        assert not side[rows].any()
+        side[rows] = number
+    return side

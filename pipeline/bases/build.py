@@ -142,17 +142,27 @@ def _from_keras(base: Base, image_size: int) -> Any:
         "not there, Keras downloads them once from its host.",
         base.keras_name,
     )
+    with downloading(f"ImageNet weights of {base.name}", "--weights"):
+        return _construct(base, image_size, weights=IMAGENET)
+
+
+@contextlib.contextmanager
+def downloading(what: str, option: str) -> Iterator[None]:
+    """What Keras tells goes to stderr; a failed download is an UnreachableError.
+
+    ``option`` takes a file instead.
+    """
     with network_timeout(CONNECT_TIMEOUT_SECONDS), contextlib.redirect_stdout(sys.stderr):
         try:
-            return _construct(base, image_size, weights=IMAGENET)
+            yield
         except Exception as error:  # Keras raises a bare Exception when a download fails
             url = re.search(r"https?://\S+?(?=[:,]?\s|$)", str(error))
             if not isinstance(error, OSError) and "fetch failure" not in str(error):
                 raise
             raise UnreachableError(
-                f"ImageNet weights of {base.name} could not be downloaded: place "
-                f"{url.group() if url else 'the file from Keras'} in ~/.keras/models "
-                f"by hand, or give --weights FILE"
+                f"{what} could not be downloaded: place "
+                f"{url.group() if url else 'the file from Keras'} in ~/.keras/models by hand, or "
+                f"give {option} FILE"
             ) from error
 
 

@@ -1,24 +1,19 @@
 """The published networks whole, with the classifier that tells the 1,000 classes of ImageNet."""
 
-import contextlib
-import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.bases.build import (
-    CONNECT_TIMEOUT_SECONDS,
     describe,
+    downloading,
     load_file,
-    network_timeout,
     preprocess,
     restore_imagenet_rescaling,
     shapes,
 )
 from pipeline.bases.registry import PIXELS, Base, check_image_size
 from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice, file_arrays
-from pipeline.errors import BadDataError, UnreachableError, UsageError
+from pipeline.errors import BadDataError, UsageError
 from pipeline.keras_backend import keras
 from pipeline.text import printable
 
@@ -56,7 +51,7 @@ def fetch_labels() -> Path:
 
     Raises UnreachableError, with what to do.
     """
-    with _downloading("the names of ImageNet's classes", "--labels"):
+    with downloading("the names of ImageNet's classes", "--labels"):
         return Path(
             keras.utils.get_file(
                 "imagenet_class_index.json",
@@ -71,7 +66,7 @@ def _construct(base: Base, image_size: int | None, weights: WeightsChoice) -> An
     constructor = getattr(keras.applications, base.keras_name)
     shape = None if image_size is None else (image_size, image_size, 3)
     source = IMAGENET if weights.kind == IMAGENET else None
-    with _downloading(f"ImageNet weights of {base.name} with its classifier", "--weights"):
+    with downloading(f"ImageNet weights of {base.name} with its classifier", "--weights"):
         try:
             return constructor(weights=source, include_top=True, input_shape=shape)
         except ValueError as error:
@@ -79,23 +74,6 @@ def _construct(base: Base, image_size: int | None, weights: WeightsChoice) -> An
                 raise
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"{base.name} with --image-size {image_size}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _downloading(what: str, option: str) -> Iterator[None]:
-    """What Keras tells goes to stderr; a failed download is an UnreachableError."""
-    with network_timeout(CONNECT_TIMEOUT_SECONDS), contextlib.redirect_stdout(sys.stderr):
-        try:
-            yield
-        except Exception as error:  # Keras raises a bare Exception when a download fails
-            url = re.search(r"https?://\S+?(?=[:,]?\s|$)", str(error))
-            if not isinstance(error, OSError) and "fetch failure" not in str(error):
-                raise
-            raise UnreachableError(
-                f"{what} could not be downloaded: place "
-                f"{url.group() if url else 'the file from Keras'} in ~/.keras/models by hand, or "
-                f"give {option} FILE"
-            ) from error
 
 
 def _load(network: Any, path: Path, base: Base) -> None:

@@ -65,8 +65,7 @@ def score(
     """Measure a head on the test rows of each of its trials.
 
     Accuracies and calibration errors are over all images scored, other measures means over the
-    fits. A head that has no
-    choice on some trial gets a row that says why.
+    fits. A head that has no choice on some trial gets a row that says why.
 
     Parameters
     ----------

@@ -4,23 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from feature_sets import alternating_labels, draw_columns
+from feature_sets import alternating_labels, draw_columns, sides
 
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.folds import make_folds
-from pipeline.evaluation.splits import Splits
 
 CLASSES = ("cats", "dogs", "frogs")
 LABELS = alternating_labels(90, 3)
-
-
-def sides(splits: Splits, count: int) -> np.ndarray:
-    side = np.zeros(count, int)
-    for number, name in enumerate(("train", "validation", "test"), 1):
-        rows = getattr(splits, name)
-        assert not side[rows].any()
-        side[rows] = number
-    return side
 
 
 @pytest.mark.parametrize("folds", [3, 5])

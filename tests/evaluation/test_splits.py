@@ -5,23 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from feature_sets import alternating_labels, draw_columns
+from feature_sets import alternating_labels, draw_columns, sides
 
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.splits import Shares, make_splits, uniform_draws
 
 CLASSES = ("cats", "dogs")
 LABELS = alternating_labels(600)
-
-
-def sides(splits: object, count: int) -> np.ndarray:
-    """0 nowhere, 1 train, 2 validation, 3 test for each row; each row at most once."""
-    side = np.zeros(count, int)
-    for number, name in enumerate(("train", "validation", "test"), 1):
-        rows = getattr(splits, name)
-        assert not side[rows].any()
-        side[rows] = number
-    return side
 
 
 def test_draws_are_the_documented_digest() -> None:
