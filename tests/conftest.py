@@ -1,6 +1,8 @@
 """Fixtures that every test may use: drawn images, tiny and offline."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,15 @@ def assets() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test stands in an empty folder, so that cache/ and results/ are its own."""
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test stands in an empty folder: cache/, results/ and modules there are its own."""
     monkeypatch.chdir(tmp_path)
+    search = list(sys.path)
+    yield
+    sys.path[:] = search
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "").is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 @pytest.fixture
