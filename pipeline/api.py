@@ -4,22 +4,21 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.bases.registry import PREPROCESSING_POLICIES, Base, check_image_size, find_base
-from pipeline.bases.weights import (
-    IMAGENET,
-    RANDOM,
-    WeightsChoice,
-    digest_note,
-    known_digest,
-    remember_digest,
+from pipeline.bases.registry import (
+    PIXELS,
+    PREPROCESSING_POLICIES,
+    Base,
+    check_image_size,
+    find_base,
 )
+from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice
 from pipeline.cache.file import FORMAT_VERSION, NO_FILE, FeatureTable, cache_file, read_all_rows
 from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
 from pipeline.cache.lock import writer_lock
@@ -32,13 +31,27 @@ from pipeline.cache.upkeep import (
     skipped_files,
 )
 from pipeline.durable import make_folder, sync_folder
-from pipeline.engines import Engine, open_engine
-from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
+from pipeline.engines import (
+    AUTO,
+    ENGINES,
+    Engine,
+    EngineRequest,
+    name_weights,
+    open_engine,
+)
+from pipeline.errors import (
+    BadDataError,
+    CannotCreateError,
+    NoInputError,
+    UnreachableError,
+    UsageError,
+)
 from pipeline.evaluation.compare import compare_heads
 from pipeline.frames import load_features
 from pipeline.images.decode import RESIZE_POLICIES, pixels_digest
 from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
+from pipeline.images.reader import Pixels
 from pipeline.images.scan import ImageRef, ImageSet, Skipped, scan_folder
 from pipeline.models.predicting import Model, Predictions
 from pipeline.models.predictor import open_predictor
@@ -97,6 +110,8 @@ def extract_features(
     resize: str = "squash",
     dtype: str = "float32",
     batch_size: int = BATCH_SIZE,
+    engine: str = AUTO,
+    mix_engines: bool = False,
     limit_per_class: int | None = None,
     seed: int = 0,
     strict: bool = False,
@@ -123,6 +138,9 @@ def extract_features(
     resize : ``squash``, ``crop`` or ``pad`` to the square.
     dtype : stored type, ``float32`` or ``float16``.
     batch_size : images per forward pass.
+    engine : ``tensorflow``, ``onnx``, ``ncnn``, or ``auto``: the one that computed what the cache
+        holds; for a new one the fastest of those that agree with TensorFlow on its images.
+    mix_engines : let another engine than the recorded one compute what the cache lacks.
     limit_per_class : only the first so many files of each class (of each split), by path.
     strict : raise for the first unreadable image instead of skipping it.
     rehash : read every file to hash it, even those that look unchanged.
@@ -159,8 +177,10 @@ def extract_features(
         resize=resize,
         dtype=dtype,
         weights=WeightsChoice.parse(os.fspath(weights), seed=seed),
-        weights_folder=cache_folder / "weights",
+        cache_folder=cache_folder,
         batch_size=batch_size,
+        engine_name=engine,
+        mix_engines=mix_engines,
     )
     layer_names = layers or [chosen.last_layer]
     layer_keys = tuple(sorted({layer_key(name, pooling) for name in layer_names}))
@@ -281,41 +301,74 @@ class Recipe:
     resize: str
     dtype: str
     weights: WeightsChoice
-    weights_folder: Path
+    cache_folder: Path
     batch_size: int
+    engine_name: str = AUTO
+    mix_engines: bool = False
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_choice("preprocessing", self.preprocessing, PREPROCESSING_POLICIES)
         _check_choice("resize", self.resize, RESIZE_POLICIES)
         _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("engine", self.engine_name, (AUTO, *ENGINES))
         if self.batch_size < 1:
             raise UsageError(f"--batch-size needs at least 1; received {self.batch_size}")
         check_image_size(self.base, self.image_size)
         if self.preprocessing == "rescale" and self.base.preprocessing == "none":
             log.warning("%s rescales its input by itself: 1/255 comes on top", self.base.name)
 
-    def engine(self, keys: tuple[str, ...]) -> Engine:
-        """The engine for these layer keys, opened once: naming weights and computing share it."""
+    def engine(
+        self, keys: tuple[str, ...], images: Pixels, recorded: Mapping[str, Any] | None
+    ) -> Engine:
+        """The engine for these layer keys, opened once.
+
+        Parameters
+        ----------
+        images : (n, S, S, 3) uint8 RGB, some of those to be computed; engines are tried on them.
+        recorded : the engine that computed what the cache holds already, None for an empty one.
+
+        Raises CannotCreateError for another engine than the recorded one, UnreachableError where
+        that is not installed.
+        """
         if keys not in self._engines:
             self._engines[keys] = open_engine(
-                self.base,
-                image_size=self.image_size,
-                preprocessing=self.preprocessing,
-                weights=self.weights,
-                weights_folder=self.weights_folder,
-                layers=keys,
-                batch_size=self.batch_size,
+                self._request(keys), engine=self._allowed(recorded), images=images
             )
         return self._engines[keys]
 
+    def _allowed(self, recorded: Mapping[str, Any] | None) -> str:
+        """A cache keeps its engine unless the user allows others."""
+        if recorded is None or self.mix_engines or self.base.name == PIXELS:
+            return self.engine_name
+        there = str(recorded["name"])
+        if self.engine_name not in (AUTO, there):
+            raise CannotCreateError(
+                f"{there} computed the features that are there; received --engine "
+                f"{self.engine_name}: leave it out, choose another --out, or allow both in one "
+                f"file with --mix-engines"
+            )
+        if there not in ENGINES:
+            raise UnreachableError(
+                f"{printable(there)} computed the features that are there, an engine that is not "
+                f"known here: choose another --out, or go on with another engine by --mix-engines"
+            )
+        return there
+
+    def _request(self, keys: tuple[str, ...]) -> EngineRequest:
+        return EngineRequest(
+            base=self.base,
+            image_size=self.image_size,
+            preprocessing=self.preprocessing,
+            weights=self.weights,
+            layers=keys,
+            batch_size=self.batch_size,
+            cache_folder=self.cache_folder,
+        )
+
     def spec(self, keys: tuple[str, ...]) -> FeatureSpec:
         """What the features are; loads the network only to name weights never met before."""
-        note = digest_note(self.base, self.image_size, self.weights_folder)
-        digest = known_digest(self.weights, base=self.base, note=note)
-        if digest is None:
-            digest = self.engine(keys).weights
-            remember_digest(digest, base=self.base, note=note)
+        digest = name_weights(self._request(keys))
         return FeatureSpec(
             base=self.base.name,
             weights=digest,
@@ -385,7 +438,7 @@ def _recipe_of(
         resize=spec.resize,
         dtype=spec.dtype,
         weights=choice,
-        weights_folder=folder / "weights",
+        cache_folder=folder,
         batch_size=batch_size,
     )
 

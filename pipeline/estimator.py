@@ -15,6 +15,7 @@ from pipeline.api import BATCH_SIZE, Recipe, cache_document
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
 from pipeline.cache.content import content_set, features_by_content
+from pipeline.engines import AUTO
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.given import ArrayImages, GivenImages, given_images
 from pipeline.models.bundle import find_bundle, load_bundle
@@ -45,6 +46,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     resize : ``squash``, ``crop`` or ``pad`` to the square.
     dtype : stored type, ``float32`` or ``float16``.
     batch_size : images per forward pass.
+    engine : who computes, as for `pipeline.extract_features`.
     seed : of random weights.
     cache_dir : where caches are; the same as for `extract_features`.
 
@@ -94,6 +96,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         resize: str = "squash",
         dtype: str = "float32",
         batch_size: int = BATCH_SIZE,
+        engine: str = AUTO,
         seed: int = 0,
         cache_dir: str | os.PathLike[str] = "cache",
     ) -> None:
@@ -108,6 +111,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.resize = resize
         self.dtype = dtype
         self.batch_size = batch_size
+        self.engine = engine
         self.seed = seed
         self.cache_dir = cache_dir
 
@@ -178,8 +182,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             resize=self.resize,
             dtype=self.dtype,
             weights=WeightsChoice.parse(os.fspath(self.weights), seed=seed),
-            weights_folder=Path(self.cache_dir) / "weights",
+            cache_folder=Path(self.cache_dir),
             batch_size=_whole("batch_size", self.batch_size),
+            engine_name=self.engine,
         )
 
     def _images(self, X: Any, *, reset: bool) -> GivenImages:

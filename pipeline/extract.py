@@ -66,6 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dtype", default="float32", choices=("float32", "float16"))
     made.add_argument("--batch-size", type=int, default=8, metavar="N")
+    made.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", "tensorflow", "onnx", "ncnn"),
+        help="who computes (default: whoever computed what the cache holds; for a new one the "
+        "fastest that agrees with TensorFlow)",
+    )
+    made.add_argument(
+        "--mix-engines",
+        action="store_true",
+        help="let another engine compute what the cache lacks",
+    )
     made.add_argument("--limit-per-class", type=int, metavar="N", help="for a quick try")
     made.add_argument("--seed", type=int, default=0, help="of --weights random")
     made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
@@ -94,6 +106,8 @@ def _extract(arguments: argparse.Namespace) -> None:
             resize=arguments.resize,
             dtype=arguments.dtype,
             batch_size=arguments.batch_size,
+            engine=arguments.engine,
+            mix_engines=arguments.mix_engines,
             limit_per_class=arguments.limit_per_class,
             seed=arguments.seed,
             strict=arguments.strict,

@@ -57,7 +57,9 @@ def test_scikit_learn_check(estimator: FeatureExtractor, check: Any) -> None:
 @parametrize_with_checks(
     [
         clone(ROWS).set_params(pooling="max", dtype="float16", resize="pad"),
-        clone(ROWS).set_params(base="mobilenet_v3_small", image_size=32, weights="random"),
+        clone(ROWS).set_params(
+            base="mobilenet_v3_small", image_size=32, weights="random", engine="tensorflow"
+        ),
     ]
 )
 def test_scikit_learn_check_of_other_settings(estimator: FeatureExtractor, check: Any) -> None:
@@ -323,7 +325,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_network_gives_the_features_of_extract(drawn_classes: Path) -> None:
-    options = {"image_size": 32, "weights": "random", "seed": 3}
+    options = {"image_size": 32, "weights": "random", "seed": 3, "engine": "tensorflow"}
     table = extract_features(
         drawn_classes, base="mobilenet_v3_small", pooling="avg", cache_dir="other", **options
     ).table

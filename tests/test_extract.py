@@ -30,7 +30,7 @@ def test_images_become_a_cache_and_the_second_run_computes_nothing(drawn_set: Pa
 
 def test_network_runs_once_and_a_warm_run_never_loads_tensorflow(drawn_set: Path) -> None:
     command = ["extract", drawn_set, "--base", "MobileNetV3Small", "--image-size", "32"]
-    command += ["--weights", "random", "--pooling", "avg"]
+    command += ["--weights", "random", "--pooling", "avg", "--engine", "tensorflow"]
     first = run_command(*command)
     assert ":avg: (72, 576) float32" in first.stdout
     loaded = modules_loaded_by(*command)
@@ -45,6 +45,7 @@ def test_several_layers_are_cached_in_one_pass(drawn_set: Path) -> None:
         weights="random",
         layers=["expanded_conv_2_add", "activation_17"],
         limit_per_class=2,
+        engine="tensorflow",
     )
     assert done.computed == 12
     assert done.table.layers == {"activation_17": (1, 1, 576), "expanded_conv_2_add": (4, 4, 24)}

@@ -92,6 +92,7 @@ def test_other_weights_go_to_another_file(drawn_set: Path) -> None:
             base="mobilenet_v3_small",
             image_size=32,
             weights="random",
+            engine="tensorflow",
             seed=seed,
             limit_per_class=1,
         ).table.path

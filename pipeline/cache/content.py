@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable, read_all_rows, read_features
-from pipeline.cache.fill import compute_rows
+from pipeline.cache.fill import OpenEngine, compute_rows
 from pipeline.cache.keys import RowKey
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.merge import KnownRows, publish_rows
@@ -26,7 +26,6 @@ from pipeline.cache.publish import Source
 from pipeline.cache.seal import find_damage
 from pipeline.cache.shards import ShardFolder
 from pipeline.durable import make_folder, remove_temporaries
-from pipeline.engines import Engine
 from pipeline.errors import BusyError, DamagedError
 from pipeline.images.given import GivenImages
 from pipeline.images.scan import NO_SPLIT, ImageRef, ImageSet
@@ -53,7 +52,7 @@ def features_by_content(
     *,
     spec: FeatureSpec,
     layer: str,
-    open_engine: Callable[[tuple[str, ...]], Engine],
+    open_engine: OpenEngine,
     describe: Callable[[], Mapping[str, Any]],
     batch_size: int,
 ) -> npt.NDArray[np.float32]:
@@ -65,7 +64,7 @@ def features_by_content(
     Parameters
     ----------
     folder : where the caches are.
-    open_engine : called with the layer, and only if something must be computed.
+    open_engine : as for `pipeline.cache.fill.fill_cache`.
     describe : gives what the cache file shall say of itself, made for `content_set`.
 
     Raises BadDataError for an image that cannot be decoded; what was computed before it is kept.
@@ -133,7 +132,7 @@ class _Store:
     def add(
         self,
         images: GivenImages,
-        open_engine: Callable[[tuple[str, ...]], Engine],
+        open_engine: OpenEngine,
         describe: Callable[[], Mapping[str, Any]],
         batch_size: int,
     ) -> None:
@@ -154,8 +153,11 @@ class _Store:
         read = images.read(wanted, image_size=self._spec.image_size, resize=self._spec.resize)
         with closing(read) as decoded:
             layers = (self._layer,)
-            for _ in compute_rows(decoded, layers, self._spec, shards, open_engine, batch_size):
-                pass
+            table = self._tables.get(self.path)
+            recorded = KnownRows(table, shards.read()).engine
+            compute_rows(
+                decoded, layers, self._spec, shards, open_engine, batch_size, recorded=recorded
+            )
         if shards.path.is_dir():
             self._publish(shards, describe())
 

@@ -8,14 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.cache.file import FeatureTable, read_all_rows, rows_per_chunk
+from pipeline.cache.commits import Commits
+from pipeline.cache.file import FeatureTable, read_all_rows
 from pipeline.cache.keys import RowKey
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.merge import Distrusted, KnownRows, publish_rows
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 SKIPPED_SUFFIX = ".skipped.csv"
 
 Progress = Callable[[int, int], None]
+OpenEngine = Callable[[tuple[str, ...], Pixels, Mapping[str, Any] | None], Engine]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def fill_cache(
     skipped: Sequence[Skipped],
     spec: FeatureSpec,
     layers: Sequence[str],
-    open_engine: Callable[[tuple[str, ...]], Engine],
+    open_engine: OpenEngine,
     document: Mapping[str, Any],
     batch_size: int,
     strict: bool = False,
@@ -70,7 +71,8 @@ def fill_cache(
     ----------
     refs : the images, hashed, in the order of their rows.
     skipped : files that are out already, e.g. without permission to read.
-    open_engine : called with layer keys, and only if something must be computed.
+    open_engine : called only if something must be computed, with layer keys, the first images, and
+        what is recorded of the engine that computed the rows that are there.
     document : what the file's ``spec`` dataset shall say; the engine is added.
     strict : raise BadDataError for the first skipped file.
     wait : wait for another process that writes the file, instead of raising BusyError.
@@ -92,12 +94,25 @@ def fill_cache(
         done = len(refs) - sum(map(len, missing.values()))
         computed = 0
         skipped_before = len(out.paths)
+
+        def count(rows: int) -> None:
+            nonlocal computed
+            computed += rows
+            if progress and rows:
+                progress(done + computed + len(out.paths) - skipped_before, len(refs))
+
         for lacking, group in missing.items():
             with closing(_readable(group, images.root, spec, out)) as decoded:
-                for rows in compute_rows(decoded, lacking, spec, shards, open_engine, batch_size):
-                    computed += rows
-                    if progress:
-                        progress(done + computed + len(out.paths) - skipped_before, len(refs))
+                compute_rows(
+                    decoded,
+                    lacking,
+                    spec,
+                    shards,
+                    open_engine,
+                    batch_size,
+                    recorded=known.engine,
+                    committed=count,
+                )
         out.add_copies(refs)
         out.finish(path.with_suffix(SKIPPED_SUFFIX))
         if computed:
@@ -245,59 +260,33 @@ def compute_rows(
     layers: tuple[str, ...],
     spec: FeatureSpec,
     shards: ShardFolder,
-    open_engine: Callable[[tuple[str, ...]], Engine],
+    open_engine: OpenEngine,
     batch_size: int,
-) -> Iterator[int]:
-    """Run images through an engine, a shard whenever it is full; yields the rows of each.
+    *,
+    recorded: Mapping[str, Any] | None,
+    committed: Callable[[int], object] = lambda rows: None,
+) -> None:
+    """Run images through an engine and commit their rows.
 
     Parameters
     ----------
     decoded : images with their (image_size, image_size, 3) uint8 RGB pixels.
+    recorded : the engine that computed what the cache holds, None for an empty one.
+    committed : called with the number of rows whenever some are safe.
     """
-    engine: Engine | None = None
-    keys: list[RowKey] = []
-    rows: dict[str, list[npt.NDArray[Any]]] = {key: [] for key in layers}
-    shard_rows = 0
-
-    def commit(count: int, engine: Engine) -> None:
-        features = {key: np.stack(found[:count]) for key, found in rows.items()}
-        made_by = {"name": engine.name, "version": engine.version}
-        shards.commit(keys[:count], features, engine=made_by)
-        del keys[:count]
-        for found in rows.values():
-            del found[:count]
-
-    while batch := list(islice(decoded, batch_size)):
-        if engine is None:  # not before there is an image for it: opening takes seconds
-            engine = open_engine(layers)
-            if engine.weights != spec.weights:
-                raise BadDataError(
-                    f"the weights of {spec.base} have SHA-256 {engine.weights[:12]}…, not "
-                    f"{spec.weights[:12]}… as noted: delete the note in weights/ and run again"
-                )
-            shard_rows = min(rows_per_chunk(engine.row_shapes[key], spec.dtype) for key in layers)
-        features = engine(np.stack([pixels for _, pixels in batch]))
-        keys += [RowKey(ref.digest) for ref, _ in batch]
-        for key in layers:
-            rows[key] += list(_stored(key, features[key], spec.dtype))
-        while len(keys) >= shard_rows:
-            commit(shard_rows, engine)
-            yield shard_rows
-    if engine and keys:
-        last = len(keys)
-        commit(last, engine)
-        yield last
-
-
-def _stored(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Features in the stored dtype; raises BadDataError where one is not a finite number."""
-    with np.errstate(over="ignore"):
-        stored = features.astype(dtype)
-    if not np.isfinite(stored).all():
-        cause = (
-            f"--dtype {dtype} cannot hold them, use float32"
-            if np.isfinite(features).all()
-            else "the weights or the layer are broken"
+    batches = iter(lambda: list(islice(decoded, batch_size)), [])
+    first = next(batches, None)
+    if first is None:
+        return
+    # Not before there is an image: opening takes seconds, and engines are tried on images.
+    engine = open_engine(layers, np.stack([pixels for _, pixels in first]), recorded)
+    if engine.weights != spec.weights:
+        raise BadDataError(
+            f"the weights of {spec.base} have SHA-256 {engine.weights[:12]}…, not "
+            f"{spec.weights[:12]}… as noted: delete the note in weights/ and run again"
         )
-        raise BadDataError(f"features of {layer} are not finite: {cause}")
-    return stored
+    with Commits(shards, engine, layers, spec.dtype) as commits:
+        for batch in chain([first], batches):
+            features = engine(np.stack([pixels for _, pixels in batch]))
+            committed(commits.add([RowKey(ref.digest) for ref, _ in batch], features))
+        committed(commits.finish())

@@ -38,7 +38,8 @@ class KnownRows:
     ----------
     sources : layer key -> row key -> where its features stand.
     row_shapes : layer key -> shape of one row.
-    engine : who computed them, None if there are none.
+    engine : who computed them, None if there are none: the first one's name, version and measured
+        error; where the user allowed others, or its version changed, those under ``also``.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class KnownRows:
     ) -> None:
         self.sources: dict[str, dict[RowKey, Source]] = defaultdict(dict)
         self.row_shapes: dict[str, tuple[int, ...]] = {}
-        self.engine: Mapping[str, str] | None = None
+        self.engine: Mapping[str, Any] | None = None
         if table is not None:
             self._add_table(table, distrusted or {})
         for shard in shards:
@@ -64,7 +65,7 @@ class KnownRows:
         return sources.get(row.key) if row.ref is None else sources[row.key]
 
     def _add_table(self, table: FeatureTable, distrusted: Distrusted) -> None:
-        self.engine = table.document["engine"]
+        self._add_engine(table.document["engine"])
         keys = table.columns.row_keys()
         gone = np.flatnonzero(table.columns.labels == NO_FILE)
         for layer, shape in table.layers.items():
@@ -77,8 +78,19 @@ class KnownRows:
                 key: Source(table.path, row) for row, key in enumerate(keys) if row not in out
             }
 
+    def _add_engine(self, engine: Mapping[str, Any] | None) -> None:
+        if engine is None:
+            return
+        if self.engine is None:
+            self.engine = engine
+            return
+        also = list(self.engine.get("also", ()))
+        known = {(each["name"], each["version"]) for each in (self.engine, *also)}
+        if (engine["name"], engine["version"]) not in known:
+            self.engine = {**self.engine, "also": [*also, dict(engine)]}
+
     def _add_shard(self, shard: Shard) -> None:
-        self.engine = shard.engine
+        self._add_engine(shard.engine)
         for layer, shape in shard.row_shapes.items():
             self.row_shapes[layer] = shape
             for row, key in enumerate(shard.keys):

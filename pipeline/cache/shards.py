@@ -41,7 +41,7 @@ class Shard:
     path: Path
     keys: tuple[RowKey, ...]
     row_shapes: Mapping[str, tuple[int, ...]]
-    engine: Mapping[str, str]
+    engine: Mapping[str, Any]
 
 
 class ShardFolder:
@@ -66,7 +66,7 @@ class ShardFolder:
         keys: Sequence[RowKey],
         features: Mapping[str, npt.NDArray[Any]],
         *,
-        engine: Mapping[str, str],
+        engine: Mapping[str, Any],
     ) -> None:
         """Make rows permanent: when this returns, they outlive a crash.
 
@@ -74,6 +74,7 @@ class ShardFolder:
         ----------
         keys : of the n rows.
         features : layer key -> (n, *shape of a row) in the stored dtype.
+        engine : name and version of who computed them, and its error against TensorFlow.
         """
         if not self.path.exists():
             make_folder(self.path)

@@ -1,6 +1,11 @@
-"""Who computes the features: one protocol, several engines."""
+"""Who computes the features: one protocol, several engines.
 
-from collections.abc import Mapping, Sequence
+TensorFlow is the reference; another engine is used only after it gave the same numbers for some of
+the user's own images (`pipeline.engines.trials`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,7 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.registry import PIXELS, Base
-from pipeline.bases.weights import WeightsChoice
+from pipeline.bases.weights import (
+    WeightsChoice,
+    digest_note,
+    known_digest,
+    remember_digest,
+)
+from pipeline.errors import UsageError
+
+AUTO, TENSORFLOW = "auto", "tensorflow"
+RUNTIMES = {"onnx": "onnxruntime", "ncnn": "ncnn"}  # engine -> the package that it needs
+ENGINES = (TENSORFLOW, *RUNTIMES)
 
 
 class Engine(Protocol):
@@ -20,49 +35,89 @@ class Engine(Protocol):
     version : of the library that computes.
     weights : digest of the weights in use, as `pipeline.bases.weights` defines it.
     row_shapes : layer key -> shape of one row, (H, W, C) or (C,).
+    error : layer -> largest relative error against TensorFlow that was measured, L2 norm of a row;
+        empty for TensorFlow itself.
     """
 
     name: str
     version: str
     weights: str
     row_shapes: Mapping[str, tuple[int, ...]]
+    error: Mapping[str, float]
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """(B, H, W, 3) uint8 RGB -> layer key -> (B, *row shape) float32."""
         ...
 
 
-def open_engine(
-    base: Base,
-    *,
-    image_size: int,
-    preprocessing: str,
-    weights: WeightsChoice,
-    weights_folder: Path,
-    layers: Sequence[str],
-    batch_size: int,
-) -> Engine:
-    """Choose and open the engine for a base; takes seconds where TensorFlow is loaded.
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """What is to be computed.
 
-    Parameters
+    Attributes
     ----------
     layers : layer keys, see `pipeline.spec.layer_key`.
     batch_size : images per call, at most.
-
-    Raises UsageError for an unknown layer, and whatever `pipeline.bases.build.build_base` raises.
+    cache_folder : ImageNet weights that were fetched are in its ``weights/``, converted bases in
+        its ``engines/``.
     """
-    if base.name == PIXELS:
+
+    base: Base
+    image_size: int
+    preprocessing: str
+    weights: WeightsChoice
+    layers: tuple[str, ...]
+    batch_size: int
+    cache_folder: Path = field(compare=False)
+
+    @property
+    def weights_folder(self) -> Path:
+        return self.cache_folder / "weights"
+
+
+def open_engine(
+    request: EngineRequest,
+    *,
+    engine: str = AUTO,
+    images: npt.NDArray[np.uint8] | None = None,
+) -> Engine:
+    """Choose and open an engine; takes seconds where TensorFlow is loaded.
+
+    Parameters
+    ----------
+    engine : ``tensorflow``, ``onnx``, ``ncnn``, or ``auto`` for the fastest of those that agree
+        with TensorFlow.
+    images : (n, S, S, 3) uint8 RGB, some of those that are to be computed, to try engines on which
+        this machine has not tried yet. None: those stay out, and TensorFlow computes.
+
+    Raises UsageError for an unknown layer or engine, UnreachableError for one that is not
+    installed, BadDataError for one asked for that does not agree with TensorFlow, and whatever
+    `pipeline.bases.build.build_base` raises.
+    """
+    if request.base.name == PIXELS:
         from pipeline.engines.pixels import PixelsEngine
 
-        return PixelsEngine(image_size=image_size, layers=layers)
+        return PixelsEngine(image_size=request.image_size, layers=request.layers)
+    if engine not in (AUTO, *ENGINES):
+        raise UsageError(f"--engine is one of auto, {', '.join(ENGINES)}; received {engine!r}")
+    if engine != TENSORFLOW:
+        from pipeline.engines.trials import choose, open_proven
+
+        trial = choose(request, name_weights(request), engine, images)
+        if trial is not None:
+            return open_proven(request, trial)
     from pipeline.engines.tensorflow import TensorFlowEngine
 
-    return TensorFlowEngine(
-        base,
-        image_size=image_size,
-        preprocessing=preprocessing,
-        weights=weights,
-        weights_folder=weights_folder,
-        layers=layers,
-        batch_size=batch_size,
-    )
+    return TensorFlowEngine(request)
+
+
+def name_weights(request: EngineRequest) -> str:
+    """The digest of the weights; a process of its own loads ImageNet weights never met before."""
+    note = digest_note(request.base, request.image_size, request.weights_folder)
+    digest = known_digest(request.weights, base=request.base, note=note)
+    if digest is None:
+        from pipeline.engines.worker import in_own_process
+
+        digest = str(in_own_process("name_weights", request)["weights"])
+        remember_digest(digest, base=request.base, note=note)
+    return digest

@@ -1,14 +1,12 @@
 """The reference engine: Keras on TensorFlow."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.build import build_base, feature_model
-from pipeline.bases.registry import Base
-from pipeline.bases.weights import WeightsChoice
+from pipeline.engines import TENSORFLOW, EngineRequest
 from pipeline.keras_backend import tf
 from pipeline.spec import split_layer_key
 
@@ -17,37 +15,42 @@ class TensorFlowEngine:
     """Runs the whole model, preprocessing included, in one traced function.
 
     Every batch is padded to the same size, so that the function is traced once and an image's
-    features do not depend on how many stand beside it.
+    features do not depend on how many stand beside it. On a GPU, products keep all their digits:
+    TensorFloat-32, TensorFlow's default there, has an error of 1e-3.
+
+    Attributes
+    ----------
+    base_model : the Keras model, up to its last layer.
+    gpus : names of the GPUs that TensorFlow computes on.
     """
 
-    name = "tensorflow"
+    name = TENSORFLOW
     version = tf.__version__
 
-    def __init__(
-        self,
-        base: Base,
-        *,
-        image_size: int,
-        preprocessing: str,
-        weights: WeightsChoice,
-        weights_folder: Path,
-        layers: Sequence[str],
-        batch_size: int,
-    ) -> None:
-        base_model, self.weights = build_base(
-            base, image_size=image_size, weights=weights, weights_folder=weights_folder
+    def __init__(self, request: EngineRequest) -> None:
+        self.error: Mapping[str, float] = {}
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        self.gpus = [
+            str(tf.config.experimental.get_device_details(device).get("device_name", device.name))
+            for device in tf.config.list_physical_devices("GPU")
+        ]
+        self.base_model, self.weights = build_base(
+            request.base,
+            image_size=request.image_size,
+            weights=request.weights,
+            weights_folder=request.weights_folder,
         )
         self._model = feature_model(
-            base_model,
-            base,
-            image_size=image_size,
-            preprocessing=preprocessing,
-            layers=[split_layer_key(key) for key in layers],
+            self.base_model,
+            request.base,
+            image_size=request.image_size,
+            preprocessing=request.preprocessing,
+            layers=[split_layer_key(key) for key in request.layers],
         )
-        self._batch_size = batch_size
+        self._batch_size = request.batch_size
         self.row_shapes: Mapping[str, tuple[int, ...]] = {
             key: tuple(output.shape[1:])
-            for key, output in zip(layers, self._model.outputs, strict=True)
+            for key, output in zip(request.layers, self._model.outputs, strict=True)
         }
         self._forward = tf.function(
             lambda images: tf.nest.flatten(self._model(images, training=False))

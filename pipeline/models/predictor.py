@@ -13,7 +13,7 @@ import PIL
 
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice, digest_note, known_digest
-from pipeline.engines import Engine, open_engine
+from pipeline.engines import Engine, EngineRequest, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import Bundle, find_bundle, load_bundle, newest_run, rows_of
@@ -58,7 +58,7 @@ class Predictor:
         self.bundle = bundle
         self.batch_size = batch_size
         self._weights = weights
-        self._weights_folder = cache_dir / "weights"
+        self._cache_folder = cache_dir
         _check_pixels(bundle)
         if weights is not None:  # said to be the right ones: looked at even if no image needs them
             self.find_weights()
@@ -169,18 +169,19 @@ class Predictor:
 
     @cached_property
     def _engine(self) -> Engine:
-        """The engine that extract would use; raises BadDataError if its weights are others."""
+        """The engine to use here; raises BadDataError if its weights are others."""
         bundle = self.bundle
         try:
-            engine = open_engine(
-                find_base(bundle.spec.base),
+            request = EngineRequest(
+                base=find_base(bundle.spec.base),
                 image_size=bundle.spec.image_size,
                 preprocessing=bundle.spec.preprocessing,
                 weights=self.find_weights(),
-                weights_folder=self._weights_folder,
-                layers=[bundle.layer],
+                layers=(bundle.layer,),
                 batch_size=self.batch_size,
+                cache_folder=self._cache_folder,
             )
+            engine = open_engine(request)  # of those that were tried here the fastest
         except UsageError as error:  # nobody typed it: the bundle says so
             raise BadDataError(f"the model cannot be used: {error}") from error
         self._check_weights(engine.weights)
@@ -193,7 +194,7 @@ class Predictor:
 
     def find_weights(self) -> WeightsChoice:
         """The weights to load; a file is looked at before it takes seconds to load TensorFlow."""
-        bundle, folder = self.bundle, self._weights_folder
+        bundle, folder = self.bundle, self._cache_folder / "weights"
         drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", bundle.spec.weights)
         seed = int(drawn[1]) if drawn else 0
         try:

@@ -40,12 +40,13 @@ from simulated_disk import (
 )
 
 from pipeline import api, durable
+from pipeline.cache import commits, fill, publish, shards, upkeep
 from pipeline.cache import file as cache_file
-from pipeline.cache import fill, publish, shards, upkeep
 from pipeline.cache.fill import fill_cache
 from pipeline.cache.seal import find_damage, read_seal
 from pipeline.cache.shards import ShardFolder
 from pipeline.durable import TEMPORARY_SUFFIX, DiskFile, sync_folder
+from pipeline.engines import EngineRequest
 from pipeline.errors import PipelineError
 from pipeline.images.decode import decode
 from pipeline.images.hashes import hash_files
@@ -74,11 +75,12 @@ class TracingEngine:
     name, version, weights = "tracing", "1", "none"
 
     def __init__(self, *, die_after: int | None = None) -> None:
+        self.error: dict[str, float] = {}
         self.computed: list[tuple[str, bytes]] = []
         self.row_shapes: dict[str, tuple[int, ...]] = {}
         self._die_after = die_after
 
-    def open(self, layers: Sequence[str]) -> "TracingEngine":
+    def open(self, layers: Sequence[str], *_: Any) -> "TracingEngine":
         self.row_shapes = {key: (3,) if key.endswith("avg") else (SIZE, SIZE, 3) for key in layers}
         return self
 
@@ -194,8 +196,8 @@ def damaged_rows_and_labels(root: Path, cache: Path) -> None:
 
 
 def repair(root: Path, cache: Path, engine: TracingEngine) -> None:
-    def open_engine(*_: Any, layers: Sequence[str], **__: Any) -> TracingEngine:
-        return engine.open(layers)
+    def open_engine(request: EngineRequest, **_: Any) -> TracingEngine:
+        return engine.open(request.layers)
 
     with mock.patch.object(api, "open_engine", open_engine):
         api.repair_cache(cache / CACHE)
@@ -485,7 +487,10 @@ def _contents(data: bytes) -> tuple[tuple[str, Any], ...]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_shards() -> Iterator[None]:
-    with mock.patch.object(cache_file, "ROWS_PER_CHUNK", ROWS_PER_SHARD):
+    with (
+        mock.patch.object(cache_file, "ROWS_PER_CHUNK", ROWS_PER_SHARD),
+        mock.patch.object(commits, "SECONDS", 0.0),
+    ):
         yield
 
 

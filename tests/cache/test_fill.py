@@ -5,16 +5,20 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from drawing import draw, draw_set
 
+from pipeline.cache import commits
 from pipeline.cache.file import FeatureTable, read_all_rows, read_table
 from pipeline.cache.fill import Filled, fill_cache
+from pipeline.cache.keys import RowKey
 from pipeline.cache.lock import writer_lock
-from pipeline.errors import BadDataError, BusyError, CannotCreateError
+from pipeline.cache.shards import ShardFolder
+from pipeline.errors import BadDataError, BusyError, CannotCreateError, StorageError
 from pipeline.images.decode import decode
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
@@ -37,12 +41,13 @@ class CountingEngine:
     name, version, weights = "counting", "1", "none"
 
     def __init__(self, *, die_after: int | None = None) -> None:
+        self.error: dict[str, float] = {}
         self.images_seen = 0
         self.opened: list[tuple[str, ...]] = []
         self.die_after = die_after
         self.row_shapes: dict[str, tuple[int, ...]] = {}
 
-    def open(self, layers: Sequence[str]) -> "CountingEngine":
+    def open(self, layers: Sequence[str], *_: Any) -> "CountingEngine":
         self.opened.append(tuple(layers))
         self.row_shapes = {key: (3,) if key.endswith(":avg") else (8, 8, 3) for key in layers}
         return self
@@ -200,8 +205,9 @@ def test_layer_added_while_images_were_gone_is_completed_later(drawn_set: Path, 
 
 @pytest.mark.parametrize("die_after", [0, 8, 64, 70, 200])
 def test_interrupted_run_goes_on_from_the_last_commit(
-    tmp_path: Path, path: Path, die_after: int
+    tmp_path: Path, path: Path, die_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(commits, "SECONDS", 0.0)
     root = draw_set(tmp_path / "set", per_class=104)
     with pytest.raises(KeyboardInterrupt):
         fill(root, path, CountingEngine(die_after=die_after))
@@ -321,3 +327,58 @@ def test_a_run_that_dies_leaves_no_thread_behind(drawn_set: Path, tmp_path: Path
         fill(drawn_set, tmp_path / "c.h5", CountingEngine(die_after=16))
     assert died.traceback
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_fast_engine_makes_no_shard_a_blink(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = draw_set(tmp_path / "set", per_class=104)
+    shards: list[int] = []
+    commit = ShardFolder.commit
+
+    def counted(self: ShardFolder, keys: Sequence[RowKey], *rest: Any, **options: Any) -> None:
+        shards.append(len(keys))
+        commit(self, keys, *rest, **options)
+
+    monkeypatch.setattr(ShardFolder, "commit", counted)
+    fill(root, path, CountingEngine())
+    assert shards == [208]
+    monkeypatch.setattr(commits, "SECONDS", 0.0)
+    fill(root, path.with_name("slow.h5"), CountingEngine())
+    assert shards == [208, 64, 64, 64, 16]
+
+
+def test_failed_commit_ends_the_run_with_its_error(
+    drawn_set: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(ShardFolder, "commit", fail)
+    with pytest.raises(StorageError, match="the disk is full"):
+        fill(drawn_set, path, CountingEngine())
+    assert not path.exists()
+
+
+def test_engine_of_a_cache_is_recorded_and_given_to_who_opens_the_next(
+    drawn_set: Path, path: Path
+) -> None:
+    class Other(CountingEngine):
+        name = "other"
+
+    fill(drawn_set, path, CountingEngine())
+    made_by = {"name": "counting", "version": "1", "error": {}}
+    assert read_table(path).document["engine"] == made_by
+    draw(99, stripes=True, size=(20, 20)).save(drawn_set / "train/striped/new.png")
+    received: list[Any] = []
+    other = Other()
+
+    def open_other(layers: Sequence[str], images: np.ndarray, recorded: Any) -> CountingEngine:
+        received.append((images.shape, recorded))
+        return other.open(layers)
+
+    other_engine = SimpleNamespace(open=open_other)
+    fill(drawn_set, path, other_engine)
+    assert received == [((1, 8, 8, 3), made_by)]
+    also = {"name": "other", "version": "1", "error": {}}
+    assert read_table(path).document["engine"] == {**made_by, "also": [also]}

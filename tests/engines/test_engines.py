@@ -7,22 +7,23 @@ import pytest
 
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import WeightsChoice
-from pipeline.engines import Engine, open_engine
+from pipeline.engines import Engine, EngineRequest, open_engine
 from pipeline.errors import UsageError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
 
 
 def engine(base: str, layers: list[str], batch_size: int = 5) -> Engine:
-    return open_engine(
-        find_base(base),
+    request = EngineRequest(
+        base=find_base(base),
         image_size=32,
         preprocessing="native",
         weights=WeightsChoice("random"),
-        weights_folder=Path("weights"),
-        layers=layers,
+        layers=tuple(layers),
         batch_size=batch_size,
+        cache_folder=Path("cache"),
     )
+    return open_engine(request, engine="tensorflow")
 
 
 @pytest.mark.parametrize(

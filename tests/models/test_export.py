@@ -21,7 +21,7 @@ from scipy.special import expit, softmax
 
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import WeightsChoice, file_digest
-from pipeline.engines import open_engine
+from pipeline.engines import EngineRequest, open_engine
 from pipeline.errors import BadDataError, UsageError
 from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.linear import LinearClassifier
@@ -132,15 +132,16 @@ def compose(bundle: Bundle, weights: WeightsChoice | None = None) -> Any:
 
 def measured(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     """The probabilities by the way that extract and classify go."""
-    engine = open_engine(
-        TINY,
+    request = EngineRequest(
+        base=TINY,
         image_size=SIZE,
         preprocessing=bundle.spec.preprocessing,
         weights=WeightsChoice("random", seed=1),
-        weights_folder=Path("weights"),
-        layers=[bundle.layer],
+        layers=(bundle.layer,),
         batch_size=8,
+        cache_folder=Path("cache"),
     )
+    engine = open_engine(request, engine="tensorflow")
     return bundle.classifier.scores(rows_of(engine(images)[bundle.layer], bundle.input))
 
 

@@ -11,7 +11,7 @@ import pytest
 from bundle_sets import bundle_of
 
 from pipeline.bases.weights import arrays_digest
-from pipeline.engines import Engine
+from pipeline.engines import Engine, EngineRequest
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.linear import LinearClassifier
 from pipeline.heads.majority import MajorityClassifier
@@ -79,8 +79,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]
     def install(fake: FakeEngine) -> list[dict[str, Any]]:
         opened: list[dict[str, Any]] = []
 
-        def open_engine(base: Any, **options: Any) -> Engine:
-            opened.append({"base": base.name, **options})
+        def open_engine(request: EngineRequest) -> Engine:
+            opened.append({**vars(request), "base": request.base.name})
             return fake
 
         monkeypatch.setattr(predictor, "open_engine", open_engine)
@@ -124,7 +124,7 @@ def test_engine_is_opened_once_as_trained_and_fed_in_batches(
     assert options["base"] == "vgg16"
     assert options["weights"].seed == 7
     assert options["image_size"] == 32
-    assert options["layers"] == ["pixels"]
+    assert options["layers"] == ("pixels",)
     assert options["batch_size"] == 2
 
 

@@ -1,0 +1,76 @@
+"""Bases converted for an engine, kept on the disk: made once, whole or not at all.
+
+They stand in ``<cache>/engines/<base>-<size>-<key>/``, where the key is a digest of the weights,
+the preprocessing and the layers; below it a folder per engine and version, and what
+`pipeline.engines.trials` found out about them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.durable import make_folder, sync_folder
+from pipeline.engines import EngineRequest
+from pipeline.spec import split_layer_key
+
+CONVERTER = 1  # raised when the same base is converted otherwise
+MANIFEST = "files.json"  # file -> SHA-256
+SCRATCH = ".converting-"
+STALE_AFTER = 86_400  # seconds: what is older was left by a process that was killed
+
+
+def conversions_folder(request: EngineRequest, weights: str) -> Path:
+    """Where the conversions of what is asked for stand; pooling is done outside of them."""
+    layers = sorted({split_layer_key(key)[0] for key in request.layers})
+    what = [CONVERTER, weights, request.preprocessing, *layers]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    name = f"{request.base.name}-{request.image_size}-{key}"
+    return request.cache_folder / "engines" / name
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a conversion is there, every byte as it was written."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_text())
+        return bool(digests) and all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in digests.items()
+        )
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
+    """Let ``convert`` fill a folder, and give that its name once all in it is on the disk."""
+    make_folder(folder.parent)
+    _remove_stale(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder.parent) as scratch:
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        convert(made)
+        digests = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made.iterdir()
+        }
+        (made / MANIFEST).write_text(json.dumps(digests, indent=2))
+        for path in made.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(made)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        try:
+            made.rename(folder)
+        except OSError:
+            if not is_whole(folder):  # another process was faster
+                raise
+    sync_folder(folder.parent)
+
+
+def _remove_stale(parent: Path) -> None:
+    for path in parent.glob(f"{SCRATCH}*"):
+        if path.stat().st_mtime < time.time() - STALE_AFTER:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,235 @@
+"""Which engine computes: the fastest that agrees with TensorFlow on some of the user's images.
+
+Each engine is tried in a process of its own, one after another, so that TensorFlow's memory is
+gone when the work begins and an engine that crashes takes nothing with it. What was found out is
+kept per machine beside the conversions, and looked up from then on.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cores import usable_cores
+from pipeline.durable import make_folder, write_durably
+from pipeline.engines import AUTO, RUNTIMES, TENSORFLOW, EngineRequest, name_weights
+from pipeline.engines.conversions import conversions_folder, is_whole
+from pipeline.engines.worker import in_own_process, load_runtime
+from pipeline.errors import BadDataError, PipelineError, UnreachableError
+from pipeline.spec import split_layer_key
+from pipeline.text import printable
+
+TOLERANCE = 1e-4  # relative error of a row, in the L2 norm, from which an engine is out
+SAMPLE = 8  # images that engines are tried on: one batch
+
+log = logging.getLogger(__name__)
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What an engine did on this machine.
+
+    Attributes
+    ----------
+    error : layer -> largest relative error of a row against TensorFlow.
+    dropped : why it is not used; empty if it may be.
+    gpus : what TensorFlow computed on, where that is no CPU.
+    """
+
+    engine: str
+    version: str
+    images_per_second: float = 0.0
+    error: Mapping[str, float] = field(default_factory=dict)
+    dropped: str = ""
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.engine} {self.version}"
+
+    def __str__(self) -> str:
+        error = f", error {max(self.error.values()):.0e}" if self.error else ""
+        gpus = f" on {printable(', '.join(self.gpus))}" if self.gpus else ""
+        return f"{self.engine} {self.images_per_second:.1f} images/s{gpus}{error}"
+
+
+def choose(
+    request: EngineRequest, weights: str, wanted: str, images: Images | None
+) -> Trial | None:
+    """The engine to take, with its proof; None for TensorFlow.
+
+    Parameters
+    ----------
+    wanted : an engine other than TensorFlow, or ``auto``.
+    images : (n, S, S, 3) uint8 RGB to try engines on that were not tried yet; None tries none.
+
+    Raises UnreachableError if the wanted engine is missing, BadDataError if it disagrees.
+    """
+    versions = _installed(wanted)
+    folder = conversions_folder(request, weights)
+    record = folder / f"trials-{_machine()}.json"
+    known = _read(record)
+    names = {f"{name} {version}" for name, version in versions.items()}
+    if missing := names - known.keys():
+        if images is None or not len(images):
+            return None
+        new = {
+            name: version for name, version in versions.items() if f"{name} {version}" in missing
+        }
+        maps = tuple(sorted({split_layer_key(key)[0] for key in request.layers}))
+        known |= _try(replace(request, layers=maps), folder, new, images[:SAMPLE])
+        make_folder(folder)
+        text = json.dumps({key: asdict(trial) for key, trial in known.items()}, indent=2)
+        write_durably(record, lambda file: file.write(text.encode()))
+    trials = [known[name] for name in sorted(names)]
+    if wanted != AUTO:
+        (trial,) = (each for each in trials if each.engine == wanted)
+        if trial.dropped:
+            raise BadDataError(
+                f"--engine {wanted} cannot compute {request.base.name}: "
+                f"{printable(trial.dropped)}; leave it out, or use --engine tensorflow"
+            )
+        return trial
+    best = max((each for each in trials if not each.dropped), key=lambda t: t.images_per_second)
+    if missing:
+        log.info("engine %s (%s)", best.engine, "; ".join(map(str, trials)))
+    return None if best.engine == TENSORFLOW else best
+
+
+def open_proven(request: EngineRequest, trial: Trial) -> "ProvenEngine":
+    """Open an engine that was tried; a conversion that is gone or damaged is made anew."""
+    weights = name_weights(request)
+    folder = conversions_folder(request, weights) / trial.key.replace(" ", "-")
+    if not is_whole(folder):
+        in_own_process("convert", request, engine=trial.engine, folder=folder)
+    runtime = load_runtime(trial.engine)(
+        folder, layers=request.layers, batch_size=request.batch_size
+    )
+    return ProvenEngine(runtime, trial, weights)
+
+
+class ProvenEngine:
+    """A runtime, with what was found out about it."""
+
+    def __init__(self, runtime: Any, trial: Trial, weights: str) -> None:
+        self.name, self.version = trial.engine, trial.version
+        self.weights = weights
+        self.row_shapes: Mapping[str, tuple[int, ...]] = runtime.row_shapes
+        self.error = trial.error
+        self._runtime = runtime
+
+    def __call__(self, images: Images) -> dict[str, npt.NDArray[Any]]:
+        features: dict[str, npt.NDArray[Any]] = self._runtime(images)
+        return features
+
+
+def _try(
+    request: EngineRequest, folder: Path, versions: Mapping[str, str], images: Images
+) -> dict[str, Trial]:
+    """Convert, then run each engine on the images; TensorFlow's features are the reference."""
+    log.info(
+        "trying %s on %d of the images, once for this machine",
+        " and ".join(versions), len(images),
+    )  # fmt: skip
+    trials: dict[str, Trial] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        sample, reference = Path(scratch) / "images.npy", Path(scratch) / "reference.npz"
+        np.save(sample, images)
+        runtimes = [name for name in versions if name != TENSORFLOW]
+        folders = {name: folder / f"{name}-{versions[name]}" for name in runtimes}
+        found = in_own_process(
+            "reference", request, images=sample, reference=reference, folders=folders
+        )
+        for name, version in versions.items():
+            if name == TENSORFLOW:
+                trial = Trial(
+                    engine=name,
+                    version=version,
+                    images_per_second=found["images_per_second"],
+                    gpus=tuple(found["gpus"]),
+                )
+            elif reason := found["failed"].get(name):
+                trial = Trial(engine=name, version=version, dropped=reason)
+            else:
+                trial = _try_runtime(request, name, version, folders[name], sample, reference)
+            if trial.dropped:
+                log.warning("engine %s is not used: %s", name, printable(trial.dropped))
+            trials[trial.key] = trial
+    return trials
+
+
+def _try_runtime(
+    request: EngineRequest, name: str, version: str, folder: Path, sample: Path, reference: Path
+) -> Trial:
+    try:
+        found = in_own_process(
+            "try_runtime", request, engine=name, folder=folder, images=sample, reference=reference
+        )
+    except PipelineError as problem:
+        return Trial(engine=name, version=version, dropped=str(problem))
+    error: dict[str, float] = found["error"]
+    worst = max(error, key=lambda layer: error[layer])
+    if not error[worst] <= TOLERANCE:
+        return Trial(
+            engine=name,
+            version=version,
+            dropped=f"its {worst} differs from TensorFlow's by {error[worst]:.1e}, more than "
+            f"{TOLERANCE:.0e}",
+        )
+    speed = found["images_per_second"]
+    return Trial(engine=name, version=version, images_per_second=speed, error=error)
+
+
+def _installed(wanted: str) -> dict[str, str]:
+    """Engine -> version of those to choose among; raises UnreachableError if the wanted is not."""
+    versions = {TENSORFLOW: installed_version("tensorflow")} if wanted == AUTO else {}
+    for name, package in RUNTIMES.items():
+        if wanted in (AUTO, name):
+            try:
+                versions[name] = installed_version(package)
+            except PackageNotFoundError:
+                if wanted == name:
+                    raise UnreachableError(
+                        f"--engine {name}: {package} is missing: pip install {package}, or leave "
+                        f"--engine out"
+                    ) from None
+    return versions
+
+
+def _read(record: Path) -> dict[str, Trial]:
+    """What was found out on this machine; nothing if that cannot be read."""
+    try:
+        found = json.loads(record.read_text())
+        trials = [Trial(**{**each, "gpus": tuple(each["gpus"])}) for each in found.values()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return {trial.key: trial for trial in trials}
+
+
+def _machine() -> str:
+    """Eight digits that stand for what decides how fast engines are here."""
+    parts = [platform.system(), platform.machine(), _processor(), str(usable_cores())]
+    parts.append(os.environ.get("CUDA_VISIBLE_DEVICES", "") + str(Path("/dev/nvidia0").exists()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+            return next(names, "")
+    except OSError:  # not Linux
+        return platform.processor()

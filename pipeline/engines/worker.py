@@ -1,0 +1,250 @@
+"""What engines do in a process of their own, so that its memory, TensorFlow's above all, is gone
+when it ends: ``python -m pipeline.engines.worker``, started by `in_own_process`.
+"""
+
+import importlib
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import pipeline
+from pipeline import errors
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import WeightsChoice
+from pipeline.engines import EngineRequest
+from pipeline.engines.conversions import is_whole, write_conversion
+from pipeline.errors import PipelineError
+from pipeline.spec import split_layer_key
+
+RUNTIME_CLASSES = {  # the module also has convert(network, folder)
+    "onnx": "pipeline.engines.onnx:OnnxEngine",
+    "ncnn": "pipeline.engines.ncnn:NcnnEngine",
+}
+SHORTEST, LONGEST = 1.0, 5.0  # seconds that a speed is measured for, at least and at most
+LEAST_RUNS = 3
+
+Images = npt.NDArray[np.uint8]
+Features = npt.NDArray[np.float32]
+
+log = logging.getLogger("pipeline")
+
+
+class WorkerDied(PipelineError):
+    """The process ended without an answer: killed, or out of memory."""
+
+    exit_code = errors.StorageError.exit_code
+
+
+def in_own_process(job: str, request: EngineRequest, **details: Any) -> dict[str, Any]:
+    """Run one of this module's jobs in a new process and return its answer.
+
+    Parameters
+    ----------
+    job : a name in `JOBS`.
+    details : what the job takes, paths and texts.
+
+    Raises the PipelineError that the job raised, WorkerDied if the process ended otherwise.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.json"
+        order = {
+            "job": job,
+            "answer": answer,
+            "log_level": log.getEffectiveLevel(),
+            "request": {
+                "base": request.base.name,
+                "image_size": request.image_size,
+                "preprocessing": request.preprocessing,
+                "weights": vars(request.weights),
+                "layers": request.layers,
+                "batch_size": request.batch_size,
+                "cache_folder": request.cache_folder,
+            },
+            "details": details,
+        }
+        here = str(Path(pipeline.__file__).parents[1])
+        paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+        finished = subprocess.run(
+            [sys.executable, "-m", "pipeline.engines.worker"],
+            input=json.dumps(order, default=os.fspath).encode(),
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            check=False,
+        )
+        try:
+            found: dict[str, Any] = json.loads(answer.read_bytes())
+        except (OSError, ValueError):
+            how = f"signal {-finished.returncode}" if finished.returncode < 0 else "an error"
+            raise WorkerDied(
+                f"the process that prepares {request.base.name} ended by {how}: it may need more "
+                f"memory than there is; a smaller --batch-size or --image-size needs less"
+            ) from None
+    if "error" in found:
+        raise getattr(errors, found["error"])(found["message"])
+    return found
+
+
+def load_runtime(name: str) -> Callable[..., Any]:
+    """The class of an engine that is not TensorFlow."""
+    module, _, attribute = RUNTIME_CLASSES[name].partition(":")
+    runtime: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return runtime
+
+
+def images_per_second(engine: Callable[[Images], object], images: Images, batch_size: int) -> float:
+    """How fast an engine computes images (n, S, S, 3) again and again; the median of runs."""
+    seconds: list[float] = []
+    while sum(seconds) < LONGEST and (len(seconds) < LEAST_RUNS or sum(seconds) < SHORTEST):
+        started = time.perf_counter()
+        for start in range(0, len(images), batch_size):
+            engine(images[start : start + batch_size])
+        seconds.append(time.perf_counter() - started)
+    return len(images) / statistics.median(seconds)
+
+
+def run_all(
+    engine: Callable[[Images], dict[str, Features]], images: Images, batch_size: int
+) -> dict[str, Features]:
+    """Features of any number of images, computed in batches."""
+    parts = [
+        engine(images[start : start + batch_size]) for start in range(0, len(images), batch_size)
+    ]
+    return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
+
+
+def relative_error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
+    """The largest ‖found - reference‖ / ‖reference‖ over rows (n, ...); inf for what is no number.
+
+    Elementwise errors would be large where a feature is nearly 0.
+    """
+    if found.shape != reference.shape:
+        return float("inf")
+    axes = tuple(range(1, found.ndim))
+    with np.errstate(all="ignore"):
+        distance = np.sqrt(np.square(found.astype(float) - reference).sum(axes))
+        norm = np.sqrt(np.square(reference.astype(float)).sum(axes))
+        errors = np.where(distance == 0, 0.0, distance / norm)
+    return float(np.nan_to_num(errors, nan=np.inf).max(initial=0.0))
+
+
+def _name_weights(request: EngineRequest) -> dict[str, Any]:
+    from pipeline.bases.build import build_base
+
+    _, digest = build_base(
+        request.base,
+        image_size=request.image_size,
+        weights=request.weights,
+        weights_folder=request.weights_folder,
+    )
+    return {"weights": digest}
+
+
+def _reference(
+    request: EngineRequest, images: str, reference: str, folders: Mapping[str, str]
+) -> dict[str, Any]:
+    """TensorFlow's features and speed; conversions for the other engines."""
+    from pipeline.engines.tensorflow import TensorFlowEngine
+
+    engine = TensorFlowEngine(request)
+    sample = np.load(images)
+    features = run_all(engine, sample, request.batch_size)  # traces it, too
+    np.savez(reference, allow_pickle=False, **features)
+    speed = images_per_second(engine, sample, request.batch_size)
+    failed = {}
+    for name, folder in folders.items():
+        try:
+            _convert_base(engine.base_model, request, name, Path(folder))
+        except Exception as error:  # it is this engine that is out, whatever its libraries raise
+            failed[name] = " ".join(str(error).split())[:200] or type(error).__name__
+    return {"images_per_second": speed, "gpus": engine.gpus, "failed": failed}
+
+
+def _convert(request: EngineRequest, engine: str, folder: str) -> dict[str, Any]:
+    from pipeline.bases.build import build_base
+
+    base_model, _ = build_base(
+        request.base,
+        image_size=request.image_size,
+        weights=request.weights,
+        weights_folder=request.weights_folder,
+    )
+    _convert_base(base_model, request, engine, Path(folder))
+    return {}
+
+
+def _convert_base(base_model: Any, request: EngineRequest, engine: str, folder: Path) -> None:
+    from pipeline.engines.keras_reader import read_network
+
+    if is_whole(folder):
+        return
+    network = read_network(
+        base_model,
+        request.base,
+        image_size=request.image_size,
+        preprocessing=request.preprocessing,
+        layers=sorted({split_layer_key(key)[0] for key in request.layers}),
+    )
+    module = importlib.import_module(RUNTIME_CLASSES[engine].partition(":")[0])
+    write_conversion(folder, lambda made: module.convert(network, made))
+
+
+def _try_runtime(
+    request: EngineRequest, engine: str, folder: str, images: str, reference: str
+) -> dict[str, Any]:
+    """How fast another engine is, and how far from TensorFlow."""
+    runtime = load_runtime(engine)(
+        Path(folder), layers=request.layers, batch_size=request.batch_size
+    )
+    sample = np.load(images)
+    features = run_all(runtime, sample, request.batch_size)
+    with np.load(reference) as expected:
+        error = {layer: relative_error(features[layer], expected[layer]) for layer in features}
+    speed = images_per_second(runtime, sample, request.batch_size)
+    return {"images_per_second": speed, "error": error}
+
+
+JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "name_weights": _name_weights,
+    "reference": _reference,
+    "convert": _convert,
+    "try_runtime": _try_runtime,
+}
+
+
+def _main() -> None:
+    order = json.loads(sys.stdin.buffer.read())
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    log.setLevel(order["log_level"])
+    asked = order["request"]
+    weights = asked["weights"]
+    path = weights["path"]
+    request = EngineRequest(
+        base=find_base(asked["base"]),
+        image_size=asked["image_size"],
+        preprocessing=asked["preprocessing"],
+        weights=WeightsChoice(weights["kind"], weights["seed"], path and Path(path)),
+        layers=tuple(asked["layers"]),
+        batch_size=asked["batch_size"],
+        cache_folder=Path(asked["cache_folder"]),
+    )
+    try:
+        answer = JOBS[order["job"]](request, **order["details"])
+    except PipelineError as error:
+        kind = next(each for each in type(error).__mro__ if each.__module__ == errors.__name__)
+        answer = {"error": kind.__name__, "message": str(error)}
+    Path(order["answer"]).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main()
