@@ -1,25 +1,18 @@
 """What a notebook calls: the functions behind the commands."""
 
+import contextlib
 import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.bases.registry import (
-    PIXELS,
-    PREPROCESSING_POLICIES,
-    Base,
-    check_image_size,
-    find_base,
-)
-from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice
-from pipeline.cache.file import FORMAT_VERSION, NO_FILE, FeatureTable, cache_file, read_all_rows
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import IMAGENET, WeightsChoice
+from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows
 from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.seal import Damage, find_damage
@@ -30,31 +23,21 @@ from pipeline.cache.upkeep import (
     remove_damaged_shards,
     skipped_files,
 )
+from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import make_folder, sync_folder
-from pipeline.engines import (
-    AUTO,
-    ENGINES,
-    Engine,
-    EngineRequest,
-    name_weights,
-    open_engine,
-)
-from pipeline.errors import (
-    BadDataError,
-    CannotCreateError,
-    NoInputError,
-    UnreachableError,
-    UsageError,
-)
+from pipeline.engines import AUTO
+from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.frames import load_features
-from pipeline.images.decode import RESIZE_POLICIES, pixels_digest
+from pipeline.images.decode import RESIZE_POLICIES
 from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
-from pipeline.images.reader import Pixels
-from pipeline.images.scan import ImageRef, ImageSet, Skipped, scan_folder
+from pipeline.images.reader import read_images
+from pipeline.images.scan import NO_SPLIT, TRAIN, ImageRef, ImageSet, Skipped, scan_folder
+from pipeline.images.views import Augmentation, choose_augmentation
 from pipeline.models.predicting import Model, Predictions
 from pipeline.models.predictor import open_predictor
+from pipeline.recipe import Recipe, cache_document, check_choice, recipe_of
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 from pipeline.text import counted, printable
 
@@ -68,12 +51,13 @@ __all__ = [
     "extract_features",
     "load_features",
     "predict_images",
+    "preview_views",
     "repair_cache",
 ]
 
 BATCH_SIZE = 8  # VGG16 at 150 pixels: as fast as 32 on 2 cores, peak memory 1.0 instead of 1.3 GB
-RECORDED_VERSIONS = ("tensorflow", "keras", "numpy", "h5py", "pillow")
-DTYPES = ("float32", "float16")
+VARIANT_DIGITS = 6  # of an augmentation's digest, in a file's name
+PREVIEWED, PREVIEWED_PER_CLASS = 8, 4  # images on a sheet of views
 LISTED = 10  # duplicates named in a warning
 
 
@@ -109,6 +93,9 @@ def extract_features(
     preprocessing: str = "native",
     resize: str = "squash",
     dtype: str = "float32",
+    views: int = 0,
+    augmentation: str | Augmentation = "book",
+    tta: bool = False,
     batch_size: int = BATCH_SIZE,
     engine: str = AUTO,
     mix_engines: bool = False,
@@ -137,6 +124,10 @@ def extract_features(
     preprocessing : ``native`` or the book's ``rescale`` (1/255).
     resize : ``squash``, ``crop`` or ``pad`` to the square.
     dtype : stored type, ``float32`` or ``float16``.
+    views : K random views of each training image, besides the image itself.
+    augmentation : what they are drawn from: ``light``, ``book`` or ``strong`` (with ``seed``), or
+        ranges of one's own.
+    tta : views of validation and test images, too, for test-time averaging.
     batch_size : images per forward pass.
     engine : ``tensorflow``, ``onnx``, ``ncnn``, or ``auto``: the one that computed what the cache
         holds; for a new one the fastest of those that agree with TensorFlow on its images.
@@ -145,7 +136,8 @@ def extract_features(
     strict : raise for the first unreadable image instead of skipping it.
     rehash : read every file to hash it, even those that look unchanged.
     wait : wait for another process that writes the same file.
-    out : the cache file; None for ``<cache_dir>/<set>-<base>-<fingerprint>.h5``.
+    out : the cache file; None for ``<cache_dir>/<set>-<base>-<fingerprint>.h5``, where there are
+        views ``<set>+<augmentation>-…``.
     progress : called with (images done, images in all).
     on_scan : called with the folder's contents before the work begins.
 
@@ -161,7 +153,7 @@ def extract_features(
     0
     """
     started = time.monotonic()
-    _check_choice("pooling", pooling, POOLING_POLICIES)
+    check_choice("pooling", pooling, POOLING_POLICIES)
     check_seed(seed)
     for name in layers:
         if ":" in name:
@@ -169,6 +161,9 @@ def extract_features(
     if limit_per_class is not None and limit_per_class < 1:
         raise UsageError(f"--limit-per-class needs at least 1; received {limit_per_class}")
     cache_folder = Path(cache_dir)
+    if isinstance(augmentation, str):
+        augmentation = choose_augmentation(augmentation, seed=seed)
+    plan = ViewPlan(views, augmentation if views else None, tta)
     chosen = find_base(base)
     recipe = Recipe(
         base=chosen,
@@ -194,7 +189,7 @@ def extract_features(
     )
     warn_of_duplicates(found, refs)
     spec = recipe.spec(layer_keys)
-    path = _output_path(out, cache_folder, found, spec, {ref.digest for ref in refs})
+    path = _output_path(out, cache_folder, found, spec, plan, {ref.digest for ref in refs})
     filled = fill_cache(
         path,
         images=found,
@@ -207,6 +202,8 @@ def extract_features(
         batch_size=batch_size,
         strict=strict,
         wait=wait,
+        plan=plan,
+        donors=() if out else list(_siblings(path, found, spec)),
         progress=progress,
     )
     return Extraction(
@@ -217,6 +214,38 @@ def extract_features(
         skipped_file=path.with_suffix(SKIPPED_SUFFIX),
         seconds=time.monotonic() - started,
     )
+
+
+def preview_views(
+    data: str | os.PathLike[str],
+    *,
+    base: str = "vgg16",
+    image_size: int | None = None,
+    resize: str = "squash",
+    views: int = 8,
+    augmentation: str | Augmentation = "book",
+    cache_dir: str | os.PathLike[str] = "cache",
+) -> Path:
+    """Draw some training images and their views, as a base would see them, on a PNG sheet.
+
+    Returns ``<cache_dir>/<set>+<augmentation>-views.png``.
+    """
+    from pipeline.report.view_sheet import write_view_sheet  # Matplotlib takes a second
+
+    if isinstance(augmentation, str):
+        augmentation = choose_augmentation(augmentation)
+    ViewPlan(views, augmentation if views else None)
+    found = scan_folder(Path(data)).limited(PREVIEWED_PER_CLASS)
+    files = [file for file in found.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
+    refs, _ = hash_files(found.root, files)
+    size = find_base(base).image_size if image_size is None else image_size
+    check_choice("resize", resize, RESIZE_POLICIES)
+    with closing(read_images(found.root, refs, image_size=size, resize=resize)) as images:
+        rows = [(ref, pixels) for ref, pixels in images if not isinstance(pixels, Skipped)]
+    make_folder(Path(cache_dir))
+    sheet = Path(cache_dir) / f"{found.name}+{augmentation.digest[:VARIANT_DIGITS]}-views.png"
+    write_view_sheet(sheet, rows, augmentation=augmentation, views=views)
+    return sheet
 
 
 @dataclass(frozen=True)
@@ -258,13 +287,17 @@ def repair_cache(
     with writer_lock(target, wait=wait):
         mend_metadata(target)
     table = read_all_rows(target)
-    recipe = _recipe_of(table, weights, Path(cache_dir), batch_size)
+    recipe = recipe_of(table, weights, Path(cache_dir), batch_size)
     layers = tuple(table.layers)
     if recipe.spec(layers) != table.spec:
         raise BadDataError(
             f"{printable(target)} was made with weights or a decoder that are not here any more: "
             f"name the weights with --weights, or extract into a new file"
         )
+    try:
+        plan = ViewPlan.from_document(table.document)
+    except ValueError as error:
+        raise BadDataError(f"{printable(target)} cannot be repaired: {error}") from error
     root = Path(table.document["root"])
     if not root.is_dir():
         raise NoInputError(
@@ -286,103 +319,10 @@ def repair_cache(
         batch_size=batch_size,
         wait=wait,
         distrusted=bad_rows(target, table),
+        plan=plan,
         progress=progress,
     )
     return Repair((*shards, *damages), filled.computed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How pixels become features, before the weights have been seen."""
-
-    base: Base
-    image_size: int
-    preprocessing: str
-    resize: str
-    dtype: str
-    weights: WeightsChoice
-    cache_folder: Path
-    batch_size: int
-    engine_name: str = AUTO
-    mix_engines: bool = False
-    _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        _check_choice("preprocessing", self.preprocessing, PREPROCESSING_POLICIES)
-        _check_choice("resize", self.resize, RESIZE_POLICIES)
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("engine", self.engine_name, (AUTO, *ENGINES))
-        if self.batch_size < 1:
-            raise UsageError(f"--batch-size needs at least 1; received {self.batch_size}")
-        check_image_size(self.base, self.image_size)
-        if self.preprocessing == "rescale" and self.base.preprocessing == "none":
-            log.warning("%s rescales its input by itself: 1/255 comes on top", self.base.name)
-
-    def engine(
-        self, keys: tuple[str, ...], images: Pixels, recorded: Mapping[str, Any] | None
-    ) -> Engine:
-        """The engine for these layer keys, opened once.
-
-        Parameters
-        ----------
-        images : (n, S, S, 3) uint8 RGB, some of those to be computed; engines are tried on them.
-        recorded : the engine that computed what the cache holds already, None for an empty one.
-
-        Raises CannotCreateError for another engine than the recorded one, UnreachableError where
-        that is not installed.
-        """
-        if keys not in self._engines:
-            self._engines[keys] = open_engine(
-                self._request(keys), engine=self._allowed(recorded), images=images
-            )
-        return self._engines[keys]
-
-    def _allowed(self, recorded: Mapping[str, Any] | None) -> str:
-        """A cache keeps its engine unless the user allows others."""
-        if recorded is None or self.mix_engines or self.base.name == PIXELS:
-            return self.engine_name
-        there = str(recorded["name"])
-        if self.engine_name not in (AUTO, there):
-            raise CannotCreateError(
-                f"{there} computed the features that are there; received --engine "
-                f"{self.engine_name}: leave it out, choose another --out, or allow both in one "
-                f"file with --mix-engines"
-            )
-        if there not in ENGINES:
-            raise UnreachableError(
-                f"{printable(there)} computed the features that are there, an engine that is not "
-                f"known here: choose another --out, or go on with another engine by --mix-engines"
-            )
-        return there
-
-    def _request(self, keys: tuple[str, ...]) -> EngineRequest:
-        return EngineRequest(
-            base=self.base,
-            image_size=self.image_size,
-            preprocessing=self.preprocessing,
-            weights=self.weights,
-            layers=keys,
-            batch_size=self.batch_size,
-            cache_folder=self.cache_folder,
-        )
-
-    def spec(self, keys: tuple[str, ...]) -> FeatureSpec:
-        """What the features are; loads the network only to name weights never met before."""
-        digest = name_weights(self._request(keys))
-        return FeatureSpec(
-            base=self.base.name,
-            weights=digest,
-            preprocessing=self.preprocessing,
-            image_size=self.image_size,
-            resize=self.resize,
-            pixels=pixels_digest(self.image_size, self.resize),
-            dtype=self.dtype,
-        )
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UsageError(f"--{name} is one of {', '.join(allowed)}; received {value!r}")
 
 
 def _output_path(
@@ -390,13 +330,19 @@ def _output_path(
     cache_folder: Path,
     found: ImageSet,
     spec: FeatureSpec,
+    plan: ViewPlan,
     digests: Collection[bytes],
 ) -> Path:
     """Where the cache goes, its folder made; raises CannotCreateError if that cannot be."""
     if out is None:
         make_folder(cache_folder)
         return cache_file(
-            cache_folder, set_name=found.name, root=found.root, spec=spec, digests=digests
+            cache_folder,
+            set_name=found.name,
+            root=found.root,
+            spec=spec,
+            variant=plan.augmentation.digest[:VARIANT_DIGITS] if plan.augmentation else "",
+            digests=digests,
         )
     path = Path(out)
     if path.suffix != ".h5":
@@ -407,40 +353,14 @@ def _output_path(
     return path
 
 
-def cache_document(found: ImageSet, recipe: Recipe, spec: FeatureSpec) -> dict[str, Any]:
-    """The file's ``spec`` dataset: what the features are and where they come from."""
-    return {
-        "format": FORMAT_VERSION,
-        "spec": asdict(spec),
-        "fingerprint": spec.fingerprint,
-        "set": found.name,
-        "root": os.fsdecode(found.root),
-        "weights_from": os.fspath(
-            recipe.weights.path.resolve() if recipe.weights.path else recipe.weights.kind
-        ),
-        "versions": {name: version(name) for name in RECORDED_VERSIONS},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _recipe_of(
-    table: FeatureTable, weights: str | os.PathLike[str] | None, folder: Path, batch_size: int
-) -> Recipe:
-    """How a cache was made, to compute rows of it again."""
-    spec = table.spec
-    kind, _, seed = spec.weights.partition("-")
-    source = os.fspath(weights) if weights else str(table.document.get("weights_from", IMAGENET))
-    choice = WeightsChoice(RANDOM, int(seed)) if kind == RANDOM else WeightsChoice.parse(source)
-    return Recipe(
-        base=find_base(spec.base),
-        image_size=spec.image_size,
-        preprocessing=spec.preprocessing,
-        resize=spec.resize,
-        dtype=spec.dtype,
-        weights=choice,
-        cache_folder=folder,
-        batch_size=batch_size,
-    )
+def _siblings(path: Path, found: ImageSet, spec: FeatureSpec) -> Iterator[FeatureTable]:
+    """The set's other files of this fingerprint: with other views, or none."""
+    for other in path.parent.glob(f"*-{spec.base}-{spec.fingerprint}.h5"):
+        if other != path:
+            with contextlib.suppress(BadDataError):  # what is damaged is no help, and no hindrance
+                table = read_all_rows(other)
+                if table.spec == spec and Path(table.document["root"]) == found.root:
+                    yield table
 
 
 def warn_of_duplicates(found: ImageSet, refs: Sequence[ImageRef]) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.api import BATCH_SIZE, Recipe, cache_document
+from pipeline.api import BATCH_SIZE
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
 from pipeline.cache.content import content_set, features_by_content
@@ -20,6 +20,7 @@ from pipeline.errors import BadDataError, UsageError
 from pipeline.images.given import ArrayImages, GivenImages, given_images
 from pipeline.models.bundle import find_bundle, load_bundle
 from pipeline.models.predictor import Predictor
+from pipeline.recipe import Recipe, cache_document
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 
 

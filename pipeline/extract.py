@@ -11,6 +11,9 @@ from pipeline.cli import ProgressBar, parser, print_json, run
 if TYPE_CHECKING:
     from pipeline.api import Extraction
     from pipeline.images.scan import ImageSet
+    from pipeline.images.views import Augmentation
+
+PREVIEWED = 8  # views on the sheet, where --views says nothing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,6 +68,34 @@ def _parser() -> argparse.ArgumentParser:
         help="how an image becomes square",
     )
     made.add_argument("--dtype", default="float32", choices=("float32", "float16"))
+    made.add_argument(
+        "--views", type=int, default=0, metavar="K", help="random views of each training image"
+    )
+    made.add_argument(
+        "--augment",
+        default="book",
+        choices=("light", "book", "strong"),
+        help="what views are drawn from; the flags below change parts of it",
+    )
+    made.add_argument("--rotation", type=float, metavar="DEGREES", help="the book: 40")
+    made.add_argument("--shift", type=float, metavar="SHARE", help="of width and height; 0.2")
+    made.add_argument("--shear", type=float, metavar="DEGREES", help="0.2")
+    made.add_argument("--zoom", type=float, metavar="SHARE", help="0.2")
+    made.add_argument("--jitter", type=float, metavar="SHARE", help="of colours; 0")
+    made.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="mirror every other view, or none (default: the policy's, all mirror)",
+    )
+    made.add_argument(
+        "--tta",
+        action="store_true",
+        help="views of validation and test images, too, for classify --tta",
+    )
+    made.add_argument(
+        "--preview-views", action="store_true", help="write a sheet of views to look at, and stop"
+    )
     made.add_argument("--batch-size", type=int, default=8, metavar="N")
     made.add_argument(
         "--engine",
@@ -79,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="let another engine compute what the cache lacks",
     )
     made.add_argument("--limit-per-class", type=int, metavar="N", help="for a quick try")
-    made.add_argument("--seed", type=int, default=0, help="of --weights random")
+    made.add_argument("--seed", type=int, default=0, help="of --weights random and of --views")
     made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     made.add_argument("--rehash", action="store_true", help="read even files that look unchanged")
     made.add_argument("--wait", action="store_true", help="wait for another run on the same cache")
@@ -92,11 +123,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _extract(arguments: argparse.Namespace) -> None:
-    from pipeline.api import extract_features
+    from pipeline.api import extract_features, preview_views
+    from pipeline.text import printable
 
+    data = arguments.data or _only_set(Path("data"))
+    if arguments.preview_views:
+        sheet = preview_views(
+            data,
+            base=arguments.base,
+            image_size=arguments.image_size,
+            resize=arguments.resize,
+            views=arguments.views or PREVIEWED,
+            augmentation=_augmentation(arguments),
+            cache_dir=arguments.cache_dir,
+        )
+        print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
+        return
     with ProgressBar("extracting", unit="image") as bar:
         done = extract_features(
-            arguments.data or _only_set(Path("data")),
+            data,
             base=arguments.base,
             image_size=arguments.image_size,
             layers=arguments.layer,
@@ -105,6 +150,9 @@ def _extract(arguments: argparse.Namespace) -> None:
             preprocessing=arguments.preprocessing,
             resize=arguments.resize,
             dtype=arguments.dtype,
+            views=arguments.views,
+            augmentation=_augmentation(arguments),
+            tta=arguments.tta,
             batch_size=arguments.batch_size,
             engine=arguments.engine,
             mix_engines=arguments.mix_engines,
@@ -122,6 +170,21 @@ def _extract(arguments: argparse.Namespace) -> None:
         print_json(_as_json(done))
     else:
         _print_summary(done)
+
+
+def _augmentation(arguments: argparse.Namespace) -> "Augmentation":
+    from pipeline.images.views import choose_augmentation
+
+    return choose_augmentation(
+        arguments.augment,
+        rotation=arguments.rotation,
+        shift=arguments.shift,
+        shear=arguments.shear,
+        zoom=arguments.zoom,
+        flip=arguments.flip,
+        jitter=arguments.jitter,
+        seed=arguments.seed,
+    )
 
 
 def _only_set(folder: Path) -> Path:
@@ -180,8 +243,10 @@ def _print_summary(done: "Extraction") -> None:
     if done.skipped:
         print(f"{skipped}, listed in {printable(done.skipped_file)}")
     how = f"{done.computed:,} computed" if done.computed else "all from the cache"
+    further = int((table.columns.views > 0).sum())
+    views = f" and {counted(further, 'view')} of them" if further else ""
     print(
-        f"{counted(len(table), 'image')} ({how}), {skipped}, "
+        f"{counted(len(table) - further, 'image')}{views} ({how}), {skipped}, "
         f"{file_size(table.path.stat().st_size)}, {duration(done.seconds)}"
     )
     print(printable(table.path))
@@ -192,7 +257,8 @@ def _as_json(done: "Extraction") -> dict[str, object]:
     return {
         "cache": os.fspath(table.path),
         "fingerprint": table.spec.fingerprint,
-        "images": len(table),
+        "images": int((table.columns.views == 0).sum()),
+        "views": int((table.columns.views > 0).sum()),
         "computed": done.computed,
         "skipped": [
             {"path": os.fsdecode(item.path), "reason": item.reason} for item in done.skipped

@@ -25,6 +25,7 @@ from pipeline.cache.merge import KnownRows, publish_rows
 from pipeline.cache.publish import Source
 from pipeline.cache.seal import find_damage
 from pipeline.cache.shards import ShardFolder
+from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import make_folder, remove_temporaries
 from pipeline.errors import BusyError, DamagedError
 from pipeline.images.given import GivenImages
@@ -151,12 +152,20 @@ class _Store:
             log.info("computing %s of %s", self._layer, counted(len(lacking), "image"))
         wanted = list(lacking.values())
         read = images.read(wanted, image_size=self._spec.image_size, resize=self._spec.resize)
-        with closing(read) as decoded:
+        with closing(read):
+            decoded = ((RowKey(ref.digest), pixels) for ref, pixels in read)
             layers = (self._layer,)
             table = self._tables.get(self.path)
             recorded = KnownRows(table, shards.read()).engine
             compute_rows(
-                decoded, layers, self._spec, shards, open_engine, batch_size, recorded=recorded
+                decoded,
+                layers,
+                self._spec,
+                shards,
+                open_engine,
+                batch_size,
+                row_count=len(wanted),
+                recorded=recorded,
             )
         if shards.path.is_dir():
             self._publish(shards, describe())
@@ -175,6 +184,7 @@ class _Store:
             known=known,
             images=content_set(self._folder),
             refs=refs,
+            plan=ViewPlan(),
             layers=(self._layer,),
             document=document,
         )

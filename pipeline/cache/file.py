@@ -285,7 +285,13 @@ def cache_files(folder: Path) -> Iterator[Path]:
 
 
 def cache_file(
-    folder: Path, *, set_name: str, root: Path, spec: FeatureSpec, digests: Collection[bytes]
+    folder: Path,
+    *,
+    set_name: str,
+    root: Path,
+    spec: FeatureSpec,
+    variant: str = "",
+    digests: Collection[bytes],
 ) -> Path:
     """Where the features of a set belong: ``<set>-<base>-<fingerprint>.h5``.
 
@@ -295,9 +301,11 @@ def cache_file(
 
     Parameters
     ----------
+    variant : what else is in the file's name: ``<set>+<variant>-…``.
     digests : of the images found.
     """
     name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
+    name += f"+{variant}" * bool(variant)
     plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
     table = _table_of_ours(plain)
     if table is None or Path(table.document["root"]) == root:

@@ -19,11 +19,13 @@ from pipeline.cache.file import FeatureTable, read_all_rows
 from pipeline.cache.keys import RowKey
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.merge import Distrusted, KnownRows, publish_rows
+from pipeline.cache.room import check_room
 from pipeline.cache.shards import ShardFolder
+from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, CannotCreateError, DamagedError
-from pipeline.images.reader import Pixels, read_images
+from pipeline.images.reader import Pixels, read_and_make
 from pipeline.images.scan import ImageRef, ImageSet, Skipped
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
@@ -31,6 +33,8 @@ from pipeline.text import counted, printable
 log = logging.getLogger(__name__)
 
 SKIPPED_SUFFIX = ".skipped.csv"
+
+NO_VIEWS = ViewPlan()
 
 Progress = Callable[[int, int], None]
 OpenEngine = Callable[[tuple[str, ...], Pixels, Mapping[str, Any] | None], Engine]
@@ -60,6 +64,8 @@ def fill_cache(
     strict: bool = False,
     wait: bool = False,
     distrusted: Distrusted | None = None,
+    plan: ViewPlan = NO_VIEWS,
+    donors: Sequence[FeatureTable] = (),
     progress: Progress | None = None,
 ) -> Filled:
     """Bring a cache file up to date with an image set.
@@ -77,21 +83,24 @@ def fill_cache(
     strict : raise BadDataError for the first skipped file.
     wait : wait for another process that writes the file, instead of raising BusyError.
     distrusted : layer key -> rows of the file to compute again.
+    plan : which views of each image; those that the file holds beyond it stay, hidden.
+    donors : other files of the same fingerprint, whose rows need not be computed again.
 
     Raises CannotCreateError if the path holds something else, BadDataError if more than half of
     the files were skipped.
     """
     with writer_lock(path, wait=wait):
-        table = _existing(path, spec, images.root)
+        table = _existing(path, spec, images.root, plan)
         shards = ShardFolder(path, spec)
         for target in (path, path.with_suffix(SKIPPED_SUFFIX)):
             remove_temporaries(target)
         shards.settle()
         out = _SkipList(images, skipped, strict=strict)
-        known = KnownRows(table, shards.read(), distrusted)
+        known = KnownRows(table, shards.read(), distrusted, donors)
         wanted = sorted({*(table.layers if table else ()), *layers})
-        missing = _missing(refs, wanted, known)
-        done = len(refs) - sum(map(len, missing.values()))
+        missing = _missing(refs, wanted, known, plan)
+        total = sum(len(plan.of(ref)) for ref in refs)
+        done = total - sum(len(views) for group in missing.values() for views in group.values())
         computed = 0
         skipped_before = len(out.paths)
 
@@ -99,10 +108,10 @@ def fill_cache(
             nonlocal computed
             computed += rows
             if progress and rows:
-                progress(done + computed + len(out.paths) - skipped_before, len(refs))
+                progress(min(total, done + computed + len(out.paths) - skipped_before), total)
 
         for lacking, group in missing.items():
-            with closing(_readable(group, images.root, spec, out)) as decoded:
+            with closing(_readable(group, images.root, spec, plan, out)) as decoded:
                 compute_rows(
                     decoded,
                     lacking,
@@ -110,13 +119,14 @@ def fill_cache(
                     shards,
                     open_engine,
                     batch_size,
+                    row_count=sum(map(len, group.values())),
                     recorded=known.engine,
                     committed=count,
                 )
         out.add_copies(refs)
         out.finish(path.with_suffix(SKIPPED_SUFFIX))
         if computed:
-            known = KnownRows(table, shards.read(), distrusted)
+            known = KnownRows(table, shards.read(), distrusted, donors)
         usable = [ref for ref in refs if ref.path not in out.paths]
         _check_classes(images, usable)
         written = publish_rows(
@@ -125,8 +135,9 @@ def fill_cache(
             known=known,
             images=images,
             refs=usable,
+            plan=plan,
             layers=wanted,
-            document=document,
+            document={**document, **plan.to_document()},
         )
         if shards.path.is_dir():
             shards.remove_published(KnownRows(read_all_rows(path), ()).has)
@@ -200,7 +211,7 @@ def _check_classes(images: ImageSet, usable: Sequence[ImageRef]) -> None:
         )
 
 
-def _existing(path: Path, spec: FeatureSpec, root: Path) -> FeatureTable | None:
+def _existing(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
     """The cache that is there; raises CannotCreateError if it is something else."""
     if not path.exists():
         return None
@@ -225,44 +236,66 @@ def _existing(path: Path, spec: FeatureSpec, root: Path) -> FeatureTable | None:
             + f": fingerprint {table.spec.fingerprint}, received {spec.fingerprint}; "
             f"choose another --out"
         )
+    try:
+        augmentation = ViewPlan.from_document(table.document).augmentation
+    except ValueError as error:
+        raise CannotCreateError(f"{printable(path)}: {error}; choose another --out") from error
+    if plan.augmentation and augmentation not in (None, plan.augmentation):
+        raise CannotCreateError(
+            f"{printable(path)} holds views drawn with {augmentation}; received "
+            f"{plan.augmentation}; choose another --out"
+        )
     return table
 
 
 def _missing(
-    refs: Sequence[ImageRef], wanted: Sequence[str], known: KnownRows
-) -> dict[tuple[str, ...], list[ImageRef]]:
-    """Missing layers -> the images that miss them, in order; identical files count once."""
-    groups: dict[tuple[str, ...], list[ImageRef]] = defaultdict(list)
-    seen: set[bytes] = set()
+    refs: Sequence[ImageRef], wanted: Sequence[str], known: KnownRows, plan: ViewPlan
+) -> dict[tuple[str, ...], dict[ImageRef, list[RowKey]]]:
+    """Missing layers -> the images of which rows do, in order; identical files count once."""
+    groups: dict[tuple[str, ...], dict[ImageRef, list[RowKey]]] = defaultdict(dict)
+    seen: set[RowKey] = set()
     for ref in refs:
-        lacking = tuple(key for key in wanted if not known.has(key, RowKey(ref.digest)))
-        if lacking and ref.digest not in seen:
-            groups[lacking].append(ref)
-        seen.add(ref.digest)
+        for key in (RowKey(ref.digest, view) for view in plan.of(ref)):
+            lacking = tuple(layer for layer in wanted if not known.has(layer, key))
+            if lacking and key not in seen:
+                groups[lacking].setdefault(ref, []).append(key)
+            seen.add(key)
     return groups
 
 
 def _readable(
-    refs: Sequence[ImageRef], root: Path, spec: FeatureSpec, out: _SkipList
-) -> Generator[tuple[ImageRef, Pixels]]:
-    """The images that can be decoded; the others go to the skip list."""
-    images = read_images(root, refs, image_size=spec.image_size, resize=spec.resize)
+    wanted: Mapping[ImageRef, Sequence[RowKey]],
+    root: Path,
+    spec: FeatureSpec,
+    plan: ViewPlan,
+    out: _SkipList,
+) -> Generator[tuple[RowKey, Pixels]]:
+    """The rows whose image can be decoded, which is done once; others go to the skip list."""
+    images = read_and_make(
+        root,
+        list(wanted),
+        lambda ref, pixels: [(key, plan.draw(key, pixels)) for key in wanted[ref]],
+        image_size=spec.image_size,
+        resize=spec.resize,
+        made_of_each=plan.views + 1,
+    )
     with closing(images):
-        for ref, pixels in images:
-            if isinstance(pixels, Skipped):
-                out.add_image(ref, pixels.reason)
+        for ref, views in images:
+            if isinstance(views, Skipped):
+                out.add_image(ref, views.reason)
             else:
-                yield ref, pixels
+                yield from views
 
 
 def compute_rows(
-    decoded: Iterator[tuple[ImageRef, Pixels]],
+    decoded: Iterator[tuple[RowKey, Pixels]],
     layers: tuple[str, ...],
     spec: FeatureSpec,
     shards: ShardFolder,
     open_engine: OpenEngine,
     batch_size: int,
     *,
+    row_count: int,
     recorded: Mapping[str, Any] | None,
     committed: Callable[[int], object] = lambda rows: None,
 ) -> None:
@@ -270,7 +303,8 @@ def compute_rows(
 
     Parameters
     ----------
-    decoded : images with their (image_size, image_size, 3) uint8 RGB pixels.
+    decoded : rows to be, with their (image_size, image_size, 3) uint8 RGB pixels.
+    row_count : how many rows there will be, at most.
     recorded : the engine that computed what the cache holds, None for an empty one.
     committed : called with the number of rows whenever some are safe.
     """
@@ -286,7 +320,9 @@ def compute_rows(
             f"{spec.weights[:12]}… as noted: delete the note in weights/ and run again"
         )
     with Commits(shards, engine, layers, spec.dtype) as commits:
-        for batch in chain([first], batches):
+        for number, batch in enumerate(chain([first], batches)):
             features = engine(np.stack([pixels for _, pixels in batch]))
-            committed(commits.add([RowKey(ref.digest) for ref, _ in batch], features))
+            if not number:
+                check_room(shards.path.parent, features, row_count, spec.dtype)
+            committed(commits.add([key for key, _ in batch], features))
         committed(commits.finish())

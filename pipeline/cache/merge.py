@@ -17,6 +17,7 @@ from pipeline.cache.file import (
 from pipeline.cache.keys import RowKey
 from pipeline.cache.publish import Source, publish
 from pipeline.cache.shards import Shard
+from pipeline.cache.view_plan import ViewPlan
 from pipeline.images.scan import ImageRef, ImageSet
 
 
@@ -47,6 +48,7 @@ class KnownRows:
         table: FeatureTable | None,
         shards: Iterable[Shard],
         distrusted: Distrusted | None = None,
+        donors: Iterable[FeatureTable] = (),
     ) -> None:
         self.sources: dict[str, dict[RowKey, Source]] = defaultdict(dict)
         self.row_shapes: dict[str, tuple[int, ...]] = {}
@@ -55,6 +57,8 @@ class KnownRows:
             self._add_table(table, distrusted or {})
         for shard in shards:
             self._add_shard(shard)
+        for donor in donors:
+            self._add_donor(donor)
 
     def has(self, layer: str, key: RowKey) -> bool:
         return key in self.sources[layer]
@@ -63,6 +67,19 @@ class KnownRows:
         """Where a row's features stand; None only if its image is gone and never had the layer."""
         sources = self.sources[layer]
         return sources.get(row.key) if row.ref is None else sources[row.key]
+
+    def _add_donor(self, table: FeatureTable) -> None:
+        """Take another file's rows of the images as they are, if the same engine computed them."""
+        engine = table.document["engine"] or {}
+        if self.engine is None:
+            self.engine = engine
+        if "also" in engine or engine.get("name") != self.engine.get("name"):
+            return
+        there = KnownRows(table, ())
+        for layer, sources in there.sources.items():
+            plain = {key: source for key, source in sources.items() if key.view == 0}
+            self.sources[layer] = {**plain, **self.sources[layer]}
+            self.row_shapes.setdefault(layer, there.row_shapes[layer])
 
     def _add_table(self, table: FeatureTable, distrusted: Distrusted) -> None:
         self._add_engine(table.document["engine"])
@@ -104,6 +121,7 @@ def publish_rows(
     known: KnownRows,
     images: ImageSet,
     refs: Sequence[ImageRef],
+    plan: ViewPlan,
     layers: Sequence[str],
     document: Mapping[str, Any],
 ) -> bool:
@@ -113,7 +131,7 @@ def publish_rows(
     features under the label -1.
     """
     layers = sorted(known.row_shapes.keys() & set(layers))  # shards may hold others, half done
-    rows = _arranged(table, refs)
+    rows = _arranged(table, refs, plan)
     columns = columns_of(
         labels=[NO_FILE if row.ref is None else row.ref.label for row in rows],
         splits=[0 if row.ref is None else row.ref.split for row in rows],
@@ -139,11 +157,12 @@ def publish_rows(
     return True
 
 
-def _arranged(table: FeatureTable | None, refs: Sequence[ImageRef]) -> list[Row]:
+def _arranged(table: FeatureTable | None, refs: Sequence[ImageRef], plan: ViewPlan) -> list[Row]:
     """The rows of the file to be: those that are there, each with its image, then the new ones."""
     waiting: dict[RowKey, dict[bytes, ImageRef]] = defaultdict(dict)
-    for ref in refs:
-        waiting[RowKey(ref.digest)][ref.path] = ref
+    wanted = [(RowKey(ref.digest, view), ref) for ref in refs for view in plan.of(ref)]
+    for key, ref in wanted:
+        waiting[key][ref.path] = ref
     present = set(waiting)
     rows: list[Row] = []
     if table is not None:
@@ -156,11 +175,7 @@ def _arranged(table: FeatureTable | None, refs: Sequence[ImageRef]) -> list[Row]
     return [
         # An image that is gone keeps its row, a further copy of one that is there does not.
         *(row for row in rows if row.ref is not None or row.key not in present),
-        *(
-            Row(RowKey(ref.digest), ref.path, ref)
-            for ref in refs
-            if ref.path in waiting[RowKey(ref.digest)]
-        ),
+        *(Row(key, ref.path, ref) for key, ref in wanted if ref.path in waiting[key]),
     ]
 
 
@@ -174,6 +189,9 @@ def _says_so_already(
     return (
         table.classes == images.classes
         and sorted(table.layers) == layers
-        and all(table.document.get(name) == document[name] for name in ("set", "root"))
+        and all(
+            table.document.get(name) == document.get(name)
+            for name in ("set", "root", "views", "tta", "augmentation")
+        )
         and columns.equals(table.columns)
     )

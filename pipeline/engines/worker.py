@@ -90,8 +90,8 @@ def in_own_process(job: str, request: EngineRequest, **details: Any) -> dict[str
                 f"the process that prepares {request.base.name} ended by {how}: it may need more "
                 f"memory than there is; a smaller --batch-size or --image-size needs less"
             ) from None
-    if "error" in found:
-        raise getattr(errors, found["error"])(found["message"])
+    if "raised" in found:
+        raise getattr(errors, found["raised"])(found["message"])
     return found
 
 
@@ -242,7 +242,7 @@ def _main() -> None:
         answer = JOBS[order["job"]](request, **order["details"])
     except PipelineError as error:
         kind = next(each for each in type(error).__mro__ if each.__module__ == errors.__name__)
-        answer = {"error": kind.__name__, "message": str(error)}
+        answer = {"raised": kind.__name__, "message": str(error)}
     Path(order["answer"]).write_text(json.dumps(answer))
 
 

@@ -3,20 +3,24 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cores import usable_cores
 from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
 from pipeline.images.scan import ImageRef, Skipped
 from pipeline.text import file_size
 
-AHEAD = 128  # decoded images that may wait: 9 MB at 150 pixels, two batches' worth and more
+MOST_AHEAD = 128  # decoded images that may wait: two batches' worth and more
+AHEAD_BYTES = 32 * 2**20  # of their pixels, all together
 
 Pixels = npt.NDArray[np.uint8]
+Made = TypeVar("Made")
 
 
 def read_images(
@@ -25,12 +29,34 @@ def read_images(
     """Yield each reference in order with its (image_size, image_size, 3) uint8 RGB pixels,
     or with the reason why there are none.
 
+    Who may stop before the end closes it, see `read_and_make`.
+    """
+    yield from read_and_make(
+        root, refs, lambda _, pixels: pixels, image_size=image_size, resize=resize
+    )
+
+
+def read_and_make(
+    root: Path,
+    refs: Sequence[ImageRef],
+    make: Callable[[ImageRef, Pixels], Made],
+    *,
+    image_size: int,
+    resize: str,
+    made_of_each: int = 1,
+) -> Generator[tuple[ImageRef, Made | Skipped]]:
+    """Like `read_images`, with what ``make`` makes of the pixels, in the decoding thread.
+
+    Parameters
+    ----------
+    made_of_each : how many times its pixels an image becomes, at most; bounds what may wait.
+
     Who may stop before the end closes it. Left to the garbage collector, its threads are joined
     wherever that happens to run, and inside `threading` itself that is a deadlock.
     """
     register_heic()
 
-    def read(ref: ImageRef) -> Pixels | Skipped:
+    def read(ref: ImageRef) -> Made | Skipped:
         path = root / os.fsdecode(ref.path)
         try:
             if (size := path.stat().st_size) > MAX_FILE:
@@ -41,17 +67,19 @@ def read_images(
         if hashlib.sha256(data).digest() != ref.digest:
             return Skipped(ref.path, "changed while it was being read: run again")
         try:
-            return decode(data, image_size=image_size, resize=resize)
+            return make(ref, decode(data, image_size=image_size, resize=resize))
         except UnreadableImage as error:
             return Skipped(ref.path, str(error))
 
-    threads = max(2, os.cpu_count() or 1)
+    threads = max(2, usable_cores())
+    ahead = AHEAD_BYTES // (made_of_each * image_size * image_size * 3)
+    ahead = min(MOST_AHEAD, max(2 * threads, ahead))
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[ImageRef, Future[Pixels | Skipped]]] = deque()
+        waiting: deque[tuple[ImageRef, Future[Made | Skipped]]] = deque()
         try:
             for ref in refs:
                 waiting.append((ref, pool.submit(read, ref)))
-                if len(waiting) >= AHEAD:
+                if len(waiting) >= ahead:
                     done, future = waiting.popleft()
                     yield done, future.result()
             while waiting:

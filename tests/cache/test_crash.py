@@ -39,7 +39,7 @@ from simulated_disk import (
     write_tree,
 )
 
-from pipeline import api, durable
+from pipeline import api, durable, recipe
 from pipeline.cache import commits, fill, publish, shards, upkeep
 from pipeline.cache import file as cache_file
 from pipeline.cache.fill import fill_cache
@@ -199,7 +199,7 @@ def repair(root: Path, cache: Path, engine: TracingEngine) -> None:
     def open_engine(request: EngineRequest, **_: Any) -> TracingEngine:
         return engine.open(request.layers)
 
-    with mock.patch.object(api, "open_engine", open_engine):
+    with mock.patch.object(recipe, "open_engine", open_engine):
         api.repair_cache(cache / CACHE)
 
 

@@ -1,0 +1,371 @@
+"""Random transforms of an image, its views: the same for ever, everywhere, in any order.
+
+A view is determined by a seed, the digest of the image file and the number of the view. Nothing
+else enters: no generator's state, no library's version, no thread, no machine. So views that are
+cached resume, grow from four to eight and repeat to the last bit. Random numbers are bits of
+SHAKE-256; geometry is sums and products of IEEE doubles, in an order that is written here.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from math import pi
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import UsageError
+from pipeline.spec import FINGERPRINT_DIGITS, check_seed
+
+VERSION = 1  # of the algorithm: to be raised with every change that changes a pixel
+
+# The flag and the greatest value of each range; beyond, little of a picture may be left.
+RANGES: dict[str, tuple[str, float]] = {
+    "rotation": ("--rotation", 180),
+    "width_shift": ("--shift", 0.9),
+    "height_shift": ("--shift", 0.9),
+    "shear": ("--shear", 45),
+    "zoom": ("--zoom", 0.9),
+    "jitter": ("--jitter", 0.9),
+}
+
+# Places of a view that are computed at once. Their doubles (120 kB) stay below what the C library
+# maps anew for every array: two thirds of the time otherwise went into that.
+PLACES_AT_ONCE = 5000
+
+Pixels = npt.NDArray[np.uint8]
+Doubles = npt.NDArray[np.float64]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """The ranges that random transforms are drawn from, each uniformly; 0 leaves a thing alone.
+
+    Meanings and order are those of Keras' ImageDataGenerator (`keras.src.legacy`), with
+    ``fill_mode="nearest"``; `transform_pixels` says how they are applied.
+
+    Attributes
+    ----------
+    rotation : greatest angle in degrees, either way, 0 to 180.
+    width_shift, height_shift : greatest shift as a share of the width or height, 0 to 0.9.
+    shear : greatest angle in degrees, 0 to 45.
+    zoom : width and height are scaled by factors of their own, from 1 - zoom to 1 + zoom.
+    flip : whether every other view, by chance, is mirrored left to right.
+    jitter : brightness, contrast and saturation are scaled by factors of their own, from
+        1 - jitter to 1 + jitter, 0 to 0.9.
+    seed : another one draws other views.
+
+    Raises UsageError, naming the flag, where a range is out of bounds.
+    """
+
+    rotation: float = 0.0
+    width_shift: float = 0.0
+    height_shift: float = 0.0
+    shear: float = 0.0
+    zoom: float = 0.0
+    flip: bool = False
+    jitter: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name, (flag, most) in RANGES.items():
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise UsageError(f"{flag} is a number from 0 to {most}; received {value}")
+            # 40 and 40.0 are one augmentation, with one digest; so are 0.0 and -0.0.
+            object.__setattr__(self, name, abs(float(value)))
+
+    def __str__(self) -> str:
+        """For people: ``rotation 40°, shift 0.2, shear 0.2°, zoom 0.2, flip, seed 0``."""
+        shift = f"{self.width_shift:g}"
+        if self.height_shift != self.width_shift:
+            shift += f" across {self.height_shift:g} down"
+        parts = {
+            f"rotation {self.rotation:g}°": self.rotation,
+            f"shift {shift}": self.width_shift or self.height_shift,
+            f"shear {self.shear:g}°": self.shear,
+            f"zoom {self.zoom:g}": self.zoom,
+            "flip": self.flip,
+            f"jitter {self.jitter:g}": self.jitter,
+            f"seed {self.seed}": True,
+        }
+        return ", ".join(part for part, is_on in parts.items() if is_on)
+
+    @property
+    def digest(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 over the canonical JSON of `to_dict`."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+    def to_dict(self) -> dict[str, float | int | bool]:
+        """Every field and the version of the algorithm, for JSON."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """Rebuild an augmentation from parsed JSON; raises ValueError if anything in it is odd."""
+        expected = {"version": (int,)} | {
+            field.name: (int, float) if field.type is float else (field.type,)
+            for field in fields(cls)
+        }
+        if not isinstance(values, dict) or set(values) != set(expected):
+            received = list(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"an augmentation needs the fields {list(expected)}, not {received}")
+        for name, kinds in expected.items():
+            if type(values[name]) not in kinds:
+                raise ValueError(f"the augmentation's {name} should be {kinds[-1].__name__}")
+        if values["version"] != VERSION:
+            raise ValueError(
+                f"its views are of version {values['version']}; this program draws {VERSION}"
+            )
+        try:
+            return cls(**{field.name: values[field.name] for field in fields(cls)})
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+
+# light: 4 pixels of 32 and a flip, as ResNet was trained (He et al. 2016, 4.2).
+# book: Deep Learning with Python, 5.2 and 5.3. Its ``shear_range=0.2`` is taken as Keras takes it
+#   since 2018, in degrees; to the Keras of 2017 it was radians (keras#8868): --shear 11.5.
+# strong: the book's, its zoom doubled, with AutoAugment's greatest shear, a slope of 0.3 (Cubuk et
+#   al. 2019), and the colour jitter that Facebook's ResNets in Torch were trained with.
+POLICIES = {
+    "light": Augmentation(width_shift=0.125, height_shift=0.125, flip=True),
+    "book": Augmentation(
+        rotation=40, width_shift=0.2, height_shift=0.2, shear=0.2, zoom=0.2, flip=True
+    ),
+    "strong": Augmentation(
+        rotation=40, width_shift=0.2, height_shift=0.2, shear=17, zoom=0.4, flip=True, jitter=0.4
+    ),
+}
+
+
+def choose_augmentation(
+    policy: str = "book",
+    *,
+    rotation: float | None = None,
+    shift: float | None = None,
+    shear: float | None = None,
+    zoom: float | None = None,
+    flip: bool | None = None,
+    jitter: float | None = None,
+    seed: int = 0,
+) -> Augmentation:
+    """Take a policy of `POLICIES` with some of its ranges replaced; ``shift`` is of both sides.
+
+    Raises UsageError if there is no such policy, or a range is out of bounds.
+    """
+    if policy not in POLICIES:
+        raise UsageError(f"--augment is one of {', '.join(POLICIES)}; received {policy!r}")
+    chosen = {
+        "rotation": rotation,
+        "width_shift": shift,
+        "height_shift": shift,
+        "shear": shear,
+        "zoom": zoom,
+        "flip": flip,
+        "jitter": jitter,
+    }
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    return replace(POLICIES[policy], seed=seed, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """What is done to one image, once it is drawn.
+
+    Attributes
+    ----------
+    rotation, shear : angles in degrees.
+    width_shift, height_shift : how far to the right, and down, the image is looked at, as a share
+        of its width and height.
+    width_zoom, height_zoom : how much of the image is looked at; below 1 it grows.
+    flip : mirrored left to right, at last.
+    brightness, contrast, saturation : factors.
+    """
+
+    rotation: float = 0.0
+    width_shift: float = 0.0
+    height_shift: float = 0.0
+    shear: float = 0.0
+    width_zoom: float = 1.0
+    height_zoom: float = 1.0
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+
+
+def draw_view(
+    pixels: Pixels, *, augmentation: Augmentation, image_digest: bytes, view: int
+) -> Pixels:
+    """Draw a view of an image: (S, S, 3) uint8 -> (S, S, 3) uint8; view 0 is the image itself.
+
+    Parameters
+    ----------
+    image_digest : SHA-256 of the image file, 32 bytes.
+    """
+    if view == 0:
+        return pixels
+    return transform_pixels(pixels, draw_transform(augmentation, image_digest, view))
+
+
+def draw_transform(augmentation: Augmentation, image_digest: bytes, view: int) -> Transform:
+    """The transform of a view.
+
+    Each number has a place of its own among the random bits, so that one range can be changed
+    without another's numbers becoming others.
+    """
+    uniforms = _uniforms(f"view {VERSION} {augmentation.seed} {image_digest.hex()} {view}")
+
+    def between(middle: float, spread: float) -> float:
+        return middle + spread * (2 * next(uniforms) - 1)
+
+    return Transform(
+        rotation=between(0, augmentation.rotation),
+        width_shift=between(0, augmentation.width_shift),
+        height_shift=between(0, augmentation.height_shift),
+        shear=between(0, augmentation.shear),
+        width_zoom=between(1, augmentation.zoom),
+        height_zoom=between(1, augmentation.zoom),
+        flip=next(uniforms) < 0.5 and augmentation.flip,
+        brightness=between(1, augmentation.jitter),
+        contrast=between(1, augmentation.jitter),
+        saturation=between(1, augmentation.jitter),
+    )
+
+
+def transform_pixels(pixels: Pixels, transform: Transform) -> Pixels:
+    """Transform an image: (S, S, 3) uint8 -> (S, S, 3) uint8.
+
+    The geometry is that of Keras' `apply_affine_transform`, rounded to whole values: about the
+    centre, each place of the result looks at the image through zoom, then shear, then shift, then
+    rotation, bilinearly; beyond an edge it sees the edge. Then the image is mirrored, then its
+    colours are changed. Keras' ImageDataGenerator hands its shift in height over as the one in
+    width, and the other way round; here each is what it is called.
+    """
+    size = len(pixels)
+    # (S,) pixels from the centre, to the right or down
+    steps: Doubles = np.arange(size, dtype=np.float64) - (size - 1) / 2
+    across = -steps if transform.flip else steps
+    from_row, from_column = _geometry(transform, size)
+    planes = np.stack([pixels[..., channel] for channel in range(3)])  # (3, S, S)
+    height = max(1, PLACES_AT_ONCE // size)
+    strips = []
+    for top in range(0, size, height):
+        down = steps[top : top + height, None]
+        rows, columns = (  # (h, S) each: where the image is looked at
+            (of_across * across + at_centre) + of_down * down
+            for of_across, of_down, at_centre in (from_row, from_column)
+        )
+        strips.append(_interpolated(planes, rows, columns))
+    if (transform.brightness, transform.contrast, transform.saturation) != (1, 1, 1):
+        # Whole numbers: whatever order they are added in, their sums are the same.
+        sums = sum(strip.sum(axis=(1, 2), dtype=np.int64) for strip in strips)  # (3,)
+        mean = float(_grey(sums / size**2))
+        strips = [_recoloured(strip, transform, mean) for strip in strips]
+    return np.stack(list(np.concatenate(strips, axis=1)), axis=-1)
+
+
+def _uniforms(source: str) -> Iterator[float]:
+    """Numbers from [0, 1): the first 53 of every 64 bits of SHAKE-256, up to 16 numbers."""
+    bits = hashlib.shake_256(source.encode()).digest(16 * 8)
+    for start in range(0, len(bits), 8):
+        yield (int.from_bytes(bits[start : start + 8], "big") >> 11) / 2**53
+
+
+def _sine(degrees: float) -> float:
+    """The sine as a sum that has the same last bit everywhere, which `math.sin` has not."""
+    angle = degrees * (pi / 180)
+    term = total = angle
+    for n in range(3, 45, 2):  # enough for 360 degrees
+        term *= -angle * angle / (n * (n - 1))
+        total += term
+    return total
+
+
+def _geometry(transform: Transform, size: int) -> tuple[Triple, Triple]:
+    """Where a place of the result looks: three factors for the row, three for the column.
+
+    They are of its distance to the right of the centre, of that below it, and of 1.
+    """
+    turn, slant = transform.rotation, transform.rotation + transform.shear
+    sine, cosine = _sine(turn), _sine(turn + 90)
+    right, below = transform.width_shift * size, transform.height_shift * size
+    centre = (size - 1) / 2
+    row = (
+        transform.width_zoom * sine,
+        transform.height_zoom * _sine(slant + 90),
+        right * sine + below * cosine + centre,
+    )
+    column = (
+        transform.width_zoom * cosine,
+        -transform.height_zoom * _sine(slant),
+        right * cosine - below * sine + centre,
+    )
+    return row, column
+
+
+def _interpolated(planes: Pixels, rows: Doubles, columns: Doubles) -> Pixels:
+    """Look at an image (3, S, S) between its pixels: rows, columns (h, S) -> (3, h, S) uint8.
+
+    As scipy's affine_transform with order 1 and mode "nearest", in a third of its time; and a C
+    compiler may round a product and a sum as one, NumPy's operations each round for themselves.
+    """
+    size = planes.shape[-1]
+    rows, columns = rows.clip(0, size - 1), columns.clip(0, size - 1)
+    upper = np.minimum(rows.astype(np.intp), size - 2)
+    left = np.minimum(columns.astype(np.intp), size - 2)
+    rows -= upper  # from here on the share of the lower neighbour
+    columns -= left
+    corner = upper * size + left
+    flat = planes.reshape(3, -1)  # (3, S·S)
+
+    def neighbour(offset: int) -> Doubles:
+        found: Pixels = flat.take(corner + offset, axis=1, mode="clip")  # (3, h, S)
+        return found.astype(np.float64)
+
+    above = _blended(neighbour(0), neighbour(1), columns)
+    below = _blended(neighbour(size), neighbour(size + 1), columns)
+    return _whole(_blended(above, below, rows))
+
+
+def _blended(first: Doubles, second: Doubles, share: Doubles) -> Doubles:
+    """first + share · (second - first), in the place of the second."""
+    second -= first
+    second *= share
+    second += first
+    return second
+
+
+def _recoloured(planes: Pixels, transform: Transform, mean: float) -> Pixels:
+    """Change brightness, contrast about the mean grey, then saturation: (3, h, S) uint8 alike.
+
+    The factors mean what they do in torchvision's ColorJitter; values are cut to 0..255 once, at
+    the end.
+    """
+    scale = transform.brightness * transform.contrast
+    values = planes.astype(np.float64)
+    values *= scale
+    values += (transform.brightness - scale) * mean
+    grey = (1 - transform.saturation) * _grey(values)
+    values *= transform.saturation
+    values += grey
+    return _whole(values.clip(0, 255))
+
+
+def _grey(planes: Doubles) -> Doubles:
+    """Luma of ITU-R 601, as Pillow's: (3, ...) -> (...)."""
+    red, green, blue = planes
+    grey: Doubles = 0.299 * red + 0.587 * green + 0.114 * blue
+    return grey
+
+
+def _whole(values: Doubles) -> Pixels:
+    """The nearest whole numbers, from values within 0..255."""
+    rounded: Pixels = np.rint(values, out=values).astype(np.uint8)
+    return rounded
