@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,7 @@ def _show(arguments: argparse.Namespace) -> None:
     print(f"set {printable(table.document['set'])} of {printable(table.document['root'])}")
     made = printable(str(table.document.get("created", "at an unknown time")))
     print(f"fingerprint {table.spec.fingerprint}, made {made}")
-    for name, value in {**vars(table.spec), "engine": table.document["engine"]}.items():
+    for name, value in {**vars(table.spec), **_made_with(table.document)}.items():
         print(f"  {name:14} {printable(str(value))}")
     for layer, shape in table.layers.items():
         print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
@@ -123,6 +123,25 @@ def _show(arguments: argparse.Namespace) -> None:
         print(f"{gone:,} more rows of images that are gone")
     for item in skipped:
         print(f"skipped {printable(item.path)}: {printable(item.reason)}")
+
+
+def _made_with(document: Mapping[str, Any]) -> dict[str, str]:
+    """The engines, and the augmentation where there are views, in words."""
+    engine = document["engine"] or {}
+    engines = []
+    for each in (engine, *engine.get("also", ())):
+        error = max(dict(each.get("error") or {}).values(), default=0.0)
+        engines.append(
+            f"{each.get('name')} {each.get('version')}"
+            + (f", {error:.1e} from TensorFlow" if error else "")
+        )
+    made = {"engine": "; ".join(engines)}
+    if "augmentation" in document:
+        whose = "every image" if document.get("tta") else "each training image"
+        made["views"] = f"{document.get('views')} of {whose}"
+        ranges = dict(document["augmentation"])
+        made["augmentation"] = ", ".join(f"{name} {value}" for name, value in ranges.items())
+    return made
 
 
 def _counts(table: "FeatureTable") -> list[dict[str, Any]]:

@@ -88,9 +88,11 @@ def _shard_damages(path: Path) -> Iterator[tuple[Path, Damage]]:
 def _contradictions(table: FeatureTable) -> Iterator[Damage]:
     """Rows that contradict one another although every byte is as it was written."""
     present = np.flatnonzero(table.columns.labels != NO_FILE)
-    for path, count in Counter(table.columns.paths[present].tolist()).items():
+    paths, views = table.columns.paths[present].tolist(), table.columns.views[present].tolist()
+    for (path, view), count in Counter(zip(paths, views, strict=True)).items():
         if count > 1:
-            yield Damage("paths", None, f"{printable(path)} has {count} rows")
+            of_view = f" of view {view}" * bool(view)
+            yield Damage("paths", None, f"{printable(path)} has {count} rows{of_view}")
     for layer in table.layers:
         name = f"features/{layer}"
         for row in _unreadable_rows(table, layer):

@@ -6,6 +6,7 @@ the user's own images (`pipeline.engines.trials`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,6 +110,12 @@ def open_engine(
     from pipeline.engines.tensorflow import TensorFlowEngine
 
     return TensorFlowEngine(request)
+
+
+def is_installed(engine: str) -> bool:
+    """Whether something is the name of an engine, and that is here."""
+    package = {TENSORFLOW: TENSORFLOW, **RUNTIMES}.get(engine)
+    return package is not None and find_spec(package) is not None
 
 
 def name_weights(request: EngineRequest) -> str:

@@ -23,6 +23,7 @@ from pipeline import errors
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import WeightsChoice
 from pipeline.engines import EngineRequest
+from pipeline.engines.agreement import relative_errors
 from pipeline.engines.conversions import is_whole, write_conversion
 from pipeline.errors import PipelineError
 from pipeline.spec import split_layer_key
@@ -123,21 +124,6 @@ def run_all(
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
 
-def relative_error(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
-    """The largest ‖found - reference‖ / ‖reference‖ over rows (n, ...); inf for what is no number.
-
-    Elementwise errors would be large where a feature is nearly 0.
-    """
-    if found.shape != reference.shape:
-        return float("inf")
-    axes = tuple(range(1, found.ndim))
-    with np.errstate(all="ignore"):
-        distance = np.sqrt(np.square(found.astype(float) - reference).sum(axes))
-        norm = np.sqrt(np.square(reference.astype(float)).sum(axes))
-        errors = np.where(distance == 0, 0.0, distance / norm)
-    return float(np.nan_to_num(errors, nan=np.inf).max(initial=0.0))
-
-
 def _name_weights(request: EngineRequest) -> dict[str, Any]:
     from pipeline.bases.build import build_base
 
@@ -209,7 +195,10 @@ def _try_runtime(
     sample = np.load(images)
     features = run_all(runtime, sample, request.batch_size)
     with np.load(reference) as expected:
-        error = {layer: relative_error(features[layer], expected[layer]) for layer in features}
+        error = {
+            layer: float(relative_errors(expected[layer], features[layer]).max())
+            for layer in features
+        }
     speed = images_per_second(runtime, sample, request.batch_size)
     return {"images_per_second": speed, "error": error}
 

@@ -9,7 +9,7 @@ SHAKE-256; geometry is sums and products of IEEE doubles, in an order that is wr
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from math import pi
 from typing import Any, Self
 
@@ -108,22 +108,19 @@ class Augmentation:
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """Rebuild an augmentation from parsed JSON; raises ValueError if anything in it is odd."""
-        expected = {"version": (int,)} | {
-            field.name: (int, float) if field.type is float else (field.type,)
-            for field in fields(cls)
-        }
+        expected: dict[str, type] = {"version": int, "flip": bool, "seed": int}
+        expected |= dict.fromkeys(RANGES, float)
         if not isinstance(values, dict) or set(values) != set(expected):
-            received = list(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"an augmentation needs the fields {list(expected)}, not {received}")
-        for name, kinds in expected.items():
-            if type(values[name]) not in kinds:
-                raise ValueError(f"the augmentation's {name} should be {kinds[-1].__name__}")
+            received = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"an augmentation needs the fields {sorted(expected)}, not {received}")
+        for name, kind in expected.items():
+            if type(values[name]) not in ((int, float) if kind is float else (kind,)):
+                raise ValueError(f"the augmentation's {name} should be {kind.__name__}")
         if values["version"] != VERSION:
-            raise ValueError(
-                f"its views are of version {values['version']}; this program draws {VERSION}"
-            )
+            made = values["version"]
+            raise ValueError(f"views of version {made}, where this program draws {VERSION}")
         try:
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
+            return cls(**{name: values[name] for name in expected if name != "version"})
         except UsageError as error:
             raise ValueError(str(error)) from error
 
@@ -318,14 +315,14 @@ def _interpolated(planes: Pixels, rows: Doubles, columns: Doubles) -> Pixels:
     """
     size = planes.shape[-1]
     rows, columns = rows.clip(0, size - 1), columns.clip(0, size - 1)
-    upper = np.minimum(rows.astype(np.intp), size - 2)
-    left = np.minimum(columns.astype(np.intp), size - 2)
+    upper, left = rows.astype(np.intp), columns.astype(np.intp)
     rows -= upper  # from here on the share of the lower neighbour
     columns -= left
     corner = upper * size + left
     flat = planes.reshape(3, -1)  # (3, S·S)
 
     def neighbour(offset: int) -> Doubles:
+        # The last row's and column's have none: "clip" takes any, and its share is 0.
         found: Pixels = flat.take(corner + offset, axis=1, mode="clip")  # (3, h, S)
         return found.astype(np.float64)
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable, read_table
+from pipeline.engines.agreement import relative_errors
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.images.reader import read_images
 from pipeline.images.scan import ImageRef, scan_folder
@@ -51,7 +52,7 @@ class Parity:
     changed : decisions that changed, outside ties.
     count : images compared.
     tolerance : what is allowed of the difference; of changed decisions, none is.
-    feature_error : the largest of `feature_errors`; 0 where features were not compared.
+    feature_error : the largest of `relative_errors`; 0 where features were not compared.
     feature_tolerance : what is allowed of that.
     """
 
@@ -122,18 +123,6 @@ def compare_predictions(
     )
 
 
-def feature_errors(
-    expected: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]]
-) -> npt.NDArray[np.float64]:
-    """Relative L2 error of each row: two (n, ...) -> (n,); infinite where one is not finite."""
-    wide = expected.reshape(len(expected), -1).astype(np.float64)
-    distance = np.linalg.norm(found.reshape(len(found), -1) - wide, axis=1)
-    length = np.linalg.norm(wide, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.where(distance == 0, 0.0, distance / length)
-    return np.where(np.isfinite(error), error, np.inf)
-
-
 def check_parity(
     bundles: Sequence[Bundle],
     *,
@@ -169,7 +158,7 @@ def check_parity(
         for pixels in images.pixels(progress):
             features = predictors[0].features(pixels)
             cached = images.features(group[0].layer, slice(start, start + len(pixels)))
-            feature_error = max(feature_error, feature_errors(cached, features).max())
+            feature_error = max(feature_error, relative_errors(cached, features).max())
             start += len(pixels)
             for predictor, part in zip(predictors, parts, strict=True):
                 part.append(predictor.classify(features))

@@ -13,7 +13,7 @@ import PIL
 
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice, digest_note, known_digest
-from pipeline.engines import Engine, EngineRequest, open_engine
+from pipeline.engines import AUTO, Engine, EngineRequest, is_installed, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import Bundle, find_bundle, load_bundle, newest_run, rows_of
@@ -169,7 +169,7 @@ class Predictor:
 
     @cached_property
     def _engine(self) -> Engine:
-        """The engine to use here; raises BadDataError if its weights are others."""
+        """The cache's engine where it was tried on this machine, else TensorFlow; raises BadDataError if its weights are others."""
         bundle = self.bundle
         try:
             request = EngineRequest(
@@ -181,7 +181,8 @@ class Predictor:
                 batch_size=self.batch_size,
                 cache_folder=self._cache_folder,
             )
-            engine = open_engine(request)  # of those that were tried here the fastest
+            made_by = str((bundle.document.get("engine") or {}).get("name"))
+            engine = open_engine(request, engine=made_by if is_installed(made_by) else AUTO)
         except UsageError as error:  # nobody typed it: the bundle says so
             raise BadDataError(f"the model cannot be used: {error}") from error
         self._check_weights(engine.weights)

@@ -41,14 +41,14 @@ def write_contact_sheet(
     sheet = Image.new("RGB", (width, header + rows * cell_height), "white")
     canvas = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(TEXT_SIZE)  # Pillow's own: the same on every system
-    _write(canvas, (MARGIN, MARGIN), title, font, width - 2 * MARGIN)
+    write_line(canvas, (MARGIN, MARGIN), title, font, width - 2 * MARGIN)
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
         left, upper = MARGIN + column * (PICTURE + MARGIN), header + row * cell_height
         sheet.paste(_picture(prediction.path), (left, upper))
         name = Path(os.fsdecode(prediction.path)).name
         lower = upper + PICTURE + 4
-        _write(canvas, (left, lower), name, font, PICTURE, colour="dimgray")
+        write_line(canvas, (left, lower), name, font, PICTURE, colour="dimgray")
         for place, (label, probability) in enumerate(prediction.top(top), start=1):
             _write_class(canvas, (left, lower + place * LINE), label, probability, font)
     buffer = io.BytesIO()
@@ -80,10 +80,10 @@ def _write_class(
     number = f"{probability:.3f}"
     number_width = round(canvas.textlength(number, font=font))
     canvas.text((left + PICTURE - number_width - 2, upper), number, "black", font=font)
-    _write(canvas, (left + 2, upper), label, font, PICTURE - number_width - 8)
+    write_line(canvas, (left + 2, upper), label, font, PICTURE - number_width - 8)
 
 
-def _write(
+def write_line(
     canvas: Canvas,
     place: tuple[int, int],
     text: str,

@@ -9,6 +9,7 @@ import pytest
 from drawing import draw
 
 from pipeline.api import Extraction, extract_features
+from pipeline.engines.agreement import relative_errors
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.models import parity
@@ -98,7 +99,7 @@ def test_wrong_pixels_are_found_behind_a_head_that_is_sure_of_everything(
 def test_error_of_features_is_relative_to_each_row() -> None:
     expected = np.array([[3, 4], [0, 0], [0, 0], [1, 1], [30, 40]], "f4")
     found = np.array([[3, 4.5], [0, 0], [0, 1], [np.nan, 1], [30, 40.5]], "f4")
-    errors = parity.feature_errors(expected[:, None], found[:, None])
+    errors = relative_errors(expected[:, None], found[:, None])
     np.testing.assert_allclose(errors, [0.1, 0, np.inf, np.inf, 0.01])
 
 

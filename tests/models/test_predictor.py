@@ -79,8 +79,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]
     def install(fake: FakeEngine) -> list[dict[str, Any]]:
         opened: list[dict[str, Any]] = []
 
-        def open_engine(request: EngineRequest) -> Engine:
-            opened.append({**vars(request), "base": request.base.name})
+        def open_engine(request: EngineRequest, *, engine: str) -> Engine:
+            opened.append({**vars(request), "base": request.base.name, "engine": engine})
             return fake
 
         monkeypatch.setattr(predictor, "open_engine", open_engine)

@@ -1,0 +1,236 @@
+"""Views in a cache: drawn from content, computed once, in a file of their own."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import assert_one_line, run_command
+from drawing import draw
+
+from pipeline import api
+from pipeline.api import extract_features
+from pipeline.cache import commits
+from pipeline.cache.file import FeatureTable, read_all_rows, read_table
+from pipeline.cache.keys import RowKey
+from pipeline.cache.view_plan import ViewPlan
+from pipeline.errors import CannotCreateError, StorageError, UsageError
+from pipeline.images.decode import decode
+from pipeline.images.views import POLICIES, Augmentation, draw_view
+
+SIZE = 16
+SPLITS = {"none": 0, "train": 1, "validation": 2, "test": 3}
+
+
+def extract(root: Path, views: int, **options: Any) -> api.Extraction:
+    return extract_features(root, base="pixels", image_size=SIZE, views=views, **options)
+
+
+def assert_rows_are_the_views_of_their_images(
+    table: FeatureTable, root: Path, augmentation: Augmentation = POLICIES["book"]
+) -> None:
+    features = table.features("pixels")
+    for row, path in enumerate(table.columns.paths.tolist()):
+        data = (root / os.fsdecode(path)).read_bytes()
+        digest = hashlib.sha256(data).digest()
+        assert table.columns.digests[row].tobytes() == digest
+        pixels = draw_view(
+            decode(data, image_size=SIZE),
+            augmentation=augmentation,
+            image_digest=digest,
+            view=int(table.columns.views[row]),
+        )
+        np.testing.assert_allclose(features[row], pixels / np.float32(255), rtol=1e-6)
+
+
+def views_by_split(table: FeatureTable) -> dict[str, list[int]]:
+    columns = table.columns
+    return {
+        name: sorted(columns.views[columns.splits == number].tolist())
+        for name, number in SPLITS.items()
+    }
+
+
+def test_training_images_have_views_and_no_other(drawn_set: Path) -> None:
+    done = extract(drawn_set, 2)
+    assert done.computed == 24 * 3 + 48
+    assert_rows_are_the_views_of_their_images(done.table, drawn_set)
+    assert views_by_split(done.table) == {
+        "none": [],
+        "train": sorted([0, 1, 2] * 24),
+        "validation": [0] * 24,
+        "test": [0] * 24,
+    }
+    document = done.table.document
+    assert (document["views"], document["tta"]) == (2, False)
+    assert Augmentation.from_dict(document["augmentation"]) == POLICIES["book"]
+
+
+def test_every_image_has_views_where_stage_two_splits(drawn_classes: Path) -> None:
+    table = extract(drawn_classes, 1).table
+    assert views_by_split(table)["none"] == [0] * 80 + [1] * 80
+
+
+def test_tta_gives_views_to_all(drawn_set: Path) -> None:
+    table = extract(drawn_set, 1, tta=True).table
+    assert views_by_split(table)["test"] == [0] * 24 + [1] * 24
+    assert_rows_are_the_views_of_their_images(table, drawn_set)
+
+
+def test_more_views_compute_only_those(drawn_set: Path) -> None:
+    assert extract(drawn_set, 1).computed == 72 + 24
+    grown = extract(drawn_set, 3)
+    assert grown.computed == 2 * 24
+    assert_rows_are_the_views_of_their_images(grown.table, drawn_set)
+    at_once = extract(drawn_set, 3, out="once.h5").table
+    order = [np.lexsort((t.columns.views, t.columns.paths)) for t in (grown.table, at_once)]
+    np.testing.assert_array_equal(
+        grown.table.features("pixels")[order[0]], at_once.features("pixels")[order[1]]
+    )
+
+
+def test_fewer_views_hide_the_others_until_they_are_wanted_again(drawn_set: Path) -> None:
+    extract(drawn_set, 3)
+    fewer = extract(drawn_set, 1)
+    assert fewer.computed == 0
+    assert views_by_split(fewer.table)["train"] == [0] * 24 + [1] * 24
+    assert extract(drawn_set, 3).computed == 0
+
+
+def test_plain_rows_are_not_computed_again_for_a_file_with_views(drawn_set: Path) -> None:
+    plain = extract(drawn_set, 0)
+    views = extract(drawn_set, 2)
+    assert plain.table.path != views.table.path
+    assert views.computed == 2 * 24
+    assert_rows_are_the_views_of_their_images(views.table, drawn_set)
+    plain.table.path.unlink()
+    again = extract(drawn_set, 0)
+    assert again.computed == 0
+    np.testing.assert_array_equal(again.table.features("pixels"), plain_pixels(drawn_set))
+
+
+def plain_pixels(root: Path) -> np.ndarray:
+    return extract_features(root, base="pixels", image_size=SIZE, out="plain.h5").table.features(
+        "pixels"
+    )
+
+
+def test_other_augmentation_goes_to_another_file(drawn_set: Path) -> None:
+    book = extract(drawn_set, 1).table.path
+    light = extract(drawn_set, 1, augmentation="light")
+    assert light.table.path != book
+    assert light.computed == 24  # view 0 is the same
+    assert_rows_are_the_views_of_their_images(light.table, drawn_set, POLICIES["light"])
+    other_seed = extract(drawn_set, 1, seed=1)
+    assert other_seed.table.path not in (book, light.table.path)
+    with pytest.raises(CannotCreateError, match="another --out"):
+        extract(drawn_set, 1, augmentation="light", out=book)
+
+
+def test_renamed_image_keeps_its_views(drawn_set: Path) -> None:
+    extract(drawn_set, 2)
+    (drawn_set / "train/plain/000.png").rename(drawn_set / "train/plain/renamed.png")
+    done = extract(drawn_set, 2)
+    assert done.computed == 0
+    names = done.table.columns.paths.tolist()
+    assert names.count(b"train/plain/renamed.png") == 3
+    assert b"train/plain/000.png" not in names
+
+
+def test_interrupted_run_goes_on_to_the_same_rows(
+    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "SECONDS", 0.0)
+    progress: list[int] = []
+
+    def interrupt(done: int, total: int) -> None:
+        progress.append(done)
+        assert total == 24 * 4 + 48
+        if done >= 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(drawn_set, 3, progress=interrupt)
+    done = extract(drawn_set, 3)
+    assert 0 < done.computed <= 144 - progress[-1]
+    assert_rows_are_the_views_of_their_images(done.table, drawn_set)
+
+
+def test_new_image_gets_its_views(drawn_set: Path) -> None:
+    extract(drawn_set, 2)
+    draw(7, stripes=True, size=(20, 20)).save(drawn_set / "train/striped/new.png")
+    assert extract(drawn_set, 2).computed == 3
+    (drawn_set / "train/striped/new.png").unlink()
+    table = extract(drawn_set, 2).table
+    assert len(table) == 24 * 3 + 48
+    assert (read_all_rows(table.path).columns.labels == -1).sum() == 3
+
+
+def test_copy_in_test_gives_no_views_to_test(drawn_set: Path) -> None:
+    """The same photograph in train and test: its views are rows of train alone."""
+    shutil.copy(drawn_set / "train/plain/000.png", drawn_set / "test/plain/copy.png")
+    table = extract(drawn_set, 2).table
+    assert views_by_split(table)["test"] == [0] * 25
+    assert len(table) == 24 * 3 + 49
+
+
+def test_repair_draws_the_same_views(drawn_set: Path) -> None:
+    table = extract(drawn_set, 2).table
+    expected = table.features("pixels")
+    content = bytearray(table.path.read_bytes())
+    content[len(content) // 3] ^= 1
+    table.path.write_bytes(content)
+    run_command("cache", "verify", table.path, check=65)
+    repaired = api.repair_cache(table.path)
+    assert repaired.damages
+    np.testing.assert_array_equal(read_table(table.path).features("pixels"), expected)
+    run_command("cache", "verify", table.path)
+
+
+def test_command_says_what_views_it_made(drawn_set: Path) -> None:
+    command = ["extract", drawn_set, "--base", "pixels", "--views", "2", "--rotation", "10"]
+    assert "72 images and 48 views of them (120 computed)" in run_command(*command).stdout
+    assert "(all from the cache)" in run_command(*command).stdout
+    message = assert_one_line(run_command(*command[:4], "--tta", check=2))
+    assert "--tta averages over views: say how many with --views" in message
+    assert "--rotation" in assert_one_line(run_command(*command[:-1], "400", check=2))
+
+
+def test_preview_is_a_sheet_and_nothing_else(drawn_set: Path) -> None:
+    finished = run_command("extract", drawn_set, "--base", "pixels", "--preview-views")
+    sheet = Path(finished.stdout.strip())
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert not list(Path("cache").glob("*.h5"))
+
+
+def test_too_little_room_is_said_before_the_work(
+    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 9))
+    with pytest.raises(StorageError, match=r"needed, 9 bytes free.*fewer --views"):
+        extract(drawn_set, 2)
+
+
+@pytest.mark.parametrize("views", [-1, 1001])
+def test_odd_numbers_of_views_are_refused(views: int) -> None:
+    with pytest.raises(UsageError, match="--views is a number from 0 to 1000"):
+        ViewPlan(views, POLICIES["book"])
+
+
+def test_odd_documents_are_refused() -> None:
+    good = ViewPlan(2, POLICIES["book"]).to_document()
+    assert ViewPlan.from_document(good) == ViewPlan(2, POLICIES["book"])
+    assert ViewPlan.from_document({}) == ViewPlan()
+    for change in ({"views": "2"}, {"tta": 1}, {"views": 0}, {"views": -1}, {"augmentation": {}}):
+        with pytest.raises(ValueError):
+            ViewPlan.from_document({**good, **change})
+
+
+def test_view_0_is_the_image_itself() -> None:
+    pixels = np.arange(SIZE * SIZE * 3, dtype=np.uint8).reshape(SIZE, SIZE, 3)
+    plan = ViewPlan(1, POLICIES["strong"])
+    np.testing.assert_array_equal(plan.draw(RowKey(b"\1" * 32), pixels), pixels)
+    assert (plan.draw(RowKey(b"\1" * 32, 1), pixels) != pixels).any()

@@ -1,0 +1,225 @@
+"""Engines prove themselves on the user's images before they are trusted, and once only."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import WeightsChoice
+from pipeline.engines import RUNTIMES, EngineRequest, open_engine, trials, worker
+from pipeline.engines.conversions import conversions_folder, is_whole, write_conversion
+from pipeline.engines.trials import TOLERANCE
+from pipeline.engines.worker import WorkerDied, in_own_process
+from pipeline.errors import BadDataError, UnreachableError, UsageError
+
+LAYER = "activation_17"
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+
+
+def request_in(folder: Path, **changes: Any) -> EngineRequest:
+    request = EngineRequest(
+        base=find_base("mobilenet_v3_small"),
+        image_size=32,
+        preprocessing="native",
+        weights=WeightsChoice("random"),
+        layers=(LAYER,),
+        batch_size=4,
+        cache_folder=folder,
+    )
+    return replace(request, **changes)
+
+
+@pytest.fixture(scope="module")
+def _tried_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tried") / "cache"
+    open_engine(request_in(folder), images=IMAGES)
+    return folder
+
+
+@pytest.fixture
+def tried(_tried_once: Path, tmp_path: Path) -> Path:
+    """A cache folder in which every engine was tried."""
+    return Path(shutil.copytree(_tried_once, tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nothing may be tried."""
+
+    def refuse(job: str, *_: Any, **__: Any) -> None:
+        raise AssertionError(f"a process was started for {job}")
+
+    monkeypatch.setattr(trials, "in_own_process", refuse)
+
+
+def record_of(folder: Path) -> Path:
+    (record,) = (folder / "engines").glob("*/trials-*.json")
+    return record
+
+
+def test_every_engine_is_tried_and_agrees(tried: Path) -> None:
+    found = json.loads(record_of(tried).read_text())
+    assert {each["engine"] for each in found.values()} == {"tensorflow", *RUNTIMES}
+    for each in found.values():
+        assert each["dropped"] == ""
+        assert each["images_per_second"] > 0
+        if each["engine"] != "tensorflow":
+            assert 0 < each["error"][LAYER] < TOLERANCE
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_engine_that_was_tried_is_opened_from_its_conversion(tried: Path, name: str) -> None:
+    engine = open_engine(request_in(tried), engine=name, images=IMAGES[:4])
+    assert engine.name == name
+    assert engine.weights == "random-0"
+    assert set(engine.error) == {LAYER}
+    assert engine(IMAGES[:4])[LAYER].shape == (4, *engine.row_shapes[LAYER])
+
+
+@pytest.mark.usefixtures("no_process")
+def test_pooling_asks_for_no_other_conversion(tried: Path) -> None:
+    maps = open_engine(request_in(tried), engine="onnx")(IMAGES[:4])[LAYER]
+    pooled = open_engine(request_in(tried, layers=(f"{LAYER}:avg",)), engine="onnx")
+    np.testing.assert_allclose(pooled(IMAGES[:4])[f"{LAYER}:avg"], maps.mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_fastest_is_taken(tried: Path) -> None:
+    record = record_of(tried)
+    found = json.loads(record.read_text())
+    for fastest in found:
+        for key, each in found.items():
+            each["images_per_second"] = 9.0 if key == fastest else 1.0
+        record.write_text(json.dumps(found))
+        name = fastest.split()[0]
+        assert open_engine(request_in(tried)).name == name
+
+
+@pytest.mark.usefixtures("no_process")
+def test_without_images_what_was_not_tried_stays_out(tmp_path: Path) -> None:
+    assert open_engine(request_in(tmp_path / "new")).name == "tensorflow"
+
+
+def test_conversion_that_drops_a_layer_is_never_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The planted conversions are whole and run; only their numbers are wrong."""
+    folder = tmp_path / "cache"
+    request = request_in(folder)
+    plant_conversions_without_a_layer(request)
+    engine = open_engine(request, images=IMAGES)
+    assert engine.name == "tensorflow"
+    found = json.loads(record_of(folder).read_text())
+    for each in found.values():
+        if each["engine"] != "tensorflow":
+            assert f"its {LAYER} differs from TensorFlow's by" in each["dropped"]
+            assert f"engine {each['engine']} is not used: its {LAYER}" in caplog.text
+    with pytest.raises(BadDataError, match="--engine onnx cannot compute mobilenet_v3_small: its"):
+        open_engine(request, engine="onnx", images=IMAGES)
+
+
+def plant_conversions_without_a_layer(request: EngineRequest) -> None:
+    """Convert the base with one of its activations left out, as a careless converter would."""
+    import importlib
+    from importlib.metadata import version
+
+    from pipeline.bases.build import build_base
+    from pipeline.engines.keras_reader import read_network
+    from pipeline.engines.network import Activation
+
+    base_model, digest = build_base(
+        request.base,
+        image_size=request.image_size,
+        weights=request.weights,
+        weights_folder=request.weights_folder,
+    )
+    network = read_network(
+        base_model, request.base, image_size=32, preprocessing="native", layers=[LAYER]
+    )
+    left_out = next(
+        each
+        for each in network.operations
+        if isinstance(each, Activation) and each.name not in network.outputs
+    )
+    (before,) = left_out.inputs
+    operations = tuple(
+        replace(each, inputs=tuple(before if n == left_out.name else n for n in each.inputs))
+        for each in network.operations
+        if each is not left_out
+    )
+    wrong = replace(network, operations=operations)
+    for name, package in RUNTIMES.items():
+        module = importlib.import_module(f"pipeline.engines.{name}")
+        folder = conversions_folder(request, digest) / f"{name}-{version(package)}"
+        write_conversion(folder, lambda made, module=module: module.convert(wrong, made))
+
+
+def test_damaged_conversion_is_made_anew(tried: Path) -> None:
+    (folder,) = (tried / "engines").glob("*/onnx-*")
+    expected = open_engine(request_in(tried), engine="onnx")(IMAGES[:4])[LAYER]
+    damaged = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert not is_whole(folder)
+    again = open_engine(request_in(tried), engine="onnx")(IMAGES[:4])[LAYER]
+    assert is_whole(folder)
+    np.testing.assert_array_equal(again, expected)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_record_that_cannot_be_read_is_no_record(tried: Path) -> None:
+    for text in ("", "[]", "{", '{"onnx 1": {}}', '{"onnx 1": 3}'):
+        record_of(tried).write_text(text)
+        assert open_engine(request_in(tried)).name == "tensorflow"
+
+
+def test_engine_that_is_not_installed_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RUNTIMES, "onnx", "no-such-package")
+    with pytest.raises(UnreachableError, match="pip install no-such-package"):
+        open_engine(request_in(tmp_path), engine="onnx", images=IMAGES)
+
+
+def test_unknown_engine_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--engine is one of auto, tensorflow, onnx, ncnn"):
+        open_engine(request_in(tmp_path), engine="openvino")
+
+
+def test_process_raises_what_its_job_raised(tmp_path: Path) -> None:
+    request = request_in(tmp_path, layers=("block9_pool",))
+    with pytest.raises(UsageError, match="mobilenet_v3_small has no layer 'block9_pool'"):
+        in_own_process("reference", request, images="", reference="", folders={})
+
+
+def test_engine_that_crashes_is_out_and_nothing_else(
+    tried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_of(tried).unlink()
+    started = worker.in_own_process
+
+    def crash(job: str, request: EngineRequest, **details: Any) -> dict[str, Any]:
+        if details.get("engine") == "onnx":
+            raise WorkerDied("its process ended by signal 11")
+        return started(job, request, **details)
+
+    monkeypatch.setattr(trials, "in_own_process", crash)
+    assert open_engine(request_in(tried), images=IMAGES).name in ("tensorflow", "ncnn")
+    assert "engine onnx is not used: its process ended by signal 11" in caplog.text
+
+
+def test_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
+    def interrupted(made: Path) -> None:
+        (made / "model").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_conversion(tmp_path / "engines" / "onnx-1", interrupted)
+    assert list((tmp_path / "engines").iterdir()) == []
