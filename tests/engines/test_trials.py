@@ -106,6 +106,7 @@ def test_without_images_what_was_not_tried_stays_out(tmp_path: Path) -> None:
     assert open_engine(request_in(tmp_path / "new")).name == "tensorflow"
 
 
+@pytest.mark.slow
 def test_conversion_that_drops_a_layer_is_never_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,6 +161,7 @@ def plant_conversions_without_a_layer(request: EngineRequest) -> None:
         write_conversion(folder, lambda made, module=module: module.convert(wrong, made))
 
 
+@pytest.mark.slow
 def test_damaged_conversion_is_made_anew(tried: Path) -> None:
     (folder,) = (tried / "engines").glob("*/onnx-*")
     expected = open_engine(request_in(tried), engine="onnx")(IMAGES[:4])[LAYER]
@@ -193,12 +195,14 @@ def test_unknown_engine_is_named(tmp_path: Path) -> None:
         open_engine(request_in(tmp_path), engine="openvino")
 
 
+@pytest.mark.slow
 def test_process_raises_what_its_job_raised(tmp_path: Path) -> None:
     request = request_in(tmp_path, layers=("block9_pool",))
     with pytest.raises(UsageError, match="mobilenet_v3_small has no layer 'block9_pool'"):
         in_own_process("reference", request, images="", reference="", folders={})
 
 
+@pytest.mark.slow
 def test_engine_that_crashes_is_out_and_nothing_else(
     tried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
