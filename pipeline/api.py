@@ -37,7 +37,7 @@ from pipeline.images.scan import NO_SPLIT, TRAIN, ImageRef, ImageSet, Skipped, s
 from pipeline.images.views import Augmentation, choose_augmentation
 from pipeline.models.predicting import Model, Predictions
 from pipeline.models.predictor import open_predictor
-from pipeline.recipe import Recipe, cache_document, check_choice, recipe_of
+from pipeline.recipe import BATCH_SIZE, Recipe, cache_document, check_choice, recipe_of
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 from pipeline.text import counted, printable
 
@@ -55,7 +55,6 @@ __all__ = [
     "repair_cache",
 ]
 
-BATCH_SIZE = 8  # VGG16 at 150 pixels: as fast as 32 on 2 cores, peak memory 1.0 instead of 1.3 GB
 VARIANT_DIGITS = 6  # of an augmentation's digest, in a file's name
 PREVIEWED, PREVIEWED_PER_CLASS = 8, 4  # images on a sheet of views
 LISTED = 10  # duplicates named in a warning

@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         dense=_dense_grid(arguments),
         look=arguments.look,
         keep=arguments.save != "none",
+        views=arguments.views,
+        tta=arguments.tta,
     )
     words = sys.argv[1:] if argv is None else argv
     folder = write_run(
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         for notice in comparison.notices:
             print(f"note: {notice}")
-        _print_table(comparison)
+        cli.print_table(comparison.results)
         print(f"\n{comparison.recommendation}")
         if comparison.findings is not None and comparison.findings.learning_curve is not None:
             print(f"{comparison.findings.learning_curve.sentence}.")
@@ -176,25 +178,32 @@ def _parser() -> argparse.ArgumentParser:
         help="only this layer; repeatable (default: every cached layer)",
     )
     heads.add_argument(
+        "--views",
+        type=cli.count,
+        metavar="K",
+        help="learn from K cached augmented views of each training image, besides the image itself "
+        "(default: all of them)",
+    )
+    heads.add_argument(
         "--balance", action="store_true", help="every class counts the same, however rare"
     )
     heads.add_argument(
         "--timeout",
-        type=positive_number,
+        type=cli.positive_number,
         metavar="SECONDS",
         help="for one head on one division; beyond it its row says so",
     )
     judging = parser.add_argument_group("how they are judged")
     judging.add_argument(
         "--cv",
-        type=whole_number,
+        type=cli.whole_number,
         metavar="K",
         help="cross-validate with K folds (default: 5 for fewer than 2,000 images without split "
         "folders, else one division)",
     )
     judging.add_argument(
         "--repeats",
-        type=whole_number,
+        type=cli.whole_number,
         default=1,
         metavar="R",
         help="so many seeds for heads that draw at random, so many divisions into folds",
@@ -223,6 +232,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("standard", *PROTOCOLS),
         default="standard",
         help="kornblith: L2 logistic regression with 45 penalties, refit (Kornblith et al. 2019)",
+    )
+    judging.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: average the probabilities over all cached views of an image",
     )
     judging.add_argument(
         "--seed", type=int, default=0, metavar="N", help="the same seed repeats the table exactly"
@@ -260,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     saving.add_argument(
         "--check-images",
-        type=whole_number,
+        type=cli.whole_number,
         default=200,
         metavar="N",
         help="so many at most, evenly spread (default: %(default)s)",
@@ -273,11 +287,11 @@ def _parser() -> argparse.ArgumentParser:
         "--learning-rate make a grid, trained in one pass",
     )
     for flag, kind, metavar in (
-        ("--epochs", whole_number, "N"),
-        ("--batch-size", whole_number, "N"),
-        ("--units", several(whole_number), "N,…"),
-        ("--dropout", several(fraction), "P,…"),
-        ("--learning-rate", several(positive_number), "R,…"),
+        ("--epochs", cli.whole_number, "N"),
+        ("--batch-size", cli.whole_number, "N"),
+        ("--units", several(cli.whole_number), "N,…"),
+        ("--dropout", several(cli.fraction), "P,…"),
+        ("--learning-rate", several(cli.positive_number), "R,…"),
     ):
         default = getattr(book, flag.strip("-").replace("-", "_"))
         dense.add_argument(
@@ -292,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     dense.add_argument(
         "--smooth",
-        type=fraction,
+        type=cli.fraction,
         default=0.8,
         metavar="F",
         help="moving average in the curves, 0 for none (default: %(default)s)",
@@ -300,31 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# argparse shows these names when a value is no number at all
-def whole_number(text: str) -> int:
-    """An integer from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text}")
-    return value
-
-
-def positive_number(text: str) -> float:
-    """A finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, received {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, received {text}")
-    return value
-
-
+# argparse shows this name when a value is no number at all
 def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     """A comma list of these."""
 
@@ -345,18 +335,6 @@ def _newest_cache(folder: Path) -> Path:
         )
     log.info("taking the newest cache: %s", newest)
     return newest
-
-
-def _print_table(comparison: "Comparison") -> None:
-    from pipeline.evaluation.table import plain_table, rich_table
-
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console()
-        console.print(rich_table(comparison.results, width=console.width))
-    else:
-        print(plain_table(comparison.results))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.result import Result
+    from pipeline.images.views import Augmentation
 
 EXIT_INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 10.0  # progress where stderr is a file: often enough to see it is alive
@@ -28,6 +32,107 @@ def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentPars
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def add_base_options(made: argparse.ArgumentParser) -> None:
+    """What pixels become features by: base, size, weights, preprocessing, engine."""
+    options = made.add_argument_group("the base")
+    options.add_argument("--base", default="vgg16", help="a model of keras.applications, or pixels")
+    options.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="default: 150 for VGG16, else the base's"
+    )
+    options.add_argument(
+        "--weights", default="imagenet", metavar="W", help="imagenet, random, or a Keras .h5 file"
+    )
+    options.add_argument(
+        "--preprocessing",
+        default="native",
+        choices=("native", "rescale"),
+        help="the base's own, or the book's 1/255",
+    )
+    options.add_argument(
+        "--resize",
+        default="squash",
+        choices=("squash", "crop", "pad"),
+        help="how an image becomes square",
+    )
+    options.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", "tensorflow", "onnx", "ncnn"),
+        help="who computes (default: whoever computed what the cache holds; for a new one the "
+        "fastest that agrees with TensorFlow)",
+    )
+
+
+def add_augmentation_options(made: argparse.ArgumentParser) -> None:
+    """What views are drawn from; see `augmentation_of`."""
+    options = made.add_argument_group(
+        "what views are drawn from", "a policy; the other flags change parts of it"
+    )
+    options.add_argument("--augment", default="book", choices=("light", "book", "strong"))
+    options.add_argument("--rotation", type=float, metavar="DEGREES", help="the book: 40")
+    options.add_argument(
+        "--shift", type=float, metavar="SHARE", help="of width and height; the book: 0.2"
+    )
+    options.add_argument("--shear", type=float, metavar="DEGREES", help="the book: 0.2")
+    options.add_argument("--zoom", type=float, metavar="SHARE", help="the book: 0.2")
+    options.add_argument("--jitter", type=float, metavar="SHARE", help="of colours; the book: 0")
+    options.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="mirror every other view, or none",
+    )
+
+
+def augmentation_of(arguments: argparse.Namespace) -> "Augmentation":
+    """What `add_augmentation_options` asks for, with ``--seed``."""
+    from pipeline.images.views import choose_augmentation
+
+    return choose_augmentation(
+        arguments.augment,
+        rotation=arguments.rotation,
+        shift=arguments.shift,
+        shear=arguments.shear,
+        zoom=arguments.zoom,
+        flip=arguments.flip,
+        jitter=arguments.jitter,
+        seed=arguments.seed,
+    )
+
+
+# argparse shows these names when a value is no number at all
+def whole_number(text: str) -> int:
+    """An integer from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """An integer from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, received {text}")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, received {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, received {text}")
+    return value
 
 
 def run(
@@ -64,6 +169,19 @@ def run(
         where = f" {error.filename}" if error.filename else ""
         log.error("%s%s: check the disk and its permissions", error.strerror, where)
         sys.exit(StorageError.exit_code)
+
+
+def print_table(results: Sequence["Result"]) -> None:
+    """The results table on stdout: drawn on a terminal, else plain."""
+    from pipeline.evaluation.table import plain_table, rich_table
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console()
+        console.print(rich_table(results, width=console.width))
+    else:
+        print(plain_table(results))
 
 
 def print_json(document: Any) -> None:
@@ -160,3 +278,33 @@ class ProgressBar:
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=total, note=note)
         self._bar.update(self._task, completed=done, total=total, note=note)
+
+
+class StagedProgress:
+    """A progress bar for each stage of a training, one after another.
+
+    Called as ``progress(stage, done, total)``.
+    """
+
+    def __init__(self, *, unit: str) -> None:
+        self._unit = unit
+        self._stage = ""
+        self._bar: ProgressBar | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` units of this stage are finished."""
+        if stage != self._stage or self._bar is None:
+            self._close()
+            self._stage, self._bar = stage, ProgressBar(stage, unit=self._unit)
+        self._bar(done, total)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.api import BATCH_SIZE
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
 from pipeline.cache.content import content_set, features_by_content
@@ -20,7 +19,7 @@ from pipeline.errors import BadDataError, UsageError
 from pipeline.images.given import ArrayImages, GivenImages, given_images
 from pipeline.models.bundle import find_bundle, load_bundle
 from pipeline.models.predictor import Predictor
-from pipeline.recipe import Recipe, cache_document
+from pipeline.recipe import BATCH_SIZE, Recipe, cache_document
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 
 
@@ -257,8 +256,10 @@ class TrainedModel:
         spec = self.bundle.spec
         decoded = given.read(given.refs, image_size=spec.image_size, resize=spec.resize)
         parts: list[npt.NDArray[np.float64]] = []
-        while batch := [pixels for _, pixels in islice(decoded, self._predictor.batch_size)]:
-            parts.append(self._predictor.probabilities(np.stack(batch)))
+        while batch := list(islice(decoded, self._predictor.batch_size)):
+            pixels = np.stack([pixels for _, pixels in batch])
+            digests = [ref.digest for ref, _ in batch]
+            parts.append(self._predictor.probabilities(pixels, digests))
         return np.concatenate(parts)
 
 

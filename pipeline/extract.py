@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import ProgressBar, parser, print_json, run
+from pipeline.cli import (
+    ProgressBar,
+    add_augmentation_options,
+    add_base_options,
+    augmentation_of,
+    parser,
+    print_json,
+    run,
+)
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
     from pipeline.images.scan import ImageSet
-    from pipeline.images.views import Augmentation
 
 PREVIEWED = 8  # views on the sheet, where --views says nothing
 
@@ -40,10 +47,6 @@ def _parser() -> argparse.ArgumentParser:
         help="train/ validation/ test/ with class folders, or class folders alone "
         "(default: the one set in data/)",
     )
-    made.add_argument("--base", default="vgg16", help="a model of keras.applications, or pixels")
-    made.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="default: 150 for VGG16, else the base's"
-    )
     made.add_argument(
         "--layer",
         action="append",
@@ -52,41 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         help="layer to cache, repeatable (default: the last)",
     )
     made.add_argument("--pooling", default="none", choices=("none", "avg", "max"))
-    made.add_argument(
-        "--weights", default="imagenet", metavar="W", help="imagenet, random, or a Keras .h5 file"
-    )
-    made.add_argument(
-        "--preprocessing",
-        default="native",
-        choices=("native", "rescale"),
-        help="the base's own, or the book's 1/255",
-    )
-    made.add_argument(
-        "--resize",
-        default="squash",
-        choices=("squash", "crop", "pad"),
-        help="how an image becomes square",
-    )
     made.add_argument("--dtype", default="float32", choices=("float32", "float16"))
     made.add_argument(
         "--views", type=int, default=0, metavar="K", help="random views of each training image"
-    )
-    made.add_argument(
-        "--augment",
-        default="book",
-        choices=("light", "book", "strong"),
-        help="what views are drawn from; the flags below change parts of it",
-    )
-    made.add_argument("--rotation", type=float, metavar="DEGREES", help="the book: 40")
-    made.add_argument("--shift", type=float, metavar="SHARE", help="of width and height; 0.2")
-    made.add_argument("--shear", type=float, metavar="DEGREES", help="0.2")
-    made.add_argument("--zoom", type=float, metavar="SHARE", help="0.2")
-    made.add_argument("--jitter", type=float, metavar="SHARE", help="of colours; 0")
-    made.add_argument(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="mirror every other view, or none (default: the policy's, all mirror)",
     )
     made.add_argument(
         "--tta",
@@ -97,13 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         "--preview-views", action="store_true", help="write a sheet of views to look at, and stop"
     )
     made.add_argument("--batch-size", type=int, default=8, metavar="N")
-    made.add_argument(
-        "--engine",
-        default="auto",
-        choices=("auto", "tensorflow", "onnx", "ncnn"),
-        help="who computes (default: whoever computed what the cache holds; for a new one the "
-        "fastest that agrees with TensorFlow)",
-    )
     made.add_argument(
         "--mix-engines",
         action="store_true",
@@ -119,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--list-bases", action="store_true", help="name, size, shape, parameters")
     made.add_argument("--list-layers", metavar="BASE", help="name, shape, parameters of each layer")
     made.add_argument("--json", action="store_true", help="print one JSON document")
+    add_base_options(made)
+    add_augmentation_options(made)
     return made
 
 
@@ -134,7 +100,7 @@ def _extract(arguments: argparse.Namespace) -> None:
             image_size=arguments.image_size,
             resize=arguments.resize,
             views=arguments.views or PREVIEWED,
-            augmentation=_augmentation(arguments),
+            augmentation=augmentation_of(arguments),
             cache_dir=arguments.cache_dir,
         )
         print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
@@ -151,7 +117,7 @@ def _extract(arguments: argparse.Namespace) -> None:
             resize=arguments.resize,
             dtype=arguments.dtype,
             views=arguments.views,
-            augmentation=_augmentation(arguments),
+            augmentation=augmentation_of(arguments),
             tta=arguments.tta,
             batch_size=arguments.batch_size,
             engine=arguments.engine,
@@ -170,21 +136,6 @@ def _extract(arguments: argparse.Namespace) -> None:
         print_json(_as_json(done))
     else:
         _print_summary(done)
-
-
-def _augmentation(arguments: argparse.Namespace) -> "Augmentation":
-    from pipeline.images.views import choose_augmentation
-
-    return choose_augmentation(
-        arguments.augment,
-        rotation=arguments.rotation,
-        shift=arguments.shift,
-        shear=arguments.shear,
-        zoom=arguments.zoom,
-        flip=arguments.flip,
-        jitter=arguments.jitter,
-        seed=arguments.seed,
-    )
 
 
 def _only_set(folder: Path) -> Path:

@@ -33,6 +33,7 @@ def load_features(
     as_: Literal["arrays"],
     layer: str | None = None,
     split: str | None = None,
+    views: int = 0,
 ) -> Arrays: ...
 @overload
 def load_features(
@@ -41,6 +42,7 @@ def load_features(
     as_: Literal["dataset", "pandas", "arrow"],
     layer: str | None = None,
     split: str | None = None,
+    views: int = 0,
     batch_size: int = 32,
     shuffle: bool = False,
     seed: int = 0,
@@ -51,6 +53,7 @@ def load_features(
     as_: str = "table",
     layer: str | None = None,
     split: str | None = None,
+    views: int = 0,
     batch_size: int = 32,
     shuffle: bool = False,
     seed: int = 0,
@@ -71,6 +74,9 @@ def load_features(
         - ``arrow``: a ``pyarrow.Table`` of path, label, split and features, each a tensor.
     layer : layer key; None where the cache holds only one.
     split : ``train``, ``validation`` or ``test``, where the set has such folders; None for all.
+    views : how many augmented views of each image to add, where the cache has them. By default
+        none: a row is an image, and whoever divides rows parts no views. With some, rows of an
+        image share its path, and ``pandas`` and ``arrow`` have a column view, 0 for the image.
     batch_size : images in a batch of the dataset.
     shuffle : mix the dataset's images anew in every epoch: 1,024 at a time, from 16 random places.
     seed : of the mixing.
@@ -96,16 +102,18 @@ def load_features(
         raise UsageError(f"as_ is one of {', '.join(FORMS)}; received {as_!r}")
     table = read_table(Path(path))
     if as_ == "table":
-        if layer is not None or split is not None:
-            raise UsageError("a table holds every layer and split; name one with another as_")
+        if layer is not None or split is not None or views:
+            raise UsageError("a table holds every layer, split and view; choose with another as_")
         return table
-    key, rows = _layer(table, layer), _rows(table, split)
+    key, rows = _layer(table, layer), _rows(table, split, views)
     if as_ == "arrays":
         return table.features(key, rows), table.columns.labels[rows]
     if as_ == "dataset":
         check_seed(seed, "seed")
         return _dataset(table, key, rows, batch_size, np.random.default_rng(seed), shuffle=shuffle)
-    return _pandas(table, key, rows) if as_ == "pandas" else _arrow(table, key, rows)
+    if as_ == "pandas":
+        return _pandas(table, key, rows, with_views=views > 0)
+    return _arrow(table, key, rows, with_views=views > 0)
 
 
 def _layer(table: FeatureTable, name: str | None) -> str:
@@ -117,17 +125,24 @@ def _layer(table: FeatureTable, name: str | None) -> str:
     raise UsageError(f"{printable(table.path)} holds the layers {held}; received layer={name!r}")
 
 
-def _rows(table: FeatureTable, split: str | None) -> Rows:
-    if split is None:
-        return np.arange(len(table))
-    if split not in SPLIT_NAMES[1:]:
+def _rows(table: FeatureTable, split: str | None, views: int) -> Rows:
+    if split is not None and split not in SPLIT_NAMES[1:]:
         raise UsageError(f"split is one of {', '.join(SPLIT_NAMES[1:])}; received {split!r}")
-    rows = np.flatnonzero(table.columns.splits == SPLIT_NAMES.index(split))
-    if not len(rows):
+    columns = table.columns
+    chosen = np.full(len(table), True)
+    if split is not None:
+        chosen = columns.splits == SPLIT_NAMES.index(split)
+    if split is not None and not chosen.any():
         raise NoInputError(
             f"{printable(table.path)} has no {split} images: its set has no such folder"
         )
-    return rows
+    cached = int(columns.views[chosen].max(initial=0))
+    if not 0 <= views <= cached:
+        raise UsageError(
+            f"{printable(table.path)} holds {cached} augmented views of an image; received "
+            f"views={views}"
+        )
+    return np.flatnonzero(chosen & (columns.views <= views))
 
 
 def _dataset(
@@ -172,7 +187,7 @@ def _blocks(
         yield table.features(layer, block), table.columns.labels[block]
 
 
-def _pandas(table: FeatureTable, layer: str, rows: Rows) -> Any:
+def _pandas(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
     pandas = _package("pandas", "a data frame")
     features = table.features(layer, rows).reshape(len(rows), -1)
     columns = table.columns
@@ -183,11 +198,13 @@ def _pandas(table: FeatureTable, layer: str, rows: Rows) -> Any:
             "split": pandas.Categorical.from_codes(columns.splits[rows], list(SPLIT_NAMES)),
         }
     )
+    if with_views:
+        about["view"] = columns.views[rows]
     names = [f"{layer}_{number}" for number in range(features.shape[1])]
     return pandas.concat([about, pandas.DataFrame(features, columns=names)], axis="columns")
 
 
-def _arrow(table: FeatureTable, layer: str, rows: Rows) -> Any:
+def _arrow(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
     arrow = _package("pyarrow", "an Arrow table")
     columns = table.columns
     return arrow.table(
@@ -199,6 +216,7 @@ def _arrow(table: FeatureTable, layer: str, rows: Rows) -> Any:
             "split": arrow.DictionaryArray.from_arrays(
                 columns.splits[rows].astype(np.int32), list(SPLIT_NAMES)
             ),
+            **({"view": arrow.array(columns.views[rows])} if with_views else {}),
             "features": arrow.FixedShapeTensorArray.from_numpy_ndarray(table.features(layer, rows)),
         }
     )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SPEC = FeatureSpec(
     pixels="none",
     dtype="float32",
 )
+AUGMENTATION = {"rotation": 40.0, "flip": True, "seed": 0}
 
 
 def draw_columns(
@@ -44,6 +45,16 @@ def draw_columns(
         digests=[hashlib.sha256(f"{salt}{row}".encode()).digest() for row in range(count)],
         views=[0] * count,
     )
+
+
+def add_views(
+    columns: Columns, views: int, *, to_all: bool = False
+) -> tuple[Columns, npt.NDArray[np.int64]]:
+    """With views 1 … K of each training image behind it; and the row of the image of each."""
+    counts = np.where(to_all | (columns.splits <= 1), 1 + views, 1)
+    images = np.repeat(np.arange(len(columns)), counts)
+    numbers = np.concatenate([np.arange(count) for count in counts])
+    return replace(columns.take(images), views=numbers.astype(np.int16)), images
 
 
 def draw_features(
@@ -68,12 +79,26 @@ def write_cache(
     signal: float = 1.0,
     spec: FeatureSpec = SPEC,
     columns: Columns | None = None,
+    views: int = 0,
+    tta: bool = False,
 ) -> Path:
-    """Write a cache file with drawn features, or with the layers that are given."""
+    """Write a cache file with drawn features, or with the layers that are given.
+
+    With ``views``, each training image (with ``tta``, each image) has so many more rows, of its
+    features with a little noise.
+    """
     columns = columns or draw_columns(labels, splits=splits)
     if layers is None:
         layers = {"block5_pool": draw_features(np.asarray(labels), shape, signal=signal)}
-    document = {
+    if views:
+        columns, images = add_views(columns, views, to_all=tta)
+        noise = np.random.default_rng(9).normal
+        layers = {
+            layer: rows[images]
+            + 0.05 * noise(size=(len(images), *rows.shape[1:])).astype(rows.dtype)
+            for layer, rows in layers.items()
+        }
+    document: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "spec": asdict(spec),
         "set": "drawn",
@@ -82,6 +107,8 @@ def write_cache(
         "versions": {},
         "created": "2026-01-01T00:00:00+00:00",
     }
+    if views:
+        document |= {"views": views, "augmentation": AUGMENTATION}
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["spec"] = json.dumps(document)

@@ -52,7 +52,8 @@ def test_show_tells_spec_counts_and_skipped(cached: Path, tmp_path: Path) -> Non
     assert "fingerprint" in shown
     assert "skipped train/plain/empty.png: empty file" in shown
     document = json.loads(run_command("cache", "show", cached, "--json").stdout)
-    assert {"split": "train", "class": "plain", "rows": 50} in document["counts"]
+    expected = {"split": "train", "class": "plain", "rows": 50, "images": 50, "views": 0}
+    assert expected in document["counts"]
 
 
 def test_verify_says_that_a_whole_file_is_whole(cached: Path) -> None:

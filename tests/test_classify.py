@@ -78,6 +78,29 @@ def test_help_loads_no_library() -> None:
     assert "example:\n  python -m pipeline.classify" in finished.stdout
 
 
+def test_views_are_counted_in_the_log_the_table_and_the_report(tmp_path: Path) -> None:
+    cache = write_cache(
+        tmp_path / "c.h5", labels=LABELS, splits=folder_splits(100), views=4, tta=True
+    )
+    finished = run_command("classify", cache, "--heads", "ridge", "--views", "2", "--tta")
+    assert "train       30 cats, 30 dogs × 3 views" in finished.stderr
+    assert "test        10 cats, 10 dogs × 5 views" in finished.stderr
+    folder = Path(finished.stdout.splitlines()[-1].removeprefix("written to "))
+    (row,) = json.loads((folder / "results.json").read_text("utf-8"))["rows"]
+    assert (row["views"], row["tta"]) == (2, 4)
+    told = "Heads learned from each training image and 2 augmented views of it; train is of the"
+    averaged = "Probabilities on validation and test are means over each image and 4 augmented"
+    counts = {
+        "results.md": "(train 60 × 3 views, validation 20 × 5 views, test 20 × 5 views)",
+        "report.html": "60 images of 2 classes, 30 each × 3 views",
+    }
+    for name, count in counts.items():
+        text = (folder / name).read_text("utf-8")
+        assert told in text
+        assert averaged in text
+        assert count in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
@@ -97,6 +120,8 @@ def test_help_loads_no_library() -> None:
         (["cache/drawn.h5", "other.h5"], 65, "compare caches of the same classes"),
         (["one.h5"], 65, "two classes or more"),
         (["few.h5"], 65, "add images"),
+        (["cache/drawn.h5", "--views", "1"], 2, "extract with --views 1"),
+        (["cache/drawn.h5", "--tta"], 2, "extract with --views and --tta"),
         (["cache/drawn.h5", "--out", "text.h5"], 73, "choose another --out"),
     ],
 )
@@ -119,6 +144,7 @@ def test_bad_input_is_one_line_and_an_exit_code(
         ["--learning-rate", "-1"],
         ["--optimizer", "adamw"],
         ["--smooth", "x"],
+        ["--views", "-1"],
         ["--unknown"],
     ],
 )

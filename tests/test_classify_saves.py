@@ -35,7 +35,7 @@ def test_rows_name_their_model_and_the_run_says_why_others_have_none(
     document = json.loads((folder / "results.json").read_text("utf-8"))
     rows = document["rows"]
     with_model = [row for row in rows if row["model"]]
-    assert all(list(row)[-1] == "model" for row in rows)
+    assert all("model" in row for row in rows)
     for row in with_model:
         bundle = load_bundle(folder / row["model"])
         assert (bundle.head, bundle.input) == (row["head"], row["input"])

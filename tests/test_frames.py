@@ -67,6 +67,30 @@ def test_arrow_table_keeps_the_shape_of_maps(cache: Path) -> None:
     assert set(arrow["split"].to_pylist()) == {"test"}
 
 
+def test_a_row_is_an_image_unless_views_are_asked_for(tmp_path: Path) -> None:
+    labels, splits = alternating_labels(40), folder_splits(40)
+    plain = write_cache(tmp_path / "plain.h5", labels=labels, splits=splits)
+    viewed = write_cache(tmp_path / "viewed.h5", labels=labels, splits=splits, views=3)
+    images = splits.count(1)
+    for split, expected in ((None, 40), ("train", images), ("test", splits.count(3))):
+        assert len(load_features(viewed, as_="arrays", split=split)[1]) == expected
+    assert len(load_features(viewed, as_="arrays", split="train", views=2)[1]) == 3 * images
+    assert len(load_features(viewed, as_="arrays", views=3)[1]) == 40 + 3 * images
+    assert len(load_features(viewed)) == 40 + 3 * images  # a table is all that the file holds
+    for form in ("pandas", "arrow"):
+        found: Any = load_features(viewed, as_=form, views=1)  # type: ignore[call-overload]
+        assert sum(map(int, found["view"].to_numpy())) == images
+        columns = load_features(viewed, as_=form)  # type: ignore[call-overload]
+        names = load_features(plain, as_=form)  # type: ignore[call-overload]
+        assert getattr(columns, "column_names", list(columns)) == getattr(
+            names, "column_names", list(names)
+        )
+    with pytest.raises(UsageError, match="holds 0 augmented views of an image; received views=1"):
+        load_features(viewed, as_="arrays", split="test", views=1)
+    with pytest.raises(UsageError, match="received views=-1"):
+        load_features(viewed, as_="arrays", views=-1)
+
+
 def test_names_that_are_no_text_do_not_break_a_column(tmp_path: Path) -> None:
     from caches import publish_random
 
@@ -105,7 +129,7 @@ def test_dataset_gives_every_image_once_an_epoch(cache: Path) -> None:
         ({"as_": "arrays"}, "holds the layers maps, maps:avg; received layer=None"),
         ({"as_": "arrays", "layer": "map"}, "received layer='map'"),
         ({"as_": "arrays", "layer": "maps", "split": "val"}, "split is one of train, validation"),
-        ({"split": "train"}, "a table holds every layer and split"),
+        ({"split": "train"}, "a table holds every layer, split and view"),
     ],
 )
 def test_what_cannot_be_is_refused(cache: Path, options: Any, message: str) -> None:

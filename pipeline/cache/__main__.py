@@ -118,7 +118,8 @@ def _show(arguments: argparse.Namespace) -> None:
     for layer, shape in table.layers.items():
         print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
     for entry in counts:
-        print(f"  {entry['split']:12} {printable(entry['class']):20} {entry['rows']:>8,}")
+        views = f" + {entry['views']:,} views" if entry["views"] else ""
+        print(f"  {entry['split']:12} {printable(entry['class']):20} {entry['images']:>8,}{views}")
     if gone:
         print(f"{gone:,} more rows of images that are gone")
     for item in skipped:
@@ -149,9 +150,17 @@ def _counts(table: "FeatureTable") -> list[dict[str, Any]]:
 
     from pipeline.cache.file import SPLIT_NAMES
 
-    pairs = zip(table.columns.splits.tolist(), table.columns.labels.tolist(), strict=True)
+    columns = table.columns
+    pairs = list(zip(columns.splits.tolist(), columns.labels.tolist(), strict=True))
+    images = Counter(pair for pair, view in zip(pairs, columns.views, strict=True) if not view)
     return [
-        {"split": SPLIT_NAMES[split], "class": table.classes[label], "rows": rows}
+        {
+            "split": SPLIT_NAMES[split],
+            "class": table.classes[label],
+            "rows": rows,
+            "images": images[split, label],
+            "views": rows - images[split, label],
+        }
         for (split, label), rows in sorted(Counter(pairs).items())
     ]
 

@@ -64,12 +64,13 @@ def look_into(
 ) -> tuple[Findings, tuple[str, ...]]:
     """Find duplicates and likely label errors, draw the learning curve; and say what to know.
 
-    Looks at the rows that stand in a split, at the images as they are without augmented views.
-    The notices are a line each, to be read before the table of results.
+    Looks at the rows that stand in a split. The notices are a line each, to be read before the
+    table of results.
 
     Parameters
     ----------
-    table : with the labels that count; what a person dropped is no row of it any more.
+    table : of images as they are, without augmented views, with the labels that count; what a
+        person dropped is no row of it any more.
     splits : of its rows.
     folds : the test rows of each, where every row is tested once.
     features : (N, D) of all rows, where they were read before; else they are read: maps averaged,
@@ -77,7 +78,7 @@ def look_into(
     seed : of folds and draws; the same gives the same findings.
     """
     side = _sides(splits, len(table))
-    rows = np.flatnonzero((side > 0) & (table.columns.views == 0))
+    rows = np.flatnonzero(side > 0)
     labels, side = table.columns.labels[rows], side[rows]
     class_count = len(table.classes)
     # One thread: the BLAS of NumPy and that of SciPy wait for each other's threads in busy loops.
@@ -184,7 +185,6 @@ def find_duplicates(
     features: Floats,
     keys: npt.NDArray[np.void],
     splits: npt.NDArray[np.integer],
-    views: npt.NDArray[np.integer] | None = None,
 ) -> list[DuplicatePair]:
     """Find rows that show the same picture: across splits first, then the most similar.
 
@@ -208,25 +208,22 @@ def find_duplicates(
     features : (N, D) float32, one vector per row; not all equal.
     keys : (N,) void, what identical files share: their digests.
     splits : (N,) split numbers.
-    views : (N,) view numbers; augmented ones (above 0) are left out.
     """
-    rows = np.arange(len(keys)) if views is None else np.flatnonzero(views == 0)
-    if not len(rows):
+    if not len(keys):
         return []
-    _, content = np.unique(keys[rows], return_inverse=True)
-    places = np.stack([content, splits[rows]])
-    _, first, copy_of = np.unique(places, axis=1, return_index=True, return_inverse=True)
-    representatives = rows[first]
+    _, content = np.unique(keys, return_inverse=True)
+    places = np.stack([content, splits])
+    _, representatives, copy_of = np.unique(places, axis=1, return_index=True, return_inverse=True)
     found = [
-        (int(one), int(other), 1.0, True)
-        for one, other in zip(representatives[copy_of.reshape(-1)], rows, strict=True)
+        (int(one), other, 1.0, True)
+        for other, one in enumerate(representatives[copy_of.reshape(-1)])
         if one != other
     ]
-    order = np.argsort(content[first], kind="stable")
-    ends = np.flatnonzero(np.diff(content[first][order])) + 1
+    order = np.argsort(content[representatives], kind="stable")
+    ends = np.flatnonzero(np.diff(content[representatives][order])) + 1
     for copies in np.split(representatives[order], ends):
         found += [(int(one), int(other), 1.0, True) for one, other in combinations(copies, 2)]
-    unlike = content[first]
+    unlike = content[representatives]
     for one, other, similarity in _near(features[representatives], splits[representatives]):
         if unlike[one] != unlike[other]:
             pair = (int(representatives[one]), int(representatives[other]))

@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.groups import check_group_rule
 from pipeline.evaluation.label_edits import apply_label_edits
-from pipeline.evaluation.protocol import Division, Protocol
-from pipeline.evaluation.splits import Splits
+from pipeline.evaluation.protocol import Division, Protocol, Trial
+from pipeline.evaluation.splits import Rows, Splits
+from pipeline.evaluation.views import CachedViews, times_views
 from pipeline.text import counted, printable
 
 MANY_CLASSES = 12  # more no longer fit on a line
@@ -21,11 +24,18 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True)
 class DividedCache:
-    """A cache, which of its layers are compared, and how its rows are divided."""
+    """A cache, which of its layers are compared, and how its images are divided.
+
+    Attributes
+    ----------
+    table : the images as they are, a row each; the division's row numbers are of it.
+    views : the rows of the augmented views, too.
+    """
 
     table: FeatureTable
     layers: tuple[str, ...]
     division: Division
+    views: CachedViews
 
     def describe(self) -> dict[str, Any]:
         """The cache as results.json records it."""
@@ -39,9 +49,22 @@ class DividedCache:
             "engine": table.document.get("engine"),
             "versions": table.document.get("versions"),
             "created": table.document.get("created"),
+            "augmentation": table.document.get("augmentation"),
+            "cached_views": int(self.views.rows.views.max(initial=0)),
+            "views": self.views.rows.learned,
+            "tta": self.views.rows.averaged,
             "split_source": self.division.source,
             "split_counts": self.splits.counts,
         }
+
+    def split_lines(self) -> list[str]:
+        """``train       500 cats, 500 dogs × 5 views``, a line for each split."""
+        rows = self.views.rows
+        views = {"train": rows.learned, "validation": rows.averaged, "test": rows.averaged}
+        return [
+            f"{name:10}  {_counts_text(counts)}{times_views(views[name])}"
+            for name, counts in self.splits.counts.items()
+        ]
 
     @property
     def splits(self) -> Splits:
@@ -55,11 +78,14 @@ def open_caches(
     layers: Sequence[str],
     protocol: Protocol,
     edits: Sequence[Path] = (),
+    views: int | None = None,
+    tta: bool = False,
 ) -> list[DividedCache]:
     """Open caches of the same classes and divide each; logs how.
 
     ``edits`` are files of corrected labels. A layer's name stands for all its poolings; no name
     at all for every layer. A cache that holds none of the layers is left out with a warning.
+    ``views`` and ``tta`` are as in `CachedViews.chosen`.
     """
     if not paths:
         raise UsageError("no cache was given to compare")
@@ -75,18 +101,28 @@ def open_caches(
         if not chosen:
             log.warning("%s holds none of the layers asked for and is left out", table.path)
             continue
-        cache = DividedCache(table, chosen, protocol.divide(table.columns, table.classes))
+        everything = CachedViews.of(table)
+        images = everything.images
+        division = protocol.divide(images.columns, images.classes)
+        train, judged = images_of(division.trials)
+        everything = everything.chosen(train=train, judged=judged, views=views, tta=tta)
+        cache = DividedCache(images, chosen, division, everything)
         log.info(
-            "%s: %s, %s",
-            printable(table.path),
-            counted(len(table), "image"),
-            cache.division.source,
+            "%s: %s, %s", printable(table.path), counted(len(images), "image"), division.source
         )
-        if not opened or cache.splits.counts != opened[-1].splits.counts:
-            for name, counts in cache.splits.counts.items():
-                log.info("  %-10s  %s", name, _counts_text(counts))
+        if not opened or cache.split_lines() != opened[-1].split_lines():
+            for line in cache.split_lines():
+                log.info("  %s", line)
         opened.append(cache)
     return opened
+
+
+def images_of(trials: Sequence[Trial]) -> tuple[Rows, Rows]:
+    """The images that are learned from in some trial, and those that one is judged by."""
+    splits = [trial.splits for trial in trials]
+    judged = [rows for each in splits for rows in (each.validation, each.test)]
+    train = np.unique(np.concatenate([each.train for each in splits]))
+    return train, np.unique(np.concatenate(judged))
 
 
 def _once(paths: Sequence[Path]) -> list[Path]:

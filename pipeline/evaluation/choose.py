@@ -56,7 +56,7 @@ def choose(
     validation: LabelledRows,
     options: FitOptions,
     *,
-    refit: bool = False,
+    refit: LabelledRows | None = None,
 ) -> list[Choice]:
     """Fit all candidates and keep, for each seed, the one of the highest validation accuracy.
 
@@ -67,9 +67,12 @@ def choose(
 
     A classifier without probabilities gets a temperature fitted on validation and so has them.
 
+    Settings are chosen on the images as they are. Where validation has views to average, what is
+    chosen is measured by the mean of its probabilities over them.
+
     Parameters
     ----------
-    refit : fit the chosen setting again, on train and validation together.
+    refit : fit the chosen setting again, on train and these rows, which are those of validation.
 
     Returns one choice for each seed; none of a seed with which no candidate's scores are finite:
     the training diverged.
@@ -107,6 +110,22 @@ def choose(
     ]
 
 
+def choice_of(candidate: Candidate, validation: LabelledRows, fit_seconds: float) -> Choice:
+    """The choice where one setting was trained, for so many seconds; it has probabilities."""
+    scores = validation.averaged(candidate.classifier.scores)
+    return Choice(
+        candidate=candidate,
+        classifier=candidate.classifier,
+        seed=candidate.seed,
+        validation_scores=scores,
+        validation_accuracy=accuracy_of(validation.labels, scores),
+        validation_balanced_accuracy=accuracy_of(validation.labels, scores, balanced=True),
+        temperature=fit_temperature(validation.labels, scores, has_probabilities=True),
+        settings=(),
+        fit_seconds=fit_seconds,
+    )
+
+
 def _timed(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, float]]:
     """Each candidate with the seconds it took to come."""
     started = time.perf_counter()
@@ -128,27 +147,29 @@ def _choice(
     options: FitOptions,
     *,
     fit_seconds: float,
-    refit: bool,
+    refit: LabelledRows | None,
 ) -> Choice:
-    candidate, scores = chosen.candidate, chosen.scores
-    classifier = candidate.classifier
-    if refit:
+    candidate, labels = chosen.candidate, validation.labels
+    classifier = measured = candidate.classifier
+    if refit is not None:
         once = replace(options, wanted=candidate.spec.params, seeds=(candidate.seed,))
-        (again, took), *_ = _timed(head.fit_candidates(train.joined(validation), validation, once))
+        (again, took), *_ = _timed(head.fit_candidates(train.joined(refit), validation, once))
         classifier = again.classifier
         fit_seconds += took
-    has_probabilities = candidate.classifier.has_probabilities
-    temperature = fit_temperature(validation.labels, scores, has_probabilities=has_probabilities)
-    if not has_probabilities:
+    if candidate.classifier.has_probabilities:
+        scores = validation.averaged(measured.scores)
+        temperature = fit_temperature(labels, scores, has_probabilities=True)
+    else:  # views are averaged as probabilities, so these come first
+        temperature = fit_temperature(labels, chosen.scores, has_probabilities=False)
         classifier = Calibrated(classifier, temperature)
-        scores = Calibrated(candidate.classifier, temperature).scores(validation.features)
+        scores = validation.averaged(Calibrated(measured, temperature).scores)
     return Choice(
         candidate=candidate,
         classifier=classifier,
         seed=candidate.seed,
         validation_scores=scores,
-        validation_accuracy=accuracy_of(validation.labels, scores),
-        validation_balanced_accuracy=accuracy_of(validation.labels, scores, balanced=True),
+        validation_accuracy=accuracy_of(labels, scores),
+        validation_balanced_accuracy=accuracy_of(labels, scores, balanced=True),
         temperature=temperature,
         settings=tuple(
             Setting(

@@ -10,14 +10,12 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.audit import look_into
 from pipeline.evaluation.caches import DividedCache, open_caches
 from pipeline.evaluation.final import NOT_KEPT, with_bundles
 from pipeline.evaluation.fitting import DIVERGED, FitRules, Fitted, TrialRows, fit_heads
-from pipeline.evaluation.inputs import input_of, read_input
+from pipeline.evaluation.inputs import input_of
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.scoring import score
@@ -53,6 +51,8 @@ def compare_heads(
     dense: DenseSettings | Sequence[DenseSettings] | None = None,
     look: bool = True,
     keep: bool = True,
+    views: int | None = None,
+    tta: bool = False,
 ) -> Comparison:
     """Compare classifiers on cached features.
 
@@ -78,6 +78,10 @@ def compare_heads(
     dense : settings of the dense head, one or a grid; the book's by default.
     look : look into the data too: duplicates, likely label errors, a learning curve.
     keep : keep each row's classifier, to be saved; after folds it is fitted anew on all rows.
+    views : learn from so many cached augmented views of each training image, besides the image
+        itself; by default from all. Whatever is measured is of images as they are.
+    tta : test-time augmentation: the probabilities of a validation or test image are the mean over
+        the image and all its cached views.
 
     Raises NoInputError, BadDataError or UsageError in one line.
 
@@ -118,6 +122,8 @@ def compare_heads(
             repeats=repeats,
         ),
         edits=edits,
+        views=views,
+        tta=tta,
     )
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -133,9 +139,11 @@ def compare_heads(
         "protocol": protocol,
         "balance": balance,
         "timeout": timeout,
+        "views": views,
+        "tta": tta,
         "labels": [printable(path.as_posix()) for path in edits],
         "dense": [asdict(settings) for settings in rules.dense],
-        "versions": _versions(),
+        "versions": versions(),
         "caches": [cache.describe() for cache in opened],
     }
     loaded = {request: load_head(request.name) for request in requests}
@@ -179,12 +187,7 @@ def _compare_on_layer(
             by_input[kind][request] = head  # of a vector, flat and pooled are the same
     table = cache.table
     for kind, heads in by_input.items():
-        data = TrialRows(
-            features=read_input(table, layer, np.arange(len(table)), kind),
-            labels=table.columns.labels,
-            class_count=len(table.classes),
-            trials=cache.division.trials,
-        )
+        data = TrialRows.read(cache, layer, kind, refit=rules.refit)
         fitted = fit_heads(heads, data, rules)
         outcomes = {}
         for request, head in heads.items():
@@ -288,7 +291,7 @@ def _looked_into(comparison: Comparison, opened: Sequence[DividedCache], seed: i
     return replace(comparison, findings=findings, notices=(*notices, *comparison.notices))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of what computes here; read from metadata, nothing is imported."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:

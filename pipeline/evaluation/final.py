@@ -67,6 +67,18 @@ def with_bundles(
     ]
 
 
+def with_bundle(
+    outcome: Outcome, choice: Choice, table: FeatureTable, *, fitted_on: str
+) -> Outcome:
+    """The outcome with the classifier that was measured, or with the reason why there is none."""
+    if outcome.result.status:
+        return replace(outcome, not_saved=outcome.result.status)
+    model = _if_savable((choice.candidate.spec, choice.classifier))
+    if isinstance(model, str):
+        return replace(outcome, not_saved=model)
+    return replace(outcome, bundle=_bundle(outcome.result, model, table, fitted_on=fitted_on))
+
+
 def fit_on_all(
     heads: Mapping[HeadRequest, Head],
     fitted: Mapping[HeadRequest, Sequence[Fitted]],
@@ -81,9 +93,10 @@ def fit_on_all(
     geometric mean.
     """
     splits = data.trials[0].splits
-    everything = data.take(np.sort(np.concatenate([splits.train, splits.validation, splits.test])))
+    images = np.concatenate([splits.train, splits.validation, splits.test])
+    everything = data.to_learn_from(images)
     train = TrainingSet(everything.features, everything.labels, data.class_count, rules.balanced)
-    validation = data.take(splits.validation)
+    validation = data.as_they_are(splits.validation)
 
     def fit(request: HeadRequest, head: Head, _: int) -> Model | str:
         chosen = _usual(fitted[request])
@@ -125,6 +138,9 @@ def _if_savable(model: Model) -> Model | str:
 
 def _bundle(result: Result, model: Model, table: FeatureTable, *, fitted_on: str) -> Bundle:
     spec, classifier = model
+    how: dict[str, Any] = {"fitted_on": fitted_on, "views": result.views, "tta": result.tta}
+    if result.views or result.tta:
+        how["augmentation"] = table.document.get("augmentation")
     return Bundle(
         head=result.head,
         params=spec.params_text,
@@ -134,7 +150,7 @@ def _bundle(result: Result, model: Model, table: FeatureTable, *, fitted_on: str
         input="flat" if result.input == "flat" else "pooled",
         shape=table.layers[result.layer],
         classes=table.classes,
-        document=_origin(table) | {"fitted_on": fitted_on},
+        document=_origin(table) | how,
     )
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,12 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
+from pipeline.evaluation.caches import DividedCache, images_of
 from pipeline.evaluation.choose import Choice, choose
+from pipeline.evaluation.inputs import read_input
 from pipeline.evaluation.protocol import Trial
-from pipeline.heads.head import FitOptions, Head
+from pipeline.evaluation.views import ViewRows
+from pipeline.heads.head import FitOptions, Head, Input
 from pipeline.heads.registry import HeadRequest, load_head
 from pipeline.heads.settings import DenseSettings
 from pipeline.heads.training import LabelledRows, TrainingSet
@@ -67,19 +70,66 @@ class Fitted:
 
 @dataclass(frozen=True)
 class TrialRows:
-    """One input of one cached layer, with the trials that divide it.
+    """One input of one cached layer, with the trials that divide its images.
 
-    features (N, D) float32 and labels (N,) int64 of all rows of the cache.
+    Attributes
+    ----------
+    features : (R, D) float32, of images and of their augmented views.
+    labels : (N,) int64, of the images.
+    rows : which image and which view each of the R shows.
     """
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     class_count: int
     trials: Sequence[Trial]
+    rows: ViewRows
 
-    def take(self, rows: npt.NDArray[np.int64]) -> LabelledRows:
-        """The features and labels of some rows."""
-        return LabelledRows(self.features[rows], self.labels[rows])
+    @classmethod
+    def read(cls, cache: DividedCache, layer: str, kind: Input, *, refit: bool = False) -> Self:
+        """Read what a comparison needs, each row once.
+
+        Of one division, what is learned from comes first, so that it need not be copied.
+
+        Parameters
+        ----------
+        refit : validation images are learned from, too.
+        """
+        trials, rows = cache.division.trials, cache.views.rows
+        train, judged = images_of(trials)
+        first = rows.to_learn_from(trials[0].splits.train if len(trials) == 1 else train)
+        needed = [rows.of_view(judged, view) for view in range(rows.averaged + 1)]
+        if refit:
+            needed += [rows.to_learn_from(trial.splits.validation) for trial in trials]
+        wanted = np.concatenate([first, np.setdiff1d(np.concatenate(needed), first)])
+        return cls(
+            features=read_input(cache.views.table, layer, wanted, kind),
+            labels=cache.table.columns.labels,
+            class_count=len(cache.table.classes),
+            trials=trials,
+            rows=rows.take(wanted),
+        )
+
+    def to_learn_from(self, images: npt.NDArray[np.int64]) -> LabelledRows:
+        """All chosen views of some images: what a head is fitted on."""
+        rows = self.rows.to_learn_from(images)
+        return LabelledRows(self._features(rows), self.labels[self.rows.images[rows]])
+
+    def as_they_are(self, images: npt.NDArray[np.int64]) -> LabelledRows:
+        """Some images, without augmentation."""
+        return LabelledRows(self._features(self.rows.of_view(images)), self.labels[images])
+
+    def to_judge(self, images: npt.NDArray[np.int64]) -> LabelledRows:
+        """Some images as they are, with the views that predictions are averaged over."""
+        views = range(1, self.rows.averaged + 1)
+        others = tuple(self._features(self.rows.of_view(images, view)) for view in views)
+        return replace(self.as_they_are(images), views=others)
+
+    def _features(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Rows that follow one another are not copied."""
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            return self.features[rows[0] : rows[0] + len(rows)]
+        return self.features[rows]
 
 
 class _Learning:
@@ -102,10 +152,10 @@ class _Learning:
                 while len(self._made) >= self._kept:
                     del self._made[next(iter(self._made))]
                 data, splits = self._data, self._data.trials[number].splits
-                train = data.take(splits.train)
+                train = data.to_learn_from(splits.train)
                 self._made[number] = (
                     TrainingSet(train.features, train.labels, data.class_count, self._balanced),
-                    data.take(splits.validation),
+                    data.to_judge(splits.validation),
                 )
             return self._made[number]
 
@@ -115,12 +165,13 @@ def fit_heads(
 ) -> dict[HeadRequest, list[Fitted]]:
     """Fit every head on every trial; in order of the heads, then of the trials."""
     learning = _Learning(data, balanced=rules.balanced, kept=usable_cores() + 1)
-    work = partial(choose, refit=rules.refit)
 
     def fit(request: HeadRequest, head: Head, number: int) -> Fitted:
         train, validation = learning.of(number)
         seeds = data.trials[number].seeds if head.draws else data.trials[number].seeds[:1]
         options = FitOptions(seeds=seeds, dense=rules.dense)
+        refit = data.to_learn_from(data.trials[number].splits.validation) if rules.refit else None
+        work = partial(choose, refit=refit)
         try:
             choices = within(rules.timeout, work, request, head, train, validation, options)
         except PipelineError as error:  # out of time, or a head of the user's own that failed

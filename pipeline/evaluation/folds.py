@@ -50,7 +50,7 @@ def make_folds(
 ) -> Iterator[Splits]:
     """Rotate stratified folds: fold i is the test, the next one chooses, the others train.
 
-    Rows of one identity are in one fold, so neither views nor identical files straddle two.
+    Rows of one identity are in one fold, so identical files do not straddle two.
 
     Raises BadDataError if a class has fewer identities than there are folds.
     """
@@ -66,8 +66,7 @@ def make_folds(
             f"of its own: too few for {folds} folds; try --cv {most}"
         )
     groups, first_rows, members = np.unique(identities, return_index=True, return_inverse=True)
-    original = np.flatnonzero(columns.views == 0)
-    if len(groups) == len(original):  # nobody shares an identity: the exact divider will do
+    if len(groups) == len(columns):  # nobody shares an identity: the exact divider will do
         divider = StratifiedKFold(folds, shuffle=True, random_state=seed)
         parts = divider.split(first_rows, columns.labels[first_rows])
         fold_of_group = np.empty(len(groups), np.int64)

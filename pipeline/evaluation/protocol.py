@@ -101,13 +101,13 @@ class Protocol:
         )
 
     def divide(self, columns: Columns, classes: Sequence[str]) -> Division:
-        """The trials of a set; raises BadDataError where it cannot be divided so."""
+        """The trials of a set of images; raises BadDataError where it cannot be divided so."""
         identities = identities_of(columns, self.group_of)
         seeds = tuple(range(self.seed, self.seed + self.repeats))
         folds = self.folds
         if folds is None and self.shares is None:
             most, _ = most_folds(columns, classes, identities)
-            few = np.count_nonzero(columns.views == 0) < FEW_IMAGES
+            few = len(columns) < FEW_IMAGES
             unsorted = set(np.unique(columns.splits).tolist()) <= {0, TRAIN}
             if few and unsorted and most >= FEWEST_FOLDS and len(classes) > 1:
                 folds = min(USUAL_FOLDS, most)

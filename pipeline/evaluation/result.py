@@ -23,6 +23,7 @@ class Result:
     ----------
     input : ``flat`` or ``pooled`` features.
     params : the chosen settings, ``C=0.1``.
+    train_accuracy : of the training images as they are, without their augmented views.
     test_low, test_high : 95 % Wilson interval of the test accuracy.
     fit_seconds : all candidates of the head, from which one was chosen.
     predict_ms : milliseconds per test image, from cached features to a class.
@@ -42,6 +43,8 @@ class Result:
     validation_balanced_accuracy : by which heads are judged where every class counts the same.
     status : empty, or why there are no figures: ``stopped after 10 s``, ``diverged``.
     model : the saved classifier's file in the run's folder, or empty.
+    views : how many augmented views of each training image it learned from, besides the image.
+    tta : over how many, besides the image, each validation and test probability is averaged.
     """
 
     head: str
@@ -79,6 +82,8 @@ class Result:
     status: str = ""
     validation_balanced_accuracy: float = math.nan
     model: str = ""
+    views: int = 0
+    tta: int = 0
 
     def row(self) -> dict[str, Any]:
         """Column -> value; None instead of NaN, as JSON and CSV want it."""

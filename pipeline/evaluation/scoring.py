@@ -80,6 +80,8 @@ def score(
         image_size=table.spec.image_size,
         fingerprint=table.spec.fingerprint,
         cache=printable(table.path.as_posix()),
+        views=data.rows.learned,
+        tta=data.rows.averaged,
     )
     failed = next((each.status for each in fitted if not each.choices), None)
     if failed is not None:
@@ -116,9 +118,9 @@ def score(
 
 
 def _score(choice: Choice, splits: Splits, data: TrialRows) -> _Scored:
-    train, test = data.take(splits.train), data.take(splits.test)
+    train, test = data.as_they_are(splits.train), data.to_judge(splits.test)
     started = time.perf_counter()
-    scores = choice.classifier.scores(test.features)
+    scores = test.averaged(choice.classifier.scores)
     seconds = time.perf_counter() - started
     # a classifier without probabilities of its own has its temperature in them already
     own = choice.candidate.classifier.has_probabilities

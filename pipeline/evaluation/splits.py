@@ -1,4 +1,4 @@
-"""Which rows train, which choose, which test."""
+"""Which images train, which choose, which test; `pipeline.evaluation.views` has their views."""
 
 import hashlib
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Splits:
 
     Attributes
     ----------
-    train, validation, test : (n,) ascending row numbers. Augmented views only train.
+    train, validation, test : (n,) ascending row numbers, of images as they are.
     source : one sentence for people.
     counts : split -> class -> number of images.
     """
@@ -102,15 +102,14 @@ def check_two_classes(classes: Sequence[str]) -> None:
 def split_rows(
     splits: npt.NDArray[np.uint8], columns: Columns, classes: Sequence[str], *, source: str
 ) -> Splits:
-    """The rows of each split number (N,); augmented views only train."""
-    original = columns.views == 0
+    """The rows of each split number (N,)."""
     return Splits(
         train=np.flatnonzero(splits == TRAIN),
-        validation=np.flatnonzero((splits == VALIDATION) & original),
-        test=np.flatnonzero((splits == TEST) & original),
+        validation=np.flatnonzero(splits == VALIDATION),
+        test=np.flatnonzero(splits == TEST),
         source=source,
         counts={
-            name: _class_counts(columns.labels[(splits == number) & original], classes)
+            name: _class_counts(columns.labels[splits == number], classes)
             for number, name in enumerate(USED_SPLITS, TRAIN)
         },
     )
@@ -167,7 +166,7 @@ def check_every_class(
 ) -> None:
     """Raise BadDataError, with what to try, unless each split has images of each class."""
     for number, name in enumerate(USED_SPLITS, TRAIN):
-        counts = _class_counts(columns.labels[(splits == number) & (columns.views == 0)], classes)
+        counts = _class_counts(columns.labels[splits == number], classes)
         lacking = [label for label, count in enumerate(counts.values()) if count == 0]
         for label in lacking:
             check_enough(classes[label], label, columns, identities)

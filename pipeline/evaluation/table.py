@@ -77,6 +77,7 @@ IDENTITY = (
     Column("size", lambda result: str(result.image_size), 9),
     Column("fingerprint", lambda result: result.fingerprint, 9, is_text=True),
     Column("cache", lambda result: result.cache, 9, is_text=True),
+    Column("views", lambda result: str(result.views), 9),
 )
 COLUMNS = (
     Column("head", lambda result: printable(result.head), 10, is_text=True),
@@ -110,6 +111,25 @@ def columns_of(results: Sequence[Result]) -> list[Column]:
             telling.append(column)
             kinds = found
     return telling + [column for column in COLUMNS if any(map(column.cell, results))]
+
+
+def explain_views(results: Sequence[Result]) -> str:
+    """What augmented views were used for, after a blank; empty if there were none."""
+    learned, averaged = (sorted({getattr(each, of) for each in results}) for of in ("views", "tta"))
+    text = ""
+    if any(learned):
+        counts = " or ".join(map(str, learned))
+        text += (
+            f" Heads learned from each training image and {counts} augmented views of it; train is "
+            f"of the images as they are."
+        )
+    if any(averaged):
+        counts = " or ".join(map(str, averaged))
+        text += (
+            f" Probabilities on validation and test are means over each image and {counts} "
+            f"augmented views of it."
+        )
+    return text
 
 
 def _width(column: Column, results: Sequence[Result]) -> int:

@@ -1,7 +1,7 @@
 """The rows a head learns from, with what several heads share: scaling and a shorter basis."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Generic, TypeVar
 
@@ -38,13 +38,29 @@ class ComputedOnce(Generic[T]):
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Features (N, D) float32 and labels (N,) int64 in 0 … K - 1."""
+    """Features (N, D) float32 and labels (N,) int64 in 0 … K - 1.
+
+    Attributes
+    ----------
+    views : (V, N, D) float32, augmented views of the same images, which `averaged` averages with
+        them.
+    """
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
+    views: Sequence[npt.NDArray[np.float32]] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def averaged(
+        self, scores_of: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]
+    ) -> npt.NDArray[np.float64]:
+        """Mean scores over all views of each image: (N, K); probabilities stay such."""
+        total = scores_of(self.features)
+        for features in self.views:
+            total = total + scores_of(features)
+        return total / (1 + len(self.views))
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Scaler:
 
 @dataclass(frozen=True)
 class TrainingSet(LabelledRows):
-    """The rows to learn from, every class among them.
+    """The rows to learn from, every class among them; of augmented images, every view is a row.
 
     What several heads need is computed once, also where they are fitted in parallel threads.
 

@@ -47,6 +47,8 @@ def curves_section(comparison: Comparison, smoothing: float) -> Section | None:
     sentence = describe_curves(history)
     dots = "Dots are epochs"
     dots += f", lines their moving average (factor {smoothing:g})." if smoothing else "."
+    if outcome.result.views:
+        dots += " Those of train are over all views of the training images."
     body = joined(
         element("p", sentence, class_="finding"),
         side_by_side(

@@ -66,7 +66,7 @@ def make_gallery(comparison: Comparison) -> Gallery | None:
     table, test = findings.table, outcome.test
     wrong = np.flatnonzero(~test.correct)
     mistakes = wrong[np.argsort(-test.scores[wrong].max(axis=1), kind="stable")][:MOST_MISTAKES]
-    rows = spread_rows(np.flatnonzero(table.columns.views == 0), table.columns.labels)
+    rows = spread_rows(np.arange(len(table)), table.columns.labels)
     feature_map = lay_out(rows, read_input(table, findings.layer, rows, "pooled"))
     on_map = choose_pictures(feature_map)
     wanted = [*test.rows[mistakes].tolist(), *rows[on_map].tolist()]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeline.evaluation.views import times_views
 from pipeline.report.layout import Section
 from pipeline.report.markup import Markup, element, joined, name_of, name_text
 from pipeline.text import counted
@@ -34,7 +35,8 @@ def _of_cache(cache: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     yield from ((key, value) for key, value in cache.items() if key not in apart)
     yield from (cache.get("spec") or {}).items()
     for split, counts in (cache.get("split_counts") or {}).items():
-        yield split, _counts_text(counts)
+        views = cache.get("views" if split == "train" else "tta") or 0
+        yield split, f"{_counts_text(counts)}{times_views(views)}"
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
-from pipeline.evaluation.table import markdown_table
+from pipeline.evaluation.table import explain_views, markdown_table
+from pipeline.evaluation.views import times_views
 from pipeline.models.bundle import FOLDER, ROW_IDENTITY, SUFFIX, save_bundle
 from pipeline.report.html import write_report
 from pipeline.text import printable
@@ -159,7 +160,8 @@ def _markdown(comparison: Comparison, set_name: str, command: str | None) -> str
         "on validation (val), and so were the best head, those that are as good (≈ best) and the "
         "simplest of these (*). Test was scored once, by the chosen ones; in brackets the 95 % "
         "Wilson interval, behind ± the standard deviation over folds or seeds. p: exact McNemar "
-        "test against the best head on the same test images, Holm-corrected.",
+        "test against the best head on the same test images, Holm-corrected."
+        f"{explain_views(comparison.results)}",
         "",
         "![confusion matrix](confusion.png)",
         *(["![loss and accuracy by epoch](curves.png)"] if trained else []),
@@ -173,7 +175,10 @@ def _markdown(comparison: Comparison, set_name: str, command: str | None) -> str
 
 def _describe(cache: Mapping[str, Any]) -> str:
     spec = cache["spec"]
-    counts = (f"{name} {sum(each.values()):,}" for name, each in cache["split_counts"].items())
+    counts = (
+        f"{name} {sum(each.values()):,}{times_views(cache['views' if name == 'train' else 'tta'])}"
+        for name, each in cache["split_counts"].items()
+    )
     return (
         f"- `{cache['path']}`: {spec['base']} at {spec['image_size']}, "
         f"{_escape(', '.join(cache['layers']))}, fingerprint `{cache['fingerprint']}`; "

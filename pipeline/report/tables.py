@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipeline.evaluation.metrics import confusion_matrix, per_class
 from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
-from pipeline.evaluation.table import IDENTITY, Column, columns_of, percent
+from pipeline.evaluation.table import IDENTITY, Column, columns_of, explain_views, percent
 from pipeline.report.charts import heat_map, shade
 from pipeline.report.layout import (
     Section,
@@ -57,7 +57,8 @@ def table_section(comparison: Comparison) -> Section:
             "Holm-corrected) and is reported, not used to choose. Above 0.05 the test images do "
             "not tell the two apart"
         )
-    body = joined(scrolling("All heads compared", titles, rows), element("p", f"{note}."))
+    note += f".{explain_views(scored)}"
+    body = joined(scrolling("All heads compared", titles, rows), element("p", note))
     return Section("heads", "All heads", body)
 
 

@@ -89,13 +89,6 @@ def test_pairs_across_splits_come_first_then_the_most_similar() -> None:
     assert [pair.first for pair in found] == [1, 3, 0, 2]
 
 
-def test_augmented_views_are_left_out() -> None:
-    features = np.repeat(draw(300), 2, axis=0)
-    keys, views = np.repeat(digests(300), 2), np.tile([0, 1], 300)
-    assert find_duplicates(features, keys, splits_of(600), views) == []
-    assert len(find_duplicates(features, keys, splits_of(600))) >= 300
-
-
 def test_large_sets_are_searched_in_blocks_with_the_same_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

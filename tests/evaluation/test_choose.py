@@ -100,7 +100,7 @@ class Seeded(Head):
 
 def test_every_seed_chooses_for_itself_and_refits_on_both_parts() -> None:
     head = Seeded([])
-    one, two = choose(head, TRAIN, VALIDATION, FitOptions(seeds=(1, 2)), refit=True)
+    one, two = choose(head, TRAIN, VALIDATION, FitOptions(seeds=(1, 2)), refit=VALIDATION)
     assert (one.seed, one.candidate.spec.params) == (1, {"place": 0})
     assert (two.seed, two.candidate.spec.params) == (2, {"place": 1})
     assert head.fitted[:4] == [(10, 1, 0), (10, 1, 1), (10, 2, 0), (10, 2, 1)]

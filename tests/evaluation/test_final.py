@@ -135,9 +135,7 @@ def folds_of(path: Path, names: Sequence[str]) -> tuple:  # type: ignore[type-ar
     """Heads, what folds found of them, their rows and their cache, as a comparison has them."""
     protocol = Protocol(folds=3)
     (cache,) = open_caches([path], layers=(), protocol=protocol)
-    table = cache.table
-    rows = read_input(table, "block5_pool", np.arange(len(table)), "pooled")
-    data = TrialRows(rows, table.columns.labels, 3, cache.division.trials)
+    data = TrialRows.read(cache, "block5_pool", "pooled")
     heads = {HeadRequest(name): load_head(name) for name in names}
     return heads, fit_heads(heads, data, FitRules(dense=(QUICK_DENSE,))), data, cache
 

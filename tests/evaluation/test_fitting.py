@@ -18,6 +18,7 @@ from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation import fitting
 from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
 from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.views import ViewRows
 from pipeline.heads import training
 from pipeline.heads.head import Candidate, FitOptions, Head, HeadSpec
 from pipeline.heads.majority import Majority, MajorityClassifier
@@ -34,6 +35,7 @@ def trial_rows(folds: int = 3) -> TrialRows:
         labels=LABELS,
         class_count=2,
         trials=Protocol(folds=folds).divide(columns, ("cats", "dogs")).trials,
+        rows=ViewRows.plain(len(LABELS)),
     )
 
 
@@ -134,6 +136,7 @@ def test_a_head_that_takes_too_long_is_stopped() -> None:
         labels=labels,
         class_count=2,
         trials=Protocol(folds=3).divide(draw_columns(labels.tolist()), ("a", "b")).trials[:1],
+        rows=ViewRows.plain(6000),
     )
     request = HeadRequest("random_forest")
     started = time.monotonic()
@@ -208,12 +211,13 @@ import numpy as np
 from feature_sets import draw_columns
 from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
 from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.views import ViewRows
 from pipeline.heads.registry import HeadRequest, load_head
 
 def fit():
     labels = np.arange(12) % 2
     trials = Protocol(folds=3).divide(draw_columns(labels.tolist()), ("a", "b")).trials[:1]
-    data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials)
+    data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials, ViewRows.plain(12))
     heads = {HeadRequest("knn"): load_head("knn")}
     (found,) = fit_heads(heads, data, FitRules(timeout=60)).values()
     print(found[0].status)

@@ -1,7 +1,5 @@
 """Folds test every image once, hold every class, and part nothing that belongs together."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, draw_columns, sides
@@ -35,23 +33,6 @@ def test_every_image_is_tested_once_and_chosen_on_once(folds: int, grouped: bool
             assert counts.max() - counts.min() <= (6 if grouped else 1)
     if grouped:
         assert (seen.reshape(folds, 15, 6) == seen.reshape(folds, 15, 6)[..., :1]).all()
-
-
-def test_views_follow_their_image_and_only_train() -> None:
-    columns = draw_columns(LABELS)
-    three = replace(
-        columns,
-        labels=np.repeat(columns.labels, 3),
-        splits=np.repeat(columns.splits, 3),
-        paths=np.repeat(columns.paths, 3),
-        digests=np.repeat(columns.digests, 3),
-        views=np.tile(np.arange(3, dtype=np.int16), 90),
-    )
-    for splits in make_folds(three, CLASSES, folds=3, seed=1, identities=three.digests):
-        side = sides(splits, 270).reshape(90, 3)
-        trains = side[:, 0] == 1
-        assert (side[trains] == 1).all()
-        assert (side[~trains, 1:] == 0).all()
 
 
 def test_another_seed_folds_otherwise() -> None:

@@ -5,6 +5,7 @@ the first but for a little noise: whoever has one of them in training knows the 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,26 @@ def test_random_labels_give_chance_accuracy(random_labels: Path, protocol: str) 
 def test_random_labels_give_chance_accuracy_by_kornblith(random_labels: Path) -> None:
     (result,) = compare_heads(random_labels, protocol="kornblith", cv=3, look=False).results
     assert is_chance(result, IMAGES)
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("options", [{"views": 8}, {"views": 8, "refit": True}, {"views": 0}])
+def test_random_labels_give_chance_accuracy_with_eight_views(
+    tmp_path: Path, options: dict[str, Any], tta: bool
+) -> None:
+    random = np.random.default_rng(7)
+    count = 240
+    cache = write_cache(
+        tmp_path / "random.h5",
+        labels=random.permutation(np.arange(count) % 2).tolist(),
+        splits=(np.arange(count) % 3 + 1).tolist(),
+        layers={"block5_pool:avg": random.normal(size=(count, 24)).astype(np.float32)},
+        views=8,
+        tta=True,
+    )
+    comparison = compare_heads(cache, dense=QUICK_DENSE, look=False, tta=tta, **options)
+    assert {result.views for result in comparison.results} == {options["views"]}
+    assert [result for result in comparison.results if not is_chance(result, count // 3)] == []
 
 
 @pytest.mark.parametrize("head", [name for name in HEADS if name in ("knn", "random_forest")])

@@ -70,16 +70,6 @@ def test_folders_are_kept_and_what_is_missing_comes_from_train(present: tuple[in
         np.testing.assert_array_equal(side, sides(make_splits(draw_columns(LABELS), CLASSES), 600))
 
 
-def test_augmented_views_only_train() -> None:
-    columns = draw_columns(LABELS)
-    views = np.tile(np.asarray([0, 1], np.int16), 300)
-    splits = make_splits(replace(columns, views=views, labels=np.repeat([0, 1], 300)), CLASSES)
-    assert (views[splits.validation] == 0).all()
-    assert (views[splits.test] == 0).all()
-    assert (views[splits.train] == 1).any()
-    assert sum(sum(each.values()) for each in splits.counts.values()) == 300
-
-
 def test_test_without_train_is_refused() -> None:
     with pytest.raises(BadDataError, match=r"validation and test but none in train/"):
         make_splits(draw_columns([0, 1] * 4, splits=[2, 2, 3, 3] * 2), CLASSES)

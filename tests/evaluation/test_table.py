@@ -43,7 +43,7 @@ def test_columns_are_those_that_programs_rely_on() -> None:
         "macro_f1,roc_auc,log_loss,top5_accuracy,fit_seconds,predict_ms,parameters,"
         "base,layer,image_size,fingerprint,cache,balanced_accuracy,brier,ece,temperature,"
         "calibrated_log_loss,calibrated_ece,fits,test_spread,p_value,p_holm,verdict,recommended,"
-        "status,validation_balanced_accuracy,model"
+        "status,validation_balanced_accuracy,model,views,tta"
     )
 
 

@@ -1,0 +1,315 @@
+"""Augmented views train and, where asked for, are averaged; no view of a judged image is learned.
+
+Features say which image and view they are of, so that a head can tell what it has seen.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from feature_sets import (
+    add_views,
+    alternating_labels,
+    draw_columns,
+    draw_features,
+    folder_splits,
+    write_cache,
+)
+
+from pipeline.cache.file import FeatureTable, read_table
+from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.caches import open_caches
+from pipeline.evaluation.compare import compare_heads
+from pipeline.evaluation.fitting import TrialRows
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.result import Comparison
+from pipeline.evaluation.views import CachedViews
+from pipeline.heads.head import Candidate, Classifier, FitOptions, Floats, Head, HeadSpec
+from pipeline.heads.majority import MajorityClassifier
+from pipeline.heads.training import LabelledRows, TrainingSet
+
+COUNT, VIEWS = 80, 4
+LABELS = alternating_labels(COUNT)
+EVERYWHERE = {"split": "50/25/25"}, {"cv": 4}, {"cv": 4, "group": r"\d+(?=\d\.)"}
+PROTOCOLS: list[dict[str, Any]] = [
+    {},
+    {"refit": True},
+    {"protocol": "kornblith"},
+    *EVERYWHERE,
+    *({**options, "refit": True} for options in EVERYWHERE),
+]
+
+
+def cache_of(
+    path: Path, *, splits: list[int] | None = None, tta: bool = False, mixed: bool = True
+) -> Path:
+    """A cache whose rows, in no order, are (image, view)."""
+    columns, images = add_views(draw_columns(LABELS, splits=splits), VIEWS, to_all=tta)
+    order = np.random.default_rng(2).permutation(len(columns)) if mixed else np.arange(len(columns))
+    rows = np.stack([images, columns.views], axis=1).astype(np.float32)
+    return write_cache(
+        path, labels=LABELS, columns=columns.take(order), layers={"names:avg": rows[order]}
+    )
+
+
+@dataclass(frozen=True)
+class Knows:
+    """Says class 0 of images that it was fitted on, 1 of others; half of each of odd views."""
+
+    seen: frozenset[int]
+    has_probabilities: bool = True
+    parameters: int = 1
+
+    def scores(self, features: Floats) -> np.ndarray:
+        new = np.array([int(image) not in self.seen for image in features[:, 0]], float)
+        new[features[:, 1] % 2 == 1] /= 2
+        return np.stack([1 - new, new], axis=1)
+
+
+@dataclass(frozen=True)
+class Memory(Head):
+    """Notes what it is fitted on: (image, view) -> how often."""
+
+    fitted: list[Counter[tuple[int, int]]] = field(default_factory=list)
+
+    def fit_candidates(
+        self, train: TrainingSet, validation: LabelledRows, options: FitOptions
+    ) -> Iterator[Candidate]:
+        assert (validation.features[:, 1] == 0).all()
+        np.testing.assert_array_equal(train.labels, train.features[:, 0] % 2)
+        self.fitted.append(Counter((int(image), int(view)) for image, view in train.features))
+        yield Candidate(spec=HeadSpec("memory"), classifier=self.learned(train))
+
+    def learned(self, train: TrainingSet) -> Classifier:
+        return Knows(frozenset(train.features[:, 0].astype(int).tolist()))
+
+
+class SavableMemory(Memory):
+    """What it learns can be saved, and so is fitted on all images after folds."""
+
+    def learned(self, train: TrainingSet) -> Classifier:
+        return MajorityClassifier(train.shares)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    head = Memory()
+    monkeypatch.setattr("pipeline.evaluation.compare.load_head", lambda name: head)
+    return head
+
+
+def compare(path: Path, **options: Any) -> Comparison:
+    if "protocol" not in options:
+        options["heads"] = "majority"  # the memory, by another name
+    return compare_heads(path, look=False, **options)
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("options", PROTOCOLS)
+def test_no_view_of_a_judged_image_is_learned(
+    tmp_path: Path, memory: Memory, options: dict[str, Any], tta: bool
+) -> None:
+    has_folders = not {"cv", "split"} & set(options)
+    splits = folder_splits(COUNT) if has_folders else None
+    (outcome,) = compare(
+        cache_of(tmp_path / "c.h5", splits=splits, tta=tta), tta=tta, **options
+    ).outcomes
+    test, validation = outcome.test, outcome.validation
+    assert test is not None
+    assert validation is not None
+    new = (1 + 0.5 + 1 + 0.5 + 1) / 5 if tta else 1.0  # the mean over views 0 … 4
+    for judged in (test, validation):
+        np.testing.assert_allclose(judged.scores[:, 1], new)
+        assert len(set(judged.keys.tolist())) == len(judged)  # each image once
+    assert len(test) == COUNT or "cv" not in options
+    *_, last = memory.fitted
+    for rows in memory.fitted if "cv" in options else memory.fitted[:1]:
+        assert set(rows.values()) == {1}
+        if not has_folders or rows is not last:  # a refit's validation images have no views there
+            images = {image for image, _ in rows}
+            assert set(rows) == {(image, view) for image in images for view in range(VIEWS + 1)}
+
+
+def test_after_folds_all_views_of_all_images_are_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SavableMemory()
+    monkeypatch.setattr("pipeline.evaluation.compare.load_head", lambda name: memory)
+    compare(cache_of(tmp_path / "c.h5"), cv=4, views=2)
+    everything = {(image, view) for image in range(COUNT) for view in range(3)}
+    assert [set(rows) == everything for rows in memory.fitted] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("views", [0, 1, 4])
+def test_so_many_views_are_learned_as_were_asked_for(
+    tmp_path: Path, memory: Memory, views: int
+) -> None:
+    path = cache_of(tmp_path / "c.h5", splits=folder_splits(COUNT))
+    (result,) = compare(path, views=views).results
+    (rows,) = memory.fitted
+    train = np.flatnonzero(np.array(folder_splits(COUNT)) == 1).tolist()
+    assert set(rows) == {(image, view) for image in train for view in range(views + 1)}
+    assert (result.views, result.tta) == (views, 0)
+    assert result.train_accuracy == 0.5  # of the images as they are, half of which are class 0
+
+
+def test_without_views_it_is_what_it_was(tmp_path: Path) -> None:
+    columns, images = add_views(draw_columns(LABELS), VIEWS)
+    features = draw_features(np.asarray(LABELS), (2, 2, 8), signal=0.2)
+    plain = write_cache(tmp_path / "plain.h5", labels=LABELS, layers={"a": features})
+    viewed = write_cache(
+        tmp_path / "viewed.h5", labels=LABELS, columns=columns, layers={"a": features[images]}
+    )
+    for options in ({"cv": 4}, {"split": "60/20/20", "refit": True}):
+        of_plain, of_viewed = (
+            compare_heads(path, heads="fast", look=True, **options)  # type: ignore[arg-type]
+            for path in (plain, viewed)
+        )
+        assert {result.views for result in of_viewed.results} == {VIEWS}
+        bare = compare_heads(viewed, heads="fast", views=0, **options)  # type: ignore[arg-type]
+        timeless = {"fit_seconds": None, "predict_ms": None, "cache": None}
+        assert [each.row() | timeless for each in bare.results] == [
+            each.row() | timeless for each in of_plain.results
+        ]
+        assert bare.findings is not None
+        assert of_plain.findings is not None
+        for name in ("duplicates", "suspects"):
+            assert getattr(bare.findings, name) == getattr(of_plain.findings, name)
+        assert of_viewed.findings is not None  # no view is looked into, however many are learned
+        assert of_viewed.findings.suspects == of_plain.findings.suspects
+        assert of_viewed.findings.duplicates == of_plain.findings.duplicates
+
+
+def test_only_what_is_needed_is_read_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = cache_of(tmp_path / "c.h5", splits=folder_splits(COUNT), tta=True)
+    read: list[tuple[int, int]] = []
+    features_of = FeatureTable.features
+
+    def noted(table: FeatureTable, layer: str, rows: np.ndarray) -> np.ndarray:
+        features = features_of(table, layer, rows)
+        read.extend((int(image), int(view)) for image, view in features)
+        return features
+
+    monkeypatch.setattr(FeatureTable, "features", noted)
+    split = dict(enumerate(folder_splits(COUNT)))
+    for views, tta in ((0, False), (2, False), (0, True), (4, True)):
+        read.clear()
+        (cache,) = open_caches([path], layers=(), protocol=Protocol(), views=views, tta=tta)
+        data = TrialRows.read(cache, "names:avg", "pooled")
+        most = {1: views, 2: VIEWS if tta else 0, 3: VIEWS if tta else 0}
+        wanted = {(image, view) for image in split for view in range(most[split[image]] + 1)}
+        assert len(read) == len(wanted)
+        assert set(read) == wanted
+        learned = data.to_learn_from(cache.splits.train)
+        assert np.shares_memory(learned.features, data.features)  # of one division, not copied
+
+
+@pytest.mark.parametrize("name", ["ridge", "logistic", "knn"])
+def test_tta_is_the_mean_of_what_the_saved_head_says_of_each_view(
+    tmp_path: Path, name: str
+) -> None:
+    labels = alternating_labels(200)
+    path = write_cache(
+        tmp_path / "c.h5", labels=labels, splits=folder_splits(200), signal=0.2, views=3, tta=True
+    )
+    (outcome,) = compare_heads(path, heads=name, tta=True, views=2, look=False).outcomes
+    bundle, test, table = outcome.bundle, outcome.test, read_table(path)
+    assert bundle is not None
+    assert test is not None
+    assert (bundle.document["views"], bundle.document["tta"]) == (2, 3)
+    assert bundle.document["augmentation"] == table.document["augmentation"]
+    columns = table.columns
+    for key, scores in zip(test.keys, test.scores, strict=True):
+        (rows,) = np.nonzero(columns.digests == key)
+        assert columns.views[rows].tolist() == [0, 1, 2, 3]
+        means = table.features("block5_pool", rows).mean(axis=(1, 2))
+        np.testing.assert_allclose(bundle.classifier.scores(means).mean(axis=0), scores, atol=1e-6)
+    assert outcome.result.tta == 3
+    assert outcome.result.test_accuracy == test.correct.mean()
+
+
+def test_views_that_are_not_there_are_told(tmp_path: Path) -> None:
+    folders = cache_of(tmp_path / "folders.h5", splits=folder_splits(COUNT))
+    with pytest.raises(UsageError, match=r"holds 4 of the images to train on; choose 0 to 4, or"):
+        compare(folders, views=5)
+    with pytest.raises(UsageError, match="--views -1"):
+        compare(folders, views=-1)
+    with pytest.raises(UsageError, match=r"--tta: .*extract with --views and --tta"):
+        compare(folders, tta=True)
+    with pytest.raises(BadDataError, match=r"4 views of 48 of the 80 images.*--views 0"):
+        compare(folders, cv=3)  # those in validation and test folders have none
+    assert compare(folders, cv=3, views=0).results[0].views == 0
+
+
+def test_rows_of_no_image_and_views_that_stand_twice_are_left_out(tmp_path: Path) -> None:
+    table = read_table(cache_of(tmp_path / "c.h5"))
+    columns = table.columns
+    orphan = np.flatnonzero(columns.paths == b"7.jpg")[
+        columns.views[columns.paths == b"7.jpg"] == 0
+    ]
+    rows = np.append(np.delete(np.arange(len(table)), orphan), [3, 3])
+    odd = replace(table, columns=columns.take(rows), file_rows=table.file_rows[rows])
+    found = CachedViews.of(odd)
+    assert len(found.images) == COUNT - 1
+    assert len(found.table) == (COUNT - 1) * (VIEWS + 1)
+    assert b"7.jpg" not in set(found.images.columns.paths.tolist())
+
+
+def test_another_file_of_the_name_has_no_views(tmp_path: Path) -> None:
+    table = read_table(cache_of(tmp_path / "c.h5"))
+    digests = table.columns.digests.copy()
+    digests[(table.columns.paths == b"7.jpg") & (table.columns.views > 0)] = digests[0]
+    found = CachedViews.of(replace(table, columns=replace(table.columns, digests=digests)))
+    assert len(found.table) == COUNT * (VIEWS + 1) - VIEWS
+
+
+@pytest.mark.parametrize("by", ["path", "digest"])
+def test_an_edited_label_goes_for_every_view(tmp_path: Path, by: str, memory: Memory) -> None:
+    path = cache_of(tmp_path / "c.h5")
+    table = read_table(path)
+    named = {
+        "path": [b"4.jpg", b"6.jpg"],
+        "digest": [draw_columns(LABELS).digests[row].tobytes() for row in (4, 6)],
+    }[by]
+    texts = [name.decode() if by == "path" else name.hex() for name in named]
+    with (tmp_path / "edits.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [(by, "new_label", "drop"), (texts[0], "dogs", ""), (texts[1], "", "yes")]
+        )
+    (cache,) = open_caches(
+        [path], layers=(), protocol=Protocol(folds=4), edits=[tmp_path / "edits.csv"]
+    )
+    assert len(cache.table) == COUNT - 1
+    assert len(cache.views.table) == (COUNT - 1) * (VIEWS + 1)
+    data = TrialRows.read(cache, "names:avg", "pooled")
+    learned = data.to_learn_from(np.arange(COUNT - 1))
+    edited = learned.features[:, 0] == 4
+    assert edited.sum() == VIEWS + 1
+    assert (learned.labels[edited] == 1).all()
+    assert not (learned.features[:, 0] == 6).any()
+    assert len(table) == COUNT * (VIEWS + 1)
+
+
+def test_counts_are_of_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_cache(
+        tmp_path / "c.h5", labels=LABELS, splits=folder_splits(COUNT), views=4, signal=0.3
+    )
+    with caplog.at_level("INFO", logger="pipeline"):
+        comparison = compare_heads(path, heads="logistic")
+    assert "c.h5: 80 images" in caplog.text
+    assert "train       24 cats, 24 dogs × 5 views" in caplog.text
+    assert "test        8 cats, 8 dogs\n" in caplog.text
+    (described,) = comparison.run["caches"]
+    assert described["split_counts"]["train"] == {"cats": 24, "dogs": 24}
+    assert (described["cached_views"], described["views"], described["tta"]) == (4, 4, 0)
+    assert comparison.findings is not None
+    curve = comparison.findings.learning_curve
+    assert curve is not None
+    assert curve.sizes.tolist() == [24, 48]
