@@ -7,8 +7,10 @@ COMMANDS = {
     "extract": "run a frozen base once over image folders and cache its features",
     "cache": "list, show, verify, repair and prune caches",
     "classify": "train and compare classifiers on cached features",
+    "finetune": "train the last layers of a base, too, from cached maps",
     "predict": "classify images with a trained head, or with a ready-made network",
     "export": "write one model from image to class probabilities, Keras or ONNX",
+    "bench": "measure this machine: images/s, seconds and memory, beside the book's way",
 }
 
 

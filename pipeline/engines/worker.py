@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import pipeline
 from pipeline import errors
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import WeightsChoice
@@ -74,7 +73,7 @@ def in_own_process(job: str, request: EngineRequest, **details: Any) -> dict[str
             },
             "details": details,
         }
-        here = str(Path(pipeline.__file__).parents[1])
+        here = str(Path(errors.__file__).parents[1])
         paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
         finished = subprocess.run(
             [sys.executable, "-m", "pipeline.engines.worker"],

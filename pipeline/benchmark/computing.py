@@ -1,0 +1,109 @@
+"""Our sides of stage one: an engine on pixels in memory, decoding, and extract as a whole."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.api import Extraction, extract_features
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import WeightsChoice
+from pipeline.engines import EngineRequest, open_engine
+from pipeline.engines.worker import run_all
+from pipeline.images.hashes import hash_files
+from pipeline.images.reader import read_images
+from pipeline.images.scan import scan_folder
+from pipeline.recipe import BATCH_SIZE
+
+
+class EngineAlone:
+    """One engine, opened and warm: decoded pixels -> features, in batches as extract has them."""
+
+    def __init__(
+        self,
+        *,
+        engine: str,
+        base: str,
+        image_size: int,
+        weights: str,
+        layer: str,
+        cache_dir: str,
+        pixels: str,
+    ) -> None:
+        self._layer = layer
+        self._images = np.load(pixels, mmap_mode="r")  # (N, S, S, 3) uint8
+        first = np.array(self._images[:BATCH_SIZE])
+        request = EngineRequest(
+            base=find_base(base),
+            image_size=image_size,
+            preprocessing="native",
+            weights=WeightsChoice.parse(weights),
+            layers=(layer,),
+            batch_size=BATCH_SIZE,
+            cache_folder=Path(cache_dir),
+        )
+        self._engine = open_engine(request, engine=engine, images=first)
+        self._engine(first)
+        self.about = {"version": self._engine.version}
+
+    def __call__(self, *, features: str | None = None) -> dict[str, Any]:
+        """Compute all images; with ``features``, a file for them, only the first batches."""
+        if features:
+            computed = run_all(self._engine, self._images[: 4 * BATCH_SIZE], BATCH_SIZE)
+            np.save(features, computed[self._layer])
+            return {}
+        started = time.perf_counter()
+        for start in range(0, len(self._images), BATCH_SIZE):
+            self._engine(np.array(self._images[start : start + BATCH_SIZE]))
+        return {"seconds": time.perf_counter() - started}
+
+
+def open_decoding(*, folder: str, image_size: int) -> Callable[[], dict[str, float]]:
+    """Read and decode every image of a folder, as extract does ahead of the engine."""
+    found = scan_folder(Path(folder))
+    refs, _ = hash_files(found.root, found.files)
+
+    def measure() -> dict[str, float]:
+        started = time.perf_counter()
+        with closing(read_images(found.root, refs, image_size=image_size, resize="squash")) as read:
+            for _ in read:
+                pass
+        return {"seconds": time.perf_counter() - started}
+
+    return measure
+
+
+class Extract:
+    """The whole of extract into a new cache file, less what it takes for one image of each class.
+
+    The engine is opened anew each time, as by a command; the difference leaves that out.
+    """
+
+    def __init__(self, *, folder: str, out: str, **options: Any) -> None:
+        self._folder = folder
+        self._out = Path(out)
+        self._options = options
+        self._run(limit_per_class=1)
+
+    def __call__(self) -> dict[str, Any]:
+        first = self._run(limit_per_class=1)
+        whole = self._run(limit_per_class=None)
+        return {
+            "seconds": whole.seconds - first.seconds,
+            "images": whole.computed - first.computed,
+            "engine": whole.table.document["engine"]["name"],
+        }
+
+    def _run(self, *, limit_per_class: int | None) -> Extraction:
+        done = extract_features(
+            self._folder,
+            out=self._out,
+            limit_per_class=limit_per_class,
+            rehash=True,
+            **self._options,
+        )
+        self._out.unlink()
+        return done

@@ -1,0 +1,105 @@
+"""What was measured, as lines for a terminal or a pipe."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.benchmark.stage_one import EXTRACT
+from pipeline.text import counted, duration, file_size, printable
+
+Document = Mapping[str, Any]
+
+
+def table_lines(document: Document) -> Iterator[str]:
+    """All tables, line by line."""
+    run = document["run"]
+    yield (
+        f"{counted(run['cores'], 'core')}, {counted(run['rounds'], 'round')}: medians, with "
+        f"quartiles in brackets"
+    )
+    if "stage_one" in document:
+        yield ""
+        yield from _stage_one(document["stage_one"])
+    if "stage_two" in document:
+        yield ""
+        yield from _stage_two(document["stage_two"])
+
+
+def _stage_one(found: Document) -> Iterator[str]:
+    drawn = "drawn image" if found["drawn"] else "image"
+    gflop = found["operations_per_image"] / 1e9
+    yield (
+        f"stage one: {found['base']} at {found['image_size']} pixels, {printable(found['layer'])}, "
+        f"{gflop:.2f} GFLOP an image, {counted(found['images'], drawn)}"
+    )
+    title = ["", "images/s", "× book", "of roofline", "error", "start-up", "peak memory"]
+    yield from _aligned([title, *(_side(side) for side in found["sides"])])
+    product = found["matrix_product_gflops"]
+    yield f"roofline: matrix products reach {_spread(product, '.0f')} GFLOP/s"
+    ceiling = found["ceiling"]
+    yield (
+        f"{EXTRACT} with {ceiling['engine']} reaches {_spread(ceiling['reached'], '.0%')} of the "
+        f"ceiling 1/(1/engine + 1/decoding), {ceiling['images_per_second']['median']:.1f} images/s"
+    )
+    for run, words in (("first", "the first time"), ("again", "with the engine chosen")):
+        command = found["command"][run]
+        yield (
+            f"the whole command, {words}: {duration(command['seconds'])}, peak memory "
+            f"{_memory(command['peak_bytes'])}"
+        )
+    for name in found["gpus"]:
+        yield f"TensorFlow computes on {printable(name)}"
+    for name, reason in found["left_out"].items():
+        yield f"engine {name} is left out: {printable(reason)}"
+
+
+def _side(side: Document) -> list[str]:
+    share, error = side["share_of_matrix_product"], side["relative_error"]
+    return [
+        side["side"],
+        _spread(side["images_per_second"], ".1f"),
+        _spread(side["against_book"], ".2f"),
+        f"{share['median']:.0%}" if share else "",
+        "" if error is None else f"{error:.0e}",
+        duration(side["start_seconds"]),
+        _memory(side["peak_bytes"]),
+    ]
+
+
+def _stage_two(found: Document) -> Iterator[str]:
+    yield f"stage two: {found['rows']:,} drawn feature maps, {file_size(found['bytes'])} on disk"
+    title = ["", "usual", "", "seconds", "ours", "times faster", "memory", "ours"]
+    rows = [
+        [
+            pair["work"],
+            pair["usual"],
+            "",
+            _spread(pair["usual_seconds"], ".3f"),
+            _spread(pair["our_seconds"], ".3f"),
+            _spread(pair["times_faster"], ".2f"),
+            _memory(pair["usual_peak_bytes"]),
+            _memory(pair["our_peak_bytes"]),
+        ]
+        for pair in found["pairs"]
+    ]
+    yield from _aligned([title, *rows])
+
+
+def _spread(values: Mapping[str, float], form: str) -> str:
+    """``8.1 (7.9–8.2)``."""
+    low, high = format(values["low"], form), format(values["high"], form)
+    return f"{values['median']:{form}} ({low.removesuffix('%')}–{high})"
+
+
+def _memory(count: int | None) -> str:
+    return "unknown" if count is None else file_size(count)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The first column flush left, all others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *others = (
+            text.rjust(width) if place else text.ljust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join([first, *others]).rstrip()

@@ -1,0 +1,57 @@
+"""One side in a process of its own: ``python -m pipeline.benchmark.worker <side> <settings>``.
+
+Reads one JSON object a line on stdin, measures with it, answers one line on stdout.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import errors
+from pipeline.benchmark.memory import own_peak
+from pipeline.errors import PipelineError
+
+# Each is called with the settings, and returns what is called with each line's object. Its
+# attribute ``about``, if there is one, is what the side tells of itself.
+SIDES = {
+    "matrix product": "pipeline.benchmark.roofline:open_matrix_product",
+    "book's loop": "pipeline.benchmark.book:Loop",
+    "book's dense": "pipeline.benchmark.book:open_dense",
+    "engine": "pipeline.benchmark.computing:EngineAlone",
+    "decoding": "pipeline.benchmark.computing:open_decoding",
+    "extract": "pipeline.benchmark.computing:Extract",
+    "dense": "pipeline.benchmark.training:open_dense",
+    "logistic": "pipeline.benchmark.training:open_logistic",
+    "scikit-learn": "pipeline.benchmark.training:open_scikit_learn",
+    "reading": "pipeline.benchmark.training:open_reading",
+    "h5py": "pipeline.benchmark.training:open_h5py",
+}
+
+
+def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this process ends it
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)  # what Keras prints is no answer
+
+    def answer(document: dict[str, Any]) -> None:
+        answers.write(json.dumps(document) + "\n")
+        answers.flush()
+
+    try:
+        module, _, attribute = SIDES[sys.argv[1]].partition(":")
+        side = getattr(importlib.import_module(module), attribute)(**json.loads(sys.argv[2]))
+        answer({"about": getattr(side, "about", {})})
+        for line in sys.stdin:
+            answer({"measured": side(**json.loads(line)), "peak": own_peak()})
+    except PipelineError as error:
+        kind = next(each for each in type(error).__mro__ if each.__module__ == errors.__name__)
+        answer({"error": kind.__name__, "message": str(error)})
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,176 @@
+"""Fine-tuning from the freeze boundary: the lower layers run once, what learns reads their maps."""
+
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.api import extract_features
+from pipeline.bases.boundary import find_boundary
+from pipeline.bases.build import build_base
+from pipeline.cache.fill import Progress
+from pipeline.evaluation.caches import DividedCache, open_caches
+from pipeline.evaluation.choose import choice_of
+from pipeline.evaluation.final import with_bundle
+from pipeline.evaluation.fitting import Fitted, TrialRows
+from pipeline.evaluation.inputs import read_input
+from pipeline.evaluation.scoring import score
+from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls
+from pipeline.finetuning.methods import finetune_from_cache, head_weights
+from pipeline.finetuning.rows import Rows, scratch_maps
+from pipeline.finetuning.training import Progress as TrainingProgress
+from pipeline.finetuning.training import Task
+from pipeline.heads.dense import DenseClassifier
+from pipeline.heads.head import Candidate, HeadSpec
+from pipeline.images.scan import NO_SPLIT
+from pipeline.models.top_block import top_block
+
+
+def train_from_cache(
+    asked: FineTuning,
+    stack: ExitStack,
+    *,
+    extracting: Progress | None,
+    training: TrainingProgress | None,
+) -> Measured:
+    """Cache what lies before the boundary, then train the head, then what lies behind it, too.
+
+    Parameters
+    ----------
+    stack : closes the training data, which lie on the disk.
+    """
+    recipe = asked.recipe
+    base, size = recipe.base, recipe.image_size
+    base_model, _ = build_base(
+        base,
+        image_size=size,
+        weights=recipe.weights,
+        weights_folder=asked.cache_dir / "weights",
+    )
+    boundary = find_boundary(base_model, base, str(asked.first_unfrozen))
+    layers = [boundary.layer, base.last_layer]
+    extracted = extract_features(
+        asked.data,
+        base=base.name,
+        image_size=size,
+        layers=layers,
+        weights=asked.weights,
+        preprocessing=asked.preprocessing,
+        resize=asked.resize,
+        views=asked.views,
+        augmentation=asked.augmentation,
+        engine=asked.engine,
+        batch_size=asked.batch_size,
+        seed=asked.seed,
+        cache_dir=asked.cache_dir,
+        progress=extracting,
+    )
+    has_splits = any(file.split != NO_SPLIT for file in extracted.images.files)
+    (cache,) = open_caches(
+        [extracted.table.path],
+        layers=layers,
+        protocol=asked.protocol(has_splits=has_splits),
+        views=asked.views,
+    )
+    (trial,) = cache.division.trials
+    wanted = rows_of(cache)
+    maps = stack.enter_context(
+        scratch_maps(
+            partial(cache.views.table.features, boundary.layer),
+            wanted,
+            row_shape=boundary.shape,
+            folder=asked.cache_dir,
+        )
+    )  # of 5,000 rows of VGG16's block4_pool 830 MB
+    below = trial_rows(cache, wanted, maps.reshape(len(wanted), -1))
+    last = trial_rows(cache, wanted, read_input(cache.views.table, base.last_layer, wanted, "flat"))
+    checkpoints = Checkpoints.of(asked, cache)
+    all_trained, frozen, tuned = [], [], []
+    for seed in trial.seeds:
+        trained = finetune_from_cache(
+            base_model,
+            boundary,
+            task_of(below, boundary.shape),
+            checkpoints.options(seed, training),
+            scratch=asked.cache_dir,
+            plan=asked.plan,
+            features=task_of(last, cache.table.layers[base.last_layer]),
+        )
+        before = trained.frozen_head
+        assert before is not None
+        all_trained.append(trained)
+        candidate = Candidate(
+            spec=HeadSpec("frozen_head", asked.plan.network.changed()),
+            classifier=DenseClassifier(*head_weights(before.weights)),
+            seed=seed,
+            history=before.history,
+        )
+        frozen.append(
+            choice_of(candidate, last.as_they_are(trial.splits.validation), sum(before.seconds))
+        )
+        candidate = Candidate(
+            spec=HeadSpec("fine_tuned", {"unfreeze": str(asked.first_unfrozen)}),
+            classifier=top_block(
+                base_model, base, size, boundary, trained.weights, len(cache.table.classes)
+            ),
+            seed=seed,
+            history=trained.history,
+        )
+        seconds = sum(before.seconds) + sum(trained.seconds)
+        tuned.append(choice_of(candidate, below.as_they_are(trial.splits.validation), seconds))
+    outcomes = []
+    for choices, data, layer in (
+        (frozen, last, base.last_layer),
+        (tuned, below, boundary.layer),
+    ):
+        outcome = score(
+            choices[0].candidate.spec.name,
+            [Fitted(tuple(choices))],
+            data,
+            table=cache.table,
+            layer=layer,
+            kind="flat",
+            folds=0,
+        )
+        outcomes.append(with_bundle(outcome, choices[0], cache.table, fitted_on="train"))
+    return Measured(
+        outcomes=outcomes,
+        divided=cache,
+        checkpoints=checkpoints,
+        notices=shortfalls(all_trained, trial.seeds),
+    )
+
+
+def rows_of(cache: DividedCache) -> npt.NDArray[np.int64]:
+    """What is read: first all that is learned from, then validation and test as they are."""
+    (trial,) = cache.division.trials
+    rows, splits = cache.views.rows, trial.splits
+    judged = [rows.of_view(images) for images in (splits.validation, splits.test)]
+    return np.concatenate([rows.to_learn_from(splits.train), *judged])
+
+
+def trial_rows(
+    cache: DividedCache, wanted: npt.NDArray[np.int64], features: npt.NDArray[np.float32]
+) -> TrialRows:
+    """Features (R, D) of these rows, with what they are."""
+    return TrialRows(
+        features=features,
+        labels=cache.table.columns.labels,
+        class_count=len(cache.table.classes),
+        trials=cache.division.trials,
+        rows=cache.views.rows.take(wanted),
+    )
+
+
+def task_of(data: TrialRows, shape: tuple[int, ...]) -> Task:
+    """The same rows as a network takes them, (N, H, W, C)."""
+    (trial,) = data.trials
+    learned = data.to_learn_from(trial.splits.train)
+    watched = data.as_they_are(trial.splits.validation)
+    return Task(
+        train=Rows(learned.features.reshape(-1, *shape), learned.labels),
+        validation=Rows(watched.features.reshape(-1, *shape), watched.labels),
+        class_count=data.class_count,
+    )

@@ -1,0 +1,222 @@
+"""The references: training from the images themselves, augmented anew in every epoch."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bases.boundary import find_boundary
+from pipeline.bases.build import build_base
+from pipeline.cache.file import FeatureTable, columns_of
+from pipeline.evaluation.caches import DividedCache
+from pipeline.evaluation.choose import choice_of
+from pipeline.evaluation.fitting import Fitted, TrialRows
+from pipeline.evaluation.result import Outcome
+from pipeline.evaluation.scoring import score
+from pipeline.evaluation.views import CachedViews
+from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls
+from pipeline.finetuning.methods import train_end_to_end, train_from_scratch
+from pipeline.finetuning.result import Trained
+from pipeline.finetuning.rows import Rows, new_views, scratch_images
+from pipeline.finetuning.training import Progress, Task
+from pipeline.heads.head import Candidate, HeadSpec
+from pipeline.images.hashes import hash_files
+from pipeline.images.scan import NO_SPLIT, ImageRef, ImageSet, scan_folder
+from pipeline.recipe import cache_document
+from pipeline.spec import FeatureSpec
+
+NOT_SAVED = "a reference to measure against: without --method, finetune saves what it trains"
+
+
+def train_from_images(
+    asked: FineTuning, stack: ExitStack, *, training: Progress | None
+) -> Measured:
+    """Train a head, or a head and the last layers, on the whole base; or a convnet without one.
+
+    Parameters
+    ----------
+    stack : closes the training data, which lie on the disk.
+    """
+    found = scan_folder(asked.data)
+    refs, unreadable = hash_files(found.root, found.files, index_folder=asked.cache_dir / "hashes")
+    pixels, kept, skipped = stack.enter_context(
+        scratch_images(
+            found.root,
+            refs,
+            image_size=asked.recipe.image_size,
+            resize=asked.resize,
+            folder=asked.cache_dir,
+        )
+    )
+    divided = _divided(asked, found, kept)
+    (trial,) = divided.division.trials
+    task = _task(asked, pixels, kept, divided)
+    checkpoints = Checkpoints.of(asked, divided)
+    trained = [_train(asked, task, checkpoints, seed, training) for seed in trial.seeds]
+    rows: dict[str, list[Trained]] = {"frozen_head": [], "end_to_end": [], "scratch": []}
+    for each in trained:
+        if asked.method == "scratch":
+            rows["scratch"].append(each)
+        elif each.frozen_head is None:
+            rows["frozen_head"].append(each)
+        else:
+            rows["frozen_head"].append(each.frozen_head)
+            rows["end_to_end"].append(each)
+    outcomes = [
+        _outcome(name, asked, each, divided, trial.seeds) for name, each in rows.items() if each
+    ]
+    notices = [f"{len(unreadable) + len(skipped)} files could not be read"] * bool(
+        unreadable or skipped
+    )
+    return Measured(
+        outcomes=outcomes,
+        divided=divided,
+        checkpoints=checkpoints,
+        notices=[*notices, *shortfalls(trained, trial.seeds)],
+    )
+
+
+@dataclass(frozen=True)
+class KnownScores:
+    """What a network said of each image, as a classifier of image numbers (N, 1)."""
+
+    probabilities: npt.NDArray[np.float64]
+    parameters: int
+    has_probabilities: bool = True
+
+    def scores(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return self.probabilities[features[:, 0].astype(np.int64)]
+
+
+def _divided(asked: FineTuning, found: ImageSet, refs: list[ImageRef]) -> DividedCache:
+    """The images as if they were cached, divided as a cache of them is."""
+    recipe = asked.recipe
+    spec = (
+        FeatureSpec(
+            base="none",
+            weights="none",
+            preprocessing="rescale",
+            image_size=recipe.image_size,
+            resize=recipe.resize,
+            pixels="none",
+            dtype="float32",
+        )
+        if asked.method == "scratch"
+        else recipe.spec((recipe.base.last_layer,))
+    )
+    columns = columns_of(
+        labels=[ref.label for ref in refs],
+        splits=[ref.split for ref in refs],
+        paths=[ref.path for ref in refs],
+        digests=[ref.digest for ref in refs],
+        views=[0] * len(refs),
+    )
+    table = FeatureTable(
+        path=found.root,
+        spec=spec,
+        document={**cache_document(found, recipe, spec), "engine": None},
+        classes=found.classes,
+        columns=columns,
+        layers={},
+        file_rows=np.arange(len(refs)),
+        written=(),
+    )
+    has_splits = any(ref.split != NO_SPLIT for ref in refs)
+    division = asked.protocol(has_splits=has_splits).divide(columns, found.classes)
+    layer = "images" if asked.method == "scratch" else recipe.base.last_layer
+    return DividedCache(table, (layer,), division, CachedViews.of(table))
+
+
+def _task(
+    asked: FineTuning, pixels: npt.NDArray[np.uint8], refs: list[ImageRef], divided: DividedCache
+) -> Task:
+    """Training images in new views each epoch; afterwards all of test, and of training as it is,
+    are predicted."""
+    (trial,) = divided.division.trials
+    labels, splits = divided.table.columns.labels, trial.splits
+    learned = [refs[image] for image in splits.train]
+    draw = new_views(learned, asked.augmentation) if asked.views else None
+    predicted = np.concatenate([splits.test, splits.train])
+    return Task(
+        train=Rows(pixels[splits.train], labels[splits.train], draw),
+        validation=Rows(pixels[splits.validation], labels[splits.validation]),
+        class_count=len(divided.table.classes),
+        test=Rows(pixels[predicted], labels[predicted]),
+    )
+
+
+def _train(
+    asked: FineTuning, task: Task, checkpoints: Checkpoints, seed: int, training: Progress | None
+) -> Trained:
+    options = checkpoints.options(seed, training)
+    if asked.method == "scratch":
+        return train_from_scratch(task, options, schedule=asked.plan.scratch)
+    recipe = asked.recipe
+    base_model, _ = build_base(
+        recipe.base,
+        image_size=recipe.image_size,
+        weights=recipe.weights,
+        weights_folder=recipe.cache_folder / "weights",
+    )
+    unfreeze = asked.first_unfrozen
+    return train_end_to_end(
+        base_model,
+        recipe.base,
+        task,
+        options,
+        preprocessing=asked.preprocessing,
+        boundary=None if unfreeze is None else find_boundary(base_model, recipe.base, unfreeze),
+        plan=asked.plan,
+    )
+
+
+def _outcome(
+    name: str,
+    asked: FineTuning,
+    trained: list[Trained],
+    divided: DividedCache,
+    seeds: tuple[int, ...],
+) -> Outcome:
+    (trial,) = divided.division.trials
+    splits, labels = trial.splits, divided.table.columns.labels
+    data = TrialRows(
+        features=np.arange(len(labels), dtype=np.float32)[:, None],
+        labels=labels,
+        class_count=len(divided.table.classes),
+        trials=divided.division.trials,
+        rows=divided.views.rows,
+    )
+    params: Mapping[str, str] = {}
+    if name == "end_to_end":
+        params = {"unfreeze": str(asked.first_unfrozen)}
+    choices = []
+    for seed, each in zip(seeds, trained, strict=True):
+        assert each.test_probabilities is not None
+        said = np.empty((len(labels), data.class_count))
+        said[splits.validation] = each.validation_probabilities
+        said[np.concatenate([splits.test, splits.train])] = each.test_probabilities
+        candidate = Candidate(
+            spec=HeadSpec(name, params),
+            classifier=KnownScores(said, each.trainable_parameters),
+            seed=seed,
+            history=each.history,
+        )
+        seconds = sum(each.seconds) + sum(each.frozen_head.seconds if each.frozen_head else ())
+        choices.append(choice_of(candidate, data.as_they_are(splits.validation), seconds))
+    (layer,) = divided.layers
+    outcome = score(
+        name,
+        [Fitted(tuple(choices))],
+        data,
+        table=divided.table,
+        layer=layer,
+        kind="flat",
+        folds=0,
+    )
+    # looking a number up is no prediction
+    result = replace(outcome.result, predict_ms=np.nan)
+    return replace(outcome, result=result, not_saved=NOT_SAVED)

@@ -1,0 +1,87 @@
+"""From trained networks to rows of the results table."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.durable import remove_folder
+from pipeline.evaluation.caches import DividedCache
+from pipeline.evaluation.result import Outcome
+from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.result import Trained
+from pipeline.finetuning.training import Progress, RunOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a method gave.
+
+    Attributes
+    ----------
+    outcomes : a row of the table each.
+    divided : the images, and how they are divided.
+    checkpoints : to be removed once the results are written.
+    notices : what to know before reading the table.
+    """
+
+    outcomes: Sequence[Outcome]
+    divided: DividedCache
+    checkpoints: "Checkpoints"
+    notices: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the checkpoints of a run are until its results are there: a folder a seed.
+
+    The folder's name is a digest of all that decides what is trained, so that another run never
+    goes on from them.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+
+    @classmethod
+    def of(cls, asked: FineTuning, divided: DividedCache) -> "Checkpoints":
+        columns = divided.table.columns
+        content = hashlib.sha256(columns.digests.tobytes() + columns.labels.tobytes()).hexdigest()
+        identity = {
+            "images": content,
+            "fingerprint": divided.table.spec.fingerprint,
+            "method": asked.method,
+            "unfreeze": asked.first_unfrozen,
+            "views": asked.views,
+            "augmentation": asked.augmentation.to_dict(),
+            "division": [asked.split, asked.split_seed, asked.group],
+            "plan": asdict(asked.plan),
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        return cls(asked.cache_dir / "finetuning" / digest, identity)
+
+    def options(self, seed: int, progress: Progress | None) -> RunOptions:
+        return RunOptions(
+            seed=seed,
+            checkpoints=self.folder / f"seed-{seed}",
+            identity=self.identity,
+            progress=progress,
+        )
+
+    def remove(self) -> None:
+        """Once what they lead to is written."""
+        for seed in self.folder.glob("seed-*"):
+            remove_folder(seed)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+
+def shortfalls(trained: Sequence[Trained], seeds: Sequence[int]) -> list[str]:
+    """A line for each training that ended below its frozen head."""
+    return [
+        f"seed {seed}: {each.shortfall}"
+        for seed, each in zip(seeds, trained, strict=True)
+        if each.shortfall
+    ]

@@ -1,0 +1,177 @@
+"""The rows that a network is trained on: arrays on the disk, read in the order of a seed."""
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.durable import explained
+from pipeline.errors import StorageError
+from pipeline.images.reader import read_images
+from pipeline.images.scan import ImageRef, Skipped
+from pipeline.images.views import Augmentation, draw_view
+from pipeline.text import file_size, printable
+
+BLOCK_BYTES = 2**25  # 32 MiB: some hundred maps, so that a chunk of the cache is read once or twice
+ORDER = 1  # the random stream of the order; others draw weights
+
+Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
+Draw = Callable[[Array, int, int], Array]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs with their labels.
+
+    Attributes
+    ----------
+    inputs : (N, …) feature maps, float32, or images (N, S, S, 3), uint8; may lie on the disk.
+    labels : (N,) int64 in 0 … K - 1.
+    draw : (input, row, epoch from 0) -> what the epoch sees of it; None for the input itself.
+    """
+
+    inputs: Array
+    labels: Indices
+    draw: Draw | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, order: Indices, *, size: int, epoch: int = 0
+    ) -> Generator[tuple[Array, Indices]]:
+        """Yield inputs (B, …) and labels (B,) in the given order; the next batch is read ahead."""
+        starts = range(0, len(order), size)
+        return ahead(self._batch(order[start : start + size], epoch) for start in starts)
+
+    def _batch(self, rows: Indices, epoch: int) -> tuple[Array, Indices]:
+        inputs = np.asarray(self.inputs[rows])
+        if self.draw:
+            drawn = [
+                self.draw(each, int(row), epoch) for each, row in zip(inputs, rows, strict=True)
+            ]
+            inputs = np.stack(drawn)
+        return inputs, self.labels[rows]
+
+
+def row_order(count: int, *, seed: int, epoch: int) -> Indices:
+    """The order of the rows in an epoch, from 0: (count,)."""
+    return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
+
+
+def new_views(refs: Sequence[ImageRef], augmentation: Augmentation) -> Draw:
+    """Views on the fly: of each image the first epoch sees view 1, the second view 2, and so on."""
+
+    def draw(pixels: Array, row: int, epoch: int) -> Array:
+        digest = refs[row].digest
+        return draw_view(pixels, augmentation=augmentation, image_digest=digest, view=epoch + 1)
+
+    return draw
+
+
+def ahead(items: Iterator[T]) -> Generator[T]:
+    """Yield the items; each next one is made in a thread while the last is used."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        waiting = thread.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def scratch_array(
+    blocks: Iterable[Array], *, shape: Sequence[int], dtype: str, folder: Path
+) -> Iterator[Array]:
+    """Put rows on the disk, uncompressed, where a shuffled batch is read in milliseconds.
+
+    Parameters
+    ----------
+    blocks : (n, …) each, together no more rows than ``shape`` says; read one by one.
+    shape : of the whole (N, …), to check that there is room.
+    folder : for a file without a name, which is gone with the process, however that ends.
+
+    Yields the array, read-only, of as many rows as there were. Raises StorageError if there is no
+    room.
+    """
+    shape = tuple(shape)
+    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(folder).free
+    log.info("training data takes %s of the disk while it runs", file_size(needed))
+    if needed > free:
+        raise StorageError(
+            f"no space left for training data in {printable(folder)}: {file_size(needed)} needed, "
+            f"{file_size(free)} free; make room and run again"
+        )
+    with tempfile.TemporaryFile(dir=folder) as file:
+        rows = 0
+        # written, not mapped: a mapped file on a full disk dies of SIGBUS
+        with explained(folder / "training data", needs=needed):
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, dtype).data)
+                rows += len(block)
+            file.flush()
+        whole = (rows, *shape[1:])
+        yield np.memmap(file, dtype, "r", shape=whole) if rows else np.empty(whole, dtype)
+
+
+def in_blocks(rows: Indices, row_shape: Sequence[int]) -> Iterator[Indices]:
+    """Cut rows of float32 into blocks of about 32 MiB."""
+    size = max(1, BLOCK_BYTES // (4 * int(np.prod(row_shape))))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+@contextlib.contextmanager
+def scratch_maps(
+    read: Callable[[Indices], Array], rows: Indices, *, row_shape: Sequence[int], folder: Path
+) -> Iterator[Array]:
+    """Cached maps, float32, as a `scratch_array`.
+
+    Parameters
+    ----------
+    read : gives some rows, e.g. ``functools.partial(table.features, "block4_pool")``.
+    rows : which ones; ascending ones are read fastest.
+    """
+    blocks = (read(block) for block in in_blocks(rows, row_shape))
+    shape = (len(rows), *row_shape)
+    with scratch_array(blocks, shape=shape, dtype="float32", folder=folder) as maps:
+        yield maps
+
+
+@contextlib.contextmanager
+def scratch_images(
+    root: Path, refs: Sequence[ImageRef], *, image_size: int, resize: str, folder: Path
+) -> Iterator[tuple[Array, list[ImageRef], list[Skipped]]]:
+    """Decode images once, to a `scratch_array` of (N, S, S, 3) uint8.
+
+    Yields them with their references, and what was skipped and why.
+    """
+    kept: list[ImageRef] = []
+    skipped: list[Skipped] = []
+
+    def decoded() -> Iterator[Array]:
+        images = read_images(root, refs, image_size=image_size, resize=resize)
+        with contextlib.closing(images):
+            for ref, pixels in images:
+                if isinstance(pixels, Skipped):
+                    skipped.append(pixels)
+                else:
+                    kept.append(ref)
+                    yield pixels[None]
+
+    shape = (len(refs), image_size, image_size, 3)
+    with scratch_array(decoded(), shape=shape, dtype="uint8", folder=folder) as pixels:
+        yield pixels, kept, skipped

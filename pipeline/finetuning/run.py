@@ -1,0 +1,80 @@
+"""Train by one method, measure, and compare with the head on the frozen base."""
+
+import logging
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from pipeline.cache.fill import Progress
+from pipeline.evaluation.compare import versions
+from pipeline.evaluation.result import Comparison
+from pipeline.evaluation.verdict import judge
+from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.from_cache import train_from_cache
+from pipeline.finetuning.from_images import train_from_images
+from pipeline.finetuning.training import Progress as TrainingProgress
+from pipeline.report.run_folder import Save, check_writable, write_run
+from pipeline.text import printable
+
+log = logging.getLogger("pipeline")
+
+
+def finetune(
+    asked: FineTuning,
+    *,
+    results: Path,
+    command: str | None = None,
+    smoothing: float = 0.8,
+    save: Save = "all",
+    extracting: Progress | None = None,
+    training: TrainingProgress | None = None,
+) -> tuple[Comparison, Path]:
+    """Train as asked, once with each of ``repeats`` seeds, and measure on validation and test.
+
+    A run that is killed goes on from its last checkpoint when it is started again with the same
+    settings.
+
+    Parameters
+    ----------
+    results : where the run's folder is made; ``command``, ``smoothing`` and ``save`` as for
+        `pipeline.report.run_folder.write_run`.
+    extracting : called with (rows done, rows in all) while features are computed.
+    training : called with the stage's name, and how many rows of how many were learned from.
+
+    Returns the rows of the table and the folder that holds them. Raises a
+    `pipeline.errors.PipelineError` for every expected failure.
+    """
+    check_writable(results)
+    with ExitStack() as stack:
+        if asked.method == "boundary":
+            measured = train_from_cache(asked, stack, extracting=extracting, training=training)
+        else:
+            measured = train_from_images(asked, stack, training=training)
+    for notice in measured.notices:
+        log.warning("%s", notice)
+    outcomes, recommendation = judge(measured.outcomes)
+    divided = measured.divided
+    comparison = Comparison(
+        outcomes=tuple(outcomes),
+        classes=divided.table.classes,
+        run={
+            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "classes": list(divided.table.classes),
+            "method": asked.method,
+            "unfreeze": asked.first_unfrozen,
+            "seed": asked.seed,
+            "repeats": asked.repeats,
+            "split": asked.split,
+            "split_seed": asked.split_seed,
+            "group": asked.group and printable(asked.group),
+            "plan": asdict(asked.plan),
+            "versions": versions(),
+            "caches": [divided.describe()],
+        },
+        recommendation=recommendation,
+        notices=(*measured.notices, *divided.division.notices),
+    )
+    folder = write_run(comparison, results, command=command, smoothing=smoothing, save=save)
+    measured.checkpoints.remove()
+    return comparison, folder

@@ -1,0 +1,313 @@
+"""The one training loop: RMSprop by batches, early stopping, the best epoch kept, resumable."""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.durable import make_folder
+from pipeline.errors import UsageError
+from pipeline.finetuning.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from pipeline.finetuning.result import Trained, named
+from pipeline.finetuning.rows import Rows, row_order
+from pipeline.finetuning.settings import Schedule
+from pipeline.keras_backend import keras, tf
+from pipeline.text import counted
+
+log = logging.getLogger(__name__)
+
+MEASURES = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+Progress = Callable[[str, int, int], None]
+
+
+class Network(NamedTuple):
+    """What turns inputs (B, …) into probabilities (B, 1) or (B, K), and what of it learns.
+
+    Two Keras models, not one of both: what calls a model with ``training=True`` passes that on to
+    every model inside, also where it was put in with ``training=False``, and BatchNorm and dropout
+    of the base would be on.
+
+    Attributes
+    ----------
+    top : gives the probabilities; its dropout is on while it learns.
+    learns : variables of both by name.
+    body : comes before it, always in inference mode; None if there is nothing.
+    """
+
+    top: Any
+    learns: Mapping[str, Any]
+    body: Any | None = None
+
+    def __call__(self, inputs: Any, *, training: bool) -> Any:
+        features = inputs if self.body is None else self.body(inputs, training=False)
+        return self.top(features, training=training)
+
+
+class Task(NamedTuple):
+    """What is to be learned; ``test`` is only predicted, after the training."""
+
+    train: Rows
+    validation: Rows
+    class_count: int
+    test: Rows | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What all stages of a run share.
+
+    Attributes
+    ----------
+    seed : draws initial weights, the order of rows, and dropout.
+    checkpoints : folder for a file a stage; None keeps none. Who has saved the result deletes it.
+    identity : what tells this run from others that would use the folder, as JSON has it, such as
+        the fingerprint of the features and the digests of images; a checkpoint of another is
+        passed over.
+    progress : called with the stage's name, and how many rows of how many were learned from.
+    """
+
+    seed: int = 0
+    checkpoints: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress | None = None
+
+
+def train(
+    network: Network, task: Task, schedule: Schedule, options: RunOptions, *, stage: str
+) -> Trained:
+    """Train what ``network.learns``; afterwards it has the weights of its best epoch.
+
+    The same seed gives the same result, however often it was killed and run again.
+
+    Raises UsageError if a loss is not finite.
+    """
+    log.info("%s: trains %s", stage, named(network.learns))
+    learner = _Learner(network, task.class_count, schedule.learning_rate, options.seed)
+    path = None
+    if options.checkpoints:
+        make_folder(options.checkpoints)
+        path = options.checkpoints / f"{stage}.safetensors"
+    run = _run_identity(learner, task, schedule, options, stage)
+    course = _Course()
+    if path and (found := read_checkpoint(path, run=run)):
+        course = _Course(**found.state, best=_part(found.arrays, "best/"))
+        learner.restore(_part(found.arrays, "now/"))
+        log.info("%s: goes on after epoch %d", stage, course.epochs)
+    in_all = schedule.epochs * len(task.train)
+    while course.epochs < schedule.epochs and course.since_best < schedule.patience:
+        epoch = course.epochs
+        began = time.monotonic()
+        order = row_order(len(task.train), seed=options.seed, epoch=epoch)
+        measured = _Measured()
+        batches = task.train.batches(order, size=schedule.batch_size, epoch=epoch)
+        with closing(batches):
+            for inputs, labels in batches:
+                measured.add(*learner.learn(inputs, labels), labels)
+                if options.progress:
+                    options.progress(stage, epoch * len(order) + measured.rows, in_all)
+        seconds = time.monotonic() - began
+        watched = learner.measure(task.validation, schedule.batch_size)
+        values = (measured.loss, measured.accuracy, watched.loss, watched.accuracy)
+        if not all(map(math.isfinite, values)):
+            raise UsageError(
+                f"{stage}: training diverged in epoch {epoch + 1}, its loss is not finite; choose "
+                f"a lower learning rate than {schedule.learning_rate:g}"
+            )
+        course.add(values, seconds, learner)
+        log.info(
+            "%s: epoch %d/%d: loss %.4f, accuracy %.1f %%; validation loss %.4f, accuracy %.1f %%",
+            *(stage, epoch + 1, schedule.epochs),
+            *(values[0], 100 * values[1], values[2], 100 * values[3]),
+        )
+        if path:
+            arrays = _named_parts({"best/": course.best, "now/": learner.state()})
+            write_checkpoint(path, Checkpoint(arrays, course.plain()), run=run)
+    if course.epochs < schedule.epochs:
+        patience = counted(schedule.patience, "epoch")
+        log.info("%s: stopped, for validation loss has not fallen in %s", stage, patience)
+    learner.assign(course.best)
+    size = schedule.batch_size
+    return Trained(
+        weights=course.best,
+        history=course.history,
+        seconds=course.seconds,
+        best_epoch=course.best_epoch,
+        validation_probabilities=learner.measure(task.validation, size).probabilities,
+        test_probabilities=learner.measure(task.test, size).probabilities if task.test else None,
+    )
+
+
+class _Measured:
+    """Mean loss and accuracy over rows, and their probabilities."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._loss = 0.0
+        self._right = 0
+        self._outputs: list[npt.NDArray[np.float32]] = []
+
+    def add(self, loss: float, outputs: npt.NDArray[np.float32], labels: Any) -> None:
+        """A batch's mean loss and its outputs (B, 1) or (B, K)."""
+        self.rows += len(labels)
+        self._loss += loss * len(labels)
+        said = outputs[:, 0] > 0.5 if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+        self._right += int(np.sum(said == labels))
+        self._outputs.append(outputs)
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self.rows
+
+    @property
+    def accuracy(self) -> float:
+        return self._right / self.rows
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """(N, K) float64, each row's sum 1."""
+        outputs = np.concatenate(self._outputs).astype(np.float64)
+        if outputs.shape[1] == 1:
+            return np.hstack([1 - outputs, outputs])
+        return np.asarray(outputs / outputs.sum(axis=1, keepdims=True))
+
+
+class _Learner:
+    """A network with its optimiser, compiled once for each size of a batch."""
+
+    def __init__(self, network: Network, class_count: int, learning_rate: float, seed: int) -> None:
+        self._network = network
+        self._binary = class_count == 2
+        variables = list(network.learns.values())
+        self._optimizer = keras.optimizers.RMSprop(learning_rate)
+        self._optimizer.build(variables)
+        weights = {id(weight) for weight in network.top.weights}
+        # what a model has beside its weights: where its random streams (dropout) stand
+        streams = [each for each in network.top.variables if id(each) not in weights]
+        for number, stream in enumerate(streams):
+            stream.assign([seed, number])
+        self._state = dict(network.learns)
+        for kind, others in (("optimizer", self._optimizer.variables), ("stream", streams)):
+            self._state |= {f"{kind}/{number}": each for number, each in enumerate(others)}
+        values = [variable.value for variable in variables]
+
+        def learn(inputs: Any, labels: Any) -> tuple[Any, Any]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)  # below the first of them nothing is differentiated
+                outputs = network(inputs, training=True)
+                loss = self._loss(labels, outputs)
+            self._optimizer.apply(tape.gradient(loss, values), variables)
+            return loss, outputs
+
+        def measure(inputs: Any, labels: Any) -> tuple[Any, Any]:
+            outputs = network(inputs, training=False)
+            return self._loss(labels, outputs), outputs
+
+        self._learn, self._measure = tf.function(learn), tf.function(measure)
+
+    def _loss(self, labels: Any, outputs: Any) -> Any:
+        if self._binary:
+            labels = tf.cast(labels[:, None], outputs.dtype)
+            return tf.reduce_mean(keras.losses.binary_crossentropy(labels, outputs))
+        return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, outputs))
+
+    def learn(self, inputs: Any, labels: Any) -> tuple[float, npt.NDArray[np.float32]]:
+        """One step; gives loss and outputs as they were before it."""
+        loss, outputs = self._learn(tf.constant(inputs), tf.constant(labels))
+        return float(loss), outputs.numpy()
+
+    def measure(self, rows: Rows, size: int) -> _Measured:
+        """Dropout off, in the rows' order."""
+        measured = _Measured()
+        with closing(rows.batches(np.arange(len(rows)), size=size)) as batches:
+            for inputs, labels in batches:
+                loss, outputs = self._measure(tf.constant(inputs), tf.constant(labels))
+                measured.add(float(loss), outputs.numpy(), labels)
+        return measured
+
+    def weights(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {name: each.value.numpy() for name, each in self._network.learns.items()}
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """All that the next step depends on: weights, optimiser, random streams."""
+        return {name: each.value.numpy() for name, each in self._state.items()}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        for name, variable in self._state.items():
+            variable.assign(state[name])
+
+    def assign(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        for name, variable in self._network.learns.items():
+            variable.assign(weights[name])
+
+
+class _Course:
+    """How a training has gone so far."""
+
+    def __init__(
+        self,
+        history: Mapping[str, list[float]] | None = None,
+        seconds: list[float] | None = None,
+        best_epoch: int = 0,
+        best: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    ) -> None:
+        self.history = dict(history) if history else {name: [] for name in MEASURES}
+        self.seconds = seconds or []
+        self.best_epoch = best_epoch
+        self.best = best or {}
+
+    @property
+    def epochs(self) -> int:
+        return len(self.seconds)
+
+    @property
+    def since_best(self) -> int:
+        return self.epochs - self.best_epoch
+
+    def add(self, values: tuple[float, ...], seconds: float, learner: _Learner) -> None:
+        for name, value in zip(MEASURES, values, strict=True):
+            self.history[name].append(value)
+        self.seconds.append(seconds)
+        losses = self.history["val_loss"]
+        if losses[-1] < min(losses[:-1], default=math.inf):
+            self.best_epoch, self.best = self.epochs, learner.weights()
+
+    def plain(self) -> dict[str, Any]:
+        return {"history": self.history, "seconds": self.seconds, "best_epoch": self.best_epoch}
+
+
+def _run_identity(
+    learner: _Learner, task: Task, schedule: Schedule, options: RunOptions, stage: str
+) -> dict[str, Any]:
+    """What a checkpoint must have in common with a run that goes on from it."""
+    start = hashlib.sha256()
+    for name, array in learner.state().items():
+        start.update(f"{name} {array.shape} {array.dtype} ".encode())
+        start.update(array.tobytes())
+    for rows in (task.train, task.validation):
+        start.update(rows.labels.tobytes())
+    return {
+        "stage": stage,
+        "seed": options.seed,
+        "start": start.hexdigest(),
+        "schedule": asdict(schedule),
+        "identity": options.identity,
+    }
+
+
+def _named_parts(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {prefix + name: each for prefix, part in parts.items() for name, each in part.items()}
+
+
+def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): each for name, each in arrays.items() if name.startswith(prefix)
+    }

@@ -1,0 +1,315 @@
+"""Fine-tuning from the cache against plain end-to-end training, and what stays as it was."""
+
+import time
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawing import draw_set
+from finetuning_tasks import drawn_rows, drawn_task
+
+from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
+from pipeline.bases.build import build_base, feature_model, preprocess
+from pipeline.bases.registry import Base, find_base
+from pipeline.bases.weights import WeightsChoice
+from pipeline.finetuning.methods import (
+    build_head,
+    finetune_from_cache,
+    head_variables,
+    head_weights,
+    train_end_to_end,
+    train_from_scratch,
+)
+from pipeline.finetuning.result import Trained
+from pipeline.finetuning.rows import Rows, new_views, row_order, scratch_images
+from pipeline.finetuning.settings import Plan, Schedule
+from pipeline.finetuning.training import Network, RunOptions, Task, train
+from pipeline.heads.settings import DenseSettings
+from pipeline.images.hashes import hash_files
+from pipeline.images.scan import scan_folder
+from pipeline.images.views import POLICIES
+from pipeline.keras_backend import keras
+
+NO_DROPOUT = DenseSettings(units=16, dropout=0)
+SHORT = Plan(
+    network=DenseSettings(units=16),
+    head=Schedule(epochs=2, learning_rate=1e-3),
+    joint=Schedule(epochs=2, learning_rate=1e-5),
+)
+
+
+@cache
+def built(name: str, size: int) -> tuple[Any, Base]:
+    base = find_base(name)
+    weights = WeightsChoice("random", seed=4)
+    model, _ = build_base(base, image_size=size, weights=weights, weights_folder=Path("weights"))
+    _meet(model, drawn_rows(20, (size, size, 3), seed=9).inputs / np.float32(128) - 1)
+    return model, base
+
+
+def _meet(model: Any, images: np.ndarray) -> None:
+    """Let BatchNorm take its averages from images: with its first ones, signals die out."""
+    layers = [each for each in model.layers if isinstance(each, keras.layers.BatchNormalization)]
+    for layer in layers:
+        layer.trainable, layer.momentum = True, 0.0
+    model(images, training=True)
+    model.trainable = False
+
+
+def on_maps(model: Any, base: Base, boundary: Boundary, rows: Rows) -> Rows:
+    """What a cache of the boundary holds of images."""
+    lower = feature_model(
+        model,
+        base,
+        image_size=rows.inputs.shape[1],
+        preprocessing="native",
+        layers=[(boundary.layer, "none")],
+    )
+    (maps,) = keras.tree.flatten(lower.predict(rows.inputs, batch_size=20, verbose=0))
+    return Rows(maps, rows.labels)
+
+
+def cached(model: Any, base: Base, boundary: Boundary, task: Task) -> Task:
+    assert task.test
+    train, validation, test = (
+        on_maps(model, base, boundary, rows) for rows in (task.train, task.validation, task.test)
+    )
+    return task._replace(train=train, validation=validation, test=test)
+
+
+def error_of_ten_steps(
+    model: Any, base: Base, first: str, rows: Rows, settings: DenseSettings, rate: float
+) -> float:
+    """‖Δcache − Δend-to-end‖ / ‖Δend-to-end‖ over all weights; leaves the base as it was."""
+    size = len(rows) // 10
+    boundary = find_boundary(model, base, first)
+    head = partial(build_head, model.output_shape[1:], 2, settings, 7)
+    maps = on_maps(model, base, boundary, rows)
+
+    ours = head()
+    with unfrozen(model, boundary) as learns:
+        learns |= head_variables(ours)
+        before = {name: variable.value.numpy() for name, variable in learns.items()}
+        trained = train(
+            Network(ours, learns, upper_model(model, boundary)),
+            Task(maps, maps, 2),
+            Schedule(epochs=1, learning_rate=rate, batch_size=size),
+            RunOptions(seed=3),
+            stage="ten steps",
+        ).weights
+
+    # independently: Keras' own training of the whole network, the lower layers frozen
+    images, theirs = keras.Input(rows.inputs.shape[1:], dtype="uint8"), head()
+    start = model.get_weights()
+    model.trainable = True
+    last_frozen = model.layers.index(model.get_layer(boundary.layer))
+    for place, layer in enumerate(model.layers):
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = place > last_frozen and not is_norm
+    network = keras.Model(images, theirs(model(preprocess(images, base.preprocessing))))
+    network.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", jit_compile=False)
+    order = row_order(len(rows), seed=3, epoch=0)
+    for step in range(10):
+        batch = order[step * size : (step + 1) * size]
+        network.train_on_batch(rows.inputs[batch], rows.labels[batch].astype("f4"))
+    expected = {v.path: v.value.numpy() for v in model.trainable_variables} | {
+        name: variable.value.numpy() for name, variable in head_variables(theirs).items()
+    }
+    model.trainable = False
+    model.set_weights(start)
+
+    assert trained.keys() == expected.keys()
+
+    def norm(arrays: list[np.ndarray]) -> float:
+        return float(np.linalg.norm(np.concatenate([each.ravel() for each in arrays])))
+
+    error = norm([trained[name] - expected[name] for name in expected])
+    return error / norm([expected[name] - before[name] for name in expected])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "first"),
+    [("vgg16", 48, "block5_conv1"), ("mobilenet_v2", 32, "block_16_expand")],
+)
+def test_ten_steps_from_the_cache_are_ten_steps_end_to_end(
+    name: str, size: int, first: str
+) -> None:
+    model, base = built(name, size)
+    rows = drawn_rows(40, (size, size, 3), seed=1)
+    error = error_of_ten_steps(model, base, first, rows, NO_DROPOUT, 1e-5)
+    print(f"relative error after ten steps: {error:.1e}")
+    assert error <= 1e-3
+
+
+def assert_frozen(model: Any, before: list[np.ndarray]) -> None:
+    assert model.trainable_variables == []
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_fine_tuning_leaves_frozen_weights_and_gives_what_predicts_the_same(tmp_path: Path) -> None:
+    model, base = built("mobilenet_v2", 32)
+    before = model.get_weights()
+    boundary = find_boundary(model, base, "block_16_expand")
+    images = drawn_task((32, 32, 3))
+    task = cached(model, base, boundary, images)
+    options = RunOptions(seed=1, checkpoints=tmp_path / "kept")
+    trained = finetune_from_cache(model, boundary, task, options, scratch=tmp_path, plan=SHORT)
+    assert_frozen(model, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert trained.frozen_head
+    assert trained.frozen_head.trainable_tensors == 4
+    assert trained.trainable_tensors == 8
+    assert all(name.split("/")[0] in {*boundary.unfrozen, "head"} for name in trained.weights)
+    # the weights, put back where they belong, give the probabilities that were measured
+    shape = model.output_shape[1:]
+    head = build_head(shape, 2, SHORT.network, 0)
+    head.set_weights(list(head_weights(trained.weights)))
+    with unfrozen(model, boundary) as learns:
+        for name, variable in learns.items():
+            assert not np.array_equal(variable.value.numpy(), trained.weights[name])
+            variable.assign(trained.weights[name])
+        assert images.test
+        whole = feature_model(
+            model,
+            base,
+            image_size=32,
+            preprocessing="native",
+            layers=[(base.last_layer, "none")],
+        )
+        (features,) = keras.tree.flatten(whole.predict(images.test.inputs, verbose=0))
+    second = head.predict(features, verbose=0)
+    np.testing.assert_allclose(trained.test_probabilities[:, 1:], second, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_features_that_are_cached_already_are_not_computed(tmp_path: Path) -> None:
+    model, base = built("mobilenet_v2", 32)
+    boundary = find_boundary(model, base, "block_16_expand")
+    images = drawn_task((32, 32, 3))
+    task = cached(model, base, boundary, images)
+    last = Boundary(base.last_layer, (), model.output_shape[1:])
+    features = cached(model, base, last, images)
+    tune = partial(finetune_from_cache, model, boundary, task, RunOptions(), plan=SHORT)
+    ours, theirs = tune(scratch=tmp_path), tune(scratch=tmp_path / "none", features=features)
+    np.testing.assert_allclose(ours.test_probabilities, theirs.test_probabilities, atol=1e-4)
+
+
+def test_end_to_end_leaves_frozen_weights_and_trains_what_it_should(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    root = draw_set(tmp_path / "drawn", per_class=20)
+    refs, _ = hash_files(root, scan_folder(root).files)
+    model, base = built("mobilenet_v2", 32)
+    before = model.get_weights()
+    boundary = find_boundary(model, base, "Conv_1")
+    scratch = scratch_images(root, refs, image_size=32, resize="squash", folder=tmp_path)
+    with scratch as (pixels, kept, _):
+        labels = np.array([ref.label for ref in kept])
+        plain = Rows(pixels, labels)
+        task = Task(Rows(pixels, labels, new_views(kept, POLICIES["book"])), plain, 2, plain)
+        trained = train_end_to_end(
+            model, base, task, RunOptions(), preprocessing="native", boundary=boundary, plan=SHORT
+        )
+    assert_frozen(model, before)
+    lines = [line for line in caplog.messages if "trains" in line]
+    assert lines[0].startswith("head: trains 4 tensors, 20,513 parameters: head/hidden_kernel (1")
+    assert lines[1].startswith("fine-tuning: trains 5 tensors, 430,113 parameters: Conv_1/kernel")
+    assert trained.frozen_head
+    assert len(trained.history["loss"]) == 2
+
+
+def test_from_scratch_trains_the_books_convnet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_from_scratch(drawn_task((150, 150, 3)), RunOptions(progress=stop))
+    (line,) = caplog.messages  # of the book, listing 5.6
+    assert line.startswith("scratch: trains 12 tensors, 3,453,121 parameters: conv1/kernel (3 × 3")
+
+
+def test_the_small_convnet_learns() -> None:
+    schedule = Schedule(epochs=10, learning_rate=1e-3, patience=10)
+    trained = train_from_scratch(drawn_task((64, 64, 3)), RunOptions(), schedule=schedule)
+    assert trained.validation_accuracy > 0.8
+
+
+def test_the_head_on_vgg16_is_the_books() -> None:
+    head = build_head((4, 4, 512), 2, DenseSettings(), 0)
+    assert sum(
+        variable.value.shape.num_elements() for variable in head_variables(head).values()
+    ) == (2_097_665)
+
+
+def test_ending_below_the_frozen_head_is_said() -> None:
+    def trained(accuracy: float, frozen: Trained | None = None) -> Trained:
+        return Trained(
+            weights={},
+            history={"val_accuracy": [0.5, accuracy]},
+            seconds=[1.0, 1.0],
+            best_epoch=2,
+            validation_probabilities=np.ones((1, 2)),
+            frozen_head=frozen,
+        )
+
+    assert trained(0.9).shortfall is None
+    assert trained(0.9, trained(0.9)).shortfall is None
+    assert trained(0.9, trained(0.95)).shortfall == (
+        "fine-tuning ends below the frozen head: 90.0 % of validation instead of 95.0 %"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_ten_steps_on_photographs_at_the_books_size(assets: Path) -> None:
+    root = assets / "data" / "cats_and_dogs"
+    found = scan_folder(root).limited(50)
+    refs = [ref for ref in hash_files(root, found.files)[0] if ref.split == 1]
+    model, base = built("vgg16", 150)
+    with scratch_images(root, refs, image_size=150, resize="squash", folder=Path()) as (
+        pixels,
+        kept,
+        _,
+    ):
+        rows = Rows(np.asarray(pixels), np.array([ref.label for ref in kept]))
+    settings = DenseSettings(dropout=0)
+    error = error_of_ten_steps(model, base, "block5_conv1", rows, settings, 1e-5)
+    print(f"relative error after ten steps: {error:.1e}")
+    assert error <= 1e-3
+
+
+@pytest.mark.slow
+def test_an_epoch_from_the_cache_costs_at_most_a_third() -> None:
+    """Of the network's own time: images and maps are in memory, nothing is decoded."""
+    model, base = built("vgg16", 150)
+    boundary = find_boundary(model, base, "block5_conv1")
+    rows = drawn_rows(40, (150, 150, 3), seed=1)
+    maps = on_maps(model, base, boundary, rows)
+    schedule = Schedule(epochs=1, learning_rate=1e-5)
+    images = keras.Input((150, 150, 3), dtype="uint8")
+    head = build_head((4, 4, 512), 2, DenseSettings(), 0)
+    seconds: dict[str, list[float]] = {"cache": [], "end to end": []}
+    with ExitStack() as stack:
+        learns = stack.enter_context(unfrozen(model, boundary)) | head_variables(head)
+        ours = Network(head, learns, upper_model(model, boundary))
+        whole = keras.Model(images, head(model(preprocess(images, "caffe"))))
+        whole.compile(keras.optimizers.RMSprop(1e-5), "binary_crossentropy", jit_compile=False)
+        whole.fit(rows.inputs, rows.labels, batch_size=20, epochs=1, verbose=0)  # compiles
+        for _ in range(5):
+            schedule = Schedule(epochs=2, learning_rate=1e-5, patience=9)
+            task = Task(maps, maps, 2)
+            trained = train(ours, task, schedule, RunOptions(), stage="cache")
+            seconds["cache"].append(trained.seconds[1])  # the first compiles
+            began = time.monotonic()
+            whole.fit(rows.inputs, rows.labels, batch_size=20, epochs=1, verbose=0)
+            seconds["end to end"].append(time.monotonic() - began)
+    ratio = np.median(seconds["cache"]) / np.median(seconds["end to end"])
+    print(f"an epoch from the cache costs {ratio:.2f} of one end to end: {seconds}")
+    assert ratio <= 1 / 3

@@ -1,0 +1,177 @@
+"""The training loop against Keras' own, killed and resumed, stopped early."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finetuning_tasks import drawn_maps, train_head
+
+from pipeline.errors import BadDataError, UsageError
+from pipeline.finetuning.methods import build_head, head_variables
+from pipeline.finetuning.result import Trained
+from pipeline.finetuning.rows import row_order
+from pipeline.finetuning.settings import SCRATCH, Schedule
+from pipeline.finetuning.training import Network, RunOptions, train
+from pipeline.heads.settings import DenseSettings
+from pipeline.keras_backend import keras
+
+SCHEDULE = Schedule(epochs=4, learning_rate=1e-3, patience=9)
+
+
+def assert_same(ours: Trained, theirs: Trained) -> None:
+    assert ours.history == theirs.history
+    assert ours.best_epoch == theirs.best_epoch
+    assert ours.weights.keys() == theirs.weights.keys()
+    for name, array in ours.weights.items():
+        np.testing.assert_array_equal(array, theirs.weights[name])
+    np.testing.assert_array_equal(ours.test_probabilities, theirs.test_probabilities)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_an_epoch_is_that_of_keras(classes: int) -> None:
+    task = drawn_maps(count=50, classes=classes)
+    schedule = replace(SCHEDULE, epochs=1)
+    ours = train_head(task, RunOptions(seed=2), schedule, dropout=0)
+    model = build_head((4, 4, 8), classes, DenseSettings(units=16, dropout=0), 2)
+    before = model.get_weights()
+    model.compile(
+        keras.optimizers.RMSprop(schedule.learning_rate),
+        "binary_crossentropy" if classes == 2 else "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    order = row_order(50, seed=2, epoch=0)
+    theirs = model.fit(
+        task.train.inputs[order],
+        task.train.labels[order],
+        validation_data=(task.validation.inputs, task.validation.labels),
+        batch_size=20,
+        shuffle=False,
+        verbose=0,
+    ).history
+    for name, values in ours.history.items():
+        np.testing.assert_allclose(values, theirs[name], rtol=1e-4)
+    change = np.concatenate(
+        [(now - then).ravel() for now, then in zip(model.get_weights(), before, strict=True)]
+    )
+    our_change = np.concatenate(
+        [(now - then).ravel() for now, then in zip(ours.weights.values(), before, strict=True)]
+    )
+    assert np.linalg.norm(our_change - change) < 1e-3 * np.linalg.norm(change)
+    probabilities = model.predict(task.test.inputs, verbose=0)
+    if classes == 2:
+        probabilities = np.hstack([1 - probabilities, probabilities])
+    np.testing.assert_allclose(ours.test_probabilities, probabilities, atol=1e-5)
+
+
+def test_dropout_and_batchnorm_below_the_head_are_off_while_it_learns() -> None:
+    body = keras.Sequential(
+        [keras.Input((4, 4, 8)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.9)]
+    )
+    before = body.get_weights()
+    task, settings = drawn_maps(), DenseSettings(units=16)
+    head = build_head((4, 4, 8), 2, settings, 0)
+    network = Network(head, head_variables(head), keras.Sequential([body]))
+    ours = train(network, task, SCHEDULE, RunOptions(), stage="head")
+    plain = train_head(task, RunOptions(), SCHEDULE)
+    np.testing.assert_allclose(ours.history["loss"], plain.history["loss"], rtol=0.02)
+    for now, then in zip(body.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+
+from finetuning_tasks import drawn_maps, train_head
+
+from pipeline.finetuning.settings import Schedule
+from pipeline.finetuning.training import RunOptions
+
+def die(stage, done, total):
+    if done == 100:  # in the midst of the third epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+
+options = RunOptions(seed=5, checkpoints=Path("kept"), progress=die)
+schedule = Schedule(epochs=4, learning_rate=1e-3, patience=9)
+train_head(drawn_maps(), options, schedule)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    seen: list[int] = []
+    options = RunOptions(
+        seed=5, checkpoints=tmp_path / "kept", progress=lambda _, done, total: seen.append(done)
+    )
+    resumed = train_head(drawn_maps(), options, SCHEDULE)
+    assert seen == [100, 120, 140, 160]  # two epochs of 40 rows were kept
+    undisturbed = train_head(drawn_maps(), RunOptions(seed=5), SCHEDULE)
+    assert_same(resumed, undisturbed)
+    seen.clear()
+    assert_same(train_head(drawn_maps(), options, SCHEDULE), undisturbed)
+    assert seen == []  # all epochs were there
+
+
+@pytest.mark.parametrize(
+    "other", [RunOptions(seed=6), RunOptions(seed=5, identity={"features": "others"})]
+)
+def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path, other: RunOptions) -> None:
+    options = RunOptions(seed=5, checkpoints=tmp_path)
+    schedule = replace(SCHEDULE, epochs=1)
+    train_head(drawn_maps(), options, schedule)
+    ours = train_head(drawn_maps(), replace(other, checkpoints=tmp_path), schedule)
+    assert_same(ours, train_head(drawn_maps(), other, schedule))
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    options = RunOptions(checkpoints=tmp_path)
+    schedule = replace(SCHEDULE, epochs=1)
+    train_head(drawn_maps(), options, schedule)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(BadDataError, match=r"head.safetensors is no whole checkpoint: delete"):
+        train_head(drawn_maps(), options, schedule)
+
+
+def test_it_stops_early_and_keeps_the_best_epoch() -> None:
+    task = drawn_maps()
+    swapped = task.validation.labels != 1  # the better it learns, the worse it does
+    task = task._replace(validation=replace(task.validation, labels=swapped.astype(np.int64)))
+    schedule = replace(SCHEDULE, epochs=30, patience=3, learning_rate=3e-4)
+    trained = train_head(task, RunOptions(), schedule, dropout=0)
+    losses = trained.history["val_loss"]
+    assert len(losses) == len(trained.seconds) == trained.best_epoch + 3 < 30
+    assert trained.best_epoch == 1 + int(np.argmin(losses))
+    right = trained.validation_probabilities.argmax(axis=1) == task.validation.labels
+    assert trained.validation_accuracy == right.mean()
+
+
+def test_training_that_diverges_says_what_to_do() -> None:
+    task = drawn_maps()
+    huge = replace(task.train, inputs=task.train.inputs * np.float32(1e38))
+    with pytest.raises(UsageError, match=r"diverged in epoch 1, .* choose a lower learning rate"):
+        train_head(task._replace(train=huge), RunOptions(), SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"epochs": 0}, "epochs is a number from 1; received 0"),
+        ({"patience": 0}, "patience is a number from 1"),
+        ({"learning_rate": 1.0}, "learning_rate is above 0 and below 1"),
+    ],
+)
+def test_impossible_schedules_are_refused(setting: Mapping[str, float], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        replace(SCRATCH, **setting)  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""``python -m pipeline.bench`` as a user meets it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import run_command
+from drawing import draw_set
+from PIL import Image
+
+from pipeline.bench import main
+from pipeline.benchmark.plot import draw_benchmark
+from pipeline.benchmark.table import table_lines
+from pipeline.errors import PipelineError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--base", "pixels"], 2, "--base pixels has no network to measure"),
+        (["--base", "mobilenetv22"], 2, "did you mean mobilenet_v2?"),
+        (["--image-size", "20"], 2, "at least 32 pixels"),
+        (["--rounds", "0"], 2, "--rounds needs at least 1; received 0"),
+        (["--images", "31"], 2, "--images needs at least 32; received 31"),
+        (["--engine", "torch"], 2, "--engine is one of tensorflow, onnx, ncnn; received 'torch'"),
+        (["--weights", "gone.h5"], 66, "gone.h5"),
+        (["gone"], 66, "gone does not exist"),
+        (["--layer", "block5_pool:max"], 2, "its pooling by --pooling"),
+    ],
+)
+def test_expected_failures_say_what_to_do_before_anything_is_measured(
+    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PipelineError) as caught:
+        main(arguments)
+    assert caught.value.exit_code == code
+    assert says in str(caught.value)
+    assert capsys.readouterr().out == ""
+    assert not Path("results").exists()
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "low": 0.9 * median, "high": 1.1 * median}
+
+
+def side(name: str, rate: float, **others: Any) -> dict[str, Any]:
+    return {
+        "side": name,
+        "images_per_second": spread(rate),
+        "against_book": spread(rate / 8),
+        "share_of_matrix_product": spread(rate / 100),
+        "relative_error": None,
+        "start_seconds": 2.5,
+        "peak_bytes": 600_000_000,
+        "rounds": [rate],
+    } | others
+
+
+DOCUMENT: dict[str, Any] = {
+    "run": {"cores": 2, "rounds": 7},
+    "stage_one": {
+        "base": "vgg16",
+        "image_size": 150,
+        "layer": "block5_pool\x1b",
+        "images": 128,
+        "drawn": True,
+        "operations_per_image": 13_700_000_000,
+        "gpus": ["GPU:0"],
+        "matrix_product_gflops": spread(130),
+        "sides": [
+            side("book's loop", 8.0),
+            side("onnx", 12.0, relative_error=4e-7),
+            side("decoding alone", 400.0, share_of_matrix_product=None),
+            side("extract", 11.0, peak_bytes=None),
+        ],
+        "ceiling": {"engine": "onnx", "images_per_second": spread(11.65), "reached": spread(0.94)},
+        "left_out": {"ncnn": "ncnn is missing"},
+        "command": {
+            "first": {"seconds": 70.0, "peak_bytes": 1_100_000_000},
+            "again": {"seconds": 15.0, "peak_bytes": None},
+        },
+    },
+    "stage_two": {
+        "rows": 4000,
+        "bytes": 29_000_000,
+        "pairs": [
+            {
+                "work": "reading 131 MB of features",
+                "usual": "h5py",
+                "usual_seconds": spread(0.5),
+                "our_seconds": spread(0.6),
+                "times_faster": spread(0.83),
+                "usual_peak_bytes": 230_000_000,
+                "our_peak_bytes": 230_000_000,
+            }
+        ],
+    },
+}
+
+
+def test_the_table_has_every_figure_with_its_spread() -> None:
+    lines = list(table_lines(DOCUMENT))
+    text = "\n".join(lines)
+    (book,) = (line for line in lines if line.startswith("book's loop"))
+    assert book.split()[2:] == [
+        "8.0", "(7.2–8.8)", "1.00", "(0.90–1.10)", "8%", "2.5", "s", "600.0", "MB",
+    ]  # fmt: skip
+    (onnx,) = (line for line in lines if line.startswith("onnx"))
+    assert "1.50 (1.35–1.65)" in onnx
+    assert "4e-07" in onnx
+    assert "matrix products reach 130 (117–143) GFLOP/s" in text
+    assert "reaches 94% (85–103%) of the ceiling" in text
+    assert "the first time: 1 min 10 s, peak memory 1.1 GB" in text
+    assert "TensorFlow computes on GPU:0" in text
+    assert "engine ncnn is left out: ncnn is missing" in text
+    assert "0.83 (0.75–0.91)" in text
+    assert "\x1b" not in text
+    assert all(len(line) < 130 for line in lines)
+
+
+@pytest.mark.parametrize("stages", [("one",), ("two",), ("one", "two")])
+def test_the_plot_has_a_panel_for_each_stage(stages: tuple[str, ...]) -> None:
+    document = {key: value for key, value in DOCUMENT.items() if key.rpartition("_")[2] in stages}
+    draw_benchmark(document | {"run": DOCUMENT["run"]}, Path("bench.png"))
+    with Image.open("bench.png") as image:
+        assert image.height > 400 * len(stages)
+
+
+@pytest.mark.slow
+def test_both_stages_are_measured_and_nothing_is_left_behind() -> None:
+    root = draw_set(Path("drawn"), per_class=20)
+    finished = run_command(
+        "bench", root, "--base", "mobilenet_v2", "--image-size", "32", "--pooling", "avg",
+        "--weights", "random", "--images", "32", "--rounds", "2", "--out", "out", "--json",
+        "--engine", "onnx", "--engine", "tensorflow",
+    )  # fmt: skip
+    document = json.loads(finished.stdout)
+    assert document == json.loads(Path("out/bench.json").read_text())
+    assert Path("out/bench.png").read_bytes().startswith(b"\x89PNG")
+    assert "2 rounds will take about" in finished.stderr
+    found = document["stage_one"]
+    assert found["images"] == 32
+    assert found["operations_per_image"] / 2e6 == pytest.approx(6.1, abs=0.3)  # MMACs
+    sides = {side["side"]: side for side in found["sides"]}
+    assert {"book's loop", "tensorflow", "decoding alone", "onnx", "extract"} <= sides.keys()
+    for each in sides.values():
+        assert len(each["rounds"]) == 2
+    assert sides["onnx"]["relative_error"] < 1e-4
+    assert "ncnn" not in sides
+    assert found["ceiling"]["engine"] == "onnx"
+    assert len(document["stage_two"]["pairs"]) == 3
+    for pair in document["stage_two"]["pairs"]:
+        assert 0 < pair["our_seconds"]["low"] <= pair["our_seconds"]["high"]
+    assert list(Path("cache/hashes").glob("*")) == []
+    assert list(Path("cache").glob("*.h5")) == []
