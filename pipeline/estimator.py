@@ -248,7 +248,9 @@ class TrainedModel:
 
         Parameters
         ----------
-        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3).
+        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3). Where
+            probabilities are means over views (``--tta``), these are drawn by content: an array
+            has other views than a file of the same picture.
 
         Raises BadDataError for an image that cannot be decoded.
         """

@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--format", required=True, choices=("keras", "onnx"))
     made.add_argument(
-        "--head", metavar="NAME", help="dense or a linear one (default: the recommended one)"
+        "--head",
+        metavar="NAME",
+        help="dense, a linear or a fine-tuned one (default: the recommended one)",
     )
     made.add_argument(
         "--weights", metavar="FILE", help="the base's, where they have moved since extract"

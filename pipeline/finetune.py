@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, report."""
     arguments = _parser().parse_args(argv)
     from pipeline.finetuning.asked import FineTuning
+    from pipeline.images.scan import scan_folder
 
     asked = FineTuning(
         data=arguments.data,
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan=_plan(arguments),
         cache_dir=arguments.cache_dir,
     )
-    from pipeline.finetuning.run import finetune  # only now: it loads TensorFlow
+    scan_folder(asked.data)  # a mistake there is told before TensorFlow is loaded
+    from pipeline.finetuning.run import finetune
 
     words = sys.argv[1:] if argv is None else argv
     with (

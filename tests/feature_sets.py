@@ -19,6 +19,7 @@ from pipeline.cache.file import (
     create_features,
 )
 from pipeline.evaluation.splits import Splits
+from pipeline.images.views import POLICIES
 from pipeline.spec import FeatureSpec
 
 SPEC = FeatureSpec(
@@ -30,7 +31,7 @@ SPEC = FeatureSpec(
     pixels="none",
     dtype="float32",
 )
-AUGMENTATION = {"rotation": 40.0, "flip": True, "seed": 0}
+AUGMENTATION = POLICIES["book"].to_dict()
 
 
 def draw_columns(
@@ -108,7 +109,7 @@ def write_cache(
         "created": "2026-01-01T00:00:00+00:00",
     }
     if views:
-        document |= {"views": views, "augmentation": AUGMENTATION}
+        document |= {"views": views, "tta": tta, "augmentation": AUGMENTATION}
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["spec"] = json.dumps(document)

@@ -105,7 +105,7 @@ def test_other_decoder_goes_to_another_file(
     drawn_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = extract_features(drawn_set, base="pixels").table.path
-    monkeypatch.setattr("pipeline.api.pixels_digest", lambda size, resize: "another")
+    monkeypatch.setattr("pipeline.recipe.pixels_digest", lambda size, resize: "another")
     assert extract_features(drawn_set, base="pixels").table.path != first
 
 
@@ -120,6 +120,7 @@ def test_harmed_shard_is_computed_again(
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.cache.fill.publish_rows", interrupted)
+        patch.setattr("pipeline.cache.commits.SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             extract_features(root, base="pixels", out="x.h5")
     shard = Path("x.parts/000001.h5")

@@ -135,6 +135,31 @@ def test_known_images_are_neither_decoded_nor_run(
         np.testing.assert_allclose(item.probabilities, expected, atol=1e-6)
 
 
+def test_means_over_views_are_predicted_as_the_table_measured_them(
+    engine_calls: list[int],
+) -> None:
+    table = extract_features("drawn", base="pixels", image_size=8, views=2, tta=True).table
+    outcome = compare_heads(table.path, heads="logistic", look=False, tta=True).shown
+    assert outcome.bundle
+    assert outcome.test
+    save_bundle(outcome.bundle, Path("averaged.safetensors"))
+    keys = [key.tobytes() for key in outcome.test.keys]
+    expected = dict(zip(keys, outcome.test.scores, strict=True))
+    engine_calls.clear()
+    for use_cache in (True, False):
+        made = predict_images("drawn/test", model="averaged.safetensors", use_cache=use_cache)
+        for prediction in predictions(made):
+            assert prediction.cached == use_cache
+            content = Path(os.fsdecode(prediction.path)).read_bytes()
+            np.testing.assert_allclose(
+                prediction.probabilities, expected[hashlib.sha256(content).digest()], atol=1e-6
+            )
+    assert sum(engine_calls) == 3 * 24
+    shown = run_command("predict", "unknown", "--model", "averaged.safetensors", "--json")
+    assert json.loads(shown.stdout)["model"]["tta"] == 2
+    assert "mean over 3 views" in shown.stderr
+
+
 def test_known_and_new_images_keep_their_order(engine_calls: list[int]) -> None:
     known = [f"drawn/test/plain/{number:03d}.png" for number in range(3)]
     new = [f"unknown/striped/{number:03d}.png" for number in range(3)]
@@ -276,6 +301,11 @@ def test_contact_sheet_is_drawn_on_request() -> None:
     finished = run_command("predict", "unknown", "--sheet", "sheets/new.png", "--json")
     assert json.loads(finished.stdout)["sheet"] == "sheets/new.png"
     assert Path("sheets/new.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_loads_no_library() -> None:
+    loaded = modules_loaded_by("predict", "--help")
+    assert not {"numpy", "h5py", "sklearn", "tensorflow", "keras"} & loaded
 
 
 def test_what_one_expects_of_the_model_is_checked(capsys: pytest.CaptureFixture[str]) -> None:

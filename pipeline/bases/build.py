@@ -57,7 +57,7 @@ def build_base(
     check_image_size(base, image_size)
     if weights.kind == RANDOM:
         keras.utils.set_random_seed(weights.seed)
-        model = _construct(base, image_size)
+        model = build_untrained(base, image_size)
         return model, f"random-{weights.seed}"
     if weights.kind == IMAGENET:
         path = imagenet_copy(base, weights_folder)
@@ -73,7 +73,7 @@ def build_base(
         path = weights.path
     else:
         raise UsageError("weights of kind 'file' need a path")
-    model = _construct(base, image_size)
+    model = build_untrained(base, image_size)
     load_file(model, path, base)
     digest = arrays_digest(model.get_weights())
     if digest != file_digest(path):
@@ -110,7 +110,7 @@ def feature_model(
 def list_layers(base: Base, *, image_size: int) -> list[LayerInfo]:
     """Name, kind, output shape and parameters of each layer, as ``model.summary()`` has them."""
     check_image_size(base, image_size)
-    model = _construct(base, image_size)
+    model = build_untrained(base, image_size)
     return [
         LayerInfo(
             layer.name, type(layer).__name__, tuple(layer.output.shape[1:]), layer.count_params()
@@ -119,8 +119,8 @@ def list_layers(base: Base, *, image_size: int) -> list[LayerInfo]:
     ]
 
 
-def _construct(base: Base, image_size: int, weights: str | None = None) -> Any:
-    """The base with random or Keras' own weights, its unnamed layers named alike every time.
+def build_untrained(base: Base, image_size: int, weights: str | None = None) -> Any:
+    """The frozen base with random or Keras' own weights, its unnamed layers named alike every time.
 
     Keras numbers unnamed layers by a counter that each thread has of its own: in a new thread it
     starts at the beginning, whatever was built before.
@@ -143,7 +143,7 @@ def _from_keras(base: Base, image_size: int) -> Any:
         base.keras_name,
     )
     with downloading(f"ImageNet weights of {base.name}", "--weights"):
-        return _construct(base, image_size, weights=IMAGENET)
+        return build_untrained(base, image_size, weights=IMAGENET)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Rows on their way to shards: gathered while the engine computes, written behind its back."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pipeline.cache.file import CHUNK_BYTES, rows_per_chunk
 from pipeline.cache.keys import RowKey
 from pipeline.cache.shards import ShardFolder
 from pipeline.engines import Engine
-from pipeline.errors import BadDataError
+from pipeline.errors import BadDataError, PipelineError
 
 SECONDS = 2.0  # between commits: what a crash may cost, while a fast base makes no shard a blink
 
@@ -22,8 +23,8 @@ class Commits:
     """Takes an engine's rows and commits them in a thread, at most one shard at a time.
 
     A shard holds whole chunks, so that publishing can copy them as they are; the last one holds
-    the rest. Leaving the context waits for the shard that is being written, and keeps to itself
-    what is not committed yet.
+    the rest. Whatever ends the context, all that was computed is committed, unless a commit itself
+    has failed.
 
     A shard is due after `SECONDS`, or when its features pass 8 MiB.
     """
@@ -41,6 +42,7 @@ class Commits:
         self._last = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._writing: Future[int] | None = None
+        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +53,9 @@ class Commits:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and not self._failed:
+            with contextlib.suppress(PipelineError):  # the first error is the one to tell
+                self.finish()
         self._thread.shutdown(wait=True)
 
     def add(self, keys: Sequence[RowKey], features: Mapping[str, npt.NDArray[Any]]) -> int:
@@ -58,10 +63,11 @@ class Commits:
 
         Raises BadDataError if features are not finite, and what a commit raises.
         """
+        stored = {key: _stored(key, features[key], self._dtype) for key in self._batches}
         self._keys += keys
         for key, batches in self._batches.items():
-            batches.append(_stored(key, features[key], self._dtype))
-            self._bytes += batches[-1].nbytes
+            batches.append(stored[key])
+            self._bytes += stored[key].nbytes
         whole = len(self._keys) - len(self._keys) % self._chunk
         waited = time.monotonic() - self._last
         if whole and (waited >= SECONDS or self._bytes >= CHUNK_BYTES):
@@ -95,7 +101,12 @@ class Commits:
     def _settle(self) -> int:
         """The rows of the shard that was being written; raises what writing it raised."""
         writing, self._writing = self._writing, None
-        return writing.result() if writing else 0
+        if writing is None:
+            return 0
+        self._failed = True  # until it is known that it has not
+        rows = writing.result()
+        self._failed = False
+        return rows
 
 
 def _stored(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:

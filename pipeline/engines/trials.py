@@ -97,6 +97,8 @@ def choose(
     trials = [known[name] for name in sorted(names)]
     if wanted != AUTO:
         (trial,) = (each for each in trials if each.engine == wanted)
+        if trial.dropped and images is None:  # a cache's engine, not one that somebody asked for
+            return None
         if trial.dropped:
             raise BadDataError(
                 f"--engine {wanted} cannot compute {request.base.name}: "

@@ -142,16 +142,16 @@ def _reference(
     from pipeline.engines.tensorflow import TensorFlowEngine
 
     engine = TensorFlowEngine(request)
-    sample = np.load(images)
-    features = run_all(engine, sample, request.batch_size)  # traces it, too
-    np.savez(reference, allow_pickle=False, **features)
-    speed = images_per_second(engine, sample, request.batch_size)
-    failed = {}
+    failed = {}  # converted first: what that takes is free again when TensorFlow needs the most
     for name, folder in folders.items():
         try:
             _convert_base(engine.base_model, request, name, Path(folder))
         except Exception as error:  # it is this engine that is out, whatever its libraries raise
             failed[name] = " ".join(str(error).split())[:200] or type(error).__name__
+    sample = np.load(images)
+    features = run_all(engine, sample, request.batch_size)  # traces it, too
+    np.savez(reference, allow_pickle=False, **features)
+    speed = images_per_second(engine, sample, request.batch_size)
     return {"images_per_second": speed, "gpus": engine.gpus, "failed": failed}
 
 

@@ -66,6 +66,8 @@ class FineTuning:
                 f"--list-layers {self.chosen_base.name} of pipeline.extract shows them"
             )
 
+        self.recipe  # noqa: B018 - it checks sizes, policies and the weights file
+
     @property
     def chosen_base(self) -> Base:
         return find_base(self.base)

@@ -111,7 +111,10 @@ def train_from_cache(
             choice_of(candidate, last.as_they_are(trial.splits.validation), sum(before.seconds))
         )
         candidate = Candidate(
-            spec=HeadSpec("fine_tuned", {"unfreeze": str(asked.first_unfrozen)}),
+            spec=HeadSpec(
+                "fine_tuned",
+                {"unfreeze": str(asked.first_unfrozen), **asked.plan.network.changed()},
+            ),
             classifier=top_block(
                 base_model, base, size, boundary, trained.weights, len(cache.table.classes)
             ),

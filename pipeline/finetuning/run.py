@@ -1,6 +1,5 @@
 """Train by one method, measure, and compare with the head on the frozen base."""
 
-import logging
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
@@ -16,8 +15,6 @@ from pipeline.finetuning.from_images import train_from_images
 from pipeline.finetuning.training import Progress as TrainingProgress
 from pipeline.report.run_folder import Save, check_writable, write_run
 from pipeline.text import printable
-
-log = logging.getLogger("pipeline")
 
 
 def finetune(
@@ -51,8 +48,6 @@ def finetune(
             measured = train_from_cache(asked, stack, extracting=extracting, training=training)
         else:
             measured = train_from_images(asked, stack, training=training)
-    for notice in measured.notices:
-        log.warning("%s", notice)
     outcomes, recommendation = judge(measured.outcomes)
     divided = measured.divided
     comparison = Comparison(

@@ -39,11 +39,12 @@ SCRATCH = Schedule(epochs=100, learning_rate=1e-4)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The head's network, and how each of two stages is trained."""
+    """The head's network, and how each stage is trained."""
 
     network: DenseSettings = field(default_factory=DenseSettings)
     head: Schedule = HEAD
     joint: Schedule = FINE_TUNING
+    scratch: Schedule = SCRATCH
 
 
 BOOK = Plan()

@@ -23,10 +23,12 @@ from safetensors import safe_open
 
 from pipeline.bases.registry import PREPROCESSING_POLICIES, check_image_size, find_base
 from pipeline.bases.weights import RANDOM
+from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import write_durably
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.head import Classifier, Input
 from pipeline.images.decode import RESIZE_POLICIES
+from pipeline.images.views import Augmentation
 from pipeline.models.classifiers import (
     Arrays,
     ForeignClassifier,
@@ -74,7 +76,8 @@ class Bundle:
     shape : of one row of that layer as cached, (4, 4, 512).
     classes : class names; probabilities are in their order.
     document : where it comes from: the cache (its path), set, root and weights_from as the cache
-        has them, engine, versions, fitted_on, created.
+        has them, engine, versions, fitted_on, created; where probabilities are means over views
+        of an image, over how many (tta), and what these are drawn from (augmentation).
     """
 
     head: str
@@ -86,6 +89,11 @@ class Bundle:
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     document: Mapping[str, Any]
+
+    @property
+    def plan(self) -> ViewPlan:
+        """The views of an image that its probabilities are means over; usually the image alone."""
+        return _plan_of(self.document)
 
 
 def rows_of(features: Floats, kind: Input) -> Floats:
@@ -252,11 +260,15 @@ def _check(description: Mapping[str, Any], headers: Headers) -> Callable[[Arrays
         raise ForeignClassifier("its document is no JSON object")
     for name in ("cache", "root", "set", "weights_from"):
         _text(document, name)
+    if not isinstance(document.get("engine"), dict | None):
+        raise ForeignClassifier(f"its engine is {_short(document['engine'])}")
+    _plan_of(document)
     counts = {"feature_count": width, "class_count": len(classes)}
     check_headers(description["classifier"], headers, **counts)
+    given = {"base": spec.base, "image_size": spec.image_size, "boundary": names["layer"]}
     return lambda arrays: Bundle(
         **names,
-        classifier=unpack(description["classifier"], arrays, **counts),
+        classifier=unpack(description["classifier"], arrays, **counts, given=given),
         spec=spec,
         input=kind,
         shape=tuple(shape),
@@ -284,6 +296,18 @@ def _check_spec(spec: FeatureSpec) -> None:
         if drawn is None:
             raise ForeignClassifier(f"its weights are {_short(spec.weights)}; expected random-SEED")
         check_seed(int(drawn[1]), "the seed of its weights")
+
+
+def _plan_of(document: Mapping[str, Any]) -> ViewPlan:
+    """See `Bundle.plan`; raises ForeignClassifier if what a document says of it is odd."""
+    views = document.get("tta", 0)
+    if type(views) is not int:
+        raise ForeignClassifier(f"its tta is {_short(views)}; expected a number of views")
+    try:
+        augmentation = Augmentation.from_dict(document.get("augmentation")) if views else None
+    except ValueError as error:
+        raise ForeignClassifier(str(error)) from error
+    return ViewPlan(views, augmentation, tta=views != 0)
 
 
 def _check_layer(key: str) -> None:

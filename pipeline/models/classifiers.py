@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,18 +57,22 @@ class Form:
     source : ``module:class``, imported when a file needs it.
     arrays : field -> its type and its dimensions, a letter each: D features, K classes, O outputs
         (one of two classes, else K), 2 itself; any other stands for whatever number it is first.
+    tensors : field -> type of arrays by name, as many and of such shapes as its `scores` needs.
     plain : field -> type of a number.
     limits : field -> the least and the most that such a number may be.
     parts : field -> kinds that may stand there.
+    given : fields that the bundle says itself, under these names.
     rule : what else must hold of the values, given the number that each letter stands for; and
         what to say where it does not.
     """
 
     source: str
     arrays: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
     plain: Mapping[str, type] = field(default_factory=dict)
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
     rule: tuple[Callable[[Values, Sizes], bool], str] | None = None
 
 
@@ -125,6 +130,7 @@ def _in_range(numbers: npt.NDArray[Any], end: int) -> bool:
 
 
 HEAD_KINDS = ("linear", "dense", "knn", "naive_bayes", "svm_rbf", "forest", "majority")
+OUTERMOST = (*HEAD_KINDS, "top_block", "calibrated")
 PROBABILITIES = {"has_probabilities": bool}
 FORMS: Mapping[str, Form] = {
     "linear": Form(
@@ -141,6 +147,18 @@ FORMS: Mapping[str, Form] = {
             "output_bias": ("float32", "O"),
         },
         plain=PROBABILITIES,
+    ),
+    "top_block": Form(  # F features behind the last layer of its block
+        source="pipeline.models.top_block:TopBlockClassifier",
+        arrays={
+            "hidden_kernel": ("float32", "FU"),
+            "hidden_bias": ("float32", "U"),
+            "output_kernel": ("float32", "UO"),
+            "output_bias": ("float32", "O"),
+        },
+        tensors={"block": "float32"},
+        plain=PROBABILITIES,
+        given=("base", "image_size", "boundary"),
     ),
     "knn": Form(
         source="pipeline.heads.neighbors:KnnClassifier",
@@ -226,8 +244,10 @@ def _pack(thing: Any, arrays: Arrays, place: str) -> dict[str, Any]:
         reason = getattr(thing, "unsavable", f"a {name} has no form on disk")
         raise UnsavableError(reason)
     form = FORMS[kind]
-    for each in form.arrays:
-        array = getattr(thing, each)
+    found = {each: getattr(thing, each) for each in form.arrays}
+    for each in form.tensors:
+        found |= {f"{each}/{name}": array for name, array in getattr(thing, each).items()}
+    for each, array in found.items():
         if not _within(array, MOST_WEIGHT):
             raise UnsavableError(f"its weights are not all finite and within {MOST_WEIGHT:g}")
         arrays[place + each] = np.ascontiguousarray(array)
@@ -249,21 +269,30 @@ def check_headers(
     """
     left = dict(headers)
     sizes = _sizes(feature_count, class_count)
-    _check_part(description, left, "", (*HEAD_KINDS, "calibrated"), sizes)
+    _check_part(description, left, "", OUTERMOST, sizes)
     if left:
         raise ForeignClassifier(
             f"it holds arrays of no use: {', '.join(map(printable, left))[:60]}"
         )
 
 
-def unpack(description: Any, arrays: Arrays, *, feature_count: int, class_count: int) -> Classifier:
+def unpack(
+    description: Any,
+    arrays: Arrays,
+    *,
+    feature_count: int,
+    class_count: int,
+    given: Values = MappingProxyType({}),
+) -> Classifier:
     """The classifier that `pack` described, once everything in it was looked at.
 
-    It has probabilities. Raises ForeignClassifier, also for what `check_headers` refuses.
+    It has probabilities. ``given`` is what the bundle says of itself, see `Form`. Raises
+    ForeignClassifier, also for what `check_headers` refuses.
     """
     headers = {name: Header(str(array.dtype), array.shape) for name, array in arrays.items()}
     check_headers(description, headers, feature_count=feature_count, class_count=class_count)
-    classifier: Classifier = _unpack(description, arrays, "", _sizes(feature_count, class_count))
+    sizes = _sizes(feature_count, class_count)
+    classifier: Classifier = _unpack(description, arrays, "", sizes, given)
     with np.errstate(all="ignore"):
         scores = classifier.scores(np.zeros((1, feature_count), np.float32))
     if not classifier.has_probabilities or scores.shape != (1, class_count):
@@ -298,6 +327,13 @@ def _check_part(
     sizes = dict(sizes)  # letters are of one kind each
     for name, (dtype, dimensions) in form.arrays.items():
         _check_header(headers, place + name, dtype, dimensions, sizes)
+    for name, dtype in form.tensors.items():
+        for each in [each for each in headers if each.startswith(f"{place}{name}/")]:
+            header = headers.pop(each)
+            if header.dtype != dtype or 0 in header.shape:
+                raise ForeignClassifier(
+                    f"its {printable(each)} is {header.dtype} {header.shape}; expected {dtype}"
+                )
     for name, number in form.plain.items():
         if type(description[name]) is not number:
             raise ForeignClassifier(f"its {place}{name} is no {number.__name__}")
@@ -326,24 +362,39 @@ def _check_header(
         )
 
 
-def _unpack(description: Values, arrays: Arrays, place: str, sizes: dict[str, int]) -> Any:
+def _unpack(
+    description: Values, arrays: Arrays, place: str, sizes: dict[str, int], given: Values
+) -> Any:
     """What `_check_part` found in order, made of its values once they are looked at."""
     form = FORMS[description["kind"]]
     sizes = dict(sizes)
     values: dict[str, Any] = {name: description[name] for name in form.plain}
     for name, (_, dimensions) in form.arrays.items():
-        array = values[name] = arrays[place + name]
-        sizes.update(zip(dimensions, array.shape, strict=True))
-        if not _within(array, np.inf):
-            raise ForeignClassifier(f"its {place}{name} is not finite everywhere")
-        if not _within(array, MOST_WEIGHT):
-            raise ForeignClassifier(f"its {place}{name} is beyond {MOST_WEIGHT:g} somewhere")
+        values[name] = _looked_at(arrays, place + name)
+        sizes.update(zip(dimensions, values[name].shape, strict=True))
+    for name in form.tensors:
+        start = f"{place}{name}/"
+        values[name] = {
+            each.removeprefix(start): _looked_at(arrays, each)
+            for each in arrays
+            if each.startswith(start)
+        }
     for name in form.parts:
-        values[name] = _unpack(description[name], arrays, f"{place}{name}.", sizes)
+        values[name] = _unpack(description[name], arrays, f"{place}{name}.", sizes, given)
+    for name in form.given:
+        values[name] = given[name]
     if form.rule is not None and not form.rule[0](values, sizes):
         raise ForeignClassifier(form.rule[1])
     module, _, name = form.source.partition(":")
     return getattr(importlib.import_module(module), name)(**values)
+
+
+def _looked_at(arrays: Arrays, name: str) -> npt.NDArray[Any]:
+    if not _within(arrays[name], np.inf):
+        raise ForeignClassifier(f"its {printable(name)} is not finite everywhere")
+    if not _within(arrays[name], MOST_WEIGHT):
+        raise ForeignClassifier(f"its {printable(name)} is beyond {MOST_WEIGHT:g} somewhere")
+    return arrays[name]
 
 
 def _within(array: npt.NDArray[Any], most: float) -> bool:

@@ -18,6 +18,8 @@ from pipeline.errors import BadDataError
 from pipeline.keras_backend import keras, tf
 from pipeline.models.bundle import Bundle
 from pipeline.models.layers import Layer
+from pipeline.models.top_block import TopBlockClassifier
+from pipeline.models.upper_layers import layers_above, put_weights
 from pipeline.spec import split_layer_key
 from pipeline.text import printable
 
@@ -46,7 +48,10 @@ def compose(
     of another shape.
     """
     images, values = _feature_tensors(bundle, weights, weights_folder)
-    if tuple(values.shape[1:]) != bundle.shape:
+    is_tuned = isinstance(
+        bundle.classifier, TopBlockClassifier
+    )  # then it takes what the base ends in
+    if tuple(values.shape[1:]) != bundle.shape and not is_tuned:
         raise BadDataError(
             f"the head takes {printable(bundle.layer)} of shape {bundle.shape}; "
             f"{bundle.spec.base} gives {tuple(values.shape[1:])}"
@@ -75,7 +80,10 @@ def _dense(layer: Layer, activation: str, *, name: str) -> Any:
 
 
 def _feature_tensors(bundle: Bundle, weights: WeightsChoice, folder: Path) -> tuple[Any, Any]:
-    """The symbolic images, and the features of the bundle's layer."""
+    """The symbolic images, and the features of the bundle's layer.
+
+    Of what was fine-tuned, those of the base's last layer, its upper layers as they were trained.
+    """
     spec = bundle.spec
     layer, pooling = split_layer_key(bundle.layer)
     if spec.base == PIXELS:
@@ -90,6 +98,9 @@ def _feature_tensors(bundle: Bundle, weights: WeightsChoice, folder: Path) -> tu
             f"the head was trained on {base.name} with the weights {spec.weights[:12]}…; received "
             f"{digest[:12]}…: name those of the training with --weights FILE"
         )
+    if isinstance(bundle.classifier, TopBlockClassifier):
+        put_weights(layers_above(base_model, layer), bundle.classifier.block)
+        layer = base.last_layer
     model = feature_model(
         base_model,
         base,

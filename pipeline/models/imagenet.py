@@ -1,7 +1,7 @@
 """The ready-made model used as it is: a published network and its 1,000 classes of ImageNet."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,9 @@ class ImagenetModel:
         """Who predicts, for JSON."""
         return {"imagenet": self.name, "image_size": self.image_size, "resize": self.resize}
 
-    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    def probabilities(
+        self, pixels: npt.NDArray[np.uint8], digests: Sequence[bytes] = ()
+    ) -> npt.NDArray[np.float64]:
         """(B, image_size, image_size, 3) uint8 RGB, B up to batch_size -> (B, K) float64."""
         missing = self.batch_size - len(pixels)  # one shape of batch, so that Keras traces once
         padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))

@@ -15,7 +15,8 @@ from pipeline.heads.head import Classifier
 from pipeline.heads.linear import LinearClassifier
 from pipeline.heads.settings import DenseSettings
 from pipeline.models.bundle import Bundle
-from pipeline.text import printable
+from pipeline.models.top_block import TopBlockClassifier
+from pipeline.text import counted, printable
 
 
 class Layer(NamedTuple):
@@ -32,6 +33,14 @@ def head_layers(bundle: Bundle) -> Sequence[Layer]:
     Raises UsageError for a head that is no such network.
     """
     classifier = bundle.classifier
+    if views := bundle.plan.views:
+        raise UsageError(
+            f"the head {printable(bundle.head)} cannot be exported, for its probabilities are "
+            f"means over {counted(views + 1, 'view')} of an image, which no one model draws: "
+            f"classify without --tta"
+        )
+    if isinstance(classifier, TopBlockClassifier):  # behind the layers that composition puts there
+        classifier = classifier.head
     if isinstance(classifier, DenseClassifier):
         return (
             Layer(classifier.hidden_kernel, classifier.hidden_bias),

@@ -20,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable, read_table
+from pipeline.cache.view_plan import ViewPlan
 from pipeline.engines.agreement import relative_errors
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.images.reader import read_images
 from pipeline.images.scan import ImageRef, scan_folder
 from pipeline.models.bundle import Bundle, rows_of
-from pipeline.models.predictor import Predictor
+from pipeline.models.known import drawn_alike
+from pipeline.models.predictor import Predictor, mean_over_views
 from pipeline.text import counted, printable
 
 log = logging.getLogger("pipeline")
@@ -34,7 +36,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-3}  # of a probability, by the cach
 FEATURE_TOLERANCES = {"float32": 1e-3, "float16": 1e-2}  # of a row, relative, by the cache's type
 MOST_IMAGES = 200  # 25 s of VGG16 on 2 cores; an error of preprocessing shows in the first
 IMAGES_AT_ONCE = 64  # decoded and through the base, before every head has its turn
-ROWS_AT_ONCE = 1024  # of the cache: 32 MiB of (4, 4, 512) float32
+ROWS_AT_ONCE = 128  # of the cache: 32 MiB of (9, 9, 512) float32, two chunks of smaller ones
 TEST = SPLIT_NAMES.index("test")
 
 Probabilities = npt.NDArray[np.floating[Any]]
@@ -145,9 +147,9 @@ def check_parity(
     Returns one for each bundle, whether it holds or not. Raises NoInputError if cache or images
     are gone; BadDataError if they are not what a bundle was trained on.
     """
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str, ViewPlan], list[int]] = defaultdict(list)
     for place, bundle in enumerate(bundles):
-        groups[bundle.document["cache"], bundle.layer].append(place)
+        groups[bundle.document["cache"], bundle.layer, bundle.plan].append(place)
     found: dict[int, Parity] = {}
     for places in groups.values():
         group = [bundles[place] for place in places]
@@ -156,12 +158,17 @@ def check_parity(
         parts: list[list[Probabilities]] = [[] for _ in group]
         start, feature_error = 0, 0.0
         for pixels in images.pixels(progress):
-            features = predictors[0].features(pixels)
-            cached = images.features(group[0].layer, slice(start, start + len(pixels)))
-            feature_error = max(feature_error, relative_errors(cached, features).max())
+            block = images.part(slice(start, start + len(pixels)))
+            said: list[list[Probabilities]] = [[] for _ in group]
+            for view, drawn in enumerate(predictors[0].views(pixels, block.digests)):
+                features = predictors[0].features(drawn)
+                cached = block.features(group[0].layer, view)
+                feature_error = max(feature_error, relative_errors(cached, features).max())
+                for predictor, of_views in zip(predictors, said, strict=True):
+                    of_views.append(predictor.classify(features))
+            for part, of_views in zip(parts, said, strict=True):
+                part.append(mean_over_views(of_views))
             start += len(pixels)
-            for predictor, part in zip(predictors, parts, strict=True):
-                part.append(predictor.classify(features))
         for place, bundle, part in zip(places, group, parts, strict=True):
             expected, dtype = images.predictions(bundle), bundle.spec.dtype
             compared = compare_predictions(
@@ -202,13 +209,50 @@ class ReferenceImages:
         """The files, in order."""
         return [self.root / os.fsdecode(path) for path in self.table.columns.paths[self.rows]]
 
-    def features(self, layer: str, part: slice = slice(None)) -> npt.NDArray[np.float32]:
-        """Those cached of a layer, in order: (n, *shape of a row)."""
-        return self.table.features(layer, self.rows[part])
+    @property
+    def digests(self) -> list[bytes]:
+        """SHA-256 of the files, in order."""
+        return [digest.tobytes() for digest in self.table.columns.digests[self.rows]]
+
+    def part(self, part: slice) -> "ReferenceImages":
+        """Some of them."""
+        return replace(self, rows=self.rows[part])
+
+    def features(self, layer: str, view: int = 0) -> npt.NDArray[np.float32]:
+        """Those cached of a layer, in order: (n, *shape of a row).
+
+        Raises BadDataError if the cache lacks that view of one of the images.
+        """
+        return self.table.features(layer, self._rows_of_view(view))
 
     def predictions(self, bundle: Bundle) -> Probabilities:
         """What the bundle's head says of the cached features: (n, K)."""
-        return _scores(bundle, self.table, self.rows)
+        blocks = [
+            self.part(slice(start, start + ROWS_AT_ONCE))
+            for start in range(0, len(self.rows), ROWS_AT_ONCE)
+        ]
+        return np.concatenate([block._predictions(bundle) for block in blocks])
+
+    def _predictions(self, bundle: Bundle) -> Probabilities:
+        views = (self.features(bundle.layer, view) for view in range(bundle.plan.views + 1))
+        return mean_over_views(
+            bundle.classifier.scores(rows_of(features, bundle.input)) for features in views
+        )
+
+    def _rows_of_view(self, view: int) -> Rows:
+        if view == 0:
+            return self.rows
+        columns = self.table.columns
+        of_view = np.flatnonzero(columns.views == view)
+        row_of = dict(zip(columns.digests[of_view].tolist(), of_view.tolist(), strict=True))
+        rows = [row_of.get(digest, -1) for digest in columns.digests[self.rows].tolist()]
+        if -1 in rows:
+            raise BadDataError(
+                f"{printable(self.table.path)} holds view {view} of {len(rows) - rows.count(-1):,} "
+                f"of {counted(len(rows), 'image')}; the model was measured on it: extract and "
+                f"classify again with --tta"
+            )
+        return np.array(rows)
 
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
@@ -279,7 +323,9 @@ def reference_images(
         raise NoInputError(f"{printable(table.path)} holds no image to check predictions on")
     if not closest or most >= len(rows):
         return ReferenceImages(table, _spread(rows, most), root)
-    order = np.argsort(_margins(bundle, table, rows), kind="stable")
+    ordered = np.sort(ReferenceImages(table, rows, root).predictions(bundle), axis=1)
+    margins = ordered[:, -1] - ordered[:, -2]  # by which it prefers the class that it decides for
+    order = np.argsort(margins, kind="stable")
     near, others = rows[order[: most // 2]], rows[np.sort(order[most // 2 :])]
     chosen = np.concatenate([near, _spread(others, most - len(near))])
     return ReferenceImages(table, np.sort(chosen), root)
@@ -289,19 +335,6 @@ def _spread(rows: Rows, most: int) -> Rows:
     """So many of the rows, evenly spread."""
     places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
     return rows[places]
-
-
-def _scores(bundle: Bundle, table: FeatureTable, rows: Rows) -> Probabilities:
-    return bundle.classifier.scores(rows_of(table.features(bundle.layer, rows), bundle.input))
-
-
-def _margins(bundle: Bundle, table: FeatureTable, rows: Rows) -> npt.NDArray[np.float64]:
-    """By how much the head prefers the class that it decides for to the next: (n,)."""
-    parts = []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        ordered = np.sort(_scores(bundle, table, rows[start : start + ROWS_AT_ONCE]), axis=1)
-        parts.append(ordered[:, -1] - ordered[:, -2])
-    return np.concatenate(parts)
 
 
 def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:
@@ -315,6 +348,11 @@ def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:
                 f"{printable(table.path)} holds features of {name} {cached[name]}; "
                 f"the model was trained on {name} {value}: classify again"
             )
+    if bundle.plan.views and not drawn_alike(table, bundle.plan):
+        raise BadDataError(
+            f"{printable(table.path)} holds other views than those that the model was measured on "
+            f"({bundle.plan.augmentation}): classify again"
+        )
 
 
 def _names(classes: Sequence[str]) -> str:

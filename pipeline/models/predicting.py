@@ -48,8 +48,8 @@ class Model(Protocol):
         """Who it is, for JSON."""
         ...
 
-    def probabilities(self, pixels: Pixels) -> Probabilities:
-        """(B, image_size, image_size, 3) uint8 RGB -> (B, K) float64."""
+    def probabilities(self, pixels: Pixels, digests: Sequence[bytes]) -> Probabilities:
+        """(B, image_size, image_size, 3) uint8 RGB and the SHA-256 of their files -> (B, K)."""
         ...
 
     def known(self, digests: Collection[bytes]) -> Iterator[tuple[list[bytes], Probabilities]]:
@@ -194,7 +194,7 @@ class _Answers:
         while batch := list(islice(images, self._model.batch_size)):
             pixels = np.stack([pixels for _, pixels in batch])  # (B, S, S, 3)
             digests = [digest for digest, _ in batch]
-            computed = self._model.probabilities(pixels)
+            computed = self._model.probabilities(pixels, digests)
             self._computed.update(zip(digests, computed, strict=True))
             yield
         yield

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ import PIL
 
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice, digest_note, known_digest
+from pipeline.cache.keys import RowKey
 from pipeline.engines import AUTO, Engine, EngineRequest, is_installed, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.decode import pixels_digest
+from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, find_bundle, load_bundle, newest_run, rows_of
 from pipeline.models.classifiers import TOLERANCE
 from pipeline.models.known import KnownFeatures
 from pipeline.spec import check_seed
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
 RESULTS = Path("results")  # where classify puts its runs
 BATCH_SIZE = 8  # as in extract: VGG16 at 150 pixels is as fast as with 32, in less memory
@@ -93,6 +95,7 @@ class Predictor:
             "base": spec.base,
             "layer": bundle.layer,
             "input": bundle.input,
+            "tta": bundle.plan.views,
             "image_size": spec.image_size,
             "preprocessing": spec.preprocessing,
             "resize": spec.resize,
@@ -100,18 +103,31 @@ class Predictor:
             "classes": list(bundle.classes),
         }
 
-    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    def probabilities(self, pixels: Pixels, digests: Sequence[bytes]) -> npt.NDArray[np.float64]:
         """Class probabilities of decoded images: (B, S, S, 3) uint8 RGB -> (B, K) float64.
 
         S is the bundle's image size, K counts its classes, B is at least 1. The first call opens
         the base.
 
+        Parameters
+        ----------
+        digests : SHA-256 of the B image files, which decide what their views are.
+
         Raises BadDataError if the weights here are not those of the training, or the features are
         not finite; UnreachableError if ImageNet weights cannot be had.
         """
-        return self.classify(self.features(pixels))
+        views = self.views(pixels, digests)
+        return mean_over_views(self.classify(self.features(view)) for view in views)
 
-    def features(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def views(self, pixels: Pixels, digests: Sequence[bytes]) -> Iterator[Pixels]:
+        """What probabilities are means over: the images, then every further view of them."""
+        yield pixels
+        plan = self.bundle.plan
+        for view in range(1, plan.views + 1):
+            keys = [RowKey(digest, view) for digest in digests]
+            yield np.stack([plan.draw(*each) for each in zip(keys, pixels, strict=True)])
+
+    def features(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """The bundle's layer of decoded images: (B, S, S, 3) uint8 RGB -> (B, *shape) float32.
 
         Raises like `probabilities`.
@@ -138,8 +154,8 @@ class Predictor:
         digests : SHA-256 of image files. Those that no cache has are passed over.
         """
         if self._features is not None:
-            for found, features in self._features.features(digests):
-                yield found, self.classify(features)
+            for found, views in self._features.features(digests):
+                yield found, mean_over_views(map(self.classify, views))
 
     def classify(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Class probabilities of the bundle's layer: (B, *shape) float32 -> (B, K) float64.
@@ -169,7 +185,10 @@ class Predictor:
 
     @cached_property
     def _engine(self) -> Engine:
-        """The cache's engine where it was tried on this machine, else TensorFlow; raises BadDataError if its weights are others."""
+        """The cache's engine where it was tried on this machine, else TensorFlow.
+
+        Raises BadDataError if its weights are not those of the training.
+        """
         bundle = self.bundle
         try:
             request = EngineRequest(
@@ -249,10 +268,11 @@ def open_predictor(
     """
     path = find_bundle(newest_run(RESULTS) if run is None else run, head)
     bundle = load_bundle(path)
-    spec = bundle.spec
+    spec, views = bundle.spec, bundle.plan.views
     log.info(
-        "model %s: %s on %s %s, %s classes", printable(path), printable(bundle.head), spec.base,
+        "model %s: %s on %s %s, %s classes%s", printable(path), printable(bundle.head), spec.base,
         printable(bundle.layer), f"{len(bundle.classes):,}",
+        f", mean over {counted(views + 1, 'view')}" if views else "",
     )  # fmt: skip
     for name, value in (expected or {}).items():
         there = getattr(spec, name)
@@ -266,6 +286,13 @@ def open_predictor(
     return Predictor(
         bundle, weights=weights, cache_dir=cache_dir, batch_size=batch_size, use_cache=use_cache
     )
+
+
+def mean_over_views(
+    probabilities: Iterable[npt.NDArray[np.floating[Any]]],
+) -> npt.NDArray[np.float64]:
+    """What is said of images by what is said of their views: V times (B, K) -> (B, K)."""
+    return np.asarray(np.mean(list(probabilities), axis=0))
 
 
 def _check_pixels(bundle: Bundle) -> None:

@@ -12,8 +12,11 @@ import pytest
 from command import assert_one_line, run_command
 from drawing import draw
 
+from pipeline.api import extract_features
+from pipeline.cache import fill
 from pipeline.cache.file import read_table, rows_per_chunk
 from pipeline.cache.seal import find_damage
+from pipeline.errors import StorageError
 
 resource = pytest.importorskip("resource", reason="limits are set as Unix does")
 
@@ -75,17 +78,24 @@ def assert_says_bytes(line: str) -> None:
 
 
 def test_full_disk_is_one_line_and_loses_no_committed_batch(
-    noise_set: Path, small_disk: Path, tmp_path: Path
+    noise_set: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = assert_one_line(extract(noise_set, small_disk, code=74))
     assert_says_bytes(line)
-    assert "full" in line
+    assert "too little room" in line
+    assert not list(small_disk.glob("*.parts/*"))  # told before the work
+
+    # and where another process takes the room meanwhile
+    with monkeypatch.context() as patch:
+        patch.setattr(fill, "check_room", lambda *_: None)
+        with pytest.raises(StorageError, match=r"full.* needed, .* free"):
+            extract_features(noise_set, base="pixels", image_size=IMAGE_SIZE, cache_dir=small_disk)
     committed = sorted(small_disk.glob("*.parts/*.h5"))
     assert committed
     assert [find_damage(path) for path in committed] == [[]] * len(committed)
     assert not list(small_disk.rglob("*.tmp"))
 
-    again = assert_one_line(extract(noise_set, small_disk, code=74))  # it is still full
+    again = assert_one_line(extract(noise_set, small_disk, code=74))  # it is as small
     assert_says_bytes(again)
     assert sorted(small_disk.glob("*.parts/*.h5")) == committed
 

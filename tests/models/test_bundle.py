@@ -47,7 +47,8 @@ def test_every_kind_of_classifier_that_has_a_form_is_tried_above() -> None:
             inner = classifier.classifier
             used.add(f"{type(inner).__module__}:{type(inner).__name__}")
     scaler = FORMS["scaler"].source  # a part of svm_rbf
-    assert used | {scaler} == {form.source for form in FORMS.values()}
+    top_block = FORMS["top_block"].source  # in test_top_block.py
+    assert used | {scaler, top_block} == {form.source for form in FORMS.values()}
 
 
 def test_rows_are_flattened_or_averaged() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from bundle_sets import bundle_of, draw_rows, fit_head, scores_of
+from bundle_sets import bundle_of, draw_rows, fit_head, fit_top_block, scores_of
 from drawing import draw
 from PIL import Image, UnidentifiedImageError
 from scipy.special import expit, softmax
@@ -26,6 +26,7 @@ from pipeline.errors import BadDataError, UsageError
 from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.linear import LinearClassifier
 from pipeline.images import decode as ours
+from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import Bundle, rows_of
 from pipeline.models.layers import dropout_of, head_layers
@@ -133,7 +134,7 @@ def compose(bundle: Bundle, weights: WeightsChoice | None = None) -> Any:
 def measured(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     """The probabilities by the way that extract and classify go."""
     request = EngineRequest(
-        base=TINY,
+        base=find_base(bundle.spec.base),
         image_size=SIZE,
         preprocessing=bundle.spec.preprocessing,
         weights=WeightsChoice("random", seed=1),
@@ -212,6 +213,25 @@ def test_onnx_model_is_one_checked_file_with_metadata(tmp_path: Path) -> None:
         drawn = drawn_images(count=count)
         (found,) = session.run(["probabilities"], {"images": drawn})
         np.testing.assert_allclose(found, measured(bundle, drawn), atol=1e-5)
+
+
+def test_fine_tuned_layers_are_put_into_the_base() -> None:
+    bundle = fit_top_block()
+    images = drawn_images()
+    expected = measured(bundle, images)
+    assert np.ptp(expected[:, 0]) > 1e-3
+    model = compose(bundle)
+    kernel = model.get_layer("vgg16").get_layer("block5_conv3").kernel
+    np.testing.assert_array_equal(kernel, bundle.classifier.block["block5_conv3/kernel"])
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-5)
+
+
+def test_means_over_views_are_no_one_models_and_refused() -> None:
+    drawn = {"tta": 4, "augmentation": POLICIES["book"].to_dict()}
+    bundle = network_bundle(drawn_dense())
+    bundle = replace(bundle, document=bundle.document | drawn)
+    with pytest.raises(UsageError, match=r"over 5 views of an image.*classify without --tta"):
+        head_layers(bundle)
 
 
 def test_pixels_alone_are_a_base_too(tmp_path: Path) -> None:

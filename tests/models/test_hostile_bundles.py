@@ -13,13 +13,14 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from bundle_sets import bundle_of, fit_head, scores_of
+from bundle_sets import bundle_of, fit_head, fit_top_block, scores_of
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from pipeline.errors import BadDataError
+from pipeline.images.views import POLICIES
 from pipeline.models import bundle as bundle_module
-from pipeline.models.bundle import digest_of, encode, load_bundle, save_bundle
+from pipeline.models.bundle import Bundle, digest_of, encode, load_bundle, save_bundle
 from pipeline.spec import FeatureSpec
 
 Arrays = dict[str, np.ndarray]
@@ -140,6 +141,24 @@ def in_spec(**values: Any) -> Change:
     return change
 
 
+def in_views(views: int, **changed: Any) -> Change:
+    """Means over so many views, drawn as the book has it but for what is changed."""
+    drawn = POLICIES["book"].to_dict() | changed
+
+    def change(description: dict[str, Any], arrays: Arrays) -> None:
+        description["document"] |= {"tta": views, "augmentation": drawn}
+
+    return change
+
+
+def without(name: str) -> Change:
+    return lambda _, arrays: arrays.pop(name)
+
+
+def adding(name: str) -> Change:
+    return lambda _, arrays: arrays.update({name: np.ones(3, np.float32)})
+
+
 def trees(children: Sequence[Sequence[int]], roots: Sequence[int] = (0,)) -> Change:
     """Another forest, of any shape."""
 
@@ -203,6 +222,15 @@ CHANGES: dict[str, tuple[str, Change, str]] = {
     "fingerprint": ("logistic", setting("fingerprint", "0" * 12), "fingerprint"),
     "document": ("logistic", setting("document", []), "no JSON object"),
     "root": ("logistic", setting("document.root", 3), "its root is no text"),
+    "engine": ("logistic", setting("document.engine", ["onnx"]), "its engine is ['onnx']"),
+    "views are a text": ("logistic", setting("document.tta", "4"), "its tta is '4'"),
+    "views are a truth": ("logistic", setting("document.tta", True), "its tta is True"),
+    "negative views": ("logistic", in_views(-1), "from 0 to 1000; received -1"),
+    "a million views": ("logistic", in_views(10**6), "from 0 to 1000; received 1000000"),
+    "views of nothing": ("logistic", setting("document.tta", 4), "an augmentation needs"),
+    "views of another version": ("logistic", in_views(4, version=99), "views of version 99"),
+    "views turned by a text": ("logistic", in_views(4, rotation="40"), "rotation should be float"),
+    "views turned too far": ("logistic", in_views(4, rotation=1e9), "from 0 to 180"),
     "seed of 10 digits": ("logistic", in_spec(weights="random-9999999999"), "of its weights is a"),
     "seed that is none": ("logistic", in_spec(weights="random-x"), "expected random-SEED"),
     "pooling": ("logistic", setting("layer", "block5_pool:foo"), "block5_pool:avg"),
@@ -224,8 +252,9 @@ CHANGES: dict[str, tuple[str, Change, str]] = {
         array("hidden_kernel", lambda old: old.T.copy()),
         "expected float32 (12, U)",
     ),
-    "no array": ("logistic", lambda _, arrays: arrays.pop("weights"), "lacks the array weights"),
-    "an array more": ("logistic", lambda _, arrays: arrays.update(code=np.ones(3)), "no use: code"),
+    "no array": ("logistic", without("weights"), "lacks the array weights"),
+    "an array more": ("logistic", adding("code"), "no use: code"),
+    "a block of a linear head": ("logistic", adding("block/conv_1/kernel"), "no use: block"),
     "empty array": ("knn", array("labels", lambda old: old[:0]), "labels is int64 (0,)"),
     "neighbours of no class": ("knn", array("labels", each(2)), "does not have"),
     "no neighbour": ("knn", setting("classifier.k", 0), "does not have"),
@@ -258,10 +287,49 @@ CHANGES: dict[str, tuple[str, Change, str]] = {
 }
 
 
-def taken_apart(head: str, folder: Path) -> tuple[dict[str, Any], Arrays]:
+KERNEL = "block/block5_conv3/kernel"
+BLOCK_CHANGES: dict[str, tuple[Change, str]] = {
+    "an unknown layer": (setting("layer", "block6_pool"), "vgg16 cannot be cut"),
+    "a pooled layer": (setting("layer", "block5_conv2:avg"), "vgg16 cannot be cut"),
+    "an earlier layer": (setting("layer", "block5_conv1"), "block5_conv2/bias has shape none"),
+    "a later layer": (setting("layer", "block5_conv3"), "block5_conv3/bias has shape (512,);"),
+    "another base": (in_spec(base="vgg19"), "block5_conv4/bias has shape none"),
+    "another size": (in_spec(image_size=64), "its head takes 512 features; the layers"),
+    "a size out of range": (in_spec(image_size=5000), "at most 4096"),
+    "maps of a greater size": (in_spec(image_size=4096), "it takes 33,554,432 features, more"),
+    "pooled maps": (setting("input", "pooled"), "its layers take 2,048 features; received 512"),
+    "maps that are no maps": (setting("shape", [4096, 4096]), "received 16,777,216"),
+    "no layer": (without("block/block5_conv3/bias"), "bias has shape none; expected (512,)"),
+    "a layer more": (adding("block/conv_2/kernel"), "conv_2/kernel has shape (3,); expected none"),
+    "a layer without a name": (adding("block/"), "expected none"),
+    "an array beside it": (adding("conv_2/kernel"), "no use: conv_2/kernel"),
+    "another shape": (array(KERNEL, lambda old: old[:2]), "has shape (2, 3, 512, 512); expected"),
+    "another type": (array(KERNEL, lambda old: old.astype("f8")), "; expected float32"),
+    "an empty array": (array(KERNEL, lambda old: old[:0]), "; expected float32"),
+    "not finite": (array(KERNEL, each(np.nan)), "block5_conv3/kernel is not finite"),
+    "beyond all bounds": (array(KERNEL, each(1e31)), "block5_conv3/kernel is beyond 1e+30"),
+    "another head": (array("hidden_kernel", lambda old: old[1:]), "its head takes 511 features"),
+    "a base of its own": (setting("classifier.base", "vgg16"), "other values"),
+    "no probabilities": (setting("classifier.has_probabilities", False), "gives no"),
+}
+
+
+@pytest.mark.parametrize("name", BLOCK_CHANGES)
+def test_a_fine_tuned_block_that_does_not_fit_its_base_is_refused(
+    name: str, tmp_path: Path
+) -> None:
+    change, told = BLOCK_CHANGES[name]
+    description, arrays = taken_apart(fit_top_block(), tmp_path)  # sound: see test_top_block.py
+    change(description, arrays)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(encode(description, arrays))
+    assert told in refused(path)
+
+
+def taken_apart(bundle: Bundle, folder: Path) -> tuple[dict[str, Any], Arrays]:
     """A sound bundle's description and arrays, free to be changed."""
     path = folder / "sound.safetensors"
-    save_bundle(bundle_of(fit_head(head)), path)
+    save_bundle(bundle, path)
     with safe_open(path, framework="np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         description = json.loads(file.metadata()["bundle"])
@@ -272,7 +340,7 @@ def taken_apart(head: str, folder: Path) -> tuple[dict[str, Any], Arrays]:
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_whole_bundle_that_does_not_fit_together_is_refused(name: str, tmp_path: Path) -> None:
     head, change, told = CHANGES[name]
-    description, arrays = taken_apart(head, tmp_path)
+    description, arrays = taken_apart(bundle_of(fit_head(head)), tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(encode(description, arrays))
     load_bundle(path)  # it was sound
@@ -282,7 +350,7 @@ def test_a_whole_bundle_that_does_not_fit_together_is_refused(name: str, tmp_pat
 
 
 def test_trees_up_to_the_limits_are_taken(tmp_path: Path) -> None:
-    description, arrays = taken_apart("random_forest", tmp_path)
+    description, arrays = taken_apart(bundle_of(fit_head("random_forest")), tmp_path)
     leaves = trees([[node, node] for node in range(10_000)], range(10_000))
     for change in (chain(1000), leaves):
         change(description, arrays)
@@ -296,7 +364,7 @@ def test_no_room_is_made_for_arrays_that_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.safetensors"
-    description, arrays = taken_apart("logistic", tmp_path)
+    description, arrays = taken_apart(bundle_of(fit_head("logistic")), tmp_path)
     hashed = Mock()
     for file, told in (
         (encode(description, arrays | {"weights": np.zeros((2, 12))}), "float64 (2, 12)"),
@@ -346,7 +414,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(head: str, tmp_path: Path) -> N
 
 def test_a_key_that_stands_twice_and_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    description, arrays = taken_apart("logistic", tmp_path)
+    description, arrays = taken_apart(bundle_of(fit_head("logistic")), tmp_path)
     plain = json.dumps(description)
     for text in (
         plain.replace('"head":', '"head": "knn", "head":', 1),

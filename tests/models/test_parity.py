@@ -193,6 +193,45 @@ def test_a_float16_cache_may_differ_more(drawn_set: Path) -> None:
     assert found.holds
 
 
+@pytest.fixture
+def averaged(drawn_set: Path) -> tuple[Extraction, list[Bundle]]:
+    """Heads whose probabilities are means over four views, and the cache that they are from."""
+    done = extract_features(drawn_set, base="pixels", image_size=8, views=3, tta=True)
+    compared = compare_heads(done.table.path, heads=HEADS, look=False, tta=True)
+    return done, [outcome.bundle for outcome in compared.outcomes if outcome.bundle]
+
+
+def test_means_over_views_are_compared_with_those_of_the_cached_views(
+    averaged: tuple[Extraction, list[Bundle]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bundles = averaged
+    plain = replace(bundles[0], document=bundles[0].document | {"tta": 0})
+    found = check(*bundles, plain)
+    assert [each.count for each in found] == [24] * 4
+    assert all(each.holds for each in found)
+    images = reference_images(bundles[0], most=10, closest=True)
+    assert not images.table.columns.views[images.rows].any()
+    assert np.abs(images.predictions(bundles[0]) - images.predictions(plain)).max() > 1e-5
+    drawn = Predictor.views
+    monkeypatch.setattr(
+        Predictor, "views", lambda self, *given: (view[:, ::-1] for view in drawn(self, *given))
+    )
+    assert not any(each.same_features for each in check(bundles[0]))
+
+
+def test_views_that_the_cache_lacks_or_draws_otherwise_are_told(
+    averaged: tuple[Extraction, list[Bundle]],
+) -> None:
+    _, (bundle, *_) = averaged
+    more = replace(bundle, document=bundle.document | {"tta": 4})
+    with pytest.raises(BadDataError, match=r"view 4 of 0 of 24 images.*again with --tta"):
+        check(more)
+    drawn = dict(bundle.document["augmentation"]) | {"seed": 1}
+    other = replace(bundle, document=bundle.document | {"augmentation": drawn})
+    with pytest.raises(BadDataError, match=r"other views than .*seed 1\): classify again"):
+        check(other)
+
+
 def test_changed_decisions_count_unless_they_were_ties() -> None:
     expected = np.array([[0.9, 0.1], [0.50004, 0.49996], [0.5001, 0.4999], [0.2, 0.8]])
     found = np.array([[0.9, 0.1], [0.49996, 0.50004], [0.4999, 0.5001], [0.2, 0.8]])

@@ -1,7 +1,7 @@
 """Files become predictions in order, each image once, in bounded memory."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Brightness:
     def describe(self) -> dict[str, Any]:
         return {}
 
-    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+    def probabilities(self, pixels: np.ndarray, digests: Sequence[bytes]) -> np.ndarray:
+        assert len(digests) == len(pixels)
         self.batches.append(len(pixels))
         return self._pairs(pixels.mean(axis=(1, 2, 3)) / 255)
 

@@ -1,6 +1,7 @@
 """A bundle at work gives what its head was measured with, or refuses."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ import h5py
 import numpy as np
 import pytest
 from bundle_sets import bundle_of
+from feature_sets import write_cache
 
 from pipeline.bases.weights import arrays_digest
+from pipeline.cache.file import columns_of
 from pipeline.engines import Engine, EngineRequest
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.linear import LinearClassifier
 from pipeline.heads.majority import MajorityClassifier
 from pipeline.images.decode import pixels_digest
-from pipeline.models import predictor
+from pipeline.images.views import POLICIES, draw_view
+from pipeline.models import known, predictor
 from pipeline.models.bundle import Bundle
 from pipeline.models.predictor import Predictor
 from pipeline.spec import FeatureSpec
@@ -34,9 +38,12 @@ SPEC = FeatureSpec(
 )
 WEIGHTS = np.random.default_rng(0).normal(size=(3, WIDTH))
 PIXELS = np.random.default_rng(1).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8)
+DIGESTS = [bytes([number]) * 32 for number in range(5)]
+AUGMENTATION = POLICIES["book"]
+TTA = {"tta": 2, "views": 0, "augmentation": AUGMENTATION.to_dict()}
 
 
-def draw_bundle(spec: FeatureSpec = SPEC, *, factor: float = 1.0, **document: str) -> Bundle:
+def draw_bundle(spec: FeatureSpec = SPEC, *, factor: float = 1.0, **document: Any) -> Bundle:
     """A linear head of three classes on raw pixels, or on another base that says so."""
     return bundle_of(
         LinearClassifier(WEIGHTS * factor, np.arange(3.0), True),
@@ -102,7 +109,7 @@ def write_weights(path: Path, seed: int) -> str:
 
 
 def test_probabilities_are_those_of_the_head_on_the_pixels_features() -> None:
-    probabilities = open_bundle(draw_bundle()).probabilities(PIXELS)
+    probabilities = open_bundle(draw_bundle()).probabilities(PIXELS, DIGESTS)
     np.testing.assert_allclose(probabilities, expected_probabilities(PIXELS / 255), atol=1e-6)
     assert probabilities.dtype == np.float64
 
@@ -130,8 +137,11 @@ def test_engine_is_opened_once_as_trained_and_fed_in_batches(
 
 def test_many_images_give_the_same_as_one_by_one() -> None:
     made = open_bundle(draw_bundle(), batch_size=2)
-    alone = [made.probabilities(PIXELS[place : place + 1])[0] for place in range(5)]
-    np.testing.assert_allclose(made.probabilities(PIXELS), alone, atol=1e-12)
+    alone = [
+        made.probabilities(PIXELS[place : place + 1], DIGESTS[place : place + 1])[0]
+        for place in range(5)
+    ]
+    np.testing.assert_allclose(made.probabilities(PIXELS, DIGESTS), alone, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +149,7 @@ def test_many_images_give_the_same_as_one_by_one() -> None:
 )
 def test_other_pixels_are_refused_naming_both(pixels: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"expected pixels \(B, 4, 4, 3\) uint8; received"):
-        open_bundle(draw_bundle()).probabilities(pixels)
+        open_bundle(draw_bundle()).probabilities(pixels, DIGESTS)
 
 
 def test_another_decoder_is_refused_naming_both() -> None:
@@ -159,13 +169,13 @@ def test_other_weights_are_refused_before_anything_is_loaded(
     with pytest.raises(BadDataError, match=f"{right[:12]}….*{wrong[:12]}….*2.h5"):
         open_bundle(draw_bundle(spec), weights="2.h5")
     with pytest.raises(BadDataError, match=f"{right[:12]}….*{wrong[:12]}….*2.h5"):
-        open_bundle(draw_bundle(spec, weights_from="2.h5")).probabilities(PIXELS)
+        open_bundle(draw_bundle(spec, weights_from="2.h5")).probabilities(PIXELS, DIGESTS)
     assert opened == []
     for bundle, weights in (
         (draw_bundle(spec, weights_from="1.h5"), None),
         (draw_bundle(spec, weights_from="moved.h5"), "1.h5"),
     ):
-        assert open_bundle(bundle, weights=weights).probabilities(PIXELS).shape == (5, 3)
+        assert open_bundle(bundle, weights=weights).probabilities(PIXELS, DIGESTS).shape == (5, 3)
 
 
 def test_weights_that_turn_out_others_when_loaded_are_refused(
@@ -174,7 +184,7 @@ def test_weights_that_turn_out_others_when_loaded_are_refused(
     engine(FakeEngine("cd" * 32))
     with pytest.raises(BadDataError, match=r"abababababab….*cdcdcdcdcdcd…"):
         open_bundle(draw_bundle(replace(SPEC, base="vgg16", weights="ab" * 32))).probabilities(
-            PIXELS
+            PIXELS, DIGESTS
         )
 
 
@@ -182,20 +192,20 @@ def test_weights_that_turn_out_others_when_loaded_are_refused(
 def test_weights_that_are_gone_are_asked_for(place: str) -> None:
     bundle = draw_bundle(replace(SPEC, base="vgg16", weights="ab" * 32), weights_from=place)
     with pytest.raises(NoInputError, match="name them with --weights FILE"):
-        open_bundle(bundle).probabilities(PIXELS)
+        open_bundle(bundle).probabilities(PIXELS, DIGESTS)
 
 
 @pytest.mark.parametrize("layer", ["block9", "pixels:avg"])
 def test_layer_that_the_base_does_not_give_is_bad_data(layer: str) -> None:
     with pytest.raises(BadDataError, match="the model"):
-        open_bundle(replace(draw_bundle(), layer=layer)).probabilities(PIXELS)
+        open_bundle(replace(draw_bundle(), layer=layer)).probabilities(PIXELS, DIGESTS)
 
 
 def test_features_are_rounded_as_the_training_cache_rounded_them() -> None:
     made = open_bundle(draw_bundle(replace(SPEC, dtype="float16")))
     rounded = (PIXELS.astype(np.float32) / 255).astype(np.float16).astype(np.float32)
     np.testing.assert_allclose(
-        made.probabilities(PIXELS), expected_probabilities(rounded), atol=1e-9
+        made.probabilities(PIXELS, DIGESTS), expected_probabilities(rounded), atol=1e-9
     )
 
 
@@ -211,14 +221,14 @@ def test_scores_that_are_no_probabilities_are_refused_naming_the_model(weight: f
     classifier = LinearClassifier(np.full((3, WIDTH), weight), np.zeros(3), True)
     made = open_bundle(replace(draw_bundle(), classifier=classifier))
     with pytest.raises(BadDataError, match="drawn on pixels gives scores that are no") as caught:
-        made.probabilities(PIXELS)
+        made.probabilities(PIXELS, DIGESTS)
     assert caught.value.exit_code == 65
 
 
 def test_probabilities_that_do_not_sum_to_one_are_refused() -> None:
     bundle = replace(draw_bundle(), classifier=MajorityClassifier(np.array([0.5, 0.5, 0.5])))
     with pytest.raises(BadDataError, match="no probabilities"):
-        open_bundle(bundle).probabilities(PIXELS)
+        open_bundle(bundle).probabilities(PIXELS, DIGESTS)
 
 
 def test_a_seed_that_nobody_typed_is_bad_data() -> None:
@@ -232,10 +242,78 @@ def test_batch_size_is_at_least_one() -> None:
         open_bundle(draw_bundle(), batch_size=0)
 
 
-def digests_of(count: int) -> Sequence[bytes]:
-    return [bytes([number]) * 32 for number in range(count)]
-
-
 def test_what_no_cache_holds_is_not_known() -> None:
-    assert list(open_bundle(draw_bundle()).known(digests_of(3))) == []
-    assert list(open_bundle(draw_bundle(), use_cache=True).known(digests_of(3))) == []
+    assert list(open_bundle(draw_bundle()).known(DIGESTS)) == []
+    assert list(open_bundle(draw_bundle(), use_cache=True).known(DIGESTS)) == []
+
+
+# ----------------------------------------------------------------------- means over views
+
+
+def views_of(views: range) -> np.ndarray:
+    """Views of the images as a cache would hold them: (V, 5, S, S, 3) float32."""
+    drawn = [
+        draw_view(pixels, augmentation=AUGMENTATION, image_digest=digest, view=view)
+        for view in views
+        for pixels, digest in zip(PIXELS, DIGESTS, strict=True)
+    ]
+    return np.reshape(drawn, (-1, *PIXELS.shape)) / np.float32(255)
+
+
+def expected_means() -> np.ndarray:
+    return np.mean([expected_probabilities(view) for view in views_of(range(3))], axis=0)
+
+
+def test_probabilities_are_means_over_the_views_that_the_head_was_measured_on() -> None:
+    made = open_bundle(draw_bundle(**TTA), batch_size=2)
+    found = made.probabilities(PIXELS, DIGESTS)
+    np.testing.assert_allclose(found, expected_means(), atol=1e-6)
+    assert np.abs(found - expected_probabilities(PIXELS / 255)).max() > 0.01
+    assert made.describe()["tta"] == 2
+    alone = made.probabilities(PIXELS[3:4], DIGESTS[3:4])[0]
+    np.testing.assert_allclose(alone, found[3], atol=1e-12)
+
+
+def write_views(name: str, numbers: range, *, images: slice = slice(None), **plan: Any) -> None:
+    """A cache of views of some of the images; ``plan`` is what its document says of them."""
+    digests = DIGESTS[images]
+    rows = [(digest, view) for digest in digests for view in numbers]
+    columns = columns_of(
+        labels=[0] * len(rows),
+        splits=[0] * len(rows),
+        paths=[digest.hex().encode() for digest, _ in rows],
+        digests=[digest for digest, _ in rows],
+        views=[view for _, view in rows],
+    )
+    features = views_of(numbers)[:, images].swapaxes(0, 1).reshape(-1, SIZE, SIZE, 3)
+    path = Path("cache") / f"{name}-{SPEC.fingerprint}.h5"
+    write_cache(path, labels=[], spec=SPEC, columns=columns, layers={"pixels": features})
+    with h5py.File(path, "r+") as file:
+        document = json.loads(file["spec"].asstr()[()])
+        del file["spec"]
+        file["spec"] = json.dumps(document | plan)
+
+
+PLAN = {"views": 3, "tta": True, "augmentation": AUGMENTATION.to_dict()}
+
+
+def test_cached_views_are_used_of_images_that_have_all_of_them() -> None:
+    write_views("all", range(4), images=slice(0, 2), **PLAN)
+    write_views("too few", range(2), images=slice(2, 3), **PLAN | {"views": 1})
+    other = replace(AUGMENTATION, seed=1).to_dict()
+    write_views("others", range(4), images=slice(3, 4), **PLAN | {"augmentation": other})
+    write_views("odd", range(4), images=slice(4, 5), **PLAN | {"augmentation": "book"})
+    ((digests, found),) = open_bundle(draw_bundle(**TTA), use_cache=True).known(DIGESTS)
+    assert digests == DIGESTS[:2]
+    np.testing.assert_allclose(found, expected_means()[:2], atol=1e-6)
+    plain = open_bundle(draw_bundle(), use_cache=True)
+    assert sorted(digest for digests, _ in plain.known(DIGESTS) for digest in digests) == DIGESTS
+
+
+def test_cached_views_are_read_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_views("all", range(3), **PLAN)
+    monkeypatch.setattr(known, "ROWS_AT_ONCE", 6)
+    blocks = list(open_bundle(draw_bundle(**TTA), use_cache=True).known(DIGESTS))
+    assert [len(digests) for digests, _ in blocks] == [2, 2, 1]
+    found = np.concatenate([probabilities for _, probabilities in blocks])
+    np.testing.assert_allclose(found, expected_means(), atol=1e-6)

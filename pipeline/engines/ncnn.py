@@ -1,0 +1,159 @@
+"""ncnn: computes each image on one core, as many at a time as there are cores."""
+
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cores import usable_cores
+from pipeline.engines.ncnn_writer import PARAM_FILE, PIXELS, WEIGHTS_FILE, write_ncnn
+from pipeline.engines.network import Network
+from pipeline.engines.pooling import pooled, pooled_shape
+from pipeline.errors import BadDataError
+from pipeline.spec import split_layer_key
+from pipeline.text import printable
+
+NAME = PACKAGE = "ncnn"
+
+_DESCRIPTION_FILE = "network.json"  # what ncnn's own files do not say
+_NOT_FLOAT32 = ("use_fp16", "use_bf16", "use_int8", "use_vulkan")  # how such options begin
+
+
+def version() -> str:
+    """Of the package; raises PackageNotFoundError if it is missing. Loads nothing."""
+    return installed_version(PACKAGE)
+
+
+def convert(network: Network, folder: Path) -> None:
+    """Write the network into a folder in ncnn's format.
+
+    Raises CannotConvert for an operation that ncnn does not have.
+    """
+    blobs = write_ncnn(network, folder)
+    description = {
+        "bgr": network.preprocessing.bgr,
+        "outputs": {
+            layer: {"blob": blobs[layer], "shape": shape}
+            for layer, shape in network.outputs.items()
+        },
+    }
+    (folder / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2))
+
+
+class NcnnEngine:
+    """Runs a converted base.
+
+    Parameters
+    ----------
+    folder : what `convert` filled.
+    layers : layer keys, see `pipeline.spec.layer_key`.
+    batch_size : images per call, at most; nothing depends on it here.
+
+    Attributes
+    ----------
+    row_shapes : layer key -> shape of one row, (H, W, C) or (C,).
+
+    Raises BadDataError if the folder holds something else, or lacks a layer.
+    """
+
+    name = NAME
+
+    def __init__(self, folder: Path, *, layers: Sequence[str], batch_size: int) -> None:
+        self.version = version()
+        self._folder = folder
+        try:
+            description = json.loads((folder / _DESCRIPTION_FILE).read_text())
+            outputs = {
+                layer: (str(output["blob"]), tuple(map(int, output["shape"])))
+                for layer, output in description["outputs"].items()
+            }
+            self._outputs = {key: outputs[split_layer_key(key)[0]] for key in layers}
+            bgr = bool(description["bgr"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._unusable(f"{_DESCRIPTION_FILE} does not describe {layers}") from error
+        self.row_shapes: Mapping[str, tuple[int, ...]] = {
+            key: pooled_shape(shape, key) for key, (_, shape) in self._outputs.items()
+        }
+        self._ncnn = importlib.import_module(PACKAGE)
+        kinds = self._ncnn.Mat.PixelType
+        self._pixel_order = kinds.PIXEL_RGB2BGR if bgr else kinds.PIXEL_RGB
+        self._net = self._load()
+        self._threads = ThreadPoolExecutor(usable_cores())
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        """(B, S, S, 3) uint8 RGB -> layer key -> (B, *row shape) float32."""
+        features = {
+            key: np.empty((len(images), *shape), np.float32)
+            for key, shape in self.row_shapes.items()
+        }
+
+        def compute(row: int) -> None:
+            for key, maps in self._maps(images[row]).items():
+                features[key][row] = pooled(maps[np.newaxis], split_layer_key(key)[1])[0]
+
+        for _ in self._threads.map(compute, range(len(images))):
+            pass  # raises what a thread raised
+        return features
+
+    def _maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        """One image (S, S, 3) -> layer key -> its maps (H, W, C), as a view of ncnn's memory."""
+        height, width, _ = image.shape
+        pixels = np.ascontiguousarray(image)
+        extractor = self._net.create_extractor()
+        code = extractor.input(
+            PIXELS, self._ncnn.Mat.from_pixels(pixels, self._pixel_order, width, height)
+        )
+        found: dict[str, npt.NDArray[np.float32]] = {}  # by blob: two keys may pool the same maps
+        for blob, shape in dict.fromkeys(self._outputs.values()):
+            if code == 0:
+                code, mat = extractor.extract(blob)  # other threads run meanwhile
+            if code != 0:
+                raise self._unusable(f"ncnn returned {code} for an image")
+            found[blob] = np.asarray(mat).transpose(1, 2, 0)  # (H, W, C)
+            if found[blob].shape != shape:
+                raise self._unusable(f"expected maps of {shape}, received {found[blob].shape}")
+        return {key: found[blob] for key, (blob, _) in self._outputs.items()}
+
+    def _load(self) -> Any:
+        net = self._ncnn.Net()
+        net.opt.num_threads = 1  # an image each: two threads an image are slower
+        for option in dir(net.opt):
+            if option.startswith(_NOT_FLOAT32):
+                setattr(net.opt, option, False)
+        for load, file in ((net.load_param, PARAM_FILE), (net.load_model, WEIGHTS_FILE)):
+            with _quiet():
+                code = load(str(self._folder / file))
+            if code != 0:
+                raise self._unusable(f"ncnn returned {code} for {file}")
+        return net
+
+    def _unusable(self, reason: str) -> BadDataError:
+        return BadDataError(
+            f"{printable(self._folder)} holds no base that ncnn {self.version} computes: {reason}. "
+            f"Delete the folder, and the base is converted anew."
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing that C++ writes to stderr is seen: a return code says it, too."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,115 @@
+"""Every convolutional base of the registry, converted, computes what Keras computes."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipeline.bases.build import build_base, feature_model, preprocess
+from pipeline.bases.registry import BASES, PIXELS, Base
+from pipeline.bases.weights import WeightsChoice
+from pipeline.engines.keras_reader import read_network
+from pipeline.engines.network import Network
+from pipeline.keras_backend import keras
+
+pytestmark = pytest.mark.slow
+
+ENGINES = {"pipeline.engines.onnx": "OnnxEngine"}
+LIKE_CONVNEXT_BASE = {"convnext_large", "convnext_xlarge"}  # wider, layer for layer the same
+TESTED = [name for name in BASES if name not in {PIXELS, *LIKE_CONVNEXT_BASE}]
+TOLERANCE = 1e-4
+
+
+class Read(NamedTuple):
+    base: Base
+    network: Network
+    images: npt.NDArray[np.uint8]
+    expected: dict[str, npt.NDArray[np.float32]]
+
+
+def draw_variables(model: Any, images: npt.NDArray[np.float32]) -> None:
+    """Fresh statistics, scales and offsets are 0 and 1 (or 1e-6): a wrong fold would go unseen.
+
+    Statistics follow the images and scales are below 1, as in a trained base; else the maps of a
+    deep one forget the image, or a rounded pixel alone changes them by more than the tolerance.
+    """
+    draw = np.random.default_rng(0)
+    for variable in model.variables:
+        kind = variable.path.rpartition("/")[2]
+        if kind in ("gamma", "variance"):
+            variable.assign(draw.uniform(0.2, 0.6, variable.shape))
+        elif kind in ("beta", "bias", "mean"):
+            variable.assign(draw.normal(0, 0.3, variable.shape))
+    norms = [part for part in model.layers if isinstance(part, keras.layers.BatchNormalization)]
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+    for layer in norms:
+        layer.momentum, layer.trainable = 0.0, True
+    model(images, training=True)
+    for layer in norms:
+        variance = np.asarray(layer.moving_variance)
+        layer.moving_variance.assign(
+            variance + variance.mean() / 10
+        )  # some channels have next to none: they would blow rounding up
+        layer.trainable = False
+
+
+def middle_layer(model: Any) -> str:
+    """The one halfway down that gives maps."""
+    names: list[str] = [
+        layer.name
+        for layer in model.layers
+        if len(layer.output.shape) == 4 and layer.output.shape[1] > 1
+    ]
+    return names[len(names) // 2]
+
+
+@pytest.fixture(scope="module", params=TESTED)
+def read(request: pytest.FixtureRequest) -> Iterator[Read]:
+    base = BASES[request.param]
+    size = max(base.min_size, 75)
+    model, _ = build_base(
+        base, image_size=size, weights=WeightsChoice("random"), weights_folder=Path()
+    )
+    images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3)).astype(np.uint8)
+    draw_variables(model, np.asarray(preprocess(images, base.preprocessing)))
+    layers = [middle_layer(model), base.last_layer]
+    reference = feature_model(
+        model,
+        base,
+        image_size=size,
+        preprocessing="native",
+        layers=[(layer, "none") for layer in layers],
+    )
+    expected = dict(zip(layers, [maps.numpy() for maps in reference(images)], strict=True))
+    network = read_network(model, base, image_size=size, preprocessing="native", layers=layers)
+    yield Read(base, network, images, expected)
+    keras.backend.clear_session()
+
+
+def relative_error(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """The largest of the rows', in the L2 norm."""
+    distance = np.linalg.norm((found - expected).reshape(len(found), -1), axis=1)
+    return float((distance / np.linalg.norm(expected.reshape(len(found), -1), axis=1)).max())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_conversion_computes_what_keras_computes(engine: str, read: Read, tmp_path: Path) -> None:
+    module = importlib.import_module(engine)
+    module.convert(read.network, tmp_path)
+    runtime = getattr(module, ENGINES[engine])
+    found = runtime(tmp_path, layers=list(read.expected), batch_size=4)(read.images)
+    errors = {layer: relative_error(found[layer], maps) for layer, maps in read.expected.items()}
+    assert max(errors.values()) < TOLERANCE, errors
+    for maps in read.expected.values():
+        print(read.base.name, errors, relative_error(maps[1:], maps[:-1]))
+        assert relative_error(maps[1:], maps[:-1]) > 0.001  # the image has a say
+
+
+def test_no_base_is_left_out() -> None:
+    assert {name for name in BASES if name != PIXELS} == {*TESTED, *LIKE_CONVNEXT_BASE}

@@ -1,0 +1,568 @@
+"""ncnn computes what the operations say, held against plain NumPy in double precision."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("ncnn")
+
+from pipeline.bases.registry import PREPROCESSING, Rescale, find_base
+from pipeline.bases.weights import WeightsChoice
+from pipeline.engines.ncnn import NcnnEngine, convert, version
+from pipeline.engines.network import (
+    IMAGE,
+    Activation,
+    Add,
+    Affine,
+    CannotConvert,
+    Concat,
+    Conv,
+    Crop,
+    GlobalAverage,
+    LayerNorm,
+    Multiply,
+    Network,
+    Operation,
+    Pad,
+    Pool,
+)
+from pipeline.errors import BadDataError
+
+SIDE = 19  # odd, and no multiple of any stride
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3)).astype(np.uint8)
+TOLERANCE = 1e-5  # relative, L2 norm of a row
+
+Maps = npt.NDArray[np.float64]  # (B, C, H, W)
+
+
+def drawn(*shape: int, seed: int = 1) -> npt.NDArray[np.float32]:
+    values: npt.NDArray[np.float32] = np.random.default_rng(seed).normal(size=shape)
+    return values.astype(np.float32)
+
+
+def conv(name: str, source: str, channels: int, count: int, size: int = 1, **how: object) -> Conv:
+    """A convolution with drawn weights that keeps values near 1."""
+    groups = int(str(how.get("groups", 1)))
+    weight = drawn(count, channels // groups, size, size, seed=len(name)) / size
+    weight /= np.sqrt(channels // groups)
+    return Conv(name=name, inputs=(source,), weight=weight, bias=drawn(count), **how)  # type: ignore[arg-type]
+
+
+# The reference: one function an operation, as short as it can be.
+
+
+def padded(maps: Maps, pads: tuple[int, int, int, int], value: float = 0.0) -> Maps:
+    top, left, bottom, right = pads
+    sides = ((0, 0), (0, 0), (top, bottom), (left, right))
+    return np.pad(maps, sides, constant_values=value)
+
+
+def windows(
+    maps: Maps, size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int] = (1, 1)
+) -> Maps:
+    """(B, C, H, W) -> (B, C, rows, columns, height, width)."""
+    span = tuple((s - 1) * d + 1 for s, d in zip(size, dilation, strict=True))
+    view = np.lib.stride_tricks.sliding_window_view(maps, span, axis=(2, 3))
+    return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def convolved(maps: Maps, conv: Conv) -> Maps:
+    count = len(conv.weight) // conv.groups
+    seen = windows(padded(maps, conv.pads), conv.weight.shape[2:], conv.stride, conv.dilation)
+    groups = np.split(seen, conv.groups, axis=1)
+    weights = [conv.weight[i * count : (i + 1) * count] for i in range(conv.groups)]
+    made = [
+        np.einsum("bchwyx,ocyx->bohw", group, weight.astype(float))
+        for group, weight in zip(groups, weights, strict=True)
+    ]
+    return np.concatenate(made, axis=1) + conv.bias[:, None, None]
+
+
+def pooled(maps: Maps, pool: Pool) -> Maps:
+    nothing = -np.inf if pool.function == "max" else np.nan
+    seen = windows(padded(maps, pool.pads, nothing), pool.size, pool.stride)
+    return (np.max if pool.function == "max" else np.nanmean)(seen, axis=(-2, -1))
+
+
+def normalised(maps: Maps, norm: LayerNorm) -> Maps:
+    mean, variance = maps.mean(1, keepdims=True), maps.var(1, keepdims=True)
+    normal = (maps - mean) / np.sqrt(variance + norm.epsilon)
+    return normal * norm.scale[:, None, None] + norm.offset[:, None, None]
+
+
+def activated(maps: Maps, function: str) -> Maps:
+    from scipy.special import erf
+
+    hard = np.clip(maps / 6 + 0.5, 0, 1)
+    values: Mapping[str, Maps] = {
+        "relu": np.maximum(maps, 0),
+        "relu6": np.clip(maps, 0, 6),
+        "sigmoid": 1 / (1 + np.exp(-maps)),
+        "swish": maps / (1 + np.exp(-maps)),
+        "hard_sigmoid": hard,
+        "hard_swish": maps * hard,
+        "tanh": np.tanh(maps),
+        "gelu": maps * (1 + erf(maps / np.sqrt(2))) / 2,
+    }
+    return values[function]
+
+
+def reference(network: Network, images: npt.NDArray[np.uint8]) -> dict[str, Maps]:
+    """Layer -> (B, H, W, C)."""
+    rescale = network.preprocessing
+    pixels = images[..., ::-1] if rescale.bgr else images
+    values: dict[str, Maps] = {
+        IMAGE: np.moveaxis(pixels * np.array(rescale.scale) + rescale.offset, -1, 1)
+    }
+    for operation in network.operations:
+        maps = [values[name] for name in operation.inputs]
+        match operation:
+            case Conv():
+                made = convolved(maps[0], operation)
+            case Affine(scale=scale, offset=offset):
+                made = maps[0] * scale[:, None, None] + offset[:, None, None]
+            case LayerNorm():
+                made = normalised(maps[0], operation)
+            case Activation(function=function):
+                made = activated(maps[0], function)
+            case Pool():
+                made = pooled(maps[0], operation)
+            case GlobalAverage():
+                made = maps[0].mean((2, 3), keepdims=True)
+            case Pad(pads=pads):
+                made = padded(maps[0], pads)
+            case Crop(sides=(top, left, bottom, right)):
+                _, _, height, width = maps[0].shape
+                made = maps[0][:, :, top : height - bottom, left : width - right]
+            case Add():
+                made = maps[0] + maps[1]
+            case Multiply():
+                made = maps[0] * maps[1]
+            case Concat():
+                made = np.concatenate(maps, axis=1)
+        values[operation.name] = made
+    return {layer: np.moveaxis(values[layer], 1, -1) for layer in network.outputs}
+
+
+def network_of(
+    operations: Sequence[Operation],
+    outputs: Sequence[str] = (),
+    *,
+    side: int = SIDE,
+    preprocessing: Rescale = PREPROCESSING["tf"],
+) -> Network:
+    """The outputs, the last operation's by default, get the shapes that the reference finds."""
+    names = outputs or [operations[-1].name]
+    unknown = Network(
+        image_size=side,
+        preprocessing=preprocessing,
+        operations=tuple(operations),
+        outputs=dict.fromkeys(names, (0, 0, 0)),
+    )
+    found = reference(unknown, np.zeros((1, side, side, 3), np.uint8))
+    shapes = {layer: maps.shape[1:] for layer, maps in found.items()}
+    return Network(**{**vars(unknown), "outputs": shapes})
+
+
+def opened(network: Network, layers: Sequence[str] = ()) -> NcnnEngine:
+    folder = Path("converted")
+    folder.mkdir()
+    convert(network, folder)
+    return NcnnEngine(folder, layers=layers or list(network.outputs), batch_size=len(IMAGES))
+
+
+def assert_agrees(network: Network, images: npt.NDArray[np.uint8] = IMAGES) -> None:
+    found, expected = opened(network)(images), reference(network, images)
+    assert found.keys() == expected.keys()
+    assert_shapes_are_told(Path("converted"))
+    for layer, maps in found.items():
+        assert maps.dtype == np.float32
+        assert maps.shape == expected[layer].shape
+        axes = (1, 2, 3)
+        distance = np.sqrt(((maps - expected[layer]) ** 2).sum(axes))
+        assert (distance <= TOLERANCE * np.sqrt((expected[layer] ** 2).sum(axes))).all(), layer
+
+
+def assert_shapes_are_told(folder: Path) -> None:
+    """Where ncnn does not know them beforehand, it takes slower ways."""
+    layers = (folder / "model.param").read_text().splitlines()[2:]
+    for output in json.loads((folder / "network.json").read_text())["outputs"].values():
+        height, width, channels = output["shape"]
+        (made_by,) = (layer for layer in layers if output["blob"] in layer.split()[4:])
+        assert made_by.endswith(f",3,{width},{height},{channels}")
+
+
+# ncnn has code of its own for channels in multiples of 4, 8 and 16.
+CHANNELS = (1, 5, 12, 24, 32)
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+def test_preprocessing(name: str) -> None:
+    operation = conv("conv", IMAGE, 3, 4)
+    assert_agrees(network_of([operation], preprocessing=PREPROCESSING[name]))
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"size": 1, "stride": (2, 2)},
+        {"size": 3, "pads": (1, 1, 1, 1)},
+        {"size": 3, "pads": (0, 0, 1, 1), "stride": (2, 2)},
+        {"size": 3, "pads": (2, 0, 1, 3), "dilation": (2, 2)},
+        {"size": 5, "pads": (2, 1, 0, 3), "stride": (1, 2)},
+        {"size": 7, "pads": (3, 3, 3, 3), "stride": (2, 2)},
+    ],
+)
+def test_convolutions(channels: int, how: dict[str, object]) -> None:
+    before = conv("before", IMAGE, 3, channels)
+    assert_agrees(network_of([before, conv("conv", "before", channels, channels + 3, **how)]))  # type: ignore[arg-type]
+
+
+def test_kernels_that_are_no_squares() -> None:
+    tall = Conv(
+        name="tall", inputs=(IMAGE,), weight=drawn(8, 3, 7, 1), bias=drawn(8), pads=(3, 0, 3, 0)
+    )
+    wide = Conv(
+        name="wide", inputs=("tall",), weight=drawn(9, 8, 2, 5), bias=drawn(9), dilation=(3, 1)
+    )
+    assert_agrees(network_of([tall, wide]))
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"size": 3, "pads": (1, 1, 1, 1)},
+        {"size": 3, "pads": (0, 0, 1, 1), "stride": (2, 2)},
+        {"size": 5, "pads": (1, 1, 2, 2), "stride": (2, 2)},
+        {"size": 7, "pads": (3, 3, 3, 3)},
+        {"size": 3, "pads": (2, 2, 2, 2), "dilation": (2, 2)},
+    ],
+)
+def test_depthwise_convolutions(channels: int, how: dict[str, object]) -> None:
+    before = conv("before", IMAGE, 3, channels)
+    depthwise = conv("depthwise", "before", channels, channels, groups=channels, **how)  # type: ignore[arg-type]
+    assert_agrees(network_of([before, depthwise]))
+
+
+@pytest.mark.parametrize(("groups", "count"), [(4, 24), (12, 24), (2, 6)])
+def test_convolutions_in_groups(groups: int, count: int) -> None:
+    before = conv("before", IMAGE, 3, 12)
+    grouped = conv("grouped", "before", 12, count, 3, groups=groups, pads=(1, 1, 1, 1))
+    assert_agrees(network_of([before, grouped]))
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("function", ["max", "avg"])
+@pytest.mark.parametrize(
+    ("size", "stride", "pads"),
+    [
+        ((2, 2), (2, 2), (0, 0, 0, 0)),
+        ((3, 3), (2, 2), (0, 0, 1, 1)),
+        ((3, 3), (1, 1), (1, 1, 1, 1)),
+        ((3, 3), (2, 2), (0, 0, 0, 0)),
+        ((4, 2), (3, 1), (1, 0, 2, 1)),
+    ],
+)
+def test_pooling_counts_no_padding(
+    channels: int,
+    function: str,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    pads: tuple[int, int, int, int],
+) -> None:
+    below_zero = Affine(
+        name="below_zero",
+        inputs=("before",),
+        scale=np.ones(channels, np.float32),
+        offset=np.full(channels, -9, np.float32),
+    )
+    pool = Pool(
+        name="pool", inputs=("below_zero",), function=function, size=size, stride=stride, pads=pads
+    )
+    assert_agrees(network_of([conv("before", IMAGE, 3, channels), below_zero, pool]))
+
+
+def single(kind: str, source: str, channels: int) -> Operation:
+    inputs = (source,)
+    scale, offset = drawn(channels, seed=2), drawn(channels, seed=3)
+    operations: dict[str, Operation] = {
+        "affine": Affine(name="it", inputs=inputs, scale=scale, offset=offset),
+        "layer_norm": LayerNorm(name="it", inputs=inputs, scale=scale, offset=offset, epsilon=1e-6),
+        "global_average": GlobalAverage(name="it", inputs=inputs),
+        "pad": Pad(name="it", inputs=inputs, pads=(1, 2, 3, 4)),
+        "crop": Crop(name="it", inputs=inputs, sides=(1, 2, 3, 4)),
+        "crop_two_sides": Crop(name="it", inputs=inputs, sides=(1, 1, 0, 0)),
+        "add": Add(name="it", inputs=(source, source)),
+        "multiply": Multiply(name="it", inputs=(source, source)),
+        "concat": Concat(name="it", inputs=(source, source, source)),
+    }
+    return operations[kind]
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "affine",
+        "layer_norm",
+        "global_average",
+        "pad",
+        "crop",
+        "crop_two_sides",
+        "add",
+        "multiply",
+        "concat",
+    ],
+)
+def test_single_operations(kind: str, channels: int) -> None:
+    before = conv("before", IMAGE, 3, channels, 3)
+    assert_agrees(network_of([before, single(kind, "before", channels)]))
+
+
+@pytest.mark.parametrize("channels", [5, 24])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "function",
+    ["relu", "relu6", "sigmoid", "swish", "hard_sigmoid", "hard_swish", "tanh", "gelu"],
+)
+def test_activations(function: str, fused: bool, channels: int) -> None:
+    wide = Affine(  # -8..8 or so: every piece of each function is met
+        name="wide",
+        inputs=("before",),
+        scale=np.full(channels, 4, np.float32),
+        offset=np.zeros(channels, np.float32),
+    )
+    operations = [
+        conv("before", IMAGE, 3, channels),
+        wide,
+        conv("conv", "wide", channels, channels),
+        Activation(name="act", inputs=("conv" if fused else "wide",), function=function),
+        conv("after", "act", channels, channels),
+    ]
+    assert_agrees(network_of(operations, ["act", "after"]))
+
+
+@pytest.mark.parametrize("channels", [5, 24])
+@pytest.mark.parametrize("weights_first", [True, False])
+@pytest.mark.parametrize("side", [SIDE, 5, 1])
+def test_squeeze_and_excite(channels: int, weights_first: bool, side: int) -> None:
+    """Also where maps are as wide as they have channels, which ncnn must not confuse."""
+    size = SIDE - side + 1
+    operations = [
+        Conv(
+            name="before",
+            inputs=(IMAGE,),
+            weight=drawn(channels, 3, size, size) / size,
+            bias=drawn(channels),
+        ),
+        GlobalAverage(name="squeeze", inputs=("before",)),
+        conv("reduce", "squeeze", channels, 3),
+        Activation(name="reduce_act", inputs=("reduce",), function="swish"),
+        conv("expand", "reduce_act", 3, channels),
+        Activation(name="gate", inputs=("expand",), function="sigmoid"),
+        Multiply(name="it", inputs=("gate", "before") if weights_first else ("before", "gate")),
+    ]
+    assert_agrees(network_of(operations, ["squeeze", "gate", "it"]))
+
+
+def residual_network() -> Network:
+    """Stem with padding of its own, a bottleneck whose sum several operations read, branches."""
+    operations = [
+        Pad(name="stem_pad", inputs=(IMAGE,), pads=(3, 3, 3, 3)),
+        conv("stem", "stem_pad", 3, 16, 7, stride=(2, 2)),
+        Activation(name="stem_relu", inputs=("stem",), function="relu"),
+        Pad(name="pool_pad", inputs=("stem_relu",), pads=(1, 1, 1, 1)),
+        Pool(name="pool", inputs=("pool_pad",), function="max", size=(3, 3), stride=(2, 2)),
+        conv("reduce", "pool", 16, 8),
+        Activation(name="reduce_relu6", inputs=("reduce",), function="relu6"),
+        conv("depthwise", "reduce_relu6", 8, 8, 3, groups=8, pads=(1, 1, 1, 1)),
+        conv("expand", "depthwise", 8, 16),
+        Add(name="sum", inputs=("expand", "pool")),
+        Activation(name="relu", inputs=("sum",), function="relu"),
+        conv("left", "relu", 16, 5),
+        Pool(
+            name="right", inputs=("relu",), function="avg", size=(3, 3), stride=(1, 1),
+            pads=(1, 1, 1, 1),
+        ),
+        Concat(name="branches", inputs=("left", "right", "sum")),
+    ]  # fmt: skip
+    return network_of(
+        operations, ["branches", "depthwise", "sum", "stem"], preprocessing=PREPROCESSING["caffe"]
+    )
+
+
+def test_outputs_in_the_middle_of_the_graph_and_in_any_order() -> None:
+    assert_agrees(residual_network())
+
+
+def test_pooled_layers() -> None:
+    keys = ["sum", "sum:avg", "sum:max", "branches:avg"]
+    network = residual_network()
+    engine = opened(network, keys)
+    features, expected = engine(IMAGES), reference(network, IMAGES)
+    assert {key: rows.shape[1:] for key, rows in features.items()} == dict(engine.row_shapes)
+    assert list(features) == keys
+    np.testing.assert_allclose(features["sum"], expected["sum"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(features["sum:avg"], features["sum"].mean((1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(features["sum:max"], features["sum"].max((1, 2)))
+    np.testing.assert_allclose(
+        features["branches:avg"], expected["branches"].mean((1, 2)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_features_do_not_depend_on_the_batch_the_thread_or_the_run() -> None:
+    engine = opened(residual_network())
+    images = np.random.default_rng(2).integers(0, 256, (24, SIDE, SIDE, 3)).astype(np.uint8)
+    alone = [engine(image[np.newaxis]) for image in images]
+    for order in (slice(None), slice(None, None, -1)):
+        together = engine(images[order])
+        for layer, rows in together.items():
+            expected = np.concatenate([each[layer] for each in alone])[order]
+            np.testing.assert_array_equal(rows, expected)
+
+
+def test_results_do_not_change_when_the_engine_runs_again() -> None:
+    engine = opened(residual_network())
+    first = engine(IMAGES)
+    kept = {layer: rows.copy() for layer, rows in first.items()}
+    engine(IMAGES[::-1])
+    for layer, rows in first.items():
+        np.testing.assert_array_equal(rows, kept[layer])
+
+
+def test_no_images_give_no_rows() -> None:
+    engine = opened(residual_network())
+    features = engine(IMAGES[:0])
+    assert {key: rows.shape for key, rows in features.items()} == {
+        key: (0, *shape) for key, shape in engine.row_shapes.items()
+    }
+
+
+def test_the_engine_says_what_it_is() -> None:
+    engine = opened(residual_network())
+    assert (engine.name, engine.version) == ("ncnn", version())
+
+
+def test_nothing_that_talks_to_a_network_is_loaded() -> None:
+    convert(residual_network(), Path())
+    code = (
+        "import sys, numpy, pathlib\n"
+        "from pipeline.engines.ncnn import NcnnEngine\n"
+        "assert 'ncnn' not in sys.modules\n"
+        "engine = NcnnEngine(pathlib.Path(), layers=['sum'], batch_size=1)\n"
+        f"engine(numpy.zeros((1, {SIDE}, {SIDE}, 3), numpy.uint8))\n"
+        "print([name for name in ('tensorflow', 'requests', 'ncnn.model_zoo')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("vgg16", ["block3_conv2", "block5_pool"]),
+        ("mobilenet_v3_small", ["expanded_conv_2_add", "activation_17"]),
+    ],
+)
+def test_agrees_with_keras(name: str, layers: list[str]) -> None:
+    from pipeline.bases.build import build_base
+    from pipeline.engines.keras_reader import read_network
+    from pipeline.keras_backend import keras
+
+    base = find_base(name)
+    model, _ = build_base(
+        base, image_size=64, weights=WeightsChoice("random"), weights_folder=Path()
+    )
+    network = read_network(model, base, image_size=64, preprocessing="rescale", layers=layers)
+    images = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    found = opened(network)(images)
+    outputs = [model.get_layer(layer).output for layer in layers]
+    expected = keras.Model(model.input, outputs).predict(images / np.float32(255), verbose=0)
+    for layer, maps in zip(layers, expected, strict=True):
+        assert np.linalg.norm(found[layer] - maps) <= TOLERANCE * np.linalg.norm(maps)
+
+
+def test_unknown_operations_are_not_converted() -> None:
+    unknown = Activation(name="selu", inputs=(IMAGE,), function="selu")
+    network = Network(
+        image_size=SIDE,
+        preprocessing=PREPROCESSING["tf"],
+        operations=(unknown,),
+        outputs={"selu": (SIDE, SIDE, 3)},
+    )
+    with pytest.raises(CannotConvert, match="selu"):
+        convert(network, Path())
+
+
+def damage(folder: Path, what: str) -> None:
+    text, weights = folder / "model.param", folder / "model.bin"
+    match what:
+        case "no file":
+            weights.unlink()
+        case "short weights":
+            weights.write_bytes(weights.read_bytes()[:-40])
+        case "no weights":
+            weights.write_bytes(b"")
+        case "unknown layer":
+            text.write_text(text.read_text().replace("ReLU", "Frobnicate"))
+        case "short text":
+            text.write_text(text.read_text()[: len(text.read_text()) // 2])
+        case "no text":
+            text.write_text("")
+        case "other text":
+            text.write_text("<html>")
+        case "no description":
+            (folder / "network.json").unlink()
+        case "other description":
+            (folder / "network.json").write_text(json.dumps([1, 2]))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "no file",
+        "short weights",
+        "no weights",
+        "unknown layer",
+        "short text",
+        "no text",
+        "other text",
+        "no description",
+        "other description",
+    ],
+)
+def test_damaged_conversions_are_one_line(what: str, capfd: pytest.CaptureFixture[str]) -> None:
+    network, folder = residual_network(), Path()
+    convert(network, folder)
+    damage(folder, what)
+    with pytest.raises(BadDataError) as caught:
+        NcnnEngine(folder, layers=list(network.outputs), batch_size=3)
+    assert "Delete the folder" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_layer_that_was_not_converted_is_named() -> None:
+    convert(residual_network(), Path())
+    with pytest.raises(BadDataError, match="block5_pool"):
+        NcnnEngine(Path(), layers=["block5_pool"], batch_size=3)
+
+
+def test_maps_of_another_shape_than_converted_are_refused() -> None:
+    convert(residual_network(), Path())
+    description = json.loads(Path("network.json").read_text())
+    description["outputs"]["sum"]["shape"] = [5, 5, 17]
+    Path("network.json").write_text(json.dumps(description))
+    engine = NcnnEngine(Path(), layers=["sum"], batch_size=3)
+    with pytest.raises(BadDataError, match="17"):
+        engine(IMAGES)

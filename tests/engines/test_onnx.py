@@ -1,0 +1,158 @@
+"""ONNX Runtime's engine: what it opens, what it returns, and what it leaves alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from pipeline.bases.registry import PREPROCESSING
+from pipeline.engines.network import (
+    IMAGE,
+    Activation,
+    Affine,
+    Conv,
+    Multiply,
+    Network,
+    Pool,
+)
+from pipeline.engines.onnx import MODEL_FILE, OnnxEngine, convert, version
+from pipeline.errors import BadDataError
+
+SIDE = 12
+DRAW = np.random.default_rng(0)
+IMAGES = DRAW.integers(0, 256, (5, SIDE, SIDE, 3)).astype(np.uint8)
+
+
+def network() -> Network:
+    """A convolution with channels for a blocked layout, depthwise, gated, pooled."""
+    return Network(
+        image_size=SIDE,
+        preprocessing=PREPROCESSING["tf"],
+        operations=(
+            Conv(
+                name="stem",
+                inputs=(IMAGE,),
+                weight=DRAW.normal(size=(32, 3, 3, 3)).astype(np.float32),
+                bias=DRAW.normal(size=32).astype(np.float32),
+                pads=(0, 0, 1, 1),
+                stride=(2, 2),
+            ),
+            Activation(name="active", inputs=("stem",), function="relu"),
+            Conv(
+                name="depthwise",
+                inputs=("active",),
+                weight=DRAW.normal(size=(32, 1, 3, 3)).astype(np.float32),
+                bias=np.zeros(32, np.float32),
+                pads=(1, 1, 1, 1),
+                groups=32,
+            ),
+            Activation(name="gate", inputs=("depthwise",), function="sigmoid"),
+            Multiply(name="gated", inputs=("active", "gate")),
+            Pool(name="pooled", inputs=("gated",), function="max", size=(2, 2), stride=(2, 2)),
+        ),
+        outputs={"active": (6, 6, 32), "pooled": (3, 3, 32)},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("conversion")
+    convert(network(), made)
+    return made
+
+
+def test_rows_have_the_shapes_that_the_engine_says(folder: Path) -> None:
+    keys = ["pooled:max", "active", "pooled", "active:avg"]
+    engine = OnnxEngine(folder, layers=keys, batch_size=5)
+    assert engine.name == "onnx"
+    assert engine.version == version()
+    assert engine.row_shapes == {
+        "pooled:max": (32,),
+        "active": (6, 6, 32),
+        "pooled": (3, 3, 32),
+        "active:avg": (32,),
+    }
+    rows = engine(IMAGES)
+    assert list(rows) == keys
+    for key in keys:
+        assert rows[key].shape == (5, *engine.row_shapes[key])
+        assert rows[key].dtype == np.float32
+    np.testing.assert_array_equal(rows["pooled:max"], rows["pooled"].max((1, 2)))
+    np.testing.assert_allclose(rows["active:avg"], rows["active"].mean((1, 2)), rtol=1e-5)
+
+
+def test_features_do_not_depend_on_the_rest_of_the_batch(folder: Path) -> None:
+    engine = OnnxEngine(folder, layers=["pooled", "pooled:avg"], batch_size=5)
+    together = engine(IMAGES)
+    for key, rows in together.items():
+        np.testing.assert_array_equal(engine(IMAGES[::-1])[key][::-1], rows)
+        for count in range(1, 5):
+            np.testing.assert_array_equal(engine(IMAGES[:count])[key], rows[:count])
+            np.testing.assert_array_equal(engine(IMAGES[count:])[key], rows[count:])
+
+
+def test_preprocessing_and_affine_operations_are_what_they_say(tmp_path: Path) -> None:
+    scale, offset = np.float32([1, 2, 3]), np.float32([0, 5, -5])
+    made = Network(
+        image_size=SIDE,
+        preprocessing=PREPROCESSING["caffe"],
+        operations=(Affine(name="last", inputs=(IMAGE,), scale=scale, offset=offset),),
+        outputs={"last": (SIDE, SIDE, 3)},
+    )
+    convert(made, tmp_path)
+    rows = OnnxEngine(tmp_path, layers=["last"], batch_size=5)(IMAGES)["last"]
+    bgr = IMAGES[..., ::-1] - np.array([103.939, 116.779, 123.68])
+    np.testing.assert_allclose(rows, bgr * scale + offset, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a model", "half"])
+def test_a_damaged_conversion_is_bad_data(
+    content: bytes | str | None, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        whole = (folder / MODEL_FILE).read_bytes()
+        damaged = content if isinstance(content, bytes) else whole[: len(whole) // 2]
+        (tmp_path / MODEL_FILE).write_bytes(damaged)
+    with pytest.raises(
+        BadDataError, match=rf"{MODEL_FILE} cannot be opened .* made anew"
+    ) as raised:
+        OnnxEngine(tmp_path, layers=["pooled"], batch_size=5)
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_layer_that_was_not_converted_is_bad_data(folder: Path) -> None:
+    with pytest.raises(BadDataError, match=r"holds active, pooled; received block9_pool"):
+        OnnxEngine(folder, layers=["block9_pool"], batch_size=5)
+
+
+def test_it_runs_without_tensorflow_and_keeps_nothing_to_send(folder: Path, tmp_path: Path) -> None:
+    program = f"""
+import sys
+import numpy as np
+from pathlib import Path
+from pipeline.engines import onnx
+assert onnx.version() and "onnxruntime" not in sys.modules
+engine = onnx.OnnxEngine(Path({str(folder)!r}), layers=["pooled"], batch_size=5)
+engine(np.zeros((5, {SIDE}, {SIDE}, 3), np.uint8))
+assert "tensorflow" not in sys.modules and "onnx" not in sys.modules
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**environment, "HOME": str(home)},
+    )
+    assert not list(home.rglob("*"))  # what it would send, it first keeps under ~/.cache

@@ -1,0 +1,183 @@
+"""A fine-tuned block stands alone: saved, it gives what the network that was trained gives."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_sets import bundle_of, fit_top_block, scores_of
+
+from pipeline.bases.registry import find_base
+from pipeline.bases.weights import WeightsChoice
+from pipeline.errors import BadDataError
+from pipeline.heads.minibatch import Weights
+from pipeline.models.bundle import load_bundle, save_bundle
+from pipeline.models.classifiers import ForeignClassifier, UnsavableError
+from pipeline.models.top_block import TopBlockClassifier, top_block
+
+
+def classifier_of(**options: Any) -> TopBlockClassifier:
+    classifier = fit_top_block(**options).classifier
+    assert isinstance(classifier, TopBlockClassifier)
+    return classifier
+
+
+WIDTH = 2 * 2 * 512  # of block5_conv2 at 32 pixels
+HEAD = {
+    f"head/{name}": np.full(shape, 0.1, np.float32)
+    for name, shape in zip(Weights._fields, ((512, 8), (8,), (8, 1), (1,)), strict=True)
+}
+
+
+def draw_maps(count: int, width: int) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(count, width)).astype(np.float32)
+
+
+@cache
+def build(name: str) -> Any:
+    """A base with random weights; its weights are not to be relied on."""
+    from pipeline.bases.build import build_base
+
+    options = {"weights": WeightsChoice("random", seed=1), "weights_folder": Path("weights")}
+    model, _ = build_base(find_base(name), image_size=32, **options)
+    return model
+
+
+@pytest.mark.parametrize(
+    "fitted",
+    [
+        {},
+        # with BatchNorm, a residual sum, squeeze and excitation
+        {
+            "base": "mobilenet_v3_small",
+            "first_unfrozen": "expanded_conv_9_expand",
+            "class_count": 3,
+        },
+    ],
+)
+def test_scores_are_those_of_the_network_that_was_trained(fitted: dict[str, Any]) -> None:
+    from pipeline.heads.dense_model import build_dense
+    from pipeline.heads.settings import DenseSettings
+    from pipeline.keras_backend import keras
+
+    tuned = classifier_of(**fitted)
+    base_model = build(tuned.base)
+    for layer in base_model.layers:
+        for variable in layer.weights:
+            if variable.path in tuned.block:
+                variable.assign(tuned.block[variable.path])
+    boundary = base_model.get_layer(tuned.boundary).output
+    upper = keras.Model(boundary, base_model.output)
+    head = build_dense(
+        upper.output_shape[1:],
+        class_count=(class_count := fitted.get("class_count", 2)),
+        settings=DenseSettings(units=8),
+        weights=Weights(*(getattr(tuned, name) for name in Weights._fields)),
+    )
+    maps = draw_maps(11, int(np.prod(boundary.shape[1:])))
+    shares = head(upper(maps.reshape(11, *boundary.shape[1:]), training=False), training=False)
+    expected = np.asarray(shares)
+    if class_count == 2:
+        expected = np.hstack([1 - expected, expected])
+    found = tuned.scores(maps)
+    assert found.dtype == np.float64
+    assert np.ptp(found[:, 0]) > 0.05
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
+
+
+def test_what_was_not_trained_is_the_bases_and_all_of_it_counts() -> None:
+    from pipeline.bases.boundary import find_boundary
+
+    base_model, base, tuned = build("vgg16"), find_base("vgg16"), classifier_of()
+    boundary = find_boundary(base_model, base, "block5_conv3")
+    trained = {"block5_conv3/kernel": tuned.block["block5_conv3/kernel"]}
+    made = top_block(base_model, base, 32, boundary, trained | HEAD, 2)
+    assert isinstance(made, TopBlockClassifier)
+    assert sorted(made.block) == ["block5_conv3/bias", "block5_conv3/kernel"]
+    np.testing.assert_array_equal(made.block["block5_conv3/kernel"], trained["block5_conv3/kernel"])
+    bias = base_model.get_layer("block5_conv3").bias.numpy()
+    np.testing.assert_array_equal(made.block["block5_conv3/bias"], bias)
+    assert made.parameters == 3 * 3 * 512 * 512 + 512 + 512 * 8 + 8 + 8 + 1
+
+
+def test_an_image_has_the_same_scores_whoever_stands_beside_it() -> None:
+    tuned = classifier_of()
+    maps = draw_maps(19, WIDTH)
+    together = tuned.scores(maps)
+    for place in (0, 7, 8, 18):
+        np.testing.assert_array_equal(tuned.scores(maps[place : place + 1])[0], together[place])
+    assert tuned.scores(maps[:0]).shape == (0, 2)
+
+
+def test_a_saved_block_gives_the_same_scores_to_the_last_bit(tmp_path: Path) -> None:
+    bundle = fit_top_block()
+    save_bundle(bundle, tmp_path / "model.safetensors")
+    loaded = load_bundle(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(scores_of(loaded), scores_of(bundle))
+    assert loaded.classifier.parameters == bundle.classifier.parameters
+
+
+@pytest.mark.parametrize(
+    ("boundary", "told"),
+    [
+        ("block6_pool", "cannot be cut behind a layer block6_pool"),
+        ("block5_conv1", r"block5_conv2/bias has shape none; expected \(512,\)"),
+        ("block5_conv3", r"block5_conv3/bias has shape \(512,\); expected none"),
+    ],
+)
+def test_layers_that_the_base_does_not_have_are_refused(boundary: str, told: str) -> None:
+    from pipeline.models.upper_layers import layers_above, put_weights
+
+    with pytest.raises(ForeignClassifier, match=told):
+        put_weights(layers_above(build("vgg16"), boundary), classifier_of().block)
+
+
+def test_a_layer_that_a_sum_goes_round_is_no_boundary() -> None:
+    from pipeline.models.upper_layers import layers_above
+
+    with pytest.raises(ForeignClassifier, match="cannot be cut behind"):
+        layers_above(build("mobilenet_v3_small"), "expanded_conv_9_expand")
+
+
+def test_maps_of_another_width_are_refused() -> None:
+    with pytest.raises(ForeignClassifier, match="take 2,048 features; received 7"):
+        classifier_of().scores(draw_maps(1, 7))
+
+
+def test_layers_that_are_more_than_their_weights_cannot_be_saved() -> None:
+    from pipeline.bases.boundary import find_boundary
+
+    base = find_base("efficientnet_b0")
+    base_model = build(base.name)
+    boundary = find_boundary(base_model, base, "normalization")  # it keeps a counter
+    with pytest.raises(UnsavableError, match=r"normalization/count is int.*unfreeze fewer layers"):
+        top_block(base_model, base, 32, boundary, HEAD, 2)
+
+
+def test_a_block_that_is_not_the_bundles_own_cannot_hide(tmp_path: Path) -> None:
+    """Base, size and boundary are written once: what the bundle says of itself is what counts."""
+    bundle = bundle_of(
+        classifier_of(),
+        spec=fit_top_block().spec,
+        layer="block5_conv1",
+        input="flat",
+        shape=(2, 2, 512),
+    )
+    save_bundle(bundle, tmp_path / "model.safetensors")
+    with pytest.raises(BadDataError, match="is refused: of its layers block5_conv2/bias has"):
+        load_bundle(tmp_path / "model.safetensors")
+
+
+def test_tensorflow_stays_out_until_scores_are_asked_for() -> None:
+    code = (
+        "import sys, numpy as np, pipeline.models.layers\n"
+        "from pipeline.models.top_block import TopBlockClassifier\n"
+        "one = np.ones((1, 1), 'f4')\n"
+        "TopBlockClassifier('vgg16', 32, 'block4_pool', {}, one, one[0], one, one[0]).parameters\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

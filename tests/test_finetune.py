@@ -1,0 +1,164 @@
+"""``python -m pipeline.finetune``: a row and a model of the last layers trained, too."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import assert_one_line, run_command
+
+from pipeline.cache.file import read_table
+from pipeline.errors import UsageError
+from pipeline.finetuning.asked import FineTuning
+from pipeline.models.bundle import load_bundle
+
+SMALL = ["--image-size", "48", "--weights", "random", "--engine", "tensorflow"]
+QUICK = ["--head-epochs", "3", "--epochs", "3", "--learning-rate", "1e-4", "--units", "16"]
+
+
+def finetune(root: Path, *options: str) -> dict[str, Any]:
+    finished = run_command("finetune", root, *SMALL, *QUICK, *options, "--json")
+    document: dict[str, Any] = json.loads(finished.stdout)
+    return document
+
+
+def rows_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["head"]: row for row in document["rows"]}
+
+
+def bundles_of(document: dict[str, Any]) -> dict[str, Path]:
+    folder = Path(document["run"]["folder"])
+    return {row["head"]: folder / row["model"] for row in document["rows"] if row["model"]}
+
+
+# ------------------------------------------------------------------------------ what is asked
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--base", "pixels"], 2, "pixels has no layers to train"),
+        (["--base", "mobilenet_v2"], 2, "--unfreeze names the first layer of mobilenet_v2"),
+        (["--method", "scratch", "--unfreeze", "block5_conv1"], 2, "has no base"),
+        (["--learning-rate", "0"], 2, "above 0"),
+        (["--epochs", "0"], 2, "from 1"),
+        (["--rotation", "400"], 2, "--rotation is a number from 0 to 180"),
+        (["--weights", "none.h5"], 66, "no such file"),
+        (["--image-size", "20"], 2, "at least 32 pixels"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_tensorflow_is_loaded(
+    drawn_set: Path, options: list[str], code: int, message: str
+) -> None:
+    finished = run_command("finetune", drawn_set, *options, check=code)
+    assert message in finished.stderr.splitlines()[-1]
+    assert "loading TensorFlow" not in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_vgg_is_unfrozen_from_its_last_block() -> None:
+    assert FineTuning(data=Path("x")).first_unfrozen == "block5_conv1"
+    assert FineTuning(data=Path("x"), method="end_to_end").first_unfrozen is None
+    with pytest.raises(UsageError, match="--method is one of boundary, end_to_end, scratch"):
+        FineTuning(data=Path("x"), method="fast")
+
+
+# ------------------------------------------------------------------------------ what is trained
+
+
+@pytest.mark.slow
+def test_layer_that_is_no_boundary_names_the_nearest(drawn_set: Path) -> None:
+    finished = run_command(
+        "finetune", drawn_set, "--base", "resnet50", *SMALL,
+        "--unfreeze", "conv5_block3_2_conv", check=2,
+    )  # fmt: skip
+    assert "the nearest: conv5_block3_1_conv" in assert_one_line(finished)
+
+
+@pytest.mark.slow
+def test_run_ends_in_two_rows_a_model_and_curves(drawn_set: Path) -> None:
+    document = finetune(drawn_set, "--views", "2")
+    rows = rows_of(document)
+    assert set(rows) == {"frozen_head", "fine_tuned"}
+    tuned = rows["fine_tuned"]
+    assert (tuned["layer"], tuned["params"]) == ("block4_pool", "unfreeze=block5_conv1 units=16")
+    assert tuned["views"] == 2
+    assert tuned["parameters"] == 3 * (9 * 512 * 512 + 512) + 512 * 16 + 16 + 16 + 1
+    assert 0 <= tuned["test_low"] < tuned["test_accuracy"] <= tuned["test_high"] <= 1
+    folder = Path(document["run"]["folder"])
+    written = {path.name for path in folder.iterdir()}
+    assert written >= {"results.csv", "results.md", "report.html", "curves.png"}
+    table = read_table(Path(tuned["cache"]))
+    assert set(table.layers) == {"block4_pool", "block5_pool"}
+    assert not list(Path("cache/finetuning").glob("*"))  # checkpoints, once results are there
+    for head, path in bundles_of(document).items():
+        finished = run_command("predict", drawn_set / "test", "--model", path, "--json")
+        said = json.loads(finished.stdout)
+        images = said["images"] if isinstance(said, dict) else said
+        assert len(images) == 24, head
+        right = sum(Path(each["path"]).parent.name == each["label"] for each in images)
+        assert right / 24 == pytest.approx(rows[head]["test_accuracy"])
+
+
+@pytest.mark.slow
+def test_references_give_rows_and_say_why_they_are_not_saved(drawn_set: Path) -> None:
+    for method, heads in (
+        (["--method", "end_to_end", "--views", "1"], {"frozen_head"}),
+        (["--method", "end_to_end", "--unfreeze", "block5_conv1"], {"frozen_head", "end_to_end"}),
+        (["--method", "scratch", "--views", "1"], {"scratch"}),
+    ):
+        document = finetune(drawn_set, *method)
+        assert set(rows_of(document)) == heads
+        assert all("reference" in each["reason"] for each in document["run"]["not_saved"])
+
+
+@pytest.mark.slow
+def test_cached_and_end_to_end_roads_lead_to_the_same(drawn_set: Path) -> None:
+    """Without views the two differ only in where the maps come from."""
+    cached = rows_of(finetune(drawn_set, "--dropout", "0"))
+    images = rows_of(
+        finetune(
+            drawn_set, "--dropout", "0", "--method", "end_to_end", "--unfreeze", "block5_conv1"
+        )
+    )
+    for one, other in (("frozen_head", "frozen_head"), ("fine_tuned", "end_to_end")):
+        for measure in ("validation_accuracy", "test_accuracy", "train_accuracy", "log_loss"):
+            assert cached[one][measure] == pytest.approx(images[other][measure], abs=2e-3), measure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["head", "fine-tuning"])
+def test_killed_run_goes_on_to_the_same_model(drawn_set: Path, tmp_path: Path, stage: str) -> None:
+    options = [*SMALL, *QUICK, "--views", "1", "--seed", "3"]
+    options[options.index("--epochs") + 1] = options[options.index("--head-epochs") + 1] = "8"
+    whole = json.loads(
+        run_command(
+            "finetune", drawn_set, *options, "--json", "--cache-dir", "whole", "--out", "a"
+        ).stdout
+    )
+    command = [sys.executable, "-m", "pipeline.finetune", str(drawn_set), *options]
+    command += ["--json", "--cache-dir", "killed", "--out", "b"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 300
+        while not list(Path("killed/finetuning").glob(f"*/*/{stage}.safetensors")):
+            assert run.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{stage}: goes on after epoch" in finished.stderr
+    again = json.loads(finished.stdout)
+    for head, row in rows_of(whole).items():
+        other = rows_of(again)[head]
+        for measure in ("train_accuracy", "validation_accuracy", "test_accuracy", "log_loss"):
+            assert other[measure] == row[measure], (head, measure)
+    for head, path in bundles_of(whole).items():
+        one, other = load_bundle(path).classifier, load_bundle(bundles_of(again)[head]).classifier
+        np.testing.assert_array_equal(one.hidden_kernel, other.hidden_kernel)
+        for name, array in getattr(one, "block", {}).items():
+            np.testing.assert_array_equal(array, other.block[name])
