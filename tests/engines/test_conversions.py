@@ -53,9 +53,8 @@ def draw_variables(model: Any, images: npt.NDArray[np.float32]) -> None:
     model(images, training=True)
     for layer in norms:
         variance = np.asarray(layer.moving_variance)
-        layer.moving_variance.assign(
-            variance + variance.mean() / 10
-        )  # some channels have next to none: they would blow rounding up
+        # Some channels have next to none: they would blow rounding up.
+        layer.moving_variance.assign(variance + variance.mean() / 10)
         layer.trainable = False
 
 
@@ -107,7 +106,6 @@ def test_a_conversion_computes_what_keras_computes(engine: str, read: Read, tmp_
     errors = {layer: relative_error(found[layer], maps) for layer, maps in read.expected.items()}
     assert max(errors.values()) < TOLERANCE, errors
     for maps in read.expected.values():
-        print(read.base.name, errors, relative_error(maps[1:], maps[:-1]))
         assert relative_error(maps[1:], maps[:-1]) > 0.001  # the image has a say
 
 

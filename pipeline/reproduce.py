@@ -1,0 +1,85 @@
+"""``python -m pipeline.reproduce``: run what docs/RESULTS.md reports, and write that page."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import cli
+from pipeline.errors import UsageError
+from pipeline.text import printable
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, run what has not been run, write the page."""
+    arguments = _parser().parse_args(argv)
+    from pipeline.reproduction.run import reproduce
+    from pipeline.reproduction.steps import Amount
+
+    words = sys.argv[1:] if argv is None else argv
+    page = reproduce(
+        [_set(text) for text in arguments.sets],
+        weights=arguments.weights,
+        amount=Amount(
+            views=arguments.views,
+            epochs=arguments.epochs,
+            head_epochs=arguments.head_epochs,
+            scratch_epochs=arguments.scratch_epochs,
+            end_to_end_epochs=arguments.end_to_end_epochs,
+        ),
+        folder=arguments.folder,
+        page=arguments.out,
+        only_collect=arguments.collect,
+        command=printable(shlex.join(["python", "-m", "pipeline.reproduce", *words])),
+    )
+    print(printable(page))
+
+
+def _set(text: str) -> tuple[Path, str]:
+    """``data/pets=like ImageNet``."""
+    path, _, likeness = text.partition("=")
+    if not likeness:
+        raise UsageError(
+            f"{printable(text)}: say how like ImageNet the set is, as in "
+            f"'data/pets=photographs, like ImageNet'"
+        )
+    return Path(path), likeness
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser(
+        command="reproduce",
+        summary="Measure VGG16 by every method and write docs/RESULTS.md. It takes hours; what was "
+        "measured is kept, so it may be interrupted.",
+        example="python -m pipeline.reproduce 'data/cats_and_dogs=like ImageNet'",
+    )
+    made.add_argument(
+        "sets", nargs="+", metavar="FOLDER=WORDS", help="image sets, and how like ImageNet they are"
+    )
+    made.add_argument("--weights", default="imagenet", metavar="W", help="imagenet or a .h5 file")
+    made.add_argument("--views", type=cli.whole_number, default=4, metavar="K")
+    made.add_argument(
+        "--epochs", type=cli.whole_number, default=8, metavar="N", help="of fine-tuning"
+    )
+    made.add_argument("--head-epochs", type=cli.whole_number, default=30, metavar="N")
+    for method, default in (("scratch", 30), ("end-to-end", 3)):
+        made.add_argument(
+            f"--{method}-epochs",
+            type=cli.count,
+            default=default,
+            metavar="N",
+            help="of the first set; 0 leaves it out (default: %(default)s)",
+        )
+    made.add_argument(
+        "--folder", type=Path, default=Path("results/reproduction"), help="of the runs"
+    )
+    made.add_argument("--out", type=Path, default=Path("docs/RESULTS.md"), metavar="FILE")
+    made.add_argument(
+        "--collect", action="store_true", help="run nothing: write the page of what there is"
+    )
+    return made
+
+
+if __name__ == "__main__":
+    cli.run(main, when_interrupted="interrupted; what was measured is kept: run the same again")

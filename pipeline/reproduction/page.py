@@ -1,0 +1,273 @@
+"""The page made of the steps' results: beside what the book says, by method, by difference."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from scipy import stats
+
+from pipeline.bases.registry import BASES
+from pipeline.evaluation.statistics import wilson_interval
+from pipeline.reproduction.steps import LAYERS, SEEDS, Amount
+from pipeline.text import duration, file_size, printable
+
+NOT_MEASURED = "not measured"
+
+Row = Mapping[str, Any]
+Answers = Mapping[str, Mapping[str, Any]]  # step -> what it printed
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """An image set with the answers of its steps.
+
+    Attributes
+    ----------
+    likeness : how similar it is to ImageNet, in words.
+    """
+
+    name: str
+    likeness: str
+    amount: Amount
+    answers: Answers
+
+    def rows(self, step: str, head: str) -> list[Row]:
+        """A head's rows of a step, a seed each, as far as they were run."""
+        found = (self.answers.get(f"{self.name}/{step}-{seed}") for seed in SEEDS)
+        return [row for each in found if each for row in each["rows"] if row["head"] == head]
+
+    @property
+    def test_images(self) -> int:
+        counts = self._split_counts().get("test", {})
+        return sum(counts.values())
+
+    @property
+    def train_images(self) -> int:
+        return sum(self._split_counts().get("train", {}).values())
+
+    def _split_counts(self) -> Mapping[str, Mapping[str, int]]:
+        for answer in self.answers.values():
+            if "run" in answer:
+                counts: Mapping[str, Mapping[str, int]] = answer["run"]["caches"][0]["split_counts"]
+                return counts
+        return {}
+
+
+def make_page(sets: Sequence[ImageSet], commands: Sequence[str], *, curves: str | None) -> str:
+    """The page as Markdown.
+
+    Parameters
+    ----------
+    commands : what was typed.
+    curves : name of the picture of fine-tuning's curves, beside the page.
+    """
+    parts = [
+        "# Results",
+        "Made by the command below from runs of this project's own commands; nothing here was "
+        "typed in. Every accuracy is of test images that nothing was chosen on, in per cent, with "
+        "the 95 % Wilson interval; of several seeds it is their mean.",
+        "\n".join(["```console", *(f"$ {command}" for command in commands), "```"]),
+        *_beside_the_book(sets[0]),
+        *_methods(sets),
+        *_differences(sets),
+    ]
+    if curves:
+        parts += [
+            "## Fine-tuning by epoch",
+            "Thin: as measured; thick: the book's moving average, factor 0.8.",
+            f"![Loss and accuracy of fine-tuning by epoch]({curves})",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+# ------------------------------------------------------------------------- beside the book
+
+
+def _beside_the_book(measured: ImageSet) -> Iterator[str]:
+    """*Deep Learning with Python*, 5.2 and 5.3, and the posts that it grew from."""
+    views = measured.amount.views
+    cached = measured.rows("classify-rescale-0", "dense")
+    native = measured.rows("classify-native-0", "dense")
+    tuned = measured.rows("finetune-0", "fine_tuned")
+    frozen = measured.rows("finetune-0", "frozen_head")
+    scratch = measured.rows("scratch", "scratch")
+    yield "## Beside the book"
+    yield (
+        f"The book trains on 2,000 photographs of cats and dogs; here {measured.train_images:,} of "
+        f"them, {measured.test_images:,} to test. It rescales by 1/255 where VGG16 was trained "
+        f"otherwise; its own preprocessing is the default here."
+    )
+    epochs = measured.amount.head_epochs
+    rows = [
+        ("features of VGG16 at 150 pixels", "(4, 4, 512)", str(BASES["vgg16"].feature_shape)),
+        ("parameters of its base", "14,714,688", f"{BASES['vgg16'].parameters:,}"),
+        (
+            "parameters of the head, in four tensors",
+            "2,097,665",
+            f"{frozen[0]['parameters']:,}" if frozen else NOT_MEASURED,
+        ),
+        (
+            "parameters of the convnet from scratch",
+            "3,453,121",
+            f"{scratch[0]['parameters']:,}" if scratch else NOT_MEASURED,
+        ),
+        ("method one: features once, 1/255, dense head", "about 90 %", _accuracy(measured, cached)),
+        ("the same with VGG16's own preprocessing", "", _accuracy(measured, native)),
+        (
+            "method two: end to end, augmented, frozen base",
+            "about 96 %",
+            _accuracy(measured, measured.rows("end_to_end", "frozen_head")),
+        ),
+        (
+            f"its road through the cache: {views} views an image",
+            "",
+            _accuracy(measured, measured.rows(f"classify-native-{views}", "dense")),
+        ),
+        ("after fine-tuning block 5", "92 to 97 %", _accuracy(measured, tuned)),
+        ("small convnet from scratch, augmented", "82 %", _accuracy(measured, scratch)),
+        (
+            "an epoch of the head, on a CPU",
+            "under 1 s",
+            _seconds([row["fit_seconds"] / epochs for row in native]),
+        ),
+    ]
+    yield _table(("what", "the book", "here"), rows)
+    yield (
+        f"The convnet from scratch had at most {measured.amount.scratch_epochs} epochs (the book: "
+        f"100), method two {measured.amount.end_to_end_epochs} (the book: 30, on a GPU)."
+    )
+
+
+# ------------------------------------------------------------------------------ by method
+
+
+def _methods(sets: Sequence[ImageSet]) -> Iterator[str]:
+    yield "## Which method"
+    yield (
+        "Extraction and training as they took on the machine that made this page, which had other "
+        "work to do; the disk is what the cache takes for that many views. How large and how like "
+        "ImageNet a set is decides what pays: what was not measured says so."
+    )
+    for each in sets:
+        yield (
+            f"### {printable(each.name)}: {each.train_images:,} training images, {each.likeness}"
+        )
+        yield _table(
+            ("method", "preprocessing", "views", "unfrozen", "test %", "extraction", "training",
+             "disk"),
+            list(_method_rows(each)),
+        )  # fmt: skip
+    yield "### Tens of thousands of images, like or unlike ImageNet"
+    yield f"{NOT_MEASURED.capitalize()}."
+
+
+def _method_rows(each: ImageSet) -> Iterator[Sequence[str]]:
+    views = each.amount.views
+    for mode, most in (("native", views), ("rescale", 2 * views)):
+        for count in dict.fromkeys((0, views, most)):
+            for head in ("dense", "logistic"):
+                rows = each.rows(f"classify-{mode}-{count}", head)
+                extraction, disk = _price(each, mode, count, LAYERS[-1:])
+                yield (
+                    f"{head} on the frozen base", mode, str(count), "–", _accuracy(each, rows),
+                    extraction, _seconds([row["fit_seconds"] for row in rows]), disk,
+                )  # fmt: skip
+    for count in (0, views):
+        rows = each.rows(f"finetune-{count}", "fine_tuned")
+        extraction, disk = _price(each, "native", count, LAYERS)
+        yield (
+            "fine-tuned from the cache", "native", str(count), "block5", _accuracy(each, rows),
+            extraction, _seconds([row["fit_seconds"] for row in rows]), disk,
+        )  # fmt: skip
+    for step, head, name in (
+        ("end_to_end", "frozen_head", "end to end, augmented on the fly"),
+        ("scratch", "scratch", "small convnet from scratch, augmented on the fly"),
+    ):
+        rows = each.rows(step, head)
+        seconds = _seconds([row["fit_seconds"] for row in rows])
+        yield (name, "native", "new", "–", _accuracy(each, rows), "–", seconds, "–")
+
+
+def _price(each: ImageSet, mode: str, views: int, layers: Sequence[str]) -> tuple[str, str]:
+    """Seconds of extraction and bytes on the disk for so many views of each training image."""
+    answer = each.answers.get(f"{each.name}/extract-{mode}")
+    if answer is None or not answer["computed"]:
+        return NOT_MEASURED, NOT_MEASURED
+    rows = answer["images"] + each.train_images * views
+    seconds = answer["seconds"] / answer["computed"] * rows
+    with h5py.File(answer["cache"]) as file:
+        stored = sum(
+            file[f"features/{layer}"].id.get_storage_size() / len(file["views"]) for layer in layers
+        )
+    return duration(seconds), file_size(round(stored * rows))
+
+
+# ---------------------------------------------------------------------------- differences
+
+
+def _differences(sets: Sequence[ImageSet]) -> Iterator[str]:
+    yield "## What a change brings"
+    yield (
+        f"Differences of test accuracy in points, paired by seed ({len(SEEDS)} of them): their "
+        "mean with the 95 % interval of Student's t. It tells how much the draw of weights and "
+        "batches matters, not how other test images would fall out; one image is "
+        + ", ".join(f"{100 / each.test_images:.1f} points of {printable(each.name)}"
+                    for each in sets if each.test_images)
+        + "."
+    )  # fmt: skip
+    rows = []
+    for each in sets:
+        views = each.amount.views
+        pairs = [
+            (f"{views} views, own preprocessing, dense", f"classify-native-{views}", "dense",
+             "classify-native-0", "dense"),
+            (f"{views} views, 1/255, dense", f"classify-rescale-{views}", "dense",
+             "classify-rescale-0", "dense"),
+            (f"{2 * views} views, 1/255, dense", f"classify-rescale-{2 * views}", "dense",
+             "classify-rescale-0", "dense"),
+            ("fine-tuned against its frozen head", "finetune-0", "fine_tuned", "finetune-0",
+             "frozen_head"),
+        ]  # fmt: skip
+        for what, step, head, other_step, other_head in pairs:
+            one, other = each.rows(step, head), each.rows(other_step, other_head)
+            rows.append((printable(each.name), what, _difference(one, other)))
+    yield _table(("set", "change", "points"), rows)
+
+
+def _difference(one: Sequence[Row], other: Sequence[Row]) -> str:
+    if len(one) != len(other) or len(one) < 2:
+        return NOT_MEASURED
+    points = [
+        100 * (a["test_accuracy"] - b["test_accuracy"]) for a, b in zip(one, other, strict=True)
+    ]
+    spread = float(np.std(points, ddof=1)) / math.sqrt(len(points))
+    reach = float(stats.t.ppf(0.975, len(points) - 1)) * spread
+    mean = float(np.mean(points))
+    return f"{mean:+.1f} ({mean - reach:+.1f} to {mean + reach:+.1f})"
+
+
+# ----------------------------------------------------------------------------------- cells
+
+
+def _accuracy(each: ImageSet, rows: Sequence[Row]) -> str:
+    if not rows:
+        return NOT_MEASURED
+    accuracy = float(np.mean([row["test_accuracy"] for row in rows]))
+    low, high = wilson_interval(accuracy * each.test_images, each.test_images)
+    seeds = f", {len(rows)} seeds" if len(rows) > 1 else ""
+    return f"{100 * accuracy:.1f} ({100 * low:.1f}–{100 * high:.1f}){seeds}"
+
+
+def _seconds(values: Sequence[float], say: Callable[[float], str] = duration) -> str:
+    if not values:
+        return NOT_MEASURED
+    mean = float(np.mean(values))
+    return say(mean) if mean >= 10 else f"{mean:.2g} s"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
