@@ -202,7 +202,7 @@ def extract_features(
         strict=strict,
         wait=wait,
         plan=plan,
-        donors=() if out else list(_siblings(path, found, spec)),
+        donors=[] if out else [each for each in _siblings(path, found, spec) if recipe.takes(each)],
         progress=progress,
     )
     return Extraction(

@@ -26,7 +26,7 @@ from pipeline.engines import (
     name_weights,
     open_engine,
 )
-from pipeline.errors import CannotCreateError, UnreachableError, UsageError
+from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
 from pipeline.images.decode import RESIZE_POLICIES, pixels_digest
 from pipeline.images.reader import Pixels
 from pipeline.images.scan import ImageSet
@@ -81,10 +81,35 @@ class Recipe:
         that is not installed.
         """
         if keys not in self._engines:
-            self._engines[keys] = open_engine(
-                self._request(keys), engine=self._allowed(recorded), images=images
-            )
+            self._engines.clear()  # one network at a time in memory
+            self._engines[keys] = self._open(keys, images, recorded)
         return self._engines[keys]
+
+    def _open(
+        self, keys: tuple[str, ...], images: Pixels, recorded: Mapping[str, Any] | None
+    ) -> Engine:
+        name = self._allowed(recorded)
+        try:
+            engine = open_engine(self._request(keys), engine=name, images=images)
+        except (BadDataError, UnreachableError) as error:
+            if recorded is None or self.engine_name != AUTO or name == AUTO:
+                raise
+            raise type(error)(
+                f"{name} computed the features that are there: {error}; or choose another --out, "
+                f"or go on with another engine by --mix-engines"
+            ) from error
+        if recorded and recorded["name"] == engine.name and recorded["version"] != engine.version:
+            log.warning(
+                "%s %s computed the features that are there, %s goes on: each agrees with "
+                "TensorFlow, but they are not the same to the last bit",
+                engine.name, printable(str(recorded["version"])), engine.version,
+            )  # fmt: skip
+        return engine
+
+    def takes(self, table: FeatureTable) -> bool:
+        """Whether rows of another file may stand beside those to be computed."""
+        engine = table.document["engine"] or {}
+        return self.engine_name == AUTO or engine.get("name") == self.engine_name
 
     def _allowed(self, recorded: Mapping[str, Any] | None) -> str:
         """A cache keeps its engine unless the user allows others."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from drawing import draw_set
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
+
 ASSETS = os.environ.get("PIPELINE_TEST_ASSETS")
 
 

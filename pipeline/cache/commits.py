@@ -16,17 +16,21 @@ from pipeline.cache.shards import ShardFolder
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, PipelineError
 
-SECONDS = 2.0  # between commits: what a crash may cost, while a fast base makes no shard a blink
+SECONDS = 2.0  # between commits, so that a fast base makes no shard a blink
+MOST_SECONDS = 30.0  # what a crash may cost where a chunk of 64 rows takes longer
+
+Batch = tuple[list[RowKey], dict[str, npt.NDArray[Any]]]  # rows and their features by layer
 
 
 class Commits:
     """Takes an engine's rows and commits them in a thread, at most one shard at a time.
 
-    A shard holds whole chunks, so that publishing can copy them as they are; the last one holds
-    the rest. Whatever ends the context, all that was computed is committed, unless a commit itself
-    has failed.
+    A shard holds whole chunks where it can, so that publishing can copy them as they are; the last
+    one holds the rest. Whatever ends the context, all that was computed is committed, unless a
+    commit itself has failed.
 
-    A shard is due after `SECONDS`, or when its features pass 8 MiB.
+    A shard is due after `SECONDS`, or when its features pass 8 MiB; after `MOST_SECONDS` it need
+    not fill a chunk.
     """
 
     def __init__(
@@ -34,15 +38,14 @@ class Commits:
     ) -> None:
         self._shards = shards
         self._made_by = {"name": engine.name, "version": engine.version, "error": engine.error}
+        self._layers = list(layers)
         self._dtype = dtype
         self._chunk = min(rows_per_chunk(engine.row_shapes[key], dtype) for key in layers)
-        self._keys: list[RowKey] = []
-        self._batches: dict[str, list[npt.NDArray[Any]]] = {key: [] for key in layers}
-        self._bytes = 0
+        # keys never part from their features: whatever interrupts, no row gets another's
+        self._waiting: list[Batch] = []
         self._last = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._writing: Future[int] | None = None
-        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +56,8 @@ class Commits:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and not self._failed:
+        failed = self._writing is not None and self._writing.done() and self._writing.exception()
+        if error is not None and not failed:
             with contextlib.suppress(PipelineError):  # the first error is the one to tell
                 self.finish()
         self._thread.shutdown(wait=True)
@@ -63,35 +67,36 @@ class Commits:
 
         Raises BadDataError if features are not finite, and what a commit raises.
         """
-        stored = {key: _stored(key, features[key], self._dtype) for key in self._batches}
-        self._keys += keys
-        for key, batches in self._batches.items():
-            batches.append(stored[key])
-            self._bytes += stored[key].nbytes
-        whole = len(self._keys) - len(self._keys) % self._chunk
+        stored = {key: _stored(key, features[key], self._dtype) for key in self._layers}
+        self._waiting.append((list(keys), stored))
+        count = sum(len(each) for each, _ in self._waiting)
+        size = sum(rows.nbytes for _, each in self._waiting for rows in each.values())
         waited = time.monotonic() - self._last
-        if whole and (waited >= SECONDS or self._bytes >= CHUNK_BYTES):
+        whole = count - count % self._chunk
+        if whole and (waited >= SECONDS or size >= CHUNK_BYTES):
             return self._commit(whole)
-        return 0
+        return self._commit(count) if waited >= MOST_SECONDS else 0
 
     def finish(self) -> int:
         """Commit the rest; returns how many rows were committed since the last call."""
-        done = self._commit(len(self._keys)) if self._keys else 0
+        count = sum(len(each) for each, _ in self._waiting)
+        done = self._commit(count) if count else 0
         return done + self._settle()
 
     def _commit(self, count: int) -> int:
         """Hand rows to the thread, once it is done with those before."""
         done = self._settle()
-        keys, self._keys = self._keys[:count], self._keys[count:]
-        features = {}
-        self._bytes = 0
-        for key, batches in self._batches.items():
-            rows = np.concatenate(batches)
-            features[key] = rows[:count]
-            batches[:] = [rows[count:]]
-            self._bytes += batches[0].nbytes
+        keys = [key for each, _ in self._waiting for key in each]
+        features = {
+            layer: np.concatenate([each[layer] for _, each in self._waiting])
+            for layer in self._layers
+        }
+        first = {layer: rows[:count] for layer, rows in features.items()}
+        rest = {layer: rows[count:] for layer, rows in features.items()}
         self._last = time.monotonic()
-        self._writing = self._thread.submit(self._write, keys, features)
+        self._writing = self._thread.submit(self._write, keys[:count], first)
+        # interrupted before this, rows are committed twice, which does no harm
+        self._waiting = [(keys[count:], rest)] if len(keys) > count else []
         return done
 
     def _write(self, keys: Sequence[RowKey], features: Mapping[str, npt.NDArray[Any]]) -> int:
@@ -100,12 +105,10 @@ class Commits:
 
     def _settle(self) -> int:
         """The rows of the shard that was being written; raises what writing it raised."""
-        writing, self._writing = self._writing, None
-        if writing is None:
+        if self._writing is None:
             return 0
-        self._failed = True  # until it is known that it has not
-        rows = writing.result()
-        self._failed = False
+        rows = self._writing.result()  # kept if it raises: a commit that failed is the last one
+        self._writing = None
         return rows
 
 

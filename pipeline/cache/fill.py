@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SKIPPED_SUFFIX = ".skipped.csv"
 
 NO_VIEWS = ViewPlan()
+SAMPLE = 8  # images that an engine is chosen by, at least
 
 Progress = Callable[[int, int], None]
 OpenEngine = Callable[[tuple[str, ...], Pixels, Mapping[str, Any] | None], Engine]
@@ -96,6 +97,8 @@ def fill_cache(
             remove_temporaries(target)
         shards.settle()
         out = _SkipList(images, skipped, strict=strict)
+        recorded = KnownRows(table, shards.read()).engine
+        donors = KnownRows.fitting(donors, recorded)
         known = KnownRows(table, shards.read(), distrusted, donors)
         wanted = sorted({*(table.layers if table else ()), *layers})
         missing = _missing(refs, wanted, known, plan)
@@ -308,21 +311,22 @@ def compute_rows(
     recorded : the engine that computed what the cache holds, None for an empty one.
     committed : called with the number of rows whenever some are safe.
     """
-    batches = iter(lambda: list(islice(decoded, batch_size)), [])
-    first = next(batches, None)
-    if first is None:
+    ahead = list(islice(decoded, max(batch_size, SAMPLE)))
+    if not ahead:
         return
     # Not before there is an image: opening takes seconds, and engines are tried on images.
-    engine = open_engine(layers, np.stack([pixels for _, pixels in first]), recorded)
+    engine = open_engine(layers, np.stack([pixels for _, pixels in ahead]), recorded)
     if engine.weights != spec.weights:
         raise BadDataError(
             f"the weights of {spec.base} have SHA-256 {engine.weights[:12]}…, not "
             f"{spec.weights[:12]}… as noted: delete the note in weights/ and run again"
         )
     with Commits(shards, engine, layers, spec.dtype) as commits:
-        for number, batch in enumerate(chain([first], batches)):
+        decoded = chain(ahead, decoded)
+        batches = iter(lambda: list(islice(decoded, batch_size)), [])
+        for number, batch in enumerate(batches):
             features = engine(np.stack([pixels for _, pixels in batch]))
             if not number:
-                check_room(shards.path.parent, features, row_count, spec.dtype)
+                check_room(shards.path.with_suffix(".h5"), features, row_count, spec.dtype)
             committed(commits.add([key for key, _ in batch], features))
         committed(commits.finish())

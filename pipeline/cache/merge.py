@@ -48,7 +48,7 @@ class KnownRows:
         table: FeatureTable | None,
         shards: Iterable[Shard],
         distrusted: Distrusted | None = None,
-        donors: Iterable[FeatureTable] = (),
+        donors: Sequence[FeatureTable] = (),
     ) -> None:
         self.sources: dict[str, dict[RowKey, Source]] = defaultdict(dict)
         self.row_shapes: dict[str, tuple[int, ...]] = {}
@@ -60,6 +60,22 @@ class KnownRows:
         for donor in donors:
             self._add_donor(donor)
 
+    @staticmethod
+    def fitting(
+        donors: Iterable[FeatureTable], recorded: Mapping[str, Any] | None
+    ) -> list[FeatureTable]:
+        """Those of other files that may give rows: computed by the recorded engine, or, for an
+        empty cache, all by one."""
+        fitting = []
+        for table in donors:
+            engine = table.document["engine"]
+            if not engine or "also" in engine:
+                continue
+            recorded = recorded or engine
+            if engine["name"] == recorded["name"]:
+                fitting.append(table)
+        return fitting
+
     def has(self, layer: str, key: RowKey) -> bool:
         return key in self.sources[layer]
 
@@ -69,12 +85,8 @@ class KnownRows:
         return sources.get(row.key) if row.ref is None else sources[row.key]
 
     def _add_donor(self, table: FeatureTable) -> None:
-        """Take another file's rows of the images as they are, if the same engine computed them."""
-        engine = table.document["engine"] or {}
-        if self.engine is None:
-            self.engine = engine
-        if "also" in engine or engine.get("name") != self.engine.get("name"):
-            return
+        """Take another file's rows of the images as they are."""
+        self._add_engine(table.document["engine"])
         there = KnownRows(table, ())
         for layer, sources in there.sources.items():
             plain = {key: source for key, source in sources.items() if key.view == 0}

@@ -19,11 +19,12 @@ COPIES = 2  # the shards, and beside them the file that is made from them
 log = logging.getLogger(__name__)
 
 
-def check_room(folder: Path, sample: Mapping[str, npt.NDArray[Any]], rows: int, dtype: str) -> None:
+def check_room(cache: Path, sample: Mapping[str, npt.NDArray[Any]], rows: int, dtype: str) -> None:
     """Say about how large the features will be, judged by the first ones, where that is much.
 
     Parameters
     ----------
+    cache : the file that they will stand in.
     sample : layer key -> features of some rows, (n, *shape of a row).
     rows : how many there will be.
 
@@ -34,16 +35,20 @@ def check_room(folder: Path, sample: Mapping[str, npt.NDArray[Any]], rows: int, 
         with np.errstate(over="ignore"):  # what float16 cannot hold is told elsewhere
             stored = np.ascontiguousarray(features, dtype)
         size += len(zlib.compress(stored.tobytes(), 1)) * rows // len(features)
+    folder = cache.parent
     free = shutil.disk_usage(folder).free
+    needed = COPIES * size
+    if cache.exists():  # it stays until the new one is there
+        needed += cache.stat().st_size
     if size > WORTH_SAYING:
         log.info(
             "%s of %s: about %s on the disk, %s while it is written; %s free", counted(rows, "row"),
-            printable(", ".join(sample)), file_size(size), file_size(COPIES * size),
+            printable(", ".join(sample)), file_size(size), file_size(needed),
             file_size(free),
         )  # fmt: skip
-    if COPIES * size > free:
+    if needed > free:
         raise StorageError(
-            f"{printable(folder)} has too little room: {file_size(COPIES * size)} needed, "
+            f"{printable(folder)} has too little room: {file_size(needed)} needed, "
             f"{file_size(free)} free; make room, or take fewer --views, --pooling avg or "
             f"--dtype float16"
         )

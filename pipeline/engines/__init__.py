@@ -6,7 +6,7 @@ the user's own images (`pipeline.engines.trials`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,8 +114,12 @@ def open_engine(
 
 def is_installed(engine: str) -> bool:
     """Whether something is the name of an engine, and that is here."""
-    package = {TENSORFLOW: TENSORFLOW, **RUNTIMES}.get(engine)
-    return package is not None and find_spec(package) is not None
+    if engine == TENSORFLOW:
+        return True
+    try:
+        return engine in RUNTIMES and bool(version(RUNTIMES[engine]))
+    except PackageNotFoundError:
+        return False
 
 
 def name_weights(request: EngineRequest) -> str:

@@ -5,6 +5,7 @@ the preprocessing and the layers; below it a folder per engine and version, and 
 `pipeline.engines.trials` found out about them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 from pipeline.durable import make_folder, sync_folder
 from pipeline.engines import EngineRequest
@@ -38,8 +41,7 @@ def is_whole(folder: Path) -> bool:
     try:
         digests = json.loads((folder / MANIFEST).read_text())
         return bool(digests) and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            for name, digest in digests.items()
+            _digest(folder / name) == digest for name, digest in digests.items()
         )
     except (OSError, ValueError, AttributeError, TypeError):
         return False
@@ -53,24 +55,27 @@ def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
         made = Path(scratch) / folder.name
         made.mkdir()
         convert(made)
-        digests = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made.iterdir()
-        }
+        digests = {path.name: _digest(path) for path in made.iterdir()}
         (made / MANIFEST).write_text(json.dumps(digests, indent=2))
         for path in made.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         sync_folder(made)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        try:
+        with FileLock(f"{folder}.lock"):
+            if is_whole(folder):  # another process was faster, and may have it open
+                return
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             made.rename(folder)
-        except OSError:
-            if not is_whole(folder):  # another process was faster
-                raise
     sync_folder(folder.parent)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:  # of a network of 350 million weights not all at once
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove_stale(parent: Path) -> None:
     for path in parent.glob(f"{SCRATCH}*"):
-        if path.stat().st_mtime < time.time() - STALE_AFTER:
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # its owner may remove it at this moment
+            if path.stat().st_mtime < time.time() - STALE_AFTER:
+                shutil.rmtree(path, ignore_errors=True)

@@ -129,8 +129,7 @@ def _read_layer(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
 
 def _cannot_convert(layer: Any, reason: str) -> CannotConvert:
     return CannotConvert(
-        f"layer {layer.name} ({type(layer).__name__}) cannot be converted: {reason}; "
-        f"use --engine tensorflow"
+        f"layer {layer.name} ({type(layer).__name__}) cannot be converted: {reason}"
     )
 
 

@@ -1,5 +1,6 @@
 """The reference engine: Keras on TensorFlow."""
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,9 @@ from pipeline.bases.build import build_base, feature_model
 from pipeline.engines import TENSORFLOW, EngineRequest
 from pipeline.keras_backend import tf
 from pipeline.spec import split_layer_key
+from pipeline.text import printable
+
+log = logging.getLogger(__name__)
 
 
 class TensorFlowEngine:
@@ -34,6 +38,8 @@ class TensorFlowEngine:
             str(tf.config.experimental.get_device_details(device).get("device_name", device.name))
             for device in tf.config.list_physical_devices("GPU")
         ]
+        if self.gpus:
+            log.info("TensorFlow computes on %s", printable(", ".join(self.gpus)))
         self.base_model, self.weights = build_base(
             request.base,
             image_size=request.image_size,

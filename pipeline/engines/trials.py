@@ -5,6 +5,7 @@ gone when the work begins and an engine that crashes takes nothing with it. What
 kept per machine beside the conversions, and looked up from then on.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -46,6 +47,7 @@ class Trial:
     ----------
     error : layer -> largest relative error of a row against TensorFlow.
     dropped : why it is not used; empty if it may be.
+    final : whether that would be so again; False where a process was killed or the disk was full.
     gpus : what TensorFlow computed on, where that is no CPU.
     """
 
@@ -54,6 +56,7 @@ class Trial:
     images_per_second: float = 0.0
     error: Mapping[str, float] = field(default_factory=dict)
     dropped: str = ""
+    final: bool = True
     gpus: tuple[str, ...] = ()
 
     @property
@@ -86,14 +89,16 @@ def choose(
     if missing := names - known.keys():
         if images is None or not len(images):
             return None
-        new = {
-            name: version for name, version in versions.items() if f"{name} {version}" in missing
-        }
         maps = tuple(sorted({split_layer_key(key)[0] for key in request.layers}))
-        known |= _try(replace(request, layers=maps), folder, new, images[:SAMPLE])
-        make_folder(folder)
-        text = json.dumps({key: asdict(trial) for key, trial in known.items()}, indent=2)
-        write_durably(record, lambda file: file.write(text.encode()))
+        sample = images[:SAMPLE]
+        asked = replace(request, layers=maps, batch_size=min(request.batch_size, len(sample)))
+        # all of them, though some may be known: speeds of another day do not compare
+        known |= _try(asked, folder, versions, sample)
+        if len(sample) == SAMPLE:  # fewer may be too alike
+            make_folder(folder)
+            kept = {key: asdict(trial) for key, trial in known.items() if trial.final}
+            text = json.dumps(kept, indent=2)
+            write_durably(record, lambda file: file.write(text.encode()))
     trials = [known[name] for name in sorted(names)]
     if wanted != AUTO:
         (trial,) = (each for each in trials if each.engine == wanted)
@@ -107,7 +112,11 @@ def choose(
         return trial
     best = max((each for each in trials if not each.dropped), key=lambda t: t.images_per_second)
     if missing:
-        log.info("engine %s (%s)", best.engine, "; ".join(map(str, trials)))
+        log.info(
+            "engine %s (%s)",
+            best.engine,
+            "; ".join(str(each) for each in trials if not each.dropped),
+        )
     return None if best.engine == TENSORFLOW else best
 
 
@@ -163,8 +172,10 @@ def _try(
                     images_per_second=found["images_per_second"],
                     gpus=tuple(found["gpus"]),
                 )
-            elif reason := found["failed"].get(name):
-                trial = Trial(engine=name, version=version, dropped=reason)
+            elif failed := found["failed"].get(name):
+                trial = Trial(
+                    engine=name, version=version, dropped=failed["reason"], final=failed["final"]
+                )
             else:
                 trial = _try_runtime(request, name, version, folders[name], sample, reference)
             if trial.dropped:
@@ -181,7 +192,7 @@ def _try_runtime(
             "try_runtime", request, engine=name, folder=folder, images=sample, reference=reference
         )
     except PipelineError as problem:
-        return Trial(engine=name, version=version, dropped=str(problem))
+        return Trial(engine=name, version=version, dropped=str(problem), final=False)
     error: dict[str, float] = found["error"]
     worst = max(error, key=lambda layer: error[layer])
     if not error[worst] <= TOLERANCE:
@@ -197,7 +208,11 @@ def _try_runtime(
 
 def _installed(wanted: str) -> dict[str, str]:
     """Engine -> version of those to choose among; raises UnreachableError if the wanted is not."""
-    versions = {TENSORFLOW: installed_version("tensorflow")} if wanted == AUTO else {}
+    versions = {}
+    if wanted == AUTO:
+        with contextlib.suppress(PackageNotFoundError):  # tensorflow-cpu, a nightly build
+            versions[TENSORFLOW] = installed_version("tensorflow")
+        versions.setdefault(TENSORFLOW, "of another name")
     for name, package in RUNTIMES.items():
         if wanted in (AUTO, name):
             try:

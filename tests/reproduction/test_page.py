@@ -75,7 +75,7 @@ def test_step_runs_once_and_its_failure_is_told(tmp_path: Path, drawn_set: Path)
     step = Step("drawn/extract", ("pipeline.extract", str(drawn_set), "--base", "pixels", "--json"))
     assert run_step(step, tmp_path)["computed"] == 72
     assert run_step(step, tmp_path)["computed"] == 72  # read, not run: it would say 0
-    with pytest.raises(BadDataError, match="drawn/bad ended with exit code 2"):
+    with pytest.raises(BadDataError, match="drawn/bad ended with exit code 66"):
         run_step(Step("drawn/bad", ("pipeline.extract", "--base", "none")), tmp_path)
     assert not (tmp_path / "drawn/bad.json").exists()
 

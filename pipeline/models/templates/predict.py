@@ -32,9 +32,14 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
     """Class names, what images must be, and the model: (B, H, W, 3) uint8 -> (B, K) float32."""
     path = Path(__file__).with_name("model.onnx")
     if path.exists():
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it would report its use to its makers
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path),
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["Pad_Fusion"],  # wrong before a max pooling of negative numbers
+        )
         about = session.get_modelmeta().custom_metadata_map
         classes, spec = json.loads(about["classes"]), json.loads(about["spec"])
         return classes, spec, lambda images: session.run(None, {"images": images})[0]
