@@ -354,11 +354,12 @@ def _output_path(
 
 def _siblings(path: Path, found: ImageSet, spec: FeatureSpec) -> Iterator[FeatureTable]:
     """The set's other files of this fingerprint: with other views, or none."""
-    for other in path.parent.glob(f"*-{spec.base}-{spec.fingerprint}.h5"):
+    for other in sorted(path.parent.glob(f"*-{spec.base}-{spec.fingerprint}.h5")):
         if other != path:
             with contextlib.suppress(BadDataError):  # what is damaged is no help, and no hindrance
                 table = read_all_rows(other)
-                if table.spec == spec and Path(table.document["root"]) == found.root:
+                same = table.spec == spec and Path(table.document["root"]) == found.root
+                if same and not find_damage(other):
                     yield table
 
 

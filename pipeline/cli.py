@@ -86,8 +86,8 @@ def add_augmentation_options(made: argparse.ArgumentParser) -> None:
     )
 
 
-def augmentation_of(arguments: argparse.Namespace) -> "Augmentation":
-    """What `add_augmentation_options` asks for, with ``--seed``."""
+def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentation":
+    """What `add_augmentation_options` asks for."""
     from pipeline.images.views import choose_augmentation
 
     return choose_augmentation(
@@ -98,7 +98,7 @@ def augmentation_of(arguments: argparse.Namespace) -> "Augmentation":
         zoom=arguments.zoom,
         flip=arguments.flip,
         jitter=arguments.jitter,
-        seed=arguments.seed,
+        seed=seed,
     )
 
 

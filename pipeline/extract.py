@@ -100,12 +100,12 @@ def _extract(arguments: argparse.Namespace) -> None:
             image_size=arguments.image_size,
             resize=arguments.resize,
             views=arguments.views or PREVIEWED,
-            augmentation=augmentation_of(arguments),
+            augmentation=augmentation_of(arguments, seed=arguments.seed),
             cache_dir=arguments.cache_dir,
         )
         print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
-    with ProgressBar("extracting", unit="image") as bar:
+    with ProgressBar("extracting", unit="view" if arguments.views else "image") as bar:
         done = extract_features(
             data,
             base=arguments.base,
@@ -117,7 +117,7 @@ def _extract(arguments: argparse.Namespace) -> None:
             resize=arguments.resize,
             dtype=arguments.dtype,
             views=arguments.views,
-            augmentation=augmentation_of(arguments),
+            augmentation=augmentation_of(arguments, seed=arguments.seed),
             tta=arguments.tta,
             batch_size=arguments.batch_size,
             engine=arguments.engine,

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         preprocessing=arguments.preprocessing,
         resize=arguments.resize,
         views=arguments.views,
-        augmentation=cli.augmentation_of(arguments),
+        augmentation=cli.augmentation_of(arguments, seed=arguments.view_seed),
         engine=arguments.engine,
         split=arguments.split,
         split_seed=arguments.split_seed,
@@ -110,10 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--views",
         type=cli.count,
-        default=0,
         metavar="K",
-        help="augmented views of each training image, cached; the references draw new ones in "
-        "every epoch, unless K is 0 (default: %(default)s)",
+        help="augmented views of each training image, cached (default: none); the references draw "
+        "a new one in every epoch, unless K is 0",
     )
     cli.add_base_options(made)
     cli.add_augmentation_options(made)
@@ -145,7 +144,12 @@ def _parser() -> argparse.ArgumentParser:
         training.add_argument(
             flag, type=kind, default=default, metavar="N", help=f"{text} (default: %(default)s)"
         )
-    training.add_argument("--seed", type=int, default=0, metavar="N")
+    training.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of initial weights, order and dropout"
+    )
+    training.add_argument(
+        "--view-seed", type=int, default=0, metavar="N", help="another one draws other views"
+    )
     training.add_argument(
         "--repeats", type=cli.whole_number, default=1, metavar="R", help="so many seeds"
     )

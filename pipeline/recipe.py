@@ -98,11 +98,12 @@ class Recipe:
                 f"{name} computed the features that are there: {error}; or choose another --out, "
                 f"or go on with another engine by --mix-engines"
             ) from error
-        if recorded and recorded["name"] == engine.name and recorded["version"] != engine.version:
+        there = recorded or {}
+        if there.get("name") == engine.name and there.get("version") != engine.version:
             log.warning(
                 "%s %s computed the features that are there, %s goes on: each agrees with "
                 "TensorFlow, but they are not the same to the last bit",
-                engine.name, printable(str(recorded["version"])), engine.version,
+                engine.name, printable(str(there.get("version"))), engine.version,
             )  # fmt: skip
         return engine
 

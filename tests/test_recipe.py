@@ -1,6 +1,7 @@
 """A cache keeps the engine that it was begun with, unless the user allows others."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The engines that were asked for, none of which is opened."""
     names: list[str] = []
 
-    def open_engine(request: EngineRequest, *, engine: str, images: np.ndarray) -> None:
+    def open_engine(request: EngineRequest, *, engine: str, images: np.ndarray) -> SimpleNamespace:
         names.append(engine)
+        return SimpleNamespace(name=engine, version="2")
 
     monkeypatch.setattr(recipe_module, "open_engine", open_engine)
     return names
@@ -78,3 +80,21 @@ def test_engine_that_nobody_knows_here_is_refused() -> None:
 def test_engine_is_checked_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="--engine is one of auto, tensorflow, onnx, ncnn"):
         recipe(engine_name="keras")
+
+
+def test_another_version_of_the_engine_goes_on_and_says_so(
+    asked: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for version, told in (("2", False), ("1", True)):
+        caplog.clear()
+        recipe().engine(("block5_pool",), IMAGES, {"name": "ncnn", "version": version})
+        assert ("ncnn 1 computed the features that are there, 2 goes on" in caplog.text) == told
+
+
+def test_cure_is_for_what_the_user_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise UnreachableError("ncnn is missing: pip install ncnn")
+
+    monkeypatch.setattr(recipe_module, "open_engine", missing)
+    with pytest.raises(UnreachableError, match=r"^ncnn computed .*pip install.* --mix-engines$"):
+        recipe().engine(("block5_pool",), IMAGES, {"name": "ncnn", "version": "1"})

@@ -108,7 +108,11 @@ def _boundaries(base_model: Any) -> dict[str, Boundary]:
         if not isinstance(layer, keras.Layer) or not parents[place] or crossing != {place}:
             return None
         layers = [operations[each] for each in above if isinstance(operations[each], keras.Layer)]
-        if len(layer.output.shape) != 4 or not any(each.weights for each in layers):
+        learn = any(
+            each.weights and not isinstance(each, keras.layers.BatchNormalization)
+            for each in layers
+        )
+        if len(layer.output.shape) != 4 or not learn:
             return None
         names = tuple(each.name for each in layers)
         return Boundary(layer.name, names, tuple(layer.output.shape[1:]))

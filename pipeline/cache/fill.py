@@ -92,10 +92,11 @@ def fill_cache(
     """
     with writer_lock(path, wait=wait):
         table = _existing(path, spec, images.root, plan)
-        shards = ShardFolder(path, spec)
+        shards = ShardFolder(path, spec, plan.to_document().get("augmentation"))
         for target in (path, path.with_suffix(SKIPPED_SUFFIX)):
             remove_temporaries(target)
         shards.settle()
+        _check_views(shards, plan)
         out = _SkipList(images, skipped, strict=strict)
         recorded = KnownRows(table, shards.read()).engine
         donors = KnownRows.fitting(donors, recorded)
@@ -243,12 +244,23 @@ def _existing(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> Feat
         augmentation = ViewPlan.from_document(table.document).augmentation
     except ValueError as error:
         raise CannotCreateError(f"{printable(path)}: {error}; choose another --out") from error
-    if plan.augmentation and augmentation not in (None, plan.augmentation):
+    if table.columns.views.any() and augmentation != plan.augmentation:  # hidden ones, too
         raise CannotCreateError(
-            f"{printable(path)} holds views drawn with {augmentation}; received "
-            f"{plan.augmentation}; choose another --out"
+            f"{printable(path)} holds views drawn with {augmentation or 'what it does not say'}; "
+            f"received {plan.augmentation or 'no --views'}; choose another --out"
         )
     return table
+
+
+def _check_views(shards: ShardFolder, plan: ViewPlan) -> None:
+    """Raise CannotCreateError if a killed run committed views of another augmentation."""
+    for shard in shards.read():
+        if any(key.view for key in shard.keys) and shard.augmentation != shards.augmentation:
+            raise CannotCreateError(
+                f"{printable(shards.path)} holds views of an interrupted run that were drawn "
+                f"otherwise; received {plan.augmentation or 'no --views'}: run that again, or "
+                f"choose another --out"
+            )
 
 
 def _missing(

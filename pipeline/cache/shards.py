@@ -36,20 +36,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed batch: its rows' keys, the shape of a row per layer, who computed it."""
+    """A committed batch: its rows' keys, the shape of a row per layer, who computed it, and what
+    its views were drawn from."""
 
     path: Path
     keys: tuple[RowKey, ...]
     row_shapes: Mapping[str, tuple[int, ...]]
     engine: Mapping[str, Any]
+    augmentation: Mapping[str, Any] | None
 
 
 class ShardFolder:
     """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``."""
 
-    def __init__(self, cache_path: Path, spec: FeatureSpec) -> None:
+    def __init__(
+        self, cache_path: Path, spec: FeatureSpec, augmentation: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
+        self.augmentation = augmentation
         self._told: set[Path] = set()  # damaged shards that the user knows of
 
     def settle(self) -> None:
@@ -78,7 +83,11 @@ class ShardFolder:
         """
         if not self.path.exists():
             make_folder(self.path)
-        document = {"spec": asdict(self.spec), "engine": dict(engine)}
+        document = {
+            "spec": asdict(self.spec),
+            "engine": dict(engine),
+            "augmentation": self.augmentation,
+        }
         image = _image(document, keys, features)
         _check_image(image, keys, features)
         name = f"{self._next_number():06d}.h5"
@@ -106,6 +115,7 @@ class ShardFolder:
                             name: rows.shape[1:] for name, rows in file["features"].items()
                         },
                         engine=document["engine"],
+                        augmentation=document.get("augmentation"),
                     )
             except (OSError, KeyError, ValueError) as error:
                 log.warning("%s is no shard of ours (%s): passed over", path, error)

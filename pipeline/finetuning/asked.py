@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.bases.registry import Base, find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
+from pipeline.cache.view_plan import ViewPlan
 from pipeline.engines import AUTO
 from pipeline.errors import UsageError
 from pipeline.evaluation.protocol import Protocol
@@ -28,8 +29,9 @@ class FineTuning:
         images, augmented anew in every epoch; ``scratch`` a small convnet without a base.
     unfreeze : the first layer that learns, beside the head; None for the last block of VGG16 and
         VGG19, and for the head alone where the method is ``end_to_end``.
-    views : of each training image, cached; the other methods draw as many as there are epochs,
-        unless this is 0.
+    views : of each training image, cached; none by default. The other methods draw a new one in
+        every epoch, unless this is 0.
+    seed : of initial weights, of the order of rows and of dropout.
     """
 
     data: Path
@@ -40,7 +42,7 @@ class FineTuning:
     weights: str = IMAGENET
     preprocessing: str = "native"
     resize: str = "squash"
-    views: int = 0
+    views: int | None = None
     augmentation: Augmentation = field(default_factory=choose_augmentation)
     engine: str = AUTO
     batch_size: int = BATCH_SIZE
@@ -66,7 +68,19 @@ class FineTuning:
                 f"--list-layers {self.chosen_base.name} of pipeline.extract shows them"
             )
 
+        self.protocol(has_splits=self.split is None)
+        ViewPlan(self.cached_views, self.augmentation if self.cached_views else None)
         self.recipe  # noqa: B018 - it checks sizes, policies and the weights file
+
+    @property
+    def cached_views(self) -> int:
+        """K of the cache."""
+        return self.views or 0
+
+    @property
+    def augmented(self) -> int | bool:
+        """How training images are augmented: K cached views, or whether on the fly."""
+        return self.cached_views if self.method == "boundary" else self.views != 0
 
     @property
     def chosen_base(self) -> Base:
@@ -87,7 +101,7 @@ class FineTuning:
             preprocessing=self.preprocessing,
             resize=self.resize,
             dtype="float32",
-            weights=WeightsChoice.parse(self.weights, seed=self.seed),
+            weights=WeightsChoice.parse(self.weights),
             cache_folder=self.cache_dir,
             batch_size=self.batch_size,
         )

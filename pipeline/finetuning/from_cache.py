@@ -1,5 +1,8 @@
 """Fine-tuning from the freeze boundary: the lower layers run once, what learns reads their maps."""
 
+import logging
+import math
+import shutil
 from contextlib import ExitStack
 from functools import partial
 
@@ -7,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.api import extract_features
-from pipeline.bases.boundary import find_boundary
+from pipeline.bases.boundary import Boundary, find_boundary
 from pipeline.bases.build import build_base
 from pipeline.cache.fill import Progress
+from pipeline.durable import make_folder
+from pipeline.errors import StorageError
 from pipeline.evaluation.caches import DividedCache, open_caches
 from pipeline.evaluation.choose import choice_of
 from pipeline.evaluation.final import with_bundle
@@ -17,15 +22,18 @@ from pipeline.evaluation.fitting import Fitted, TrialRows
 from pipeline.evaluation.inputs import read_input
 from pipeline.evaluation.scoring import score
 from pipeline.finetuning.asked import FineTuning
-from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls
+from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
 from pipeline.finetuning.methods import finetune_from_cache, head_weights
 from pipeline.finetuning.rows import Rows, scratch_maps
 from pipeline.finetuning.training import Progress as TrainingProgress
 from pipeline.finetuning.training import Task
 from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.head import Candidate, HeadSpec
-from pipeline.images.scan import NO_SPLIT
+from pipeline.images.scan import NO_SPLIT, scan_folder
 from pipeline.models.top_block import top_block
+from pipeline.text import file_size, printable
+
+log = logging.getLogger("pipeline")
 
 
 def train_from_cache(
@@ -50,6 +58,7 @@ def train_from_cache(
         weights_folder=asked.cache_dir / "weights",
     )
     boundary = find_boundary(base_model, base, str(asked.first_unfrozen))
+    _check_scratch(asked, boundary)
     layers = [boundary.layer, base.last_layer]
     extracted = extract_features(
         asked.data,
@@ -59,11 +68,10 @@ def train_from_cache(
         weights=asked.weights,
         preprocessing=asked.preprocessing,
         resize=asked.resize,
-        views=asked.views,
+        views=asked.cached_views,
         augmentation=asked.augmentation,
         engine=asked.engine,
         batch_size=asked.batch_size,
-        seed=asked.seed,
         cache_dir=asked.cache_dir,
         progress=extracting,
     )
@@ -72,7 +80,7 @@ def train_from_cache(
         [extracted.table.path],
         layers=layers,
         protocol=asked.protocol(has_splits=has_splits),
-        views=asked.views,
+        views=asked.cached_views,
     )
     (trial,) = cache.division.trials
     wanted = rows_of(cache)
@@ -142,8 +150,28 @@ def train_from_cache(
         outcomes=outcomes,
         divided=cache,
         checkpoints=checkpoints,
-        notices=shortfalls(all_trained, trial.seeds),
+        notices=[
+            *unread(extracted.skipped),
+            *shortfalls(all_trained, trial.seeds),
+        ],
     )
+
+
+def _check_scratch(asked: FineTuning, boundary: Boundary) -> None:
+    """Raise StorageError before the extraction if the training data cannot fit beside it."""
+    images = len(scan_folder(asked.data).files)
+    needed = 4 * math.prod(boundary.shape) * images * (1 + asked.cached_views)
+    make_folder(asked.cache_dir)
+    free = shutil.disk_usage(asked.cache_dir).free
+    log.info(
+        "training will take at most %s of the disk beside the cache, %s free",
+        file_size(needed), file_size(free),
+    )  # fmt: skip
+    if needed > free:
+        raise StorageError(
+            f"{printable(asked.cache_dir)} has too little room to train: {file_size(needed)} "
+            f"needed, {file_size(free)} free; make room, or take fewer --views"
+        )
 
 
 def rows_of(cache: DividedCache) -> npt.NDArray[np.int64]:

@@ -1,6 +1,5 @@
 """The references: training from the images themselves, augmented anew in every epoch."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from pipeline.evaluation.result import Outcome
 from pipeline.evaluation.scoring import score
 from pipeline.evaluation.views import CachedViews
 from pipeline.finetuning.asked import FineTuning
-from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls
+from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
 from pipeline.finetuning.methods import train_end_to_end, train_from_scratch
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Rows, new_views, scratch_images
@@ -69,14 +68,14 @@ def train_from_images(
     outcomes = [
         _outcome(name, asked, each, divided, trial.seeds) for name, each in rows.items() if each
     ]
-    notices = [f"{len(unreadable) + len(skipped)} files could not be read"] * bool(
-        unreadable or skipped
-    )
     return Measured(
         outcomes=outcomes,
         divided=divided,
         checkpoints=checkpoints,
-        notices=[*notices, *shortfalls(trained, trial.seeds)],
+        notices=[
+            *unread([*found.skipped, *unreadable, *skipped]),
+            *shortfalls(trained, trial.seeds),
+        ],
     )
 
 
@@ -139,7 +138,7 @@ def _task(
     (trial,) = divided.division.trials
     labels, splits = divided.table.columns.labels, trial.splits
     learned = [refs[image] for image in splits.train]
-    draw = new_views(learned, asked.augmentation) if asked.views else None
+    draw = new_views(learned, asked.augmentation) if asked.augmented else None
     predicted = np.concatenate([splits.test, splits.train])
     return Task(
         train=Rows(pixels[splits.train], labels[splits.train], draw),
@@ -190,9 +189,9 @@ def _outcome(
         trials=divided.division.trials,
         rows=divided.views.rows,
     )
-    params: Mapping[str, str] = {}
+    params = {"augmented": "yes" if asked.augmented else "no"}
     if name == "end_to_end":
-        params = {"unfreeze": str(asked.first_unfrozen)}
+        params["unfreeze"] = str(asked.first_unfrozen)
     choices = []
     for seed, each in zip(seeds, trained, strict=True):
         assert each.test_probabilities is not None

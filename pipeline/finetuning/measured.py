@@ -14,6 +14,8 @@ from pipeline.evaluation.result import Outcome
 from pipeline.finetuning.asked import FineTuning
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.training import Progress, RunOptions
+from pipeline.images.scan import Skipped
+from pipeline.text import counted, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,17 @@ class Checkpoints:
     @classmethod
     def of(cls, asked: FineTuning, divided: DividedCache) -> "Checkpoints":
         columns = divided.table.columns
-        content = hashlib.sha256(columns.digests.tobytes() + columns.labels.tobytes()).hexdigest()
+        (trial,) = divided.division.trials
+        content = hashlib.sha256()
+        for rows in (trial.splits.train, trial.splits.validation, trial.splits.test):
+            part = columns.take(rows)
+            content.update(part.digests.tobytes() + part.labels.tobytes() + b"|")
         identity = {
-            "images": content,
+            "images": content.hexdigest(),
             "fingerprint": divided.table.spec.fingerprint,
             "method": asked.method,
             "unfreeze": asked.first_unfrozen,
-            "views": asked.views,
+            "views": asked.augmented,
             "augmentation": asked.augmentation.to_dict(),
             "division": [asked.split, asked.split_seed, asked.group],
             "plan": asdict(asked.plan),
@@ -76,6 +82,17 @@ class Checkpoints:
             remove_folder(seed)
         with suppress(OSError):
             self.folder.rmdir()
+
+
+def unread(skipped: Sequence[Skipped]) -> list[str]:
+    """A line that says what could not be read, if anything."""
+    if not skipped:
+        return []
+    first = skipped[0]
+    return [
+        f"{counted(len(skipped), 'file')} could not be read, e.g. {printable(first.path)} "
+        f"({printable(first.reason)})"
+    ]
 
 
 def shortfalls(trained: Sequence[Trained], seeds: Sequence[int]) -> list[str]:

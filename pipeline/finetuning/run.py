@@ -58,6 +58,8 @@ def finetune(
             "classes": list(divided.table.classes),
             "method": asked.method,
             "unfreeze": asked.first_unfrozen,
+            "views": asked.augmented,
+            "augmentation": asked.augmentation.to_dict() if asked.augmented else None,
             "seed": asked.seed,
             "repeats": asked.repeats,
             "split": asked.split,

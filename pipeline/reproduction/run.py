@@ -1,6 +1,5 @@
 """Run the steps, collect their results, write the page."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Any
 
 from pipeline.durable import make_folder, write_durably
 from pipeline.reproduction.page import ImageSet, make_page
-from pipeline.reproduction.steps import Amount, run_step, steps_of
+from pipeline.reproduction.steps import Amount, read_answer, run_step, steps_of
 
 CURVES = "finetuning.png"  # beside the page
 
@@ -41,11 +40,9 @@ def reproduce(
         size = replace(amount, scratch_epochs=0, end_to_end_epochs=0) if number else amount
         answers: dict[str, Any] = {}
         for step in steps_of(data, weights, size, rescaled=not number):
-            answer = folder / f"{step.name}.json"
-            if not only_collect:
-                run_step(step, folder)
-            if answer.is_file():
-                answers[step.name] = json.loads(answer.read_bytes())
+            found = read_answer(step, folder) if only_collect else run_step(step, folder)
+            if found is not None:
+                answers[step.name] = found
                 drawn = sorted((folder / step.name).glob("*/curves.png"))
                 if "finetune-0" in step.name and drawn and curves is None:
                     curves = drawn[0]

@@ -117,14 +117,13 @@ def steps_of(data: Path, weights: str, amount: Amount, *, rescaled: bool = True)
 
 
 def run_step(step: Step, folder: Path) -> dict[str, Any]:
-    """Run a step unless its results are there; returns what it printed as JSON.
+    """Run a step unless its results are there, of the same command; returns what it printed.
 
     Raises BadDataError with its last words if it fails.
     """
     answer = folder / f"{step.name}.json"
-    if answer.is_file():
-        found: dict[str, Any] = json.loads(answer.read_bytes())
-        return found
+    if (known := read_answer(step, folder)) is not None:
+        return known
     command = [sys.executable, "-m", *_resolved(step.arguments, folder)]
     if step.arguments[0] != "pipeline.extract":
         command += ["--out", os.fspath(folder / step.name)]
@@ -133,8 +132,19 @@ def run_step(step: Step, folder: Path) -> dict[str, Any]:
     if finished.returncode:
         raise BadDataError(f"{step.name} ended with exit code {finished.returncode}: see above")
     make_folder(answer.parent)
-    write_durably(answer, lambda file: file.write(finished.stdout))
-    return dict(json.loads(finished.stdout))
+    found: dict[str, Any] = json.loads(finished.stdout)
+    text = json.dumps({"arguments": step.arguments, "answer": found}, indent=1)
+    write_durably(answer, lambda file: file.write(text.encode()))
+    return found
+
+
+def read_answer(step: Step, folder: Path) -> dict[str, Any] | None:
+    """What a step printed; None if it was not run, or with other arguments."""
+    try:
+        found = json.loads((folder / f"{step.name}.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return dict(found["answer"]) if found["arguments"] == list(step.arguments) else None
 
 
 def _resolved(arguments: Sequence[str], folder: Path) -> list[str]:
@@ -143,6 +153,6 @@ def _resolved(arguments: Sequence[str], folder: Path) -> list[str]:
     for word in arguments:
         if word.startswith("{cache:"):
             answer = folder / f"{word.removeprefix('{cache:').removesuffix('}')}.json"
-            word = json.loads(answer.read_bytes())["cache"]
+            word = json.loads(answer.read_bytes())["answer"]["cache"]
         resolved.append(word)
     return resolved

@@ -382,3 +382,44 @@ def test_engine_of_a_cache_is_recorded_and_given_to_who_opens_the_next(
     assert received == [((1, 8, 8, 3), made_by)]
     also = {"name": "other", "version": "1", "error": {}}
     assert read_table(path).document["engine"] == {**made_by, "also": [also]}
+
+
+def test_interruption_within_a_commit_gives_no_row_another_images_features(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = draw_set(tmp_path / "set", per_class=60)
+    monkeypatch.setattr(commits, "SECONDS", 0.0)
+    concatenate, calls = np.concatenate, []
+
+    def interrupted(parts: Any) -> np.ndarray:
+        calls.append(parts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return concatenate(parts)
+
+    monkeypatch.setattr(commits.np, "concatenate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fill(root, path, CountingEngine(), layers=("maps", "maps:avg"))
+    assert len(calls) > 2  # what was computed was committed all the same
+    monkeypatch.undo()
+    engine = CountingEngine()
+    fill(root, path, engine, layers=("maps", "maps:avg"))
+    assert engine.images_seen < 120
+    assert_rows_are_right(read_table(path), root)
+    assert_rows_are_right(read_table(path), root, "maps:avg")
+
+
+def test_other_engine_goes_on_beside_what_another_file_gave(drawn_set: Path, path: Path) -> None:
+    """Rows of a sibling were computed by one engine, the rest, as the user allows, by another."""
+
+    class Other(CountingEngine):
+        name = "other"
+
+    sibling = path.with_name("sibling.h5")
+    fill(drawn_set, sibling, CountingEngine(), limit=4)
+    other = Other()
+    fill(drawn_set, path, other, donors=[read_all_rows(sibling)])
+    assert other.images_seen == 72 - 24
+    assert_rows_are_right(read_table(path), drawn_set)
+    engine = read_table(path).document["engine"]
+    assert {engine["name"], *(each["name"] for each in engine["also"])} == {"counting", "other"}

@@ -2,7 +2,12 @@
 
 import hashlib
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +239,63 @@ def test_view_0_is_the_image_itself() -> None:
     plan = ViewPlan(1, POLICIES["strong"])
     np.testing.assert_array_equal(plan.draw(RowKey(b"\1" * 32), pixels), pixels)
     assert (plan.draw(RowKey(b"\1" * 32, 1), pixels) != pixels).any()
+
+
+def test_hidden_views_are_never_taken_for_those_of_another_augmentation(drawn_set: Path) -> None:
+    extract(drawn_set, 2, out="x.h5")
+    with pytest.raises(CannotCreateError, match="received no --views"):
+        extract(drawn_set, 0, out="x.h5")
+    with pytest.raises(CannotCreateError, match="holds views drawn with"):
+        extract(drawn_set, 2, out="x.h5", augmentation="strong")
+    with pytest.raises(CannotCreateError, match="holds views drawn with"):
+        extract(drawn_set, 2, out="x.h5", seed=1)
+
+
+def test_views_of_a_killed_run_are_never_taken_for_others(
+    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.cache.fill.publish_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract(drawn_set, 2, out="x.h5")
+    with pytest.raises(CannotCreateError, match="interrupted run that were drawn otherwise"):
+        extract(drawn_set, 2, out="x.h5", augmentation="strong")
+    done = extract(drawn_set, 2, out="x.h5")
+    assert done.computed == 0
+    assert_rows_are_the_views_of_their_images(done.table, drawn_set)
+
+
+def test_damaged_sibling_is_no_hindrance(drawn_set: Path) -> None:
+    path = extract(drawn_set, 0).table.path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    done = extract(drawn_set, 1)
+    assert done.computed == 24 * 2 + 48
+    assert_rows_are_the_views_of_their_images(done.table, drawn_set)
+
+
+@pytest.mark.slow
+def test_killed_process_goes_on_to_the_same_file(drawn_set: Path) -> None:
+    """kill -9 while views are computed; bit for bit what an uninterrupted run writes."""
+    command = [sys.executable, "-m", "pipeline.extract", str(drawn_set), "--base", "vgg16"]
+    command += ["--weights", "random", "--engine", "tensorflow", "--image-size", "64"]
+    command += ["--views", "6", "--out", "x.h5"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while not list(Path("x.parts").glob("*.h5")):
+            assert run.poll() is None
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    computed = int(re.findall(r"\((\d+) computed\)", finished.stdout)[0])
+    assert 0 < computed < 24 * 7 + 48
+    subprocess.run([*command[:-1], "y.h5"], capture_output=True, check=True)
+    tables = [read_table(Path(name)) for name in ("x.h5", "y.h5")]
+    order = [np.lexsort((each.columns.views, each.columns.paths)) for each in tables]
+    one, other = (
+        each.features("block5_pool")[rows] for each, rows in zip(tables, order, strict=True)
+    )
+    np.testing.assert_array_equal(one, other)
