@@ -70,15 +70,16 @@ def test_make_targets_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_the_head_that_the_readme_adds_works(
+def test_the_head_that_the_documents_add_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    page = (ROOT / "docs" / "EVALUATION.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (code,) = (block for block in blocks if "(Head)" in block)
     assert len(code.splitlines()) <= 30
     (tmp_path / "extra_trees.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    (line,) = re.findall(r'`"(extra_trees)": "pipeline\.heads\.(.*?)",`', README)
+    (line,) = re.findall(r'`"(extra_trees)": "pipeline\.heads\.(.*?)",`', page)
     monkeypatch.setattr("pipeline.heads.registry.HEADS", {line[0]: line[1]})
     cache = write_cache(tmp_path / "drawn.h5", labels=alternating_labels(100), signal=0.5)
     (result,) = compare_heads(cache, heads=line[0], look=False).results

@@ -191,7 +191,7 @@ def test_only_what_leads_to_the_layers_asked_for_is_read() -> None:
 
     model = drawn_model(add)
     assert [operation.name for operation in read(model, "early").operations] == ["stem", "early"]
-    with pytest.raises(CannotConvert, match=r"layer unknown \(UpSampling2D\) .*tensorflow"):
+    with pytest.raises(CannotConvert, match=r"layer unknown \(UpSampling2D\) cannot"):
         read(model, "unknown")
 
 

@@ -18,7 +18,7 @@ from pipeline.engines.worker import WorkerDied, in_own_process
 from pipeline.errors import BadDataError, UnreachableError, UsageError
 
 LAYER = "activation_17"
-IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
 
 
 def request_in(folder: Path, **changes: Any) -> EngineRequest:
@@ -227,3 +227,25 @@ def test_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_conversion(tmp_path / "engines" / "onnx-1", interrupted)
     assert list((tmp_path / "engines").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_passing_failure_is_no_verdict(
+    tried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine whose process was killed is out this time, and tried again the next."""
+    record_of(tried).unlink()
+    started = worker.in_own_process
+
+    def crash(job: str, request: EngineRequest, **details: Any) -> dict[str, Any]:
+        if details.get("engine") == "onnx":
+            raise WorkerDied("its process ended by signal 9")
+        return started(job, request, **details)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "in_own_process", crash)
+        open_engine(request_in(tried), images=IMAGES)
+    assert "onnx" not in {
+        each["engine"] for each in json.loads(record_of(tried).read_text()).values()
+    }
+    assert open_engine(request_in(tried), engine="onnx", images=IMAGES).name == "onnx"
