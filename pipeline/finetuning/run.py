@@ -13,6 +13,7 @@ from pipeline.finetuning.asked import FineTuning
 from pipeline.finetuning.from_cache import train_from_cache
 from pipeline.finetuning.from_images import train_from_images
 from pipeline.finetuning.training import Progress as TrainingProgress
+from pipeline.report.plots import draw_curves
 from pipeline.report.run_folder import Save, check_writable, write_run
 from pipeline.text import printable
 
@@ -73,5 +74,8 @@ def finetune(
         notices=(*measured.notices, *divided.division.notices),
     )
     folder = write_run(comparison, results, command=command, smoothing=smoothing, save=save)
+    last = measured.outcomes[-1]  # curves.png is of what this command trains, recommended or not
+    if last.history:
+        draw_curves(last, folder / "curves.png", smoothing=smoothing)
     measured.checkpoints.remove()
     return comparison, folder
