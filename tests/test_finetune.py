@@ -123,7 +123,15 @@ def test_cached_and_end_to_end_roads_lead_to_the_same(drawn_set: Path) -> None:
     cached = rows_of(finetune(drawn_set, "--dropout", "0"))
     images = rows_of(
         finetune(
-            drawn_set, "--dropout", "0", "--method", "end_to_end", "--unfreeze", "block5_conv1"
+            drawn_set,
+            "--dropout",
+            "0",
+            "--method",
+            "end_to_end",
+            "--unfreeze",
+            "block5_conv1",
+            "--views",
+            "0",
         )
     )
     for one, other in (("frozen_head", "frozen_head"), ("fine_tuned", "end_to_end")):

@@ -77,7 +77,7 @@ def make_page(sets: Sequence[ImageSet], commands: Sequence[str], *, curves: str 
     if curves:
         parts += [
             "## Fine-tuning by epoch",
-            "Thin: as measured; thick: the book's moving average, factor 0.8.",
+            "Dots: as measured; lines: the book's moving average, factor 0.8.",
             f"![Loss and accuracy of fine-tuning by epoch]({curves})",
         ]
     return "\n\n".join(parts) + "\n"
