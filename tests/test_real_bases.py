@@ -50,6 +50,7 @@ def test_features_equal_keras_on_random_weights(name: str, assets: Path) -> None
     size, shape = BASES[name]
     base = find_base(name)
     done = extract_features(
+        engine="tensorflow",
         root, base=name, image_size=size, weights="random", seed=7, limit_per_class=3
     )
     features = done.table.features(base.last_layer)
@@ -72,6 +73,7 @@ def test_features_equal_keras_on_random_weights(name: str, assets: Path) -> None
 def test_efficientnet_b3_pooled_equals_its_avg_pool_layer(assets: Path) -> None:
     root = assets / "data" / "cats_and_dogs"
     done = extract_features(
+        engine="tensorflow",
         root, base="EfficientNetB3", weights="random", pooling="avg", limit_per_class=2
     )
     features = done.table.features("top_activation:avg")
@@ -90,7 +92,7 @@ def test_efficientnet_b3_pooled_equals_its_avg_pool_layer(assets: Path) -> None:
 
 def test_vgg16_rows_equal_keras_and_belong_to_their_path_and_label(assets: Path) -> None:
     root = assets / "data" / "cats_and_dogs"
-    done = extract_features(root, limit_per_class=16)
+    done = extract_features(root, limit_per_class=16, engine="tensorflow")
     table = done.table
     theirs = keras.applications.VGG16(weights=None, include_top=False, input_shape=(150, 150, 3))
     theirs.load_weights(fetch_imagenet(find_base("vgg16"), Path("again")))

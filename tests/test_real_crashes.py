@@ -31,7 +31,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
 def test_random_kills_with_a_network_lose_nothing_that_was_committed(assets: Path) -> None:
     root = assets / "data" / "cats_and_dogs"
     options = ["--base", "mobilenet_v2", "--image-size", "96", "--limit-per-class", "120"]
-    options += ["--weights", "random"]
+    options += ["--weights", "random", "--engine", "tensorflow"]  # slow enough to be killed
     undisturbed = Path("undisturbed.h5")
     run_command("extract", root, *options, "--out", undisturbed)
     rng = random.Random(0)
