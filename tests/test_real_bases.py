@@ -50,8 +50,13 @@ def test_features_equal_keras_on_random_weights(name: str, assets: Path) -> None
     size, shape = BASES[name]
     base = find_base(name)
     done = extract_features(
+        root,
         engine="tensorflow",
-        root, base=name, image_size=size, weights="random", seed=7, limit_per_class=3
+        base=name,
+        image_size=size,
+        weights="random",
+        seed=7,
+        limit_per_class=3,
     )
     features = done.table.features(base.last_layer)
     assert features.shape == (18, *shape)
@@ -73,8 +78,12 @@ def test_features_equal_keras_on_random_weights(name: str, assets: Path) -> None
 def test_efficientnet_b3_pooled_equals_its_avg_pool_layer(assets: Path) -> None:
     root = assets / "data" / "cats_and_dogs"
     done = extract_features(
+        root,
         engine="tensorflow",
-        root, base="EfficientNetB3", weights="random", pooling="avg", limit_per_class=2
+        base="EfficientNetB3",
+        weights="random",
+        pooling="avg",
+        limit_per_class=2,
     )
     features = done.table.features("top_activation:avg")
     assert features.shape == (12, 1536)
