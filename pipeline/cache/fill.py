@@ -20,7 +20,7 @@ from pipeline.cache.keys import RowKey
 from pipeline.cache.lock import writer_lock
 from pipeline.cache.merge import Distrusted, KnownRows, publish_rows
 from pipeline.cache.room import check_room
-from pipeline.cache.shards import ShardFolder
+from pipeline.cache.shards import Shard, ShardFolder
 from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.engines import Engine
@@ -96,11 +96,11 @@ def fill_cache(
         for target in (path, path.with_suffix(SKIPPED_SUFFIX)):
             remove_temporaries(target)
         shards.settle()
-        _check_views(shards, plan)
+        committed = list(shards.read())  # once: every byte is held against its digest
+        _check_views(shards, committed, plan)
         out = _SkipList(images, skipped, strict=strict)
-        recorded = KnownRows(table, shards.read()).engine
-        donors = KnownRows.fitting(donors, recorded)
-        known = KnownRows(table, shards.read(), distrusted, donors)
+        donors = KnownRows.fitting(donors, KnownRows(table, committed).engine)
+        known = KnownRows(table, committed, distrusted, donors)
         wanted = sorted({*(table.layers if table else ()), *layers})
         missing = _missing(refs, wanted, known, plan)
         total = sum(len(plan.of(ref)) for ref in refs)
@@ -252,9 +252,9 @@ def _existing(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> Feat
     return table
 
 
-def _check_views(shards: ShardFolder, plan: ViewPlan) -> None:
+def _check_views(shards: ShardFolder, committed: Sequence[Shard], plan: ViewPlan) -> None:
     """Raise CannotCreateError if a killed run committed views of another augmentation."""
-    for shard in shards.read():
+    for shard in committed:
         if any(key.view for key in shard.keys) and shard.augmentation != shards.augmentation:
             raise CannotCreateError(
                 f"{printable(shards.path)} holds views of an interrupted run that were drawn "

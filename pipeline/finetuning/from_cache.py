@@ -107,7 +107,8 @@ def train_from_cache(
             features=task_of(last, cache.table.layers[base.last_layer]),
         )
         before = trained.frozen_head
-        assert before is not None
+        if before is None:
+            raise ValueError("fine-tuning trains the head on the frozen base first")
         all_trained.append(trained)
         candidate = Candidate(
             spec=HeadSpec("frozen_head", asked.plan.network.changed()),

@@ -194,7 +194,8 @@ def _outcome(
         params["unfreeze"] = str(asked.first_unfrozen)
     choices = []
     for seed, each in zip(seeds, trained, strict=True):
-        assert each.test_probabilities is not None
+        if each.test_probabilities is None:
+            raise ValueError("the task names what is to be predicted afterwards")
         said = np.empty((len(labels), data.class_count))
         said[splits.validation] = each.validation_probabilities
         said[np.concatenate([splits.test, splits.train])] = each.test_probabilities
