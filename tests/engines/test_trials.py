@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,19 +203,23 @@ def test_process_raises_what_its_job_raised(tmp_path: Path) -> None:
         in_own_process("reference", request, images="", reference="", folders={})
 
 
+def onnx_dies(signal: int) -> Callable[..., dict[str, Any]]:
+    """`in_own_process`, in which every process of the engine onnx is killed."""
+
+    def run(job: str, request: EngineRequest, **details: Any) -> dict[str, Any]:
+        if details.get("engine") == "onnx":
+            raise WorkerDied(f"its process ended by signal {signal}")
+        return worker.in_own_process(job, request, **details)
+
+    return run
+
+
 @pytest.mark.slow
 def test_engine_that_crashes_is_out_and_nothing_else(
     tried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     record_of(tried).unlink()
-    started = worker.in_own_process
-
-    def crash(job: str, request: EngineRequest, **details: Any) -> dict[str, Any]:
-        if details.get("engine") == "onnx":
-            raise WorkerDied("its process ended by signal 11")
-        return started(job, request, **details)
-
-    monkeypatch.setattr(trials, "in_own_process", crash)
+    monkeypatch.setattr(trials, "in_own_process", onnx_dies(11))
     assert open_engine(request_in(tried), images=IMAGES).name in ("tensorflow", "ncnn")
     assert "engine onnx is not used: its process ended by signal 11" in caplog.text
 
@@ -230,20 +235,11 @@ def test_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_passing_failure_is_no_verdict(
-    tried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_passing_failure_is_no_verdict(tried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine whose process was killed is out this time, and tried again the next."""
     record_of(tried).unlink()
-    started = worker.in_own_process
-
-    def crash(job: str, request: EngineRequest, **details: Any) -> dict[str, Any]:
-        if details.get("engine") == "onnx":
-            raise WorkerDied("its process ended by signal 9")
-        return started(job, request, **details)
-
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "in_own_process", crash)
+        patch.setattr(trials, "in_own_process", onnx_dies(9))
         open_engine(request_in(tried), images=IMAGES)
     assert "onnx" not in {
         each["engine"] for each in json.loads(record_of(tried).read_text()).values()
