@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import (
     COLUMN_DTYPES,
     LIBVER,
@@ -73,13 +74,13 @@ def _stored_bytes(layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | 
 def _copy_rows(
     stream: DiskFile, target: h5py.Dataset, layer: str, sources: Sequence[Source | None]
 ) -> None:
-    """Fill a dataset from other files; whole chunks travel compressed."""
+    """Fill a dataset from other files; whole chunks travel as they are stored."""
     size = target.chunks[0]
     with _OpenFiles() as files:
         for start in range(0, len(sources), size):
             block = sources[start : start + size]
             if not _copy_whole_chunk(target, layer, start, block, files):
-                target[start : start + len(block)] = _gather(target, layer, block, files)
+                write_chunk(target, start, _gather(target, layer, block, files))
             stream.check()  # on a full disk the rest would pile up in memory
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cache.chunks import pack
 from pipeline.errors import StorageError
 from pipeline.text import counted, file_size, printable
 
@@ -34,7 +34,7 @@ def check_room(cache: Path, sample: Mapping[str, npt.NDArray[Any]], rows: int, d
     for features in sample.values():
         with np.errstate(over="ignore"):  # what float16 cannot hold is told elsewhere
             stored = np.ascontiguousarray(features, dtype)
-        size += len(zlib.compress(stored.tobytes(), 1)) * rows // len(features)
+        size += len(pack(stored) or stored.tobytes()) * rows // len(features)
     folder = cache.parent
     free = shutil.disk_usage(folder).free
     needed = COPIES * size

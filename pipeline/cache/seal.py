@@ -31,7 +31,7 @@ class Stream(Protocol):
 
 
 class Chunk(NamedTuple):
-    """A compressed chunk of features: where it stands in the file and which rows it holds."""
+    """A chunk of features as it is stored: where it stands in the file and which rows it holds."""
 
     offset: int
     length: int

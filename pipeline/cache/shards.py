@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import LIBVER, create_features
 from pipeline.cache.keys import DIGEST_DTYPE, RowKey
 from pipeline.cache.seal import find_damage, write_seal
@@ -55,6 +56,7 @@ class ShardFolder:
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
         self.augmentation = augmentation
+        self._whole: set[Path] = set()  # written or looked at by this run
         self._told: set[Path] = set()  # damaged shards that the user knows of
 
     def settle(self) -> None:
@@ -92,16 +94,18 @@ class ShardFolder:
         _check_image(image, keys, features)
         name = f"{self._next_number():06d}.h5"
         write_durably(self.path / name, lambda file: file.write(image), needs=len(image))
+        self._whole.add(self.path / name)
 
     def read(self) -> Iterator[Shard]:
         """Every committed shard of this spec, in the order of commits."""
         for path in self._paths():
-            if damages := find_damage(path):
+            if path not in self._whole and (damages := find_damage(path)):
                 if path not in self._told:
                     what = printable(damages[0].what)
                     log.warning("%s is damaged (%s): computed again", printable(path), what)
                 self._told.add(path)
                 continue
+            self._whole.add(path)
             try:
                 with h5py.File(path, "r") as file:
                     document = json.loads(file["spec"].asstr()[()])
@@ -156,7 +160,8 @@ def _image(
         file["views"] = np.array([key.view for key in keys], np.int16)
         for layer, rows in features.items():
             dataset = create_features(file, layer, rows.shape[1:], len(rows), str(rows.dtype))
-            dataset[...] = rows
+            for start in range(0, len(rows), dataset.chunks[0]):
+                write_chunk(dataset, start, rows[start : start + dataset.chunks[0]])
     write_seal(buffer)
     return buffer.getvalue()
 
