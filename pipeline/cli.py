@@ -65,6 +65,23 @@ def add_base_options(made: argparse.ArgumentParser) -> None:
     )
 
 
+def add_batch_size(made: argparse.ArgumentParser) -> None:
+    """Images per call of the engine; see `batch_size_of`."""
+    made.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images computed at a time (default: two for each core, from 8 to 32)",
+    )
+
+
+def batch_size_of(arguments: argparse.Namespace) -> int:
+    """What `add_batch_size` asks for."""
+    from pipeline.engines import BATCH_SIZE
+
+    return BATCH_SIZE if arguments.batch_size is None else int(arguments.batch_size)
+
+
 def add_augmentation_options(made: argparse.ArgumentParser) -> None:
     """What views are drawn from; see `augmentation_of`."""
     options = made.add_argument_group(
@@ -155,7 +172,7 @@ def run(
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         log.error("%s", when_interrupted)
-        if threading.active_count() > 1:  # heads that are being fitted, maybe for minutes
+        if threading.active_count() > 1:  # heads that are being fitted, batches that are computed
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(EXIT_INTERRUPTED)

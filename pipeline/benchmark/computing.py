@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.ahead import in_order
 from pipeline.api import Extraction, extract_features
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import WeightsChoice
-from pipeline.engines import EngineRequest, open_engine
+from pipeline.engines import BATCH_SIZE, EngineRequest, open_engine
 from pipeline.engines.worker import run_all
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import scan_folder
-from pipeline.recipe import BATCH_SIZE
 
 
 class EngineAlone:
@@ -56,8 +56,16 @@ class EngineAlone:
             np.save(features, computed[self._layer])
             return {}
         started = time.perf_counter()
-        for start in range(0, len(self._images), BATCH_SIZE):
-            self._engine(np.array(self._images[start : start + BATCH_SIZE]))
+        calls = self._engine.calls_at_once
+        batches = in_order(
+            lambda start: self._engine(np.array(self._images[start : start + BATCH_SIZE])),
+            range(0, len(self._images), BATCH_SIZE),
+            threads=calls,
+            waiting=calls + 1,
+        )
+        with closing(batches):
+            for _ in batches:
+                pass
         return {"seconds": time.perf_counter() - started}
 
 

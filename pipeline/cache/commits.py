@@ -26,7 +26,7 @@ class Commits:
     """Takes an engine's rows and commits them in a thread, at most one shard at a time.
 
     A shard holds whole chunks where it can, so that publishing can copy them as they are; the last
-    one holds the rest. Whatever ends the context, all that was computed is committed, unless a
+    one holds the rest. Whatever ends the context, all that it was given is committed, unless a
     commit itself has failed.
 
     A shard is due after `SECONDS`, or when its features pass 8 MiB; after `MOST_SECONDS` it need

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.ahead import in_order
 from pipeline.cache.commits import Commits
 from pipeline.cache.file import FeatureTable, read_all_rows
 from pipeline.cache.keys import RowKey
@@ -336,9 +337,18 @@ def compute_rows(
     with Commits(shards, engine, layers, spec.dtype) as commits:
         decoded = chain(ahead, decoded)
         batches = iter(lambda: list(islice(decoded, batch_size)), [])
-        for number, batch in enumerate(batches):
-            features = engine(np.stack([pixels for _, pixels in batch]))
-            if not number:
-                check_room(shards.path.with_suffix(".h5"), features, row_count, spec.dtype)
-            committed(commits.add([key for key, _ in batch], features))
+        # None of the engine's cores waits for the rest of a batch, nor for what is done with it.
+        with closing(
+            in_order(
+                lambda batch: engine(np.stack([pixels for _, pixels in batch])),
+                batches,
+                threads=engine.calls_at_once,
+                waiting=engine.calls_at_once + 1,
+                name="engine",
+            )
+        ) as computed:
+            for number, (batch, features) in enumerate(computed):
+                if not number:
+                    check_room(shards.path.with_suffix(".h5"), features, row_count, spec.dtype)
+                committed(commits.add([key for key, _ in batch], features))
         committed(commits.finish())

@@ -17,6 +17,7 @@ class PixelsEngine:
     name = PIXELS
     version = np.__version__
     weights = "none"
+    calls_at_once = 1
 
     def __init__(self, *, image_size: int, layers: Sequence[str]) -> None:
         for key in layers:

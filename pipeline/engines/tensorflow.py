@@ -30,6 +30,7 @@ class TensorFlowEngine:
 
     name = TENSORFLOW
     version = tf.__version__
+    calls_at_once = 1  # it has all cores compute one batch
 
     def __init__(self, request: EngineRequest) -> None:
         self.error: Mapping[str, float] = {}

@@ -5,14 +5,14 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.ahead import in_order
 from pipeline.durable import explained
 from pipeline.errors import StorageError
 from pipeline.images.reader import read_images
@@ -26,7 +26,6 @@ ORDER = 1  # the random stream of the order; others draw weights
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 Draw = Callable[[Array, int, int], Array]
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -40,24 +39,33 @@ class Rows:
     inputs : (N, …) feature maps, float32, or images (N, S, S, 3), uint8; may lie on the disk.
     labels : (N,) int64 in 0 … K - 1.
     draw : (input, row, epoch from 0) -> what the epoch sees of it; None for the input itself.
+    places : (N,) where in ``inputs`` each row is, which may hold others, too; None: in order.
     """
 
     inputs: Array
     labels: Indices
     draw: Draw | None = None
+    places: Indices | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def read(self, rows: Indices) -> Array:
+        """Inputs as they are: (B, …)."""
+        return np.asarray(self.inputs[rows if self.places is None else self.places[rows]])
 
     def batches(
         self, order: Indices, *, size: int, epoch: int = 0
     ) -> Generator[tuple[Array, Indices]]:
         """Yield inputs (B, …) and labels (B,) in the given order; the next batch is read ahead."""
         starts = range(0, len(order), size)
-        return ahead(self._batch(order[start : start + size], epoch) for start in starts)
+        batches = in_order(lambda start: self._batch(order[start : start + size], epoch), starts)
+        with contextlib.closing(batches):
+            for _, batch in batches:
+                yield batch
 
     def _batch(self, rows: Indices, epoch: int) -> tuple[Array, Indices]:
-        inputs = np.asarray(self.inputs[rows])
+        inputs = self.read(rows)
         if self.draw:
             drawn = [
                 self.draw(each, int(row), epoch) for each, row in zip(inputs, rows, strict=True)
@@ -79,16 +87,6 @@ def new_views(refs: Sequence[ImageRef], augmentation: Augmentation) -> Draw:
         return draw_view(pixels, augmentation=augmentation, image_digest=digest, view=epoch + 1)
 
     return draw
-
-
-def ahead(items: Iterator[T]) -> Generator[T]:
-    """Yield the items; each next one is made in a thread while the last is used."""
-    end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        waiting = thread.submit(next, items, end)
-        while (item := waiting.result()) is not end:
-            waiting = thread.submit(next, items, end)
-            yield item  # type: ignore[misc]
 
 
 @contextlib.contextmanager

@@ -2,15 +2,15 @@
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.ahead import in_order
 from pipeline.cores import usable_cores
 from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
 from pipeline.images.scan import ImageRef, Skipped
@@ -51,8 +51,7 @@ def read_and_make(
     ----------
     made_of_each : how many times its pixels an image becomes, at most; bounds what may wait.
 
-    Who may stop before the end closes it. Left to the garbage collector, its threads are joined
-    wherever that happens to run, and inside `threading` itself that is a deadlock.
+    Who may stop before the end closes it, see `pipeline.ahead.in_order`.
     """
     register_heic()
 
@@ -73,18 +72,6 @@ def read_and_make(
 
     threads = max(2, usable_cores())
     ahead = AHEAD_BYTES // (made_of_each * image_size * image_size * 3)
-    ahead = min(MOST_AHEAD, max(2 * threads, ahead))
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[ImageRef, Future[Made | Skipped]]] = deque()
-        try:
-            for ref in refs:
-                waiting.append((ref, pool.submit(read, ref)))
-                if len(waiting) >= ahead:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    waiting = min(MOST_AHEAD, max(2 * threads, ahead))
+    with closing(in_order(read, refs, threads=threads, waiting=waiting, name="decode")) as made:
+        yield from made

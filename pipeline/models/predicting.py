@@ -1,7 +1,7 @@
 """From image files to predictions, one after another and in bounded memory."""
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.ahead import in_order
 from pipeline.errors import BadDataError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
@@ -190,16 +191,29 @@ class _Answers:
         for digests, probabilities in self._model.known(self._images):
             self._cached.update(zip(digests, probabilities, strict=True))
         yield
-        images = self._readable()
-        while batch := list(islice(images, self._model.batch_size)):
-            pixels = np.stack([pixels for _, pixels in batch])  # (B, S, S, 3)
-            digests = [digest for digest, _ in batch]
-            computed = self._model.probabilities(pixels, digests)
-            self._computed.update(zip(digests, computed, strict=True))
-            yield
+        with closing(self._readable()) as images:
+            batches = iter(lambda: list(islice(images, self._model.batch_size)), [])
+            if first := next(batches, None):
+                # In this thread: it opens the base, for seconds in which ^C is heard.
+                self._keep(first, self._probabilities(first))
+                yield
+            with closing(in_order(self._probabilities, batches)) as computed:
+                for batch, probabilities in computed:
+                    self._keep(batch, probabilities)
+                    yield
         yield
 
-    def _readable(self) -> Iterator[tuple[bytes, Pixels]]:
+    def _keep(
+        self, batch: Sequence[tuple[bytes, Pixels]], probabilities: npt.NDArray[np.float64]
+    ) -> None:
+        digests = [digest for digest, _ in batch]
+        self._computed.update(zip(digests, probabilities, strict=True))
+
+    def _probabilities(self, batch: Sequence[tuple[bytes, Pixels]]) -> npt.NDArray[np.float64]:
+        pixels = np.stack([pixels for _, pixels in batch])  # (B, S, S, 3)
+        return self._model.probabilities(pixels, [digest for digest, _ in batch])
+
+    def _readable(self) -> Generator[tuple[bytes, Pixels]]:
         """The images that must be looked at, decoded in threads ahead."""
         unknown = [ref for ref in self._images.values() if ref.digest not in self._cached]
         size, resize = self._model.image_size, self._model.resize

@@ -78,6 +78,7 @@ class TracingEngine:
         self.error: dict[str, float] = {}
         self.computed: list[tuple[str, bytes]] = []
         self.row_shapes: dict[str, tuple[int, ...]] = {}
+        self.calls_at_once = 1
         self._die_after = die_after
 
     def open(self, layers: Sequence[str], *_: Any) -> "TracingEngine":

@@ -46,6 +46,7 @@ class CountingEngine:
         self.opened: list[tuple[str, ...]] = []
         self.die_after = die_after
         self.row_shapes: dict[str, tuple[int, ...]] = {}
+        self.calls_at_once = 1
 
     def open(self, layers: Sequence[str], *_: Any) -> "CountingEngine":
         self.opened.append(tuple(layers))
@@ -321,12 +322,31 @@ def test_second_writer_is_told_that_the_cache_is_busy(drawn_set: Path, path: Pat
         fill(drawn_set, path, CountingEngine())
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+def test_what_was_computed_before_a_broken_image_stops_the_run_is_kept(
+    drawn_set: Path, path: Path, calls: int
+) -> None:
+    files = [drawn_set / os.fsdecode(file.path) for file in scan_folder(drawn_set).files]
+    files[23].write_bytes(b"no image")
+    engine = CountingEngine()
+    engine.calls_at_once = calls
+    with pytest.raises(BadDataError, match="--strict stops here"):
+        fill(drawn_set, path, engine, strict=True)
+    files[23].unlink()
+    again = CountingEngine()
+    fill(drawn_set, path, again, strict=True)
+    assert engine.images_seen == 16  # of 23 before it, in batches of 8
+    assert again.images_seen == len(files) - 1 - 16
+    assert_rows_are_right(read_table(path), drawn_set)
+
+
 def test_a_run_that_dies_leaves_no_thread_behind(drawn_set: Path, tmp_path: Path) -> None:
     """Even while its traceback is kept: threads that the garbage collector joins can deadlock."""
     with pytest.raises(KeyboardInterrupt) as died:
         fill(drawn_set, tmp_path / "c.h5", CountingEngine(die_after=16))
     assert died.traceback
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    ours = ("decode", "engine", "commit")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
 def test_fast_engine_makes_no_shard_a_blink(

@@ -11,7 +11,7 @@ from drawing import draw_set
 
 from pipeline.errors import StorageError
 from pipeline.finetuning import rows as module
-from pipeline.finetuning.rows import Rows, ahead, row_order, scratch_images, scratch_maps
+from pipeline.finetuning.rows import Rows, row_order, scratch_images, scratch_maps
 from pipeline.images.decode import decode
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
@@ -64,14 +64,6 @@ def test_every_epoch_draws_its_own_view_of_each_row() -> None:
     rows = Rows(MAPS, np.arange(50), draw=lambda each, row, epoch: each * 0 + 1000 * epoch + row)
     ((inputs, _),) = rows.batches(np.array([7, 3]), size=20, epoch=2)
     assert inputs[:, 0, 0, 0].tolist() == [2007, 2003]
-
-
-def test_an_error_while_reading_ahead_reaches_who_reads() -> None:
-    items = iter([1, 0])
-    quotients = ahead(1 / item for item in items)
-    assert next(quotients) == 1
-    with pytest.raises(ZeroDivisionError):
-        next(quotients)
 
 
 def test_images_are_decoded_once_and_unreadable_ones_skipped(tmp_path: Path) -> None:
