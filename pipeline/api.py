@@ -25,7 +25,7 @@ from pipeline.cache.upkeep import (
 )
 from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import make_folder, sync_folder
-from pipeline.engines import AUTO
+from pipeline.engines import AUTO, BATCH_SIZE
 from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.frames import load_features
@@ -37,7 +37,7 @@ from pipeline.images.scan import NO_SPLIT, TRAIN, ImageRef, ImageSet, Skipped, s
 from pipeline.images.views import Augmentation, choose_augmentation
 from pipeline.models.predicting import Model, Predictions
 from pipeline.models.predictor import open_predictor
-from pipeline.recipe import BATCH_SIZE, Recipe, cache_document, check_choice, recipe_of
+from pipeline.recipe import Recipe, cache_document, check_choice, recipe_of
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 from pipeline.text import counted, printable
 

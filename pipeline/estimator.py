@@ -14,12 +14,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
 from pipeline.cache.content import content_set, features_by_content
-from pipeline.engines import AUTO
+from pipeline.engines import AUTO, BATCH_SIZE
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.given import ArrayImages, GivenImages, given_images
 from pipeline.models.bundle import find_bundle, load_bundle
 from pipeline.models.predictor import Predictor
-from pipeline.recipe import BATCH_SIZE, Recipe, cache_document
+from pipeline.recipe import Recipe, cache_document
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 
 

@@ -10,7 +10,9 @@ from pipeline.cli import (
     ProgressBar,
     add_augmentation_options,
     add_base_options,
+    add_batch_size,
     augmentation_of,
+    batch_size_of,
     parser,
     print_json,
     run,
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--preview-views", action="store_true", help="write a sheet of views to look at, and stop"
     )
-    made.add_argument("--batch-size", type=int, default=8, metavar="N")
+    add_batch_size(made)
     made.add_argument(
         "--mix-engines",
         action="store_true",
@@ -119,7 +121,7 @@ def _extract(arguments: argparse.Namespace) -> None:
             views=arguments.views,
             augmentation=augmentation_of(arguments, seed=arguments.seed),
             tta=arguments.tta,
-            batch_size=arguments.batch_size,
+            batch_size=batch_size_of(arguments),
             engine=arguments.engine,
             mix_engines=arguments.mix_engines,
             limit_per_class=arguments.limit_per_class,

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import ProgressBar, parser, run
+from pipeline.cli import ProgressBar, add_batch_size, batch_size_of, parser, run
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         base=arguments.base,
         image_size=arguments.image_size,
         preprocessing=arguments.preprocessing,
-        batch_size=arguments.batch_size,
+        batch_size=batch_size_of(arguments),
         strict=arguments.strict,
     )
     out = sys.stdout  # while a bar is drawn, rich stands in for it and writes to stderr
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="features that are in it are not computed again (default: %(default)s)",
     )
     made.add_argument("--no-cache", action="store_true", help="compute every image")
-    made.add_argument("--batch-size", type=int, default=8, metavar="N")
+    add_batch_size(made)
     made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     expected = made.add_argument_group(
         "what you expect of the model", "it is refused if it was trained otherwise"
@@ -141,7 +141,7 @@ def _ready_made(arguments: argparse.Namespace) -> "ImagenetModel":
         weights=arguments.weights or "imagenet",
         labels=arguments.labels,
         image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
+        batch_size=batch_size_of(arguments),
     )
 
 

@@ -35,7 +35,6 @@ from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
-BATCH_SIZE = 8  # VGG16 at 150 pixels: as fast as 32 on 2 cores, peak memory 1.0 instead of 1.3 GB
 RECORDED_VERSIONS = ("tensorflow", "keras", "numpy", "h5py", "pillow")
 DTYPES = ("float32", "float16")
 

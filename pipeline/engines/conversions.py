@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,16 +22,24 @@ from pipeline.durable import make_folder, sync_folder
 from pipeline.engines import EngineRequest
 from pipeline.spec import split_layer_key
 
-CONVERTER = 1  # raised when the same base is converted otherwise
+CONVERTER = 2  # raised when the same base is converted otherwise
 MANIFEST = "files.json"  # file -> SHA-256
 SCRATCH = ".converting-"
 STALE_AFTER = 86_400  # seconds: what is older was left by a process that was killed
 
 
+def runtime_version(package: str) -> str:
+    """Of an engine's package and of the conversion that it computes: both decide on the last bits.
+
+    Raises PackageNotFoundError.
+    """
+    return f"{version(package)}-{CONVERTER}"
+
+
 def conversions_folder(request: EngineRequest, weights: str) -> Path:
     """Where the conversions of what is asked for stand; pooling is done outside of them."""
     layers = sorted({split_layer_key(key)[0] for key in request.layers})
-    what = [CONVERTER, weights, request.preprocessing, *layers]
+    what = [weights, request.preprocessing, *layers]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
     name = f"{request.base.name}-{request.image_size}-{key}"
     return request.cache_folder / "engines" / name

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
+from pipeline.engines.huge_pages import allocated, use_huge_pages
 from pipeline.engines.ncnn_writer import PARAM_FILE, PIXELS, WEIGHTS_FILE, write_ncnn
 from pipeline.engines.network import Network
 from pipeline.engines.pooling import pooled, pooled_shape
@@ -55,7 +56,6 @@ class NcnnEngine:
     ----------
     folder : what `convert` filled.
     layers : layer keys, see `pipeline.spec.layer_key`.
-    batch_size : images per call, at most; nothing depends on it here.
 
     Attributes
     ----------
@@ -66,9 +66,10 @@ class NcnnEngine:
 
     name = NAME
 
-    def __init__(self, folder: Path, *, layers: Sequence[str], batch_size: int) -> None:
+    def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
         self.version = version()
         self._folder = folder
+        self._memory_before = allocated()
         try:
             description = json.loads((folder / _DESCRIPTION_FILE).read_text())
             outputs = {
@@ -87,6 +88,7 @@ class NcnnEngine:
         self._pixel_order = kinds.PIXEL_RGB2BGR if bgr else kinds.PIXEL_RGB
         self._net = self._load()
         self._threads = ThreadPoolExecutor(usable_cores())
+        self._warm = False
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """(B, S, S, 3) uint8 RGB -> layer key -> (B, *row shape) float32."""
@@ -101,6 +103,9 @@ class NcnnEngine:
 
         for _ in self._threads.map(compute, range(len(images))):
             pass  # raises what a thread raised
+        if not self._warm:  # all memory that ncnn will ever need is there now
+            self._warm = True
+            use_huge_pages(self._memory_before)
         return features
 
     def _maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:

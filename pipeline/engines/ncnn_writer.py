@@ -40,7 +40,9 @@ _FORMAT = 7767517  # the first line of every .param file
 _RAW = np.zeros(1, np.float32)  # stands before a convolution's weights: they are not compressed
 _WHOLE = -233  # a size that ncnn is to find by itself
 _ARRAY = -23300  # less its number is what an array parameter is numbered
-_RESULT_SHAPES = 30  # number of a parameter that every layer has
+_RESULT_SHAPES, _WITHOUT = 30, 31  # numbers of parameters that every layer has
+_WINOGRAD = 1 << 6  # of the bits of _WITHOUT
+_SHALLOW = 4  # with so few channels to sum over, Winograd's transforms cost more than they save
 
 Parameters = Mapping[int, int | float | Sequence[int | float]]
 Shape = tuple[int, int, int]  # channels, height, width
@@ -164,7 +166,7 @@ def _activations_to_fuse(network: Network) -> dict[str, Activation]:
 
 
 def _convolution(conv: Conv, activation: Activation | None) -> _Layer:
-    count, _, height, width = conv.weight.shape
+    count, depth, height, width = conv.weight.shape
     top, left, bottom, right = conv.pads
     parameters: Parameters = {
         0: count,
@@ -181,6 +183,7 @@ def _convolution(conv: Conv, activation: Activation | None) -> _Layer:
         5: 1,  # there is a bias
         6: conv.weight.size,
         **({7: conv.groups} if conv.groups > 1 else {}),
+        **({_WITHOUT: _WINOGRAD} if conv.groups == 1 and depth <= _SHALLOW else {}),
         **(_FUSED[activation.function] if activation else {}),
     }
     kind = "ConvolutionDepthWise" if conv.groups > 1 else "Convolution"

@@ -47,13 +47,12 @@ class OnnxEngine:
 
     name = NAME
 
-    def __init__(self, folder: Path, *, layers: Sequence[str], batch_size: int) -> None:
+    def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
         """Open what `convert` wrote.
 
         Parameters
         ----------
         layers : layer keys, see `pipeline.spec.layer_key`.
-        batch_size : images per call, at most.
 
         Raises BadDataError if the folder does not hold that.
         """
@@ -89,8 +88,7 @@ class OnnxEngine:
         self.row_shapes: Mapping[str, tuple[int, ...]] = {
             key: pooled_shape(shapes[split_layer_key(key)[0]], key) for key in layers
         }
-        runs = -(-batch_size // IMAGES_PER_RUN)
-        self._threads = ThreadPoolExecutor(min(usable_cores(), runs))
+        self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Features:
         """(B, S, S, 3) uint8 RGB -> layer key -> (B, *row shape) float32."""

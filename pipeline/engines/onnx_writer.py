@@ -37,29 +37,30 @@ Nodes = Iterator[onnx.NodeProto]
 
 def write_onnx(network: Network, path: Path) -> None:
     """Write a network, checked by ONNX' own checker."""
-    graph = _Graph()
+    path.write_bytes(_model(network).SerializeToString())
+    onnx.checker.check_model(path, full_check=True)
+
+
+def _model(network: Network) -> onnx.ModelProto:
+    """The network as a message; it holds all weights, so it is made in its place, not copied."""
+    opsets = [helper.make_opsetid("", _OPSET)]
+    model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), opset_import=opsets)
+    model.graph.name = "base"
+    graph = _Graph(model.graph)
     graph.add_preprocessing(network.preprocessing)
     for operation in network.operations:
         graph.add(operation)
     for layer in network.outputs:
         graph.node("Transpose", [_maps(layer)], layer, perm=_TO_ROWS)
     size = network.image_size
-    made = helper.make_graph(
-        graph.nodes,
-        "base",
-        [helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", size, size, 3])],
-        [
-            helper.make_tensor_value_info(layer, TensorProto.FLOAT, ["batch", *shape])
-            for layer, shape in network.outputs.items()
-        ],
-        graph.constants,
+    model.graph.input.append(
+        helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", size, size, 3])
     )
-    opsets = [helper.make_opsetid("", _OPSET)]
-    model = helper.make_model(
-        made, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets)
+    model.graph.output.extend(
+        helper.make_tensor_value_info(layer, TensorProto.FLOAT, ["batch", *shape])
+        for layer, shape in network.outputs.items()
     )
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString())
+    return model
 
 
 def _maps(name: str) -> str:
@@ -68,20 +69,19 @@ def _maps(name: str) -> str:
 
 
 class _Graph:
-    """Nodes and constants as they come."""
+    """Takes nodes and constants as they come."""
 
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
+    def __init__(self, proto: onnx.GraphProto) -> None:
+        self._proto = proto
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Add a node; returns its output's name."""
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        self._proto.node.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def constant(self, name: str, values: npt.ArrayLike) -> str:
         """Add a constant; returns its name."""
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self._proto.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
     def add_preprocessing(self, rescale: Rescale) -> None:

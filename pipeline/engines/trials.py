@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pipeline.cores import usable_cores
 from pipeline.durable import make_folder, write_durably
 from pipeline.engines import AUTO, RUNTIMES, TENSORFLOW, EngineRequest, name_weights
-from pipeline.engines.conversions import conversions_folder, is_whole
+from pipeline.engines.conversions import conversions_folder, is_whole, runtime_version
 from pipeline.engines.worker import in_own_process, load_runtime
 from pipeline.errors import BadDataError, PipelineError, UnreachableError
 from pipeline.spec import split_layer_key
@@ -127,14 +127,14 @@ def open_proven(request: EngineRequest, trial: Trial) -> "ProvenEngine":
     folder = conversions_folder(request, weights) / trial.key.replace(" ", "-")
     if not is_whole(folder):
         in_own_process("convert", request, engine=trial.engine, folder=folder)
-    runtime = load_runtime(trial.engine)(
-        folder, layers=request.layers, batch_size=request.batch_size
-    )
+    runtime = load_runtime(trial.engine)(folder, layers=request.layers)
     return ProvenEngine(runtime, trial, weights)
 
 
 class ProvenEngine:
     """A runtime, with what was found out about it."""
+
+    calls_at_once = 2  # one core goes on with the next batch while another ends the last
 
     def __init__(self, runtime: Any, trial: Trial, weights: str) -> None:
         self.name, self.version = trial.engine, trial.version
@@ -217,7 +217,7 @@ def _installed(wanted: str) -> dict[str, str]:
     for name, package in RUNTIMES.items():
         if wanted in (AUTO, name):
             try:
-                versions[name] = installed_version(package)
+                versions[name] = runtime_version(package)
             except PackageNotFoundError:
                 if wanted == name:
                     raise UnreachableError(
@@ -245,9 +245,10 @@ def _machine() -> str:
 
 
 def _processor() -> str:
+    named_by = ("model name", "CPU implementer", "CPU part")  # x86; ARM
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-            names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
-            return next(names, "")
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith(named_by)]
+            return " ".join(dict.fromkeys(names))
     except OSError:  # not Linux
         return platform.processor()

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pipeline import errors
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import WeightsChoice
-from pipeline.engines import EngineRequest
+from pipeline.engines import BATCH_SIZE, EngineRequest
 from pipeline.engines.agreement import relative_errors
 from pipeline.engines.conversions import is_whole, write_conversion
 from pipeline.engines.network import CannotConvert
@@ -192,14 +192,13 @@ def _try_runtime(
     request: EngineRequest, engine: str, folder: str, images: str, reference: str
 ) -> dict[str, Any]:
     """How fast another engine is, and how far from TensorFlow."""
-    runtime = load_runtime(engine)(
-        Path(folder), layers=request.layers, batch_size=request.batch_size
-    )
+    runtime = load_runtime(engine)(Path(folder), layers=request.layers)
     sample = np.load(images)
     features = run_all(runtime, sample, request.batch_size)
     with np.load(reference) as expected:
         error = {layer: _worst(expected[layer], maps) for layer, maps in features.items()}
-    speed = images_per_second(runtime, sample, request.batch_size)
+    whole_batch = np.resize(sample, (BATCH_SIZE, *sample.shape[1:]))  # as extract has them
+    speed = images_per_second(runtime, whole_batch, BATCH_SIZE)
     return {"images_per_second": speed, "error": error}
 
 

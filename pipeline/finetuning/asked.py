@@ -6,12 +6,12 @@ from pathlib import Path
 from pipeline.bases.registry import Base, find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
 from pipeline.cache.view_plan import ViewPlan
-from pipeline.engines import AUTO
+from pipeline.engines import AUTO, BATCH_SIZE
 from pipeline.errors import UsageError
 from pipeline.evaluation.protocol import Protocol
 from pipeline.finetuning.settings import Plan
 from pipeline.images.views import Augmentation, choose_augmentation
-from pipeline.recipe import BATCH_SIZE, Recipe
+from pipeline.recipe import Recipe
 from pipeline.spec import check_seed
 
 METHODS = ("boundary", "end_to_end", "scratch")

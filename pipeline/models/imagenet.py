@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
+from pipeline.engines import BATCH_SIZE
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.text import printable
-
-BATCH_SIZE = 8  # as in extract
 
 
 class ImagenetModel:

@@ -14,7 +14,7 @@ import PIL
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice, digest_note, known_digest
 from pipeline.cache.keys import RowKey
-from pipeline.engines import AUTO, Engine, EngineRequest, is_installed, open_engine
+from pipeline.engines import AUTO, BATCH_SIZE, Engine, EngineRequest, is_installed, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
@@ -25,7 +25,6 @@ from pipeline.spec import check_seed
 from pipeline.text import counted, printable
 
 RESULTS = Path("results")  # where classify puts its runs
-BATCH_SIZE = 8  # as in extract: VGG16 at 150 pixels is as fast as with 32, in less memory
 
 log = logging.getLogger(__name__)
 

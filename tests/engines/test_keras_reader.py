@@ -64,7 +64,7 @@ def assert_agrees(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """ONNX Runtime computes what was read as Keras computes the model; returns its maps."""
     convert(read(model, *names, preprocessing=preprocessing), folder)
-    found = OnnxEngine(folder, layers=names, batch_size=3)(IMAGES)
+    found = OnnxEngine(folder, layers=names)(IMAGES)
     reference = feature_model(
         model,
         BASE,

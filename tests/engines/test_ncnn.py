@@ -174,7 +174,7 @@ def opened(network: Network, layers: Sequence[str] = ()) -> NcnnEngine:
     folder = Path("converted")
     folder.mkdir()
     convert(network, folder)
-    return NcnnEngine(folder, layers=layers or list(network.outputs), batch_size=len(IMAGES))
+    return NcnnEngine(folder, layers=layers or list(network.outputs))
 
 
 def assert_agrees(network: Network, images: npt.NDArray[np.uint8] = IMAGES) -> None:
@@ -457,7 +457,7 @@ def test_nothing_that_talks_to_a_network_is_loaded() -> None:
         "import sys, numpy, pathlib\n"
         "from pipeline.engines.ncnn import NcnnEngine\n"
         "assert 'ncnn' not in sys.modules\n"
-        "engine = NcnnEngine(pathlib.Path(), layers=['sum'], batch_size=1)\n"
+        "engine = NcnnEngine(pathlib.Path(), layers=['sum'])\n"
         f"engine(numpy.zeros((1, {SIDE}, {SIDE}, 3), numpy.uint8))\n"
         "print([name for name in ('tensorflow', 'requests', 'ncnn.model_zoo')"
         " if name in sys.modules])"
@@ -546,7 +546,7 @@ def test_damaged_conversions_are_one_line(what: str, capfd: pytest.CaptureFixtur
     convert(network, folder)
     damage(folder, what)
     with pytest.raises(BadDataError) as caught:
-        NcnnEngine(folder, layers=list(network.outputs), batch_size=3)
+        NcnnEngine(folder, layers=list(network.outputs))
     assert "Delete the folder" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
@@ -555,7 +555,7 @@ def test_damaged_conversions_are_one_line(what: str, capfd: pytest.CaptureFixtur
 def test_a_layer_that_was_not_converted_is_named() -> None:
     convert(residual_network(), Path())
     with pytest.raises(BadDataError, match="block5_pool"):
-        NcnnEngine(Path(), layers=["block5_pool"], batch_size=3)
+        NcnnEngine(Path(), layers=["block5_pool"])
 
 
 def test_maps_of_another_shape_than_converted_are_refused() -> None:
@@ -563,6 +563,6 @@ def test_maps_of_another_shape_than_converted_are_refused() -> None:
     description = json.loads(Path("network.json").read_text())
     description["outputs"]["sum"]["shape"] = [5, 5, 17]
     Path("network.json").write_text(json.dumps(description))
-    engine = NcnnEngine(Path(), layers=["sum"], batch_size=3)
+    engine = NcnnEngine(Path(), layers=["sum"])
     with pytest.raises(BadDataError, match="17"):
         engine(IMAGES)

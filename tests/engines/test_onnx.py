@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_have_the_shapes_that_the_engine_says(folder: Path) -> None:
     keys = ["pooled:max", "active", "pooled", "active:avg"]
-    engine = OnnxEngine(folder, layers=keys, batch_size=5)
+    engine = OnnxEngine(folder, layers=keys)
     assert engine.name == "onnx"
     assert engine.version == version()
     assert engine.row_shapes == {
@@ -89,7 +89,7 @@ def test_rows_have_the_shapes_that_the_engine_says(folder: Path) -> None:
 
 
 def test_features_do_not_depend_on_the_rest_of_the_batch(folder: Path) -> None:
-    engine = OnnxEngine(folder, layers=["pooled", "pooled:avg"], batch_size=5)
+    engine = OnnxEngine(folder, layers=["pooled", "pooled:avg"])
     together = engine(IMAGES)
     for key, rows in together.items():
         np.testing.assert_array_equal(engine(IMAGES[::-1])[key][::-1], rows)
@@ -107,7 +107,7 @@ def test_preprocessing_and_affine_operations_are_what_they_say(tmp_path: Path) -
         outputs={"last": (SIDE, SIDE, 3)},
     )
     convert(made, tmp_path)
-    rows = OnnxEngine(tmp_path, layers=["last"], batch_size=5)(IMAGES)["last"]
+    rows = OnnxEngine(tmp_path, layers=["last"])(IMAGES)["last"]
     bgr = IMAGES[..., ::-1] - np.array([103.939, 116.779, 123.68])
     np.testing.assert_allclose(rows, bgr * scale + offset, rtol=1e-5, atol=1e-4)
 
@@ -123,14 +123,14 @@ def test_a_damaged_conversion_is_bad_data(
     with pytest.raises(
         BadDataError, match=rf"{MODEL_FILE} cannot be opened .* made anew"
     ) as raised:
-        OnnxEngine(tmp_path, layers=["pooled"], batch_size=5)
+        OnnxEngine(tmp_path, layers=["pooled"])
     assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_layer_that_was_not_converted_is_bad_data(folder: Path) -> None:
     with pytest.raises(BadDataError, match=r"holds active, pooled; received block9_pool"):
-        OnnxEngine(folder, layers=["block9_pool"], batch_size=5)
+        OnnxEngine(folder, layers=["block9_pool"])
 
 
 def test_it_runs_without_tensorflow_and_keeps_nothing_to_send(folder: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ import numpy as np
 from pathlib import Path
 from pipeline.engines import onnx
 assert onnx.version() and "onnxruntime" not in sys.modules
-engine = onnx.OnnxEngine(Path({str(folder)!r}), layers=["pooled"], batch_size=5)
+engine = onnx.OnnxEngine(Path({str(folder)!r}), layers=["pooled"])
 engine(np.zeros((5, {SIDE}, {SIDE}, 3), np.uint8))
 assert "tensorflow" not in sys.modules and "onnx" not in sys.modules
 """
