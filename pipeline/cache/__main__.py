@@ -33,7 +33,11 @@ def _parser() -> argparse.ArgumentParser:
         ("show", _show, "what one cache holds: spec, counts per split and class, skipped files"),
         ("verify", _verify, "check every byte; damage is named by layer and rows (exit 65)"),
         ("repair", _repair, "compute again only what is damaged"),
-        ("prune", _prune, "delete leftovers, caches of deleted sets, rows of deleted images"),
+        (
+            "prune",
+            _prune,
+            "delete what is left over: of dead runs, deleted sets and images, old trainings",
+        ),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(do=do)

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from pipeline.errors import BadDataError
 from pipeline.images.scan import Skipped
 from pipeline.text import counted, printable
 
+CHECKPOINTS = "finetuning"  # the folder of states that a training goes on from
+ABANDONED_AFTER = 30 * 86_400  # seconds: nobody will go on from such a state
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # what write_durably calls its temporaries
 
@@ -158,12 +161,14 @@ class Prunable:
 
 
 def find_prunable(folder: Path) -> list[Prunable]:
-    """Temporary files of dead runs, caches of deleted image folders, rows of deleted images."""
+    """Temporary files of dead runs, caches of deleted image folders, rows of deleted images,
+    checkpoints of trainings that nobody went on with."""
     found = [
         Prunable(path, path.stat().st_size, "half-written by a run that died")
         for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
         if LEFTOVER.fullmatch(path.name)
     ]
+    found += _abandoned_checkpoints(folder)
     for path in cache_files(folder):
         try:
             table = read_all_rows(path)
@@ -180,8 +185,23 @@ def find_prunable(folder: Path) -> list[Prunable]:
     return found
 
 
+def _abandoned_checkpoints(folder: Path) -> Iterator[Prunable]:
+    for run in sorted((folder / CHECKPOINTS).glob("*/")):
+        try:
+            stats = [path.stat() for path in (run, *run.rglob("*"))]
+        except FileNotFoundError:  # its training has just ended
+            continue
+        age = time.time() - max(each.st_mtime for each in stats)
+        if age > ABANDONED_AFTER:
+            reason = f"checkpoints of a training that stopped {age / 86_400:.0f} days ago"
+            yield Prunable(run, sum(each.st_size for each in stats), reason)
+
+
 def prune(item: Prunable) -> None:
-    """Delete what `find_prunable` found; raises BusyError if a run uses it."""
+    """Delete what `find_prunable` found; raises BusyError if an extraction uses it."""
+    if item.path.is_dir():  # checkpoints; a training that takes them up makes them new
+        shutil.rmtree(item.path)
+        return
     if leftover := LEFTOVER.fullmatch(item.path.name):
         stem = leftover[1].removesuffix(".h5").removesuffix(SKIPPED_SUFFIX)
         in_parts = item.path.parent.suffix == ".parts"

@@ -20,7 +20,7 @@ from pipeline.finetuning.asked import FineTuning
 from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
 from pipeline.finetuning.methods import train_end_to_end, train_from_scratch
 from pipeline.finetuning.result import Trained
-from pipeline.finetuning.rows import Rows, new_views, scratch_images
+from pipeline.finetuning.rows import Draw, Indices, Rows, new_views, scratch_images
 from pipeline.finetuning.training import Progress, Task
 from pipeline.heads.head import Candidate, HeadSpec
 from pipeline.images.hashes import hash_files
@@ -53,7 +53,7 @@ def train_from_images(
     )
     divided = _divided(asked, found, kept)
     (trial,) = divided.division.trials
-    task = _task(asked, pixels, kept, divided)
+    task = task_of(asked, pixels, kept, divided)
     checkpoints = Checkpoints.of(asked, divided)
     trained = [_train(asked, task, checkpoints, seed, training) for seed in trial.seeds]
     rows: dict[str, list[Trained]] = {"frozen_head": [], "end_to_end": [], "scratch": []}
@@ -130,7 +130,7 @@ def _divided(asked: FineTuning, found: ImageSet, refs: list[ImageRef]) -> Divide
     return DividedCache(table, (layer,), division, CachedViews.of(table))
 
 
-def _task(
+def task_of(
     asked: FineTuning, pixels: npt.NDArray[np.uint8], refs: list[ImageRef], divided: DividedCache
 ) -> Task:
     """Training images in new views each epoch; afterwards all of test, and of training as it is,
@@ -140,11 +140,15 @@ def _task(
     learned = [refs[image] for image in splits.train]
     draw = new_views(learned, asked.augmentation) if asked.augmented else None
     predicted = np.concatenate([splits.test, splits.train])
+
+    def rows_of(images: Indices, draw: Draw | None = None) -> Rows:
+        return Rows(pixels, labels[images], draw, images)
+
     return Task(
-        train=Rows(pixels[splits.train], labels[splits.train], draw),
-        validation=Rows(pixels[splits.validation], labels[splits.validation]),
+        train=rows_of(splits.train, draw),
+        validation=rows_of(splits.validation),
         class_count=len(divided.table.classes),
-        test=Rows(pixels[predicted], labels[predicted]),
+        test=rows_of(predicted),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.upkeep import CHECKPOINTS
 from pipeline.durable import remove_folder
 from pipeline.evaluation.caches import DividedCache
 from pipeline.evaluation.result import Outcome
@@ -66,7 +67,7 @@ class Checkpoints:
             "plan": asdict(asked.plan),
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-        return cls(asked.cache_dir / "finetuning" / digest, identity)
+        return cls(asked.cache_dir / CHECKPOINTS / digest, identity)
 
     def options(self, seed: int, progress: Progress | None) -> RunOptions:
         return RunOptions(

@@ -169,7 +169,7 @@ def _computed_once(stack: ExitStack, upper: Any, task: Task, scratch: Path) -> T
     def on_features(rows: Rows) -> Rows:
         blocks = in_blocks(np.arange(len(rows)), rows.inputs.shape[1:])
         features = scratch_array(
-            (forward(tf.constant(rows.inputs[block])).numpy() for block in blocks),
+            (forward(tf.constant(rows.read(block))).numpy() for block in blocks),
             shape=(len(rows), *shape),
             dtype="float32",
             folder=scratch,

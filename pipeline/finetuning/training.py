@@ -101,6 +101,7 @@ def train(
     if path and (found := read_checkpoint(path, run=run)):
         course = _Course(**found.state, best=_part(found.arrays, "best/"))
         learner.restore(_part(found.arrays, "now/"))
+        path.touch()  # or it looks abandoned until the first epoch ends
         log.info("%s: goes on after epoch %d", stage, course.epochs)
     in_all = schedule.epochs * len(task.train)
     while course.epochs < schedule.epochs and course.since_best < schedule.patience:

@@ -1,0 +1,130 @@
+"""What a network is trained on holds no view of an image that it is judged on.
+
+Features and pixels say which image and view they are of.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawing import draw_set
+from feature_sets import add_views, alternating_labels, draw_columns, folder_splits, write_cache
+from scipy.stats import binom
+
+from pipeline.evaluation.caches import DividedCache, open_caches
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.splits import Shares
+from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.from_cache import rows_of, task_of, trial_rows
+from pipeline.finetuning.from_images import task_of as task_of_images
+from pipeline.finetuning.run import finetune
+from pipeline.images.scan import ImageRef
+
+COUNT, VIEWS = 60, 4
+PROTOCOLS: list[dict[str, Any]] = [
+    {},
+    {"shares": Shares.parse("50/25/25")},
+    {"shares": Shares.parse("60/20/20"), "split_seed": 3},
+]
+
+
+def divided_cache(path: Path, options: dict[str, Any], *, views: int, tta: bool) -> DividedCache:
+    """Rows, in no order, whose features are (image, view)."""
+    labels = alternating_labels(COUNT)
+    splits = None if options else folder_splits(COUNT)
+    columns, images = add_views(draw_columns(labels, splits=splits), views, to_all=tta)
+    order = np.random.default_rng(2).permutation(len(columns))
+    rows = np.stack([images, columns.views], axis=1).astype(np.float32)
+    layers = {"names:avg": rows[order]}
+    write_cache(path, labels=labels, columns=columns.take(order), layers=layers)
+    protocol = Protocol(**options)
+    (cache,) = open_caches([path], layers=["names:avg"], protocol=protocol, views=views)
+    return cache
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("options", PROTOCOLS)
+def test_maps_learned_from_are_of_no_judged_image(
+    tmp_path: Path, options: dict[str, Any], tta: bool
+) -> None:
+    cache = divided_cache(tmp_path / "c.h5", options, views=VIEWS, tta=tta)
+    wanted = rows_of(cache)
+    data = trial_rows(cache, wanted, cache.views.table.features("names:avg", wanted))
+    task = task_of(data, (2,))
+    (trial,) = cache.division.trials
+    names = cache.views.table.features("names:avg", np.arange(len(cache.views.table)))
+    of_image = {
+        bytes(digest): int(image)
+        for digest, image in zip(cache.views.table.columns.digests, names[:, 0], strict=True)
+    }
+
+    def images(rows: np.ndarray) -> set[int]:
+        return {of_image[bytes(each)] for each in cache.table.columns.digests[rows]}
+
+    train, validation = images(trial.splits.train), images(trial.splits.validation)
+    test = images(trial.splits.test)
+    learned = Counter((int(image), int(view)) for image, view in task.train.inputs)
+    assert learned == Counter((image, view) for image in train for view in range(1 + VIEWS))
+    assert {image for image, _ in learned}.isdisjoint(validation | test)
+    watched = [(int(image), int(view)) for image, view in task.validation.inputs]
+    assert sorted(watched) == [(image, 0) for image in sorted(validation)]
+    assert len(train) + len(validation) + len(test) == COUNT
+
+
+@pytest.mark.parametrize("options", PROTOCOLS)
+def test_images_learned_from_are_not_judged(tmp_path: Path, options: dict[str, Any]) -> None:
+    cache = divided_cache(tmp_path / "c.h5", options, views=0, tta=False)
+    asked = FineTuning(data=tmp_path, method="end_to_end", views=1)
+    pixels = np.arange(COUNT, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), "u1")
+    columns = cache.table.columns
+    refs = [
+        ImageRef(bytes(path), int(label), int(split), bytes(digest))
+        for path, label, split, digest in zip(
+            columns.paths, columns.labels, columns.splits, columns.digests, strict=True
+        )
+    ]
+    task = task_of_images(asked, pixels, refs, cache)
+    (trial,) = cache.division.trials
+    everything = np.arange(len(task.train))
+    for rows, expected in (
+        (task.train, trial.splits.train),
+        (task.validation, trial.splits.validation),
+    ):
+        order = np.arange(len(rows))
+        np.testing.assert_array_equal(rows.read(order)[:, 0, 0, 0], expected)
+        np.testing.assert_array_equal(rows.labels, columns.labels[expected])
+    assert task.train.draw
+    assert not task.validation.draw
+    (seen,) = {len(inputs) for inputs, _ in task.train.batches(everything, size=len(everything))}
+    assert seen == len(trial.splits.train)
+
+
+@pytest.mark.slow
+def test_random_labels_give_chance_accuracy(tmp_path: Path) -> None:
+    """Eight views, and a learning rate that learns the training images by heart."""
+    per_class = 60
+    root = draw_set(tmp_path / "noise", per_class=per_class, splits=("train", "validation", "test"))
+    shuffle_labels(root)
+    asked = FineTuning(
+        data=root, weights="random", image_size=48, views=8, cache_dir=tmp_path / "cache",
+        engine="tensorflow",
+    )  # fmt: skip
+    plan = replace(asked.plan, joint=replace(asked.plan.joint, epochs=3, learning_rate=1e-4))
+    comparison, _ = finetune(replace(asked, plan=plan), results=tmp_path / "results")
+    low, high = binom.interval(0.999, 2 * per_class, 0.5)
+    for result in comparison.results:
+        assert low <= result.test_accuracy * 2 * per_class <= high
+
+
+def shuffle_labels(root: Path) -> None:
+    """Deal the images of each split out to its class folders anew."""
+    random = np.random.default_rng(0)
+    for split in root.iterdir():
+        folders = sorted(split.iterdir())
+        files = sorted(split.glob("*/*"))
+        moved = [path.rename(split / f"{number}.png") for number, path in enumerate(files)]
+        for place, number in enumerate(random.permutation(len(moved))):
+            moved[number].rename(folders[place % len(folders)] / moved[number].name)
