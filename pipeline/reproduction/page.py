@@ -182,13 +182,13 @@ def _method_rows(each: ImageSet) -> Iterator[Sequence[str]]:
             "fine-tuned from the cache", "native", str(count), "block5", _accuracy(each, rows),
             extraction, _seconds([row["fit_seconds"] for row in rows]), disk,
         )  # fmt: skip
-    for step, head, name in (
-        ("end_to_end", "frozen_head", "end to end, augmented on the fly"),
-        ("scratch", "scratch", "small convnet from scratch, augmented on the fly"),
+    for step, head, name, mode in (
+        ("end_to_end", "frozen_head", "end to end, augmented on the fly", "native"),
+        ("scratch", "scratch", "small convnet from scratch, augmented on the fly", "rescale"),
     ):
         rows = each.rows(step, head)
         seconds = _seconds([row["fit_seconds"] for row in rows])
-        yield (name, "native", "new", "–", _accuracy(each, rows), "–", seconds, "–")
+        yield (name, mode, "new", "–", _accuracy(each, rows), "–", seconds, "–")
 
 
 def _price(each: ImageSet, mode: str, views: int, layers: Sequence[str]) -> tuple[str, str]:
@@ -230,6 +230,8 @@ def _differences(sets: Sequence[ImageSet]) -> Iterator[str]:
              "classify-rescale-0", "dense"),
             ("fine-tuned against its frozen head", "finetune-0", "fine_tuned", "finetune-0",
              "frozen_head"),
+            (f"the same with {views} views", f"finetune-{views}", "fine_tuned",
+             f"finetune-{views}", "frozen_head"),
         ]  # fmt: skip
         for what, step, head, other_step, other_head in pairs:
             one, other = each.rows(step, head), each.rows(other_step, other_head)

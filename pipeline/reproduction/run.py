@@ -28,7 +28,7 @@ def reproduce(
     Parameters
     ----------
     sets : image folders, and how like ImageNet each is, in words. The references, which take
-        longest, and the book's preprocessing are measured on the first.
+        longest, are measured on the first.
     only_collect : run nothing.
     command : what was typed.
 
@@ -39,7 +39,7 @@ def reproduce(
     for number, (data, likeness) in enumerate(sets):
         size = replace(amount, scratch_epochs=0, end_to_end_epochs=0) if number else amount
         answers: dict[str, Any] = {}
-        for step in steps_of(data, weights, size, rescaled=not number):
+        for step in steps_of(data, weights, size):
             found = read_answer(step, folder) if only_collect else run_step(step, folder)
             if found is not None:
                 answers[step.name] = found

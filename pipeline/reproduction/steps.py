@@ -55,7 +55,7 @@ class Amount:
     head_epochs: int = 30
 
 
-def steps_of(data: Path, weights: str, amount: Amount, *, rescaled: bool = True) -> Iterator[Step]:
+def steps_of(data: Path, weights: str, amount: Amount) -> Iterator[Step]:
     """Every step on one image set, in the order that they need."""
     name, views = data.name, amount.views
     base = ("--weights", weights)
@@ -96,12 +96,11 @@ def steps_of(data: Path, weights: str, amount: Amount, *, rescaled: bool = True)
     few = str(max(1, amount.epochs // (1 + views)))
     for seed in SEEDS:
         yield finetune("finetune-0", "--epochs", str(amount.epochs), seed=seed)
-    yield finetune(f"finetune-{views}", "--views", str(views), "--epochs", few)
-    if rescaled:
-        yield extract("rescale", 2 * views, LAYERS[-1:])
-        for seed in SEEDS:
-            for count in (0, views, 2 * views):
-                yield classify("rescale", count, seed)
+        yield finetune(f"finetune-{views}", "--views", str(views), "--epochs", few, seed=seed)
+    yield extract("rescale", 2 * views, LAYERS[-1:])
+    for seed in SEEDS:
+        for count in (0, views, 2 * views):
+            yield classify("rescale", count, seed)
     if amount.scratch_epochs:
         epochs = str(amount.scratch_epochs)
         yield finetune("scratch", "--method", "scratch", "--views", "1", "--epochs", epochs)
