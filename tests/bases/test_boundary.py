@@ -1,12 +1,15 @@
 """The freeze boundary: where a base can be cut, and that its halves make the whole."""
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.bases.boundary import find_boundary, unfrozen, upper_model
+from pipeline.bases.build import build_base
 from pipeline.bases.registry import find_base
+from pipeline.bases.weights import WeightsChoice
 from pipeline.errors import UsageError
 from pipeline.keras_backend import keras
 
@@ -14,9 +17,9 @@ from pipeline.keras_backend import keras
 @cache
 def build(name: str, size: int):  # type: ignore[no-untyped-def]
     base = find_base(name)
-    constructor = getattr(keras.applications, base.keras_name)
-    model = constructor(weights=None, include_top=False, input_shape=(size, size, 3))
-    model.trainable = False
+    model, _ = build_base(
+        base, image_size=size, weights=WeightsChoice("random"), weights_folder=Path()
+    )
     return model, base
 
 
