@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,31 +36,30 @@ Nodes = Iterator[onnx.NodeProto]
 
 
 def write_onnx(network: Network, path: Path) -> None:
-    """Write a network, checked by ONNX' own checker."""
-    path.write_bytes(_model(network).SerializeToString())
-    onnx.checker.check_model(path, full_check=True)
+    """Write a network.
 
-
-def _model(network: Network) -> onnx.ModelProto:
-    """The network as a message; it holds all weights, so it is made in its place, not copied."""
+    Messages that follow each other in a file are one to who reads it, repeated fields appended: so
+    each weight is written by itself, and no second copy of all of them is ever in memory.
+    """
     opsets = [helper.make_opsetid("", _OPSET)]
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), opset_import=opsets)
     model.graph.name = "base"
-    graph = _Graph(model.graph)
-    graph.add_preprocessing(network.preprocessing)
-    for operation in network.operations:
-        graph.add(operation)
-    for layer in network.outputs:
-        graph.node("Transpose", [_maps(layer)], layer, perm=_TO_ROWS)
-    size = network.image_size
-    model.graph.input.append(
-        helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", size, size, 3])
-    )
-    model.graph.output.extend(
-        helper.make_tensor_value_info(layer, TensorProto.FLOAT, ["batch", *shape])
-        for layer, shape in network.outputs.items()
-    )
-    return model
+    with path.open("wb") as file:
+        graph = _Graph(model.graph, file)
+        graph.add_preprocessing(network.preprocessing)
+        for operation in network.operations:
+            graph.add(operation)
+        for layer in network.outputs:
+            graph.node("Transpose", [_maps(layer)], layer, perm=_TO_ROWS)
+        size = network.image_size
+        model.graph.input.append(
+            helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", size, size, 3])
+        )
+        model.graph.output.extend(
+            helper.make_tensor_value_info(layer, TensorProto.FLOAT, ["batch", *shape])
+            for layer, shape in network.outputs.items()
+        )
+        file.write(model.SerializeToString())
 
 
 def _maps(name: str) -> str:
@@ -69,10 +68,11 @@ def _maps(name: str) -> str:
 
 
 class _Graph:
-    """Takes nodes and constants as they come."""
+    """Takes nodes and constants as they come; constants go to the file at once."""
 
-    def __init__(self, proto: onnx.GraphProto) -> None:
+    def __init__(self, proto: onnx.GraphProto, file: BinaryIO) -> None:
         self._proto = proto
+        self._file = file
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Add a node; returns its output's name."""
@@ -81,7 +81,9 @@ class _Graph:
 
     def constant(self, name: str, values: npt.ArrayLike) -> str:
         """Add a constant; returns its name."""
-        self._proto.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        part = onnx.ModelProto()
+        part.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self._file.write(part.SerializeToString())
         return name
 
     def add_preprocessing(self, rescale: Rescale) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
 from pipeline.bases.build import build_base, feature_model, preprocess
@@ -15,6 +16,7 @@ from pipeline.bases.weights import WeightsChoice
 from pipeline.engines.agreement import relative_errors
 from pipeline.engines.keras_reader import read_network
 from pipeline.engines.network import Network
+from pipeline.engines.onnx import MODEL_FILE
 from pipeline.engines.worker import RUNTIME_CLASSES, load_runtime
 from pipeline.keras_backend import keras
 
@@ -110,6 +112,8 @@ def read(request: pytest.FixtureRequest) -> Iterator[Read]:
 @pytest.mark.parametrize("engine", RUNTIME_CLASSES)
 def test_a_conversion_computes_what_keras_computes(engine: str, read: Read, tmp_path: Path) -> None:
     importlib.import_module(f"pipeline.engines.{engine}").convert(read.network, tmp_path)
+    if engine == "onnx":
+        onnx.checker.check_model(tmp_path / MODEL_FILE, full_check=True)
     runtime = load_runtime(engine)(tmp_path, layers=list(read.expected))
     found = runtime(read.images)
     errors = {

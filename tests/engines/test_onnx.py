@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 if find_spec("onnxruntime") is None:  # importing it here would let it keep usage data
@@ -65,6 +66,7 @@ def network() -> Network:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("conversion")
     convert(network(), made)
+    onnx.checker.check_model(made / MODEL_FILE, full_check=True)
     return made
 
 
