@@ -14,7 +14,7 @@ def in_order(
     items: Iterable[Item],
     *,
     threads: int = 1,
-    waiting: int = 2,
+    waiting: int | None = None,
     name: str = "ahead",
 ) -> Generator[tuple[Item, Result]]:
     """Yield items with what is computed of them.
@@ -22,7 +22,8 @@ def in_order(
     Parameters
     ----------
     items : taken in the calling thread, as they are needed.
-    waiting : how many results there may be, done or not, when the next one is wanted.
+    waiting : how many results there may be, done or not, when the next one is wanted; by default
+        one more than threads, so that none of these is ever idle.
     name : what the threads' names begin with.
 
     Raises what an item's computation raised, in its place, and what taking the next item raised,
@@ -31,6 +32,7 @@ def in_order(
     Who may stop before the end closes it. Left to the garbage collector, its threads are joined
     wherever that happens to run, and inside `threading` itself that is a deadlock.
     """
+    most = threads + 1 if waiting is None else waiting
     with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
         results: deque[tuple[Item, Future[Result]]] = deque()
         failed: Exception | None = None
@@ -45,7 +47,7 @@ def in_order(
                     failed = error
                     break
                 results.append((item, pool.submit(compute, item)))
-                if len(results) >= waiting:
+                if len(results) >= most:
                     yield _first(results)
             while results:
                 yield _first(results)

@@ -56,12 +56,10 @@ class EngineAlone:
             np.save(features, computed[self._layer])
             return {}
         started = time.perf_counter()
-        calls = self._engine.calls_at_once
         batches = in_order(
             lambda start: self._engine(np.array(self._images[start : start + BATCH_SIZE])),
             range(0, len(self._images), BATCH_SIZE),
-            threads=calls,
-            waiting=calls + 1,
+            threads=self._engine.calls_at_once,
         )
         with closing(batches):
             for _ in batches:

@@ -343,7 +343,6 @@ def compute_rows(
                 lambda batch: engine(np.stack([pixels for _, pixels in batch])),
                 batches,
                 threads=engine.calls_at_once,
-                waiting=engine.calls_at_once + 1,
                 name="engine",
             )
         ) as computed:

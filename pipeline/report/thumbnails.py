@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.cache.file import FeatureTable
+from pipeline.cores import usable_cores
 from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
 
 LONGER_SIDE = 128  # pixels: sharp at 64 on a dense display, about 4 kB
@@ -42,7 +43,7 @@ def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumb
         columns = table.columns
         return _thumbnail(root, columns.paths[row], columns.digests[row].tobytes())
 
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         return dict(zip(wanted, pool.map(read, wanted), strict=True))
 
 
