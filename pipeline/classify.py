@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
 from pipeline.errors import NoInputError, UsageError
-from pipeline.heads.registry import ALL, PROTOCOLS, parse_heads, parse_own_head
-from pipeline.heads.settings import OPTIMIZERS, DenseSettings
+from pipeline.heads.config import OPTIMIZERS, DenseConfig
+from pipeline.heads.names import PROTOCOLS, groups, parse_custom_head, parse_heads
 from pipeline.text import counted, printable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.heads is not None:  # a misspelt name is told before anything is loaded
         parse_heads(arguments.heads)
     for own in arguments.head:
-        parse_own_head(own)
+        parse_custom_head(own)
     if arguments.check and arguments.save == "none":
         raise UsageError("--check reruns saved heads, and --save none saves none: leave out one")
     from pipeline.evaluation.compare import compare_heads
@@ -88,8 +88,9 @@ def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace
     """Rerun test images from their files with every saved head; BadDataError where one differs."""
     import numpy as np
 
-    from pipeline.models.bundle import FOLDER, load_bundle
+    from pipeline.models.bundle import load_bundle
     from pipeline.models.parity import check_parity
+    from pipeline.models.runs import FOLDER
 
     bundles = {path: load_bundle(path) for path in sorted((folder / FOLDER).glob("*"))}
     if not bundles:
@@ -121,10 +122,10 @@ def _heads(arguments: argparse.Namespace) -> list[str] | None:
     return [*listed, *arguments.head] or None
 
 
-def _dense_grid(arguments: argparse.Namespace) -> list[DenseSettings]:
+def _dense_grid(arguments: argparse.Namespace) -> list[DenseConfig]:
     """Every combination of the widths, dropouts and learning rates that were given."""
     return [
-        DenseSettings(
+        DenseConfig(
             epochs=arguments.epochs,
             batch_size=arguments.batch_size,
             units=units,
@@ -139,7 +140,7 @@ def _dense_grid(arguments: argparse.Namespace) -> list[DenseSettings]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    book = DenseSettings()
+    book = DenseConfig()
     parser = cli.parser(
         command="classify",
         summary="Train classifiers on cached features and compare them in a table.",
@@ -159,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     heads.add_argument(
         "--heads",
         metavar="LIST",
-        help=f"comma list of {', '.join(ALL)}, fast or all (default: all); NAME:flat or "
+        help=f"comma list of {', '.join(groups()['all'])}, fast or all (default: all); NAME:flat or "
         "NAME:pooled chooses the input",
     )
     heads.add_argument(

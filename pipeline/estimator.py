@@ -17,8 +17,9 @@ from pipeline.cache.content import content_set, features_by_content
 from pipeline.engines import AUTO, BATCH_SIZE
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.given import ArrayImages, GivenImages, given_images
-from pipeline.models.bundle import find_bundle, load_bundle
+from pipeline.models.bundle import load_bundle
 from pipeline.models.predictor import Predictor
+from pipeline.models.runs import find_bundle
 from pipeline.recipe import Recipe, cache_document
 from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
 

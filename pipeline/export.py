@@ -12,8 +12,8 @@ from pipeline.text import printable
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, report."""
     arguments = _parser().parse_args(argv)
-    from pipeline.models.bundle import find_bundle, newest_run
     from pipeline.models.export import export_bundle
+    from pipeline.models.runs import find_bundle, newest_run
 
     done = export_bundle(
         find_bundle(arguments.run or newest_run(Path("results")), arguments.head),

@@ -33,6 +33,7 @@ with _native_stderr_silenced():
     import keras
     import tensorflow as tf
 
+    tf.get_logger().setLevel(logging.ERROR)  # each fit compiles anew, and it would warn
     tf.config.list_physical_devices()  # the first look for devices prints its notes here
 
 __all__ = ["keras", "tf"]

@@ -6,15 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.groups import check_group_rule
 from pipeline.evaluation.label_edits import apply_label_edits
-from pipeline.evaluation.protocol import Division, Protocol, Trial
-from pipeline.evaluation.splits import Rows, Splits
-from pipeline.evaluation.views import CachedViews, times_views
+from pipeline.evaluation.protocol import Division, Protocol
+from pipeline.evaluation.rows import CachedViews, images_of, times_views
+from pipeline.evaluation.splits import Splits
 from pipeline.text import counted, printable
 
 MANY_CLASSES = 12  # more no longer fit on a line
@@ -115,14 +113,6 @@ def open_caches(
                 log.info("  %s", line)
         opened.append(cache)
     return opened
-
-
-def images_of(trials: Sequence[Trial]) -> tuple[Rows, Rows]:
-    """The images that are learned from in some trial, and those that one is judged by."""
-    splits = [trial.splits for trial in trials]
-    judged = [rows for each in splits for rows in (each.validation, each.test)]
-    train = np.unique(np.concatenate([each.train for each in splits]))
-    return train, np.unique(np.concatenate(judged))
 
 
 def _once(paths: Sequence[Path]) -> list[Path]:

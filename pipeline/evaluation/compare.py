@@ -13,16 +13,17 @@ from pathlib import Path
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.audit import look_into
 from pipeline.evaluation.caches import DividedCache, open_caches
-from pipeline.evaluation.final import NOT_KEPT, with_bundles
-from pipeline.evaluation.fitting import DIVERGED, FitRules, Fitted, TrialRows, fit_heads
-from pipeline.evaluation.inputs import input_of
+from pipeline.evaluation.fitting import DIVERGED, FitOptions, Fits, failures_of, fit_heads
 from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.result import Comparison, Outcome
-from pipeline.evaluation.scoring import score
+from pipeline.evaluation.refit import NOT_KEPT, with_bundles
+from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
+from pipeline.evaluation.rows import TrialRows, input_of
+from pipeline.evaluation.scoring import score_on_test, summarize
 from pipeline.evaluation.verdict import judge
-from pipeline.heads.head import Head, Input
-from pipeline.heads.registry import PROTOCOLS, HeadRequest, load_head, parse_heads
-from pipeline.heads.settings import DenseSettings
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.inputs import Input
+from pipeline.heads.names import PROTOCOLS, HeadRequest, parse_heads
+from pipeline.heads.registry import Head, load_head
 from pipeline.text import counted, duration, printable
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "keras", "tensorflow")
@@ -48,7 +49,7 @@ def compare_heads(
     timeout: float | None = None,
     labels: Path | str | Sequence[Path | str] = (),
     seed: int = 0,
-    dense: DenseSettings | Sequence[DenseSettings] | None = None,
+    dense: DenseConfig | Sequence[DenseConfig] | None = None,
     look: bool = True,
     keep: bool = True,
     views: int | None = None,
@@ -101,9 +102,9 @@ def compare_heads(
     if timeout is not None and timeout <= 0:
         raise UsageError(f"--timeout needs more than 0 seconds; received {timeout:g}")
     requests = parse_heads((heads or "all") if protocol == STANDARD else protocol)
-    rules = FitRules(
-        dense=(dense or DenseSettings(),)
-        if dense is None or isinstance(dense, DenseSettings)
+    options = FitOptions(
+        dense=(dense or DenseConfig(),)
+        if dense is None or isinstance(dense, DenseConfig)
         else tuple(dense),
         balanced=balance,
         refit=refit or protocol != STANDARD,
@@ -135,28 +136,28 @@ def compare_heads(
         "split": None if split is None else printable(split),
         "split_seed": split_seed,
         "group": None if group is None else printable(group),
-        "refit": rules.refit,
+        "refit": options.refit,
         "protocol": protocol,
         "balance": balance,
         "timeout": timeout,
         "views": views,
         "tta": tta,
         "labels": [printable(path.as_posix()) for path in edits],
-        "dense": [asdict(settings) for settings in rules.dense],
+        "dense": [asdict(settings) for settings in options.dense],
         "versions": versions(),
         "caches": [cache.describe() for cache in opened],
     }
-    loaded = {request: load_head(request.name) for request in requests}
+    loaded = {request: load_head(request.name, options.dense) for request in requests}
     outcomes = [
         outcome
         for cache in opened
         for layer in cache.layers
-        for outcome in _compare_on_layer(cache, layer, loaded, rules, keep=keep)
+        for outcome in _compare_on_layer(cache, layer, loaded, options, keep=keep)
     ]
     if not any(outcome.test is not None for outcome in outcomes):
         reasons = {f"{each.result.head} {each.result.status}" for each in outcomes}
         raise BadDataError(f"no head could be fitted: {'; '.join(sorted(reasons))}")
-    judged, recommendation = judge(outcomes, balanced=rules.balanced)
+    judged, recommendation = judge(outcomes, balanced=options.balanced)
     comparison = Comparison(
         outcomes=tuple(judged),
         classes=opened[0].table.classes,
@@ -176,40 +177,77 @@ def _compare_on_layer(
     cache: DividedCache,
     layer: str,
     loaded: Mapping[HeadRequest, Head],
-    rules: FitRules,
+    options: FitOptions,
     *,
     keep: bool,
 ) -> Iterator[Outcome]:
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():
-        kind = input_of(cache.table, layer, wanted=request.input, default=head.default_input)
-        if all(known.name != request.name for known in by_input[kind]):
+        kind = input_of(cache.table, layer, wanted=request.input, default=head.input)
+        if all(other.name != request.name for other in by_input[kind]):
             by_input[kind][request] = head  # of a vector, flat and pooled are the same
-    table = cache.table
     for kind, heads in by_input.items():
-        data = TrialRows.read(cache, layer, kind, refit=rules.refit)
-        fitted = fit_heads(heads, data, rules)
+        trials = cache.division.trials
+        data = TrialRows.read(cache.views, layer, kind, trials, refit=options.refit)
+        fitted = fit_heads(heads, data, options)
+        fits: dict[HeadRequest, list[list[Fit]]] = {}
         outcomes = {}
         for request, head in heads.items():
-            if head.draws:
-                _tell_of_lost_seeds(request, fitted[request], data)
-            outcomes[request] = score(
-                request.name,
-                fitted[request],
-                data,
-                table=table,
-                layer=layer,
-                kind=kind,
-                folds=cache.division.folds,
-            )
-            _tell(outcomes[request])
+            result = _row_of(request, cache, layer, kind, data)
+            outcome = _score(result, head, fitted[request], data, cache)
+            if isinstance(outcome, Outcome):
+                outcomes[request] = outcome
+            else:
+                fits[request] = outcome
+                outcomes[request] = summarize(
+                    result, outcome, trials, cache.table, folds=cache.division.folds
+                )
+            _log_outcome(outcomes[request])
         if keep:
-            yield from with_bundles(outcomes, heads, fitted, data, cache=cache, rules=rules)
+            yield from with_bundles(outcomes, heads, fits, data, cache=cache, options=options)
         else:
             yield from (replace(outcome, not_saved=NOT_KEPT) for outcome in outcomes.values())
 
 
-def _tell(outcome: Outcome) -> None:
+def _row_of(
+    request: HeadRequest, cache: DividedCache, layer: str, kind: Input, data: TrialRows
+) -> Result:
+    """The row of the table before anything is measured."""
+    spec = cache.table.spec
+    return Result(
+        head=request.name,
+        input=kind,
+        base=spec.base,
+        layer=layer,
+        image_size=spec.image_size,
+        fingerprint=spec.fingerprint,
+        cache=printable(cache.table.path.as_posix()),
+        views=data.rows.learned,
+        tta=data.rows.averaged,
+    )
+
+
+def _score(
+    result: Result, head: Head, fitted: Sequence[Fits], data: TrialRows, cache: DividedCache
+) -> list[list[Fit]] | Outcome:
+    """A head's fits with their test scores; or, where one failed, the row that says why."""
+    failed = next((each for each in fitted if isinstance(each, str)), None)
+    if failed is not None:
+        return Outcome(result=replace(result, status=failed))
+    found = [each for each in fitted if not isinstance(each, str)]
+    if head.is_stochastic:
+        _warn_of_lost_seeds(result.head, found, data)
+    try:
+        with failures_of(head):  # a custom head may fail on other rows
+            return [
+                [score_on_test(fit, trial, data) for fit in each]
+                for each, trial in zip(found, data.trials, strict=True)
+            ]
+    except PipelineError as error:
+        return Outcome(result=replace(result, status=str(error)))
+
+
+def _log_outcome(outcome: Outcome) -> None:
     result = outcome.result
     name = f"{printable(result.head)} on {result.input} {printable(result.layer)}"
     if result.status:
@@ -224,14 +262,11 @@ def _tell(outcome: Outcome) -> None:
     )
 
 
-def _tell_of_lost_seeds(request: HeadRequest, fitted: Sequence[Fitted], data: TrialRows) -> None:
-    asked = sum(len(trial.seeds) for trial in data.trials)
-    found = sum(len(each.choices) for each in fitted)
-    if 0 < found < asked and all(each.choices for each in fitted):
+def _warn_of_lost_seeds(name: str, fits: Sequence[Sequence[Fit]], data: TrialRows) -> None:
+    lost = sum(len(trial.seeds) for trial in data.trials) - sum(map(len, fits))
+    if lost:
         log.warning(
-            "%s diverged with %s; its row is of the others",
-            printable(str(request)),
-            counted(asked - found, "seed"),
+            "%s diverged with %s; its row is of the others", printable(name), counted(lost, "seed")
         )
 
 

@@ -10,9 +10,20 @@ import numpy.typing as npt
 
 from pipeline.cache.file import Columns
 from pipeline.errors import UsageError
-from pipeline.evaluation.folds import FEWEST_FOLDS, check_fold_count, make_folds, most_folds
 from pipeline.evaluation.groups import GroupOf, identities_of, parse_group_rule
-from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION, Shares, Splits, make_splits
+from pipeline.evaluation.splits import (
+    FEWEST_FOLDS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Shares,
+    Splits,
+    Trial,
+    check_fold_count,
+    make_folds,
+    make_splits,
+    most_folds,
+)
 from pipeline.spec import check_seed
 from pipeline.text import counted
 
@@ -21,14 +32,6 @@ FEW_IMAGES = 2000
 USUAL_FOLDS = 5
 
 log = logging.getLogger("pipeline")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One division of the rows, and the seeds that heads are fitted with on it."""
-
-    splits: Splits
-    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -134,13 +134,59 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting that a head was tried with, for settings.csv."""
+    """One setting of a head's grid, for settings.csv."""
 
     params: str
     validation_accuracy: float
     validation_log_loss: float
     converged: bool
-    chosen: bool
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One fit of a head on one division: the setting chosen on validation, and its predictions.
+
+    Attributes
+    ----------
+    estimator : the fitted classifier, with ``predict_proba``; None where it is not at hand.
+    params : its place in the head's grid.
+    parameters : how many numbers it predicts with.
+    own_probabilities : whether they are the head's own, nothing fitted on validation.
+    temperature : fitted on validation.
+    validation_scores : (V, K) probabilities.
+    settings : every setting of the grid.
+    history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
+    fit_seconds : for all settings and a refit.
+    test_scores : (T, K) probabilities; None until `pipeline.evaluation.scoring` computes them.
+    train_accuracy, predict_seconds : computed with them.
+    """
+
+    estimator: Any = None
+    seed: int = 0
+    params: Mapping[str, Any]
+    parameters: int
+    own_probabilities: bool = True
+    temperature: float
+    validation_scores: npt.NDArray[np.float64]
+    validation_accuracy: float
+    validation_balanced_accuracy: float
+    settings: tuple[Setting, ...] = ()
+    history: Mapping[str, Sequence[float]] | None = None
+    fit_seconds: float
+    test_scores: npt.NDArray[np.float64] | None = None
+    train_accuracy: float = math.nan
+    predict_seconds: float = math.nan
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Settings on one line, without the names of a pipeline's steps: ``C=0.1``."""
+    return " ".join(
+        f"{name.split('__')[-1]}={value:g}"
+        if isinstance(value, int | float)
+        else f"{name.split('__')[-1]}={value}"
+        for name, value in params.items()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

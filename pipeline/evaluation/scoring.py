@@ -1,32 +1,27 @@
-"""From fitted heads to rows of the table. The only place that looks at test."""
+"""From fits to rows of the table. The only place that looks at test."""
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pipeline.cache.file import FeatureTable
-from pipeline.errors import PipelineError
-from pipeline.evaluation.choose import Choice
-from pipeline.evaluation.fitting import DIVERGED, Fitted, TrialRows
 from pipeline.evaluation.metrics import (
     Labels,
-    Metrics,
     Scores,
     accuracy_of,
     expected_calibration_error,
     log_loss_of,
     measure,
 )
-from pipeline.evaluation.result import Outcome, Predictions, Result
-from pipeline.evaluation.splits import Rows, Splits
+from pipeline.evaluation.result import Fit, Outcome, Predictions, Result, params_text
+from pipeline.evaluation.rows import TrialRows
+from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.heads.calibration import apply_temperature
-from pipeline.heads.head import Input
-from pipeline.text import printable
 
 MEASURES = (
     "macro_f1",
@@ -38,145 +33,126 @@ MEASURES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scored:
-    """One choice, measured on the test rows of its trial."""
+def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
+    """The fit with its predictions on the test images of its trial."""
+    train, test = data.as_they_are(trial.splits.train), data.to_judge(trial.splits.test)
+    started = time.perf_counter()
+    scores = test.averaged(fit.estimator)
+    seconds = time.perf_counter() - started
+    trained = train.averaged(fit.estimator)
+    return replace(
+        fit,
+        test_scores=scores,
+        train_accuracy=accuracy_of(train.labels, trained),
+        predict_seconds=seconds,
+    )
 
-    choice: Choice
-    splits: Splits
-    labels: Labels
-    scores: Scores
-    calibrated: Scores
-    measured: Metrics
-    train_accuracy: float
-    seconds: float
 
-
-def score(
-    name: str,
-    fitted: Sequence[Fitted],
-    data: TrialRows,
-    *,
+def summarize(
+    result: Result,
+    fits: Sequence[Sequence[Fit]],
+    trials: Sequence[Trial],
     table: FeatureTable,
-    layer: str,
-    kind: Input,
+    *,
     folds: int,
 ) -> Outcome:
-    """Measure a head on the test rows of each of its trials.
+    """Measure the test predictions of a head's fits: its row of the table.
 
     Accuracies and calibration errors are over all images scored, other measures means over the
-    fits. A head that has no choice on some trial gets a row that says why.
+    fits.
 
     Parameters
     ----------
-    fitted : one for each of ``data.trials``.
-    folds : how many trials test every image once; 0 where all have the same test rows.
+    result : says which head on which features.
+    fits : of each trial, one for each seed, with their test scores.
+    folds : how many trials test every image once; 0 where all have the same test images.
     """
-    result = Result(
-        head=name,
-        input=kind,
-        base=table.spec.base,
-        layer=layer,
-        image_size=table.spec.image_size,
-        fingerprint=table.spec.fingerprint,
-        cache=printable(table.path.as_posix()),
-        views=data.rows.learned,
-        tta=data.rows.averaged,
-    )
-    failed = next((each.status for each in fitted if not each.choices), None)
-    if failed is not None:
-        return Outcome(result=replace(result, status=failed))
-    try:
-        scored = [
-            [_score(choice, trial.splits, data) for choice in each.choices]
-            for trial, each in zip(data.trials, fitted, strict=True)
-        ]
-    except PipelineError as error:  # a head of the user's own that fails on other rows
-        return Outcome(result=replace(result, status=str(error)))
-    if not all(np.isfinite(each.scores).all() for trial in scored for each in trial):
-        return Outcome(result=replace(result, status=DIVERGED))
+    if not all(np.isfinite(_tested(fit)).all() for of_trial in fits for fit in of_trial):
+        return Outcome(result=replace(result, status="diverged"))
+    pairs = [[(fit, trial) for fit in each] for each, trial in zip(fits, trials, strict=True)]
     # fits that together test every image once: the folds of a repeat, or one seed
     passes = (
-        [[each for (each,) in scored[at : at + folds]] for at in range(0, len(scored), folds)]
+        [[pair for (pair,) in pairs[at : at + folds]] for at in range(0, len(pairs), folds)]
         if folds
-        else [[each] for each in scored[0]]
+        else [[pair] for pair in pairs[0]]
     )
     once = passes[0]
-    first = once[0].choice
+    first, _ = once[0]
     return Outcome(
-        result=replace(result, **_figures(passes)),
-        test=_predictions(table, [(each.splits.test, each.scores) for each in once]),
+        result=replace(result, **_figures(passes, table.columns.labels)),
+        test=_predictions(table, [(trial.splits.test, _tested(fit)) for fit, trial in once]),
         validation=_predictions(
-            table, [(each.splits.validation, each.choice.validation_scores) for each in once]
+            table, [(trial.splits.validation, fit.validation_scores) for fit, trial in once]
         ),
-        has_probabilities=True,
-        own_probabilities=first.candidate.classifier.has_probabilities,
+        own_probabilities=first.own_probabilities,
         folds=folds,
-        history=first.candidate.history,
+        history=first.history,
         settings=first.settings,
     )
 
 
-def _score(choice: Choice, splits: Splits, data: TrialRows) -> _Scored:
-    train, test = data.as_they_are(splits.train), data.to_judge(splits.test)
-    started = time.perf_counter()
-    scores = test.averaged(choice.classifier.scores)
-    seconds = time.perf_counter() - started
-    # a classifier without probabilities of its own has its temperature in them already
-    own = choice.candidate.classifier.has_probabilities
-    calibrated = apply_temperature(
-        scores, choice.temperature if own else 1.0, has_probabilities=True
-    )
-    return _Scored(
-        choice=choice,
-        splits=splits,
-        labels=test.labels,
-        scores=scores,
-        calibrated=calibrated,
-        measured=measure(test.labels, scores, has_probabilities=True),
-        train_accuracy=accuracy_of(train.labels, choice.classifier.scores(train.features)),
-        seconds=seconds,
-    )
+Pairs = Sequence[tuple[Fit, Trial]]
 
 
-def _figures(passes: Sequence[Sequence[_Scored]]) -> dict[str, Any]:
-    """What a row of the table says of its fits; of each pass, they test every image once."""
-    scored = [each for once in passes for each in once]
-    accuracies = [each.measured.accuracy for each in scored]
-    tests = [len(each.splits.test) for each in scored]
-    images = len(np.unique(np.concatenate([each.splits.test for each in scored])))
-    accuracy = float(np.average(accuracies, weights=tests))
+def _tested(fit: Fit) -> Scores:
+    if fit.test_scores is None:
+        raise ValueError("the fit has no test scores yet")
+    return fit.test_scores
+
+
+def _calibrated(fit: Fit) -> Scores:
+    """Test probabilities with the temperature; a margin head has it in them already."""
+    temperature = fit.temperature if fit.own_probabilities else 1.0
+    return apply_temperature(_tested(fit), temperature, has_probabilities=True)
+
+
+def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
+    """What a row of the table says of its fits; those of a pass test every image once."""
+    pairs = [pair for once in passes for pair in once]
+    fits = [fit for fit, _ in pairs]
+    tests = [trial.splits.test for _, trial in pairs]
+    measured = [
+        measure(labels[test], _tested(fit), has_probabilities=True)
+        for fit, test in zip(fits, tests, strict=True)
+    ]
+    accuracies = [each.accuracy for each in measured]
+    sizes = [len(test) for test in tests]
+    images = len(np.unique(np.concatenate(tests)))
+    accuracy = float(np.average(accuracies, weights=sizes))
     low, high = wilson_interval(accuracy * images, images)
     validation_accuracy = np.average(
-        [each.choice.validation_accuracy for each in scored],
-        weights=[len(each.splits.validation) for each in scored],
+        [fit.validation_accuracy for fit in fits],
+        weights=[len(trial.splits.validation) for _, trial in pairs],
     )
-    balanced = _mean(each.choice.validation_balanced_accuracy for each in scored)
-    figures = {name: _mean(getattr(each.measured, name) for each in scored) for name in MEASURES}
+    figures = {name: _mean(getattr(each, name) for each in measured) for name in MEASURES}
     return figures | {
-        "params": _usual([each.choice.candidate.spec.params_text for each in scored]),
-        "train_accuracy": _mean(each.train_accuracy for each in scored),
+        "params": _usual([params_text(fit.params) for fit in fits]),
+        "train_accuracy": _mean(fit.train_accuracy for fit in fits),
         "validation_accuracy": float(validation_accuracy),
-        "validation_balanced_accuracy": balanced,
+        "validation_balanced_accuracy": _mean(fit.validation_balanced_accuracy for fit in fits),
         "test_accuracy": accuracy,
         "test_low": low,
         "test_high": high,
-        "test_spread": float(np.std(accuracies, ddof=1)) if len(scored) > 1 else np.nan,
-        "fit_seconds": sum(each.choice.fit_seconds for each in scored),
-        "predict_ms": 1000 * sum(each.seconds for each in scored) / sum(tests),
-        "parameters": max(each.choice.classifier.parameters for each in scored),
-        "temperature": _mean(each.choice.temperature for each in scored),
-        "calibrated_log_loss": _mean(log_loss_of(each.labels, each.calibrated) for each in scored),
-        "ece": _mean(_ece(once, [each.scores for each in once]) for once in passes),
-        "calibrated_ece": _mean(_ece(once, [each.calibrated for each in once]) for once in passes),
-        "fits": len(scored),
+        "test_spread": float(np.std(accuracies, ddof=1)) if len(fits) > 1 else np.nan,
+        "fit_seconds": sum(fit.fit_seconds for fit in fits),
+        "predict_ms": 1000 * sum(fit.predict_seconds for fit in fits) / sum(sizes),
+        "parameters": max(fit.parameters for fit in fits),
+        "temperature": _mean(fit.temperature for fit in fits),
+        "calibrated_log_loss": _mean(
+            log_loss_of(labels[test], _calibrated(fit))
+            for fit, test in zip(fits, tests, strict=True)
+        ),
+        "ece": _mean(_ece(once, labels, _tested) for once in passes),
+        "calibrated_ece": _mean(_ece(once, labels, _calibrated) for once in passes),
+        "fits": len(fits),
     }
 
 
-def _ece(once: Sequence[_Scored], scores: Sequence[Scores]) -> float:
+def _ece(once: Pairs, labels: Labels, scores_of: Callable[[Fit], Scores]) -> float:
     """Over all images together: in the bins of a small fold it would measure noise."""
-    labels = np.concatenate([each.labels for each in once])
-    return expected_calibration_error(labels, np.concatenate(scores))
+    tests = np.concatenate([trial.splits.test for _, trial in once])
+    scores = np.concatenate([scores_of(fit) for fit, _ in once])
+    return expected_calibration_error(labels[tests], scores)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -189,14 +165,14 @@ def _usual(texts: Sequence[str]) -> str:
     return text if count == len(texts) else f"{text} ({count} of {len(texts)} fits)".lstrip()
 
 
-def _predictions(table: FeatureTable, parts: Sequence[tuple[Rows, Scores]]) -> Predictions:
-    """Scores of several trials in the order of the rows."""
-    rows = np.concatenate([rows for rows, _ in parts])
-    order = np.argsort(rows)
-    rows = rows[order]
+def _predictions(table: FeatureTable, parts: Sequence[tuple[Images, Scores]]) -> Predictions:
+    """Scores of several trials in the order of the images."""
+    images = np.concatenate([images for images, _ in parts])
+    order = np.argsort(images)
+    images = images[order]
     return Predictions(
-        rows=rows,
-        keys=table.columns.digests[rows],
-        labels=table.columns.labels[rows],
+        rows=images,
+        keys=table.columns.digests[images],
+        labels=table.columns.labels[images],
         scores=np.concatenate([scores for _, scores in parts])[order],
     )

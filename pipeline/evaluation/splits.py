@@ -1,7 +1,10 @@
-"""Which images train, which choose, which test; `pipeline.evaluation.views` has their views."""
+"""Which images train, which choose, which test: by folders, by content digest, or by folds.
+
+Numbers here are those of images; `pipeline.evaluation.rows` finds the rows of their views.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,7 +18,9 @@ from pipeline.text import counted, printable
 NONE, TRAIN, VALIDATION, TEST = range(len(SPLIT_NAMES))  # as in the cache's `splits`
 USED_SPLITS = SPLIT_NAMES[TRAIN:]
 
-Rows = npt.NDArray[np.int64]
+FEWEST_FOLDS = 3  # one to test on, one to choose on, one to train on
+
+Images = npt.NDArray[np.int64]  # numbers of images: places among a cache's rows of view 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +56,24 @@ class Splits:
 
     Attributes
     ----------
-    train, validation, test : (n,) ascending row numbers, of images as they are.
+    train, validation, test : (n,) ascending image numbers.
     source : one sentence for people.
     counts : split -> class -> number of images.
     """
 
-    train: Rows
-    validation: Rows
-    test: Rows
+    train: Images
+    validation: Images
+    test: Images
     source: str
     counts: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One division of the images, and the seeds that heads are fitted with on it."""
+
+    splits: Splits
+    seeds: tuple[int, ...]
 
 
 def make_splits(
@@ -198,3 +211,73 @@ def check_enough(name: str, label: int, columns: Columns, identities: npt.NDArra
 def _class_counts(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, int]:
     counts = np.bincount(labels, minlength=len(classes))
     return dict(zip(classes, counts.tolist(), strict=True))
+
+
+def check_fold_count(folds: int) -> None:
+    """Raise UsageError for fewer folds than a rotation needs."""
+    if folds < FEWEST_FOLDS:
+        raise UsageError(
+            f"--cv needs {FEWEST_FOLDS} folds or more (to train, to choose and to test on); "
+            f"received {folds}"
+        )
+
+
+def most_folds(
+    columns: Columns, classes: Sequence[str], identities: npt.NDArray[np.void]
+) -> tuple[int, str]:
+    """How many folds can each hold every class: the fewest identities of a class, and its name."""
+    counts = [len(np.unique(identities[columns.labels == label])) for label in range(len(classes))]
+    rarest = int(np.argmin(counts))
+    return counts[rarest], classes[rarest]
+
+
+def make_folds(
+    columns: Columns,
+    classes: Sequence[str],
+    *,
+    folds: int,
+    seed: int,
+    identities: npt.NDArray[np.void],
+) -> Iterator[Splits]:
+    """Rotate stratified folds: fold i is the test, the next one chooses, the others train.
+
+    Rows of one identity are in one fold, so identical files do not straddle two.
+
+    Raises BadDataError if a class has fewer identities than there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    check_two_classes(classes)
+    check_fold_count(folds)
+    most, rarest = most_folds(columns, classes, identities)
+    if most < folds:
+        check_enough(rarest, classes.index(rarest), columns, identities)
+        raise BadDataError(
+            f"class {printable(rarest)} has {counted(most, 'image or group', 'images or groups')} "
+            f"of its own: too few for {folds} folds; try --cv {most}"
+        )
+    groups, first_rows, members = np.unique(identities, return_index=True, return_inverse=True)
+    if len(groups) == len(columns):  # nobody shares an identity: the exact divider will do
+        divider = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        parts = divider.split(first_rows, columns.labels[first_rows])
+        fold_of_group = np.empty(len(groups), np.int64)
+        for number, (_, held_out) in enumerate(parts):
+            fold_of_group[held_out] = number
+        fold = fold_of_group[members]
+    else:
+        divider = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        fold = np.empty(len(columns), np.int64)
+        for number, (_, held_out) in enumerate(divider.split(members, columns.labels, members)):
+            fold[held_out] = number
+    for number in range(folds):
+        splits = np.full(len(columns), TRAIN, np.uint8)
+        splits[fold == (number + 1) % folds] = VALIDATION
+        splits[fold == number] = TEST
+        check_every_class(
+            splits,
+            columns,
+            classes,
+            remedy="fewer folds, another --split-seed or more images",
+            identities=identities,
+        )
+        yield split_rows(splits, columns, classes, source=f"fold {number + 1} of {folds}")

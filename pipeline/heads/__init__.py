@@ -1,1 +1,1 @@
-"""Classifiers on cached features, one short file a family; see `pipeline.heads.registry`."""
+"""Heads: scikit-learn classifiers and a Keras model that learn from cached features."""

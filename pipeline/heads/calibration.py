@@ -1,21 +1,56 @@
-"""Probabilities one can believe: temperature scaling (Guo et al. 2017), fitted on validation."""
+"""Class scores of fitted estimators, and temperature scaling (Guo et al. 2017)."""
 
 import math
-from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import softmax
-
-from pipeline.heads.head import Classifier, Floats
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 # A temperature is sought within this factor of the logits' own spread, either way: colder, all
 # probabilities are 0 or 1; hotter, they are equal to three digits.
 RANGE = 1e3
+ROWS_PER_BLOCK = 1024  # so that memory does not grow with the number of rows
 
 Labels = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
+
+
+def class_scores(
+    estimator: Any, features: npt.NDArray[Any], class_count: int, *, method: str = "predict_proba"
+) -> Scores:
+    """Scores of a fitted estimator: (N, D) -> (N, K) float64, the highest for the predicted class.
+
+    Parameters
+    ----------
+    method : ``predict_proba``, ``decision_function``, or ``predict``, whose classes score 1.
+
+    Raises ValueError if they are not (N, K).
+    """
+    starts = range(0, max(len(features), 1), ROWS_PER_BLOCK)
+    blocks = [features[start : start + ROWS_PER_BLOCK] for start in starts]
+    found = np.concatenate([np.asarray(getattr(estimator, method)(block)) for block in blocks])
+    if method == "predict":
+        return np.asarray(found[:, None] == np.arange(class_count), np.float64)
+    if found.ndim == 1:
+        found = np.stack([-found, found], axis=1)
+    if found.shape != (len(features), class_count):
+        raise ValueError(
+            f"expected scores ({len(features)}, {class_count}); received {found.shape}"
+        )
+    scores = np.empty(found.shape)
+    scores[:, np.asarray(estimator.classes_, np.int64)] = found  # its columns may be in any order
+    if method == "predict_proba":  # some miss 1 by more than rounding in float64
+        scores /= scores.sum(axis=1, keepdims=True)
+    return scores
+
+
+def scoring_method(estimator: Any) -> str:
+    """The best that an estimator has of predict_proba, decision_function and predict."""
+    methods = ("predict_proba", "decision_function", "predict")
+    return next(method for method in methods if hasattr(estimator, method))
 
 
 def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) -> float:
@@ -24,9 +59,11 @@ def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) 
     A convex problem in 1/T with one unknown. The logits are the logarithms of the probabilities,
     or the decision values where there are none.
 
-    Where all (or nearly all) rows are right, the loss falls for ever as T goes to 0. So T is never
-    so low that the mean confidence exceeds (N + 1) / (N + 2): after N right answers and no wrong
-    one, that is how sure of the next one can be (Laplace's rule of succession).
+    Where all (or nearly all) rows are right, the loss falls for ever as T goes to 0, and
+    scikit-learn's ``CalibratedClassifierCV(method="temperature")`` returns probabilities of 0 and
+    1. So T is never so low that the mean confidence exceeds (N + 1) / (N + 2): after N right
+    answers and no wrong one, that is how sure of the next one can be (Laplace's rule of
+    succession).
 
     Parameters
     ----------
@@ -34,7 +71,7 @@ def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) 
     scores : (N, K) of a classifier.
 
     Returns above 1 for a classifier that is too sure of itself, below 1 for one that is not sure
-    enough; 1 where the scores are the same for every row or every class and so tell nothing.
+    enough; 1 where the scores are the same for every row or every class.
     """
     logits = _logits(scores, has_probabilities=has_probabilities)
     spread = float(np.sqrt(np.mean((logits - logits.mean(axis=1, keepdims=True)) ** 2)))
@@ -66,29 +103,49 @@ def apply_temperature(scores: Scores, temperature: float, *, has_probabilities: 
     return np.asarray(softmax(logits / temperature, axis=1))
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """A classifier whose scores have become probabilities.
+class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A fitted classifier whose decision values, divided by a temperature, are logits.
 
     There is no bias beside the temperature: with one, as Platt's sigmoid has it, a head would
     predict other classes with its probabilities than it does without them.
+
+    Parameters
+    ----------
+    estimator : a fitted classifier of labels 0 … K - 1.
+    method : that scores: ``decision_function`` or ``predict``.
+    temperature : what `fit_temperature` found on validation.
     """
 
-    classifier: Classifier
-    temperature: float
-    has_probabilities: bool = True
+    def __init__(
+        self, estimator: Any, *, method: str = "decision_function", temperature: float = 1.0
+    ) -> None:
+        self.estimator = estimator
+        self.method = method
+        self.temperature = temperature
 
     @property
-    def parameters(self) -> int:
-        """The classifier's own; the temperature is not counted, every head has one."""
-        return self.classifier.parameters
+    def classes_(self) -> npt.NDArray[np.int64]:
+        return np.sort(self.estimator.classes_)
 
-    def scores(self, features: Floats) -> Scores:
-        return apply_temperature(
-            self.classifier.scores(features),
-            self.temperature,
-            has_probabilities=self.classifier.has_probabilities,
-        )
+    @property
+    def n_features_in_(self) -> int:
+        return int(self.estimator.n_features_in_)
+
+    def fit(self, X: Any, y: Labels) -> Self:
+        """Fit the temperature alone, on rows that the estimator was not fitted on."""
+        scores = self.decision_function(X)
+        self.temperature = fit_temperature(y, scores, has_probabilities=False)
+        return self
+
+    def decision_function(self, X: Any) -> Scores:
+        return class_scores(self.estimator, X, len(self.estimator.classes_), method=self.method)
+
+    def predict_proba(self, X: Any) -> Scores:
+        scores = self.decision_function(X)
+        return apply_temperature(scores, self.temperature, has_probabilities=False)
+
+    def predict(self, X: Any) -> Labels:
+        return np.asarray(self.decision_function(X).argmax(axis=1))
 
 
 def _logits(scores: Scores, *, has_probabilities: bool) -> Scores:

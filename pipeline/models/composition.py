@@ -48,9 +48,7 @@ def compose(
     of another shape.
     """
     images, values = _feature_tensors(bundle, weights, weights_folder)
-    is_tuned = isinstance(
-        bundle.classifier, TopBlockClassifier
-    )  # then it takes what the base ends in
+    is_tuned = isinstance(bundle.estimator, TopBlockClassifier)  # it takes what the base ends in
     if tuple(values.shape[1:]) != bundle.shape and not is_tuned:
         raise BadDataError(
             f"the head takes {printable(bundle.layer)} of shape {bundle.shape}; "
@@ -98,8 +96,8 @@ def _feature_tensors(bundle: Bundle, weights: WeightsChoice, folder: Path) -> tu
             f"the head was trained on {base.name} with the weights {spec.weights[:12]}…; received "
             f"{digest[:12]}…: name those of the training with --weights FILE"
         )
-    if isinstance(bundle.classifier, TopBlockClassifier):
-        put_weights(layers_above(base_model, layer), bundle.classifier.block)
+    if isinstance(bundle.estimator, TopBlockClassifier):
+        put_weights(layers_above(base_model, layer), bundle.estimator.block)
         layer = base.last_layer
     model = feature_model(
         base_model,

@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
+from pipeline.heads.config import DenseConfig
 from pipeline.models.bundle import Bundle, load_bundle
-from pipeline.models.layers import dropout_of, head_layers
+from pipeline.models.layers import head_layers
 from pipeline.models.parity import (
     MOST_IMAGES,
     TOLERANCES,
@@ -107,7 +108,7 @@ def export_bundle(
     model = composition.compose(
         bundle,
         layers,
-        dropout=dropout_of(bundle.params),
+        dropout=dropout_of(bundle.estimator),
         weights=choice,
         weights_folder=cache_dir / "weights",
     )
@@ -126,6 +127,12 @@ def export_bundle(
         (made / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
         _publish(made, folder)
     return Export(folder, parity)
+
+
+def dropout_of(estimator: Any) -> float:
+    """The dropout that a dense head was trained with; the book's for the others."""
+    head = getattr(estimator, "head", estimator)  # of what was fine-tuned
+    return float(getattr(head, "dropout", DenseConfig().dropout))
 
 
 def _check_packages(format: str) -> None:

@@ -1,19 +1,17 @@
 """Heads as fully connected layers, for formats that know nothing else."""
 
-import math
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.decomposition import PCA
+from sklearn.pipeline import Pipeline
 
-from pipeline.errors import BadDataError, UsageError
-from pipeline.heads.calibration import Calibrated
+from pipeline.errors import UsageError
+from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.dense import DenseClassifier
-from pipeline.heads.head import Classifier
-from pipeline.heads.linear import LinearClassifier
-from pipeline.heads.settings import DenseSettings
+from pipeline.heads.scaler import CommonScaler
 from pipeline.models.bundle import Bundle
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.text import counted, printable
@@ -32,57 +30,58 @@ def head_layers(bundle: Bundle) -> Sequence[Layer]:
 
     Raises UsageError for a head that is no such network.
     """
-    classifier = bundle.classifier
+    estimator = bundle.estimator
     if views := bundle.plan.views:
         raise UsageError(
             f"the head {printable(bundle.head)} cannot be exported, for its probabilities are "
             f"means over {counted(views + 1, 'view')} of an image, which no one model draws: "
             f"classify without --tta"
         )
-    if isinstance(classifier, TopBlockClassifier):  # behind the layers that composition puts there
-        classifier = classifier.head
-    if isinstance(classifier, DenseClassifier):
-        return (
-            Layer(classifier.hidden_kernel, classifier.hidden_bias),
-            Layer(classifier.output_kernel, classifier.output_bias),
-        )
-    linear, temperature = _unwrapped(classifier)
-    if not isinstance(linear, LinearClassifier):
+    if isinstance(estimator, TopBlockClassifier):  # behind the layers that composition puts there
+        estimator = estimator.head
+    if isinstance(estimator, DenseClassifier):
+        kernel, bias, output_kernel, output_bias = estimator.weights_
+        return Layer(kernel, bias), Layer(output_kernel, output_bias)
+    scale = 1.0
+    has_probabilities = True
+    if isinstance(estimator, TemperatureScaling):
+        scale, has_probabilities = 1 / estimator.temperature, False
+        estimator = estimator.estimator
+    found = _decision_weights(estimator)
+    if found is None:
         raise UsageError(
             f"the head {printable(bundle.head)} cannot be exported, for it is no layer of a "
-            f"network: choose dense or a linear one (logistic, linear_svm, ridge, lda, prototype) "
-            f"with --head"
+            f"network: choose dense or a linear one (logistic, linear_svm, ridge, lda) with --head"
         )
+    weights, intercepts = found
     # of two classes with a decision value d, the scores are -d and d: softmax is the sigmoid of 2 d
-    doubled = len(linear.intercepts) == 1 and not linear.has_probabilities
-    scale = (2 if doubled else 1) / temperature
-    return (Layer(_float32(linear.weights.T * scale), _float32(linear.intercepts * scale)),)
+    if len(intercepts) == 1 and not has_probabilities:
+        scale *= 2
+    return (Layer(_float32(weights.T * scale), _float32(intercepts * scale)),)
 
 
-def dropout_of(params: str) -> float:
-    """The dropout that settings such as ``epochs=5 dropout=0.2`` name, else the book's.
+def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
+    """Decision values as ``features @ weights.T + intercepts``: (K, D) or (1, D); None if not so.
 
-    Raises BadDataError if it is no number from 0 to below 1.
+    The affine steps before a linear model are folded into its coefficients.
     """
-    named = re.search(r"\bdropout=(\S*)", params)
-    if named is None:
-        return DenseSettings().dropout
-    try:
-        dropout = float(named[1])
-    except ValueError:
-        dropout = math.nan
-    if not 0 <= dropout < 1:
-        raise BadDataError(
-            f"the model says {printable(named[0][:60])}; expected a number from 0 to below 1"
-        )
-    return dropout
-
-
-def _unwrapped(classifier: Classifier) -> tuple[Classifier, float]:
-    """A classifier without its temperature, and that."""
-    if isinstance(classifier, Calibrated):
-        return classifier.classifier, classifier.temperature
-    return classifier, 1.0
+    steps = (
+        [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+    )
+    *before, model = steps
+    is_linear = hasattr(model, "coef_") and hasattr(model, "intercept_")
+    if not is_linear or not all(type(step) in (CommonScaler, PCA) for step in before):
+        return None
+    weights = np.atleast_2d(np.asarray(model.coef_, np.float64))
+    intercepts = np.atleast_1d(np.asarray(model.intercept_, np.float64))
+    for step in reversed(before):
+        if isinstance(step, PCA):
+            weights = weights @ step.components_
+        else:
+            weights = weights / step.scale_
+        if step.mean_ is not None:
+            intercepts = intercepts - weights @ step.mean_
+    return weights, intercepts
 
 
 def _float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -23,9 +23,11 @@ from pipeline.cache.file import SPLIT_NAMES, FeatureTable, read_table
 from pipeline.cache.view_plan import ViewPlan
 from pipeline.engines.agreement import relative_errors
 from pipeline.errors import BadDataError, NoInputError
+from pipeline.heads.calibration import class_scores
+from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.reader import read_images
 from pipeline.images.scan import ImageRef, scan_folder
-from pipeline.models.bundle import Bundle, rows_of
+from pipeline.models.bundle import Bundle
 from pipeline.models.known import drawn_alike
 from pipeline.models.predictor import Predictor, mean_over_views
 from pipeline.text import counted, printable
@@ -236,7 +238,10 @@ class ReferenceImages:
     def _predictions(self, bundle: Bundle) -> Probabilities:
         views = (self.features(bundle.layer, view) for view in range(bundle.plan.views + 1))
         return mean_over_views(
-            bundle.classifier.scores(rows_of(features, bundle.input)) for features in views
+            class_scores(
+                bundle.estimator, flatten_or_pool(features, bundle.input), len(bundle.classes)
+            )
+            for features in views
         )
 
     def _rows_of_view(self, view: int) -> Rows:

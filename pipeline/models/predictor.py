@@ -16,11 +16,14 @@ from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice, digest_note,
 from pipeline.cache.keys import RowKey
 from pipeline.engines import AUTO, BATCH_SIZE, Engine, EngineRequest, is_installed, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.heads.calibration import class_scores
+from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
-from pipeline.models.bundle import Bundle, find_bundle, load_bundle, newest_run, rows_of
-from pipeline.models.classifiers import TOLERANCE
+from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.known import KnownFeatures
+from pipeline.models.runs import find_bundle, newest_run
+from pipeline.models.serialization import TOLERANCE
 from pipeline.spec import check_seed
 from pipeline.text import counted, printable
 
@@ -173,7 +176,8 @@ class Predictor:
                 f"extract with --dtype float32 and classify again"
             )
         with np.errstate(all="ignore"):  # of weights that no training gives
-            scores = self.bundle.classifier.scores(rows_of(rounded, self.bundle.input))
+            rows = flatten_or_pool(rounded, self.bundle.input)
+            scores = class_scores(self.bundle.estimator, rows, len(self.classes))
             whole = (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) < TOLERANCE).all()
         if not whole:  # NaN is neither
             raise BadDataError(

@@ -1,85 +1,100 @@
 """A fine-tuned model: a base's layers above the freeze boundary, as trained, and a dense head.
 
-It takes the boundary's feature maps, as they are cached, and stands alone: it holds every weight
-above the boundary, those that fine-tuning leaves as they are (BatchNorm's) included.
+It takes the boundary's feature maps, as they are cached, and holds every weight above the boundary,
+those that fine-tuning leaves as they are (BatchNorm's) included.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline.bases.registry import Base
+from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import DenseClassifier
-from pipeline.heads.head import Classifier, Floats
-from pipeline.heads.minibatch import Array, Weights
-from pipeline.models.classifiers import Arrays, ForeignClassifier, UnsavableError, pack, unpack
+from pipeline.models.serialization import ForeignFileError, UnsavableError
 
 if TYPE_CHECKING:
     from pipeline.bases.boundary import Boundary
-    from pipeline.models.upper_layers import UpperLayers
+
+HEAD_WEIGHTS = ("hidden_kernel", "hidden_bias", "output_kernel", "output_bias")
+
+Array = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class TopBlockClassifier:
-    """The upper layers of a base and the head behind them.
+class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """The upper layers of a base and the dense head behind them, as trained.
 
-    Attributes
+    Parameters
     ----------
     base, image_size, boundary : the layers are those that follow the layer ``boundary`` in that
         base at that size.
     block : their weights by name, ``block5_conv1/kernel``; float32, in Keras' shapes.
-    hidden_kernel, hidden_bias, output_kernel, output_bias : the head, as in
-        `pipeline.heads.minibatch.Weights`.
+    head : a trained `DenseClassifier` of what the base's last layer gives.
     """
 
-    base: str
-    image_size: int
-    boundary: str
-    block: Mapping[str, Array]
-    hidden_kernel: Array
-    hidden_bias: Array
-    output_kernel: Array
-    output_bias: Array
-    has_probabilities: bool = True
+    def __init__(
+        self,
+        base: str,
+        image_size: int,
+        boundary: str,
+        block: Mapping[str, Array],
+        head: DenseClassifier,
+    ) -> None:
+        self.base = base
+        self.image_size = image_size
+        self.boundary = boundary
+        self.block = block
+        self.head = head
 
     @property
-    def head(self) -> DenseClassifier:
-        """What follows the base's last layer."""
-        return DenseClassifier(*(getattr(self, name) for name in Weights._fields))
+    def classes_(self) -> npt.NDArray[np.int64]:
+        return np.asarray(self.head.classes_)
 
     @property
     def parameters(self) -> int:
         """Of the layers above the boundary and of the head."""
-        return sum(each.size for each in self.block.values()) + self.head.parameters
+        return sum(each.size for each in (*self.block.values(), *self.head.weights_))
 
-    def scores(self, features: Floats) -> npt.NDArray[np.float64]:
+    def predict_proba(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """(N, H·W·C) float32 -> (N, K) float64; the first call loads TensorFlow.
 
-        Every batch is padded to one size, so that no image's scores depend on how many stand
-        beside it.
+        Every batch is padded to one size, so that no image's probabilities depend on the others.
 
-        Raises ForeignClassifier if the base has no such layers, or the head does not fit them.
+        Raises ForeignFileError if the base has no such layers, or the head does not fit them.
         """
+        if not hasattr(self, "_upper"):
+            from pipeline.models.upper_layers import UpperLayers
+
+            self._upper = UpperLayers(self.base, self.image_size, self.boundary, self.block)
+            if self._upper.width != self.head.n_features_in_:
+                raise ForeignFileError(
+                    f"its head takes {self.head.n_features_in_:,} features; the layers before it "
+                    f"give {self._upper.width:,}"
+                )
         return np.concatenate(
-            [self.head.scores(values)[:count] for values, count in self._upper.batches(features)]
+            [
+                self.head.predict_proba(values)[:count]
+                for values, count in self._upper.batches(np.asarray(X, np.float32))
+            ]
         )
 
-    @cached_property
-    def _upper(self) -> "UpperLayers":
-        from pipeline.models.upper_layers import UpperLayers  # only now: it loads TensorFlow
+    def predict(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        return np.asarray(self.predict_proba(X).argmax(axis=1))
 
-        upper = UpperLayers(self.base, self.image_size, self.boundary, self.block)
-        if upper.width != len(self.hidden_kernel):
-            raise ForeignClassifier(
-                f"its head takes {len(self.hidden_kernel):,} features; the layers before it give "
-                f"{upper.width:,}"
-            )
-        return upper
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_upper"}
+
+
+def dense_classifier(weights: Mapping[str, Array], class_count: int, config: DenseConfig) -> Any:
+    """The fitted `DenseClassifier` of weights named ``head/hidden_kernel`` and so on."""
+    head = DenseClassifier(**config.changed())
+    head.weights_ = [np.asarray(weights[f"head/{name}"]) for name in HEAD_WEIGHTS]
+    head.n_features_in_ = len(head.weights_[0])
+    head.classes_ = np.arange(class_count)
+    return head
 
 
 def top_block(
@@ -89,7 +104,8 @@ def top_block(
     boundary: "Boundary",
     weights: Mapping[str, Array],
     class_count: int,
-) -> Classifier:
+    config: DenseConfig,
+) -> TopBlockClassifier:
     """What was fine-tuned, as it will come back from the disk.
 
     Parameters
@@ -106,19 +122,13 @@ def top_block(
         for variable in base_model.get_layer(name).weights
     }
     block = {name: weights.get(name, value) for name, value in untrained.items()}
-    head = Weights(*(weights[f"head/{name}"] for name in Weights._fields))
-    made = TopBlockClassifier(base.name, image_size, boundary.layer, block, *head)
-    arrays: Arrays = {}
+    head = dense_classifier(weights, class_count, config)
+    made = TopBlockClassifier(base.name, image_size, boundary.layer, block, head)
     try:
-        return unpack(
-            pack(made, arrays),
-            arrays,
-            feature_count=math.prod(boundary.shape),
-            class_count=class_count,
-            given={"base": base.name, "image_size": image_size, "boundary": boundary.layer},
-        )
-    except ForeignClassifier as error:
+        made.predict_proba(np.zeros((1, int(np.prod(boundary.shape))), np.float32))
+    except ForeignFileError as error:
         raise UnsavableError(
             f"{base.name} fine-tuned above {boundary.layer} does not stand alone ({error}): "
             f"unfreeze fewer layers"
         ) from error
+    return made

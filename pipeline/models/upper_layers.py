@@ -5,14 +5,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.bases.build import build_untrained
 from pipeline.bases.registry import find_base
-from pipeline.heads.head import Floats
-from pipeline.heads.minibatch import Array
 from pipeline.keras_backend import keras, tf
-from pipeline.models.classifiers import ForeignClassifier
+from pipeline.models.serialization import ForeignFileError
 from pipeline.text import printable
+
+Array = npt.NDArray[np.float32]
 
 MOST_ROWS = 8  # at once: as in extract
 MOST_FEATURES = 2**23  # of an image: EfficientNetB7's first maps at 600 pixels are 5.8 million
@@ -22,7 +23,7 @@ BATCH_FEATURES = 2**22  # 16 MiB at once; what the first layers make of them is 
 class UpperLayers:
     """The layers that follow a boundary, in inference mode.
 
-    Raises ForeignClassifier if there are none, or the weights are not theirs.
+    Raises ForeignFileError if there are none, or the weights are not theirs.
 
     Attributes
     ----------
@@ -38,7 +39,7 @@ class UpperLayers:
         self._shape = upper.input_shape[1:]
         self._feature_count = math.prod(self._shape)
         if self._feature_count > MOST_FEATURES:
-            raise ForeignClassifier(
+            raise ForeignFileError(
                 f"it takes {self._feature_count:,} features, more than {MOST_FEATURES:,}"
             )
         put_weights(upper, weights)
@@ -46,12 +47,12 @@ class UpperLayers:
         self._batch_size = max(1, min(MOST_ROWS, BATCH_FEATURES // self._feature_count))
         self._forward = tf.function(lambda maps: upper(maps, training=False))
 
-    def batches(self, features: Floats) -> Iterator[tuple[Array, int]]:
+    def batches(self, features: Array) -> Iterator[tuple[Array, int]]:
         """What the base's last layer gives of maps (N, H·W·C): (batch_size, F) float32 each, and
         how many of its rows are of maps; the others fill the batch.
         """
         if features.shape[1] != self._feature_count:
-            raise ForeignClassifier(
+            raise ForeignFileError(
                 f"its layers take {self._feature_count:,} features; received {features.shape[1]:,}"
             )
         for start in range(0, max(len(features), 1), self._batch_size):
@@ -67,19 +68,19 @@ def layers_above(base_model: Any, boundary: str) -> Any:
     try:
         return keras.Model(base_model.get_layer(boundary).output, base_model.output)
     except ValueError as error:  # there is no such layer, or others cross
-        raise ForeignClassifier(
+        raise ForeignFileError(
             f"{base_model.name} cannot be cut behind a layer {printable(boundary)}"
         ) from error
 
 
 def put_weights(upper: Any, weights: Mapping[str, Array]) -> None:
-    """Give layers the weights of these names; raises ForeignClassifier if one is left over."""
+    """Give layers the weights of these names; raises ForeignFileError if one is left over."""
     variables = {each.path: each for layer in upper.layers for each in layer.weights}
     expected = {name: tuple(each.shape) for name, each in variables.items()}
     received = {name: each.shape for name, each in weights.items()}
     odd = sorted(name for name, _ in expected.items() ^ received.items())
     if odd:
-        raise ForeignClassifier(
+        raise ForeignFileError(
             f"of its layers {printable(odd[0])} has shape {received.get(odd[0], 'none')}; "
             f"expected {expected.get(odd[0], 'none')}"
         )

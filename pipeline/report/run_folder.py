@@ -16,7 +16,8 @@ from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
 from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.evaluation.views import times_views
-from pipeline.models.bundle import FOLDER, ROW_IDENTITY, SUFFIX, save_bundle
+from pipeline.models.bundle import SUFFIX, save_bundle
+from pipeline.models.runs import FOLDER, ROW_IDENTITY
 from pipeline.report.html import write_report
 from pipeline.text import printable
 

@@ -1,4 +1,4 @@
-"""The dense head's settings; apart from the head, so that ``--help`` shows them without NumPy."""
+"""The dense head's options, apart from the head: ``--help`` shows them without loading NumPy."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -9,11 +9,18 @@ Optimizer = Literal["rmsprop", "adam", "sgd"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DenseSettings:
+@dataclass(kw_only=True)
+class DenseConfig:
     """How the dense head is built and trained; the defaults are the book's (DLwP 5.3).
 
-    Raises UsageError in one line for a setting that no training can have.
+    Attributes
+    ----------
+    units : width of the hidden layer.
+    patience : stop when the validation loss has not fallen for this many epochs, and keep the
+        weights of the best one; None trains all epochs.
+    tensorboard : folder for TensorBoard's event files.
+
+    Raises UsageError for a value that no training can have.
     """
 
     epochs: int = 30
@@ -22,13 +29,14 @@ class DenseSettings:
     dropout: float = 0.5
     learning_rate: float = 2e-5
     optimizer: Optimizer = "rmsprop"
+    patience: int | None = None
+    tensorboard: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "units"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"dense: {name} is a number from 1; received {getattr(self, name)}"
-                )
+        for name in ("epochs", "batch_size", "units", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"dense: {name} is a number from 1; received {value}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dense: dropout is from 0 to below 1; received {self.dropout}")
         if not self.learning_rate > 0:
@@ -39,6 +47,6 @@ class DenseSettings:
             )
 
     def changed(self) -> dict[str, Any]:
-        """The settings that are not the book's."""
+        """The values that are not the book's."""
         book = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != book[name]}

@@ -1,0 +1,159 @@
+"""Which classifier leaves a comparison, with all that it takes to use it."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from pipeline.bases.weights import IMAGENET
+from pipeline.cache.file import FeatureTable
+from pipeline.errors import PipelineError
+from pipeline.evaluation.caches import DividedCache
+from pipeline.evaluation.fitting import FitOptions, fit_on_rows, side_by_side
+from pipeline.evaluation.result import Fit, Outcome, Result, params_text
+from pipeline.evaluation.rows import TrialRows
+from pipeline.heads.calibration import TemperatureScaling
+from pipeline.heads.names import HeadRequest
+from pipeline.heads.registry import Head
+from pipeline.models.bundle import Bundle
+from pipeline.models.serialization import check_savable
+
+NOT_KEPT = "no classifier was kept"
+
+
+def with_bundles(
+    outcomes: Mapping[HeadRequest, Outcome],
+    heads: Mapping[HeadRequest, Head],
+    fits: Mapping[HeadRequest, Sequence[Sequence[Fit]]],
+    data: TrialRows,
+    *,
+    cache: DividedCache,
+    options: FitOptions,
+) -> list[Outcome]:
+    """Each outcome with the classifier that may be saved, or with the reason why there is none.
+
+    Of one division it is exactly the one that was measured: of several seeds the first one's. Of
+    folds none of those measured saw all images, so the usual setting is fitted again, on all of
+    them (see `fit_on_all`).
+
+    Parameters
+    ----------
+    fits : of each head that has figures, of each of ``data.trials``.
+    """
+    measured = {request: fits[request][0][0] for request in fits}
+    kept = [
+        with_bundle(each, measured.get(request), cache.table, fitted_on=_fitted_on(options))
+        for request, each in outcomes.items()
+    ]
+    if not cache.division.folds:
+        return kept
+    # what cannot be saved need not be fitted again
+    savable = [request for request, each in zip(outcomes, kept, strict=True) if each.bundle]
+    again = fit_on_all({request: heads[request] for request in savable}, fits, data, options)
+    on_all = f"all images, after {cache.division.folds} folds without them in turn"
+    refitted = []
+    for request, outcome in zip(outcomes, kept, strict=True):
+        found = again.get(request)
+        if isinstance(found, str):
+            outcome = replace(outcome, bundle=None, not_saved=found)
+        elif found is not None:
+            outcome = with_bundle(outcome, found, cache.table, fitted_on=on_all)
+        refitted.append(outcome)
+    return refitted
+
+
+def _fitted_on(options: FitOptions) -> str:
+    return "train and validation" if options.refit else "train"
+
+
+def with_bundle(
+    outcome: Outcome, fit: Fit | None, table: FeatureTable, *, fitted_on: str
+) -> Outcome:
+    """The outcome with a fit's classifier, or with the reason why it cannot be saved."""
+    if fit is None or outcome.result.status:
+        return replace(outcome, not_saved=outcome.result.status)
+    try:
+        check_savable(fit.estimator)
+    except PipelineError as error:
+        return replace(outcome, not_saved=str(error))
+    return replace(outcome, bundle=_bundle(outcome.result, fit, table, fitted_on=fitted_on))
+
+
+def fit_on_all(
+    heads: Mapping[HeadRequest, Head],
+    fits: Mapping[HeadRequest, Sequence[Sequence[Fit]]],
+    data: TrialRows,
+    options: FitOptions,
+) -> dict[HeadRequest, Fit | str]:
+    """Fit the setting that most folds chose on the rows of all of them; the first of equals.
+
+    Heads run side by side, each within the time limit; one that fails has the reason in place of
+    its fit. None can be measured: there is no image left that it has not seen. A head without
+    probabilities keeps the temperature that these folds found on validation, their geometric mean.
+    """
+    splits = data.trials[0].splits
+    train = data.to_learn_from(np.concatenate([splits.train, splits.validation, splits.test]))
+    validation = data.as_they_are(splits.validation)
+
+    def fit(request: HeadRequest, head: Head, _: int) -> Fit | str:
+        chosen = _usual([fit for of_trial in fits[request] for fit in of_trial])
+        usual = replace(chosen[0], seed=data.trials[0].seeds[0])
+        try:
+            estimator = fit_on_rows(
+                request,
+                usual,
+                train,
+                validation,
+                class_count=data.class_count,
+                options=options,
+            )
+        except PipelineError as error:
+            return str(error)
+        if isinstance(estimator, TemperatureScaling):
+            logarithms = [np.log(each.temperature) for each in chosen]
+            estimator.temperature = float(np.exp(np.mean(logarithms)))
+        return replace(usual, estimator=estimator)
+
+    return {request: found for request, (found,) in side_by_side(heads, 1, fit).items()}
+
+
+def _usual(fits: Sequence[Fit]) -> list[Fit]:
+    """The fits with the setting that was chosen most often; with the first of equals."""
+    texts = [params_text(fit.params) for fit in fits]
+    (usual, _), *_ = Counter(texts).most_common(1)
+    return [fit for fit, text in zip(fits, texts, strict=True) if text == usual]
+
+
+def _bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: str) -> Bundle:
+    how: dict[str, Any] = {"fitted_on": fitted_on, "views": result.views, "tta": result.tta}
+    if result.views or result.tta:
+        how["augmentation"] = table.document.get("augmentation")
+    return Bundle(
+        head=result.head,
+        params=params_text(fit.params),
+        estimator=fit.estimator,
+        spec=table.spec,
+        layer=result.layer,
+        input="flat" if result.input == "flat" else "pooled",
+        shape=table.layers[result.layer],
+        classes=table.classes,
+        document=_origin(table) | how,
+    )
+
+
+def _origin(table: FeatureTable) -> dict[str, Any]:
+    """Where the features come from, for whoever uses the classifier later."""
+    document = table.document
+    return {
+        "cache": os.fspath(table.path.resolve()),
+        "set": document["set"],
+        "root": document["root"],
+        "weights_from": str(document.get("weights_from", IMAGENET)),
+        "engine": document.get("engine"),
+        "versions": document.get("versions"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

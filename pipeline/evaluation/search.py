@@ -1,0 +1,275 @@
+"""Fit every setting of a head's grid and choose one on validation.
+
+Test rows are not among the arguments: nothing here can select on them.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import clone
+from sklearn.model_selection import ParameterGrid
+from sklearn.pipeline import Pipeline
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.validation import has_fit_parameter
+
+from pipeline.errors import BadDataError
+from pipeline.evaluation.metrics import accuracy_of, log_loss_of
+from pipeline.evaluation.result import Fit, Setting, params_text
+from pipeline.evaluation.rows import LabelledRows
+from pipeline.heads.calibration import (
+    TemperatureScaling,
+    class_scores,
+    fit_temperature,
+    scoring_method,
+)
+from pipeline.heads.registry import Head
+
+Params = Mapping[str, Any]
+
+log = logging.getLogger("pipeline")
+
+
+def search(
+    head: Head,
+    train: LabelledRows,
+    validation: LabelledRows,
+    *,
+    class_count: int,
+    seed: int,
+    balanced: bool = False,
+    refit: LabelledRows | None = None,
+) -> Fit | None:
+    """Fit all settings and keep the one of the highest validation accuracy.
+
+    Of equally accurate ones the lowest log loss decides, where there are probabilities: on an easy
+    set many settings are right everywhere, and the most regularised of them are needlessly unsure.
+    Of what is still equal the first of the grid is kept, the most regularised one. Where classes
+    count equally (``balanced``), the balanced accuracy decides.
+
+    A classifier without probabilities gets a temperature fitted on validation and so has them.
+
+    Settings are chosen on the images as they are. Where validation has views to average, the chosen
+    one is measured by the mean of its probabilities over them.
+
+    Parameters
+    ----------
+    refit : fit the chosen setting again, on train and these rows, which are those of validation.
+
+    Returns None if no setting has finite scores: the training diverged.
+    """
+    started = time.perf_counter()
+    settings: list[Setting] = []
+    best: tuple[float, float] | None = None
+    for params, estimator in fit_grid(
+        head, train, validation, class_count=class_count, seed=seed, balanced=balanced
+    ):
+        method = "decision_function" if head.calibrate else scoring_method(estimator)
+        try:
+            scores = class_scores(estimator, validation.features, class_count, method=method)
+        except ValueError as error:  # such as more neighbors than training rows
+            if head.name:  # a custom head says so in its row
+                raise
+            log.debug("%s: %s", params_text(params), error)
+            continue
+        accuracy = loss = math.nan
+        if np.isfinite(scores).all():
+            accuracy = accuracy_of(validation.labels, scores, balanced=balanced)
+            if method == "predict_proba":
+                loss = log_loss_of(validation.labels, scores)
+            merit = accuracy, 0.0 if math.isnan(loss) else -loss
+            if best is None or merit > best:
+                best, chosen, place = merit, (params, estimator, method), len(settings)
+        settings.append(
+            Setting(
+                params=params_text(params),
+                validation_accuracy=accuracy,
+                validation_log_loss=loss,
+                converged=has_converged(estimator),
+            )
+        )
+    if best is None:
+        return None
+    settings[place] = replace(settings[place], chosen=True)
+    params, estimator, method = chosen
+    if method != "predict_proba":
+        estimator = TemperatureScaling(estimator, method=method)
+        estimator.fit(validation.features, validation.labels)
+    fit = fit_of(estimator, validation, seed=seed, params=params, settings=settings)
+    if refit is not None:
+        estimator = fit_again(
+            head, fit, train.joined(refit), validation, class_count=class_count, balanced=balanced
+        )
+        fit = replace(fit, estimator=estimator, parameters=parameter_count(estimator))
+    return replace(fit, fit_seconds=time.perf_counter() - started)
+
+
+def fit_of(
+    estimator: Any,
+    validation: LabelledRows,
+    *,
+    seed: int,
+    params: Params,
+    settings: Sequence[Setting] = (),
+    fit_seconds: float = math.nan,
+) -> Fit:
+    """The record of a fitted estimator with probabilities, measured on validation."""
+    labels = validation.labels
+    scores = validation.averaged(estimator)
+    is_scaled = isinstance(estimator, TemperatureScaling)
+    return Fit(
+        estimator=estimator,
+        seed=seed,
+        params=params,
+        parameters=parameter_count(estimator),
+        own_probabilities=not is_scaled,
+        temperature=estimator.temperature
+        if is_scaled
+        else fit_temperature(labels, scores, has_probabilities=True),
+        validation_scores=scores,
+        validation_accuracy=accuracy_of(labels, scores),
+        validation_balanced_accuracy=accuracy_of(labels, scores, balanced=True),
+        settings=tuple(settings),
+        history=getattr(estimator, "history_", None),
+        fit_seconds=fit_seconds,
+    )
+
+
+def fit_again(
+    head: Head,
+    fit: Fit,
+    train: LabelledRows,
+    validation: LabelledRows,
+    *,
+    class_count: int,
+    balanced: bool = False,
+) -> Any:
+    """The chosen setting's estimator, fitted on other rows; it keeps its temperature."""
+    ((_, estimator),) = fit_grid(
+        head,
+        train,
+        validation,
+        class_count=class_count,
+        seed=fit.seed,
+        balanced=balanced,
+        settings=[fit.params],
+    )
+    if fit.own_probabilities:
+        return estimator
+    return TemperatureScaling(estimator, method=fit.estimator.method, temperature=fit.temperature)
+
+
+def fit_grid(
+    head: Head,
+    train: LabelledRows,
+    validation: LabelledRows,
+    *,
+    class_count: int,
+    seed: int,
+    balanced: bool = False,
+    settings: Iterable[Params] | None = None,
+) -> Iterator[tuple[Params, Any]]:
+    """Yield each setting of a head's grid with the estimator that is fitted with it.
+
+    Transformers of a `Pipeline` that no setting changes are fitted once.
+
+    Parameters
+    ----------
+    validation : watched by epoch by estimators whose ``fit`` takes ``validation_data``; nothing is
+        learned from it.
+    settings : only these instead of the grid.
+
+    Raises BadDataError for more rows than the head takes.
+    """
+    if head.max_rows is not None and len(train) > head.max_rows:
+        raise BadDataError(
+            f"compares all pairs of training images, at most {head.max_rows:,}; "
+            f"received {len(train):,}"
+        )
+    settings = list(ParameterGrid(head.grid or {}) if settings is None else settings)
+    template = head.build(train.features.shape[1], class_count)
+    set_where_none(template, "random_state", seed)
+    weights = balance(template, train.labels, class_count) if balanced else {}
+    transformers, (last, model) = [], ("", template)
+    rows, watched = train.features, validation.features
+    if isinstance(template, Pipeline):
+        *transformers, (last, model) = template.steps
+    shared = all(name.startswith(f"{last}__") for params in settings for name in params)
+    if transformers and shared:
+        fitted = Pipeline(transformers)
+        rows, watched = fitted.fit_transform(rows, train.labels), fitted.transform(watched)
+    if has_fit_parameter(model, "validation_data"):
+        weights["validation_data"] = watched, validation.labels
+    for params in settings:
+        if transformers and shared:
+            own = {name.removeprefix(f"{last}__"): value for name, value in params.items()}
+            final = clone(model).set_params(**own).fit(rows, train.labels, **weights)
+            yield params, Pipeline([*transformers, (last, final)])
+        else:
+            prefix = f"{last}__" if last else ""
+            named = {prefix + name: value for name, value in weights.items()}
+            yield params, clone(template).set_params(**params).fit(rows, train.labels, **named)
+
+
+def balance(estimator: Any, labels: npt.NDArray[np.int64], class_count: int) -> dict[str, Any]:
+    """Have the classes count equally; returns what the final step's ``fit`` needs for it."""
+    if set_where_none(estimator, "class_weight", "balanced"):
+        return {}
+    if set_where_none(estimator, "priors", np.full(class_count, 1 / class_count)):
+        return {}
+    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    if has_fit_parameter(final, "sample_weight"):
+        return {"sample_weight": compute_sample_weight("balanced", labels)}
+    return {}
+
+
+def can_balance(head: Head) -> bool:
+    """Whether a head can have its classes count equally."""
+    estimator = head.build(2, 2)
+    return bool(balance(estimator, np.array([0, 1]), 2)) or any(
+        name.split("__")[-1] in ("class_weight", "priors") for name in estimator.get_params()
+    )
+
+
+def set_where_none(estimator: Any, name: str, value: object) -> bool:
+    """Set each parameter of that name, however deep, that is None; whether there is one."""
+    found = {key: now for key, now in estimator.get_params().items() if key.split("__")[-1] == name}
+    estimator.set_params(**{key: value for key, now in found.items() if now is None})
+    return bool(found)
+
+
+def has_converged(estimator: Any) -> bool:
+    """Whether the solver reached its tolerance before its last iteration."""
+    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    if hasattr(final, "fit_status_"):  # of SVC: 1 if it did not
+        return bool(final.fit_status_ == 0)
+    iterations, most = getattr(final, "n_iter_", None), getattr(final, "max_iter", None)
+    return iterations is None or not most or most < 0 or bool(np.max(iterations) < most)
+
+
+def parameter_count(estimator: Any) -> int:
+    """How many numbers a fitted estimator predicts with.
+
+    Coefficients and intercepts, nodes of trees, or whatever arrays its final step holds, such as
+    the training rows of nearest neighbors.
+    """
+    if isinstance(estimator, TemperatureScaling):
+        return parameter_count(estimator.estimator)
+    if isinstance(estimator, Pipeline):
+        return parameter_count(estimator[-1])
+    if hasattr(estimator, "coef_"):
+        return int(np.size(estimator.coef_) + np.size(estimator.intercept_))
+    if hasattr(estimator, "tree_"):
+        return int(estimator.tree_.node_count)
+    if hasattr(estimator, "estimators_"):
+        return sum(map(parameter_count, np.ravel(np.asarray(estimator.estimators_, object))))
+    if hasattr(estimator, "model_"):  # Keras
+        return int(estimator.model_.count_params())
+    values = vars(estimator).values()
+    arrays = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    return sum(each.size for each in arrays if isinstance(each, np.ndarray))

@@ -1,0 +1,169 @@
+"""Custom heads, ``module:factory``: any scikit-learn classifier or Keras model."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.heads.registry import Head, required_arguments
+from pipeline.text import printable
+
+ROWS_PER_BATCH = 1024  # of a forward pass
+
+
+class HeadFailedError(PipelineError):
+    """A custom head raised something; the message is its row's status."""
+
+    exit_code = UsageError.exit_code
+
+
+def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
+    """The entry for what ``module:factory`` makes; the module may lie in the current folder.
+
+    The estimator learns from features as they are cached, unscaled, and labels 0 … K - 1. Random
+    states that are left open are set to the seed.
+
+    Raises UsageError where there is no such module or factory, or it cannot be called.
+    """
+    module_name, _, path = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # for good: factories import, too, and processes that fit
+    try:
+        with redirect_stdout(sys.stderr):
+            factory: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"--head {name}: cannot import {module_name}: {_one_line(error)}"
+        ) from error
+    for attribute in path.split("."):
+        if not hasattr(factory, attribute):
+            raise UsageError(f"--head {name}: {module_name} has no {path}")
+        factory = getattr(factory, attribute)
+    if not callable(factory):
+        raise UsageError(f"--head {name}: expected a function or class; received {_kind(factory)}")
+    if required_arguments(factory) not in (0, 2):
+        raise UsageError(
+            f"--head {name}: expected a factory without arguments or with (feature_count, "
+            f"class_count); received one with {required_arguments(factory)}"
+        )
+
+    def make(feature_count: int, class_count: int) -> Any:
+        build = partial(factory, *((feature_count, class_count)[: required_arguments(factory)]))
+        made = build()
+        if any(each.__module__.partition(".")[0] == "keras" for each in type(made).__mro__):
+            return KerasClassifier(build, class_count, epochs=epochs, batch_size=batch_size)
+        if not (hasattr(made, "get_params") and hasattr(made, "fit") and is_classifier(made)):
+            raise UsageError(
+                f"made a {_kind(made)}; expected a scikit-learn classifier or a Keras model"
+            )
+        return clone(made)  # a factory may return the same object each time
+
+    return Head(make, is_stochastic=True, name=name)
+
+
+@contextmanager
+def failures_as_head_failed() -> Iterator[None]:
+    """Turn what a custom head raises into a HeadFailedError of one line.
+
+    What it prints goes to stderr: stdout is for results.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except PipelineError:
+        raise
+    except (Exception, SystemExit) as error:  # a custom head may raise anything
+        raise HeadFailedError(f"failed: {_one_line(error)}") from error
+
+
+class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A custom Keras model, trained by its own ``fit``, as a scikit-learn classifier.
+
+    Parameters
+    ----------
+    build : returns a new model of (feature_count,) inputs and softmax of K outputs, or sigmoid of
+        one. If it is not compiled, it gets Adam and the loss of its outputs.
+    """
+
+    not_savable = "a custom Keras model may hold layers that execute code when loaded"
+
+    def __init__(
+        self,
+        build: Callable[[], Any],
+        class_count: int,
+        *,
+        epochs: int,
+        batch_size: int,
+        random_state: int | None = None,
+    ) -> None:
+        self.build = build
+        self.class_count = class_count
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, validation_data: Any = None) -> Self:
+        """Raises UsageError for a model whose outputs are not the probabilities of the classes."""
+        from pipeline.keras_backend import keras
+
+        self.classes_ = np.arange(self.class_count)
+        first = self.build()
+        keras.utils.set_random_seed(self.random_state or 0)  # initial weights are drawn by build
+        self.model_ = model = self.build()
+        if model is first:
+            raise UsageError("made the same model twice; expected a new one from each call")
+        outputs = tuple(model(X[:1]).shape[1:])
+        if outputs != (self.class_count,) and (self.class_count, outputs) != (2, (1,)):
+            raise UsageError(f"made a model of {outputs} outputs; expected ({self.class_count},)")
+        if not model.compiled:
+            loss = "binary_crossentropy" if outputs == (1,) else "sparse_categorical_crossentropy"
+            # XLA would compile once more for each batch size
+            model.compile("adam", loss, metrics=["accuracy"], jit_compile=False)
+        self.history_ = model.fit(
+            X,
+            y,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            validation_batch_size=ROWS_PER_BATCH,
+            verbose=0,
+        ).history
+        _check_probabilities(np.asarray(model(X[:ROWS_PER_BATCH])))
+        return self
+
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        # called directly: `predict` compiles anew for each number of rows
+        outputs = np.asarray(self.model_(X, training=False), np.float64)
+        if outputs.shape[1] == 1:
+            return np.hstack([1 - outputs, outputs])
+        return np.asarray(outputs / outputs.sum(axis=1, keepdims=True))  # float32: 1 ± 1e-7
+
+
+def _check_probabilities(outputs: npt.NDArray[Any]) -> None:
+    """Raise UsageError for logits, which would pass for probabilities."""
+    if not np.isfinite(outputs).all():
+        return  # the training diverged; the search finds that
+    sums_to_one = outputs.shape[1] == 1 or np.allclose(outputs.sum(axis=1), 1, atol=1e-3)
+    if outputs.min() < 0 or outputs.max() > 1 + 1e-6 or not sums_to_one:
+        raise UsageError(
+            f"gave outputs from {outputs.min():.3g} to {outputs.max():.3g}; "
+            f"expected probabilities (softmax, or sigmoid of one output)"
+        )
+
+
+def _kind(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _one_line(error: BaseException) -> str:
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -1,0 +1,100 @@
+"""The bundles of a run: which file holds the head that somebody names."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.models.bundle import OLD_SUFFIX, SUFFIX
+from pipeline.text import printable
+
+FOLDER = "models"  # of a run
+ROW_IDENTITY = ("head", "input", "layer", "cache")
+
+
+def find_bundle(run: Path, head: str | None = None) -> Path:
+    """The bundle file of a run's head.
+
+    Parameters
+    ----------
+    run : a folder that classify wrote, or a bundle file itself.
+    head : as in the table, ``logistic``, or a model file's name without its ending. Of several
+        rows the best on validation. None for the head that the run recommends.
+
+    Raises NoInputError if there is no such run, UsageError if the head was not saved, naming those
+    that were; BadDataError if the run's results cannot be read.
+    """
+    if run.is_file():
+        if head is not None:
+            raise UsageError(f"{printable(run)} holds one head: leave out --head {printable(head)}")
+        return run
+    rows, not_saved = _read_results(run / "results.json")
+    saved = [row for row in rows if row["model"]]
+    names = ", ".join(dict.fromkeys(printable(row["head"]) for row in saved)) or "none"
+    if head is None:
+        chosen = next((row for row in rows if row["recommended"]), None)
+    else:  # the best first, as in the table
+        chosen = next((row for row in [*saved, *rows] if head in _names_of(row)), None)
+    if chosen is None:
+        asked = "it recommends no head" if head is None else f"it has no head {printable(head)}"
+        raise UsageError(f"{printable(run)}: {asked}; saved are: {names}")
+    if not chosen["model"]:
+        reasons = [each.get("reason") for each in not_saved if _same_row(each, chosen)]
+        raise UsageError(
+            f"{printable(run)}: {printable(chosen['head'])} was not saved "
+            f"({printable(str(reasons[0])) if reasons else 'by an older version'}); "
+            f"saved are: {names}"
+        )
+    return _inside(run, run / str(chosen["model"]))
+
+
+def _inside(run: Path, path: Path) -> Path:
+    """The path; raises BadDataError if links lead it out of the run."""
+    try:
+        inside = path.resolve().is_relative_to(run.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        inside = False
+    if not inside:
+        raise BadDataError(f"{printable(path)} is a link out of the run: name the file itself")
+    return path
+
+
+def newest_run(results: Path) -> Path:
+    """The run that was written last; raises NoInputError if there is none."""
+    written = sorted(results.glob("*/results.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not written:
+        raise NoInputError(
+            f"there is no run in {printable(results)}/; run python -m pipeline.classify first"
+        )
+    return written[-1].parent
+
+
+def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["head"], f"{row['head']}:{row['input']}", Path(row["model"]).stem
+
+
+def _same_row(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(name) == other[name] for name in ROW_IDENTITY)
+
+
+def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of a results.json and which of them have no model, and why."""
+    if not path.is_file():
+        raise NoInputError(f"{printable(path.parent)} is no run of classify: it has no {path.name}")
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        rows = [{"model": "", **row} for row in document["rows"]]
+        not_saved = [dict(each) for each in document["run"].get("not_saved", [])]
+        for row in rows:
+            texts = [row[name] for name in ("model", *ROW_IDENTITY)]
+            if not all(isinstance(text, str) for text in texts) or "recommended" not in row:
+                raise ValueError(row)
+            if row["model"] and not re.fullmatch(
+                rf"{FOLDER}/[^/\\\\]+({SUFFIX}|{OLD_SUFFIX})", row["model"]
+            ):
+                raise ValueError(row)  # it would lead out of the run
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BadDataError(f"{printable(path)} is no results.json of classify") from error
+    return rows, not_saved
