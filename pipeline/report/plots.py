@@ -18,9 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from sklearn.metrics import confusion_matrix
 
 from pipeline.evaluation.findings import LearningCurve
-from pipeline.evaluation.metrics import Reliability, confusion_matrix
+from pipeline.evaluation.metrics import Reliability
 from pipeline.evaluation.result import Outcome
 from pipeline.report.curves import History, smooth
 from pipeline.report.markup import Markup, head_name, name_text
@@ -100,7 +101,9 @@ def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None
     """Write the confusion matrix of an outcome's test predictions."""
     if outcome.test is None:
         raise ValueError(f"{outcome.result.head} has no test predictions to draw")
-    counts = confusion_matrix(outcome.test.labels, outcome.test.predicted, len(classes))
+    counts = confusion_matrix(
+        outcome.test.labels, outcome.test.predicted, labels=range(len(classes))
+    )
     correct, total = int(np.trace(counts)), int(counts.sum())
     share = f"{100 * correct / total:.1f} % of {total:,} test images correct"
     with rc_context(RC):

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.metrics import confusion_matrix, per_class
+from pipeline.evaluation.metrics import per_class
 from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
 from pipeline.evaluation.table import IDENTITY, Column, columns_of, explain_views, percent
 from pipeline.report.markup import (
@@ -154,7 +155,7 @@ def confusion_section(outcome: Outcome, classes: Sequence[str]) -> Section | Non
     test = outcome.test
     if test is None:
         return None
-    counts = confusion_matrix(test.labels, test.predicted, len(classes))
+    counts = confusion_matrix(test.labels, test.predicted, labels=range(len(classes)))
     wrong = len(test) - int(test.correct.sum())
     text = f"{len(test) - wrong:,} of {counted(len(test), 'test image')} are classified right."
     drawing = inline_svg(

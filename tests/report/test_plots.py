@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from report.comparisons import DECOMPOSED, drawn_result
+from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.metrics import confusion_matrix
 from pipeline.evaluation.result import Outcome, Predictions
 from pipeline.report.curves import smooth
 from pipeline.report.plots import (
@@ -76,7 +76,9 @@ def test_confusion_is_drawn_for_few_and_many_classes(
         assert min(image.size) > 400
     axes = figures[0].axes[0]
     assert outcome.test is not None
-    counts = confusion_matrix(outcome.test.labels, outcome.test.predicted, class_count)
+    counts = confusion_matrix(
+        outcome.test.labels, outcome.test.predicted, labels=range(class_count)
+    )
     if class_count <= 10:
         assert len(texts(axes)) == class_count**2 + (counts > 0).sum()
         share = 100 * counts[0, 0] / counts[0].sum()
