@@ -1,4 +1,4 @@
-"""What is measured of a classifier on a split."""
+"""What is measured of a classifier on a split. SciPy and scikit-learn are imported when used."""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binned_statistic, rankdata
-from sklearn.metrics import precision_recall_fscore_support
 
 TOP = 5
 CALIBRATION_BINS = 15  # as in Guo et al. 2017 and most tables since
@@ -97,6 +95,8 @@ def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> fl
 
 def per_class(labels: Labels, predicted: Labels, class_count: int) -> PerClass:
     """Measure each class by itself; labels and predicted (N,)."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     return PerClass(
         *precision_recall_fscore_support(
             labels, predicted, labels=np.arange(class_count), zero_division=np.nan
@@ -111,6 +111,8 @@ def roc_auc_of(labels: Labels, scores: Scores) -> float:
     (Mann-Whitney). Classes without rows, or without others to tell them from, do not count; NaN if
     none is left.
     """
+    from scipy.stats import rankdata
+
     scores = scores[:, 1:] if scores.shape[1] == 2 else scores
     positive = labels[:, None] == np.arange(scores.shape[1]) + (scores.shape[1] == 1)
     positives = positive.sum(axis=0)
@@ -143,6 +145,8 @@ def expected_calibration_error(labels: Labels, probabilities: Scores) -> float:
 
 def reliability(labels: Labels, probabilities: Scores) -> Reliability:
     """Sort rows by the predicted class's probability into bins of equal width."""
+    from scipy.stats import binned_statistic
+
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     (confident, accurate), _, places = binned_statistic(

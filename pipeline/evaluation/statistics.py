@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, sem
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
@@ -36,6 +35,8 @@ def mcnemar_exact(first: Correct, second: Correct) -> float:
     ----------
     first, second : (N,) bool, whether each is right on the same images.
     """
+    from scipy.stats import binomtest  # half a second to import
+
     differ = np.count_nonzero(first != second)
     return float(binomtest(np.count_nonzero(first & ~second), differ).pvalue) if differ else 1.0
 
@@ -71,4 +72,6 @@ def unpaired_standard_error(first: Right, second: Right) -> float:
 
 def _standard_error(values: npt.NDArray[np.float64]) -> float:
     """Of the mean; infinite for a single value, which tells nothing of its own error."""
+    from scipy.stats import sem
+
     return float(sem(values)) if len(values) > 1 else math.inf
