@@ -1,14 +1,10 @@
 """A quick linear probe of cached features: principal components and logistic regression on them."""
 
 import warnings
-from dataclasses import dataclass
-from typing import Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from pipeline.heads.linear import LinearClassifier
-from pipeline.heads.training import TrainingSet
 
 SAMPLE = 2000  # rows that components are taken from at most
 # Near the optimum is enough to rank and to compare: held-out probabilities of cats and dogs put the
@@ -19,49 +15,26 @@ MOST_ITERATIONS = 100
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Components:
-    """Principal components of some rows of features.
+def fit_components(features: Floats, most: int) -> Any:
+    """The first principal components, ``most`` or as many as there can be, of a sample of rows."""
+    from sklearn.decomposition import PCA
 
-    Attributes
-    ----------
-    mean : (D,) of the rows.
-    axes : (d, D) orthonormal, the largest deviation first.
-    deviations : (d,) standard deviation along each.
-    """
-
-    mean: Floats
-    axes: Floats
-    deviations: Floats
-
-    @classmethod
-    def of(cls, features: Floats, most: int) -> Self:
-        """The first d components, ``most`` or as many as there can be, of a sample of the rows."""
-        from sklearn.utils.extmath import randomized_svd
-
-        if len(features) > SAMPLE:
-            chosen = np.random.default_rng(0).choice(len(features), SAMPLE, replace=False)
-            features = features[np.sort(chosen)]
-        mean = features.mean(axis=0)
-        _, singular, axes = randomized_svd(
-            features - mean, min(most, *features.shape), n_iter=2, random_state=0
-        )
-        return cls(mean, axes, singular / np.float32(len(features) ** 0.5))
-
-    def __call__(self, features: Floats) -> Floats:
-        """Centred coordinates: (N, D) -> (N, d)."""
-        return np.asarray(features @ self.axes.T - self.mean @ self.axes.T, np.float32)
+    if len(features) > SAMPLE:
+        chosen = np.random.default_rng(0).choice(len(features), SAMPLE, replace=False)
+        features = features[np.sort(chosen)]
+    count = min(most, *features.shape)
+    return PCA(count, svd_solver="randomized", iterated_power=2, random_state=0).fit(features)
 
 
-def fit_probe(train: TrainingSet, penalty: float) -> LinearClassifier:
-    """Logistic regression at one C, on rows that every class stands in."""
+def fit_probe(features: Floats, labels: npt.NDArray[np.int64], C: float) -> Any:
+    """Logistic regression at one C, fitted on rows (N, D) of every class."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
 
-    model = LogisticRegression(C=penalty, tol=TOLERANCE, max_iter=MOST_ITERATIONS)
+    from pipeline.heads.scaler import CommonScaler
+
+    model = LogisticRegression(C=C, tol=TOLERANCE, max_iter=MOST_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum is enough
-        model.fit(train.coordinates, train.labels)
-    return LinearClassifier.fold(
-        train, weights=model.coef_, intercepts=model.intercept_, has_probabilities=True
-    )
+        return make_pipeline(CommonScaler(), model).fit(features, labels)

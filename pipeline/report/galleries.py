@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
+from pipeline.evaluation.duplicates import DuplicateGroup, group_duplicates
 from pipeline.evaluation.inputs import read_input
 from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.table import percent
-from pipeline.report.duplicates import DuplicateGroup, grouped
 from pipeline.report.feature_map import (
     PICTURE_COLUMNS,
     PICTURE_ROWS,
@@ -80,7 +80,7 @@ def make_gallery(comparison: Comparison) -> Gallery | None:
     on_map = choose_pictures(feature_map)
     wanted = [*test.rows[mistakes].tolist(), *rows[on_map].tolist()]
     wanted += [suspect.row for suspect in findings.suspects[:MOST_SUSPECTS]]
-    groups = grouped(findings.duplicates)
+    groups = group_duplicates(findings.duplicates)
     for group in groups[:MOST_GROUPS]:
         wanted += group.rows[:MOST_ALIKE]
     return Gallery(
