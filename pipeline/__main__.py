@@ -10,8 +10,6 @@ COMMANDS = {
     "finetune": "train the last layers of a base, too, from cached maps",
     "predict": "classify images with a trained head, or with a ready-made network",
     "export": "write one model from image to class probabilities, Keras or ONNX",
-    "reproduce": "measure every method and write docs/RESULTS.md",
-    "bench": "measure this machine: images/s, seconds and memory, beside the book's way",
 }
 
 

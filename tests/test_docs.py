@@ -53,6 +53,8 @@ def test_readme_is_short_and_names_every_command() -> None:
     assert len(README.splitlines()) < 240
     for name in COMMANDS:
         assert f"python -m pipeline.{name}" in README
+    for name in ("speed", "results"):
+        assert f"python -m benchmarks.{name}" in README
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:
@@ -92,7 +94,11 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     """In their order, as written, in an empty folder with a set of own images."""
     draw_set(tmp_path / "data" / "pets", per_class=40)
     draw_set(tmp_path / "data" / "drawn", per_class=4)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": os.fspath(ROOT),  # benchmarks is not installed
+    }
     commands = [command for command in readme_commands() if not command.startswith("make ")]
     assert len(commands) > 8
     for command in commands:

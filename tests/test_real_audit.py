@@ -100,7 +100,7 @@ def test_planted_duplicates_are_found_with_few_false_alarms(
         print(f"{kind}: {len(recalled)} of {len(planted_pairs)}")
         assert len(recalled) == COPIES
         assert all(pair.across for pair in recalled)
-        assert all((pair.kind == "exact") == (kind == "exact") for pair in recalled)
+        assert all(pair.exact == (kind == "exact") for pair in recalled)
     false = [set(pair) for pair in found if set(pair) != BORN_TWINS]
     print(f"false alarms: {len(false)} of {len(table):,} images")
     assert len(false) <= 2

@@ -10,7 +10,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline.errors import BadDataError, UsageError
+from pipeline.errors import BadDataError, PipelineError, UsageError
 from pipeline.evaluation.audit import look_into
 from pipeline.evaluation.caches import DividedCache, open_caches
 from pipeline.evaluation.fitting import DIVERGED, FitOptions, Fits, failures_of, fit_heads

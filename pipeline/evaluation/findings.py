@@ -1,7 +1,6 @@
 """What looking into the data found; row numbers are those of the cache that was looked into."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +17,14 @@ class DuplicatePair:
     first, second : row numbers, the first the lower one.
     similarity : cosine of their centred features, 1 for identical files. What is near is not
         decided by it, but by how far other images are.
-    kind : ``exact``: the files are identical; ``near``: only their features nearly are.
+    exact : whether the files are identical, and not only their features nearly so.
     across : whether they stand in different splits or folds, which inflates test accuracy.
     """
 
     first: int
     second: int
     similarity: float
-    kind: Literal["exact", "near"]
+    exact: bool
     across: bool
 
 

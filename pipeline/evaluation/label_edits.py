@@ -14,8 +14,7 @@ from pipeline.errors import BadDataError
 from pipeline.evaluation.findings import Findings
 from pipeline.evaluation.named_images import (
     ImageFinder,
-    bare,
-    cell,
+    composed,
     did_you_mean,
     read_records,
 )
@@ -23,8 +22,7 @@ from pipeline.text import printable
 
 COLUMNS = ("path", "split", "label", "suggested", "label_probability", "suggested_probability",
            "new_label", "drop", "digest")  # fmt: skip
-DROP = {"yes": True, "x": True, "1": True, "true": True}
-KEEP = {"": False, "no": False, "0": False, "false": False}
+DROP, KEEP = {"yes", "x", "1", "true"}, {"", "no", "0", "false"}
 UNEDITED, DROPPED = -2, -1  # in place of a class number
 
 Labels = npt.NDArray[np.int64]
@@ -36,9 +34,8 @@ def write_suspects(path: Path, findings: Findings) -> None:
     """Write the suspects as CSV, the likeliest label error first, two columns left to fill in.
 
     ``new_label`` takes the right class, ``drop`` takes ``yes``; what is left empty stays as it is.
-    Names are written so that a spreadsheet neither breaks nor computes them; the digest tells
-    which image is meant. The file begins with a byte order mark, or Excel would not take it for
-    UTF-8.
+    The digest tells which image is meant. The file begins with a byte order mark, or Excel would
+    not take it for UTF-8.
     """
     table = findings.table
     with path.open("w", encoding="utf-8-sig", newline="") as file:
@@ -47,10 +44,10 @@ def write_suspects(path: Path, findings: Findings) -> None:
         for suspect in findings.suspects:
             writer.writerow(
                 (
-                    cell(table.columns.paths[suspect.row]),
+                    printable(table.columns.paths[suspect.row]),
                     SPLIT_NAMES[table.columns.splits[suspect.row]],
-                    cell(table.classes[suspect.label]),
-                    cell(table.classes[suspect.suggested]),
+                    printable(table.classes[suspect.label]),
+                    printable(table.classes[suspect.suggested]),
                     f"{suspect.label_probability:.4f}",
                     f"{suspect.suggested_probability:.4f}",
                     "",
@@ -72,9 +69,12 @@ def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> 
     for path in paths:
         for labels, edits in zip(wanted, read_label_edits(path, tables), strict=True):
             np.copyto(labels, edits, where=edits != UNEDITED)
-    edited = [_relabelled(table, labels) for table, labels in zip(tables, wanted, strict=True)]
-    for table in edited:
-        if not len(table):
+    edited = []
+    for table, labels in zip(tables, wanted, strict=True):
+        kept = np.flatnonzero(labels != DROPPED)
+        columns = replace(table.columns, labels=labels).take(kept)
+        edited.append(replace(table, columns=columns, file_rows=table.file_rows[kept]))
+        if not len(kept):
             files = ", ".join(map(printable, paths))
             raise BadDataError(f"--labels {files} drops every image of {printable(table.path)}")
     left = {table.classes[label] for table in edited for label in np.unique(table.columns.labels)}
@@ -83,15 +83,6 @@ def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> 
         names = ", ".join(map(printable, gone))
         log.warning("--labels leaves no image of %s, which is left out", names)
     return [_without_classes(table, gone) for table in edited]
-
-
-def _relabelled(table: FeatureTable, labels: Labels) -> FeatureTable:
-    kept = np.flatnonzero(labels != DROPPED)
-    return replace(
-        table,
-        columns=replace(table.columns, labels=labels).take(kept),
-        file_rows=table.file_rows[kept],
-    )
 
 
 def _without_classes(table: FeatureTable, gone: Sequence[str]) -> FeatureTable:
@@ -146,26 +137,24 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[Labels]
 
 
 def _class_number(name: str, classes: tuple[str, ...], place: str) -> int:
-    wanted = bare(name.strip())
     if name in classes:
         return classes.index(name)
-    spelled: dict[str, set[int]] = {}
-    for number, known in enumerate(classes):
-        for spelling in (bare(known), bare(printable(known))):
-            spelled.setdefault(spelling, set()).add(number)
-    numbers = spelled.get(wanted, set())
-    if len(numbers) != 1:
-        problem = "means several classes" if numbers else "is no class"
-        hint = did_you_mean(wanted, spelled) or (
-            f"; the classes are {', '.join(map(printable, classes[:10]))}"
-            + (" and others" if len(classes) > 10 else "")
-        )
-        raise BadDataError(f"{place}: {printable(name)} {problem}{hint}")
-    return next(iter(numbers))
+    wanted = composed(name.strip())
+    spelled = {number: {composed(each), composed(printable(each))}
+               for number, each in enumerate(classes)}  # fmt: skip
+    numbers = [number for number, spellings in spelled.items() if wanted in spellings]
+    if len(numbers) == 1:
+        return numbers[0]
+    problem = "means several classes" if numbers else "is no class"
+    hint = did_you_mean(wanted, set().union(*spelled.values())) or (
+        f"; the classes are {', '.join(map(printable, classes[:10]))}"
+        + (" and others" if len(classes) > 10 else "")
+    )
+    raise BadDataError(f"{place}: {printable(name)} {problem}{hint}")
 
 
 def _is_drop(cell: str, place: str) -> bool:
-    answer = (DROP | KEEP).get(cell.strip().lower())
-    if answer is None:
+    answer = cell.strip().lower()
+    if answer not in DROP | KEEP:
         raise BadDataError(f"{place}: drop takes yes or nothing; received {printable(cell)!r}")
-    return answer
+    return answer in DROP

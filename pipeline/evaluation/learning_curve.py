@@ -1,15 +1,15 @@
 """Accuracy against the number of training images: would more of them help?"""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluation.findings import LearningCurve
 from pipeline.evaluation.metrics import log_loss_of
-from pipeline.evaluation.probe import Components, fit_probe
-from pipeline.heads.linear import LinearClassifier
-from pipeline.heads.training import LabelledRows, TrainingSet
+from pipeline.evaluation.probe import fit_components, fit_probe
+from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION
 
 DRAWS = 5
 IMAGES_PER_CLASS = 10  # the smallest size has so many, in the mean
@@ -20,9 +20,9 @@ TOO_COARSE = 0.02  # noise in accuracy above which nothing can be said
 
 
 def learning_curve(
-    train: LabelledRows,
-    validation: LabelledRows,
-    test: LabelledRows,
+    features: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    side: npt.NDArray[np.uint8],
     *,
     class_count: int,
     seed: int = 0,
@@ -33,8 +33,13 @@ def learning_curve(
     class, in its share. C is chosen on validation with all images.
 
     None where not even half of the images are ten per class, or a class is missing in train.
+
+    Parameters
+    ----------
+    features, labels, side : of the same rows: (N, D), (N,), and their split numbers (N,).
     """
-    counts = np.bincount(train.labels, minlength=class_count)
+    train = labels[side == TRAIN]
+    counts = np.bincount(train, minlength=class_count)
     whole = min(len(train), MOST_IMAGES)
     if counts.min() < 1 or whole // 2 < IMAGES_PER_CLASS * class_count:
         return None
@@ -42,23 +47,26 @@ def learning_curve(
     while sizes[0] // 2 >= IMAGES_PER_CLASS * class_count:
         sizes.insert(0, sizes[0] // 2)
     random = np.random.default_rng(seed)
-    orders = [_stratified_order(train.labels, random) for _ in range(DRAWS)]
+    orders = [_stratified_order(train, random) for _ in range(DRAWS)]
 
-    components = Components.of(train.features, FEATURES)
-    rows, held_out, tested = (components(each.features) for each in (train, validation, test))
+    components = fit_components(features[side == TRAIN], FEATURES)
+    rows, held_out, tested = (
+        components.transform(features[side == part]) for part in (TRAIN, VALIDATION, TEST)
+    )
 
-    def fit(chosen: npt.NDArray[np.int64], penalty: float) -> LinearClassifier:
-        return fit_probe(TrainingSet(rows[chosen], train.labels[chosen], class_count), penalty)
+    def fit(chosen: npt.NDArray[np.int64], C: float) -> Any:
+        return fit_probe(rows[chosen], train[chosen], C)
 
-    fits = {penalty: fit(orders[0][:whole], penalty) for penalty in PENALTIES}
-    losses = {C: log_loss_of(validation.labels, fits[C].scores(held_out)) for C in PENALTIES}
+    fits = {C: fit(orders[0][:whole], C) for C in PENALTIES}
+    validation = labels[side == VALIDATION]
+    losses = {C: log_loss_of(validation, fits[C].predict_proba(held_out)) for C in PENALTIES}
     penalty = min(PENALTIES, key=lambda C: losses[C])
-    correct = np.empty((len(sizes), DRAWS, len(test)), bool)
+    correct = np.empty((len(sizes), DRAWS, len(tested)), bool)
     for draw, order in enumerate(orders):
         for place, size in enumerate(sizes):
             # every draw of all images is the same one
             known = fits[penalty] if size == len(train) else fit(order[:size], penalty)
-            correct[place, draw] = known.scores(tested).argmax(axis=1) == test.labels
+            correct[place, draw] = known.predict(tested) == labels[side == TEST]
     return LearningCurve(
         sizes=np.asarray(sizes, np.int64),
         accuracies=correct.mean(axis=2),

@@ -1,4 +1,4 @@
-"""What is measured of a classifier on a split. NumPy alone: it is called for each head and fold."""
+"""What is measured of a classifier on a split. SciPy and scikit-learn are imported when used."""
 
 import math
 from dataclasses import dataclass
@@ -86,39 +86,39 @@ def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> fl
 
     ``balanced``: the mean of that share over the classes that are there.
     """
+    right = scores.argmax(axis=1) == labels
     if balanced:
-        return float(np.nanmean(per_class(labels, scores.argmax(axis=1), scores.shape[1]).recall))
-    return float(np.mean(scores.argmax(axis=1) == labels))
-
-
-def confusion_matrix(labels: Labels, predicted: Labels, class_count: int) -> npt.NDArray[np.int64]:
-    """Counts (K, K): true class by row, predicted class by column."""
-    cells = np.bincount(labels * class_count + predicted, minlength=class_count**2)
-    return cells.reshape(class_count, class_count)
+        counts = np.bincount(labels)
+        return float(np.mean(np.bincount(labels, right)[counts > 0] / counts[counts > 0]))
+    return float(np.mean(right))
 
 
 def per_class(labels: Labels, predicted: Labels, class_count: int) -> PerClass:
     """Measure each class by itself; labels and predicted (N,)."""
-    counts = confusion_matrix(labels, predicted, class_count)
-    right, support, named = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    from sklearn.metrics import precision_recall_fscore_support
+
     return PerClass(
-        precision=_ratio(right, named),
-        recall=_ratio(right, support),
-        f1=_ratio(2 * right, support + named),
-        support=support,
+        *precision_recall_fscore_support(
+            labels, predicted, labels=np.arange(class_count), zero_division=np.nan
+        )
     )
 
 
 def roc_auc_of(labels: Labels, scores: Scores) -> float:
     """Area under the ROC curve; of more than two classes, the mean of one against the rest.
 
-    Classes without rows, or without others to tell them from, do not count; NaN if none is left.
+    That is how often a row of the class scores above another one, ties counting half
+    (Mann-Whitney). Classes without rows, or without others to tell them from, do not count; NaN if
+    none is left.
     """
-    class_count = scores.shape[1]
-    one_vs_rest = range(class_count) if class_count > 2 else (1,)
-    areas = [_auc(labels == label, scores[:, label]) for label in one_vs_rest]
-    known = [area for area in areas if not math.isnan(area)]
-    return float(np.mean(known)) if known else math.nan
+    from scipy.stats import rankdata
+
+    scores = scores[:, 1:] if scores.shape[1] == 2 else scores
+    positive = labels[:, None] == np.arange(scores.shape[1]) + (scores.shape[1] == 1)
+    positives = positive.sum(axis=0)
+    above = (rankdata(scores, axis=0) * positive).sum(axis=0) - positives * (positives + 1) / 2
+    pairs = positives * (len(labels) - positives)
+    return float(np.mean(above[pairs > 0] / pairs[pairs > 0])) if pairs.any() else math.nan
 
 
 def log_loss_of(labels: Labels, probabilities: Scores) -> float:
@@ -145,40 +145,19 @@ def expected_calibration_error(labels: Labels, probabilities: Scores) -> float:
 
 def reliability(labels: Labels, probabilities: Scores) -> Reliability:
     """Sort rows by the predicted class's probability into bins of equal width."""
+    from scipy.stats import binned_statistic
+
     confidence = probabilities.max(axis=1)
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    bins = np.digitize(confidence, edges[1:-1])
-    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    rows = np.bincount(bins, minlength=CALIBRATION_BINS)
-    return Reliability(
-        confidence=_ratio(np.bincount(bins, confidence, CALIBRATION_BINS), rows),
-        accuracy=_ratio(np.bincount(bins, right, CALIBRATION_BINS), rows),
-        rows=rows,
+    right = probabilities.argmax(axis=1) == labels
+    (confident, accurate), _, places = binned_statistic(
+        confidence, [confidence, right], "mean", bins=CALIBRATION_BINS, range=(0, 1)
     )
-
-
-def _auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
-    """How often a positive row scores above a negative one, ties counting half (Mann-Whitney)."""
-    positives = np.count_nonzero(positive)
-    negatives = len(positive) - positives
-    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2  # from 1; tied scores share their mean rank
-    above = ranks[places[positive]].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives)) if positives and negatives else math.nan
+    rows = np.bincount(places - 1, minlength=CALIBRATION_BINS)
+    return Reliability(confident, accurate, rows)
 
 
 def _top_accuracy(labels: Labels, scores: Scores) -> float:
     """The share of rows with the true class among the five highest; of ties the first come first,
     as in argmax."""
-    true = scores[np.arange(len(labels)), labels][:, None]
-    tied_before = (scores == true) & (np.arange(scores.shape[1]) < labels[:, None])
-    return float(np.mean(((scores > true) | tied_before).sum(axis=1) < TOP))
-
-
-def _ratio(
-    numerator: npt.NDArray[np.generic], denominator: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Divide (n,) by (n,); NaN by 0."""
-    quotient = np.full(len(denominator), math.nan)
-    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
-    return quotient
+    highest = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+    return float(np.mean((highest == labels[:, None]).any(axis=1)))

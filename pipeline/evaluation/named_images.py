@@ -6,6 +6,7 @@ import io
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from pipeline.text import printable
 
 NAMES = ("path", "digest")
 DELIMITERS = ",;\t"  # what spreadsheets write, by country
-FORMULA = ("=", "+", "-", "@")  # a spreadsheet computes a cell that begins so
 
 
 def read_records(
@@ -70,7 +70,12 @@ class ImageFinder:
     """
 
     def __init__(self, tables: Sequence[Columns]) -> None:
-        self._tables = [_Index(columns) for columns in tables]
+        self._tables = tables
+        self._spellings = [_by_spelling(columns.paths.tolist()) for columns in tables]
+        self._by_digest: list[dict[str, list[int]]] = [{} for _ in tables]
+        for by_digest, columns in zip(self._by_digest, tables, strict=True):
+            for row, digest in enumerate(columns.digests):
+                by_digest.setdefault(digest.tobytes().hex(), []).append(row)
 
     def find(self, record: Mapping[str, str], place: str) -> list[list[int]]:
         """The rows in each table; none where it does not hold the image.
@@ -79,10 +84,21 @@ class ImageFinder:
         """
         digest, path = record["digest"].strip().lower(), record["path"]
         if digest:
-            return [table.by_digest.get(digest, []) for table in self._tables]
+            return [by_digest.get(digest, []) for by_digest in self._by_digest]
         if not path:
             raise BadDataError(f"{place} names no image: path and digest are empty")
-        return [table.rows_at(path, place) for table in self._tables]
+        found = []
+        for columns, spellings in zip(self._tables, self._spellings, strict=True):
+            named = spellings.get(path) or spellings.get(composed(path)) or set()
+            if len(named) > 1:
+                raise BadDataError(
+                    f"{place}: {len(named)} images are called {printable(path)}; name one by its "
+                    f"digest"
+                )
+            found.append(
+                [int(row) for name in named for row in np.flatnonzero(columns.paths == name)]
+            )
+        return found
 
     def must_find(self, record: Mapping[str, str], place: str) -> list[list[int]]:
         """`find`; raises BadDataError where no table holds the image."""
@@ -91,34 +107,14 @@ class ImageFinder:
             return found
         if digest := record["digest"].strip().lower():
             raise BadDataError(f"{place}: no image has the digest {printable(digest)}")
-        known = (spelling for table in self._tables for spelling in table.spellings)
-        path = record["path"]
+        path, known = record["path"], chain.from_iterable(self._spellings)
         raise BadDataError(
             f"{place}: no image is called {printable(path)}{did_you_mean(path, known)}"
         )
 
 
-class _Index:
-    """The rows of one table by digest and by path."""
-
-    def __init__(self, columns: Columns) -> None:
-        self._paths = columns.paths
-        self.spellings = _by_spelling(columns.paths.tolist())
-        self.by_digest: dict[str, list[int]] = {}
-        for row, digest in enumerate(columns.digests):
-            self.by_digest.setdefault(digest.tobytes().hex(), []).append(row)
-
-    def rows_at(self, path: str, place: str) -> list[int]:
-        named = self.spellings.get(path) or self.spellings.get(bare(path)) or set()
-        if len(named) > 1:
-            raise BadDataError(
-                f"{place}: {len(named)} images are called {printable(path)}; name one by its digest"
-            )
-        return [int(row) for name in named for row in np.flatnonzero(self._paths == name)]
-
-
 def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:
-    """Path as a person or `cell` spells it -> the paths that it may mean.
+    """Path as a person or suspects.csv spells it -> the paths that it may mean.
 
     Exactly the name of one file is that file, whatever else it may spell.
     """
@@ -126,7 +122,7 @@ def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:
     others: dict[str, set[bytes]] = {}
     for path in set(paths):
         exact[os.fsdecode(path)] = {path}
-        for spelling in (bare(os.fsdecode(path)), bare(printable(path))):
+        for spelling in (composed(os.fsdecode(path)), composed(printable(path))):
             others.setdefault(spelling, set()).add(path)
     return others | exact
 
@@ -137,14 +133,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {printable(close[0])}?" if close else ""
 
 
-def cell(name: str | bytes) -> str:
-    """A name that a spreadsheet takes for text."""
-    text = printable(name)
-    return f"'{text}" if text.startswith(FORMULA) else text
-
-
-def bare(text: str) -> str:
-    """A name without the apostrophe of `cell`, composed, so that two spellings compare equal."""
-    if text.startswith("'") and text[1:].startswith(FORMULA):
-        text = text[1:]
+def composed(text: str) -> str:
+    """A name in Unicode's composed form, so that two spellings compare equal."""
     return unicodedata.normalize("NFC", text)

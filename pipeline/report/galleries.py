@@ -7,11 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
-from pipeline.evaluation.inputs import read_input
+from pipeline.evaluation.duplicates import DuplicateGroup, group_duplicates
+from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.table import percent
-from pipeline.report.charts import STYLES, Series, legend, markers
-from pipeline.report.duplicates import DuplicateGroup, grouped
 from pipeline.report.feature_map import (
     PICTURE_COLUMNS,
     PICTURE_ROWS,
@@ -21,8 +20,18 @@ from pipeline.report.feature_map import (
     lay_out,
     spread_rows,
 )
-from pipeline.report.layout import Section, scroll_box
-from pipeline.report.markup import Content, Markup, element, isolated, joined, name_of, name_text
+from pipeline.report.markup import (
+    Content,
+    Markup,
+    Section,
+    element,
+    isolated,
+    joined,
+    name_of,
+    name_text,
+    scroll_box,
+)
+from pipeline.report.plots import GLYPHS, POINTS, STYLES, draw_dots, inline_svg
 from pipeline.report.thumbnails import Thumbnail, read_thumbnails
 from pipeline.text import counted
 
@@ -71,7 +80,7 @@ def make_gallery(comparison: Comparison) -> Gallery | None:
     on_map = choose_pictures(feature_map)
     wanted = [*test.rows[mistakes].tolist(), *rows[on_map].tolist()]
     wanted += [suspect.row for suspect in findings.suspects[:MOST_SUSPECTS]]
-    groups = grouped(findings.duplicates)
+    groups = group_duplicates(findings.duplicates)
     for group in groups[:MOST_GROUPS]:
         wanted += group.rows[:MOST_ALIKE]
     return Gallery(
@@ -93,15 +102,6 @@ def map_section(gallery: Gallery) -> Section:
     labels = gallery.table.columns.labels[drawn.rows]
     is_styled = len(classes) <= STYLES  # by class; more would look alike
     width, height = PICTURE_COLUMNS * CELL, PICTURE_ROWS * CELL
-    places = drawn.points * (width, height)
-    if is_styled:
-        dots = [markers(places[labels == label], label, 3.4) for label in range(len(classes))]
-    else:
-        dots = [markers(places, "plain", 3.4)]
-    pictures = [
-        _map_picture(gallery, place, style=int(labels[place]) if is_styled else "plain")
-        for place in gallery.on_map.tolist()
-    ]
     first, second = drawn.explained
     text = name_text(
         f"Principal component analysis (PCA) of the {gallery.layer} features, pooled, of "
@@ -109,18 +109,15 @@ def map_section(gallery: Gallery) -> Section:
         f"axes hold {percent(first + second)} % of the variance ({percent(first)} and "
         f"{percent(second)} %), so what overlaps here may still be told apart."
     )
-    svg = element(
-        "svg",
-        *dots,
-        *pictures,
-        viewBox=f"{-MARGIN} {-MARGIN} {width + 2 * MARGIN} {height + 2 * MARGIN}",
-        class_="map",
-        role="img",
-        aria_label=f"Map of the features. {text}",
+    svg = inline_svg(
+        lambda axes: draw_dots(axes, MARGIN + drawn.points * (width, height), labels),
+        label=f"Map of the features. {text}",
+        size=((width + 2 * MARGIN) / POINTS, (height + 2 * MARGIN) / POINTS),
+        layout="bare",
+        overlay=[_map_picture(gallery, place, is_styled) for place in gallery.on_map.tolist()],
     )
-    no_points = np.empty((0, 2))
     entries = [
-        Series(name=name_of(name), points=no_points, style=label, has_line=False, has_dots=True)
+        element("li", element("span", GLYPHS[label], class_=f"s{label}"), name_of(name))
         for label, name in enumerate(classes[:STYLES])
     ]
     reasons = sorted({each.reason for each in gallery.thumbnails.values() if each.reason})
@@ -130,36 +127,37 @@ def map_section(gallery: Gallery) -> Section:
         element(
             "figure",
             scroll_box("Map of the features", svg),
-            legend(entries) if is_styled else None,
+            element("ul", *entries, class_="legend") if is_styled else None,
         ),
     )
     return Section("map", "Map of the features", body)
 
 
-def _map_picture(gallery: Gallery, place: int, *, style: int | str) -> Markup | None:
+def _map_picture(gallery: Gallery, place: int, is_styled: bool) -> Markup | None:
     """A picture in its grid cell, framed and marked in the style of its class."""
     row = int(gallery.feature_map.rows[place])
     thumbnail, columns = gallery.thumbnails[row], gallery.table.columns
     if not thumbnail.address:
         return None
+    label = int(columns.labels[row])
     x, y = cell_middle(gallery.feature_map.points[place])
-    left = x * PICTURE_COLUMNS * CELL - PICTURE / 2
-    top = y * PICTURE_ROWS * CELL - PICTURE / 2
+    left = MARGIN + x * PICTURE_COLUMNS * CELL - PICTURE / 2
+    top = MARGIN + y * PICTURE_ROWS * CELL - PICTURE / 2
     box: dict[str, Content] = {
         "x": f"{left:g}",
         "y": f"{top:g}",
         "width": PICTURE,
         "height": PICTURE,
     }
-    title = f"{isolated(gallery.classes[columns.labels[row]])}: {isolated(columns.paths[row])}"
-    kind = f"s{style}" if isinstance(style, int) else style
-    corner = np.array([[left + PICTURE, top]])
+    title = f"{isolated(gallery.classes[label])}: {isolated(columns.paths[row])}"
+    style = f"s{label}" if is_styled else "plain"
+    corner = {"x": f"{left + PICTURE:g}", "y": f"{top + 5:g}", "text_anchor": "middle"}
     return element(
         "g",
         element("title", title),
         element("image", **box, href=thumbnail.address, preserveAspectRatio="xMidYMid slice"),
-        element("rect", **box, class_=f"picture {kind}"),
-        markers(corner, style, 5.5, "mark") if isinstance(style, int) else None,
+        element("rect", **box, class_=f"picture {style}"),
+        element("text", GLYPHS[label], **corner, class_=f"mark {style}") if is_styled else None,
     )
 
 

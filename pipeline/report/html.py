@@ -20,8 +20,16 @@ from pipeline.report.galleries import (
     mistakes_section,
     suspects_section,
 )
-from pipeline.report.layout import Section, chosen_by
-from pipeline.report.markup import Content, Markup, element, joined, name_of, name_text
+from pipeline.report.markup import (
+    Content,
+    Markup,
+    Section,
+    chosen_by,
+    element,
+    joined,
+    name_of,
+    name_text,
+)
 from pipeline.report.provenance import run_section
 from pipeline.report.tables import confusion_section, layers_section, table_section
 

@@ -1,10 +1,13 @@
-"""HTML and SVG that cannot be broken out of: text is escaped unless it is markup already."""
+"""HTML that cannot be broken out of: text is escaped unless it is markup already."""
 
 import html
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+from pipeline.evaluation.result import Comparison, Result
 from pipeline.text import printable
 
 VOID_ELEMENTS = {"img", "meta"}
@@ -14,13 +17,12 @@ ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
 
 
 class Markup(str):
-    """HTML or SVG source; any other string is text and gets escaped."""
+    """HTML source; any other string is text and gets escaped."""
 
     __slots__ = ()
 
 
 Content = str | int | None  # a child or an attribute; None is left out
-NOTHING = Markup()
 
 
 def element(name: str, /, *children: Content, **attributes: Content) -> Markup:
@@ -71,3 +73,68 @@ def isolated(name: str | bytes) -> str:
 def name_of(name: str | bytes) -> Markup:
     """A class or file name in running text."""
     return element("bdi", name_text(name))
+
+
+# ---------------------------------------------------------------------- what sections are made of
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report with a heading that the navigation names."""
+
+    anchor: str
+    title: str
+    body: Markup
+
+
+def chosen_by(comparison: Comparison) -> tuple[str, Callable[[Result], float]]:
+    """What heads are judged by: its name, and its value for one of them."""
+    if comparison.run.get("balance"):
+        return "balanced validation accuracy", lambda result: result.validation_balanced_accuracy
+    return "validation accuracy", lambda result: result.validation_accuracy
+
+
+def head_name(result: Result) -> str:
+    """``logistic (C=0.1) on vgg16 block5_pool, pooled``."""
+    params = f" ({result.params})" if result.params else ""
+    layer = "" if result.layer == result.base else f" {result.layer}"
+    return printable(f"{result.head}{params} on {result.base}{layer}, {result.input}")
+
+
+def title_cell(title: Content, *, is_text: bool = False) -> Markup:
+    """The title of a column of numbers, or of text."""
+    return element("th", title, scope="col", class_=None if is_text else "number")
+
+
+def number_cell(text: Content) -> Markup:
+    """A number that stands below others of its kind."""
+    return element("td", text, class_="number")
+
+
+def row_of(*cells: Content, class_: str | None = None) -> Markup:
+    """A row of cells."""
+    return element("tr", *cells, class_=class_)
+
+
+def scrolling(
+    label: str, titles: Iterable[Markup], rows: Iterable[Markup], *, class_: str | None = None
+) -> Markup:
+    """A table in a box of its own, which a keyboard can scroll, too."""
+    head, body = element("thead", row_of(*titles)), element("tbody", *rows)
+    return scroll_box(label, element("table", head, body, class_=class_))
+
+
+def scroll_box(label: str, content: Markup) -> Markup:
+    """What may be wider than the page: only its box scrolls."""
+    return element("div", content, class_="scroll", role="region", aria_label=label, tabindex=0)
+
+
+def figure(title: Content, *parts: Content, caption: Content = None) -> Markup:
+    """A drawing or a table with its title and caption."""
+    below = None if caption is None else element("figcaption", caption)
+    return element("figure", element("h3", title), *parts, below)
+
+
+def side_by_side(*figures: Markup) -> Markup:
+    """Figures in two columns where there is room."""
+    return element("div", *figures, class_="figures")

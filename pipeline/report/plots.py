@@ -1,119 +1,321 @@
-"""The plots of a run, drawn without a display and without pyplot, which is slow to import."""
+"""The plots of a run, for PNG files and for report.html, drawn by matplotlib without a display.
 
+Not by pyplot, which is slow to import. Colours are those of report.css: in a page they become its
+variables, so that a drawing follows light and dark.
+"""
+
+import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.metrics import confusion_matrix
+from pipeline.evaluation.findings import LearningCurve
+from pipeline.evaluation.metrics import Reliability
 from pipeline.evaluation.result import Outcome
-from pipeline.report.curves import smooth
-from pipeline.report.layout import head_name
-from pipeline.report.markup import name_text
+from pipeline.report.curves import History, smooth
+from pipeline.report.markup import Markup, head_name, name_text
 
-DOTS_PER_INCH = 120
-LONGEST_NAME = 22  # characters of a class name beside the matrix
+DOTS_PER_INCH = 120  # of PNG files
+POINTS = 72  # SVG units per inch
+LONGEST_NAME = 22  # characters of a class name in a plot
 MOST_NAMED_CLASSES = 40  # more names would overlap
 MOST_WRITTEN_CLASSES = 16  # more cells are too small to write in
-TRAIN_COLOUR, VALIDATION_COLOUR = "#1f77b4", "#d95f02"  # told apart by colour-blind readers, too
+COLOURS = {
+    "ink": "#1c1f23",
+    "soft": "#5a6068",
+    "rule": "#dfe1e4",
+    "paper": "#fcfcfb",
+    "s0": "#0072b2",
+    "s1": "#bd5200",
+    "s2": "#00845f",
+    "s3": "#a8508a",
+    "s4": "#946800",
+    "s5": "#3d4b5c",
+}
+STYLES = 6  # colours, dashes and markers that can be told apart
+DASHES = ("-", "--", ":", "-.", (0, (5, 2)), (0, (12, 3, 2, 3, 2, 3)))
+MARKERS, GLYPHS = "os^Dv*", "●■▲◆▼★"  # the same shapes as characters
+MARGINS: dict[str, dict[str, float]] = {
+    "chart": {"left": 0.14, "bottom": 0.15, "right": 0.99, "top": 0.97},
+    "matrix": {},
+    "bare": {"left": 0, "bottom": 0, "right": 1, "top": 1},
+}
+SHARES = LinearSegmentedColormap.from_list("shares", [COLOURS["s0"] + "00", COLOURS["s0"] + "80"])
+RC = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": COLOURS["rule"],
+    "axes.grid": True,
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "font.size": 12,
+    "grid.color": COLOURS["rule"],
+    "legend.edgecolor": "none",
+    "legend.facecolor": COLOURS["paper"],
+    "legend.fontsize": 11,
+    "lines.linewidth": 2,
+    "svg.fonttype": "none",
+    "text.color": COLOURS["ink"],
+    "text.parse_math": False,  # a class may be called $5
+    "xtick.color": COLOURS["rule"],
+    "xtick.labelcolor": COLOURS["soft"],
+    "ytick.color": COLOURS["rule"],
+    "ytick.labelcolor": COLOURS["soft"],
+}
+
+Shares = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+# ------------------------------------------------------------------------------- PNG files
 
 
 def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
-    """Loss and accuracy by epoch of a head that is trained so: dots, with their moving average."""
+    """Write loss and accuracy by epoch: dots, with their moving average."""
     history = outcome.history or {}
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    for axes, measure in ((loss, "loss"), (accuracy, "accuracy")):
-        _draw_measure(axes, history[measure], "train", TRAIN_COLOUR, smoothing)
-        _draw_measure(axes, history[f"val_{measure}"], "validation", VALIDATION_COLOUR, smoothing)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    loss.set(title="Loss", ylabel="cross-entropy (nats)")
-    loss.set_ylim(bottom=0)
-    accuracy.set(title="Accuracy", ylabel="images classified correctly")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
     average = f", lines their moving average (factor {smoothing:g})" if smoothing else ""
-    _title(figure, f"{head_name(outcome.result)}: dots are epochs{average}")
-    _save(figure, path)
-
-
-def _draw_measure(
-    axes: Axes, values: Sequence[float], label: str, colour: str, smoothing: float
-) -> None:
-    epochs = range(1, len(values) + 1)
-    axes.plot(epochs, values, "o", color=colour, alpha=0.4, markersize=4)
-    axes.plot(epochs, smooth(values, smoothing), color=colour, linewidth=2, label=label)
+    with rc_context(RC):
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        loss, accuracy = figure.subplots(1, 2)
+        draw_loss(loss, history, smoothing)
+        draw_accuracy(accuracy, history, smoothing)
+        loss.set_title("Loss")
+        accuracy.set_title("Accuracy")
+        _save(figure, path, title=f"{head_name(outcome.result)}: dots are epochs{average}")
 
 
 def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
-    """How often each true class was taken for which: share of the true class, and count."""
+    """Write the confusion matrix of an outcome's test predictions."""
     if outcome.test is None:
         raise ValueError(f"{outcome.result.head} has no test predictions to draw")
-    class_count = len(classes)
-    counts = confusion_matrix(outcome.test.labels, outcome.test.predicted, class_count)
-    side = min(12.0, 3.2 + 0.75 * min(class_count, MOST_WRITTEN_CLASSES))
-    figure = Figure(figsize=(side + 1.6, side + 0.4), layout="constrained")
-    axes = figure.subplots()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    _name_classes(axes, classes)
-    if class_count <= MOST_WRITTEN_CLASSES:
-        _write_cells(axes, counts, shares)
+    counts = confusion_matrix(
+        outcome.test.labels, outcome.test.predicted, labels=range(len(classes))
+    )
     correct, total = int(np.trace(counts)), int(counts.sum())
     share = f"{100 * correct / total:.1f} % of {total:,} test images correct"
-    _title(figure, f"{head_name(outcome.result)}\n{share}")
-    _save(figure, path)
+    with rc_context(RC):
+        figure = Figure(figsize=confusion_size(len(classes)), layout="constrained")
+        draw_matrix(figure.subplots(), counts, classes)
+        _save(figure, path, title=f"{head_name(outcome.result)}\n{share}")
 
 
-def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
-    if len(classes) > MOST_NAMED_CLASSES:
-        axes.set(xlabel="predicted class (number)", ylabel="true class (number)")
-        return
-    names = [_shorten(name_text(name)) for name in classes]
-    places = range(len(classes))
-    steep = max(map(len, names)) > 8 or len(classes) > MOST_WRITTEN_CLASSES
-    axes.set_xticks(places, names, rotation=45 if steep else 0, ha="right" if steep else "center")
-    axes.set_yticks(places, names)
-    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        text.set_parse_math(False)  # a class may be called $5
+def _save(figure: Figure, path: Path, *, title: str) -> None:
+    figure.suptitle(title, fontsize=12)
+    _render(figure, path, format="png", dpi=DOTS_PER_INCH, facecolor="white")
 
 
-def _write_cells(
-    axes: Axes, counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]
-) -> None:
-    size = 13 if len(counts) <= 4 else 8
-    for (row, column), count in np.ndenumerate(counts):
-        share = shares[row, column]
-        axes.text(
-            column,
-            row,
-            f"{100 * share:.1f} %\n{count:,}" if count else "0",
-            ha="center",
-            va="center",
-            fontsize=size,
-            color="white" if share > 0.5 else "black",
-        )
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, fontsize=12).set_parse_math(False)
-
-
-def _save(figure: Figure, path: Path) -> None:
+def _render(figure: Figure, file: Any, **options: Any) -> None:
     with warnings.catch_warnings():
         # a name in a script that the font lacks is drawn as boxes; results.json has it in full
         warnings.filterwarnings("ignore", message=".*[Gg]lyph", category=UserWarning)
-        figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
+        figure.savefig(file, **options)
+
+
+# ------------------------------------------------------------------------------ report.html
+
+
+def inline_svg(
+    draw: Callable[[Axes], None],
+    *,
+    label: str,
+    size: tuple[float, float] = (5.8, 4.0),
+    layout: Literal["chart", "matrix", "bare"] = "chart",
+    overlay: Sequence[Markup | None] = (),
+) -> Markup:
+    """A drawing as an ``<svg>`` element, without style attributes, which the page's policy forbids.
+
+    Parameters
+    ----------
+    label : what it shows, read aloud in its place.
+    size : inches.
+    layout : ``chart`` has fixed margins, which is fast; ``matrix`` leaves room for class names;
+        ``bare`` draws no axes, and data are in points from the top left. Also the CSS class.
+    overlay : elements on top, in points.
+    """
+    file = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same bytes every time
+    with rc_context(RC | {"svg.hashsalt": label}):  # ids differ between the drawings of a page
+        figure = Figure(figsize=size, layout="constrained" if layout == "matrix" else None)
+        axes = figure.subplots(gridspec_kw=MARGINS[layout])
+        draw(axes)
+        if layout == "bare":
+            axes.axis("off")
+            axes.set(xlim=(0, POINTS * size[0]), ylim=(POINTS * size[1], 0))
+        _render(figure, file, format="svg", metadata=no_metadata)
+    root = ElementTree.fromstring(file.getvalue())
+    for element in [*root.iter()]:
+        for child in element.findall("{*}style"):
+            element.remove(child)
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {name.rpartition("}")[2]: value for name, value in element.items()}
+        attributes |= _declarations(attributes.pop("style", ""))
+        element.attrib.clear()
+        element.attrib |= attributes
+        if element.tag == "g":  # the other ids are referred to
+            element.attrib.pop("id", None)
+    for name in ("height", "version"):
+        del root.attrib[name]
+    root.attrib |= {
+        "width": f"{POINTS * size[0]:g}",
+        "class": layout,
+        "role": "img",
+        "aria-label": label,
+    }
+    text = ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+    return Markup(text.removesuffix("</svg>") + "".join(filter(None, overlay)) + "</svg>")
+
+
+def _declarations(style: str) -> dict[str, str]:
+    """CSS as presentation attributes, colours as the page's variables; fonts are the page's."""
+    variables = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
+    pairs = (each.split(": ", 1) for each in style.split("; ") if each)
+    return {name: variables.get(value, value) for name, value in pairs if name != "font-family"}
+
+
+# ---------------------------------------------------------------------------- onto any axes
+
+
+def draw_loss(axes: Axes, history: History, smoothing: float) -> None:
+    """Cross-entropy by epoch, of train and validation."""
+    _draw_epochs(axes, history["loss"], history["val_loss"], smoothing)
+    axes.set_ylabel("cross-entropy (nats)")
+    axes.set_ylim(bottom=0)
+
+
+def draw_accuracy(axes: Axes, history: History, smoothing: float) -> None:
+    """Accuracy by epoch, of train and validation."""
+    _draw_epochs(axes, history["accuracy"], history["val_accuracy"], smoothing)
+    axes.set_ylabel("images classified correctly")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+
+
+def _draw_epochs(
+    axes: Axes, train: Sequence[float], validation: Sequence[float], smoothing: float
+) -> None:
+    for style, (name, values) in enumerate((("train", train), ("validation", validation))):
+        epochs, colour = range(1, len(values) + 1), COLOURS[f"s{style}"]
+        axes.plot(epochs, values, MARKERS[style], color=colour, alpha=0.5, markersize=4)
+        axes.plot(epochs, smooth(values, smoothing), DASHES[style], color=colour, label=name)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+
+
+def confusion_size(class_count: int) -> tuple[float, float]:
+    """Inches that a confusion matrix needs."""
+    side = min(12.0, 3.2 + 0.75 * min(class_count, MOST_WRITTEN_CLASSES))
+    return side + 1.6, side + 0.4
+
+
+def draw_matrix(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
+    """Counts (K, K) and their share of the true class; a rare mistake is coloured, too."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(100 * shares, cmap=SHARES, norm=PowerNorm(0.5, 0, 100))
+    axes.grid(visible=False)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if len(classes) > MOST_NAMED_CLASSES:
+        axes.set(xlabel="predicted class (number)", ylabel="true class (number)")
+    else:
+        names, places = [*map(_short, classes)], range(len(classes))
+        steep = max(map(len, names)) > 8 or len(classes) > MOST_WRITTEN_CLASSES
+        axes.set_xticks(places, names)
+        if steep:
+            axes.tick_params("x", rotation=45)
+            for tick in axes.get_xticklabels():
+                tick.set(ha="right", rotation_mode="anchor")
+        axes.set_yticks(places, names)
+    if len(classes) > MOST_WRITTEN_CLASSES:
+        bar = axes.figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+        bar.outline.set_visible(False)
+        return
+    size = 13 if len(counts) <= 4 else 9
+    for (row, column), count in np.ndenumerate(counts):
+        share = f"{100 * shares[row, column]:.1f} %"
+        texts = [(share, "bottom"), (f"{count:,}", "top")] if count else [("0", "center")]
+        for text, place in texts:
+            axes.text(column, row, text, ha="center", va=place, fontsize=size)
+
+
+def draw_lines(
+    axes: Axes,
+    lines: Mapping[str, Shares],
+    *,
+    titles: tuple[str, str],
+    diagonal: str | None = None,
+) -> None:
+    """Curves of shares (n, 2) by their names, and a dotted diagonal to compare with."""
+    if diagonal:
+        axes.plot([0, 1], [0, 1], ":", color=COLOURS["soft"], linewidth=1.3, label=diagonal)
+    for style, (name, points) in enumerate(lines.items()):
+        axes.plot(*points.T, linestyle=DASHES[style], color=COLOURS[f"s{style}"], label=name)
+    _percent(axes, *titles)
+    axes.legend(loc="lower right" if diagonal else "lower left")
+
+
+def draw_reliability(axes: Axes, bins: Mapping[str, Reliability]) -> None:
+    """Accuracy by confidence; the area of a marker grows with its number of rows."""
+    axes.plot([0, 1], [0, 1], ":", color=COLOURS["soft"], linewidth=1.3, label="perfect")
+    for style, (name, each) in enumerate(bins.items()):
+        colour, filled = COLOURS[f"s{style}"], each.rows > 0
+        x, y = each.confidence[filled], each.accuracy[filled]
+        axes.plot(x, y, DASHES[style], marker=MARKERS[style], markersize=3, color=colour,
+                  label=name)  # fmt: skip
+        area = 8 + 200 * each.rows[filled] / each.rows.max()
+        axes.scatter(x, y, area, marker=MARKERS[style], color=colour, alpha=0.35)
+    _percent(axes, "probability of the predicted class, %", "classified right, %")
+    axes.legend()
+
+
+def _percent(axes: Axes, x_title: str, y_title: str) -> None:
+    axes.set(xlabel=x_title, ylabel=y_title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
+
+
+def draw_learning_curve(axes: Axes, curve: LearningCurve) -> None:
+    """Accuracy against the number of training images."""
+    draws = curve.accuracies.shape[1]
+    axes.plot(np.repeat(curve.sizes, draws), curve.accuracies.ravel(), MARKERS[1], alpha=0.6,
+              color=COLOURS["s1"], markersize=5, label="a random draw")  # fmt: skip
+    axes.plot(curve.sizes, curve.accuracies.mean(axis=1), color=COLOURS["s0"],
+              label="mean of the draws")  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(curve.sizes, [f"{size:,}" for size in curve.sizes], rotation=45)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
+    axes.set(xlabel="training images (logarithmic)", ylabel="held-out images classified right, %")
+    axes.legend(loc="lower right")
+
+
+def draw_dots(axes: Axes, points: Shares, labels: Counts) -> None:
+    """Points (n, 2), marked by class as long as the classes can be told apart."""
+    if labels.max() >= STYLES:
+        axes.plot(*points.T, ".", color=COLOURS["soft"], alpha=0.55)
+        return
+    for label in np.unique(labels).tolist():
+        of_class, colour = points[labels == label], COLOURS[f"s{label}"]
+        axes.plot(*of_class.T, MARKERS[label], color=colour, alpha=0.55, markersize=6)
+
+
+def class_label(name: str, note: str) -> str:
+    """``cats, area 0.987`` for a legend."""
+    return f"{_short(name)}, {note}"
+
+
+def _short(name: str) -> str:
+    text = name_text(name)
+    text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+    return f" {text}" if text.startswith("_") else text  # else a legend would leave it out

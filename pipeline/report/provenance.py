@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.evaluation.views import times_views
-from pipeline.report.layout import Section
-from pipeline.report.markup import Markup, element, joined, name_of, name_text
+from pipeline.evaluation.rows import times_views
+from pipeline.report.markup import Markup, Section, element, joined, name_of, name_text
 from pipeline.text import counted
 
 # of results.json's "run": what has a place of its own here

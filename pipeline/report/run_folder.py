@@ -15,10 +15,9 @@ from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
 from pipeline.evaluation.table import explain_views, markdown_table
-from pipeline.evaluation.views import times_views
+from pipeline.evaluation.rows import times_views
 from pipeline.models.bundle import SUFFIX, save_bundle
 from pipeline.models.runs import FOLDER, ROW_IDENTITY
-from pipeline.report.html import write_report
 from pipeline.text import printable
 
 Save = Literal["all", "best", "none"]
@@ -51,6 +50,9 @@ def write_run(
     smoothing : factor of the moving average in curves.png, 0 for none.
     save : which heads to save: all, the best (which is recommended) or none.
     """
+    from pipeline.report.html import write_report  # 0.5 s of matplotlib
+    from pipeline.report.plots import draw_confusion, draw_curves
+
     check_writable(results)
     set_name = str(comparison.run["caches"][0]["set"])
     folder = _new_folder(results, set_name)
@@ -68,7 +70,11 @@ def write_run(
     _write_settings(comparison, folder / "settings.csv")
     if comparison.findings is not None:
         write_suspects(folder / "suspects.csv", comparison.findings)
-    _draw(comparison, folder, smoothing)
+    draw_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
+    looked_at = (comparison.shown, *comparison.outcomes)
+    trained = next((each for each in looked_at if each.history), None)
+    if trained is not None:
+        draw_curves(trained, folder / "curves.png", smoothing=smoothing)
     write_report(comparison, folder / "report.html", command=command, smoothing=smoothing)
     return folder
 
@@ -134,16 +140,6 @@ def _new_folder(results: Path, set_name: str) -> Path:
             ) from error
         else:
             return folder
-
-
-def _draw(comparison: Comparison, folder: Path, smoothing: float) -> None:
-    from pipeline.report.plots import draw_confusion, draw_curves  # 0.5 s of matplotlib
-
-    draw_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
-    looked_at = (comparison.shown, *comparison.outcomes)
-    trained = next((each for each in looked_at if each.history), None)
-    if trained is not None:
-        draw_curves(trained, folder / "curves.png", smoothing=smoothing)
 
 
 def _markdown(comparison: Comparison, set_name: str, command: str | None) -> str:

@@ -6,24 +6,31 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.metrics import confusion_matrix, per_class
+from pipeline.evaluation.metrics import per_class
 from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
 from pipeline.evaluation.table import IDENTITY, Column, columns_of, explain_views, percent
-from pipeline.report.charts import heat_map, shade
-from pipeline.report.layout import (
+from pipeline.report.markup import (
+    Markup,
     Section,
     chosen_by,
+    element,
+    figure,
+    joined,
+    name_of,
+    name_text,
     number_cell,
     row_of,
+    scroll_box,
     scrolling,
     side_by_side,
     title_cell,
 )
-from pipeline.report.markup import Markup, element, joined, name_of, name_text
+from pipeline.report.plots import confusion_size, draw_matrix, inline_svg
 from pipeline.text import counted
 
-MOST_WRITTEN_CLASSES = 12  # more do not fit a table of the confusions
+MOST_IN_ORDER = 12  # classes; of more the worst come first
 MOST_CONFUSIONS = 12
 BESIDE_THE_HEAD = ("head", "verdict")  # columns that the first cell of a row holds
 TEST = "test % (95 %)"
@@ -31,7 +38,6 @@ DOUBT = "No head can be recommended"  # how such a recommendation begins
 PLACES = {TEST: -1, "params": 1, "ms/image": 2}  # first what a phone shows without scrolling
 
 Counts = npt.NDArray[np.int64]
-Shares = npt.NDArray[np.float64]
 
 
 def table_section(comparison: Comparison) -> Section:
@@ -149,44 +155,27 @@ def confusion_section(outcome: Outcome, classes: Sequence[str]) -> Section | Non
     test = outcome.test
     if test is None:
         return None
-    counts = confusion_matrix(test.labels, test.predicted, len(classes))
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    draw = _confusion_table if len(classes) <= MOST_WRITTEN_CLASSES else _confusion_map
-    text = (
-        f"{int(test.correct.sum()):,} of {counted(len(test), 'test image')} are classified right."
+    counts = confusion_matrix(test.labels, test.predicted, labels=range(len(classes)))
+    wrong = len(test) - int(test.correct.sum())
+    text = f"{len(test) - wrong:,} of {counted(len(test), 'test image')} are classified right."
+    drawing = inline_svg(
+        lambda axes: draw_matrix(axes, counts, classes),
+        label=f"Confusion matrix of {len(classes)} classes; a table names the most frequent "
+        f"mistakes.",
+        size=confusion_size(len(classes)),
+        layout="matrix",
     )
-    matrix = element("figure", element("h3", "Confusion matrix"), *draw(counts, shares, classes))
-    body = joined(element("p", text), side_by_side(matrix, _class_table(test, classes)))
+    matrix = figure(
+        "Confusion matrix",
+        scroll_box("Confusion matrix", drawing),
+        caption="Test images, and their share of the true class.",
+    )
+    tables = [_class_table(test, classes), *([_mistakes_table(counts, classes)] if wrong else [])]
+    body = joined(element("p", text), matrix, side_by_side(*tables))
     return Section("confusion", "Where it errs", body)
 
 
-def _confusion_table(counts: Counts, shares: Shares, classes: Sequence[str]) -> tuple[Markup, ...]:
-    titles = [element("td", "true ↓ taken for →", class_="corner")]
-    titles += [title_cell(name_of(name)) for name in classes]
-    rows = [
-        row_of(
-            element("th", name_of(name), scope="row"),
-            *(
-                _confusion_cell(int(counts[row, column]), float(shares[row, column]), row == column)
-                for column in range(len(classes))
-            ),
-        )
-        for row, name in enumerate(classes)
-    ]
-    return (
-        scrolling("Confusion matrix", titles, rows, class_="confusion"),
-        element("figcaption", "Test images, and their share of the true class."),
-    )
-
-
-def _confusion_cell(count: int, share: float, is_right: bool) -> Markup:
-    kind = f"{'right' if is_right else 'wrong'} h{shade(share)}"
-    part = joined(" ", element("small", f"{percent(share)} %")) if count else None
-    return element("td", f"{count:,}", part, class_=kind)
-
-
-def _confusion_map(counts: Counts, shares: Shares, classes: Sequence[str]) -> tuple[Markup, ...]:
-    """The whole matrix as a drawing, its most frequent mistakes as a table."""
+def _mistakes_table(counts: Counts, classes: Sequence[str]) -> Markup:
     wrong = counts * ~np.eye(len(classes), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
     rows = [
@@ -194,23 +183,15 @@ def _confusion_map(counts: Counts, shares: Shares, classes: Sequence[str]) -> tu
             element("td", name_of(classes[true])),
             element("td", name_of(classes[taken])),
             number_cell(f"{counts[true, taken]:,}"),
-            number_cell(f"{percent(float(shares[true, taken]))} %"),
+            number_cell(f"{percent(counts[true, taken] / counts[true].sum())} %"),
         )
         for true, taken in (divmod(int(place), len(classes)) for place in order)
         if wrong[true, taken]
     ]
     titles = [title_cell(title, is_text=True) for title in ("true class", "taken for")]
     titles += [title_cell(title) for title in ("images", "of the class")]
-    label = f"Confusion matrix of {len(classes)} classes; a table names the most frequent mistakes."
-    return (
-        heat_map(shares, label=label),
-        element(
-            "figcaption",
-            "True classes from top to bottom, predicted ones from left to right, in the order of "
-            "their names.",
-        ),
-        *([scrolling("The most frequent mistakes", titles, rows)] if rows else []),
-    )
+    title = "The most frequent mistakes"
+    return figure(title, scrolling(title, titles, rows))
 
 
 def _class_table(test: Predictions, classes: Sequence[str]) -> Markup:
@@ -221,7 +202,7 @@ def _class_table(test: Predictions, classes: Sequence[str]) -> Markup:
         "Precision: how many of the images taken for the class are of it. Recall: how many of the "
         "images of the class are found. F1: their harmonic mean."
     )
-    if len(classes) > MOST_WRITTEN_CLASSES:
+    if len(classes) > MOST_IN_ORDER:
         order.sort(key=lambda label: float(np.nan_to_num(measured.f1[label])))
         caption += " The lowest F1 first."
     rows = [
@@ -237,9 +218,5 @@ def _class_table(test: Predictions, classes: Sequence[str]) -> Markup:
     ]
     titles = [title_cell("class", is_text=True)]
     titles += [title_cell(title) for title in ("precision %", "recall %", "F1 %", "images")]
-    return element(
-        "figure",
-        element("h3", "By class"),
-        scrolling("Precision and recall by class", titles, rows, class_="tall"),
-        element("figcaption", caption),
-    )
+    table = scrolling("Precision and recall by class", titles, rows, class_="tall")
+    return figure("By class", table, caption=caption)

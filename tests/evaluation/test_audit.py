@@ -10,17 +10,10 @@ import pytest
 from feature_sets import SPEC, draw_columns, write_cache
 
 from pipeline.cache.file import read_table
-from pipeline.evaluation.audit import (
-    MOST_PAIRS,
-    audit_input,
-    find_duplicates,
-    find_suspects,
-    linked_rows,
-    look_into,
-    out_of_fold,
-    rank_suspects,
-)
+from pipeline.evaluation.audit import audit_input, look_into
+from pipeline.evaluation.duplicates import MOST_PAIRS, find_duplicates, linked_rows
 from pipeline.evaluation.splits import make_splits
+from pipeline.evaluation.suspects import find_suspects, out_of_fold, rank_suspects
 
 COUNT = 600
 
@@ -55,7 +48,7 @@ def test_slightly_changed_copies_are_found_and_nothing_else() -> None:
     features[300:330] = features[:30] + 0.1 * noise
     found = find_duplicates(features, digests(COUNT), splits_of(COUNT))
     assert pairs_of(found) == {(row, row + 300) for row in range(30)}
-    assert all(pair.kind == "near" and 0.95 < pair.similarity < 1 for pair in found)
+    assert all(not pair.exact and 0.95 < pair.similarity < 1 for pair in found)
 
 
 @pytest.mark.parametrize("copies", [3, 8])
@@ -75,7 +68,7 @@ def test_identical_files_make_a_chain_in_each_split_and_a_pair_between_splits() 
     assert [(each.first, each.second, each.across) for each in found] == [
         (10, 40, True), (10, 20, False), (10, 30, False), (40, 50, False),
     ]  # fmt: skip
-    assert all(each.kind == "exact" and each.similarity == 1 for each in found)
+    assert all(each.exact and each.similarity == 1 for each in found)
 
 
 def test_pairs_across_splits_come_first_then_the_most_similar() -> None:
@@ -97,7 +90,7 @@ def test_large_sets_are_searched_in_blocks_with_the_same_answer(
     arguments = features, digests(COUNT), splits_of(COUNT)
     whole = find_duplicates(*arguments)
     assert len(whole) == 50
-    monkeypatch.setattr("pipeline.evaluation.audit.BLOCK_VALUES", 7 * COUNT)
+    monkeypatch.setattr("pipeline.evaluation.duplicates.BLOCK_VALUES", 7 * COUNT)
     assert find_duplicates(*arguments) == whole
 
 
@@ -110,7 +103,7 @@ def test_very_large_sets_are_searched_for_copies_of_test_images_only(
     features[590:] = features[310:320] + 0.05
     features[400:410] = features[320:330] + 0.05  # in train both
     features[10] = features[585] + 0.05  # in test both
-    monkeypatch.setattr("pipeline.evaluation.audit.MOST_ROWS", COUNT - 1)
+    monkeypatch.setattr("pipeline.evaluation.duplicates.MOST_ROWS", COUNT - 1)
     found = pairs_of(find_duplicates(features, digests(COUNT), splits))
     assert found == {
         *((row, row + 300) for row in range(10)),
@@ -218,7 +211,7 @@ def test_classes_of_fewer_than_five_groups_are_not_judged_nor_suggested() -> Non
 def test_many_rows_are_all_judged_by_models_of_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = draw_classes()
     labels[7] = (labels[7] + 1) % 3
-    monkeypatch.setattr("pipeline.evaluation.audit.MOST_TRAINING_ROWS", 100)
+    monkeypatch.setattr("pipeline.evaluation.suspects.MOST_TRAINING_ROWS", 100)
     assert find_suspects(features, labels, np.arange(len(labels)), 3)[0].row == 7
 
 
@@ -267,8 +260,8 @@ def spoiled(tmp_path: Path) -> Path:
 
 def test_looking_into_a_cache_names_its_rows_and_warns(spoiled: Path) -> None:
     findings, notices = look_at(spoiled)
-    assert [(p.first, p.second, p.kind, p.across) for p in findings.duplicates] == [
-        (0, 499, "exact", True), (3, 498, "near", True),
+    assert [(p.first, p.second, p.exact, p.across) for p in findings.duplicates] == [
+        (0, 499, True, True), (3, 498, False, True),
     ]  # fmt: skip
     assert findings.suspects[0].row == 9
     assert findings.learning_curve is not None

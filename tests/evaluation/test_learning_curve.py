@@ -4,22 +4,19 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.learning_curve import _stratified_order, conclude, learning_curve
-from pipeline.evaluation.probe import Components
-from pipeline.heads.training import LabelledRows
+from pipeline.evaluation.probe import fit_components
 
 
 def draw(
     count: int, *, apart: float, width: int = 60, classes: int = 2, seed: int = 0
-) -> list[LabelledRows]:
-    """Train (count), validation and test (400 each) of Gaussian classes."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, labels and split numbers of Gaussian classes: train (count), 400 of the others."""
     random = np.random.default_rng(seed)
     centres = apart * random.normal(size=(classes, width)) / width**0.5
-    parts = []
-    for size in (count, 400, 400):
-        labels = np.resize(np.arange(classes), size)
-        features = centres[labels] + random.normal(size=(size, width))
-        parts.append(LabelledRows(features.astype(np.float32), labels))
-    return parts
+    side = np.repeat([1, 2, 3], [count, 400, 400])
+    labels = np.concatenate([np.resize(np.arange(classes), size) for size in (count, 400, 400)])
+    features = centres[labels] + random.normal(size=(len(labels), width))
+    return features.astype(np.float32), labels, side
 
 
 def test_sizes_halve_down_to_ten_images_a_class() -> None:
@@ -76,10 +73,9 @@ def test_every_beginning_of_an_order_has_each_class_in_its_share() -> None:
 
 
 def test_a_class_of_one_image_still_gives_a_curve() -> None:
-    train, validation, test = draw(400, apart=2)
-    labels = train.labels.copy()
+    features, labels, side = draw(400, apart=2)
     labels[7] = 2
-    curve = learning_curve(LabelledRows(train.features, labels), validation, test, class_count=3)
+    curve = learning_curve(features, labels, side, class_count=3)
     assert curve is not None
     assert curve.sizes.tolist() == [50, 100, 200, 400]
 
@@ -131,10 +127,6 @@ def test_few_test_images_can_say_nothing() -> None:
 def test_components_are_those_of_the_covariance() -> None:
     features = np.random.default_rng(0).normal(size=(300, 12)).astype(np.float32)
     features *= np.arange(1, 13)
-    components = Components.of(features, 5)
-    values = np.linalg.eigvalsh(np.cov(features.T, ddof=0))[::-1]
-    np.testing.assert_allclose(components.deviations**2, values[:5], rtol=0.02)
-    np.testing.assert_allclose(components.axes @ components.axes.T, np.eye(5), atol=1e-5)
-    coordinates = components(features)
-    np.testing.assert_allclose(coordinates.mean(axis=0), 0, atol=1e-3)
-    np.testing.assert_allclose(coordinates.std(axis=0), components.deviations, rtol=1e-3)
+    components = fit_components(features, 5)
+    values = np.linalg.eigvalsh(np.cov(features.T))[::-1]
+    np.testing.assert_allclose(components.explained_variance_, values[:5], rtol=0.02)

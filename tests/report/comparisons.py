@@ -149,8 +149,8 @@ def drawn_findings(table: FeatureTable) -> Findings:
     """A pair of each kind, one suspect, and a learning curve."""
     labels = table.columns.labels
     pairs = (
-        DuplicatePair(first=0, second=5, similarity=1.0, kind="exact", across=True),
-        DuplicatePair(first=1, second=3, similarity=0.981, kind="near", across=False),
+        DuplicatePair(first=0, second=5, similarity=1.0, exact=True, across=True),
+        DuplicatePair(first=1, second=3, similarity=0.981, exact=False, across=False),
     )
     suspect = Suspect(
         row=2,

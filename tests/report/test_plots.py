@@ -1,7 +1,9 @@
 """Plots are drawn for any number of classes and any name, without a word on stderr."""
 
+import re
 import warnings
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from report.comparisons import DECOMPOSED, drawn_result
+from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.metrics import confusion_matrix
 from pipeline.evaluation.result import Outcome, Predictions
 from pipeline.report.curves import smooth
-from pipeline.report.plots import draw_confusion, draw_curves
+from pipeline.report.plots import (
+    COLOURS,
+    DASHES,
+    GLYPHS,
+    MARKERS,
+    STYLES,
+    class_label,
+    draw_confusion,
+    draw_curves,
+    draw_lines,
+    inline_svg,
+)
 
 
 def drawn_outcome(class_count: int = 2, *, epochs: int = 5) -> Outcome:
@@ -63,11 +76,13 @@ def test_confusion_is_drawn_for_few_and_many_classes(
         assert min(image.size) > 400
     axes = figures[0].axes[0]
     assert outcome.test is not None
-    counts = confusion_matrix(outcome.test.labels, outcome.test.predicted, class_count)
+    counts = confusion_matrix(
+        outcome.test.labels, outcome.test.predicted, labels=range(class_count)
+    )
     if class_count <= 10:
-        assert len(texts(axes)) == class_count**2
+        assert len(texts(axes)) == class_count**2 + (counts > 0).sum()
         share = 100 * counts[0, 0] / counts[0].sum()
-        assert texts(axes)[0] == f"{share:.1f} %\n{counts[0, 0]}"
+        assert texts(axes)[:2] == [f"{share:.1f} %", f"{counts[0, 0]}"]
         assert [label.get_text() for label in axes.get_yticklabels()] == names
     else:
         assert texts(axes) == []
@@ -108,6 +123,46 @@ def test_curves_show_each_epoch_and_the_moving_average(
         assert axes.get_xlabel() == "epoch"
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels == ["train", "validation"]
+
+
+def svg(label: str = "said") -> str:
+    lines = {class_label("_a <b> & c", "area 1"): np.eye(2)}
+    return inline_svg(lambda axes: draw_lines(axes, lines, titles=("x", "y")), label=label)
+
+
+def test_a_drawing_in_the_page_has_its_colours_and_its_fonts_and_no_style() -> None:
+    drawing = svg()
+    assert drawing == svg()
+    assert 'aria-label="said"' in drawing
+    assert 'stroke="var(--s0)"' in drawing
+    assert "style" not in drawing
+    assert "font-family" not in drawing
+    assert not [colour for colour in COLOURS.values() if colour in drawing]
+    assert "_a &lt;b&gt; &amp; c, area 1</text>" in drawing
+
+
+def test_drawings_of_a_page_share_no_ids() -> None:
+    ids = [set(re.findall(r' id="([^"]*)"', svg(label))) for label in ("one", "other")]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+
+
+def test_styles_and_their_glyphs_differ_in_shape_not_only_in_colour() -> None:
+    assert len(set(MARKERS)) == len(set(GLYPHS)) == len(set(DASHES)) == STYLES
+
+
+def test_colours_are_those_of_the_page_in_light() -> None:
+    css = resources.files("pipeline.report").joinpath("report.css").read_text("utf-8")
+    light = css[: css.index("@media")]
+    for name, colour in COLOURS.items():
+        assert f"--{name}: {colour};" in light
+
+
+def test_even_a_rare_mistake_is_coloured(figures: list[Figure], tmp_path: Path) -> None:
+    draw_confusion(drawn_outcome(), ["a", "b"], tmp_path / "confusion.png")
+    image = figures[0].axes[0].images[0]
+    nothing, rare, all_of_it = image.to_rgba(np.array([0.0, 0.1, 100.0]))[:, 3]
+    assert nothing == 0 < rare < all_of_it
 
 
 def test_an_accuracy_of_100_percent_is_not_cut(tmp_path: Path, figures: list[Figure]) -> None:

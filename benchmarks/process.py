@@ -11,9 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pipeline
+from benchmarks.memory import MemoryWatch, ended_children_peak
 from pipeline import errors
-from pipeline.benchmark.memory import MemoryWatch, ended_children_peak
 from pipeline.errors import StorageError
 
 
@@ -32,7 +31,7 @@ class Worker:
         self.side = side
         self.peak: int | None = None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.benchmark.worker", side, json.dumps(settings)],
+            [sys.executable, "-m", "benchmarks.worker", side, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -124,7 +123,7 @@ def run_command(arguments: Sequence[str]) -> Finished:
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, with the package found wherever one stands."""
-    here = os.fspath(Path(pipeline.__file__).parents[1])
+    """This process's own, with both packages on the import path."""
+    here = os.fspath(Path(__file__).parents[1])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.benchmark.stage_one import EXTRACT
+from benchmarks.stage_one import EXTRACT
 from pipeline.text import counted, duration, file_size, printable
 
 Document = Mapping[str, Any]
@@ -66,20 +66,19 @@ def _side(side: Document) -> list[str]:
 
 
 def _stage_two(found: Document) -> Iterator[str]:
-    yield f"stage two: {found['rows']:,} drawn feature maps, {file_size(found['bytes'])} on disk"
-    title = ["", "usual", "", "seconds", "ours", "times faster", "memory", "ours"]
+    yield (
+        f"stage two: an epoch of a dense head on {found['rows']:,} × {found['features']:,} "
+        f"synthetic features, batches of {found['batch_size']}"
+    )
+    title = ["", "seconds", "times faster", "peak memory"]
     rows = [
         [
-            pair["work"],
-            pair["usual"],
-            "",
-            _spread(pair["usual_seconds"], ".3f"),
-            _spread(pair["our_seconds"], ".3f"),
-            _spread(pair["times_faster"], ".2f"),
-            _memory(pair["usual_peak_bytes"]),
-            _memory(pair["our_peak_bytes"]),
+            side["side"],
+            _spread(side["seconds_per_epoch"], ".3f"),
+            _spread(side["times_faster"], ".2f"),
+            _memory(side["peak_bytes"]),
         ]
-        for pair in found["pairs"]
+        for side in found["sides"]
     ]
     yield from _aligned([title, *rows])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.benchmark.rounds import Spread, alternate
+from benchmarks.rounds import Spread, alternate
 
 
 def test_sides_take_turns_and_each_round_begins_with_the_next() -> None:

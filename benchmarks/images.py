@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.benchmark.drawn import draw_photograph
 from pipeline.errors import BadDataError
 from pipeline.images.decode import MAX_FILE, UnreadableImage, decode
 from pipeline.images.scan import scan_folder
 from pipeline.text import counted, printable
 
 LEAST = 32  # images: one batch of the book's loop
+SIZE = (500, 375)  # width and height of a picture from the web, as in cats and dogs
 FORMATS = {"JPEG": ".jpg", "PNG": ".png"}  # what Keras' loader and ours both read
 
 
@@ -82,3 +82,18 @@ def _link_or_copy(path: Path, target: Path) -> None:
         target.hardlink_to(path)
     except OSError:  # another disk, or not allowed
         shutil.copyfile(path, target)
+
+
+def draw_photograph(seed: int) -> Image.Image:
+    """Noise at every scale, the coarser the stronger: as much for a decoder to do as a photograph.
+
+    500 × 375 pixels; about 40 kB as JPEG.
+    """
+    random = np.random.default_rng(seed)
+    pixels = np.full((SIZE[1], SIZE[0], 3), 128, np.float32)
+    for cells in (2, 4, 8, 16, 32, 64, 128):
+        noise = random.normal(128, 80, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
+        layer = Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC)
+        pixels += (np.asarray(layer, np.float32) - 128) / cells**0.5
+    pixels += random.normal(0, 3, pixels.shape)  # of the camera
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""One side in a process of its own: ``python -m pipeline.benchmark.worker <side> <settings>``.
+"""One side in a process of its own: ``python -m benchmarks.worker <side> <settings>``.
 
 Reads one JSON object a line on stdin, measures with it, answers one line on stdout.
 """
@@ -11,24 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import own_peak
 from pipeline import errors
-from pipeline.benchmark.memory import own_peak
 from pipeline.errors import PipelineError
 
 # Each is called with the settings, and returns what is called with each line's object. Its
 # attribute ``about``, if there is one, is what the side tells of itself.
 SIDES = {
-    "matrix product": "pipeline.benchmark.roofline:open_matrix_product",
-    "book's loop": "pipeline.benchmark.book:Loop",
-    "book's dense": "pipeline.benchmark.book:open_dense",
-    "engine": "pipeline.benchmark.computing:EngineAlone",
-    "decoding": "pipeline.benchmark.computing:open_decoding",
-    "extract": "pipeline.benchmark.computing:Extract",
-    "dense": "pipeline.benchmark.training:open_dense",
-    "logistic": "pipeline.benchmark.training:open_logistic",
-    "scikit-learn": "pipeline.benchmark.training:open_scikit_learn",
-    "reading": "pipeline.benchmark.training:open_reading",
-    "h5py": "pipeline.benchmark.training:open_h5py",
+    "matrix product": "benchmarks.roofline:open_matrix_product",
+    "book's loop": "benchmarks.book:Loop",
+    "engine": "benchmarks.computing:EngineAlone",
+    "decoding": "benchmarks.computing:open_decoding",
+    "extract": "benchmarks.computing:Extract",
+    "Keras fit": "benchmarks.stage_two:open_keras",
+    "dense head": "benchmarks.stage_two:open_ours",
 }
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.images import LEAST, gather_images
+from benchmarks.process import Finished, Worker, run_command
+from benchmarks.rounds import Spread, alternate
 from pipeline.bases.registry import Base
-from pipeline.benchmark.images import LEAST, gather_images
-from pipeline.benchmark.process import Finished, Worker, run_command
-from pipeline.benchmark.rounds import Spread, alternate
 from pipeline.engines import AUTO, ENGINES, TENSORFLOW
 from pipeline.engines.agreement import relative_errors
 from pipeline.errors import PipelineError

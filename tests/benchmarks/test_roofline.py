@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.benchmark.roofline import open_matrix_product, operations_per_image
+from benchmarks.roofline import open_matrix_product, operations_per_image
 from pipeline.keras_backend import keras
 
 

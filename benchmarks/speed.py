@@ -1,4 +1,4 @@
-"""``python -m pipeline.bench``: how fast the pipeline is here, beside the book's way."""
+"""``python -m benchmarks.speed``: how fast the pipeline is here, beside the book's way."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ from pipeline.cli import ProgressBar, parser, print_json, run
 from pipeline.text import printable
 
 if TYPE_CHECKING:
-    from pipeline.benchmark.stage_one import StageOne
+    from benchmarks.stage_one import StageOne
 
 log = logging.getLogger("pipeline")
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json:
         print_json(document)
     else:
-        from pipeline.benchmark.table import table_lines
+        from benchmarks.table import table_lines
 
         print("\n".join(table_lines(document)))
     log.info("bench.json and bench.png are in %s", printable(out))
@@ -38,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     made = parser(
-        command="bench",
+        command="speed",
         summary="Measure images/s, seconds and memory of this pipeline beside the book's way.",
-        example="python -m pipeline.bench data/pets --base mobilenet_v2 --pooling avg",
+        example="python -m benchmarks.speed data/pets --base mobilenet_v2 --pooling avg",
     )
+    made.prog = "python -m benchmarks.speed"
     made.add_argument("data", nargs="?", type=Path, help="an image folder (default: drawn images)")
     made.add_argument("--base", default="vgg16", help="a model of keras.applications")
     made.add_argument(
@@ -77,10 +78,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stage_one(arguments: argparse.Namespace) -> "StageOne":
     """What to measure of stage one; raises a PipelineError for what cannot be measured."""
+    from benchmarks.images import LEAST
+    from benchmarks.stage_one import StageOne
     from pipeline.bases.registry import PIXELS, check_image_size, find_base
     from pipeline.bases.weights import WeightsChoice
-    from pipeline.benchmark.images import LEAST
-    from pipeline.benchmark.stage_one import StageOne
     from pipeline.engines import ENGINES
     from pipeline.errors import UsageError
     from pipeline.images.scan import scan_folder
@@ -136,24 +137,22 @@ def _measure(arguments: argparse.Namespace, asked: "StageOne") -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder).resolve()
         if arguments.stage != "two":
-            from pipeline.benchmark.stage_one import measure_stage_one
+            from benchmarks.stage_one import measure_stage_one
 
             with ProgressBar("stage one", unit="measurement") as bar:
                 document["stage_one"] = measure_stage_one(asked, scratch, bar)
         if arguments.stage != "one":
-            from pipeline.benchmark.stage_two import measure_stage_two
+            from benchmarks.stage_two import measure_stage_two
 
             with ProgressBar("stage two", unit="measurement") as bar:
-                document["stage_two"] = measure_stage_two(
-                    rounds=asked.rounds, scratch=scratch, progress=bar
-                )
+                document["stage_two"] = measure_stage_two(rounds=asked.rounds, progress=bar)
     return document
 
 
 def _write(document: dict[str, Any], out: Path) -> None:
     import json
 
-    from pipeline.benchmark.plot import draw_benchmark
+    from benchmarks.plot import draw_benchmark
     from pipeline.durable import write_durably
 
     text = json.dumps(document, indent=2, ensure_ascii=False)

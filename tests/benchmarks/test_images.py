@@ -8,8 +8,7 @@ import pytest
 from drawing import draw, draw_set
 from PIL import Image
 
-from pipeline.benchmark.drawn import SIZE, draw_photograph
-from pipeline.benchmark.images import LEAST, gather_images
+from benchmarks.images import LEAST, SIZE, draw_photograph, gather_images
 from pipeline.errors import BadDataError
 from pipeline.images.scan import scan_folder
 

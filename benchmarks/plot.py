@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 120
 OURS, OTHERS, LIMIT = "#1f77b4", "#9a9a9a", "#d95f02"  # told apart by colour-blind readers, too
-OUR_SIDES = ("extract",)
+OUR_SIDES = ("extract", "dense head")
 
 Document = Mapping[str, Any]
 
@@ -34,13 +34,11 @@ def _draw_stage_one(axes: Axes, found: Document) -> None:
     shown = [(side, spread) for side, spread in zip(sides, spreads, strict=True)
              if side["share_of_matrix_product"]]  # fmt: skip
     names = [side["side"] for side, _ in shown]
-    colours = [OURS if name in OUR_SIDES else OTHERS for name in names]
-    _bars(axes, range(len(names)), [spread for _, spread in shown], colours, 0.7)
+    _bars(axes, names, [spread for _, spread in shown])
     for place, (side, spread) in enumerate(shown):
         times = side["against_book"]["median"]
         text = f"  {spread['median']:.1f}" + (f" (× {times:.1f})" if place else "")
         axes.text(spread["high"], place, text, va="center")
-    axes.set_yticks(range(len(names)), names)
     ceiling = found["ceiling"]["images_per_second"]["median"]
     axes.axvline(ceiling, color=LIMIT, linestyle="--", label="ceiling: 1/(1/engine + 1/decoding)")
     axes.set_xlim(right=1.2 * max(ceiling, *(spread["high"] for _, spread in shown)))
@@ -50,31 +48,25 @@ def _draw_stage_one(axes: Axes, found: Document) -> None:
 
 
 def _draw_stage_two(axes: Axes, found: Document) -> None:
-    pairs = found["pairs"]
-    for shift, who, colour in ((-0.2, "usual", OTHERS), (0.2, "our", OURS)):
-        spreads = [pair[f"{who}_seconds"] for pair in pairs]
-        places = [place + shift for place in range(len(pairs))]
-        _bars(axes, places, spreads, [colour] * len(pairs), 0.38)
-        for place, pair, spread in zip(places, pairs, spreads, strict=True):
-            name = pair["usual"] if who == "usual" else "ours"
-            axes.text(spread["high"], place, f"  {name} {spread['median']:.2f}", va="center")
-    axes.set_yticks(range(len(pairs)), [pair["work"] for pair in pairs])
-    highest = max(pair[f"{who}_seconds"]["high"] for pair in pairs for who in ("usual", "our"))
-    axes.set_xlim(right=1.25 * highest)
-    axes.set_xlabel("seconds")
-    axes.set_title(f"Stage two on {found['rows']:,} feature maps")
+    sides = found["sides"]
+    spreads = [side["seconds_per_epoch"] for side in sides]
+    names = [side["side"] for side in sides]
+    _bars(axes, names, spreads)
+    for place, (side, spread) in enumerate(zip(sides, spreads, strict=True)):
+        times = side["times_faster"]["median"]
+        text = f"  {spread['median']:.2f}" + (f" (× {times:.1f})" if place else "")
+        axes.text(spread["high"], place, text, va="center")
+    axes.set_xlim(right=1.25 * max(spread["high"] for spread in spreads))
+    axes.set_xlabel("seconds an epoch")
+    axes.set_title(f"Dense head on {found['rows']:,} × {found['features']:,} features")
 
 
-def _bars(
-    axes: Axes,
-    places: Sequence[float],
-    spreads: Sequence[Mapping[str, float]],
-    colours: Sequence[str],
-    height: float,
-) -> None:
+def _bars(axes: Axes, names: Sequence[str], spreads: Sequence[Mapping[str, float]]) -> None:
     medians = [spread["median"] for spread in spreads]
     whiskers = [
         [spread["median"] - spread["low"] for spread in spreads],
         [spread["high"] - spread["median"] for spread in spreads],
     ]
-    axes.barh(places, medians, height=height, color=colours, xerr=whiskers, capsize=4)
+    colours = [OURS if name in OUR_SIDES else OTHERS for name in names]
+    axes.barh(range(len(names)), medians, height=0.7, color=colours, xerr=whiskers, capsize=4)
+    axes.set_yticks(range(len(names)), names)

@@ -7,10 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
+from benchmarks.results import reproduce
+from benchmarks.results_page import ImageSet, make_page
+from benchmarks.results_steps import Amount, Step, run_step, steps_of
 from pipeline.errors import BadDataError
-from pipeline.reproduction.page import ImageSet, make_page
-from pipeline.reproduction.run import reproduce
-from pipeline.reproduction.steps import Amount, Step, run_step, steps_of
 
 
 def answer(**accuracies: float) -> dict[str, Any]:

@@ -1,22 +1,27 @@
-"""``python -m pipeline.reproduce``: run what docs/RESULTS.md reports, and write that page."""
+"""``python -m benchmarks.results``: run what docs/RESULTS.md reports, and write that page."""
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from benchmarks.results_page import ImageSet, make_page
+from benchmarks.results_steps import Amount, read_answer, run_step, steps_of
 from pipeline import cli
+from pipeline.durable import make_folder, write_durably
 from pipeline.errors import UsageError
 from pipeline.text import printable
+
+CURVES = "finetuning.png"  # beside the page
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run what has not been run, write the page."""
     arguments = _parser().parse_args(argv)
-    from pipeline.reproduction.run import reproduce
-    from pipeline.reproduction.steps import Amount
-
     words = sys.argv[1:] if argv is None else argv
     page = reproduce(
         [_set(text) for text in arguments.sets],
@@ -31,9 +36,51 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder=arguments.folder,
         page=arguments.out,
         only_collect=arguments.collect,
-        command=printable(shlex.join(["python", "-m", "pipeline.reproduce", *words])),
+        command=printable(shlex.join(["python", "-m", "benchmarks.results", *words])),
     )
     print(printable(page))
+
+
+def reproduce(
+    sets: Sequence[tuple[Path, str]],
+    *,
+    weights: str,
+    amount: Amount,
+    folder: Path,
+    page: Path,
+    only_collect: bool,
+    command: str,
+) -> Path:
+    """Measure every set and write the page; returns its path.
+
+    Parameters
+    ----------
+    sets : image folders, and how like ImageNet each is, in words. The references, which take
+        longest, are measured on the first.
+    only_collect : run nothing.
+    command : what was typed.
+
+    Raises a `pipeline.errors.PipelineError` where a step fails.
+    """
+    measured = []
+    curves: Path | None = None
+    for number, (data, likeness) in enumerate(sets):
+        size = replace(amount, scratch_epochs=0, end_to_end_epochs=0) if number else amount
+        answers: dict[str, Any] = {}
+        for step in steps_of(data, weights, size):
+            found = read_answer(step, folder) if only_collect else run_step(step, folder)
+            if found is not None:
+                answers[step.name] = found
+                drawn = sorted((folder / step.name).glob("*/curves.png"))
+                if "finetune-0" in step.name and drawn and curves is None:
+                    curves = drawn[0]
+        measured.append(ImageSet(data.name, likeness, size, answers))
+    make_folder(page.parent)
+    if curves:
+        shutil.copyfile(curves, page.parent / CURVES)
+    text = make_page(measured, [command], curves=CURVES if curves else None)
+    write_durably(page, lambda file: file.write(text.encode()))
+    return page
 
 
 def _set(text: str) -> tuple[Path, str]:
@@ -49,11 +96,12 @@ def _set(text: str) -> tuple[Path, str]:
 
 def _parser() -> argparse.ArgumentParser:
     made = cli.parser(
-        command="reproduce",
+        command="results",
         summary="Measure VGG16 by every method and write docs/RESULTS.md. It takes hours; what was "
         "measured is kept, so it may be interrupted.",
-        example="python -m pipeline.reproduce 'data/cats_and_dogs=like ImageNet'",
+        example="python -m benchmarks.results 'data/cats_and_dogs=like ImageNet'",
     )
+    made.prog = "python -m benchmarks.results"
     made.add_argument(
         "sets", nargs="+", metavar="FOLDER=WORDS", help="image sets, and how like ImageNet they are"
     )

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.benchmark.memory import MemoryWatch, ended_children_peak, own_peak, tree_memory
+from benchmarks.memory import MemoryWatch, ended_children_peak, own_peak, tree_memory
 
 MEGABYTES = 60
 HOLD = f"held = bytearray({MEGABYTES} * 2**20); held[::4096] = b'1' * len(held[::4096])"
@@ -38,7 +38,7 @@ def test_a_process_that_has_ended_holds_nothing() -> None:
 
 
 def test_a_process_knows_its_own_peak_and_that_of_its_children() -> None:
-    code = f"{HOLD}; del held; from pipeline.benchmark.memory import own_peak; print(own_peak())"
+    code = f"{HOLD}; del held; from benchmarks.memory import own_peak; print(own_peak())"
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -1,19 +1,15 @@
 """What a reader of "Deep Learning with Python" writes, with today's Keras."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.roofline import operations_per_image
 from pipeline.bases.build import build_base
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import WeightsChoice
-from pipeline.benchmark.drawn import LAYER, training_rows
-from pipeline.benchmark.roofline import operations_per_image
 from pipeline.errors import UsageError
-from pipeline.frames import load_features
 from pipeline.keras_backend import keras, tf
 from pipeline.spec import split_layer_key
 
@@ -78,47 +74,3 @@ class Loop:
                 all_labels.append(labels)
             np.concatenate(all_features), np.concatenate(all_labels)
         return {"seconds": time.perf_counter() - started}
-
-
-def open_dense(*, cache: str, epochs: int) -> Callable[[], dict[str, float]]:
-    """The book's classifier (listing 5.18) trained by Keras' ``fit`` on arrays in memory."""
-    table = load_features(cache)
-    (features, labels), validation = training_rows(table)
-    shape = table.layers[LAYER]
-
-    def fit(epochs: int) -> Any:
-        model = keras.Sequential(
-            [
-                keras.Input(shape),
-                keras.layers.Flatten(),
-                keras.layers.Dense(256, activation="relu"),
-                keras.layers.Dropout(0.5),
-                keras.layers.Dense(1, activation="sigmoid"),
-            ]
-        )
-        model.compile(
-            optimizer=keras.optimizers.RMSprop(learning_rate=2e-5),
-            loss="binary_crossentropy",
-            metrics=["accuracy"],
-        )
-        clock = _EpochClock()
-        model.fit(
-            features, labels, epochs=epochs, batch_size=20, validation_data=validation, verbose=0,
-            callbacks=[clock],
-        )  # fmt: skip
-        return clock
-
-    def measure() -> dict[str, float]:
-        clock = fit(epochs + 1)  # the first compiles
-        return {"seconds": (clock.ends[-1] - clock.ends[0]) / epochs}
-
-    return measure
-
-
-class _EpochClock(keras.callbacks.Callback):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.ends: list[float] = []
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.ends.append(time.perf_counter())

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 from scipy import stats
 
+from benchmarks.results_steps import LAYERS, SEEDS, Amount
 from pipeline.bases.registry import BASES
 from pipeline.evaluation.statistics import wilson_interval
-from pipeline.reproduction.steps import LAYERS, SEEDS, Amount
 from pipeline.text import duration, file_size, printable
 
 NOT_MEASURED = "not measured"
