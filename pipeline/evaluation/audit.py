@@ -11,8 +11,8 @@ from threadpoolctl import threadpool_limits
 from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.duplicates import MOST_PAIRS, MOST_ROWS, find_duplicates, linked_rows
 from pipeline.evaluation.findings import DuplicatePair, Findings
-from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.learning_curve import learning_curve
+from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION, Splits
 from pipeline.evaluation.suspects import find_suspects
 from pipeline.text import counted

@@ -161,7 +161,9 @@ HEADS: dict[str, Head] = {
     "lda": Head(lda, {"lineardiscriminantanalysis__shrinkage": SHRINKAGES}),
     # Rows have a mean squared distance of 2, so gamma = 0.25 is the usual 1 / (2 · median).
     "svm_rbf": Head(
-        svm_rbf, {"svc__C": (1.0, 10.0, 100.0), "svc__gamma": (0.1, 0.25, 0.6)}, max_rows=10_000
+        svm_rbf,
+        [{"svc__gamma": [gamma], "svc__C": _powers(0, 2)} for gamma in (0.1, 0.25, 0.6)],
+        max_rows=10_000,
     ),
     # odd numbers: two classes cannot tie
     "knn": Head(knn, {"kneighborsclassifier__n_neighbors": (51, 25, 15, 9, 5, 3, 1)}),

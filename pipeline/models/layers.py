@@ -75,10 +75,7 @@ def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any
     weights = np.atleast_2d(np.asarray(model.coef_, np.float64))
     intercepts = np.atleast_1d(np.asarray(model.intercept_, np.float64))
     for step in reversed(before):
-        if isinstance(step, PCA):
-            weights = weights @ step.components_
-        else:
-            weights = weights / step.scale_
+        weights = weights @ step.components_ if isinstance(step, PCA) else weights / step.scale_
         if step.mean_ is not None:
             intercepts = intercepts - weights @ step.mean_
     return weights, intercepts
