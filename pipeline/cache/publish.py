@@ -1,9 +1,8 @@
-"""Write a cache file at one go, from rows that stand in other files."""
+"""Write the cache file at one go, from rows in the file before it and in shards."""
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -16,21 +15,96 @@ from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import (
     COLUMN_DTYPES,
     LIBVER,
+    NO_FILE,
     Columns,
+    FeatureTable,
+    columns_of,
     create_features,
     damaged,
     read_rows,
 )
+from pipeline.cache.index import RowIndex
+from pipeline.cache.keys import Row, RowKey, Source
 from pipeline.cache.seal import BrokenSeal, read_seal, write_seal
 from pipeline.durable import DiskFile, write_durably
+from pipeline.images.scan import NO_SPLIT
+
+SAID_OF_THE_SET = ("set", "root", "views", "tta", "augmentation")  # in the file's document
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a row's features stand now: a file and the row in it."""
+def publish_rows(
+    path: Path,
+    *,
+    table: FeatureTable | None,
+    index: RowIndex,
+    rows: Sequence[Row],
+    classes: tuple[str, ...],
+    layers: Sequence[str],
+    document: Mapping[str, Any],
+) -> bool:
+    """Write the cache file anew; False if it says all that already.
 
-    path: Path
-    row: int
+    Rows of the file keep their order; new ones follow; those whose image is gone keep their
+    features under the label -1.
+
+    Parameters
+    ----------
+    table : the file as it is, None if there is none.
+    rows : those whose images are there.
+    """
+    layers = sorted(index.row_shapes.keys() & set(layers))  # shards may hold others, half done
+    rows = arrange_rows(table, rows)
+    columns = columns_of(
+        labels=[row.label for row in rows],
+        splits=[row.split for row in rows],
+        paths=[row.path for row in rows],
+        digests=[row.key.digest for row in rows],
+        views=[row.key.view for row in rows],
+    )
+    sources = {layer: _sources(index.sources[layer], rows) for layer in layers}
+    if (
+        table is not None
+        and table.classes == classes
+        and sorted(table.layers) == layers
+        and all(table.document.get(name) == document.get(name) for name in SAID_OF_THE_SET)
+        and columns.equals(table.columns)
+        # A shard may mend rows of the file, and be of a run that was killed before it published.
+        and all(found is None or found.path == path for each in sources.values() for found in each)
+    ):
+        return False
+    publish(
+        path,
+        document={**document, "engine": index.engine},
+        classes=classes,
+        columns=columns,
+        layers={layer: (index.row_shapes[layer], sources[layer]) for layer in layers},
+    )
+    return True
+
+
+def arrange_rows(table: FeatureTable | None, wanted: Sequence[Row]) -> list[Row]:
+    """The rows of the file to be: those that are there, as far as wanted or gone, then new ones."""
+    waiting: dict[RowKey, dict[bytes, Row]] = defaultdict(dict)
+    for row in wanted:
+        waiting[row.key][row.path] = row
+    present = set(waiting)
+    rows: list[Row] = []
+    if table is not None:
+        for key, path in zip(table.columns.row_keys(), table.columns.paths.tolist(), strict=True):
+            rows.append(waiting[key].pop(path, Row(key, path, NO_FILE, NO_SPLIT)))
+    for place, row in enumerate(rows):
+        if row.label == NO_FILE and waiting[row.key]:  # the same content under another name
+            _, rows[place] = waiting[row.key].popitem()
+    return [
+        # An image that is gone keeps its row, a further copy of one that is there does not.
+        *(row for row in rows if row.label != NO_FILE or row.key not in present),
+        *(row for row in wanted if row.path in waiting[row.key]),
+    ]
+
+
+def _sources(found: Mapping[RowKey, Source], rows: Sequence[Row]) -> list[Source | None]:
+    """Where rows' features are; None only if the image is gone and never had the layer."""
+    return [found.get(row.key) if row.label == NO_FILE else found[row.key] for row in rows]
 
 
 def publish(
