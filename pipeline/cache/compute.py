@@ -105,7 +105,7 @@ class Commits:
         self._waiting: list[tuple[list[RowKey], Features]] = []
         self._last = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._writing: Future[int] | None = None
+        self._writing: tuple[int, Future[None]] | None = None  # rows, and their commit
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +116,8 @@ class Commits:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        failed = self._writing is not None and self._writing.done() and self._writing.exception()
+        _, commit = self._writing or (0, None)
+        failed = commit is not None and commit.done() and commit.exception()
         if error is not None and not failed:
             with contextlib.suppress(PipelineError):  # the first error is the one to tell
                 self.finish()
@@ -154,20 +155,18 @@ class Commits:
         first = {layer: rows[:count] for layer, rows in features.items()}
         rest = {layer: rows[count:] for layer, rows in features.items()}
         self._last = time.monotonic()
-        self._writing = self._thread.submit(self._write, keys[:count], first)
+        commit = self._thread.submit(self._shards.commit, keys[:count], first, engine=self._made_by)
+        self._writing = count, commit
         # interrupted before this, rows are committed twice, which does no harm
         self._waiting = [(keys[count:], rest)] if len(keys) > count else []
         return done
-
-    def _write(self, keys: list[RowKey], features: Features) -> int:
-        self._shards.commit(keys, features, engine=self._made_by)
-        return len(keys)
 
     def _settle(self) -> int:
         """The rows of the shard that was being written; raises what writing it raised."""
         if self._writing is None:
             return 0
-        rows = self._writing.result()  # kept if it raises: a commit that failed is the last one
+        rows, commit = self._writing
+        commit.result()  # `_writing` stays if this raises: a commit that failed is the last one
         self._writing = None
         return rows
 
@@ -203,12 +202,11 @@ def check_disk_space(
         with np.errstate(over="ignore"):  # `_stored` refuses what float16 cannot hold
             stored = np.ascontiguousarray(features, shards.spec.dtype)
         size += len(pack(stored) or stored.tobytes()) * rows // len(features)
-    cache = shards.path.with_suffix(".h5")
-    folder = cache.parent
+    folder = shards.cache.parent
     free = shutil.disk_usage(folder).free
     needed = COPIES * size
-    if cache.exists():  # it stays until the new one is there
-        needed += cache.stat().st_size
+    if shards.cache.exists():  # it stays until the new one is there
+        needed += shards.cache.stat().st_size
     if size > WORTH_SAYING:
         log.info(
             "%s of %s: about %s on the disk, %s while it is written; %s free", counted(rows, "row"),

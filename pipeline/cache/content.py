@@ -23,7 +23,7 @@ from pipeline.cache.lock import writer_lock
 from pipeline.cache.publish import publish_rows
 from pipeline.cache.seal import find_damage
 from pipeline.cache.shards import ShardFolder
-from pipeline.durable import make_folder, remove_temporaries
+from pipeline.durable import make_folder
 from pipeline.errors import BusyError, DamagedError
 from pipeline.images.given import GivenImages
 from pipeline.images.scan import NO_SPLIT
@@ -78,7 +78,6 @@ def features_by_content(
         stored = _stored_rows(tables, layer)
         table = next((each for each in tables if each.path == path), None)
         shards = ShardFolder(path, spec)
-        remove_temporaries(path)
         shards.settle()
         index = RowIndex(table, shards.shards)
         there = stored.keys() | index.sources[layer].keys()

@@ -4,14 +4,14 @@ import csv
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache.compute import OpenEngine, compute_rows
-from pipeline.cache.file import FeatureTable, read_all_rows
+from pipeline.cache.file import FeatureTable, existing_table, read_all_rows
 from pipeline.cache.index import DamagedRows, RowIndex
 from pipeline.cache.keys import Row, RowKey
 from pipeline.cache.lock import writer_lock
@@ -19,7 +19,7 @@ from pipeline.cache.publish import publish_rows
 from pipeline.cache.shards import ShardFolder
 from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import remove_file, remove_temporaries, write_durably
-from pipeline.errors import BadDataError, CannotCreateError, DamagedError
+from pipeline.errors import BadDataError, CannotCreateError
 from pipeline.images.reader import Pixels, read_and_make
 from pipeline.images.scan import FoundFile, ImageSet, Skipped
 from pipeline.spec import FeatureSpec
@@ -85,29 +85,34 @@ def fill_cache(
         shards = _open_shards(path, spec, plan)
         index = RowIndex(table, shards.shards, damaged)
         layers = sorted({*(table.layers if table else ()), *layers})
-        rows = rows_of_images(images.files, digests, plan)
-        missing = missing_rows(rows, layers, index)
-        done = len(rows) - sum(len(keys) for group in missing.values() for keys in group.values())
+        rows, missing = plan_rows(images.files, digests, plan, layers, index)
+        total = len(rows)
+        done = total - sum(len(keys) for group in missing.values() for keys in group.values())
+        reasons: dict[bytes, str] = {}
 
-        def report(computed: int, unreadable: int) -> None:
-            if progress:
-                progress(min(len(rows), done + computed + unreadable), len(rows))
+        def committed(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress and count:
+                progress(min(total, done + len(reasons)), total)
 
         if strict and skipped:
             raise _strict_error(skipped[0])
-        committed = len(shards.shards)
-        reasons = compute_missing(
-            missing,
-            images.root,
-            plan,
-            shards,
-            open_engine,
-            batch_size,
-            recorded=index.engine,
-            strict=strict,
-            report=report,
-        )
-        index.add_shards(shards.shards[committed:])
+        earlier = len(shards.shards)
+        for lacking, group in missing.items():
+            compute_missing(
+                group,
+                images.root,
+                plan,
+                lacking,
+                shards,
+                open_engine,
+                batch_size,
+                recorded=index.engine,
+                reasons=None if strict else reasons,
+                committed=committed,
+            )
+        index.add_shards(shards.shards[earlier:])
         skipped = [*skipped, *_unreadable(rows, reasons)]
         write_skipped(path.with_suffix(SKIPPED_SUFFIX), skipped, images)
         rows = [row for row in rows if row.key.digest not in reasons]
@@ -125,26 +130,29 @@ def fill_cache(
             shards.remove_published(read_all_rows(path))
     return Filled(
         images=len({row.path for row in rows}),
-        computed=sum(len(shard.keys) for shard in shards.shards[committed:]),
+        computed=sum(len(shard.keys) for shard in shards.shards[earlier:]),
         skipped=tuple(skipped),
         written=written,
     )
 
 
-def rows_of_images(
-    files: Iterable[FoundFile], digests: Mapping[bytes, bytes], plan: ViewPlan
-) -> list[Row]:
-    """The rows that image files should have, in order; files without a digest have none."""
-    return [
+def plan_rows(
+    files: Iterable[FoundFile],
+    digests: Mapping[bytes, bytes],
+    plan: ViewPlan,
+    layers: Sequence[str],
+    index: RowIndex,
+) -> tuple[list[Row], Missing]:
+    """The rows that image files should have, in order, and those that lack layers.
+
+    Files without a digest have none. Of identical files, one is computed for all.
+    """
+    rows = [
         Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
         for file in files
         if file.path in digests
         for view in plan.views_of(file.split)
     ]
-
-
-def missing_rows(rows: Iterable[Row], layers: Sequence[str], index: RowIndex) -> Missing:
-    """Missing layers -> path of an image -> its rows that lack them; identical files count once."""
     missing: dict[tuple[str, ...], dict[bytes, list[RowKey]]] = defaultdict(dict)
     seen: set[RowKey] = set()
     for row in rows:
@@ -152,81 +160,61 @@ def missing_rows(rows: Iterable[Row], layers: Sequence[str], index: RowIndex) ->
         if lacking and row.key not in seen:
             missing[lacking].setdefault(row.path, []).append(row.key)
         seen.add(row.key)
-    return missing
+    return rows, missing
 
 
 def compute_missing(
-    missing: Missing,
+    group: Mapping[bytes, Sequence[RowKey]],
     root: Path,
     plan: ViewPlan,
+    layers: tuple[str, ...],
     shards: ShardFolder,
     open_engine: OpenEngine,
     batch_size: int,
     *,
     recorded: Mapping[str, Any] | None,
-    strict: bool,
-    report: Callable[[int, int], None],
-) -> dict[bytes, str]:
-    """Compute missing rows and commit them to shards.
+    reasons: dict[bytes, str] | None,
+    committed: Callable[[int], object],
+) -> None:
+    """Decode images, each once, compute the layers of their rows and commit these to shards.
 
     Parameters
     ----------
-    report : called with the rows committed and the unreadable images met so far.
-
-    Returns digest -> reason for the images that cannot be read. Raises BadDataError for the first
-    of them under ``strict``.
+    group : path of an image -> its rows.
+    reasons : takes the digest of each unreadable image and why; None raises BadDataError for it.
+    recorded, committed : as for `pipeline.cache.compute.compute_rows`.
     """
-    reasons: dict[bytes, str] = {}
-    done = 0
-
-    def committed(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if rows:
-            report(done, len(reasons))
-
-    for layers, group in missing.items():
-        with closing(_decode(group, root, shards.spec, plan, reasons, strict=strict)) as decoded:
-            compute_rows(
-                decoded,
-                layers,
-                shards,
-                open_engine,
-                batch_size,
-                row_count=sum(map(len, group.values())),
-                recorded=recorded,
-                committed=committed,
-            )
-    return reasons
-
-
-def _decode(
-    group: Mapping[bytes, Sequence[RowKey]],
-    root: Path,
-    spec: FeatureSpec,
-    plan: ViewPlan,
-    reasons: dict[bytes, str],
-    *,
-    strict: bool,
-) -> Generator[tuple[RowKey, Pixels]]:
-    """Yield rows with their pixels; each image is decoded once. Notes why others cannot be."""
     digests = {path: keys[0].digest for path, keys in group.items()}
     images = read_and_make(
         root,
         digests,
         lambda path, pixels: [(key, plan.draw(key, pixels)) for key in group[path]],
-        image_size=spec.image_size,
-        resize=spec.resize,
+        image_size=shards.spec.image_size,
+        resize=shards.spec.resize,
         made_of_each=plan.views + 1,
     )
-    with closing(images):
+
+    def readable() -> Iterator[tuple[RowKey, Pixels]]:
         for path, views in images:
             if not isinstance(views, Skipped):
                 yield from views
-            elif strict:
+            elif reasons is None:
                 raise _strict_error(views)
             else:
                 reasons[digests[path]] = views.reason
+
+    count = sum(map(len, group.values()))
+    with closing(images):
+        compute_rows(
+            readable(),
+            layers,
+            shards,
+            open_engine,
+            batch_size,
+            row_count=count,
+            recorded=recorded,
+            committed=committed,
+        )
 
 
 def _strict_error(item: Skipped) -> BadDataError:
@@ -280,14 +268,9 @@ def _check_classes(images: ImageSet, usable: Iterable[Row]) -> None:
 
 def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
     """The cache that is there; raises CannotCreateError if it is something else."""
-    if not path.exists():
+    table = existing_table(path, cure="choose another --out")
+    if table is None:
         return None
-    try:
-        table = read_all_rows(path)
-    except DamagedError:
-        raise
-    except BadDataError as error:
-        raise CannotCreateError(f"{error}; choose another --out") from error
     recorded = Path(table.document["root"])
     if recorded != root and recorded.is_dir():
         raise CannotCreateError(
@@ -321,8 +304,7 @@ def _open_shards(path: Path, spec: FeatureSpec, plan: ViewPlan) -> ShardFolder:
     Raises CannotCreateError if that run drew views of another augmentation.
     """
     shards = ShardFolder(path, spec, plan.to_document().get("augmentation"))
-    for target in (path, path.with_suffix(SKIPPED_SUFFIX)):
-        remove_temporaries(target)
+    remove_temporaries(path.with_suffix(SKIPPED_SUFFIX))
     shards.settle()
     for shard in shards.shards:
         if any(key.view for key in shard.keys) and shard.augmentation != shards.augmentation:

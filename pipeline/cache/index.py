@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.file import NO_FILE, FeatureTable, read_features
+from pipeline.cache.file import NO_FILE, FeatureTable
 from pipeline.cache.keys import RowKey, Source
 from pipeline.cache.shards import Shard
 
@@ -54,7 +54,7 @@ class RowIndex:
             self.row_shapes[layer] = shape
             bad = damaged.get(layer, frozenset())
             readable = np.setdiff1d(gone, list(bad))
-            empty = np.isnan(read_features(table, layer, readable))
+            empty = np.isnan(table.features(layer, readable))
             out = {*bad, *readable[empty.all(axis=tuple(range(1, empty.ndim)))].tolist()}
             self.sources[layer] = {
                 key: Source(table.path, row) for row, key in enumerate(keys) if row not in out

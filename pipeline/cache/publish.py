@@ -2,10 +2,11 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -29,7 +30,11 @@ from pipeline.cache.seal import BrokenSeal, read_seal, write_seal
 from pipeline.durable import DiskFile, write_durably
 from pipeline.images.scan import NO_SPLIT
 
+OPEN_FILES = 16  # sources at a time
 SAID_OF_THE_SET = ("set", "root", "views", "tta", "augmentation")  # in the file's document
+
+Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]  # row shape, row sources
+Opened = tuple[h5py.File, Mapping[tuple[str, int], str]]  # a file, its chunks' SHA-256
 
 
 def publish_rows(
@@ -113,7 +118,7 @@ def publish(
     document: Mapping[str, Any],
     classes: Sequence[str],
     columns: Columns,
-    layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]],
+    layers: Layers,
 ) -> None:
     """Write a complete cache file beside its place, check it, and rename it there.
 
@@ -136,13 +141,9 @@ def publish(
         stream.check()  # of a half-written file nothing can be sealed
         write_seal(stream)
 
-    write_durably(path, write, needs=_stored_bytes(layers))
-
-
-def _stored_bytes(layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]) -> int:
-    """About how large the published file will be: as large as the files that it is made from."""
     rows = (row for _, sources in layers.values() for row in sources if row is not None)
-    return sum(path.stat().st_size for path in {row.path for row in rows})
+    needs = sum(path.stat().st_size for path in {row.path for row in rows})  # as all sources
+    write_durably(path, write, needs=needs)
 
 
 def _copy_rows(
@@ -150,12 +151,20 @@ def _copy_rows(
 ) -> None:
     """Fill a dataset from other files; whole chunks travel as they are stored."""
     size = target.chunks[0]
-    with _OpenFiles() as files:
-        for start in range(0, len(sources), size):
-            block = sources[start : start + size]
-            if not _copy_whole_chunk(target, layer, start, block, files):
-                write_chunk(target, start, _gather(target, layer, block, files))
-            stream.check()  # on a full disk the rest would pile up in memory
+    # Thousands of shards would pass the system's limit; h5py closes those that the cache drops.
+    open_source = lru_cache(OPEN_FILES)(_open_source)
+    for start in range(0, len(sources), size):
+        block = sources[start : start + size]
+        if not _copy_whole_chunk(target, layer, start, block, open_source):
+            write_chunk(target, start, _gather(target, layer, block, open_source))
+        stream.check()  # on a full disk the rest would pile up in memory
+
+
+def _open_source(path: Path) -> Opened:
+    try:
+        return h5py.File(path, "r"), read_seal(path).chunk_digests()
+    except BrokenSeal:  # another writer's file: nothing to hold its chunks against
+        return h5py.File(path, "r"), {}
 
 
 def _copy_whole_chunk(
@@ -163,17 +172,17 @@ def _copy_whole_chunk(
     layer: str,
     start: int,
     block: Sequence[Source | None],
-    files: "_OpenFiles",
+    open_source: Callable[[Path], Opened],
 ) -> bool:
     """Copy a block as it is stored, if it is exactly one chunk of one file."""
-    first = _whole_chunk(block, target.chunks[0])
-    if first is None:
+    size, first, name = target.chunks[0], block[0], f"features/{layer}"
+    if first is None or first.row % size:
         return False
-    source = files[first.path][f"features/{layer}"]
-    if (source.chunks, source.dtype) != (target.chunks, target.dtype):
+    if list(block) != [Source(first.path, first.row + offset) for offset in range(size)]:
         return False
-    expected = files.digests[first.path].get((f"features/{layer}", first.row))
-    if expected is None:
+    file, digests = open_source(first.path)
+    source, expected = file[name], digests.get((name, first.row))
+    if expected is None or (source.chunks, source.dtype) != (target.chunks, target.dtype):
         return False
     zeros = (0,) * (target.ndim - 1)
     mask, data = source.id.read_direct_chunk((first.row, *zeros))
@@ -185,9 +194,12 @@ def _copy_whole_chunk(
 
 
 def _gather(
-    target: h5py.Dataset, layer: str, block: Sequence[Source | None], files: "_OpenFiles"
+    target: h5py.Dataset,
+    layer: str,
+    block: Sequence[Source | None],
+    open_source: Callable[[Path], Opened],
 ) -> npt.NDArray[Any]:
-    """Read a block's rows from wherever they stand; NaN where there is no source."""
+    """Read a block's rows from wherever they are; NaN where there is no source."""
     rows = np.full((len(block), *target.shape[1:]), np.nan, target.dtype)
     places: dict[Path, list[tuple[int, int]]] = defaultdict(list)
     for place, source in enumerate(block):
@@ -195,47 +207,9 @@ def _gather(
             places[source.path].append((place, source.row))
     for path, found in places.items():
         to, wanted = np.array(found).T
+        file, _ = open_source(path)
         try:
-            rows[to] = read_rows(files[path][f"features/{layer}"], wanted, str(target.dtype))
+            rows[to] = read_rows(file[f"features/{layer}"], wanted, str(target.dtype))
         except OSError as error:  # HDF5's checksum failed
             raise damaged(path) from error
     return rows
-
-
-def _whole_chunk(block: Sequence[Source | None], size: int) -> Source | None:
-    """The first row of a block, if the block is exactly one full chunk of one file."""
-    first = block[0]
-    if len(block) != size or first is None or first.row % size:
-        return None
-    expected = (Source(first.path, first.row + offset) for offset in range(size))
-    return first if all(a == b for a, b in zip(block, expected, strict=True)) else None
-
-
-class _OpenFiles:
-    """The few source files open at a time; thousands of shards would pass the system's limit."""
-
-    LIMIT = 16
-
-    def __init__(self) -> None:
-        self._files: dict[Path, h5py.File] = {}
-        self.digests: dict[Path, Mapping[tuple[str, int], str]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def __getitem__(self, path: Path) -> h5py.File:
-        if path not in self._files:
-            if len(self._files) >= self.LIMIT:
-                oldest = next(iter(self._files))
-                self._files.pop(oldest).close()
-                del self.digests[oldest]
-            try:
-                self.digests[path] = read_seal(path).chunk_digests()
-            except BrokenSeal:  # another writer's file: nothing to hold its chunks against
-                self.digests[path] = {}
-            self._files[path] = h5py.File(path, "r")
-        return self._files[path]

@@ -25,6 +25,7 @@ from pipeline.durable import (
     make_folder,
     remove_file,
     remove_folder,
+    remove_temporaries,
     sync_folder,
     write_durably,
 )
@@ -58,6 +59,7 @@ class ShardFolder:
     def __init__(
         self, cache_path: Path, spec: FeatureSpec, augmentation: Mapping[str, Any] | None = None
     ) -> None:
+        self.cache = cache_path
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
         self.augmentation = augmentation
@@ -66,6 +68,7 @@ class ShardFolder:
     def settle(self) -> None:
         """Take over from a killed run: remove what it left half-written, sync what it left
         unsynced, and read its whole shards."""
+        remove_temporaries(self.cache)
         for leftover in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
             remove_file(leftover)
         for folder in (self.path.parent, self.path):
