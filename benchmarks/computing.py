@@ -70,11 +70,13 @@ class EngineAlone:
 def open_decoding(*, folder: str, image_size: int) -> Callable[[], dict[str, float]]:
     """Read and decode every image of a folder, as extract does ahead of the engine."""
     found = scan_folder(Path(folder))
-    refs, _ = hash_files(found.root, found.files)
+    digests, _ = hash_files(found.root, found.paths)
 
     def measure() -> dict[str, float]:
         started = time.perf_counter()
-        with closing(read_images(found.root, refs, image_size=image_size, resize="squash")) as read:
+        with closing(
+            read_images(found.root, digests, image_size=image_size, resize="squash")
+        ) as read:
             for _ in read:
                 pass
         return {"seconds": time.perf_counter() - started}

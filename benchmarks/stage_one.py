@@ -164,8 +164,8 @@ def _suitable_count(operations: int) -> int:
 def _write_pixels(folder: Path, target: Path, count: int, image_size: int) -> int:
     """Decode the first images into a file of (n, S, S, 3) uint8 RGB, as extract would."""
     found = scan_folder(folder)
-    refs, _ = hash_files(found.root, found.files[:count])
-    with closing(read_images(found.root, refs, image_size=image_size, resize="squash")) as read:
+    digests, _ = hash_files(found.root, found.paths[:count])
+    with closing(read_images(found.root, digests, image_size=image_size, resize="squash")) as read:
         decoded = [pixels for _, pixels in read if not isinstance(pixels, Skipped)]
     np.save(target, np.stack(decoded))
     return len(decoded)

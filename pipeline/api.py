@@ -1,11 +1,10 @@
 """What a notebook calls: the functions behind the commands."""
 
-import contextlib
 import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from pipeline.images.decode import RESIZE_POLICIES
 from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, TRAIN, ImageRef, ImageSet, Skipped, scan_folder
+from pipeline.images.scan import NO_SPLIT, TRAIN, FoundFile, ImageSet, Skipped, scan_folder
 from pipeline.images.views import Augmentation, choose_augmentation
 from pipeline.models.predicting import Model, Predictions
 from pipeline.models.predictor import open_predictor
@@ -183,26 +182,25 @@ def extract_features(
         found = found.limited(limit_per_class)
     if on_scan:
         on_scan(found)
-    refs, unreadable = hash_files(
-        found.root, found.files, index_folder=cache_folder / "hashes", rehash=rehash
+    digests, unreadable = hash_files(
+        found.root, found.paths, index_folder=cache_folder / "hashes", rehash=rehash
     )
-    warn_of_duplicates(found, refs)
+    warn_of_duplicates(found, digests)
     spec = recipe.spec(layer_keys)
-    path = _output_path(out, cache_folder, found, spec, plan, {ref.digest for ref in refs})
+    path = _output_path(out, cache_folder, found, spec, plan, set(digests.values()))
     filled = fill_cache(
         path,
         images=found,
-        refs=refs,
+        digests=digests,
         skipped=(*found.skipped, *unreadable),
         spec=spec,
         layers=layer_keys,
         open_engine=recipe.engine,
-        document=cache_document(found, recipe, spec),
+        document=cache_document(found.name, found.root, recipe, spec),
         batch_size=batch_size,
         strict=strict,
         wait=wait,
         plan=plan,
-        donors=[] if out else [each for each in _siblings(path, found, spec) if recipe.takes(each)],
         progress=progress,
     )
     return Extraction(
@@ -235,12 +233,16 @@ def preview_views(
         augmentation = choose_augmentation(augmentation)
     ViewPlan(views, augmentation if views else None)
     found = scan_folder(Path(data)).limited(PREVIEWED_PER_CLASS)
-    files = [file for file in found.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
-    refs, _ = hash_files(found.root, files)
+    paths = [file.path for file in found.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
+    digests, _ = hash_files(found.root, paths)
     size = find_base(base).image_size if image_size is None else image_size
     check_choice("resize", resize, RESIZE_POLICIES)
-    with closing(read_images(found.root, refs, image_size=size, resize=resize)) as images:
-        rows = [(ref, pixels) for ref, pixels in images if not isinstance(pixels, Skipped)]
+    with closing(read_images(found.root, digests, image_size=size, resize=resize)) as images:
+        rows = [
+            (path, digests[path], pixels)
+            for path, pixels in images
+            if not isinstance(pixels, Skipped)
+        ]
     make_folder(Path(cache_dir))
     sheet = Path(cache_dir) / f"{found.name}+{augmentation.digest[:VARIANT_DIGITS]}-views.png"
     write_view_sheet(sheet, rows, augmentation=augmentation, views=views)
@@ -305,11 +307,11 @@ def repair_cache(
         )
     known_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
     found = scan_folder(root).only(known_paths, skipped=skipped_files(target))
-    refs, unreadable = hash_files(root, found.files)
+    digests, unreadable = hash_files(root, found.paths)
     filled = fill_cache(
         target,
         images=found,
-        refs=refs,
+        digests=digests,
         skipped=(*found.skipped, *unreadable),
         spec=table.spec,
         layers=layers,
@@ -317,7 +319,7 @@ def repair_cache(
         document=dict(table.document),
         batch_size=batch_size,
         wait=wait,
-        distrusted=bad_rows(target, table),
+        damaged=bad_rows(target, table),
         plan=plan,
         progress=progress,
     )
@@ -352,25 +354,16 @@ def _output_path(
     return path
 
 
-def _siblings(path: Path, found: ImageSet, spec: FeatureSpec) -> Iterator[FeatureTable]:
-    """The set's other files of this fingerprint: with other views, or none."""
-    for other in sorted(path.parent.glob(f"*-{spec.base}-{spec.fingerprint}.h5")):
-        if other != path:
-            with contextlib.suppress(BadDataError):  # what is damaged is no help, and no hindrance
-                table = read_all_rows(other)
-                same = table.spec == spec and Path(table.document["root"]) == found.root
-                if same and not find_damage(other):
-                    yield table
-
-
-def warn_of_duplicates(found: ImageSet, refs: Sequence[ImageRef]) -> None:
+def warn_of_duplicates(found: ImageSet, digests: Mapping[bytes, bytes]) -> None:
     """Say which identical files stand under two labels or in two splits: they inflate scores."""
-    by_digest: dict[bytes, list[ImageRef]] = defaultdict(list)
-    for ref in refs:
-        by_digest[ref.digest].append(ref)
+    by_digest: dict[bytes, list[FoundFile]] = defaultdict(list)
+    for file in found.files:
+        if file.path in digests:
+            by_digest[digests[file.path]].append(file)
+    groups_of = list(by_digest.values())
     conflicts = {
-        "labels": [group for group in by_digest.values() if len({r.label for r in group}) > 1],
-        "splits": [group for group in by_digest.values() if len({r.split for r in group}) > 1],
+        "labels": [group for group in groups_of if len({file.label for file in group}) > 1],
+        "splits": [group for group in groups_of if len({file.split for file in group}) > 1],
     }
     for what, groups in conflicts.items():
         if groups:
@@ -378,7 +371,7 @@ def warn_of_duplicates(found: ImageSet, refs: Sequence[ImageRef]) -> None:
                 "%s under two %s: %s%s",
                 counted(len(groups), "image stands", "images stand"),
                 what,
-                "; ".join(" = ".join(printable(ref.path) for ref in g) for g in groups[:LISTED]),
+                "; ".join(" = ".join(printable(file.path) for file in g) for g in groups[:LISTED]),
                 f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else "",
             )
 

@@ -197,6 +197,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def publish_folder(made: Path, folder: Path) -> None:
+    """Rename a folder of files to ``folder``, which must not exist, once all of it is on the disk.
+
+    A crash leaves no folder of that name or the whole one.
+    """
+    for path in made.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(made)
+    make_folder(folder.parent)
+    os.rename(made, folder)
+    sync_folder(folder.parent)
+
+
 def remove_file(path: Path) -> None:
     """Delete a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):

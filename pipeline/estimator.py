@@ -13,10 +13,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import IMAGENET, WeightsChoice
-from pipeline.cache.content import content_set, features_by_content
+from pipeline.cache.content import FOLDER, features_by_content
 from pipeline.engines import AUTO, BATCH_SIZE
 from pipeline.errors import BadDataError, UsageError
-from pipeline.images.given import ArrayImages, GivenImages, given_images
+from pipeline.images.given import GivenImages, array_images, given_images
 from pipeline.models.bundle import load_bundle
 from pipeline.models.predictor import Predictor
 from pipeline.models.runs import find_bundle
@@ -197,7 +197,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             raise UsageError(f"value_range goes from less to more; received {self.value_range}")
         values = np.rint((rows - float(low)) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         try:
-            return ArrayImages(list(values.reshape(len(values), *self.image_shape)))
+            return array_images(values.reshape(len(values), *self.image_shape))
         except ValueError as error:
             raise UsageError(
                 f"rows of {values.shape[1]} values are no images of shape {self.image_shape}"
@@ -211,7 +211,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             spec=self.spec_,
             layer=self.layer_,
             open_engine=self._recipe.engine,
-            describe=lambda: cache_document(content_set(folder), self._recipe, self.spec_),
+            document=cache_document(FOLDER, (folder / FOLDER).resolve(), self._recipe, self.spec_),
             batch_size=self._recipe.batch_size,
         )
         return features.reshape(len(features), -1)
@@ -257,13 +257,14 @@ class TrainedModel:
         """
         given = given_images(images)
         spec = self.bundle.spec
-        decoded = given.read(given.refs, image_size=spec.image_size, resize=spec.resize)
-        parts: list[npt.NDArray[np.float64]] = []
+        decoded = given.read(given.digests, image_size=spec.image_size, resize=spec.resize)
+        probabilities: dict[bytes, npt.NDArray[np.float64]] = {}
         while batch := list(islice(decoded, self._predictor.batch_size)):
             pixels = np.stack([pixels for _, pixels in batch])
-            digests = [ref.digest for ref, _ in batch]
-            parts.append(self._predictor.probabilities(pixels, digests))
-        return np.concatenate(parts)
+            digests = [digest for digest, _ in batch]
+            predicted = self._predictor.probabilities(pixels, digests)
+            probabilities |= zip(digests, predicted, strict=True)
+        return np.stack([probabilities[digest] for digest in given.digests])
 
 
 def load_model(

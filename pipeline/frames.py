@@ -30,16 +30,7 @@ def load_features(
 def load_features(
     path: str | os.PathLike[str],
     *,
-    as_: Literal["arrays"],
-    layer: str | None = None,
-    split: str | None = None,
-    views: int = 0,
-) -> Arrays: ...
-@overload
-def load_features(
-    path: str | os.PathLike[str],
-    *,
-    as_: Literal["dataset", "pandas", "arrow"],
+    as_: str,
     layer: str | None = None,
     split: str | None = None,
     views: int = 0,

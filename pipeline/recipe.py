@@ -29,7 +29,6 @@ from pipeline.engines import (
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
 from pipeline.images.decode import RESIZE_POLICIES, pixels_digest
 from pipeline.images.reader import Pixels
-from pipeline.images.scan import ImageSet
 from pipeline.spec import FeatureSpec
 from pipeline.text import printable
 
@@ -106,11 +105,6 @@ class Recipe:
             )  # fmt: skip
         return engine
 
-    def takes(self, table: FeatureTable) -> bool:
-        """Whether rows of another file may stand beside those to be computed."""
-        engine = table.document["engine"] or {}
-        return self.engine_name == AUTO or engine.get("name") == self.engine_name
-
     def _allowed(self, recorded: Mapping[str, Any] | None) -> str:
         """A cache keeps its engine unless the user allows others."""
         if recorded is None or self.mix_engines or self.base.name == PIXELS:
@@ -154,14 +148,14 @@ class Recipe:
         )
 
 
-def cache_document(found: ImageSet, recipe: Recipe, spec: FeatureSpec) -> dict[str, Any]:
+def cache_document(set_name: str, root: Path, recipe: Recipe, spec: FeatureSpec) -> dict[str, Any]:
     """The file's ``spec`` dataset: what the features are and where they come from."""
     return {
         "format": FORMAT_VERSION,
         "spec": asdict(spec),
         "fingerprint": spec.fingerprint,
-        "set": found.name,
-        "root": os.fsdecode(found.root),
+        "set": set_name,
+        "root": os.fsdecode(root),
         "weights_from": os.fspath(
             recipe.weights.path.resolve() if recipe.weights.path else recipe.weights.kind
         ),

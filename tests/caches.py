@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 
 from pipeline.cache.file import columns_of, create_features
-from pipeline.cache.publish import Source, publish
+from pipeline.cache.keys import Source
+from pipeline.cache.publish import publish
 from pipeline.cache.seal import write_seal
 from pipeline.spec import FeatureSpec
 

@@ -52,8 +52,8 @@ def test_unreadable_file_is_skipped_for_a_user_who_is_not_root(reachable: Path) 
     root = draw_set(reachable / "set", per_class=3)
     (root / "plain/000.png").chmod(0)
     with as_other_user(reachable):
-        refs, skipped = hashes.hash_files(root, scan_folder(root).files)
-    assert len(refs) == 5
+        digests, skipped = hashes.hash_files(root, scan_folder(root).paths)
+    assert len(digests) == 5
     assert [(item.path, item.reason) for item in skipped] == [
         (b"plain/000.png", "cannot be read: Permission denied")
     ]
@@ -120,7 +120,7 @@ def test_harmed_shard_is_computed_again(
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.cache.fill.publish_rows", interrupted)
-        patch.setattr("pipeline.cache.commits.SECONDS", 0.0)
+        patch.setattr("pipeline.cache.compute.SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             extract_features(root, base="pixels", out="x.h5")
     shard = Path("x.parts/000001.h5")

@@ -4,11 +4,14 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import ProgressBar, parser, print_json, run
+from pipeline.errors import BadDataError, UsageError
+from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.cache.file import FeatureTable
@@ -28,37 +31,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.set_defaults(do=lambda arguments: made.error("name one of the commands"))
     commands = made.add_subparsers(metavar="COMMAND")
-    for name, do, summary in (
-        ("ls", _ls, "every cache: set, base, layers, rows, size, age"),
-        ("show", _show, "what one cache holds: spec, counts per split and class, skipped files"),
-        ("verify", _verify, "check every byte; damage is named by layer and rows (exit 65)"),
-        ("repair", _repair, "compute again only what is damaged"),
-        (
-            "prune",
-            _prune,
-            "delete what is left over: of dead runs, deleted sets and images, old trainings",
-        ),
+    for do, summary in (
+        (_ls, "every cache: set, base, layers, rows, size, age"),
+        (_show, "what one cache holds: spec, counts per split and class, skipped files"),
+        (_verify, "check every byte; damage is named by layer and rows (exit 65)"),
+        (_repair, "compute again only what is damaged"),
+        (_prune, "delete what is left over: of dead runs, deleted sets and images, old trainings"),
     ):
+        name = do.__name__.strip("_")
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(do=do)
         command.add_argument("--json", action="store_true", help="print one JSON document")
-        if name in ("ls", "prune"):
-            command.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
-        else:
+        if do in (_show, _verify, _repair):
             command.add_argument("file", type=Path, metavar="FILE", help="a cache file (.h5)")
-        if name == "prune":
-            command.add_argument("--yes", action="store_true", help="do not ask")
-        if name == "repair":
+        if do is _repair:
             command.add_argument("--weights", type=Path, metavar="FILE", help="if they have moved")
             command.add_argument("--wait", action="store_true", help="wait for a running writer")
+        if do in (_ls, _prune, _repair):
             command.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
+        if do is _prune:
+            command.add_argument("--yes", action="store_true", help="do not ask")
     return made
 
 
 def _ls(arguments: argparse.Namespace) -> None:
     from pipeline.cache.file import cache_files, read_table
-    from pipeline.errors import BadDataError
-    from pipeline.text import duration, file_size, printable
 
     listed: list[dict[str, Any]] = []
     for path in cache_files(arguments.cache_dir):
@@ -94,7 +91,6 @@ def _ls(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace) -> None:
     from pipeline.cache.file import read_all_rows, read_table
     from pipeline.cache.upkeep import skipped_files
-    from pipeline.text import printable
 
     table = read_table(arguments.file)
     skipped = skipped_files(arguments.file)
@@ -150,8 +146,6 @@ def _made_with(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _counts(table: "FeatureTable") -> list[dict[str, Any]]:
-    from collections import Counter
-
     from pipeline.cache.file import SPLIT_NAMES
 
     columns = table.columns
@@ -171,21 +165,11 @@ def _counts(table: "FeatureTable") -> list[dict[str, Any]]:
 
 def _verify(arguments: argparse.Namespace) -> None:
     from pipeline.cache.upkeep import verify_cache
-    from pipeline.errors import BadDataError
-    from pipeline.text import counted, printable
 
     damages = verify_cache(arguments.file)
     if arguments.json:
-        print_json(
-            {
-                "file": str(arguments.file),
-                "whole": not damages,
-                "damages": [
-                    {"dataset": found.dataset, "rows": found.rows, "what": found.what}
-                    for found in damages
-                ],
-            }
-        )
+        places = [vars(found) for found in damages]
+        print_json({"file": str(arguments.file), "whole": not damages, "damages": places})
     elif not damages and not arguments.file.exists():
         parts = printable(arguments.file.with_suffix(".parts"))
         print(f"{parts} is whole, but no file was published from it yet: run extract again")
@@ -203,7 +187,6 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _repair(arguments: argparse.Namespace) -> None:
     from pipeline.api import repair_cache
-    from pipeline.text import counted, printable
 
     with ProgressBar("repairing", unit="image") as bar:
         done = repair_cache(
@@ -226,8 +209,6 @@ def _repair(arguments: argparse.Namespace) -> None:
 
 def _prune(arguments: argparse.Namespace) -> None:
     from pipeline.cache.upkeep import find_prunable, prune
-    from pipeline.errors import UsageError
-    from pipeline.text import file_size, printable
 
     found = find_prunable(arguments.cache_dir)
     if arguments.json and not arguments.yes:

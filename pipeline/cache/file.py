@@ -6,10 +6,9 @@ The layout is plain HDF5 (gzip level 1, no shuffle, fletcher32), specified in do
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,24 +134,14 @@ class FeatureTable:
         damaged there.
         """
         wanted = self.file_rows if rows is None else self.file_rows[rows]
-        return read_features(self, layer, wanted)
-
-
-def read_features(
-    table: FeatureTable, layer: str, file_rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """Read rows by where they stand in the file; see `FeatureTable.features`."""
-    with h5py.File(table.path, "r") as file:
-        _check_same(table)  # after it was opened: what is renamed to its place now stays unread
-        try:
-            return read_rows(file[f"features/{layer}"], file_rows)
-        except OSError as error:
-            raise damaged(table.path) from error
-
-
-def _check_same(table: FeatureTable) -> None:
-    if _written(table.path) != table.written:
-        raise BusyError(f"{printable(table.path)} was written anew meanwhile; run again")
+        with h5py.File(self.path, "r") as file:
+            # after it was opened: what is renamed to its place now stays unread
+            if _written(self.path) != self.written:
+                raise BusyError(f"{printable(self.path)} was written anew meanwhile; run again")
+            try:
+                return read_rows(file[f"features/{layer}"], wanted)
+            except OSError as error:
+                raise damaged(self.path) from error
 
 
 def _written(path: Path) -> tuple[int, ...]:
@@ -213,16 +202,7 @@ def read_table(path: Path) -> FeatureTable:
     """
     table = read_all_rows(path)
     present = np.flatnonzero(table.columns.labels != NO_FILE)
-    return FeatureTable(
-        path=path,
-        spec=table.spec,
-        document=table.document,
-        classes=table.classes,
-        columns=table.columns.take(present),
-        layers=table.layers,
-        file_rows=present,
-        written=table.written,
-    )
+    return replace(table, columns=table.columns.take(present), file_rows=present)
 
 
 def read_all_rows(path: Path) -> FeatureTable:
@@ -281,7 +261,7 @@ def _read_open_file(path: Path, file: h5py.File, written: tuple[int, ...]) -> Fe
 def cache_files(folder: Path) -> Iterator[Path]:
     """The cache files of a folder, newest first."""
     found = [path for path in folder.glob("*.h5") if path.is_file()]
-    yield from sorted(found, key=lambda path: os.stat(path).st_mtime_ns, reverse=True)  # noqa: PTH116
+    yield from sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def cache_file(
@@ -307,7 +287,7 @@ def cache_file(
     name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
     name += f"+{variant}" * bool(variant)
     plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
-    table = _table_of_ours(plain)
+    table = existing_table(plain, cure="move it away or give --out")
     if table is None or Path(table.document["root"]) == root:
         return plain
     was_moved = any(key.digest in digests for key in table.columns.row_keys())
@@ -317,8 +297,8 @@ def cache_file(
     return folder / f"{name}~{digits}-{spec.base}-{spec.fingerprint}.h5"
 
 
-def _table_of_ours(path: Path) -> FeatureTable | None:
-    """What stands at a path; raises CannotCreateError if that is no cache."""
+def existing_table(path: Path, *, cure: str) -> FeatureTable | None:
+    """The cache at a path, if there is one; raises CannotCreateError for anything else."""
     if not path.exists():
         return None
     try:
@@ -326,4 +306,4 @@ def _table_of_ours(path: Path) -> FeatureTable | None:
     except DamagedError:
         raise
     except BadDataError as error:
-        raise CannotCreateError(f"{error}; move it away or give --out") from error
+        raise CannotCreateError(f"{error}; {cure}") from error

@@ -1,12 +1,12 @@
-"""Write a cache file at one go, from rows that stand in other files."""
+"""Write the cache file at one go, from rows in the file before it and in shards."""
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,21 +16,100 @@ from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import (
     COLUMN_DTYPES,
     LIBVER,
+    NO_FILE,
     Columns,
+    FeatureTable,
+    columns_of,
     create_features,
     damaged,
     read_rows,
 )
+from pipeline.cache.index import RowIndex
+from pipeline.cache.keys import Row, RowKey, Source
 from pipeline.cache.seal import BrokenSeal, read_seal, write_seal
 from pipeline.durable import DiskFile, write_durably
+from pipeline.images.scan import NO_SPLIT
+
+OPEN_FILES = 16  # sources at a time
+SAID_OF_THE_SET = ("set", "root", "views", "tta", "augmentation")  # in the file's document
+
+Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]  # row shape, row sources
+Opened = tuple[h5py.File, Mapping[tuple[str, int], str]]  # a file, its chunks' SHA-256
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a row's features stand now: a file and the row in it."""
+def publish_rows(
+    path: Path,
+    *,
+    table: FeatureTable | None,
+    index: RowIndex,
+    rows: Sequence[Row],
+    classes: tuple[str, ...],
+    layers: Sequence[str],
+    document: Mapping[str, Any],
+) -> bool:
+    """Write the cache file anew; False if it says all that already.
 
-    path: Path
-    row: int
+    Rows of the file keep their order; new ones follow; those whose image is gone keep their
+    features under the label -1.
+
+    Parameters
+    ----------
+    table : the file as it is, None if there is none.
+    rows : those whose images are there.
+    """
+    layers = sorted(index.row_shapes.keys() & set(layers))  # shards may hold others, half done
+    rows = arrange_rows(table, rows)
+    columns = columns_of(
+        labels=[row.label for row in rows],
+        splits=[row.split for row in rows],
+        paths=[row.path for row in rows],
+        digests=[row.key.digest for row in rows],
+        views=[row.key.view for row in rows],
+    )
+    sources = {layer: _sources(index.sources[layer], rows) for layer in layers}
+    if (
+        table is not None
+        and table.classes == classes
+        and sorted(table.layers) == layers
+        and all(table.document.get(name) == document.get(name) for name in SAID_OF_THE_SET)
+        and columns.equals(table.columns)
+        # A shard may mend rows of the file, and be of a run that was killed before it published.
+        and all(found is None or found.path == path for each in sources.values() for found in each)
+    ):
+        return False
+    publish(
+        path,
+        document={**document, "engine": index.engine},
+        classes=classes,
+        columns=columns,
+        layers={layer: (index.row_shapes[layer], sources[layer]) for layer in layers},
+    )
+    return True
+
+
+def arrange_rows(table: FeatureTable | None, wanted: Sequence[Row]) -> list[Row]:
+    """The rows of the file to be: those that are there, as far as wanted or gone, then new ones."""
+    waiting: dict[RowKey, dict[bytes, Row]] = defaultdict(dict)
+    for row in wanted:
+        waiting[row.key][row.path] = row
+    present = set(waiting)
+    rows: list[Row] = []
+    if table is not None:
+        for key, path in zip(table.columns.row_keys(), table.columns.paths.tolist(), strict=True):
+            rows.append(waiting[key].pop(path, Row(key, path, NO_FILE, NO_SPLIT)))
+    for place, row in enumerate(rows):
+        if row.label == NO_FILE and waiting[row.key]:  # the same content under another name
+            _, rows[place] = waiting[row.key].popitem()
+    return [
+        # An image that is gone keeps its row, a further copy of one that is there does not.
+        *(row for row in rows if row.label != NO_FILE or row.key not in present),
+        *(row for row in wanted if row.path in waiting[row.key]),
+    ]
+
+
+def _sources(found: Mapping[RowKey, Source], rows: Sequence[Row]) -> list[Source | None]:
+    """Where rows' features are; None only if the image is gone and never had the layer."""
+    return [found.get(row.key) if row.label == NO_FILE else found[row.key] for row in rows]
 
 
 def publish(
@@ -39,7 +118,7 @@ def publish(
     document: Mapping[str, Any],
     classes: Sequence[str],
     columns: Columns,
-    layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]],
+    layers: Layers,
 ) -> None:
     """Write a complete cache file beside its place, check it, and rename it there.
 
@@ -62,13 +141,9 @@ def publish(
         stream.check()  # of a half-written file nothing can be sealed
         write_seal(stream)
 
-    write_durably(path, write, needs=_stored_bytes(layers))
-
-
-def _stored_bytes(layers: Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]) -> int:
-    """About how large the published file will be: as large as the files that it is made from."""
     rows = (row for _, sources in layers.values() for row in sources if row is not None)
-    return sum(path.stat().st_size for path in {row.path for row in rows})
+    needs = sum(path.stat().st_size for path in {row.path for row in rows})  # as all sources
+    write_durably(path, write, needs=needs)
 
 
 def _copy_rows(
@@ -76,12 +151,20 @@ def _copy_rows(
 ) -> None:
     """Fill a dataset from other files; whole chunks travel as they are stored."""
     size = target.chunks[0]
-    with _OpenFiles() as files:
-        for start in range(0, len(sources), size):
-            block = sources[start : start + size]
-            if not _copy_whole_chunk(target, layer, start, block, files):
-                write_chunk(target, start, _gather(target, layer, block, files))
-            stream.check()  # on a full disk the rest would pile up in memory
+    # Thousands of shards would pass the system's limit; h5py closes those that the cache drops.
+    open_source = lru_cache(OPEN_FILES)(_open_source)
+    for start in range(0, len(sources), size):
+        block = sources[start : start + size]
+        if not _copy_whole_chunk(target, layer, start, block, open_source):
+            write_chunk(target, start, _gather(target, layer, block, open_source))
+        stream.check()  # on a full disk the rest would pile up in memory
+
+
+def _open_source(path: Path) -> Opened:
+    try:
+        return h5py.File(path, "r"), read_seal(path).chunk_digests()
+    except BrokenSeal:  # another writer's file: nothing to hold its chunks against
+        return h5py.File(path, "r"), {}
 
 
 def _copy_whole_chunk(
@@ -89,17 +172,17 @@ def _copy_whole_chunk(
     layer: str,
     start: int,
     block: Sequence[Source | None],
-    files: "_OpenFiles",
+    open_source: Callable[[Path], Opened],
 ) -> bool:
     """Copy a block as it is stored, if it is exactly one chunk of one file."""
-    first = _whole_chunk(block, target.chunks[0])
-    if first is None:
+    size, first, name = target.chunks[0], block[0], f"features/{layer}"
+    if first is None or first.row % size:
         return False
-    source = files[first.path][f"features/{layer}"]
-    if (source.chunks, source.dtype) != (target.chunks, target.dtype):
+    if list(block) != [Source(first.path, first.row + offset) for offset in range(size)]:
         return False
-    expected = files.digests[first.path].get((f"features/{layer}", first.row))
-    if expected is None:
+    file, digests = open_source(first.path)
+    source, expected = file[name], digests.get((name, first.row))
+    if expected is None or (source.chunks, source.dtype) != (target.chunks, target.dtype):
         return False
     zeros = (0,) * (target.ndim - 1)
     mask, data = source.id.read_direct_chunk((first.row, *zeros))
@@ -111,9 +194,12 @@ def _copy_whole_chunk(
 
 
 def _gather(
-    target: h5py.Dataset, layer: str, block: Sequence[Source | None], files: "_OpenFiles"
+    target: h5py.Dataset,
+    layer: str,
+    block: Sequence[Source | None],
+    open_source: Callable[[Path], Opened],
 ) -> npt.NDArray[Any]:
-    """Read a block's rows from wherever they stand; NaN where there is no source."""
+    """Read a block's rows from wherever they are; NaN where there is no source."""
     rows = np.full((len(block), *target.shape[1:]), np.nan, target.dtype)
     places: dict[Path, list[tuple[int, int]]] = defaultdict(list)
     for place, source in enumerate(block):
@@ -121,47 +207,9 @@ def _gather(
             places[source.path].append((place, source.row))
     for path, found in places.items():
         to, wanted = np.array(found).T
+        file, _ = open_source(path)
         try:
-            rows[to] = read_rows(files[path][f"features/{layer}"], wanted, str(target.dtype))
+            rows[to] = read_rows(file[f"features/{layer}"], wanted, str(target.dtype))
         except OSError as error:  # HDF5's checksum failed
             raise damaged(path) from error
     return rows
-
-
-def _whole_chunk(block: Sequence[Source | None], size: int) -> Source | None:
-    """The first row of a block, if the block is exactly one full chunk of one file."""
-    first = block[0]
-    if len(block) != size or first is None or first.row % size:
-        return None
-    expected = (Source(first.path, first.row + offset) for offset in range(size))
-    return first if all(a == b for a, b in zip(block, expected, strict=True)) else None
-
-
-class _OpenFiles:
-    """The few source files open at a time; thousands of shards would pass the system's limit."""
-
-    LIMIT = 16
-
-    def __init__(self) -> None:
-        self._files: dict[Path, h5py.File] = {}
-        self.digests: dict[Path, Mapping[tuple[str, int], str]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def __getitem__(self, path: Path) -> h5py.File:
-        if path not in self._files:
-            if len(self._files) >= self.LIMIT:
-                oldest = next(iter(self._files))
-                self._files.pop(oldest).close()
-                del self.digests[oldest]
-            try:
-                self.digests[path] = read_seal(path).chunk_digests()
-            except BrokenSeal:  # another writer's file: nothing to hold its chunks against
-                self.digests[path] = {}
-            self._files[path] = h5py.File(path, "r")
-        return self._files[path]

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import h5py
 
@@ -83,15 +83,12 @@ class Seal:
     columns: tuple[Column, ...]
     spare: bytes
 
-    def gaps(self) -> Iterator[tuple[int, int]]:
-        """Offset and length of each stretch that belongs to no chunk of features."""
-        position = 0
-        for chunk in self.chunks:
-            if chunk.offset > position:
-                yield position, chunk.offset - position
-            position = chunk.offset + chunk.length
-        if position < self.end:
-            yield position, self.end - position
+    def metadata(self) -> Iterator[tuple[int, bytes]]:
+        """Offset and spare copy of each stretch that belongs to no chunk of features."""
+        used = 0
+        for offset, length in _gaps(self.chunks, self.end):
+            yield offset, self.spare[used : used + length]
+            used += length
 
     def chunk_digests(self) -> Mapping[tuple[str, int], str]:
         """(dataset, first row) -> SHA-256 of the chunk's stored bytes."""
@@ -102,9 +99,8 @@ def write_seal(stream: Stream) -> None:
     """Seal a whole HDF5 file that has just been written and closed by h5py."""
     chunks, columns = _layout(stream)
     end = stream.seek(0, 2)
-    draft = Seal(end, tuple(chunks), tuple(columns), b"")
-    sealed = [chunk._replace(sha256=_sha256(stream, chunk)) for chunk in draft.chunks]
-    spare = b"".join(_read(stream, offset, length) for offset, length in draft.gaps())
+    sealed = [chunk._replace(sha256=_sha256(stream, chunk)) for chunk in chunks]
+    spare = b"".join(_read(stream, offset, length) for offset, length in _gaps(chunks, end))
     index = json.dumps({"end": end, "chunks": sealed, "columns": columns}).encode()
     packed = zlib.compress(spare, 1)
     stream.seek(0, 2)
@@ -159,13 +155,12 @@ def find_damage(path: Path) -> list[Damage]:
 def find_metadata_damage(path: Path, seal: Seal) -> list[Damage]:
     """Compare all that belongs to no chunk of features with the spare copy."""
     damages = []
-    used = 0
     with path.open("rb") as stream:
-        for offset, length in seal.gaps():
-            found, spare = _read(stream, offset, length), seal.spare[used : used + length]
-            used += length
+        for offset, spare in seal.metadata():
+            found = _read(stream, offset, len(spare))
             if found != spare:
-                place = next(at for at in range(length) if found[at : at + 1] != spare[at : at + 1])
+                places = range(len(spare))
+                place = next(at for at in places if found[at : at + 1] != spare[at : at + 1])
                 damages.append(_metadata_damage(seal.columns, offset + place))
     return damages
 
@@ -179,11 +174,20 @@ def write_mended(source: Path, target: Stream) -> None:
     with source.open("rb") as stream:
         for piece in _pieces(stream, 0, source.stat().st_size):
             target.write(piece)
-    used = 0
-    for offset, length in seal.gaps():
+    for offset, spare in seal.metadata():
         target.seek(offset)
-        target.write(seal.spare[used : used + length])
-        used += length
+        target.write(spare)
+
+
+def _gaps(chunks: Sequence[Chunk], end: int) -> Iterator[tuple[int, int]]:
+    """Offset and length of each stretch that belongs to no chunk of features."""
+    position = 0
+    for chunk in chunks:
+        if chunk.offset > position:
+            yield position, chunk.offset - position
+        position = chunk.offset + chunk.length
+    if position < end:
+        yield position, end - position
 
 
 def _layout(stream: Stream) -> tuple[list[Chunk], list[Column]]:
@@ -221,18 +225,18 @@ def _metadata_damage(columns: Sequence[Column], position: int) -> Damage:
     return Damage("", None, f"metadata of the file, byte {position}")
 
 
-def _sha256(stream: Stream | BinaryIO, chunk: Chunk) -> str:
+def _sha256(stream: Stream, chunk: Chunk) -> str:
     digest = hashlib.sha256()
     for piece in _pieces(stream, chunk.offset, chunk.length):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _read(stream: Stream | BinaryIO, offset: int, length: int) -> bytes:
+def _read(stream: Stream, offset: int, length: int) -> bytes:
     return b"".join(_pieces(stream, offset, length))
 
 
-def _pieces(stream: Stream | BinaryIO, offset: int, length: int) -> Iterator[bytes]:
+def _pieces(stream: Stream, offset: int, length: int) -> Iterator[bytes]:
     stream.seek(offset)
     while length > 0 and (piece := stream.read(min(length, BYTES_PER_READ))):
         length -= len(piece)

@@ -7,7 +7,7 @@ shards are read does not matter.
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.chunks import write_chunk
-from pipeline.cache.file import LIBVER, create_features
+from pipeline.cache.file import LIBVER, FeatureTable, create_features
 from pipeline.cache.keys import DIGEST_DTYPE, RowKey
 from pipeline.cache.seal import find_damage, write_seal
 from pipeline.durable import (
@@ -25,6 +25,7 @@ from pipeline.durable import (
     make_folder,
     remove_file,
     remove_folder,
+    remove_temporaries,
     sync_folder,
     write_durably,
 )
@@ -48,25 +49,32 @@ class Shard:
 
 
 class ShardFolder:
-    """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``."""
+    """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``.
+
+    Attributes
+    ----------
+    shards : the committed ones, of earlier runs and of this one, in the order of commits.
+    """
 
     def __init__(
         self, cache_path: Path, spec: FeatureSpec, augmentation: Mapping[str, Any] | None = None
     ) -> None:
+        self.cache = cache_path
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
         self.augmentation = augmentation
-        self._whole: set[Path] = set()  # written or looked at by this run
-        self._told: set[Path] = set()  # damaged shards that the user knows of
+        self.shards: list[Shard] = []
 
     def settle(self) -> None:
-        """Take over from a killed run: drop what it left half-written, make permanent what it left
-        unsynced."""
+        """Take over from a killed run: remove what it left half-written, sync what it left
+        unsynced, and read its whole shards."""
+        remove_temporaries(self.cache)
         for leftover in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
             remove_file(leftover)
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)
+        self.shards = [shard for path in self._paths() if (shard := self._read(path))]
 
     def commit(
         self,
@@ -85,57 +93,33 @@ class ShardFolder:
         """
         if not self.path.exists():
             make_folder(self.path)
+        shard = Shard(
+            path=self.path / f"{self._next_number():06d}.h5",
+            keys=tuple(keys),
+            row_shapes={layer: rows.shape[1:] for layer, rows in features.items()},
+            engine=dict(engine),
+            augmentation=self.augmentation,
+        )
         document = {
             "spec": asdict(self.spec),
-            "engine": dict(engine),
-            "augmentation": self.augmentation,
+            "engine": shard.engine,
+            "augmentation": shard.augmentation,
         }
         image = _image(document, keys, features)
         _check_image(image, keys, features)
-        name = f"{self._next_number():06d}.h5"
-        write_durably(self.path / name, lambda file: file.write(image), needs=len(image))
-        self._whole.add(self.path / name)
+        write_durably(shard.path, lambda file: file.write(image), needs=len(image))
+        self.shards.append(shard)
 
-    def read(self) -> Iterator[Shard]:
-        """Every committed shard of this spec, in the order of commits."""
-        for path in self._paths():
-            if path not in self._whole and (damages := find_damage(path)):
-                if path not in self._told:
-                    what = printable(damages[0].what)
-                    log.warning("%s is damaged (%s): computed again", printable(path), what)
-                self._told.add(path)
-                continue
-            self._whole.add(path)
-            try:
-                with h5py.File(path, "r") as file:
-                    document = json.loads(file["spec"].asstr()[()])
-                    if document["spec"] != asdict(self.spec):
-                        continue
-                    keys = zip(file["digests"][()], file["views"][()], strict=True)
-                    yield Shard(
-                        path=path,
-                        keys=tuple(RowKey(digest.tobytes(), int(view)) for digest, view in keys),
-                        row_shapes={
-                            name: rows.shape[1:] for name, rows in file["features"].items()
-                        },
-                        engine=document["engine"],
-                        augmentation=document.get("augmentation"),
-                    )
-            except (OSError, KeyError, ValueError) as error:
-                log.warning("%s is no shard of ours (%s): passed over", path, error)
-
-    def remove_published(self, published: Callable[[str, RowKey], bool]) -> None:
-        """Delete the shards of which a published file holds every row; others serve later runs,
-        e.g. after one with fewer images.
-
-        Parameters
-        ----------
-        published : whether the file holds a layer key's features of a row key.
-        """
+    def remove_published(self, table: FeatureTable) -> None:
+        """Delete the shards of which the published file holds every row; others serve later runs,
+        e.g. after one with fewer images."""
+        published = set(table.columns.row_keys())
         needed = [
             shard.path
-            for shard in self.read()
-            if not all(published(layer, key) for layer in shard.row_shapes for key in shard.keys)
+            for shard in self.shards
+            if not (
+                shard.row_shapes.keys() <= table.layers.keys() and published.issuperset(shard.keys)
+            )
         ]
         remove_folder(self.path, keep=needed)
 
@@ -146,11 +130,31 @@ class ShardFolder:
         paths = self._paths()
         return int(paths[-1].stem) + 1 if paths else 0
 
+    def _read(self, path: Path) -> Shard | None:
+        """A shard of this spec; None for another file, or a damaged one."""
+        if damages := find_damage(path):
+            what = printable(damages[0].what)
+            log.warning("%s is damaged (%s): computed again", printable(path), what)
+            return None
+        try:
+            with h5py.File(path, "r") as file:
+                document = json.loads(file["spec"].asstr()[()])
+                keys = zip(file["digests"][()], file["views"][()], strict=True)
+                shard = Shard(
+                    path=path,
+                    keys=tuple(RowKey(digest.tobytes(), int(view)) for digest, view in keys),
+                    row_shapes={name: rows.shape[1:] for name, rows in file["features"].items()},
+                    engine=document["engine"],
+                    augmentation=document.get("augmentation"),
+                )
+                return shard if document["spec"] == asdict(self.spec) else None
+        except (OSError, KeyError, ValueError) as error:
+            log.warning("%s is no shard of ours (%s): passed over", path, error)
+            return None
+
 
 def _image(
-    document: Mapping[str, Any],
-    keys: Sequence[RowKey],
-    features: Mapping[str, npt.NDArray[Any]],
+    document: Mapping[str, Any], keys: Sequence[RowKey], features: Mapping[str, npt.NDArray[Any]]
 ) -> bytes:
     """The shard as bytes of an HDF5 file; HDF5 itself never writes to the disk."""
     buffer = io.BytesIO()

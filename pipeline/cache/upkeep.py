@@ -15,9 +15,10 @@ import numpy as np
 
 from pipeline.cache.file import NO_FILE, FeatureTable, cache_files, read_all_rows
 from pipeline.cache.fill import SKIPPED_SUFFIX
+from pipeline.cache.index import DamagedRows
+from pipeline.cache.keys import Source
 from pipeline.cache.lock import writer_lock
-from pipeline.cache.merge import Distrusted
-from pipeline.cache.publish import Source, publish
+from pipeline.cache.publish import publish
 from pipeline.cache.seal import (
     MAGIC,
     BrokenSeal,
@@ -123,7 +124,7 @@ def mend_metadata(path: Path) -> None:
         write_durably(path, lambda file: write_mended(path, file), needs=path.stat().st_size)
 
 
-def bad_rows(path: Path, table: FeatureTable) -> Distrusted:
+def bad_rows(path: Path, table: FeatureTable) -> DamagedRows:
     """Rows whose features are not what was written, by the seal and by HDF5's checksums."""
     bad = {layer: set(_unreadable_rows(table, layer)) for layer in table.layers}
     for damage in find_damage(path):

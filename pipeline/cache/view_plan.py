@@ -7,7 +7,7 @@ from typing import Any, Self
 from pipeline.cache.keys import RowKey
 from pipeline.errors import UsageError
 from pipeline.images.reader import Pixels
-from pipeline.images.scan import NO_SPLIT, TRAIN, ImageRef
+from pipeline.images.scan import NO_SPLIT, TRAIN
 from pipeline.images.views import Augmentation, draw_view
 
 MOST_VIEWS = 1000  # 16 bits number them; more than some dozens were never of use to anybody
@@ -37,9 +37,9 @@ class ViewPlan:
         if self.tta and not self.views:
             raise UsageError("--tta averages over views: say how many with --views")
 
-    def of(self, ref: ImageRef) -> range:
-        """The numbers of an image's views."""
-        has_views = self.tta or ref.split in (NO_SPLIT, TRAIN)
+    def views_of(self, split: int) -> range:
+        """The numbers of the views of an image in a split."""
+        has_views = self.tta or split in (NO_SPLIT, TRAIN)
         return range(self.views + 1 if has_views else 1)
 
     def draw(self, key: RowKey, pixels: Pixels) -> Pixels:

@@ -8,7 +8,6 @@ the preprocessing and the layers; below it a folder per engine and version, and 
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.durable import make_folder, sync_folder
+from pipeline.durable import make_folder, publish_folder
 from pipeline.engines import EngineRequest
 from pipeline.spec import split_layer_key
 
@@ -66,16 +65,11 @@ def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
         convert(made)
         digests = {path.name: _digest(path) for path in made.iterdir()}
         (made / MANIFEST).write_text(json.dumps(digests, indent=2))
-        for path in made.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        sync_folder(made)
         with FileLock(f"{folder}.lock"):
             if is_whole(folder):  # another process was faster, and may have it open
                 return
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-            made.rename(folder)
-    sync_folder(folder.parent)
+            publish_folder(made, folder)
 
 
 def _digest(path: Path) -> str:

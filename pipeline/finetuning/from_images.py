@@ -1,5 +1,6 @@
 """The references: training from the images themselves, augmented anew in every epoch."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.finetuning.rows import Draw, Indices, Rows, new_views, scratch_ima
 from pipeline.finetuning.training import Progress, Task
 from pipeline.heads.head import Candidate, HeadSpec
 from pipeline.images.hashes import hash_files
-from pipeline.images.scan import NO_SPLIT, ImageRef, ImageSet, scan_folder
+from pipeline.images.scan import NO_SPLIT, ImageSet, scan_folder
 from pipeline.recipe import cache_document
 from pipeline.spec import FeatureSpec
 
@@ -41,19 +42,21 @@ def train_from_images(
     stack : closes the training data, which lie on the disk.
     """
     found = scan_folder(asked.data)
-    refs, unreadable = hash_files(found.root, found.files, index_folder=asked.cache_dir / "hashes")
+    digests, unreadable = hash_files(
+        found.root, found.paths, index_folder=asked.cache_dir / "hashes"
+    )
     pixels, kept, skipped = stack.enter_context(
         scratch_images(
             found.root,
-            refs,
+            digests,
             image_size=asked.recipe.image_size,
             resize=asked.resize,
             folder=asked.cache_dir,
         )
     )
-    divided = _divided(asked, found, kept)
+    divided = _divided(asked, found, {path: digests[path] for path in kept})
     (trial,) = divided.division.trials
-    task = task_of(asked, pixels, kept, divided)
+    task = task_of(asked, pixels, divided)
     checkpoints = Checkpoints.of(asked, divided)
     trained = [_train(asked, task, checkpoints, seed, training) for seed in trial.seeds]
     rows: dict[str, list[Trained]] = {"frozen_head": [], "end_to_end": [], "scratch": []}
@@ -91,8 +94,13 @@ class KnownScores:
         return self.probabilities[features[:, 0].astype(np.int64)]
 
 
-def _divided(asked: FineTuning, found: ImageSet, refs: list[ImageRef]) -> DividedCache:
-    """The images as if they were cached, divided as a cache of them is."""
+def _divided(asked: FineTuning, found: ImageSet, digests: Mapping[bytes, bytes]) -> DividedCache:
+    """The images as if they were cached, divided as a cache of them is.
+
+    Parameters
+    ----------
+    digests : path -> SHA-256 of the images that can be read.
+    """
     recipe = asked.recipe
     spec = (
         FeatureSpec(
@@ -107,38 +115,37 @@ def _divided(asked: FineTuning, found: ImageSet, refs: list[ImageRef]) -> Divide
         if asked.method == "scratch"
         else recipe.spec((recipe.base.last_layer,))
     )
+    files = [file for file in found.files if file.path in digests]
     columns = columns_of(
-        labels=[ref.label for ref in refs],
-        splits=[ref.split for ref in refs],
-        paths=[ref.path for ref in refs],
-        digests=[ref.digest for ref in refs],
-        views=[0] * len(refs),
+        labels=[file.label for file in files],
+        splits=[file.split for file in files],
+        paths=[file.path for file in files],
+        digests=[digests[file.path] for file in files],
+        views=[0] * len(files),
     )
     table = FeatureTable(
         path=found.root,
         spec=spec,
-        document={**cache_document(found, recipe, spec), "engine": None},
+        document={**cache_document(found.name, found.root, recipe, spec), "engine": None},
         classes=found.classes,
         columns=columns,
         layers={},
-        file_rows=np.arange(len(refs)),
+        file_rows=np.arange(len(files)),
         written=(),
     )
-    has_splits = any(ref.split != NO_SPLIT for ref in refs)
+    has_splits = any(file.split != NO_SPLIT for file in files)
     division = asked.protocol(has_splits=has_splits).divide(columns, found.classes)
     layer = "images" if asked.method == "scratch" else recipe.base.last_layer
     return DividedCache(table, (layer,), division, CachedViews.of(table))
 
 
-def task_of(
-    asked: FineTuning, pixels: npt.NDArray[np.uint8], refs: list[ImageRef], divided: DividedCache
-) -> Task:
+def task_of(asked: FineTuning, pixels: npt.NDArray[np.uint8], divided: DividedCache) -> Task:
     """Training images in new views each epoch; afterwards all of test, and of training as it is,
     are predicted."""
     (trial,) = divided.division.trials
     labels, splits = divided.table.columns.labels, trial.splits
-    learned = [refs[image] for image in splits.train]
-    draw = new_views(learned, asked.augmentation) if asked.augmented else None
+    digests = [digest.tobytes() for digest in divided.table.columns.digests[splits.train]]
+    draw = new_views(digests, asked.augmentation) if asked.augmented else None
     predicted = np.concatenate([splits.test, splits.train])
 
     def rows_of(images: Indices, draw: Draw | None = None) -> Rows:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline.ahead import in_order
 from pipeline.durable import explained
 from pipeline.errors import StorageError
 from pipeline.images.reader import read_images
-from pipeline.images.scan import ImageRef, Skipped
+from pipeline.images.scan import Skipped
 from pipeline.images.views import Augmentation, draw_view
 from pipeline.text import file_size, printable
 
@@ -79,12 +79,13 @@ def row_order(count: int, *, seed: int, epoch: int) -> Indices:
     return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
 
 
-def new_views(refs: Sequence[ImageRef], augmentation: Augmentation) -> Draw:
+def new_views(digests: Sequence[bytes], augmentation: Augmentation) -> Draw:
     """Views on the fly: of each image the first epoch sees view 1, the second view 2, and so on."""
 
     def draw(pixels: Array, row: int, epoch: int) -> Array:
-        digest = refs[row].digest
-        return draw_view(pixels, augmentation=augmentation, image_digest=digest, view=epoch + 1)
+        return draw_view(
+            pixels, augmentation=augmentation, image_digest=digests[row], view=epoch + 1
+        )
 
     return draw
 
@@ -151,25 +152,25 @@ def scratch_maps(
 
 @contextlib.contextmanager
 def scratch_images(
-    root: Path, refs: Sequence[ImageRef], *, image_size: int, resize: str, folder: Path
-) -> Iterator[tuple[Array, list[ImageRef], list[Skipped]]]:
+    root: Path, digests: Mapping[bytes, bytes], *, image_size: int, resize: str, folder: Path
+) -> Iterator[tuple[Array, list[bytes], list[Skipped]]]:
     """Decode images once, to a `scratch_array` of (N, S, S, 3) uint8.
 
-    Yields them with their references, and what was skipped and why.
+    Yields them with their paths, and what was skipped and why.
     """
-    kept: list[ImageRef] = []
+    kept: list[bytes] = []
     skipped: list[Skipped] = []
 
     def decoded() -> Iterator[Array]:
-        images = read_images(root, refs, image_size=image_size, resize=resize)
+        images = read_images(root, digests, image_size=image_size, resize=resize)
         with contextlib.closing(images):
-            for ref, pixels in images:
+            for path, pixels in images:
                 if isinstance(pixels, Skipped):
                     skipped.append(pixels)
                 else:
-                    kept.append(ref)
+                    kept.append(path)
                     yield pixels[None]
 
-    shape = (len(refs), image_size, image_size, 3)
+    shape = (len(digests), image_size, image_size, 3)
     with scratch_array(decoded(), shape=shape, dtype="uint8", folder=folder) as pixels:
         yield pixels, kept, skipped

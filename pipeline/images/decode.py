@@ -59,20 +59,25 @@ def decode(data: bytes, *, image_size: int, resize: str = "squash") -> npt.NDArr
         raise UnreadableImage("empty file")
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            pixels = image.width * image.height
-            memory = pixels * BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
-            if _is_turned(image):
-                memory *= 2  # it is turned before it is made small
-            if memory > MAX_MEMORY:
-                raise UnreadableImage(_too_large(pixels))
-            with _memory.taken(memory):
-                image.load()
-                rgb = _to_rgb(_upright(image))
-                return np.asarray(_resized(rgb, image_size, resize).convert("RGB"))
+            return to_pixels(image, image_size=image_size, resize=resize)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's plugins raise whatever they like on broken files
         raise UnreadableImage(_reason(data, error)) from error
+
+
+def to_pixels(image: Image.Image, *, image_size: int, resize: str) -> npt.NDArray[np.uint8]:
+    """Convert an opened image as `decode` does; raises UnreadableImage if it is too large."""
+    pixels = image.width * image.height
+    memory = pixels * BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
+    if _is_turned(image):
+        memory *= 2  # it is turned before it is made small
+    if memory > MAX_MEMORY:
+        raise UnreadableImage(_too_large(pixels))
+    with _memory.taken(memory):
+        image.load()
+        rgb = _to_rgb(_upright(image))
+        return np.asarray(_resized(rgb, image_size, resize).convert("RGB"))
 
 
 class _MemoryBudget:

@@ -1,47 +1,63 @@
-"""Images as a program hands them over: paths from anywhere, or arrays of pixels.
-
-An array counts as the image file that it would be: a PNM, a short header before the pixels. So it
-is hashed, decoded and resized by the very code that reads photographs.
-"""
+"""Images that a program hands over: paths from anywhere, or arrays of pixels."""
 
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
-from pipeline.images.decode import UnreadableImage, decode
+from pipeline.images.decode import UnreadableImage, to_pixels
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
-from pipeline.images.scan import NO_SPLIT, FoundFile, ImageRef, Skipped
+from pipeline.images.scan import Skipped
 from pipeline.text import printable
 
 EXPECTED = "paths of image files, or uint8 arrays (N, H, W, 3)"
 
 
-class GivenImages(Protocol):
-    """Images whose content is known, to be decoded when asked for.
+@dataclass(frozen=True)
+class GivenImages:
+    """Images found by content, decoded on request.
 
     Attributes
     ----------
-    refs : one for each image, in the order given; the digest is that of the content.
+    digests : the content's digest of each image, in order.
+    contents : digest -> the path or the array of the first image with this content.
     """
 
-    refs: Sequence[ImageRef]
+    digests: tuple[bytes, ...]
+    contents: Mapping[bytes, bytes | npt.NDArray[np.uint8]]
 
     def read(
-        self, refs: Sequence[ImageRef], *, image_size: int, resize: str
-    ) -> Generator[tuple[ImageRef, Pixels]]:
-        """Yield some of the images in order with their (image_size, image_size, 3) uint8 pixels.
+        self, digests: Iterable[bytes], *, image_size: int, resize: str
+    ) -> Generator[tuple[bytes, Pixels]]:
+        """Yield digests in order with their (image_size, image_size, 3) uint8 RGB pixels.
 
-        Raises BadDataError for the first that cannot be decoded.
+        Raises BadDataError for the first image that cannot be decoded.
         """
-        ...
+        wanted = {digest: self.contents[digest] for digest in digests}
+        files = {path: digest for digest, path in wanted.items() if isinstance(path, bytes)}
+        read = read_images(Path(), files, image_size=image_size, resize=resize)
+        with closing(read):
+            for path, pixels in read:
+                if isinstance(pixels, Skipped):
+                    raise _unusable(path, pixels.reason)
+                yield files[path], pixels
+        for digest, array in wanted.items():
+            if not isinstance(array, bytes):
+                image = Image.fromarray(array)
+                try:
+                    yield digest, to_pixels(image, image_size=image_size, resize=resize)
+                except UnreadableImage as error:
+                    number = self.digests.index(digest)
+                    raise _unusable(b"image %d" % number, str(error)) from error
 
 
 def given_images(images: Any) -> GivenImages:
@@ -60,7 +76,7 @@ def given_images(images: Any) -> GivenImages:
     given = list(_column(images))
     if not given:
         raise NoInputError(f"expected {EXPECTED}; received none")
-    return ArrayImages(given) if isinstance(given[0], np.ndarray) else FileImages(given)
+    return array_images(given) if isinstance(given[0], np.ndarray) else _file_images(given)
 
 
 def _column(images: Iterable[Any]) -> Iterable[Any]:
@@ -78,51 +94,27 @@ def _column(images: Iterable[Any]) -> Iterable[Any]:
     return images
 
 
-class FileImages:
-    """Image files by their paths, relative ones from the working folder."""
-
-    def __init__(self, paths: Sequence[Any]) -> None:
-        files = [FoundFile(_name(path), 0, NO_SPLIT) for path in paths]
-        refs, unreadable = hash_files(Path(), files)
-        for skipped in unreadable:
-            raise _unusable(skipped.path, skipped.reason)
-        self.refs: Sequence[ImageRef] = refs
-
-    def read(
-        self, refs: Sequence[ImageRef], *, image_size: int, resize: str
-    ) -> Generator[tuple[ImageRef, Pixels]]:
-        images = read_images(Path(), refs, image_size=image_size, resize=resize)
-        with closing(images):
-            for ref, pixels in images:
-                if isinstance(pixels, Skipped):
-                    raise _unusable(pixels.path, pixels.reason)
-                yield ref, pixels
+def array_images(arrays: Iterable[Any]) -> GivenImages:
+    """Take arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
+    checked = [_as_image(array) for array in arrays]
+    digests = tuple(_digest(array) for array in checked)
+    return GivenImages(digests, dict(zip(digests, checked, strict=True)))
 
 
-class ArrayImages:
-    """Arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
-
-    def __init__(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
-        self.refs: Sequence[ImageRef] = [
-            ImageRef(b"image %d" % number, 0, NO_SPLIT, hashlib.sha256(_as_file(array)).digest())
-            for number, array in enumerate(arrays)
-        ]
-        digests = (ref.digest for ref in self.refs)
-        self._arrays = dict(zip(digests, arrays, strict=True))
-
-    def read(
-        self, refs: Sequence[ImageRef], *, image_size: int, resize: str
-    ) -> Generator[tuple[ImageRef, Pixels]]:
-        for ref in refs:
-            file = _as_file(self._arrays[ref.digest])
-            try:
-                yield ref, decode(file, image_size=image_size, resize=resize)
-            except UnreadableImage as error:
-                raise _unusable(ref.path, str(error)) from error
+def _file_images(paths: Iterable[Any]) -> GivenImages:
+    """Take image files by their paths, relative ones from the working folder."""
+    names = [_name(path) for path in paths]
+    digests, unreadable = hash_files(Path(), names)
+    for skipped in unreadable:
+        raise _unusable(skipped.path, skipped.reason)
+    return GivenImages(
+        tuple(digests[name] for name in names),
+        {digest: name for name, digest in reversed(digests.items())},
+    )
 
 
-def _as_file(array: Any) -> bytes:
-    """Pixels as a binary PNM file: P6 for colours, P5 for grey."""
+def _as_image(array: Any) -> npt.NDArray[np.uint8]:
+    """An array as Pillow takes it: (H, W, 3), or (H, W) for grey."""
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
         raise UsageError(
             f"expected uint8 pixels, 0..255; received {getattr(array, 'dtype', array)}"
@@ -130,8 +122,14 @@ def _as_file(array: Any) -> bytes:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
         raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
-    kind = b"P6" if channels == 3 else b"P5"
-    return b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0]) + array.tobytes()
+    return array if channels == 3 else array.reshape(array.shape[:2])
+
+
+def _digest(array: npt.NDArray[np.uint8]) -> bytes:
+    """SHA-256 of shape and pixels, headed as in a PNM file: the key of rows cached earlier."""
+    kind = b"P6" if array.ndim == 3 else b"P5"
+    header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
+    return hashlib.sha256(header + array.tobytes()).digest()
 
 
 def _name(path: Any) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.durable import make_folder, write_durably
-from pipeline.images.scan import FoundFile, ImageRef, Skipped
+from pipeline.images.scan import Skipped
 
 HASH_THREADS = 4
 RACY_NS = 2_000_000_000  # FAT's two seconds, the coarsest clock that a file system has
@@ -26,15 +26,16 @@ Entry = list[Any]  # size, mtime_ns, ctime_ns, inode, when hashed (ns), digest (
 
 def hash_files(
     root: Path,
-    files: Iterable[FoundFile],
+    paths: Iterable[bytes],
     *,
     index_folder: Path | None = None,
     rehash: bool = False,
-) -> tuple[list[ImageRef], list[Skipped]]:
-    """Name every file by its SHA-256, keeping the order; unreadable files are skipped.
+) -> tuple[dict[bytes, bytes], list[Skipped]]:
+    """Compute the SHA-256 of each file: path -> digest, in order; unreadable files are skipped.
 
     Parameters
     ----------
+    paths : relative to ``root``.
     index_folder : where digests are remembered from run to run; None reads every file.
     rehash : read every file whatever is remembered.
     """
@@ -42,25 +43,26 @@ def hash_files(
     before = {} if path is None or rehash else _read(path)
     after: dict[str, Entry] = {}
 
-    def digest(file: FoundFile) -> ImageRef | Skipped:
-        name = os.fsdecode(file.path)
+    def digest(path: bytes) -> bytes | Skipped:
+        name = os.fsdecode(path)
         try:
             entry = _trusted(before.get(name), root / name) or _hashed(root / name)
         except OSError as error:
-            return Skipped(file.path, f"cannot be read: {error.strerror}")
+            return Skipped(path, f"cannot be read: {error.strerror}")
         after[name] = entry
-        return ImageRef(file.path, file.label, file.split, bytes.fromhex(entry[-1]))
+        return bytes.fromhex(entry[-1])
 
+    paths = list(paths)
     with ThreadPoolExecutor(HASH_THREADS) as pool:
-        results = list(pool.map(digest, files))
+        results = dict(zip(paths, pool.map(digest, paths), strict=True))
     after = before | after  # a limited run knows of fewer files
     if path is not None and after != before:
         make_folder(path.parent)
         # escapes give names that are no UTF-8 their own bytes back
         text = json.dumps(after)
         write_durably(path, lambda file: file.write(text.encode()))
-    refs = [result for result in results if isinstance(result, ImageRef)]
-    return refs, [result for result in results if isinstance(result, Skipped)]
+    digests = {path: found for path, found in results.items() if isinstance(found, bytes)}
+    return digests, [found for found in results.values() if isinstance(found, Skipped)]
 
 
 def _name(root: Path) -> str:

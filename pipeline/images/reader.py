@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline.ahead import in_order
 from pipeline.cores import usable_cores
 from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
-from pipeline.images.scan import ImageRef, Skipped
+from pipeline.images.scan import Skipped
 from pipeline.text import file_size
 
 MOST_AHEAD = 128  # decoded images that may wait: two batches' worth and more
@@ -24,54 +24,56 @@ Made = TypeVar("Made")
 
 
 def read_images(
-    root: Path, refs: Sequence[ImageRef], *, image_size: int, resize: str
-) -> Generator[tuple[ImageRef, Pixels | Skipped]]:
-    """Yield each reference in order with its (image_size, image_size, 3) uint8 RGB pixels,
+    root: Path, digests: Mapping[bytes, bytes], *, image_size: int, resize: str
+) -> Generator[tuple[bytes, Pixels | Skipped]]:
+    """Yield each path in order with its (image_size, image_size, 3) uint8 RGB pixels,
     or with the reason why there are none.
 
-    Who may stop before the end closes it, see `read_and_make`.
+    Parameters
+    ----------
+    digests : path relative to ``root`` -> SHA-256 that the file must have.
+
+    A caller that may stop before the end closes the generator, see `pipeline.ahead.in_order`.
     """
-    yield from read_and_make(
-        root, refs, lambda _, pixels: pixels, image_size=image_size, resize=resize
+    return read_and_make(
+        root, digests, lambda _, pixels: pixels, image_size=image_size, resize=resize
     )
 
 
 def read_and_make(
     root: Path,
-    refs: Sequence[ImageRef],
-    make: Callable[[ImageRef, Pixels], Made],
+    digests: Mapping[bytes, bytes],
+    make: Callable[[bytes, Pixels], Made],
     *,
     image_size: int,
     resize: str,
     made_of_each: int = 1,
-) -> Generator[tuple[ImageRef, Made | Skipped]]:
-    """Like `read_images`, with what ``make`` makes of the pixels, in the decoding thread.
+) -> Generator[tuple[bytes, Made | Skipped]]:
+    """Like `read_images`, with what ``make`` makes of a path's pixels, in the decoding thread.
 
     Parameters
     ----------
     made_of_each : how many times its pixels an image becomes, at most; bounds what may wait.
-
-    Who may stop before the end closes it, see `pipeline.ahead.in_order`.
     """
     register_heic()
 
-    def read(ref: ImageRef) -> Made | Skipped:
-        path = root / os.fsdecode(ref.path)
+    def read(name: bytes) -> Made | Skipped:
+        path = root / os.fsdecode(name)
         try:
             if (size := path.stat().st_size) > MAX_FILE:
-                return Skipped(ref.path, f"{file_size(size)} are too large for an image file")
+                return Skipped(name, f"{file_size(size)} are too large for an image file")
             data = path.read_bytes()
         except OSError as error:
-            return Skipped(ref.path, f"cannot be read: {error.strerror}")
-        if hashlib.sha256(data).digest() != ref.digest:
-            return Skipped(ref.path, "changed while it was being read: run again")
+            return Skipped(name, f"cannot be read: {error.strerror}")
+        if hashlib.sha256(data).digest() != digests[name]:
+            return Skipped(name, "changed while it was being read: run again")
         try:
-            return make(ref, decode(data, image_size=image_size, resize=resize))
+            return make(name, decode(data, image_size=image_size, resize=resize))
         except UnreadableImage as error:
-            return Skipped(ref.path, str(error))
+            return Skipped(name, str(error))
 
     threads = max(2, usable_cores())
     ahead = AHEAD_BYTES // (made_of_each * image_size * image_size * 3)
     waiting = min(MOST_AHEAD, max(2 * threads, ahead))
-    with closing(in_order(read, refs, threads=threads, waiting=waiting, name="decode")) as made:
+    with closing(in_order(read, digests, threads=threads, waiting=waiting, name="decode")) as made:
         yield from made

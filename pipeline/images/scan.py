@@ -30,16 +30,6 @@ class FoundFile:
 
 
 @dataclass(frozen=True)
-class ImageRef:
-    """A found file whose content is known: its SHA-256 names the image."""
-
-    path: bytes
-    label: int
-    split: int
-    digest: bytes
-
-
-@dataclass(frozen=True)
 class Skipped:
     """A file that gives no row, and why, in words for people."""
 
@@ -57,6 +47,11 @@ class ImageSet:
     files: tuple[FoundFile, ...]
     skipped: tuple[Skipped, ...]
     ignored: tuple[str, ...]
+
+    @property
+    def paths(self) -> list[bytes]:
+        """The files' paths, relative to the root."""
+        return [file.path for file in self.files]
 
     def limited(self, per_class: int) -> "ImageSet":
         """The first ``per_class`` files of each class (of each split), by path."""
@@ -158,7 +153,7 @@ def _entries(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str
             if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
                 continue
             if reason := _reason_to_skip(entry, root):
-                skipped.append(Skipped(_relative(entry, root), reason))
+                skipped.append(Skipped(_relative(folder / entry.name, root), reason))
                 continue
             (folders if entry.is_dir() else files).append(entry.name)
     return sorted(folders), sorted(files)
@@ -170,23 +165,14 @@ def _files_below(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes
     pending = [folder]
     while pending:
         current = pending.pop()
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
-                    continue
-                path = _relative(entry, root)
-                reason = _reason_to_skip(entry, root)
-                if reason:
-                    skipped.append(Skipped(path, reason))
-                elif entry.is_dir():
-                    pending.append(Path(entry.path))
-                else:
-                    found.append(path)
+        folders, files = _entries(current, root, skipped)
+        pending += [current / name for name in folders]
+        found += [_relative(current / name, root) for name in files]
     return sorted(found)
 
 
-def _relative(entry: "os.DirEntry[str]", root: Path) -> bytes:
-    return os.fsencode(Path(entry.path).relative_to(root).as_posix())
+def _relative(path: Path, root: Path) -> bytes:
+    return os.fsencode(path.relative_to(root).as_posix())
 
 
 def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str | None:

@@ -8,7 +8,6 @@ SHAKE-256; geometry is sums and products of IEEE doubles, in an order that is wr
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from math import pi
 from typing import Any, Self
@@ -37,7 +36,6 @@ PLACES_AT_ONCE = 5000
 
 Pixels = npt.NDArray[np.uint8]
 Doubles = npt.NDArray[np.float64]
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +79,10 @@ class Augmentation:
 
     def __str__(self) -> str:
         """For people: ``rotation 40°, shift 0.2, shear 0.2°, zoom 0.2, flip, seed 0``."""
-        shift = f"{self.width_shift:g}"
-        if self.height_shift != self.width_shift:
-            shift += f" across {self.height_shift:g} down"
+        down = f" across {self.height_shift:g} down" * (self.height_shift != self.width_shift)
         parts = {
             f"rotation {self.rotation:g}°": self.rotation,
-            f"shift {shift}": self.width_shift or self.height_shift,
+            f"shift {self.width_shift:g}{down}": self.width_shift or self.height_shift,
             f"shear {self.shear:g}°": self.shear,
             f"zoom {self.zoom:g}": self.zoom,
             "flip": self.flip,
@@ -108,16 +104,15 @@ class Augmentation:
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """Rebuild an augmentation from parsed JSON; raises ValueError if anything in it is odd."""
-        expected: dict[str, type] = {"version": int, "flip": bool, "seed": int}
-        expected |= dict.fromkeys(RANGES, float)
-        if not isinstance(values, dict) or set(values) != set(expected):
+        expected = cls().to_dict()
+        if not isinstance(values, dict) or values.keys() != expected.keys():
             received = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"an augmentation needs the fields {sorted(expected)}, not {received}")
-        for name, kind in expected.items():
+        for name, default in expected.items():
+            kind = type(default)
             if type(values[name]) not in ((int, float) if kind is float else (kind,)):
                 raise ValueError(f"the augmentation's {name} should be {kind.__name__}")
-        if values["version"] != VERSION:
-            made = values["version"]
+        if (made := values["version"]) != VERSION:
             raise ValueError(f"views of version {made}, where this program draws {VERSION}")
         try:
             return cls(**{name: values[name] for name in expected if name != "version"})
@@ -144,31 +139,24 @@ POLICIES = {
 def choose_augmentation(
     policy: str = "book",
     *,
-    rotation: float | None = None,
     shift: float | None = None,
-    shear: float | None = None,
-    zoom: float | None = None,
-    flip: bool | None = None,
-    jitter: float | None = None,
     seed: int = 0,
+    **ranges: float | None,
 ) -> Augmentation:
-    """Take a policy of `POLICIES` with some of its ranges replaced; ``shift`` is of both sides.
+    """Take a policy of `POLICIES` with some of its fields replaced, those that are not None.
+
+    Parameters
+    ----------
+    shift : both ``width_shift`` and ``height_shift``.
+    ranges : further fields of `Augmentation`.
 
     Raises UsageError if there is no such policy, or a range is out of bounds.
     """
     if policy not in POLICIES:
         raise UsageError(f"--augment is one of {', '.join(POLICIES)}; received {policy!r}")
-    chosen = {
-        "rotation": rotation,
-        "width_shift": shift,
-        "height_shift": shift,
-        "shear": shear,
-        "zoom": zoom,
-        "flip": flip,
-        "jitter": jitter,
-    }
-    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    return replace(POLICIES[policy], seed=seed, **given)
+    ranges |= {"width_shift": shift, "height_shift": shift}
+    changes: dict[str, Any] = {name: value for name, value in ranges.items() if value is not None}
+    return replace(POLICIES[policy], seed=seed, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,24 +188,23 @@ class Transform:
 def draw_view(
     pixels: Pixels, *, augmentation: Augmentation, image_digest: bytes, view: int
 ) -> Pixels:
-    """Draw a view of an image: (S, S, 3) uint8 -> (S, S, 3) uint8; view 0 is the image itself.
-
-    Parameters
-    ----------
-    image_digest : SHA-256 of the image file, 32 bytes.
-    """
+    """Draw a view of an image: (S, S, 3) uint8 -> (S, S, 3) uint8; view 0 is the image itself."""
     if view == 0:
         return pixels
     return transform_pixels(pixels, draw_transform(augmentation, image_digest, view))
 
 
 def draw_transform(augmentation: Augmentation, image_digest: bytes, view: int) -> Transform:
-    """The transform of a view.
+    """The transform of a view of the image with this SHA-256.
 
     Each number has a place of its own among the random bits, so that one range can be changed
     without another's numbers becoming others.
     """
-    uniforms = _uniforms(f"view {VERSION} {augmentation.seed} {image_digest.hex()} {view}")
+    source = f"view {VERSION} {augmentation.seed} {image_digest.hex()} {view}"
+    bits = hashlib.shake_256(source.encode()).digest(10 * 8)
+    # numbers from [0, 1): the first 53 of every 64 bits
+    numbers: list[float] = ((np.frombuffer(bits, ">u8") >> 11) / 2**53).tolist()
+    uniforms = iter(numbers)
 
     def between(middle: float, spread: float) -> float:
         return middle + spread * (2 * next(uniforms) - 1)
@@ -268,13 +255,6 @@ def transform_pixels(pixels: Pixels, transform: Transform) -> Pixels:
     return np.stack(list(np.concatenate(strips, axis=1)), axis=-1)
 
 
-def _uniforms(source: str) -> Iterator[float]:
-    """Numbers from [0, 1): the first 53 of every 64 bits of SHAKE-256, up to 16 numbers."""
-    bits = hashlib.shake_256(source.encode()).digest(16 * 8)
-    for start in range(0, len(bits), 8):
-        yield (int.from_bytes(bits[start : start + 8], "big") >> 11) / 2**53
-
-
 def _sine(degrees: float) -> float:
     """The sine as a sum that has the same last bit everywhere, which `math.sin` has not."""
     angle = degrees * (pi / 180)
@@ -285,7 +265,7 @@ def _sine(degrees: float) -> float:
     return total
 
 
-def _geometry(transform: Transform, size: int) -> tuple[Triple, Triple]:
+def _geometry(transform: Transform, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Where a place of the result looks: three factors for the row, three for the column.
 
     They are of its distance to the right of the centre, of that below it, and of 1.
@@ -364,5 +344,4 @@ def _grey(planes: Doubles) -> Doubles:
 
 def _whole(values: Doubles) -> Pixels:
     """The nearest whole numbers, from values within 0..255."""
-    rounded: Pixels = np.rint(values, out=values).astype(np.uint8)
-    return rounded
+    return np.rint(values, out=values).astype(np.uint8)

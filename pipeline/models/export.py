@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.durable import make_folder, sync_folder
+from pipeline.durable import publish_folder
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
 from pipeline.heads.config import DenseConfig
 from pipeline.models.bundle import Bundle, load_bundle
@@ -125,7 +125,7 @@ def export_bundle(
         (made / "predict.py").write_text(_template("predict.py"), "utf-8")
         parity = _check(bundle, images, made / "predict.py")
         (made / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
-        _publish(made, folder)
+        publish_folder(made, folder)
     return Export(folder, parity)
 
 
@@ -240,14 +240,3 @@ def _readme(bundle: Bundle, format: str, parity: Parity) -> str:
     }.items():
         text = text.replace(f"{{{name}}}", printable(value))
     return text
-
-
-def _publish(made: Path, folder: Path) -> None:
-    """Give the folder its name, once all in it is on the disk."""
-    for path in made.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    sync_folder(made)
-    make_folder(folder.parent)
-    made.rename(folder)
-    sync_folder(folder.parent)

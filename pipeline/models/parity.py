@@ -26,7 +26,7 @@ from pipeline.errors import BadDataError, NoInputError
 from pipeline.heads.calibration import class_scores
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.reader import read_images
-from pipeline.images.scan import ImageRef, scan_folder
+from pipeline.images.scan import scan_folder
 from pipeline.models.bundle import Bundle
 from pipeline.models.known import drawn_alike
 from pipeline.models.predictor import Predictor, mean_over_views
@@ -266,27 +266,23 @@ class ReferenceImages:
 
         Raises BadDataError for one that is unreadable or not what was cached.
         """
-        columns, spec = self.table.columns.take(self.rows), self.table.spec
-        refs = [
-            ImageRef(path=path, label=int(label), split=int(split), digest=digest.tobytes())
-            for path, label, split, digest in zip(
-                columns.paths.tolist(), columns.labels, columns.splits, columns.digests, strict=True
-            )
-        ]
-        decoded = read_images(self.root, refs, image_size=spec.image_size, resize=spec.resize)
+        spec = self.table.spec
+        paths: list[bytes] = self.table.columns.paths[self.rows].tolist()
+        digests = dict(zip(paths, self.digests, strict=True))
+        decoded = read_images(self.root, digests, image_size=spec.image_size, resize=spec.resize)
         done = 0
         with closing(decoded):
             while block := list(islice(decoded, IMAGES_AT_ONCE)):
-                for ref, image in block:
+                for path, image in block:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
-                            f"{printable(self.root / os.fsdecode(ref.path))} is not the image that "
+                            f"{printable(self.root / os.fsdecode(path))} is not the image that "
                             f"was cached any more ({image.reason}): run extract and classify again"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
                 done += len(block)
                 if progress:
-                    progress(done, len(refs))
+                    progress(done, len(paths))
 
 
 def reference_images(

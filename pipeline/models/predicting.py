@@ -1,7 +1,7 @@
 """From image files to predictions, one after another and in bounded memory."""
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +15,7 @@ from pipeline.ahead import in_order
 from pipeline.errors import BadDataError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
-from pipeline.images.scan import NO_SPLIT, FoundFile, ImageRef, Skipped
+from pipeline.images.scan import Skipped
 from pipeline.text import counted, printable
 
 FILES_AT_ONCE = 1024  # hashed before their first is decoded: a tenth of a second, 1 MB of answers
@@ -152,43 +152,44 @@ class Predictions:
 
     def _window(self, paths: Sequence[bytes]) -> Iterator[Prediction | Skipped]:
         """Predictions for so few files that they can be hashed at one go."""
-        files = [FoundFile(path, 0, NO_SPLIT) for path in paths]
-        refs, unreadable = hash_files(Path(), files)
-        found = {ref.path: ref for ref in refs}
+        digests, unreadable = hash_files(Path(), paths)
         skipped = {item.path: item for item in unreadable}
-        answers = _Answers(self.model, refs)
+        answers = _Answers(self.model, digests)
         waiting = deque(paths)
         for _ in answers.fill():
-            while waiting and (waiting[0] in skipped or answers.has(found[waiting[0]])):
+            while waiting and (waiting[0] in skipped or answers.has(waiting[0])):
                 path = waiting.popleft()
-                yield skipped.get(path) or answers.of(found[path])
+                yield skipped.get(path) or answers.of(path)
 
 
 class _Answers:
-    """What is known of some images by now, found by content."""
+    """What is known of some files by now, found by content."""
 
-    def __init__(self, model: Model, refs: Sequence[ImageRef]) -> None:
+    def __init__(self, model: Model, digests: Mapping[bytes, bytes]) -> None:
         self._model = model
-        self._images: dict[bytes, ImageRef] = {}  # digest -> the first of identical files
-        for ref in refs:
-            self._images.setdefault(ref.digest, ref)
+        self._digests = digests  # path -> content
+        self._paths: dict[bytes, bytes] = {}  # content -> the first of identical files
+        for path, digest in digests.items():
+            self._paths.setdefault(digest, path)
         self._cached: dict[bytes, Probabilities] = {}
         self._computed: dict[bytes, Probabilities] = {}
         self._broken: dict[bytes, str] = {}
 
-    def has(self, ref: ImageRef) -> bool:
-        return any(ref.digest in each for each in (self._cached, self._computed, self._broken))
+    def has(self, path: bytes) -> bool:
+        digest = self._digests[path]
+        return any(digest in each for each in (self._cached, self._computed, self._broken))
 
-    def of(self, ref: ImageRef) -> Prediction | Skipped:
-        if ref.digest in self._broken:
-            return Skipped(ref.path, self._broken[ref.digest])
-        cached = ref.digest in self._cached
-        probabilities = (self._cached if cached else self._computed)[ref.digest]
-        return Prediction(ref.path, self._model.classes, probabilities, cached)
+    def of(self, path: bytes) -> Prediction | Skipped:
+        digest = self._digests[path]
+        if digest in self._broken:
+            return Skipped(path, self._broken[digest])
+        cached = digest in self._cached
+        probabilities = (self._cached if cached else self._computed)[digest]
+        return Prediction(path, self._model.classes, probabilities, cached)
 
     def fill(self) -> Iterator[None]:
         """Find every answer; a step at a time, the last one included."""
-        for digests, probabilities in self._model.known(self._images):
+        for digests, probabilities in self._model.known(self._paths):
             self._cached.update(zip(digests, probabilities, strict=True))
         yield
         with closing(self._readable()) as images:
@@ -215,12 +216,14 @@ class _Answers:
 
     def _readable(self) -> Generator[tuple[bytes, Pixels]]:
         """The images that must be looked at, decoded in threads ahead."""
-        unknown = [ref for ref in self._images.values() if ref.digest not in self._cached]
+        unknown = {
+            path: digest for digest, path in self._paths.items() if digest not in self._cached
+        }
         size, resize = self._model.image_size, self._model.resize
         images = read_images(Path(), unknown, image_size=size, resize=resize)
         with closing(images):
-            for ref, pixels in images:
+            for path, pixels in images:
                 if isinstance(pixels, Skipped):
-                    self._broken[ref.digest] = pixels.reason
+                    self._broken[unknown[path]] = pixels.reason
                 else:
-                    yield ref.digest, pixels
+                    yield unknown[path], pixels

@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.durable import write_durably
-from pipeline.images.scan import ImageRef
 from pipeline.images.views import Augmentation, Pixels, draw_view
 from pipeline.report.contact_sheet import LINE, MARGIN, PICTURE, TEXT_SIZE, write_line
 from pipeline.text import counted
@@ -20,7 +19,7 @@ NARROWEST = 50  # pixels from one picture to the next: "view 16" fits
 
 def write_view_sheet(
     path: Path,
-    rows: Sequence[tuple[ImageRef, Pixels]],
+    rows: Sequence[tuple[bytes, bytes, Pixels]],
     *,
     augmentation: Augmentation,
     views: int,
@@ -32,10 +31,10 @@ def write_view_sheet(
 
     Parameters
     ----------
-    rows : images with their (S, S, 3) uint8 pixels.
+    rows : path, digest and (S, S, 3) uint8 pixels of each image.
     """
     shown = min(views, MOST_VIEWS)
-    side = min(PICTURE, max((len(pixels) for _, pixels in rows), default=PICTURE))
+    side = min(PICTURE, max((len(pixels) for _, _, pixels in rows), default=PICTURE))
     step = max(side, NARROWEST) + MARGIN
     count = f"first {shown} of {views} views" if shown < views else counted(views, "view")
     title = f"{count}: {augmentation}"
@@ -50,12 +49,11 @@ def write_view_sheet(
         place = (MARGIN + view * step, MARGIN + LINE)
         heading = f"view {view}" if view else "as it is"
         write_line(canvas, place, heading, font, step, colour="dimgray")
-    for row, (ref, pixels) in enumerate(rows):
+    for row, (name, digest, pixels) in enumerate(rows):
         upper = header + row * row_height
-        name = os.fsdecode(ref.path)
-        write_line(canvas, (MARGIN, upper), name, font, width - 2 * MARGIN)
+        write_line(canvas, (MARGIN, upper), os.fsdecode(name), font, width - 2 * MARGIN)
         for view in range(1 + shown):
-            drawn = draw_view(pixels, augmentation=augmentation, image_digest=ref.digest, view=view)
+            drawn = draw_view(pixels, augmentation=augmentation, image_digest=digest, view=view)
             picture = Image.fromarray(drawn)
             picture.thumbnail((side, side))
             sheet.paste(picture, (MARGIN + view * step, upper + LINE))

@@ -40,7 +40,7 @@ from simulated_disk import (
 )
 
 from pipeline import api, durable, recipe
-from pipeline.cache import commits, fill, publish, shards, upkeep
+from pipeline.cache import compute, fill, publish, shards, upkeep
 from pipeline.cache import file as cache_file
 from pipeline.cache.fill import fill_cache
 from pipeline.cache.seal import find_damage, read_seal
@@ -126,11 +126,11 @@ def extract(
     images = scan_folder(root)
     if limit:
         images = images.limited(limit)
-    refs, unreadable = hash_files(root, images.files)
+    digests, unreadable = hash_files(root, images.paths)
     fill_cache(
         cache / CACHE,
         images=images,
-        refs=refs,
+        digests=digests,
         skipped=(*images.skipped, *unreadable),
         spec=SPEC,
         layers=layers,
@@ -490,7 +490,7 @@ def _contents(data: bytes) -> tuple[tuple[str, Any], ...]:
 def _small_shards() -> Iterator[None]:
     with (
         mock.patch.object(cache_file, "ROWS_PER_CHUNK", ROWS_PER_SHARD),
-        mock.patch.object(commits, "SECONDS", 0.0),
+        mock.patch.object(compute, "SECONDS", 0.0),
     ):
         yield
 
@@ -564,9 +564,9 @@ SITES = {
         "ShardFolder.commit > write_durably > DiskFile.sync > fsync file",
         "ShardFolder.commit > write_durably > rename",
         "ShardFolder.commit > write_durably > sync_folder > fsync folder",
-        "_SkipList.finish > write_durably > DiskFile.write > write",
-        "_SkipList.finish > write_durably > DiskFile.sync > fsync file",
-        "_SkipList.finish > write_durably > rename",
+        "write_skipped > write_durably > DiskFile.write > write",
+        "write_skipped > write_durably > DiskFile.sync > fsync file",
+        "write_skipped > write_durably > rename",
         "publish > write_durably > write > _copy_rows > _copy_whole_chunk > DiskFile.write > write",
         "publish > write_durably > write > write_seal > DiskFile.write > write",
         "publish > write_durably > DiskFile.sync > fsync file",
@@ -577,7 +577,7 @@ SITES = {
     ),
     "images renamed and relabelled": (
         "publish > write_durably > rename",
-        "_SkipList.finish > remove_file > unlink",
+        "write_skipped > remove_file > unlink",
     ),
     "second layer": ("publish > write_durably > rename",),
     "repair": ("mend_metadata > write_durably > rename", "publish > write_durably > rename"),
@@ -697,8 +697,8 @@ FSYNCS = {
     "ShardFolder.commit > write_durably > sync_folder > fsync folder": "first extraction",
     "publish > write_durably > DiskFile.sync > fsync file": "first extraction",
     "publish > write_durably > sync_folder > fsync folder": "first extraction",
-    "_SkipList.finish > write_durably > DiskFile.sync > fsync file": "broken image added",
-    "_SkipList.finish > write_durably > sync_folder > fsync folder": "broken image added",
+    "write_skipped > write_durably > DiskFile.sync > fsync file": "broken image added",
+    "write_skipped > write_durably > sync_folder > fsync folder": "broken image added",
     "mend_metadata > write_durably > DiskFile.sync > fsync file": "repair",
 }
 FSYNC_AFTER_A_KILL = "ShardFolder.settle > sync_folder > fsync folder"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from drawing import draw, draw_set
 
-from pipeline.cache import commits
+from pipeline.cache import compute
 from pipeline.cache.file import FeatureTable, read_all_rows, read_table
 from pipeline.cache.fill import Filled, fill_cache
 from pipeline.cache.keys import RowKey
@@ -74,11 +74,11 @@ def fill(
     images = scan_folder(root)
     if limit:
         images = images.limited(limit)
-    refs, unreadable = hash_files(root, images.files)
+    digests, unreadable = hash_files(root, images.paths)
     return fill_cache(
         path,
         images=images,
-        refs=refs,
+        digests=digests,
         skipped=(*images.skipped, *unreadable),
         spec=spec,
         layers=layers,
@@ -208,7 +208,7 @@ def test_layer_added_while_images_were_gone_is_completed_later(drawn_set: Path, 
 def test_interrupted_run_goes_on_from_the_last_commit(
     tmp_path: Path, path: Path, die_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commits, "SECONDS", 0.0)
+    monkeypatch.setattr(compute, "SECONDS", 0.0)
     root = draw_set(tmp_path / "set", per_class=104)
     with pytest.raises(KeyboardInterrupt):
         fill(root, path, CountingEngine(die_after=die_after))
@@ -363,7 +363,7 @@ def test_fast_engine_makes_no_shard_a_blink(
     monkeypatch.setattr(ShardFolder, "commit", counted)
     fill(root, path, CountingEngine())
     assert shards == [208]
-    monkeypatch.setattr(commits, "SECONDS", 0.0)
+    monkeypatch.setattr(compute, "SECONDS", 0.0)
     fill(root, path.with_name("slow.h5"), CountingEngine())
     assert shards == [208, 64, 64, 64, 16]
 
@@ -408,7 +408,7 @@ def test_interruption_within_a_commit_gives_no_row_another_images_features(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = draw_set(tmp_path / "set", per_class=60)
-    monkeypatch.setattr(commits, "SECONDS", 0.0)
+    monkeypatch.setattr(compute, "SECONDS", 0.0)
     concatenate, calls = np.concatenate, []
 
     def interrupted(parts: Any) -> np.ndarray:
@@ -417,7 +417,7 @@ def test_interruption_within_a_commit_gives_no_row_another_images_features(
             raise KeyboardInterrupt
         return concatenate(parts)
 
-    monkeypatch.setattr(commits.np, "concatenate", interrupted)
+    monkeypatch.setattr(compute.np, "concatenate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fill(root, path, CountingEngine(), layers=("maps", "maps:avg"))
     assert len(calls) > 2  # what was computed was committed all the same
@@ -427,19 +427,3 @@ def test_interruption_within_a_commit_gives_no_row_another_images_features(
     assert engine.images_seen < 120
     assert_rows_are_right(read_table(path), root)
     assert_rows_are_right(read_table(path), root, "maps:avg")
-
-
-def test_other_engine_goes_on_beside_what_another_file_gave(drawn_set: Path, path: Path) -> None:
-    """Rows of a sibling were computed by one engine, the rest, as the user allows, by another."""
-
-    class Other(CountingEngine):
-        name = "other"
-
-    sibling = path.with_name("sibling.h5")
-    fill(drawn_set, sibling, CountingEngine(), limit=4)
-    other = Other()
-    fill(drawn_set, path, other, donors=[read_all_rows(sibling)])
-    assert other.images_seen == 72 - 24
-    assert_rows_are_right(read_table(path), drawn_set)
-    engine = read_table(path).document["engine"]
-    assert {engine["name"], *(each["name"] for each in engine["also"])} == {"counting", "other"}

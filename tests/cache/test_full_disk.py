@@ -13,7 +13,7 @@ from command import assert_one_line, run_command
 from drawing import draw
 
 from pipeline.api import extract_features
-from pipeline.cache import fill
+from pipeline.cache import compute
 from pipeline.cache.file import read_table, rows_per_chunk
 from pipeline.cache.seal import find_damage
 from pipeline.errors import StorageError
@@ -87,7 +87,7 @@ def test_full_disk_is_one_line_and_loses_no_committed_batch(
 
     # and where another process takes the room meanwhile
     with monkeypatch.context() as patch:
-        patch.setattr(fill, "check_room", lambda *_: None)
+        patch.setattr(compute, "check_disk_space", lambda *_: None)
         with pytest.raises(StorageError, match=r"full.* needed, .* free"):
             extract_features(noise_set, base="pixels", image_size=IMAGE_SIZE, cache_dir=small_disk)
     committed = sorted(small_disk.glob("*.parts/*.h5"))

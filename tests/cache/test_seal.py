@@ -85,8 +85,8 @@ def test_file_without_a_seal_is_said(tmp_path: Path, content: bytes) -> None:
 def test_metadata_is_mended_from_the_spare_copy(whole: Path, tmp_path: Path) -> None:
     content = whole.read_bytes()
     seal = read_seal(whole)
-    for offset, length in seal.gaps():
-        flip(whole, offset + length // 2)
+    for offset, spare in seal.metadata():
+        flip(whole, offset + len(spare) // 2)
     assert find_damage(whole)
     with (tmp_path / "mended.h5").open("wb") as target:
         write_mended(whole, target)
@@ -95,7 +95,8 @@ def test_metadata_is_mended_from_the_spare_copy(whole: Path, tmp_path: Path) -> 
 
 def test_seal_covers_every_byte_once(whole: Path) -> None:
     seal = read_seal(whole)
-    stretches = [(chunk.offset, chunk.length) for chunk in seal.chunks] + list(seal.gaps())
+    stretches = [(chunk.offset, chunk.length) for chunk in seal.chunks]
+    stretches += [(offset, len(spare)) for offset, spare in seal.metadata()]
     position = 0
     for offset, length in sorted(stretches):
         assert offset == position

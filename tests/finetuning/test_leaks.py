@@ -21,7 +21,6 @@ from pipeline.finetuning.asked import FineTuning
 from pipeline.finetuning.from_cache import rows_of, task_of, trial_rows
 from pipeline.finetuning.from_images import task_of as task_of_images
 from pipeline.finetuning.run import finetune
-from pipeline.images.scan import ImageRef
 
 COUNT, VIEWS = 60, 4
 PROTOCOLS: list[dict[str, Any]] = [
@@ -80,13 +79,7 @@ def test_images_learned_from_are_not_judged(tmp_path: Path, options: dict[str, A
     asked = FineTuning(data=tmp_path, method="end_to_end", views=1)
     pixels = np.arange(COUNT, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), "u1")
     columns = cache.table.columns
-    refs = [
-        ImageRef(bytes(path), int(label), int(split), bytes(digest))
-        for path, label, split, digest in zip(
-            columns.paths, columns.labels, columns.splits, columns.digests, strict=True
-        )
-    ]
-    task = task_of_images(asked, pixels, refs, cache)
+    task = task_of_images(asked, pixels, cache)
     (trial,) = cache.division.trials
     everything = np.arange(len(task.train))
     for rows, expected in (

@@ -203,15 +203,18 @@ def test_end_to_end_leaves_frozen_weights_and_trains_what_it_should(
 ) -> None:
     caplog.set_level("INFO")
     root = draw_set(tmp_path / "drawn", per_class=20)
-    refs, _ = hash_files(root, scan_folder(root).files)
+    found = scan_folder(root)
+    digests, _ = hash_files(root, found.paths)
     model, base = built("mobilenet_v2", 32)
     before = model.get_weights()
     boundary = find_boundary(model, base, "Conv_1")
-    scratch = scratch_images(root, refs, image_size=32, resize="squash", folder=tmp_path)
+    scratch = scratch_images(root, digests, image_size=32, resize="squash", folder=tmp_path)
     with scratch as (pixels, kept, _):
-        labels = np.array([ref.label for ref in kept])
+        assert kept == found.paths
+        labels = np.array([file.label for file in found.files])
         plain = Rows(pixels, labels)
-        task = Task(Rows(pixels, labels, new_views(kept, POLICIES["book"])), plain, 2, plain)
+        draw = new_views(list(digests.values()), POLICIES["book"])
+        task = Task(Rows(pixels, labels, draw), plain, 2, plain)
         trained = train_end_to_end(
             model, base, task, RunOptions(), preprocessing="native", boundary=boundary, plan=SHORT
         )
@@ -271,14 +274,15 @@ def test_ending_below_the_frozen_head_is_said() -> None:
 def test_ten_steps_on_photographs_at_the_books_size(assets: Path) -> None:
     root = assets / "data" / "cats_and_dogs"
     found = scan_folder(root).limited(50)
-    refs = [ref for ref in hash_files(root, found.files)[0] if ref.split == 1]
+    labels = {file.path: file.label for file in found.files if file.split == 1}
+    digests, _ = hash_files(root, labels)
     model, base = built("vgg16", 150)
-    with scratch_images(root, refs, image_size=150, resize="squash", folder=Path()) as (
+    with scratch_images(root, digests, image_size=150, resize="squash", folder=Path()) as (
         pixels,
         kept,
         _,
     ):
-        rows = Rows(np.asarray(pixels), np.array([ref.label for ref in kept]))
+        rows = Rows(np.asarray(pixels), np.array([labels[path] for path in kept]))
     settings = DenseSettings(dropout=0)
     error = error_of_ten_steps(model, base, "block5_conv1", rows, settings, 1e-5)
     print(f"relative error after ten steps: {error:.1e}")

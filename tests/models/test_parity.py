@@ -51,8 +51,8 @@ def test_another_resize_or_order_of_colours_is_found(
     read_images = parity.read_images
 
     def bgr(*arguments, **options):  # type: ignore[no-untyped-def]
-        for ref, pixels in read_images(*arguments, **options):
-            yield ref, pixels[..., ::-1]
+        for path, pixels in read_images(*arguments, **options):
+            yield path, pixels[..., ::-1]
 
     def cropped(*arguments, resize, **options):  # type: ignore[no-untyped-def]
         return read_images(*arguments, resize="crop", **options)

@@ -60,8 +60,8 @@ def test_predictions_come_in_the_order_of_the_files_whatever_is_known_or_broken(
     paths = [grey(f"{level}.png", level) for level in (10, 20, 30, 40, 50)]
     Path("broken.png").write_bytes(b"text")
     paths[2:2] = [b"broken.png", b"gone.png"]
-    (ref,), _ = hash_files(Path(), [predicting.FoundFile(paths[1], 0, 0)])
-    model = Brightness({ref.digest: 200 / 255})
+    digests, _ = hash_files(Path(), [paths[1]])
+    model = Brightness({digests[paths[1]]: 200 / 255})
     items = list(Predictions(model, paths))
     assert [item.path for item in items] == paths
     assert [brightness_of(items[place]) for place in (0, 1, 4, 5, 6)] == [10, 200, 30, 40, 50]
