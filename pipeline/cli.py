@@ -8,10 +8,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from pipeline.config import Config, flag_of
+from pipeline.config import count as count
+from pipeline.config import fraction as fraction
+from pipeline.config import positive_number as positive_number
+from pipeline.config import whole_number as whole_number
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration
 
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     from pipeline.images.views import Augmentation
 
 EXIT_INTERRUPTED = 130
+C = TypeVar("C", bound=Config)
+
 SECONDS_BETWEEN_LINES = 10.0  # progress where stderr is a file: often enough to see it is alive
 
 
@@ -119,37 +127,44 @@ def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentatio
     )
 
 
-# argparse shows these names when a value is no number at all
-def whole_number(text: str) -> int:
-    """An integer from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text}")
-    return value
+def add_options(
+    made: argparse.ArgumentParser, config: type[Config], *, leave_out: Collection[str] = ()
+) -> None:
+    """Add an option for each field of a config; see `pipeline.config`.
+
+    Parameters
+    ----------
+    leave_out : fields that are no options of this command.
+    """
+    groups: dict[str, Any] = {"": made}
+    for each in fields(config):
+        flag = flag_of(each)
+        if not flag or each.name in leave_out:
+            continue
+        settings: dict[str, Any] = {"dest": each.name, "help": each.metadata["help"]}
+        kind, group = each.metadata["type"], each.metadata["group"]
+        if kind is bool:
+            settings |= {"action": argparse.BooleanOptionalAction, "default": each.default}
+        elif isinstance(each.default, bool):
+            settings["action"] = "store_false" if each.default else "store_true"
+        else:
+            settings |= {"type": kind, "default": each.default}
+            settings |= {name: each.metadata[name] for name in ("choices", "metavar")}
+        if each.default == ():
+            settings |= {"action": "append", "default": []}
+        if group not in groups:
+            groups[group] = made.add_argument_group(group)
+        groups[group].add_argument(flag, **settings)
 
 
-def count(text: str) -> int:
-    """An integer from 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, received {text}")
-    return value
-
-
-def positive_number(text: str) -> float:
-    """A finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, received {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, received {text}")
-    return value
+def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -> C:
+    """Make a config from parsed arguments; ``values`` replace or complete them."""
+    parsed = {
+        each.name: getattr(arguments, each.name)
+        for each in fields(config)
+        if flag_of(each) and hasattr(arguments, each.name)
+    }
+    return config(**{**parsed, **values})
 
 
 def run(
