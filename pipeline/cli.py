@@ -42,91 +42,6 @@ def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentPars
     )
 
 
-def add_base_options(made: argparse.ArgumentParser) -> None:
-    """What pixels become features by: base, size, weights, preprocessing, engine."""
-    options = made.add_argument_group("the base")
-    options.add_argument("--base", default="vgg16", help="a model of keras.applications, or pixels")
-    options.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="default: 150 for VGG16, else the base's"
-    )
-    options.add_argument(
-        "--weights", default="imagenet", metavar="W", help="imagenet, random, or a Keras .h5 file"
-    )
-    options.add_argument(
-        "--preprocessing",
-        default="native",
-        choices=("native", "rescale"),
-        help="the base's own, or the book's 1/255",
-    )
-    options.add_argument(
-        "--resize",
-        default="squash",
-        choices=("squash", "crop", "pad"),
-        help="how an image becomes square",
-    )
-    options.add_argument(
-        "--engine",
-        default="auto",
-        choices=("auto", "tensorflow", "onnx", "ncnn"),
-        help="who computes (default: whoever computed what the cache holds; for a new one the "
-        "fastest that agrees with TensorFlow)",
-    )
-
-
-def add_batch_size(made: argparse.ArgumentParser) -> None:
-    """Images per call of the engine; see `batch_size_of`."""
-    made.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images computed at a time (default: two for each core, from 8 to 32)",
-    )
-
-
-def batch_size_of(arguments: argparse.Namespace) -> int:
-    """What `add_batch_size` asks for."""
-    from pipeline.engines import BATCH_SIZE
-
-    return BATCH_SIZE if arguments.batch_size is None else int(arguments.batch_size)
-
-
-def add_augmentation_options(made: argparse.ArgumentParser) -> None:
-    """What views are drawn from; see `augmentation_of`."""
-    options = made.add_argument_group(
-        "what views are drawn from", "a policy; the other flags change parts of it"
-    )
-    options.add_argument("--augment", default="book", choices=("light", "book", "strong"))
-    options.add_argument("--rotation", type=float, metavar="DEGREES", help="the book: 40")
-    options.add_argument(
-        "--shift", type=float, metavar="SHARE", help="of width and height; the book: 0.2"
-    )
-    options.add_argument("--shear", type=float, metavar="DEGREES", help="the book: 0.2")
-    options.add_argument("--zoom", type=float, metavar="SHARE", help="the book: 0.2")
-    options.add_argument("--jitter", type=float, metavar="SHARE", help="of colours; the book: 0")
-    options.add_argument(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="mirror every other view, or none",
-    )
-
-
-def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentation":
-    """What `add_augmentation_options` asks for."""
-    from pipeline.images.views import choose_augmentation
-
-    return choose_augmentation(
-        arguments.augment,
-        rotation=arguments.rotation,
-        shift=arguments.shift,
-        shear=arguments.shear,
-        zoom=arguments.zoom,
-        flip=arguments.flip,
-        jitter=arguments.jitter,
-        seed=seed,
-    )
-
-
 def add_options(
     made: argparse.ArgumentParser, config: type[Config], *, leave_out: Collection[str] = ()
 ) -> None:
@@ -153,8 +68,17 @@ def add_options(
         if each.default == ():
             settings |= {"action": "append", "default": []}
         if group not in groups:
-            groups[group] = made.add_argument_group(group)
+            title, _, description = group.partition(": ")
+            groups[group] = made.add_argument_group(title, description or None)
         groups[group].add_argument(flag, **settings)
+
+
+def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentation":
+    """The augmentation that the options of `pipeline.images.config.AugmentConfig` describe."""
+    from pipeline.images.config import AugmentConfig
+    from pipeline.images.views import choose_augmentation
+
+    return choose_augmentation(**vars(config_from(arguments, AugmentConfig)), seed=seed)
 
 
 def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -> C:

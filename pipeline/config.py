@@ -55,8 +55,9 @@ def option(
     default : False or True make a switch, ``()`` a repeatable option.
     flag : the option's name; None for the field's with hyphens, ``""`` for no option.
     type : makes the value of a word, as in argparse; ``bool`` with the default None makes
-        ``--name`` and ``--no-name``. A config converts values of the types int and Path, too.
-    group : title of the options' group in ``--help``.
+        ``--name`` and ``--no-name``. A config converts values of the types str, int and Path,
+        too.
+    group : title of the options' group in ``--help``, ``title: description`` where it needs one.
     """
     settings = {
         "help": help,
@@ -81,8 +82,8 @@ class Config:
                 raise UsageError(
                     f"{flag_of(each)} is one of {', '.join(choices)}; received {value!r}"
                 )
-            if kind is Path and value is not None:
-                object.__setattr__(self, each.name, Path(value))
+            if kind in (str, Path) and value is not None:
+                object.__setattr__(self, each.name, kind(value))
             elif kind is int and value is not None:
                 try:  # NumPy's integers become Python's, which JSON has
                     object.__setattr__(self, each.name, operator.index(value))
@@ -99,17 +100,21 @@ def flag_of(each: Any) -> str:
 
 def documented(config: Class) -> Class:
     """Add the fields of a config to its docstring, as scikit-learn documents parameters."""
-    lines = [inspect.cleandoc(config.__doc__ or ""), "", "Parameters", "----------"]
+    text = inspect.cleandoc(config.__doc__ or "")
+    head, examples, tail = text.partition("Examples\n----")
+    lines = [head.rstrip(), "", "Parameters", "----------"]
     for each in fields(config):
-        kind = inspect.formatannotation(each.type)
+        kind = each.type if isinstance(each.type, str) else inspect.formatannotation(each.type)
+        kind = kind.replace("pathlib.", "").replace("collections.abc.", "")
         if choices := each.metadata.get("choices"):
             kind = f"{{{', '.join(map(repr, choices))}}}"
-        lines.append(f"{each.name} : {kind}, default={each.default!r}")
+        default = str(each.default) if isinstance(each.default, Path) else each.default
+        lines.append(f"{each.name} : {kind}, default={default!r}")
         text = each.metadata.get("help", "") % {"default": each.default}
         lines += textwrap.wrap(
             f"{text[:1].upper()}{text[1:]}.", 92, initial_indent="    ", subsequent_indent="    "
         )
-    config.__doc__ = "\n".join(lines)
+    config.__doc__ = "\n".join([*lines, "", examples + tail])
     return config
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.bases.config import AUTO, ENGINES, TENSORFLOW
 from pipeline.bases.registry import Base
 from pipeline.benchmark.images import LEAST, gather_images
 from pipeline.benchmark.process import Finished, Worker, run_command
 from pipeline.benchmark.rounds import Spread, alternate
-from pipeline.engines import AUTO, ENGINES, TENSORFLOW
 from pipeline.engines.agreement import relative_errors
 from pipeline.errors import PipelineError
 from pipeline.images.hashes import hash_files
