@@ -7,8 +7,7 @@ import numpy as np
 
 from benchmarks.roofline import operations_per_image
 from pipeline.bases.build import build_base
-from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice
+from pipeline.bases.config import BaseConfig
 from pipeline.errors import UsageError
 from pipeline.keras_backend import keras, tf
 from pipeline.spec import split_layer_key
@@ -29,13 +28,10 @@ class Loop:
     def __init__(
         self, *, base: str, image_size: int, weights: str, layer: str, cache_dir: str, whole: bool
     ) -> None:
-        chosen = find_base(base)
-        conv_base, _ = build_base(
-            chosen,
-            image_size=image_size,
-            weights=WeightsChoice.parse(weights),
-            weights_folder=Path(cache_dir, "weights"),
+        config = BaseConfig(
+            base=base, image_size=image_size, weights=weights, cache_dir=Path(cache_dir)
         )
+        conv_base, _ = build_base(config)
         name, pooling = split_layer_key(layer)
         if name not in {part.name for part in conv_base.layers}:
             raise UsageError(
@@ -48,7 +44,7 @@ class Loop:
         elif pooling == "max":
             features = keras.layers.GlobalMaxPooling2D()(features)
         self._model = keras.Model(conv_base.input, features)
-        self._preprocess = getattr(keras.applications, chosen.module).preprocess_input
+        self._preprocess = getattr(keras.applications, config.network.module).preprocess_input
         self._image_size = image_size
         self._whole = whole
         self._model.predict(np.zeros((BATCH_SIZE, image_size, image_size, 3)), verbose=0)

@@ -10,9 +10,8 @@ import numpy as np
 
 from pipeline.ahead import in_order
 from pipeline.api import Extraction, extract_features
-from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice
-from pipeline.engines import BATCH_SIZE, EngineRequest, open_engine
+from pipeline.bases.config import BATCH_SIZE, BaseConfig
+from pipeline.engines import open_engine
 from pipeline.engines.worker import run_all
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
@@ -30,22 +29,16 @@ class EngineAlone:
         image_size: int,
         weights: str,
         layer: str,
-        cache_dir: str,
+        cache_dir: Path,
         pixels: str,
     ) -> None:
         self._layer = layer
         self._images = np.load(pixels, mmap_mode="r")  # (N, S, S, 3) uint8
         first = np.array(self._images[:BATCH_SIZE])
-        request = EngineRequest(
-            base=find_base(base),
-            image_size=image_size,
-            preprocessing="native",
-            weights=WeightsChoice.parse(weights),
-            layers=(layer,),
-            batch_size=BATCH_SIZE,
-            cache_folder=Path(cache_dir),
+        config = BaseConfig(
+            base=base, image_size=image_size, weights=weights, engine=engine, cache_dir=cache_dir
         )
-        self._engine = open_engine(request, engine=engine, images=first)
+        self._engine = open_engine(config, (layer,), images=first)
         self._engine(first)
         self.about = {"version": self._engine.version}
 

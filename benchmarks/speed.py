@@ -80,14 +80,16 @@ def _stage_one(arguments: argparse.Namespace) -> "StageOne":
     """What to measure of stage one; raises a PipelineError for what cannot be measured."""
     from benchmarks.images import LEAST
     from benchmarks.stage_one import StageOne
-    from pipeline.bases.registry import PIXELS, check_image_size, find_base
-    from pipeline.bases.weights import WeightsChoice
-    from pipeline.engines import ENGINES
+    from pipeline.bases.config import ENGINES, BaseConfig
+    from pipeline.bases.registry import PIXELS
     from pipeline.errors import UsageError
     from pipeline.images.scan import scan_folder
     from pipeline.spec import layer_key
 
-    base = find_base(arguments.base)
+    config = BaseConfig(
+        base=arguments.base, image_size=arguments.image_size, weights=arguments.weights
+    )
+    base = config.network
     if base.name == PIXELS:
         raise UsageError("--base pixels has no network to measure; name another base")
     if arguments.rounds < 1:
@@ -101,15 +103,12 @@ def _stage_one(arguments: argparse.Namespace) -> "StageOne":
     for name in arguments.engine:
         if name not in ENGINES:
             raise UsageError(f"--engine is one of {', '.join(ENGINES)}; received {name!r}")
-    image_size = base.image_size if arguments.image_size is None else arguments.image_size
-    check_image_size(base, image_size)
-    WeightsChoice.parse(arguments.weights)
     if arguments.data is not None:
         scan_folder(arguments.data)
     return StageOne(
         data=arguments.data,
         base=base,
-        image_size=image_size,
+        image_size=config.size,
         layer=layer_key(arguments.layer or base.last_layer, arguments.pooling),
         weights=arguments.weights,
         cache_dir=arguments.cache_dir.resolve(),

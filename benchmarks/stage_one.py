@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.images import LEAST, gather_images
 from benchmarks.process import Finished, Worker, run_command
 from benchmarks.rounds import Spread, alternate
+from pipeline.bases.config import AUTO, ENGINES, TENSORFLOW
 from pipeline.bases.registry import Base
-from pipeline.engines import AUTO, ENGINES, TENSORFLOW
 from pipeline.engines.agreement import relative_errors
 from pipeline.errors import PipelineError
 from pipeline.images.hashes import hash_files

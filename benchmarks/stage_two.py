@@ -82,10 +82,11 @@ def open_ours() -> Callable[[], dict[str, float]]:
 
 
 def _fit_dense_head(train: Rows, validation: Rows, epochs: int) -> None:
-    from pipeline.heads.dense import Dense
     from pipeline.heads.head import FitOptions
     from pipeline.heads.settings import DenseSettings
     from pipeline.heads.training import LabelledRows, TrainingSet
+
+    from pipeline.heads.dense import Dense
 
     settings = DenseSettings(
         units=UNITS, dropout=DROPOUT, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,

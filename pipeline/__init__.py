@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.api import compare_heads, extract_features, predict_images
+    from pipeline.cache.config import ExtractConfig
     from pipeline.estimator import FeatureExtractor, load_model
     from pipeline.frames import load_features
+    from pipeline.models.config import PredictConfig
 
 __version__ = "0.1.0"
 __all__ = [
+    "ExtractConfig",
     "FeatureExtractor",
+    "PredictConfig",
     "compare_heads",
     "extract_features",
     "load_features",
@@ -26,7 +30,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ExtractConfig": "pipeline.cache.config",
     "FeatureExtractor": "pipeline.estimator",
+    "PredictConfig": "pipeline.models.config",
     "compare_heads": "pipeline.api",
     "extract_features": "pipeline.api",
     "load_features": "pipeline.frames",

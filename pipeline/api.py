@@ -4,13 +4,14 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pipeline.bases.registry import find_base
-from pipeline.bases.weights import IMAGENET, WeightsChoice
+from pipeline.cache.config import ExtractConfig
 from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows
 from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
 from pipeline.cache.lock import writer_lock
@@ -24,27 +25,28 @@ from pipeline.cache.upkeep import (
 )
 from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import make_folder, sync_folder
-from pipeline.engines import AUTO, BATCH_SIZE
-from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
+from pipeline.errors import BadDataError, NoInputError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.frames import load_features
-from pipeline.images.decode import RESIZE_POLICIES
 from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, FoundFile, ImageSet, Skipped, scan_folder
-from pipeline.images.views import Augmentation, choose_augmentation
-from pipeline.models.predicting import Model, Predictions
+from pipeline.images.views import Augmentation
+from pipeline.models.config import PredictConfig
+from pipeline.models.predicting import Predictions
 from pipeline.models.predictor import open_predictor
-from pipeline.recipe import Recipe, cache_document, check_choice, recipe_of
-from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
+from pipeline.recipe import cache_document, config_of, continue_engine, feature_spec
+from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
 
 __all__ = [
+    "ExtractConfig",
     "Extraction",
     "FeatureTable",
+    "PredictConfig",
     "Repair",
     "compare_heads",
     "extract_features",
@@ -56,6 +58,7 @@ __all__ = [
 
 VARIANT_DIGITS = 6  # of an augmentation's digest, in a file's name
 PREVIEWED, PREVIEWED_PER_CLASS = 8, 4  # images on a sheet of views
+PREVIEWED_VIEWS = 8  # of each, where --views says nothing
 LISTED = 10  # duplicates named in a warning
 
 
@@ -82,30 +85,11 @@ class Extraction:
 
 def extract_features(
     data: str | os.PathLike[str],
+    config: ExtractConfig | None = None,
     *,
-    base: str = "vgg16",
-    image_size: int | None = None,
-    layers: Sequence[str] = (),
-    pooling: str = "none",
-    weights: str | os.PathLike[str] = IMAGENET,
-    preprocessing: str = "native",
-    resize: str = "squash",
-    dtype: str = "float32",
-    views: int = 0,
-    augmentation: str | Augmentation = "book",
-    tta: bool = False,
-    batch_size: int = BATCH_SIZE,
-    engine: str = AUTO,
-    mix_engines: bool = False,
-    limit_per_class: int | None = None,
-    seed: int = 0,
-    strict: bool = False,
-    rehash: bool = False,
-    wait: bool = False,
-    out: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] = "cache",
     progress: Progress | None = None,
     on_scan: Callable[[ImageSet], None] | None = None,
+    **options: Any,
 ) -> Extraction:
     """Run a frozen base once over an image folder and cache its features in HDF5.
 
@@ -114,30 +98,11 @@ def extract_features(
     Parameters
     ----------
     data : folder with ``train/ validation/ test/`` of class folders, or class folders alone.
-    base : a model of keras.applications in any usual spelling, or ``pixels``.
-    image_size : pixels; None for the base's default (150 for VGG16).
-    layers : layer names; none for the base's last.
-    pooling : ``none`` keeps maps (N, H, W, C); ``avg`` and ``max`` give (N, C).
-    weights : ``imagenet``, ``random`` (drawn with ``seed``) or a Keras weights file.
-    preprocessing : ``native`` or the book's ``rescale`` (1/255).
-    resize : ``squash``, ``crop`` or ``pad`` to the square.
-    dtype : stored type, ``float32`` or ``float16``.
-    views : K random views of each training image, besides the image itself.
-    augmentation : what they are drawn from: ``light``, ``book`` or ``strong`` (with ``seed``), or
-        ranges of one's own.
-    tta : views of validation and test images, too, for test-time averaging.
-    batch_size : images per forward pass.
-    engine : ``tensorflow``, ``onnx``, ``ncnn``, or ``auto``: the one that computed what the cache
-        holds; for a new one the fastest of those that agree with TensorFlow on its images.
-    mix_engines : let another engine than the recorded one compute what the cache lacks.
-    limit_per_class : only the first so many files of each class (of each split), by path.
-    strict : raise for the first unreadable image instead of skipping it.
-    rehash : read every file to hash it, even those that look unchanged.
-    wait : wait for another process that writes the same file.
-    out : the cache file; None for ``<cache_dir>/<set>-<base>-<fingerprint>.h5``, where there are
-        views ``<set>+<augmentation>-…``.
+    config : how; None for the defaults.
     progress : called with (images done, images in all).
     on_scan : called with the folder's contents before the work begins.
+    **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; its docstring lists
+        them. They replace those of ``config``.
 
     Raises a `pipeline.errors.PipelineError` for every expected failure.
 
@@ -151,55 +116,32 @@ def extract_features(
     0
     """
     started = time.monotonic()
-    check_choice("pooling", pooling, POOLING_POLICIES)
-    check_seed(seed)
-    for name in layers:
-        if ":" in name:
-            raise UsageError(f"--layer {name}: name the layer alone, and its pooling by --pooling")
-    if limit_per_class is not None and limit_per_class < 1:
-        raise UsageError(f"--limit-per-class needs at least 1; received {limit_per_class}")
-    cache_folder = Path(cache_dir)
-    if isinstance(augmentation, str):
-        augmentation = choose_augmentation(augmentation, seed=seed)
-    plan = ViewPlan(views, augmentation if views else None, tta)
-    chosen = find_base(base)
-    recipe = Recipe(
-        base=chosen,
-        image_size=chosen.image_size if image_size is None else image_size,
-        preprocessing=preprocessing,
-        resize=resize,
-        dtype=dtype,
-        weights=WeightsChoice.parse(os.fspath(weights), seed=seed),
-        cache_folder=cache_folder,
-        batch_size=batch_size,
-        engine_name=engine,
-        mix_engines=mix_engines,
-    )
-    layer_names = layers or [chosen.last_layer]
-    layer_keys = tuple(sorted({layer_key(name, pooling) for name in layer_names}))
+    config = replace(config or ExtractConfig(), **options)
+    augmentation = config.augmentation_ranges if config.views else None
+    plan = ViewPlan(config.views, augmentation, config.tta)
     found = scan_folder(Path(data))
-    if limit_per_class is not None:
-        found = found.limited(limit_per_class)
+    if config.limit_per_class is not None:
+        found = found.limited(config.limit_per_class)
     if on_scan:
         on_scan(found)
     digests, unreadable = hash_files(
-        found.root, found.paths, index_folder=cache_folder / "hashes", rehash=rehash
+        found.root, found.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
     warn_of_duplicates(found, digests)
-    spec = recipe.spec(layer_keys)
-    path = _output_path(out, cache_folder, found, spec, plan, set(digests.values()))
+    spec = feature_spec(config)
+    path = _output_path(config, found, spec, augmentation, set(digests.values()))
     filled = fill_cache(
         path,
         images=found,
         digests=digests,
         skipped=(*found.skipped, *unreadable),
         spec=spec,
-        layers=layer_keys,
-        open_engine=recipe.engine,
-        document=cache_document(found.name, found.root, recipe, spec),
-        batch_size=batch_size,
-        strict=strict,
-        wait=wait,
+        layers=config.layer_keys,
+        open_engine=partial(continue_engine, config),
+        document=cache_document(found.name, found.root, config, spec),
+        batch_size=config.batch_size,
+        strict=config.strict,
+        wait=config.wait,
         plan=plan,
         progress=progress,
     )
@@ -214,37 +156,33 @@ def extract_features(
 
 
 def preview_views(
-    data: str | os.PathLike[str],
-    *,
-    base: str = "vgg16",
-    image_size: int | None = None,
-    resize: str = "squash",
-    views: int = 8,
-    augmentation: str | Augmentation = "book",
-    cache_dir: str | os.PathLike[str] = "cache",
+    data: str | os.PathLike[str], config: ExtractConfig | None = None, **options: Any
 ) -> Path:
     """Draw some training images and their views, as a base would see them, on a PNG sheet.
+
+    Parameters
+    ----------
+    data, config, **options : as for `extract_features`; 8 views if none are asked for.
 
     Returns ``<cache_dir>/<set>+<augmentation>-views.png``.
     """
     from pipeline.report.view_sheet import write_view_sheet  # Matplotlib takes a second
 
-    if isinstance(augmentation, str):
-        augmentation = choose_augmentation(augmentation)
-    ViewPlan(views, augmentation if views else None)
+    config = replace(config or ExtractConfig(), **options)
+    views, augmentation = config.views or PREVIEWED_VIEWS, config.augmentation_ranges
+    ViewPlan(views, augmentation)
     found = scan_folder(Path(data)).limited(PREVIEWED_PER_CLASS)
     paths = [file.path for file in found.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
     digests, _ = hash_files(found.root, paths)
-    size = find_base(base).image_size if image_size is None else image_size
-    check_choice("resize", resize, RESIZE_POLICIES)
-    with closing(read_images(found.root, digests, image_size=size, resize=resize)) as images:
+    read = read_images(found.root, digests, image_size=config.size, resize=config.resize)
+    with closing(read) as images:
         rows = [
             (path, digests[path], pixels)
             for path, pixels in images
             if not isinstance(pixels, Skipped)
         ]
-    make_folder(Path(cache_dir))
-    sheet = Path(cache_dir) / f"{found.name}+{augmentation.digest[:VARIANT_DIGITS]}-views.png"
+    make_folder(config.cache_dir)
+    sheet = config.cache_dir / f"{found.name}+{augmentation.digest[:VARIANT_DIGITS]}-views.png"
     write_view_sheet(sheet, rows, augmentation=augmentation, views=views)
     return sheet
 
@@ -262,7 +200,6 @@ def repair_cache(
     *,
     weights: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] = "cache",
-    batch_size: int = BATCH_SIZE,
     wait: bool = False,
     progress: Progress | None = None,
 ) -> Repair:
@@ -288,9 +225,8 @@ def repair_cache(
     with writer_lock(target, wait=wait):
         mend_metadata(target)
     table = read_all_rows(target)
-    recipe = recipe_of(table, weights, Path(cache_dir), batch_size)
-    layers = tuple(table.layers)
-    if recipe.spec(layers) != table.spec:
+    config = config_of(table, weights, Path(cache_dir))
+    if feature_spec(config) != table.spec:
         raise BadDataError(
             f"{printable(target)} was made with weights or a decoder that are not here any more: "
             f"name the weights with --weights, or extract into a new file"
@@ -314,10 +250,10 @@ def repair_cache(
         digests=digests,
         skipped=(*found.skipped, *unreadable),
         spec=table.spec,
-        layers=layers,
-        open_engine=recipe.engine,
+        layers=tuple(table.layers),
+        open_engine=partial(continue_engine, config),
         document=dict(table.document),
-        batch_size=batch_size,
+        batch_size=config.batch_size,
         wait=wait,
         damaged=bad_rows(target, table),
         plan=plan,
@@ -327,31 +263,25 @@ def repair_cache(
 
 
 def _output_path(
-    out: str | os.PathLike[str] | None,
-    cache_folder: Path,
+    config: ExtractConfig,
     found: ImageSet,
     spec: FeatureSpec,
-    plan: ViewPlan,
+    augmentation: Augmentation | None,
     digests: Collection[bytes],
 ) -> Path:
     """Where the cache goes, its folder made; raises CannotCreateError if that cannot be."""
-    if out is None:
-        make_folder(cache_folder)
-        return cache_file(
-            cache_folder,
-            set_name=found.name,
-            root=found.root,
-            spec=spec,
-            variant=plan.augmentation.digest[:VARIANT_DIGITS] if plan.augmentation else "",
-            digests=digests,
-        )
-    path = Path(out)
-    if path.suffix != ".h5":
-        raise UsageError(f"--out names an HDF5 file, ending in .h5; received {path}")
-    if path.is_dir():
-        raise CannotCreateError(f"{path} is a folder; --out names a file")
-    make_folder(path.parent)
-    return path
+    if config.out is not None:
+        make_folder(config.out.parent)
+        return config.out
+    make_folder(config.cache_dir)
+    return cache_file(
+        config.cache_dir,
+        set_name=found.name,
+        root=found.root,
+        spec=spec,
+        variant=augmentation.digest[:VARIANT_DIGITS] if augmentation else "",
+        digests=digests,
+    )
 
 
 def warn_of_duplicates(found: ImageSet, digests: Mapping[bytes, bytes]) -> None:
@@ -378,17 +308,8 @@ def warn_of_duplicates(found: ImageSet, digests: Mapping[bytes, bytes]) -> None:
 
 def predict_images(
     images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    *,
-    model: str | os.PathLike[str] | Model | None = None,
-    head: str | None = None,
-    weights: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] = "cache",
-    use_cache: bool = True,
-    base: str | None = None,
-    image_size: int | None = None,
-    preprocessing: str | None = None,
-    batch_size: int = BATCH_SIZE,
-    strict: bool = False,
+    config: PredictConfig | None = None,
+    **options: Any,
 ) -> Predictions:
     """Classify image files with a trained head.
 
@@ -399,15 +320,10 @@ def predict_images(
     Parameters
     ----------
     images : files, folders (all files below them) and patterns, ``photos/**/*.jpg``.
-    model : a run's folder or a model file; None for the newest run in ``results/``; or what is
-        already open, such as an `pipeline.models.imagenet.ImagenetModel`.
-    head : name of the head; None for the one that the run recommends.
-    weights : the base's weights file, where the one that it was trained with has moved.
-    cache_dir : where caches and fetched ImageNet weights are.
-    use_cache : False computes every image.
-    base, image_size, preprocessing : what the model should have been trained with; None for any.
-    batch_size : images per forward pass.
-    strict : raise for the first unreadable image instead of skipping it.
+    config : how; None for the defaults.
+    **options : fields of `pipeline.PredictConfig`, such as ``model="results/<run>"``; its docstring
+        lists them. They replace those of ``config``. ``model`` may also be what is already open,
+        such as an `pipeline.models.imagenet.ImagenetModel`.
 
     Raises a `pipeline.errors.PipelineError` for every expected failure.
 
@@ -418,6 +334,7 @@ def predict_images(
     >>> first.label
     'plain'
     """
+    config = replace(config or PredictConfig(), **options)
     names = [images] if isinstance(images, str | os.PathLike) else images
     asked = [os.fspath(name) for name in names]
     paths, skipped = find_images(asked)
@@ -426,14 +343,7 @@ def predict_images(
         if skipped:
             why = f"{printable(skipped[0].path)} {skipped[0].reason}"
         raise NoInputError(f"there is no image file to look at: {why}")
+    model = config.model
     if model is None or isinstance(model, str | os.PathLike):
-        model = open_predictor(
-            None if model is None else Path(model),
-            head=head,
-            expected={"base": base, "image_size": image_size, "preprocessing": preprocessing},
-            weights=None if weights is None else os.fspath(weights),
-            cache_dir=Path(cache_dir),
-            batch_size=batch_size,
-            use_cache=use_cache,
-        )
-    return Predictions(model, paths, skipped=skipped, strict=strict)
+        model = open_predictor(config)
+    return Predictions(model, paths, skipped=skipped, strict=config.strict)

@@ -8,10 +8,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from pipeline.config import Config, flag_of
+from pipeline.config import count as count
+from pipeline.config import fraction as fraction
+from pipeline.config import positive_number as positive_number
+from pipeline.config import whole_number as whole_number
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration
 
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     from pipeline.images.views import Augmentation
 
 EXIT_INTERRUPTED = 130
+C = TypeVar("C", bound=Config)
+
 SECONDS_BETWEEN_LINES = 10.0  # progress where stderr is a file: often enough to see it is alive
 
 
@@ -34,122 +42,53 @@ def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentPars
     )
 
 
-def add_base_options(made: argparse.ArgumentParser) -> None:
-    """What pixels become features by: base, size, weights, preprocessing, engine."""
-    options = made.add_argument_group("the base")
-    options.add_argument("--base", default="vgg16", help="a model of keras.applications, or pixels")
-    options.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="default: 150 for VGG16, else the base's"
-    )
-    options.add_argument(
-        "--weights", default="imagenet", metavar="W", help="imagenet, random, or a Keras .h5 file"
-    )
-    options.add_argument(
-        "--preprocessing",
-        default="native",
-        choices=("native", "rescale"),
-        help="the base's own, or the book's 1/255",
-    )
-    options.add_argument(
-        "--resize",
-        default="squash",
-        choices=("squash", "crop", "pad"),
-        help="how an image becomes square",
-    )
-    options.add_argument(
-        "--engine",
-        default="auto",
-        choices=("auto", "tensorflow", "onnx", "ncnn"),
-        help="who computes (default: whoever computed what the cache holds; for a new one the "
-        "fastest that agrees with TensorFlow)",
-    )
+def add_options(
+    made: argparse.ArgumentParser, config: type[Config], *, leave_out: Collection[str] = ()
+) -> None:
+    """Add an option for each field of a config; see `pipeline.config`.
 
-
-def add_batch_size(made: argparse.ArgumentParser) -> None:
-    """Images per call of the engine; see `batch_size_of`."""
-    made.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images computed at a time (default: two for each core, from 8 to 32)",
-    )
-
-
-def batch_size_of(arguments: argparse.Namespace) -> int:
-    """What `add_batch_size` asks for."""
-    from pipeline.engines import BATCH_SIZE
-
-    return BATCH_SIZE if arguments.batch_size is None else int(arguments.batch_size)
-
-
-def add_augmentation_options(made: argparse.ArgumentParser) -> None:
-    """What views are drawn from; see `augmentation_of`."""
-    options = made.add_argument_group(
-        "what views are drawn from", "a policy; the other flags change parts of it"
-    )
-    options.add_argument("--augment", default="book", choices=("light", "book", "strong"))
-    options.add_argument("--rotation", type=float, metavar="DEGREES", help="the book: 40")
-    options.add_argument(
-        "--shift", type=float, metavar="SHARE", help="of width and height; the book: 0.2"
-    )
-    options.add_argument("--shear", type=float, metavar="DEGREES", help="the book: 0.2")
-    options.add_argument("--zoom", type=float, metavar="SHARE", help="the book: 0.2")
-    options.add_argument("--jitter", type=float, metavar="SHARE", help="of colours; the book: 0")
-    options.add_argument(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="mirror every other view, or none",
-    )
+    Parameters
+    ----------
+    leave_out : fields that are no options of this command.
+    """
+    groups: dict[str, Any] = {"": made}
+    for each in fields(config):
+        flag = flag_of(each)
+        if not flag or each.name in leave_out:
+            continue
+        settings: dict[str, Any] = {"dest": each.name, "help": each.metadata["help"]}
+        kind, group = each.metadata["type"], each.metadata["group"]
+        if kind is bool:
+            settings |= {"action": argparse.BooleanOptionalAction, "default": each.default}
+        elif isinstance(each.default, bool):
+            settings["action"] = "store_false" if each.default else "store_true"
+        else:
+            settings |= {"type": kind, "default": each.default}
+            settings |= {name: each.metadata[name] for name in ("choices", "metavar")}
+        if each.default == ():
+            settings |= {"action": "append", "default": []}
+        if group not in groups:
+            title, _, description = group.partition(": ")
+            groups[group] = made.add_argument_group(title, description or None)
+        groups[group].add_argument(flag, **settings)
 
 
 def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentation":
-    """What `add_augmentation_options` asks for."""
+    """The augmentation that the options of `pipeline.images.config.AugmentConfig` describe."""
+    from pipeline.images.config import AugmentConfig
     from pipeline.images.views import choose_augmentation
 
-    return choose_augmentation(
-        arguments.augment,
-        rotation=arguments.rotation,
-        shift=arguments.shift,
-        shear=arguments.shear,
-        zoom=arguments.zoom,
-        flip=arguments.flip,
-        jitter=arguments.jitter,
-        seed=seed,
-    )
+    return choose_augmentation(**vars(config_from(arguments, AugmentConfig)), seed=seed)
 
 
-# argparse shows these names when a value is no number at all
-def whole_number(text: str) -> int:
-    """An integer from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text}")
-    return value
-
-
-def count(text: str) -> int:
-    """An integer from 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, received {text}")
-    return value
-
-
-def positive_number(text: str) -> float:
-    """A finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, received {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, received {text}")
-    return value
+def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -> C:
+    """Make a config from parsed arguments; ``values`` replace or complete them."""
+    parsed = {
+        each.name: getattr(arguments, each.name)
+        for each in fields(config)
+        if flag_of(each) and hasattr(arguments, each.name)
+    }
+    return config(**{**parsed, **values})
 
 
 def run(

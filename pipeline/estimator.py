@@ -1,7 +1,7 @@
 """The pipeline for programs that know scikit-learn: a transformer, and a trained model."""
 
-import operator
 import os
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -11,17 +11,18 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.bases.registry import find_base
-from pipeline.bases.weights import IMAGENET, WeightsChoice
+from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET
+from pipeline.cache.config import ExtractConfig
 from pipeline.cache.content import FOLDER, features_by_content
-from pipeline.engines import AUTO, BATCH_SIZE
+from pipeline.engines import Engine
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.given import GivenImages, array_images, given_images
+from pipeline.images.reader import Pixels
 from pipeline.models.bundle import load_bundle
 from pipeline.models.predictor import Predictor
 from pipeline.models.runs import find_bundle
-from pipeline.recipe import Recipe, cache_document
-from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key
+from pipeline.recipe import cache_document, continue_engine, feature_spec
+from pipeline.spec import FeatureSpec
 
 
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -33,23 +34,14 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     Parameters
     ----------
-    base : a model of keras.applications in any usual spelling, or ``pixels``.
-    pooling : ``avg`` or ``max`` gives (N, C) features, ``none`` flattened maps (N, H·W·C).
     layer : layer name; None for the base's last.
-    image_size : pixels that the base sees, each side; None for the base's default.
     image_shape : None where images are paths or uint8 arrays (N, H, W, 3). Else rows of X are
         flattened images of this shape: ``(28, 28)`` for grey, ``(32, 32, 3)`` for RGB; one side
         may be -1, as in `numpy.reshape`.
     value_range : the least and the greatest value in such rows, black and white; what is beyond
         is cut off.
-    weights : ``imagenet``, ``random`` (drawn with ``seed``) or a Keras weights file.
-    preprocessing : ``native`` or the book's ``rescale`` (1/255).
-    resize : ``squash``, ``crop`` or ``pad`` to the square.
-    dtype : stored type, ``float32`` or ``float16``.
-    batch_size : images per forward pass.
-    engine : who computes, as for `pipeline.extract_features`.
-    seed : of random weights.
-    cache_dir : where caches are; the same as for `extract_features`.
+    base, pooling, image_size, weights, preprocessing, resize, dtype, batch_size, engine, seed, \
+cache_dir : as for `pipeline.ExtractConfig`; maps that are not pooled are flattened, (N, H·W·C).
 
     Attributes
     ----------
@@ -81,7 +73,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     spec_: FeatureSpec
     layer_: str
-    _recipe: Recipe
+    _config: ExtractConfig
+    _engine: Engine | None
 
     def __init__(
         self,
@@ -132,9 +125,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """
         check_is_fitted(self)
         images = self._images(X, reset=False)
-        if not hasattr(self, "_recipe"):  # unpickled, maybe on another machine
-            recipe = self._make_recipe()
-            if (here := recipe.spec((self.layer_,))) != self.spec_:
+        if not hasattr(self, "_config"):  # unpickled, maybe on another machine
+            config = self._make_config()
+            if (here := feature_spec(config)) != self.spec_:
                 names = [
                     name for name, value in vars(here).items() if value != vars(self.spec_)[name]
                 ]
@@ -142,7 +135,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                     f"this FeatureExtractor was fitted with other {' and '.join(names)}: "
                     f"fingerprint {self.spec_.fingerprint}, here {here.fingerprint}; fit it again"
                 )
-            self._recipe = recipe
+            self._config, self._engine = config, None
         return self._features(images)
 
     def __sklearn_tags__(self) -> Any:
@@ -155,38 +148,22 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def __getstate__(self) -> dict[str, Any]:
         """What is learned, without the open network."""
         state: dict[str, Any] = dict(super().__getstate__())
-        state.pop("_recipe", None)
-        return state
+        return {name: value for name, value in state.items() if name not in ("_config", "_engine")}
 
     def _fit(self, X: Any) -> npt.NDArray[np.float32]:
         images = self._images(X, reset=True)
-        if self.pooling not in POOLING_POLICIES:
-            raise UsageError(
-                f"pooling is one of {', '.join(POOLING_POLICIES)}; received {self.pooling!r}"
-            )
-        self._recipe = self._make_recipe()
-        self.layer_ = layer_key(self.layer or self._recipe.base.last_layer, self.pooling)
-        self.spec_ = self._recipe.spec((self.layer_,))
+        self._config, self._engine = self._make_config(), None
+        (self.layer_,) = self._config.layer_keys
+        self.spec_ = feature_spec(self._config)
         features = self._features(images)
         self._n_features_out = features.shape[1]
         return features
 
-    def _make_recipe(self) -> Recipe:
-        seed = _whole("seed", self.seed)
-        check_seed(seed, "seed")
-        base = find_base(self.base)
-        size = base.image_size if self.image_size is None else self.image_size
-        return Recipe(
-            base=base,
-            image_size=_whole("image_size", size),
-            preprocessing=self.preprocessing,
-            resize=self.resize,
-            dtype=self.dtype,
-            weights=WeightsChoice.parse(os.fspath(self.weights), seed=seed),
-            cache_folder=Path(self.cache_dir),
-            batch_size=_whole("batch_size", self.batch_size),
-            engine_name=self.engine,
-        )
+    def _make_config(self) -> ExtractConfig:
+        own = ("layer", "image_shape", "value_range")
+        params = self.get_params(deep=False)
+        options = {name: value for name, value in params.items() if name not in own}
+        return ExtractConfig(layers=[self.layer] if self.layer else (), **options)
 
     def _images(self, X: Any, *, reset: bool) -> GivenImages:
         if self.image_shape is None:
@@ -204,25 +181,25 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             ) from error
 
     def _features(self, images: GivenImages) -> npt.NDArray[np.float32]:
-        folder = Path(self.cache_dir)
+        config = self._config
         features = features_by_content(
-            folder,
+            config.cache_dir,
             images,
             spec=self.spec_,
             layer=self.layer_,
-            open_engine=self._recipe.engine,
-            document=cache_document(FOLDER, (folder / FOLDER).resolve(), self._recipe, self.spec_),
-            batch_size=self._recipe.batch_size,
+            open_engine=self._open_engine,
+            document=cache_document(FOLDER, (config.cache_dir / FOLDER).resolve(), config, self.spec_),
+            batch_size=config.batch_size,
         )
         return features.reshape(len(features), -1)
 
-
-def _whole(name: str, value: Any) -> int:
-    """A parameter as a plain integer: a grid search gives those of NumPy."""
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise UsageError(f"{name} is a whole number; received {value!r}") from error
+    def _open_engine(
+        self, layers: tuple[str, ...], images: Pixels, recorded: Mapping[str, Any] | None
+    ) -> Engine:
+        """Open the engine once: each further batch of new images takes the same."""
+        if self._engine is None:
+            self._engine = continue_engine(self._config, layers, images, recorded)
+        return self._engine
 
 
 class TrainedModel:

@@ -6,23 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import (
-    ProgressBar,
-    add_augmentation_options,
-    add_base_options,
-    add_batch_size,
-    augmentation_of,
-    batch_size_of,
-    parser,
-    print_json,
-    run,
-)
+from pipeline import cli
+from pipeline.bases.config import BaseConfig
+from pipeline.cache.config import ExtractConfig
+from pipeline.images.config import AugmentConfig
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
     from pipeline.images.scan import ImageSet
-
-PREVIEWED = 8  # views on the sheet, where --views says nothing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    made = cli.parser(
         command="extract",
         summary="Run a frozen convolutional base once over image folders and cache its features.",
         example="python -m pipeline.extract data/pets --base mobilenet_v2 --pooling avg",
@@ -49,44 +40,14 @@ def _parser() -> argparse.ArgumentParser:
         help="train/ validation/ test/ with class folders, or class folders alone "
         "(default: the one set in data/)",
     )
-    made.add_argument(
-        "--layer",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="layer to cache, repeatable (default: the last)",
-    )
-    made.add_argument("--pooling", default="none", choices=("none", "avg", "max"))
-    made.add_argument("--dtype", default="float32", choices=("float32", "float16"))
-    made.add_argument(
-        "--views", type=int, default=0, metavar="K", help="random views of each training image"
-    )
-    made.add_argument(
-        "--tta",
-        action="store_true",
-        help="views of validation and test images, too, for classify --tta",
-    )
+    cli.add_options(made, ExtractConfig)
     made.add_argument(
         "--preview-views", action="store_true", help="write a sheet of views to look at, and stop"
     )
-    add_batch_size(made)
-    made.add_argument(
-        "--mix-engines",
-        action="store_true",
-        help="let another engine compute what the cache lacks",
-    )
-    made.add_argument("--limit-per-class", type=int, metavar="N", help="for a quick try")
-    made.add_argument("--seed", type=int, default=0, help="of --weights random and of --views")
-    made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
-    made.add_argument("--rehash", action="store_true", help="read even files that look unchanged")
-    made.add_argument("--wait", action="store_true", help="wait for another run on the same cache")
-    made.add_argument("--out", type=Path, metavar="FILE", help="the cache file (.h5)")
-    made.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
     made.add_argument("--list-bases", action="store_true", help="name, size, shape, parameters")
     made.add_argument("--list-layers", metavar="BASE", help="name, shape, parameters of each layer")
     made.add_argument("--json", action="store_true", help="print one JSON document")
-    add_base_options(made)
-    add_augmentation_options(made)
+    cli.add_options(made, AugmentConfig)
     return made
 
 
@@ -95,47 +56,17 @@ def _extract(arguments: argparse.Namespace) -> None:
     from pipeline.text import printable
 
     data = arguments.data or _only_set(Path("data"))
+    config = cli.config_from(
+        arguments, ExtractConfig, augmentation=cli.augmentation_of(arguments, seed=arguments.seed)
+    )
     if arguments.preview_views:
-        sheet = preview_views(
-            data,
-            base=arguments.base,
-            image_size=arguments.image_size,
-            resize=arguments.resize,
-            views=arguments.views or PREVIEWED,
-            augmentation=augmentation_of(arguments, seed=arguments.seed),
-            cache_dir=arguments.cache_dir,
-        )
-        print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
+        sheet = preview_views(data, config)
+        cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
-    with ProgressBar("extracting", unit="view" if arguments.views else "image") as bar:
-        done = extract_features(
-            data,
-            base=arguments.base,
-            image_size=arguments.image_size,
-            layers=arguments.layer,
-            pooling=arguments.pooling,
-            weights=arguments.weights,
-            preprocessing=arguments.preprocessing,
-            resize=arguments.resize,
-            dtype=arguments.dtype,
-            views=arguments.views,
-            augmentation=augmentation_of(arguments, seed=arguments.seed),
-            tta=arguments.tta,
-            batch_size=batch_size_of(arguments),
-            engine=arguments.engine,
-            mix_engines=arguments.mix_engines,
-            limit_per_class=arguments.limit_per_class,
-            seed=arguments.seed,
-            strict=arguments.strict,
-            rehash=arguments.rehash,
-            wait=arguments.wait,
-            out=arguments.out,
-            cache_dir=arguments.cache_dir,
-            progress=bar,
-            on_scan=_say_what_was_found,
-        )
+    with cli.ProgressBar("extracting", unit="view" if config.views else "image") as bar:
+        done = extract_features(data, config, progress=bar, on_scan=_say_what_was_found)
     if arguments.json:
-        print_json(_as_json(done))
+        cli.print_json(_as_json(done))
     else:
         _print_summary(done)
 
@@ -226,7 +157,7 @@ def _list_bases(*, as_json: bool) -> None:
     from pipeline.bases.registry import BASES
 
     if as_json:
-        print_json([base._asdict() for base in BASES.values()])
+        cli.print_json([base._asdict() for base in BASES.values()])
         return
     print(f"{'name':20} {'size':>5}  {'features':15} {'parameters':>12} {'with top':>12}")
     for base in BASES.values():
@@ -236,18 +167,16 @@ def _list_bases(*, as_json: bool) -> None:
 
 
 def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
-    from pipeline.bases.registry import find_base
-
-    base = find_base(name)
-    if not base.module:
+    config = BaseConfig(base=name, image_size=image_size)
+    if not config.network.module:
         from pipeline.errors import UsageError
 
         raise UsageError("the base pixels has no layers: the image itself is its features")
     from pipeline.bases.build import list_layers
 
-    layers = list_layers(base, image_size=base.image_size if image_size is None else image_size)
+    layers = list_layers(config)
     if as_json:
-        print_json([layer._asdict() for layer in layers])
+        cli.print_json([layer._asdict() for layer in layers])
         return
     print(f"{'layer':32} {'kind':24} {'shape':18} {'parameters':>12}")
     for layer in layers:
@@ -257,7 +186,7 @@ def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(
+    cli.run(
         main,
         when_interrupted="interrupted; what was committed is kept: run the same again to go on",
     )

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import ProgressBar, add_batch_size, batch_size_of, parser, run
+from pipeline import cli
+from pipeline.models.config import PredictConfig
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
@@ -31,21 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     started = time.monotonic()
     sheet = _sheet(arguments)
+    options: dict[str, Any] = {"model": _ready_made(arguments)} if arguments.imagenet else {}
     predictions = predict_images(
-        _names(arguments.images),
-        model=_ready_made(arguments) if arguments.imagenet else arguments.model,
-        head=arguments.head,
-        weights=arguments.weights,
-        cache_dir=arguments.cache_dir,
-        use_cache=not arguments.no_cache,
-        base=arguments.base,
-        image_size=arguments.image_size,
-        preprocessing=arguments.preprocessing,
-        batch_size=batch_size_of(arguments),
-        strict=arguments.strict,
+        _names(arguments.images), cli.config_from(arguments, PredictConfig, **options)
     )
     out = sys.stdout  # while a bar is drawn, rich stands in for it and writes to stderr
-    shown = None if out.isatty() else ProgressBar("predicting", unit="image")
+    shown = None if out.isatty() else cli.ProgressBar("predicting", unit="image")
     with shown or nullcontext() as bar:  # on a terminal the rows show how far it is
         tally = Tally(predictions, progress=bar)
         for text in _texts(tally, arguments, sheet):
@@ -63,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    made = cli.parser(
         command="predict",
         summary="Classify images with a trained head, or with a ready-made network.",
         example="python -m pipeline.predict holiday/ 'more/*.jpg' --csv",
@@ -74,37 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="files, folders, patterns, or - for a list on stdin (one a line, or NUL-separated)",
     )
-    made.add_argument(
-        "--model",
-        type=Path,
-        metavar="RUN",
-        help="a run of classify, or one of its models (default: the newest run in results/)",
-    )
-    made.add_argument("--head", metavar="NAME", help="default: the one that the run recommends")
     made.add_argument("--top", type=int, default=3, metavar="K", help="so many classes an image")
     formats = made.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")
     made.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw a contact sheet, too")
-    made.add_argument(
-        "--weights", metavar="FILE", help="of the base, where those of the training have moved"
-    )
-    made.add_argument(
-        "--cache-dir",
-        type=Path,
-        default=Path("cache"),
-        metavar="FOLDER",
-        help="features that are in it are not computed again (default: %(default)s)",
-    )
-    made.add_argument("--no-cache", action="store_true", help="compute every image")
-    add_batch_size(made)
-    made.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
-    expected = made.add_argument_group(
-        "what you expect of the model", "it is refused if it was trained otherwise"
-    )
-    expected.add_argument("--base")
-    expected.add_argument("--image-size", type=int, metavar="PIXELS")
-    expected.add_argument("--preprocessing", choices=("native", "rescale"))
+    cli.add_options(made, PredictConfig)
     ready = made.add_argument_group("a ready-made network instead")
     ready.add_argument(
         "--imagenet",
@@ -141,7 +108,7 @@ def _ready_made(arguments: argparse.Namespace) -> "ImagenetModel":
         weights=arguments.weights or "imagenet",
         labels=arguments.labels,
         image_size=arguments.image_size,
-        batch_size=batch_size_of(arguments),
+        batch_size=arguments.batch_size,
     )
 
 
@@ -210,4 +177,4 @@ def _draw(sheet: Path, tally: "Tally", arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -8,6 +8,8 @@ from typing import Any, Self
 from pipeline.errors import UsageError
 
 POOLING_POLICIES = ("none", "avg", "max")
+RESIZE_POLICIES = ("squash", "crop", "pad")
+DTYPES = ("float32", "float16")
 FINGERPRINT_DIGITS = 12  # 48 bits: a clash among a million caches has a chance of 1 in 560
 
 

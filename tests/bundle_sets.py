@@ -2,15 +2,14 @@
 
 import math
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from feature_sets import SPEC, alternating_labels, draw_features
 from threadpoolctl import threadpool_limits
 
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice
 from pipeline.evaluation.choose import choose
 from pipeline.heads.head import Classifier, FitOptions, Floats
 from pipeline.heads.minibatch import Member, initial_weights
@@ -53,10 +52,8 @@ def fit_top_block(
     from pipeline.models.top_block import top_block
 
     known, size = find_base(base), 32
-    choice = WeightsChoice("random", seed=1)
-    base_model, _ = build_base(
-        known, image_size=size, weights=choice, weights_folder=Path("weights")
-    )
+    config = BaseConfig(base=base, image_size=size, weights="random", seed=1)
+    base_model, _ = build_base(config)
     boundary = find_boundary(base_model, known, first_unfrozen)
     upper = upper_model(base_model, boundary)
     random = np.random.default_rng(5)

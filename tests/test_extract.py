@@ -108,7 +108,7 @@ def test_layers_are_listed_as_keras_summary_has_them() -> None:
     assert lines[-1].split()[-1] == "14,714,688"
 
 
-@pytest.mark.parametrize("option", ["preprocessing", "resize", "pooling", "dtype"])
+@pytest.mark.parametrize("option", ["preprocessing", "resize", "pooling", "dtype", "engine"])
 def test_unknown_choice_from_a_notebook_names_the_choices(drawn_set: Path, option: str) -> None:
     with pytest.raises(UsageError, match=f"--{option} is one of .* received 'nope'"):
         extract_features(drawn_set, base="pixels", **{option: "nope"})

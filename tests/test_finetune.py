@@ -14,7 +14,7 @@ from command import assert_one_line, run_command
 
 from pipeline.cache.file import read_table
 from pipeline.errors import UsageError
-from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.config import FinetuneConfig
 from pipeline.models.bundle import load_bundle
 
 SMALL = ["--image-size", "48", "--weights", "random", "--engine", "tensorflow"]
@@ -62,10 +62,10 @@ def test_what_cannot_be_is_one_line_before_tensorflow_is_loaded(
 
 
 def test_vgg_is_unfrozen_from_its_last_block() -> None:
-    assert FineTuning(data=Path("x")).first_unfrozen == "block5_conv1"
-    assert FineTuning(data=Path("x"), method="end_to_end").first_unfrozen is None
+    assert FinetuneConfig().first_unfrozen == "block5_conv1"
+    assert FinetuneConfig(method="end_to_end").first_unfrozen is None
     with pytest.raises(UsageError, match="--method is one of boundary, end_to_end, scratch"):
-        FineTuning(data=Path("x"), method="fast")
+        FinetuneConfig(method="fast")
 
 
 # ------------------------------------------------------------------------------ what is trained

@@ -8,8 +8,9 @@ import pytest
 
 from pipeline import extract_features
 from pipeline.bases.build import build_base
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice, fetch_imagenet
+from pipeline.bases.weights import fetch_imagenet
 from pipeline.cache.file import FeatureTable
 from pipeline.images.decode import decode
 from pipeline.keras_backend import keras
@@ -60,12 +61,7 @@ def test_features_equal_keras_on_random_weights(name: str, assets: Path) -> None
     )
     features = done.table.features(base.last_layer)
     assert features.shape == (18, *shape)
-    model, _ = build_base(
-        base,
-        image_size=size,
-        weights=WeightsChoice("random", seed=7),
-        weights_folder=Path("weights"),
-    )
+    model, _ = build_base(BaseConfig(base=name, image_size=size, weights="random", seed=7))
     theirs = getattr(keras.applications, base.keras_name)(
         weights=None, include_top=False, input_shape=(size, size, 3)
     )
@@ -87,10 +83,7 @@ def test_efficientnet_b3_pooled_equals_its_avg_pool_layer(assets: Path) -> None:
     )
     features = done.table.features("top_activation:avg")
     assert features.shape == (12, 1536)
-    base = find_base("EfficientNetB3")
-    model, _ = build_base(
-        base, image_size=300, weights=WeightsChoice("random"), weights_folder=Path("weights")
-    )
+    model, _ = build_base(BaseConfig(base="EfficientNetB3", weights="random"))
     whole = keras.applications.EfficientNetB3(weights=None)
     weights = model.get_weights()
     whole.set_weights([*weights, *whole.get_weights()[len(weights) :]])

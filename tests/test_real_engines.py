@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from command import assert_one_line, modules_loaded_by, run_command
 
+from pipeline.bases.config import RUNTIMES
 from pipeline.cache.file import read_table
-from pipeline.engines import RUNTIMES
 from pipeline.engines.agreement import relative_errors
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
@@ -92,17 +92,12 @@ def test_cache_goes_on_with_its_engine_bit_for_bit(
         np.testing.assert_array_equal(table.features(layer), whole.features(layer, places))
 
 
-def test_engines_meet_in_a_file_only_where_the_user_allows_it(
-    extracted: Path, assets: Path, tmp_path: Path
-) -> None:
+def test_a_file_keeps_to_one_engine(extracted: Path, assets: Path, tmp_path: Path) -> None:
     out = tmp_path / "mixed.h5"
     run_command("extract", *command(assets, extracted, out, "onnx"), "--limit-per-class", "2")
     options = command(assets, extracted, out, "ncnn")
     finished = run_command("extract", *options, "--limit-per-class", "3", check=73)
-    assert "--mix-engines" in assert_one_line(finished)
-    run_command("extract", *options, "--limit-per-class", "3", "--mix-engines")
-    engine = read_table(out).document["engine"]
-    assert (engine["name"], [each["name"] for each in engine["also"]]) == ("onnx", ["ncnn"])
+    assert "choose another --out" in assert_one_line(finished)
     assert "onnx" in run_command("cache", "show", out).stdout
 
 

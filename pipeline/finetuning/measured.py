@@ -12,7 +12,7 @@ from pipeline.cache.upkeep import CHECKPOINTS
 from pipeline.durable import remove_folder
 from pipeline.evaluation.caches import DividedCache
 from pipeline.evaluation.result import Outcome
-from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.training import Progress, RunOptions
 from pipeline.images.scan import Skipped
@@ -49,7 +49,7 @@ class Checkpoints:
     identity: dict[str, Any]
 
     @classmethod
-    def of(cls, asked: FineTuning, divided: DividedCache) -> "Checkpoints":
+    def of(cls, config: FinetuneConfig, divided: DividedCache) -> "Checkpoints":
         columns = divided.table.columns
         (trial,) = divided.division.trials
         content = hashlib.sha256()
@@ -59,15 +59,15 @@ class Checkpoints:
         identity = {
             "images": content.hexdigest(),
             "fingerprint": divided.table.spec.fingerprint,
-            "method": asked.method,
-            "unfreeze": asked.first_unfrozen,
-            "views": asked.augmented,
-            "augmentation": asked.augmentation.to_dict(),
-            "division": [asked.split, asked.split_seed, asked.group],
-            "plan": asdict(asked.plan),
+            "method": config.method,
+            "unfreeze": config.first_unfrozen,
+            "views": config.augmented,
+            "augmentation": config.extract.augmentation_ranges.to_dict(),
+            "division": [config.split, config.split_seed, config.group],
+            "plan": asdict(config.plan),
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-        return cls(asked.cache_dir / CHECKPOINTS / digest, identity)
+        return cls(config.extract.cache_dir / CHECKPOINTS / digest, identity)
 
     def options(self, seed: int, progress: Progress | None) -> RunOptions:
         return RunOptions(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.bases.boundary import Boundary, unfrozen, upper_model
 from pipeline.bases.build import preprocess
-from pipeline.bases.registry import Base
+from pipeline.bases.registry import Rescale
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Rows, in_blocks, scratch_array
 from pipeline.finetuning.settings import BOOK, SCRATCH, Plan, Schedule
@@ -65,11 +65,10 @@ def finetune_from_cache(
 
 def train_end_to_end(
     base_model: Any,
-    base: Base,
     task: Task,
     options: RunOptions,
     *,
-    preprocessing: str,
+    rescale: Rescale,
     boundary: Boundary | None = None,
     plan: Plan = BOOK,
 ) -> Trained:
@@ -79,12 +78,11 @@ def train_end_to_end(
     ----------
     base_model : frozen, as `build_base` makes it; it is left as it was.
     task : rows of images (N, S, S, 3) uint8; the training rows may draw views of them.
-    preprocessing : ``native`` or ``rescale``.
+    rescale : the preprocessing.
     """
     shape = task.train.inputs.shape[1:]
     images = keras.Input(shape, dtype="uint8")
-    mode = base.preprocessing if preprocessing == "native" else preprocessing
-    body = keras.Model(images, base_model(preprocess(images, mode)))
+    body = keras.Model(images, base_model(preprocess(images, rescale)))
     head = build_head(body.output_shape[1:], task.class_count, plan.network, options.seed)
     network = Network(head, head_variables(head), body)
     frozen = train(network, task, plan.head, options, stage=HEAD_STAGE)

@@ -9,7 +9,7 @@ from pipeline.cache.fill import Progress
 from pipeline.evaluation.compare import versions
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.verdict import judge
-from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.from_cache import train_from_cache
 from pipeline.finetuning.from_images import train_from_images
 from pipeline.finetuning.training import Progress as TrainingProgress
@@ -19,7 +19,8 @@ from pipeline.text import printable
 
 
 def finetune(
-    asked: FineTuning,
+    data: Path,
+    config: FinetuneConfig,
     *,
     results: Path,
     command: str | None = None,
@@ -28,13 +29,14 @@ def finetune(
     extracting: Progress | None = None,
     training: TrainingProgress | None = None,
 ) -> tuple[Comparison, Path]:
-    """Train as asked, once with each of ``repeats`` seeds, and measure on validation and test.
+    """Train, once with each of ``repeats`` seeds, and measure on validation and test.
 
     A run that is killed goes on from its last checkpoint when it is started again with the same
     settings.
 
     Parameters
     ----------
+    data : image folder, as for `pipeline.extract_features`.
     results : where the run's folder is made; ``command``, ``smoothing`` and ``save`` as for
         `pipeline.report.run_folder.write_run`.
     extracting : called with (rows done, rows in all) while features are computed.
@@ -45,28 +47,30 @@ def finetune(
     """
     check_writable(results)
     with ExitStack() as stack:
-        if asked.method == "boundary":
-            measured = train_from_cache(asked, stack, extracting=extracting, training=training)
+        if config.method == "boundary":
+            measured = train_from_cache(
+                data, config, stack, extracting=extracting, training=training
+            )
         else:
-            measured = train_from_images(asked, stack, training=training)
+            measured = train_from_images(data, config, stack, training=training)
     outcomes, recommendation = judge(measured.outcomes)
-    divided = measured.divided
+    divided, augmentation = measured.divided, config.extract.augmentation_ranges
     comparison = Comparison(
         outcomes=tuple(outcomes),
         classes=divided.table.classes,
         run={
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "classes": list(divided.table.classes),
-            "method": asked.method,
-            "unfreeze": asked.first_unfrozen,
-            "views": asked.augmented,
-            "augmentation": asked.augmentation.to_dict() if asked.augmented else None,
-            "seed": asked.seed,
-            "repeats": asked.repeats,
-            "split": asked.split,
-            "split_seed": asked.split_seed,
-            "group": asked.group and printable(asked.group),
-            "plan": asdict(asked.plan),
+            "method": config.method,
+            "unfreeze": config.first_unfrozen,
+            "views": config.augmented,
+            "augmentation": augmentation.to_dict() if config.augmented else None,
+            "seed": config.seed,
+            "repeats": config.repeats,
+            "split": config.split,
+            "split_seed": config.split_seed,
+            "group": config.group and printable(config.group),
+            "plan": asdict(config.plan),
             "versions": versions(),
             "caches": [divided.describe()],
         },

@@ -20,7 +20,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.text import file_size, printable
 
-RESIZE_POLICIES = ("squash", "crop", "pad")
 BACKGROUND = (255, 255, 255)  # behind transparency: what a browser or a printer shows
 PADDING = 0  # black, in grey as in colour
 MAX_MEMORY = 240_000_000  # bytes that decoding may take, in all threads: 60 megapixels of colour

@@ -17,16 +17,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from pipeline.bases.config import RANDOM
 from pipeline.bases.registry import PREPROCESSING_POLICIES, check_image_size, find_base
-from pipeline.bases.weights import RANDOM
 from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import write_durably
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.inputs import Input, feature_count
-from pipeline.images.decode import RESIZE_POLICIES
 from pipeline.images.views import Augmentation
 from pipeline.models.serialization import ForeignFileError, dump_estimator, load_estimator
-from pipeline.spec import POOLING_POLICIES, FeatureSpec, check_seed, layer_key, split_layer_key
+from pipeline.spec import (
+    DTYPES,
+    POOLING_POLICIES,
+    RESIZE_POLICIES,
+    FeatureSpec,
+    check_seed,
+    layer_key,
+    split_layer_key,
+)
 from pipeline.text import printable
 
 FORMAT_VERSION = 2
@@ -41,7 +48,6 @@ SPARSE_BYTES, SPARSE_TIMES = 2**26, 16
 MOST_DESCRIPTION_BYTES = 2**24  # 16 MiB; of 1,000 classes it takes some 20 kB
 MOST_FEATURES = 2**26  # of one image; the first block of VGG16 at 1,024 pixels has as many
 MOST_REASON = 300  # characters that a refusal may quote of a file
-DTYPES = ("float32", "float16")
 FIELDS = {
     "format", "head", "params", "spec", "fingerprint", "layer", "input", "shape", "classes",
     "document",

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bases.build import build_base, feature_model
-from pipeline.bases.registry import PIXELS, find_base
-from pipeline.bases.weights import WeightsChoice
+from pipeline.bases.config import BaseConfig
+from pipeline.bases.registry import PIXELS
 from pipeline.errors import BadDataError
 from pipeline.keras_backend import keras, tf
 from pipeline.models.bundle import Bundle
 from pipeline.models.layers import Layer
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.models.upper_layers import layers_above, put_weights
-from pipeline.spec import split_layer_key
+from pipeline.spec import layer_key, split_layer_key
 from pipeline.text import printable
 
 OPSET = 15  # ONNX Runtime reads it since 1.10, of 2021
@@ -31,8 +31,7 @@ def compose(
     layers: Sequence[Layer],
     *,
     dropout: float,
-    weights: WeightsChoice,
-    weights_folder: Path,
+    config: BaseConfig,
 ) -> Any:
     """Build the model: "images" (B, H, W, 3) uint8 RGB -> probabilities (B, K) float32.
 
@@ -42,12 +41,13 @@ def compose(
     Parameters
     ----------
     layers : of the head, as `pipeline.models.layers.head_layers` gives them.
+    config : of the base that made the features.
     dropout : share of the hidden units that training drops; predicting drops none.
 
     Raises BadDataError for weights other than those that the features were made with, or features
     of another shape.
     """
-    images, values = _feature_tensors(bundle, weights, weights_folder)
+    images, values = _feature_tensors(bundle, config)
     is_tuned = isinstance(bundle.estimator, TopBlockClassifier)  # it takes what the base ends in
     if tuple(values.shape[1:]) != bundle.shape and not is_tuned:
         raise BadDataError(
@@ -77,7 +77,7 @@ def _dense(layer: Layer, activation: str, *, name: str) -> Any:
     return made
 
 
-def _feature_tensors(bundle: Bundle, weights: WeightsChoice, folder: Path) -> tuple[Any, Any]:
+def _feature_tensors(bundle: Bundle, config: BaseConfig) -> tuple[Any, Any]:
     """The symbolic images, and the features of the bundle's layer.
 
     Of what was fine-tuned, those of the base's last layer, its upper layers as they were trained.
@@ -87,10 +87,8 @@ def _feature_tensors(bundle: Bundle, weights: WeightsChoice, folder: Path) -> tu
     if spec.base == PIXELS:
         images = keras.Input((spec.image_size, spec.image_size, 3), dtype="uint8", name="images")
         return images, _pooled(keras.layers.Rescaling(1 / 255, name="to_float")(images), pooling)
-    base = find_base(spec.base)
-    base_model, digest = build_base(
-        base, image_size=spec.image_size, weights=weights, weights_folder=folder
-    )
+    base = config.network
+    base_model, digest = build_base(config)
     if digest != spec.weights:
         raise BadDataError(
             f"the head was trained on {base.name} with the weights {spec.weights[:12]}…; received "
@@ -99,13 +97,7 @@ def _feature_tensors(bundle: Bundle, weights: WeightsChoice, folder: Path) -> tu
     if isinstance(bundle.estimator, TopBlockClassifier):
         put_weights(layers_above(base_model, layer), bundle.estimator.block)
         layer = base.last_layer
-    model = feature_model(
-        base_model,
-        base,
-        image_size=spec.image_size,
-        preprocessing=spec.preprocessing,
-        layers=[(layer, pooling)],
-    )
+    model = feature_model(base_model, config, [layer_key(layer, pooling)])
     network = next(each for each in model.layers if isinstance(each, keras.Model))
     network.name = base.name  # to be found by: model.get_layer("vgg16")
     return model.input, model.outputs[0]

@@ -101,7 +101,7 @@ def export_bundle(
     folder = _exports_of(path) / f"{path.stem}-{format}" if out is None else out
     if os.path.lexists(folder):
         raise CannotCreateError(f"{printable(folder)} is there already: choose another --out")
-    choice = Predictor(bundle, weights=weights, cache_dir=cache_dir).find_weights()
+    config = Predictor(bundle, weights=weights, cache_dir=cache_dir).base_config()
     images = reference_images(bundle, most=check_images, closest=True)
     from pipeline.models import composition  # only now: it loads TensorFlow
 
@@ -109,8 +109,7 @@ def export_bundle(
         bundle,
         layers,
         dropout=dropout_of(bundle.estimator),
-        weights=choice,
-        weights_folder=cache_dir / "weights",
+        config=config,
     )
     parents = folder.absolute().parents
     for parent in parents[:2]:

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bases.registry import find_base
-from pipeline.bases.weights import IMAGENET, WeightsChoice
-from pipeline.engines import BATCH_SIZE
-from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.bases.config import BATCH_SIZE, IMAGENET, BaseConfig
+from pipeline.errors import BadDataError, NoInputError
 from pipeline.text import printable
 
 
@@ -46,14 +44,14 @@ class ImagenetModel:
         image_size: int | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        if batch_size < 1:
-            raise UsageError(f"--batch-size needs at least 1; received {batch_size}")
-        base = find_base(name)
-        choice = WeightsChoice.parse(weights)
+        config = BaseConfig(
+            base=name, weights=weights, image_size=image_size, batch_size=batch_size
+        )
+        base = config.network
         given = None if labels is None else read_labels(labels)
         from pipeline.bases.full_model import build_full_model, fetch_labels  # loads TensorFlow
 
-        self._network: Any = build_full_model(base, weights=choice, image_size=image_size)
+        self._network: Any = build_full_model(config)
         self.name = base.name
         self.classes = given or read_labels(fetch_labels())
         self.image_size = int(self._network.input_shape[1])

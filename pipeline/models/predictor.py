@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,21 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
+from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import find_base
-from pipeline.bases.weights import IMAGENET, RANDOM, WeightsChoice, digest_note, known_digest
+from pipeline.bases.weights import known_digest
 from pipeline.cache.keys import RowKey
-from pipeline.engines import AUTO, BATCH_SIZE, Engine, EngineRequest, is_installed, open_engine
+from pipeline.engines import Engine, is_installed, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.calibration import class_scores
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.config import PredictConfig
 from pipeline.models.known import KnownFeatures
 from pipeline.models.runs import find_bundle, newest_run
 from pipeline.models.serialization import TOLERANCE
-from pipeline.spec import check_seed
 from pipeline.text import counted, printable
 
 RESULTS = Path("results")  # where classify puts its runs
@@ -65,7 +67,7 @@ class Predictor:
         self._cache_folder = cache_dir
         _check_pixels(bundle)
         if weights is not None:  # said to be the right ones: looked at even if no image needs them
-            self.find_weights()
+            self.base_config()
         self._features = KnownFeatures(bundle, cache_dir) if use_cache else None
 
     @property
@@ -194,17 +196,9 @@ class Predictor:
         """
         bundle = self.bundle
         try:
-            request = EngineRequest(
-                base=find_base(bundle.spec.base),
-                image_size=bundle.spec.image_size,
-                preprocessing=bundle.spec.preprocessing,
-                weights=self.find_weights(),
-                layers=(bundle.layer,),
-                batch_size=self.batch_size,
-                cache_folder=self._cache_folder,
-            )
             made_by = str((bundle.document.get("engine") or {}).get("name"))
-            engine = open_engine(request, engine=made_by if is_installed(made_by) else AUTO)
+            name = made_by if is_installed(made_by) else AUTO
+            engine = open_engine(replace(self.base_config(), engine=name), (bundle.layer,))
         except UsageError as error:  # nobody typed it: the bundle says so
             raise BadDataError(f"the model cannot be used: {error}") from error
         self._check_weights(engine.weights)
@@ -215,26 +209,28 @@ class Predictor:
             )
         return engine
 
-    def find_weights(self) -> WeightsChoice:
-        """The weights to load; a file is looked at before it takes seconds to load TensorFlow."""
-        bundle, folder = self.bundle, self._cache_folder / "weights"
-        drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", bundle.spec.weights)
-        seed = int(drawn[1]) if drawn else 0
+    def base_config(self) -> BaseConfig:
+        """The base, with its weights; a file is read before it takes seconds to load TensorFlow."""
+        spec = self.bundle.spec
+        drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
+        weights = self._weights or RANDOM
+        if self._weights is None and not drawn:
+            weights = _named_weights(str(self.bundle.document["weights_from"]))
         try:
-            base = find_base(bundle.spec.base)
-            check_seed(seed)
+            config = BaseConfig(
+                base=spec.base,
+                image_size=spec.image_size,
+                preprocessing=spec.preprocessing,
+                weights=weights,
+                seed=int(drawn[1]) if drawn else 0,
+                batch_size=self.batch_size,
+                cache_dir=self._cache_folder,
+            )
         except UsageError as error:  # nobody typed it: the bundle says so
             raise BadDataError(f"the model cannot be used: {error}") from error
-        if self._weights is not None:
-            choice = WeightsChoice.parse(self._weights, seed=seed)
-        elif drawn:
-            choice = WeightsChoice(RANDOM, seed)
-        else:
-            choice = _named_weights(str(bundle.document["weights_from"]))
-        if choice.kind != IMAGENET:  # which are in doubt until they are loaded
-            note = digest_note(base, bundle.spec.image_size, folder)
-            self._check_weights(known_digest(choice, base=base, note=note) or "unknown")
-        return choice
+        if config.weights != IMAGENET:  # which are in doubt until they are loaded
+            self._check_weights(known_digest(config) or "unknown")
+        return config
 
     def _check_weights(self, received: str) -> None:
         spec = self.bundle.spec
@@ -247,29 +243,14 @@ class Predictor:
             )
 
 
-def open_predictor(
-    run: Path | None,
-    *,
-    head: str | None = None,
-    expected: Mapping[str, str | int | None] | None = None,
-    weights: str | None = None,
-    cache_dir: Path,
-    batch_size: int = BATCH_SIZE,
-    use_cache: bool = False,
-) -> Predictor:
-    """Load a head that classify saved.
-
-    Parameters
-    ----------
-    run : a run's folder, or a model file; None for the newest run in ``results/``.
-    head : None for the one that the run recommends.
-    expected : field of the spec -> what the caller takes it to be; None says nothing.
-    weights, cache_dir, batch_size, use_cache : as for `Predictor`.
+def open_predictor(config: PredictConfig) -> Predictor:
+    """Load a head that classify saved, in its ``model`` or the newest run in ``results/``.
 
     Raises NoInputError if there is no such run, UsageError if it has no such head or the head was
     trained otherwise than expected, and what `load_bundle` and `Predictor` raise.
     """
-    path = find_bundle(newest_run(RESULTS) if run is None else run, head)
+    run = newest_run(RESULTS) if config.model is None else Path(str(config.model))
+    path = find_bundle(run, config.head)
     bundle = load_bundle(path)
     spec, views = bundle.spec, bundle.plan.views
     log.info(
@@ -277,17 +258,24 @@ def open_predictor(
         printable(bundle.layer), f"{len(bundle.classes):,}",
         f", mean over {counted(views + 1, 'view')}" if views else "",
     )  # fmt: skip
-    for name, value in (expected or {}).items():
-        there = getattr(spec, name)
-        received = find_base(str(value)).name if name == "base" and value else value
+    expected = {
+        "base": find_base(config.base).name if config.base else None,
+        "image-size": config.image_size,
+        "preprocessing": config.preprocessing,
+    }
+    for option, received in expected.items():
+        there = getattr(spec, option.replace("-", "_"))
         if received not in (None, there):
-            option = name.replace("_", "-")
             raise UsageError(
                 f"{printable(path)} was trained with --{option} {there}; received --{option} "
                 f"{received}: leave it out, or choose another --model"
             )
     return Predictor(
-        bundle, weights=weights, cache_dir=cache_dir, batch_size=batch_size, use_cache=use_cache
+        bundle,
+        weights=config.weights,
+        cache_dir=config.cache_dir,
+        batch_size=config.batch_size,
+        use_cache=config.use_cache,
     )
 
 
@@ -317,14 +305,11 @@ def _short(digest: str) -> str:
     return printable(digest if len(digest) <= 20 else f"{digest[:12]}…")
 
 
-def _named_weights(source: str) -> WeightsChoice:
+def _named_weights(source: str) -> str:
     """The weights that a bundle names; raises NoInputError if its file is gone."""
-    if source == IMAGENET:
-        return WeightsChoice(IMAGENET)
-    path = Path(source)
-    if not path.is_file():
+    if source != IMAGENET and not Path(source).is_file():
         raise NoInputError(
             f"the weights that the model was trained with are gone from {printable(source)}: "
             f"name them with --weights FILE"
         )
-    return WeightsChoice("file", path=path)
+    return source

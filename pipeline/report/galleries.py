@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
 from pipeline.evaluation.duplicates import DuplicateGroup, group_duplicates
-from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.result import Comparison, Outcome
+from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.table import percent
 from pipeline.report.feature_map import (
     PICTURE_COLUMNS,

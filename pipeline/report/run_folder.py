@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
-from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.evaluation.rows import times_views
+from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.models.bundle import SUFFIX, save_bundle
 from pipeline.models.runs import FOLDER, ROW_IDENTITY
 from pipeline.text import printable

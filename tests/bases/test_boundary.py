@@ -1,15 +1,14 @@
 """The freeze boundary: where a base can be cut, and that its halves make the whole."""
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.bases.boundary import find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice
 from pipeline.errors import UsageError
 from pipeline.keras_backend import keras
 
@@ -17,9 +16,7 @@ from pipeline.keras_backend import keras
 @cache
 def build(name: str, size: int):  # type: ignore[no-untyped-def]
     base = find_base(name)
-    model, _ = build_base(
-        base, image_size=size, weights=WeightsChoice("random"), weights_folder=Path()
-    )
+    model, _ = build_base(BaseConfig(base=name, image_size=size, weights="random"))
     return model, base
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import BASES, PIXELS, PREPROCESSING, Base, check_image_size, find_base
 from pipeline.errors import UsageError
 
@@ -80,7 +81,7 @@ def test_every_number_of_the_table_is_that_of_keras(base: Base) -> None:
     from pipeline.keras_backend import keras
 
     try:
-        layers = list_layers(base, image_size=base.image_size)
+        layers = list_layers(BaseConfig(base=base.name))
         assert layers[-1].name == base.last_layer
         assert layers[-1].shape == base.feature_shape
         assert sum(layer.parameters for layer in layers) == base.parameters

@@ -6,12 +6,11 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import (
     VGG16_LAYERS,
-    WeightsChoice,
     arrays_digest,
-    digest_note,
     fetch_imagenet,
     file_arrays,
     file_digest,
@@ -115,17 +114,17 @@ def test_any_flipped_byte_gives_arrays_or_one_line(tmp_path: Path) -> None:
 
 def test_missing_weights_file_is_no_input() -> None:
     with pytest.raises(NoInputError, match="imagenet, random or"):
-        WeightsChoice.parse("nowhere.h5")
+        BaseConfig(weights="nowhere.h5")
 
 
 def known(size: int) -> str | None:
-    note = digest_note(find_base("mobilenet_v2"), size, Path("weights"))
-    return known_digest(WeightsChoice("imagenet"), base=find_base("mobilenet_v2"), note=note)
+    return known_digest(BaseConfig(base="mobilenet_v2", image_size=size))
 
 
 def remember(size: int) -> Path:
-    note = digest_note(find_base("mobilenet_v2"), size, Path("weights"))
-    remember_digest("abc", base=find_base("mobilenet_v2"), note=note)
+    config = BaseConfig(base="mobilenet_v2", image_size=size)
+    remember_digest("abc", config)
+    (note,) = config.weights_folder.iterdir()
     return note
 
 

@@ -46,7 +46,6 @@ from pipeline.cache.fill import fill_cache
 from pipeline.cache.seal import find_damage, read_seal
 from pipeline.cache.shards import ShardFolder
 from pipeline.durable import TEMPORARY_SUFFIX, DiskFile, sync_folder
-from pipeline.engines import EngineRequest
 from pipeline.errors import PipelineError
 from pipeline.images.decode import decode
 from pipeline.images.hashes import hash_files
@@ -197,8 +196,8 @@ def damaged_rows_and_labels(root: Path, cache: Path) -> None:
 
 
 def repair(root: Path, cache: Path, engine: TracingEngine) -> None:
-    def open_engine(request: EngineRequest, **_: Any) -> TracingEngine:
-        return engine.open(request.layers)
+    def open_engine(_: object, layers: tuple[str, ...], **__: Any) -> TracingEngine:
+        return engine.open(layers)
 
     with mock.patch.object(recipe, "open_engine", open_engine):
         api.repair_cache(cache / CACHE)

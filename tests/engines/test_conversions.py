@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from pipeline.bases.build import build_base, feature_model, preprocess
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import BASES, PIXELS, Base
-from pipeline.bases.weights import WeightsChoice
 from pipeline.engines.agreement import relative_errors
 from pipeline.engines.keras_reader import read_network
 from pipeline.engines.network import Network
@@ -90,21 +90,14 @@ def read(request: pytest.FixtureRequest) -> Iterator[Read]:
     base = BASES[request.param]
     size = max(base.min_size, 75)
     keras.utils.set_random_seed(0)
-    model, _ = build_base(
-        base, image_size=size, weights=WeightsChoice("random"), weights_folder=Path()
-    )
+    config = BaseConfig(base=base.name, image_size=size, weights="random")
+    model, _ = build_base(config)
     images = draw_images(4, size)
-    draw_variables(model, np.asarray(preprocess(images, base.preprocessing)))
+    draw_variables(model, np.asarray(preprocess(images, config.rescale)))
     layers = [middle_layer(model), base.last_layer]
-    reference = feature_model(
-        model,
-        base,
-        image_size=size,
-        preprocessing="native",
-        layers=[(layer, "none") for layer in layers],
-    )
+    reference = feature_model(model, config, layers)
     expected = dict(zip(layers, [maps.numpy() for maps in reference(images)], strict=True))
-    network = read_network(model, base, image_size=size, preprocessing="native", layers=layers)
+    network = read_network(model, config, layers)
     yield Read(base, network, images, expected)
     keras.backend.clear_session()
 

@@ -1,29 +1,20 @@
 """Engines keep the protocol: uint8 images in, float32 rows per layer out."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice
-from pipeline.engines import Engine, EngineRequest, open_engine
+from pipeline.bases.config import BaseConfig
+from pipeline.engines import Engine, open_engine
 from pipeline.errors import UsageError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
 
 
 def engine(base: str, layers: list[str], batch_size: int = 5) -> Engine:
-    request = EngineRequest(
-        base=find_base(base),
-        image_size=32,
-        preprocessing="native",
-        weights=WeightsChoice("random"),
-        layers=tuple(layers),
-        batch_size=batch_size,
-        cache_folder=Path("cache"),
+    config = BaseConfig(
+        base=base, image_size=32, weights="random", batch_size=batch_size, engine="tensorflow"
     )
-    return open_engine(request, engine="tensorflow")
+    return open_engine(config, layers)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ if find_spec("onnxruntime") is None:  # importing it here would let it keep usag
     pytest.skip("needs onnxruntime", allow_module_level=True)
 
 from pipeline.bases.build import feature_model
-from pipeline.bases.registry import find_base
+from pipeline.bases.config import BaseConfig
 from pipeline.engines.keras_reader import read_network, simplified
 from pipeline.engines.network import (
     IMAGE,
@@ -30,9 +30,10 @@ from pipeline.engines.onnx import OnnxEngine, convert
 from pipeline.errors import UsageError
 from pipeline.keras_backend import keras
 
-SIDE = 19  # odd, and no multiple of any stride
+SIDE = 37  # odd, and no multiple of any stride
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3)).astype(np.uint8)
-BASE = find_base("mobilenet_v2")  # its preprocessing gives values from -1 to 1
+# its preprocessing gives values from -1 to 1
+CONFIG = BaseConfig(base="mobilenet_v2", image_size=SIDE)
 
 layers = keras.layers
 
@@ -49,8 +50,8 @@ def drawn_model(add: Callable[[Any], Any]) -> Any:
     return model
 
 
-def read(model: Any, *names: str, preprocessing: str = "native") -> Network:
-    return read_network(model, BASE, image_size=SIDE, preprocessing=preprocessing, layers=names)
+def read(model: Any, *names: str) -> Network:
+    return read_network(model, CONFIG, names)
 
 
 def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
@@ -60,18 +61,12 @@ def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float
 
 
 def assert_agrees(
-    model: Any, folder: Path, *names: str, preprocessing: str = "native"
+    model: Any, folder: Path, *names: str, config: BaseConfig = CONFIG
 ) -> dict[str, npt.NDArray[np.float32]]:
     """ONNX Runtime computes what was read as Keras computes the model; returns its maps."""
-    convert(read(model, *names, preprocessing=preprocessing), folder)
+    convert(read_network(model, config, names), folder)
     found = OnnxEngine(folder, layers=names)(IMAGES)
-    reference = feature_model(
-        model,
-        BASE,
-        image_size=SIDE,
-        preprocessing=preprocessing,
-        layers=[(name, "none") for name in names],
-    )
+    reference = feature_model(model, config, names)
     outputs = reference(IMAGES)
     expected = outputs if isinstance(outputs, list) else [outputs]
     for name, maps in zip(names, expected, strict=True):
@@ -162,11 +157,11 @@ def test_each_activation_computes_what_keras_computes(function: str, tmp_path: P
 @pytest.mark.parametrize("preprocessing", ["native", "rescale"])
 @pytest.mark.parametrize("base", ["vgg16", "resnet50_v2", "densenet121", "mobilenet_v3_small"])
 def test_preprocessing_is_the_base_s_own_or_the_one_asked_for(
-    base: str, preprocessing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: str, preprocessing: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(globals(), "BASE", find_base(base))
     model = drawn_model(layers.ReLU(name="last"))
-    assert_agrees(model, tmp_path, "last", preprocessing=preprocessing)
+    config = BaseConfig(base=base, image_size=SIDE, preprocessing=preprocessing)
+    assert_agrees(model, tmp_path, "last", config=config)
 
 
 def test_layers_asked_for_keep_their_own_results(tmp_path: Path) -> None:
@@ -207,7 +202,7 @@ def test_only_what_leads_to_the_layers_asked_for_is_read() -> None:
 )
 def test_a_known_layer_with_an_unknown_setting_cannot_be_converted(layer: Any) -> None:
     def add(maps: Any) -> Any:
-        return layers.Reshape((17, 17, -1), name="maps")(layer(maps))
+        return layers.Reshape((SIDE - 2, SIDE - 2, -1), name="maps")(layer(maps))
 
     with pytest.raises(CannotConvert, match=f"layer last .{type(layer).__name__}. cannot be"):
         read(drawn_model(add), "maps")

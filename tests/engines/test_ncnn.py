@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("ncnn")
 
-from pipeline.bases.registry import PREPROCESSING, Rescale, find_base
-from pipeline.bases.weights import WeightsChoice
-from pipeline.engines.ncnn import NcnnEngine, convert, version
+from pipeline.bases.config import BaseConfig
+from pipeline.bases.registry import PREPROCESSING, Rescale
+from pipeline.engines.ncnn import NcnnEngine, convert
 from pipeline.engines.network import (
     IMAGE,
     Activation,
@@ -446,11 +446,6 @@ def test_no_images_give_no_rows() -> None:
     }
 
 
-def test_the_engine_says_what_it_is() -> None:
-    engine = opened(residual_network())
-    assert (engine.name, engine.version) == ("ncnn", version())
-
-
 def test_nothing_that_talks_to_a_network_is_loaded() -> None:
     convert(residual_network(), Path())
     code = (
@@ -479,11 +474,9 @@ def test_agrees_with_keras(name: str, layers: list[str]) -> None:
     from pipeline.engines.keras_reader import read_network
     from pipeline.keras_backend import keras
 
-    base = find_base(name)
-    model, _ = build_base(
-        base, image_size=64, weights=WeightsChoice("random"), weights_folder=Path()
-    )
-    network = read_network(model, base, image_size=64, preprocessing="rescale", layers=layers)
+    config = BaseConfig(base=name, image_size=64, weights="random", preprocessing="rescale")
+    model, _ = build_base(config)
+    network = read_network(model, config, layers)
     images = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     found = opened(network)(images)
     outputs = [model.get_layer(layer).output for layer in layers]

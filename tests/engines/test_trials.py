@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice
-from pipeline.engines import RUNTIMES, EngineRequest, open_engine, trials, worker
+from pipeline.bases.config import RUNTIMES, BaseConfig
+from pipeline.engines import Engine, open_engine, trials, worker
 from pipeline.engines.conversions import (
     conversions_folder,
     is_whole,
@@ -27,23 +26,19 @@ LAYER = "activation_17"
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
 
 
-def request_in(folder: Path, **changes: Any) -> EngineRequest:
-    request = EngineRequest(
-        base=find_base("mobilenet_v3_small"),
-        image_size=32,
-        preprocessing="native",
-        weights=WeightsChoice("random"),
-        layers=(LAYER,),
-        batch_size=4,
-        cache_folder=folder,
-    )
-    return replace(request, **changes)
+def config_in(folder: Path, **changes: Any) -> BaseConfig:
+    settings = {"image_size": 32, "weights": "random", "batch_size": 4, "cache_dir": folder}
+    return BaseConfig(base="mobilenet_v3_small", **(settings | changes))
+
+
+def opened(folder: Path, engine: str = "auto", **options: Any) -> Engine:
+    return open_engine(config_in(folder, engine=engine), (LAYER,), **options)
 
 
 @pytest.fixture(scope="module")
 def _tried_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tried") / "cache"
-    open_engine(request_in(folder), images=IMAGES)
+    opened(folder, images=IMAGES)
     return folder
 
 
@@ -81,7 +76,7 @@ def test_every_engine_is_tried_and_agrees(tried: Path) -> None:
 @pytest.mark.usefixtures("no_process")
 @pytest.mark.parametrize("name", list(RUNTIMES))
 def test_engine_that_was_tried_is_opened_from_its_conversion(tried: Path, name: str) -> None:
-    engine = open_engine(request_in(tried), engine=name, images=IMAGES[:4])
+    engine = opened(tried, name, images=IMAGES[:4])
     assert engine.name == name
     assert engine.weights == "random-0"
     assert set(engine.error) == {LAYER}
@@ -90,8 +85,8 @@ def test_engine_that_was_tried_is_opened_from_its_conversion(tried: Path, name: 
 
 @pytest.mark.usefixtures("no_process")
 def test_pooling_asks_for_no_other_conversion(tried: Path) -> None:
-    maps = open_engine(request_in(tried), engine="onnx")(IMAGES[:4])[LAYER]
-    pooled = open_engine(request_in(tried, layers=(f"{LAYER}:avg",)), engine="onnx")
+    maps = opened(tried, "onnx")(IMAGES[:4])[LAYER]
+    pooled = open_engine(config_in(tried, engine="onnx"), (f"{LAYER}:avg",))
     np.testing.assert_allclose(pooled(IMAGES[:4])[f"{LAYER}:avg"], maps.mean((1, 2)), rtol=1e-5)
 
 
@@ -104,12 +99,12 @@ def test_fastest_is_taken(tried: Path) -> None:
             each["images_per_second"] = 9.0 if key == fastest else 1.0
         record.write_text(json.dumps(found))
         name = fastest.split()[0]
-        assert open_engine(request_in(tried)).name == name
+        assert opened(tried).name == name
 
 
 @pytest.mark.usefixtures("no_process")
 def test_without_images_what_was_not_tried_stays_out(tmp_path: Path) -> None:
-    assert open_engine(request_in(tmp_path / "new")).name == "tensorflow"
+    assert opened(tmp_path / "new").name == "tensorflow"
 
 
 @pytest.mark.slow
@@ -118,9 +113,9 @@ def test_conversion_that_drops_a_layer_is_never_used(
 ) -> None:
     """The planted conversions are whole and run; only their numbers are wrong."""
     folder = tmp_path / "cache"
-    request = request_in(folder)
-    plant_conversions_without_a_layer(request)
-    engine = open_engine(request, images=IMAGES)
+    config = config_in(folder)
+    plant_conversions_without_a_layer(config)
+    engine = opened(folder, images=IMAGES)
     assert engine.name == "tensorflow"
     found = json.loads(record_of(folder).read_text())
     for each in found.values():
@@ -128,10 +123,10 @@ def test_conversion_that_drops_a_layer_is_never_used(
             assert f"its {LAYER} differs from TensorFlow's by" in each["dropped"]
             assert f"engine {each['engine']} is not used: its {LAYER}" in caplog.text
     with pytest.raises(BadDataError, match="--engine onnx cannot compute mobilenet_v3_small: its"):
-        open_engine(request, engine="onnx", images=IMAGES)
+        opened(folder, "onnx", images=IMAGES)
 
 
-def plant_conversions_without_a_layer(request: EngineRequest) -> None:
+def plant_conversions_without_a_layer(config: BaseConfig) -> None:
     """Convert the base with one of its activations left out, as a careless converter would."""
     import importlib
 
@@ -139,15 +134,8 @@ def plant_conversions_without_a_layer(request: EngineRequest) -> None:
     from pipeline.engines.keras_reader import read_network
     from pipeline.engines.network import Activation
 
-    base_model, digest = build_base(
-        request.base,
-        image_size=request.image_size,
-        weights=request.weights,
-        weights_folder=request.weights_folder,
-    )
-    network = read_network(
-        base_model, request.base, image_size=32, preprocessing="native", layers=[LAYER]
-    )
+    base_model, digest = build_base(config)
+    network = read_network(base_model, config, [LAYER])
     left_out = next(
         each
         for each in network.operations
@@ -162,20 +150,20 @@ def plant_conversions_without_a_layer(request: EngineRequest) -> None:
     wrong = replace(network, operations=operations)
     for name, package in RUNTIMES.items():
         module = importlib.import_module(f"pipeline.engines.{name}")
-        folder = conversions_folder(request, digest) / f"{name}-{runtime_version(package)}"
+        folder = conversions_folder(config, (LAYER,), digest) / f"{name}-{runtime_version(package)}"
         write_conversion(folder, lambda made, module=module: module.convert(wrong, made))
 
 
 @pytest.mark.slow
 def test_damaged_conversion_is_made_anew(tried: Path) -> None:
     (folder,) = (path for path in (tried / "engines").glob("*/onnx-*") if path.is_dir())
-    expected = open_engine(request_in(tried), engine="onnx")(IMAGES[:4])[LAYER]
+    expected = opened(tried, "onnx")(IMAGES[:4])[LAYER]
     damaged = max(folder.iterdir(), key=lambda path: path.stat().st_size)
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     assert not is_whole(folder)
-    again = open_engine(request_in(tried), engine="onnx")(IMAGES[:4])[LAYER]
+    again = opened(tried, "onnx")(IMAGES[:4])[LAYER]
     assert is_whole(folder)
     np.testing.assert_array_equal(again, expected)
 
@@ -184,7 +172,7 @@ def test_damaged_conversion_is_made_anew(tried: Path) -> None:
 def test_record_that_cannot_be_read_is_no_record(tried: Path) -> None:
     for text in ("", "[]", "{", '{"onnx 1": {}}', '{"onnx 1": 3}'):
         record_of(tried).write_text(text)
-        assert open_engine(request_in(tried)).name == "tensorflow"
+        assert opened(tried).name == "tensorflow"
 
 
 def test_engine_that_is_not_installed_says_how_to_get_it(
@@ -192,28 +180,34 @@ def test_engine_that_is_not_installed_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(RUNTIMES, "onnx", "no-such-package")
     with pytest.raises(UnreachableError, match="pip install no-such-package"):
-        open_engine(request_in(tmp_path), engine="onnx", images=IMAGES)
+        opened(tmp_path, "onnx", images=IMAGES)
 
 
 def test_unknown_engine_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--engine is one of auto, tensorflow, onnx, ncnn"):
-        open_engine(request_in(tmp_path), engine="openvino")
+        opened(tmp_path, "openvino")
 
 
 @pytest.mark.slow
 def test_process_raises_what_its_job_raised(tmp_path: Path) -> None:
-    request = request_in(tmp_path, layers=("block9_pool",))
     with pytest.raises(UsageError, match="mobilenet_v3_small has no layer 'block9_pool'"):
-        in_own_process("reference", request, images="", reference="", folders={})
+        in_own_process(
+            "reference",
+            config_in(tmp_path),
+            layers=["block9_pool"],
+            images="",
+            reference="",
+            folders={},
+        )
 
 
 def onnx_dies(signal: int) -> Callable[..., dict[str, Any]]:
     """`in_own_process`, in which every process of the engine onnx is killed."""
 
-    def run(job: str, request: EngineRequest, **details: Any) -> dict[str, Any]:
+    def run(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
         if details.get("engine") == "onnx":
             raise WorkerDied(f"its process ended by signal {signal}")
-        return worker.in_own_process(job, request, **details)
+        return worker.in_own_process(job, config, **details)
 
     return run
 
@@ -224,7 +218,7 @@ def test_engine_that_crashes_is_out_and_nothing_else(
 ) -> None:
     record_of(tried).unlink()
     monkeypatch.setattr(trials, "in_own_process", onnx_dies(11))
-    assert open_engine(request_in(tried), images=IMAGES).name in ("tensorflow", "ncnn")
+    assert opened(tried, images=IMAGES).name in ("tensorflow", "ncnn")
     assert "engine onnx is not used: its process ended by signal 11" in caplog.text
 
 
@@ -244,8 +238,8 @@ def test_passing_failure_is_no_verdict(tried: Path, monkeypatch: pytest.MonkeyPa
     record_of(tried).unlink()
     with monkeypatch.context() as patch:
         patch.setattr(trials, "in_own_process", onnx_dies(9))
-        open_engine(request_in(tried), images=IMAGES)
+        opened(tried, images=IMAGES)
     assert "onnx" not in {
         each["engine"] for each in json.loads(record_of(tried).read_text()).values()
     }
-    assert open_engine(request_in(tried), engine="onnx", images=IMAGES).name == "onnx"
+    assert opened(tried, "onnx", images=IMAGES).name == "onnx"

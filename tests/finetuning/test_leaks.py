@@ -4,7 +4,6 @@ Features and pixels say which image and view they are of.
 """
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from drawing import draw_set
 from feature_sets import add_views, alternating_labels, draw_columns, folder_splits, write_cache
 from scipy.stats import binom
 
+from pipeline.cache.config import ExtractConfig
 from pipeline.evaluation.caches import DividedCache, open_caches
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.splits import Shares
-from pipeline.finetuning.asked import FineTuning
+from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.from_cache import rows_of, task_of, trial_rows
 from pipeline.finetuning.from_images import task_of as task_of_images
 from pipeline.finetuning.run import finetune
@@ -76,10 +76,10 @@ def test_maps_learned_from_are_of_no_judged_image(
 @pytest.mark.parametrize("options", PROTOCOLS)
 def test_images_learned_from_are_not_judged(tmp_path: Path, options: dict[str, Any]) -> None:
     cache = divided_cache(tmp_path / "c.h5", options, views=0, tta=False)
-    asked = FineTuning(data=tmp_path, method="end_to_end", views=1)
+    config = FinetuneConfig(method="end_to_end", views=1)
     pixels = np.arange(COUNT, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), "u1")
     columns = cache.table.columns
-    task = task_of_images(asked, pixels, cache)
+    task = task_of_images(config, pixels, cache)
     (trial,) = cache.division.trials
     everything = np.arange(len(task.train))
     for rows, expected in (
@@ -101,12 +101,11 @@ def test_random_labels_give_chance_accuracy(tmp_path: Path) -> None:
     per_class = 60
     root = draw_set(tmp_path / "noise", per_class=per_class, splits=("train", "validation", "test"))
     shuffle_labels(root)
-    asked = FineTuning(
-        data=root, weights="random", image_size=48, views=8, cache_dir=tmp_path / "cache",
-        engine="tensorflow",
-    )  # fmt: skip
-    plan = replace(asked.plan, joint=replace(asked.plan.joint, epochs=3, learning_rate=1e-4))
-    comparison, _ = finetune(replace(asked, plan=plan), results=tmp_path / "results")
+    extract = ExtractConfig(
+        weights="random", image_size=48, cache_dir=tmp_path / "cache", engine="tensorflow"
+    )
+    config = FinetuneConfig(extract=extract, views=8, epochs=3, learning_rate=1e-4)
+    comparison, _ = finetune(root, config, results=tmp_path / "results")
     low, high = binom.interval(0.999, 2 * per_class, 0.5)
     for result in comparison.results:
         assert low <= result.test_accuracy * 2 * per_class <= high

@@ -13,8 +13,8 @@ from finetuning_tasks import drawn_rows, drawn_task
 
 from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base, feature_model, preprocess
-from pipeline.bases.registry import Base, find_base
-from pipeline.bases.weights import WeightsChoice
+from pipeline.bases.config import BaseConfig
+from pipeline.bases.registry import PREPROCESSING, Base, find_base
 from pipeline.finetuning.methods import (
     build_head,
     finetune_from_cache,
@@ -44,8 +44,7 @@ SHORT = Plan(
 @cache
 def built(name: str, size: int) -> tuple[Any, Base]:
     base = find_base(name)
-    weights = WeightsChoice("random", seed=4)
-    model, _ = build_base(base, image_size=size, weights=weights, weights_folder=Path("weights"))
+    model, _ = build_base(BaseConfig(base=name, image_size=size, weights="random", seed=4))
     _meet(model, drawn_rows(20, (size, size, 3), seed=9).inputs / np.float32(128) - 1)
     return model, base
 
@@ -61,13 +60,8 @@ def _meet(model: Any, images: np.ndarray) -> None:
 
 def on_maps(model: Any, base: Base, boundary: Boundary, rows: Rows) -> Rows:
     """What a cache of the boundary holds of images."""
-    lower = feature_model(
-        model,
-        base,
-        image_size=rows.inputs.shape[1],
-        preprocessing="native",
-        layers=[(boundary.layer, "none")],
-    )
+    config = BaseConfig(base=base.name, image_size=rows.inputs.shape[1])
+    lower = feature_model(model, config, [boundary.layer])
     (maps,) = keras.tree.flatten(lower.predict(rows.inputs, batch_size=20, verbose=0))
     return Rows(maps, rows.labels)
 
@@ -109,7 +103,8 @@ def error_of_ten_steps(
     for place, layer in enumerate(model.layers):
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = place > last_frozen and not is_norm
-    network = keras.Model(images, theirs(model(preprocess(images, base.preprocessing))))
+    rescale = PREPROCESSING[base.preprocessing]
+    network = keras.Model(images, theirs(model(preprocess(images, rescale))))
     network.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", jit_compile=False)
     order = row_order(len(rows), seed=3, epoch=0)
     for step in range(10):
@@ -173,13 +168,8 @@ def test_fine_tuning_leaves_frozen_weights_and_gives_what_predicts_the_same(tmp_
             assert not np.array_equal(variable.value.numpy(), trained.weights[name])
             variable.assign(trained.weights[name])
         assert images.test
-        whole = feature_model(
-            model,
-            base,
-            image_size=32,
-            preprocessing="native",
-            layers=[(base.last_layer, "none")],
-        )
+        config = BaseConfig(base=base.name, image_size=32)
+        whole = feature_model(model, config, [base.last_layer])
         (features,) = keras.tree.flatten(whole.predict(images.test.inputs, verbose=0))
     second = head.predict(features, verbose=0)
     np.testing.assert_allclose(trained.test_probabilities[:, 1:], second, atol=1e-5)
@@ -216,7 +206,12 @@ def test_end_to_end_leaves_frozen_weights_and_trains_what_it_should(
         draw = new_views(list(digests.values()), POLICIES["book"])
         task = Task(Rows(pixels, labels, draw), plain, 2, plain)
         trained = train_end_to_end(
-            model, base, task, RunOptions(), preprocessing="native", boundary=boundary, plan=SHORT
+            model,
+            task,
+            RunOptions(),
+            rescale=PREPROCESSING[base.preprocessing],
+            boundary=boundary,
+            plan=SHORT,
         )
     assert_frozen(model, before)
     lines = [line for line in caplog.messages if "trains" in line]
@@ -303,7 +298,7 @@ def test_an_epoch_from_the_cache_costs_at_most_a_third() -> None:
     with ExitStack() as stack:
         learns = stack.enter_context(unfrozen(model, boundary)) | head_variables(head)
         ours = Network(head, learns, upper_model(model, boundary))
-        whole = keras.Model(images, head(model(preprocess(images, "caffe"))))
+        whole = keras.Model(images, head(model(preprocess(images, PREPROCESSING["caffe"]))))
         whole.compile(keras.optimizers.RMSprop(1e-5), "binary_crossentropy", jit_compile=False)
         whole.fit(rows.inputs, rows.labels, batch_size=20, epochs=1, verbose=0)  # compiles
         for _ in range(5):

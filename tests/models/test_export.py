@@ -19,9 +19,10 @@ from drawing import draw
 from PIL import Image, UnidentifiedImageError
 from scipy.special import expit, softmax
 
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice, file_digest
-from pipeline.engines import EngineRequest, open_engine
+from pipeline.bases.weights import file_digest
+from pipeline.engines import open_engine
 from pipeline.errors import BadDataError, UsageError
 from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.linear import LinearClassifier
@@ -30,7 +31,7 @@ from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import Bundle, rows_of
 from pipeline.models.layers import dropout_of, head_layers
-from pipeline.spec import FeatureSpec
+from pipeline.spec import RESIZE_POLICIES, FeatureSpec
 
 TINY, SIZE = find_base("mobilenet_v3_small"), 32
 ABOUT = {"classes": ["a", "b"], "fingerprint": "f00d", "spec": {"resize": "crop"}}
@@ -119,30 +120,23 @@ def drawn_linear(class_count: int, width: int = 24) -> LinearClassifier:
     return LinearClassifier(random.normal(size=(outputs, width)), np.ones(outputs), True)
 
 
-def compose(bundle: Bundle, weights: WeightsChoice | None = None) -> Any:
+def config_of(bundle: Bundle, **options: Any) -> BaseConfig:
+    spec = bundle.spec
+    settings = {"image_size": SIZE, "preprocessing": spec.preprocessing, "batch_size": 8}
+    settings |= {"weights": "random", "seed": 1, "engine": "tensorflow"}
+    return BaseConfig(base=spec.base, **(settings | options))
+
+
+def compose(bundle: Bundle, **options: Any) -> Any:
     from pipeline.models import composition
 
-    return composition.compose(
-        bundle,
-        head_layers(bundle),
-        dropout=0.5,
-        weights=weights or WeightsChoice("random", seed=1),
-        weights_folder=Path("weights"),
-    )
+    config = config_of(bundle, **options)
+    return composition.compose(bundle, head_layers(bundle), dropout=0.5, config=config)
 
 
 def measured(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     """The probabilities by the way that extract and classify go."""
-    request = EngineRequest(
-        base=find_base(bundle.spec.base),
-        image_size=SIZE,
-        preprocessing=bundle.spec.preprocessing,
-        weights=WeightsChoice("random", seed=1),
-        layers=(bundle.layer,),
-        batch_size=8,
-        cache_folder=Path("cache"),
-    )
-    engine = open_engine(request, engine="tensorflow")
+    engine = open_engine(config_of(bundle), (bundle.layer,))
     return bundle.classifier.scores(rows_of(engine(images)[bundle.layer], bundle.input))
 
 
@@ -246,7 +240,7 @@ def test_pixels_alone_are_a_base_too(tmp_path: Path) -> None:
 def test_weights_other_than_those_of_the_training_are_refused_with_both() -> None:
     bundle = network_bundle(drawn_dense())
     with pytest.raises(BadDataError, match=r"weights random-1…; received random-2…"):
-        compose(bundle, WeightsChoice("random", seed=2))
+        compose(bundle, seed=2)
 
 
 def test_layer_of_another_shape_is_refused_with_both() -> None:
@@ -261,12 +255,7 @@ def test_efficientnets_own_normalisation_is_part_of_the_onnx_model(tmp_path: Pat
     from pipeline.models.composition import keras, save_onnx
 
     base = find_base("efficientnet_b0")
-    network, _ = build_base(
-        base,
-        image_size=SIZE,
-        weights=WeightsChoice("random", seed=1),
-        weights_folder=Path("weights"),
-    )
+    network, _ = build_base(BaseConfig(base=base.name, image_size=SIZE, weights="random", seed=1))
     norm = next(part for part in network.layers if isinstance(part, keras.layers.Normalization))
     norm.adapt_mean.assign([0.485, 0.456, 0.406])
     norm.adapt_variance.assign([0.229, 0.224, 0.225])
@@ -275,7 +264,7 @@ def test_efficientnets_own_normalisation_is_part_of_the_onnx_model(tmp_path: Pat
     loud = LinearClassifier(np.random.default_rng(5).normal(size=(1, 1280)) * 3e4, np.ones(1), True)
     bundle = network_bundle(loud, base=base.name, weights=file_digest(file))
     bundle = replace(bundle, layer=base.last_layer, shape=(1, 1, 1280))
-    model = compose(bundle, WeightsChoice("file", path=file))
+    model = compose(bundle, weights=file)
     save_onnx(model, ABOUT, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {"images": drawn_images()})
@@ -321,7 +310,7 @@ def odd_images(folder: Path) -> list[Path]:
     return [folder / name for name in made]
 
 
-@pytest.mark.parametrize("resize", ours.RESIZE_POLICIES)
+@pytest.mark.parametrize("resize", RESIZE_POLICIES)
 def test_predict_py_decodes_and_resizes_as_training_does(tmp_path: Path, resize: str) -> None:
     script = exported_script()
     probes = sorted((Path(ours.__file__).parent / "probes").iterdir())

@@ -12,9 +12,10 @@ import pytest
 from bundle_sets import bundle_of
 from feature_sets import write_cache
 
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.weights import arrays_digest
 from pipeline.cache.file import columns_of
-from pipeline.engines import Engine, EngineRequest
+from pipeline.engines import Engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.linear import LinearClassifier
 from pipeline.heads.majority import MajorityClassifier
@@ -76,7 +77,7 @@ class FakeEngine:
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         self.batches.append(len(images))
-        return {"pixels": images.astype(np.float32) / 255}
+        return {"pixels": images[:, :SIZE, :SIZE].astype(np.float32) / 255}
 
 
 @pytest.fixture
@@ -86,8 +87,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]
     def install(fake: FakeEngine) -> list[dict[str, Any]]:
         opened: list[dict[str, Any]] = []
 
-        def open_engine(request: EngineRequest, *, engine: str) -> Engine:
-            opened.append({**vars(request), "base": request.base.name, "engine": engine})
+        def open_engine(config: BaseConfig, layers: tuple[str, ...]) -> Engine:
+            opened.append({**vars(config), "layers": layers})
             return fake
 
         monkeypatch.setattr(predictor, "open_engine", open_engine)
@@ -114,22 +115,23 @@ def test_probabilities_are_those_of_the_head_on_the_pixels_features() -> None:
     assert probabilities.dtype == np.float64
 
 
+VGG16 = replace(SPEC, base="vgg16", image_size=32, pixels=pixels_digest(32, "squash"))
+LARGER = np.zeros((5, 32, 32, 3), np.uint8)
+
+
 def test_engine_is_opened_once_as_trained_and_fed_in_batches(
     engine: Callable[..., list[dict[str, Any]]],
 ) -> None:
-    spec = replace(
-        SPEC, base="vgg16", weights="random-7", image_size=32, pixels=pixels_digest(32, "squash")
-    )
+    spec = replace(VGG16, weights="random-7")
     fake = FakeEngine("random-7")
     opened = engine(fake)
     made = open_bundle(draw_bundle(spec), batch_size=2)
     assert opened == []
-    images = np.zeros((5, 32, 32, 3), np.uint8)
-    made.features(images)
+    made.features(LARGER)
     assert fake.batches == [2, 2, 1]
     (options,) = opened
     assert options["base"] == "vgg16"
-    assert options["weights"].seed == 7
+    assert options["seed"] == 7
     assert options["image_size"] == 32
     assert options["layers"] == ("pixels",)
     assert options["batch_size"] == 2
@@ -164,18 +166,18 @@ def test_other_weights_are_refused_before_anything_is_loaded(
     engine: Callable[..., list[dict[str, Any]]],
 ) -> None:
     right, wrong = (write_weights(Path(f"{seed}.h5"), seed) for seed in (1, 2))
-    spec = replace(SPEC, base="vgg16", weights=right)
+    spec = replace(VGG16, weights=right)
     opened = engine(FakeEngine(right))
     with pytest.raises(BadDataError, match=f"{right[:12]}….*{wrong[:12]}….*2.h5"):
         open_bundle(draw_bundle(spec), weights="2.h5")
     with pytest.raises(BadDataError, match=f"{right[:12]}….*{wrong[:12]}….*2.h5"):
-        open_bundle(draw_bundle(spec, weights_from="2.h5")).probabilities(PIXELS, DIGESTS)
+        open_bundle(draw_bundle(spec, weights_from="2.h5")).probabilities(LARGER, DIGESTS)
     assert opened == []
     for bundle, weights in (
         (draw_bundle(spec, weights_from="1.h5"), None),
         (draw_bundle(spec, weights_from="moved.h5"), "1.h5"),
     ):
-        assert open_bundle(bundle, weights=weights).probabilities(PIXELS, DIGESTS).shape == (5, 3)
+        assert open_bundle(bundle, weights=weights).probabilities(LARGER, DIGESTS).shape == (5, 3)
 
 
 def test_weights_that_turn_out_others_when_loaded_are_refused(
@@ -183,9 +185,7 @@ def test_weights_that_turn_out_others_when_loaded_are_refused(
 ) -> None:
     engine(FakeEngine("cd" * 32))
     with pytest.raises(BadDataError, match=r"abababababab….*cdcdcdcdcdcd…"):
-        open_bundle(draw_bundle(replace(SPEC, base="vgg16", weights="ab" * 32))).probabilities(
-            PIXELS, DIGESTS
-        )
+        open_bundle(draw_bundle(replace(VGG16, weights="ab" * 32))).probabilities(LARGER, DIGESTS)
 
 
 @pytest.mark.parametrize("place", ["nowhere.h5", "~nobody/x.h5", "a\0b", "random"])
@@ -234,7 +234,7 @@ def test_probabilities_that_do_not_sum_to_one_are_refused() -> None:
 def test_a_seed_that_nobody_typed_is_bad_data() -> None:
     bundle = draw_bundle(replace(SPEC, base="vgg16", weights="random-9999999999"))
     with pytest.raises(BadDataError, match="the model cannot be used"):
-        open_bundle(bundle).find_weights()
+        open_bundle(bundle).base_config()
 
 
 def test_batch_size_is_at_least_one() -> None:

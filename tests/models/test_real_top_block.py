@@ -26,8 +26,8 @@ def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, B
     made of VGG16's last block on them."""
     from pipeline.bases.boundary import find_boundary, unfrozen, upper_model
     from pipeline.bases.build import build_base
+    from pipeline.bases.config import BaseConfig
     from pipeline.bases.registry import find_base
-    from pipeline.bases.weights import WeightsChoice
     from pipeline.heads.dense_model import build_dense
     from pipeline.heads.minibatch import Weights
     from pipeline.keras_backend import keras
@@ -47,12 +47,7 @@ def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, B
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(table.document["root"]) / os.fsdecode(path), copy)
     train = np.flatnonzero(table.columns.splits == 1)
-    base_model, _ = build_base(
-        base,
-        image_size=150,
-        weights=WeightsChoice("imagenet"),
-        weights_folder=folder / "cache" / "weights",
-    )
+    base_model, _ = build_base(BaseConfig(cache_dir=folder / "cache"))
     boundary = find_boundary(base_model, base, "block5_conv1")
     upper = upper_model(base_model, boundary)
     head = build_dense(upper.output_shape[1:], class_count=2)

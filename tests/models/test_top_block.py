@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from bundle_sets import bundle_of, fit_top_block, scores_of
 
+from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
-from pipeline.bases.weights import WeightsChoice
 from pipeline.errors import BadDataError
 from pipeline.heads.minibatch import Weights
 from pipeline.models.bundle import load_bundle, save_bundle
@@ -41,9 +41,7 @@ def build(name: str) -> Any:
     """A base with random weights; its weights are not to be relied on."""
     from pipeline.bases.build import build_base
 
-    options = {"weights": WeightsChoice("random", seed=1), "weights_folder": Path("weights")}
-    model, _ = build_base(find_base(name), image_size=32, **options)
-    return model
+    return build_base(BaseConfig(base=name, image_size=32, weights="random", seed=1))[0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""`BaseConfig`: which base computes features of which pixels, and with what."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline.bases.registry import (
+    PREPROCESSING,
+    PREPROCESSING_POLICIES,
+    Base,
+    Rescale,
+    check_image_size,
+    find_base,
+)
+from pipeline.config import Config, documented, option
+from pipeline.cores import usable_cores
+from pipeline.errors import NoInputError, UsageError
+from pipeline.spec import RESIZE_POLICIES, check_seed
+
+IMAGENET, RANDOM = "imagenet", "random"
+AUTO, TENSORFLOW = "auto", "tensorflow"
+RUNTIMES = {"onnx": "onnxruntime", "ncnn": "ncnn"}  # engine -> the package that it needs
+ENGINES = (TENSORFLOW, *RUNTIMES)
+# Images per call: VGG16 at 150 pixels is on 2 cores as fast with 8 as with 32, in 0.3 GB less
+# memory; more cores need two each, as runtimes compute one or two at a time on each.
+BATCH_SIZE = min(max(8, 2 * usable_cores()), 32)
+
+_base_option = partial(option, group="the base")
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig(Config):
+    """How a frozen base turns images into features.
+
+    Checked when it is made: raises UsageError for an unknown base or choice and for an image size
+    that the base cannot take, NoInputError if the weights file does not exist.
+    """
+
+    base: str = _base_option("vgg16", help="a model of keras.applications, or pixels")
+    image_size: int | None = _base_option(
+        None,
+        type=int,
+        metavar="PIXELS",
+        help="height and width that the base sees (default: 150 for VGG16, else the base's)",
+    )
+    weights: str = _base_option(
+        IMAGENET,
+        type=str,
+        metavar="W",
+        help="weights of the base: imagenet, random, or a Keras .h5 file",
+    )
+    preprocessing: str = _base_option(
+        "native",
+        choices=PREPROCESSING_POLICIES,
+        help="preprocessing of the pixels: the base's own, or the book's 1/255",
+    )
+    resize: str = _base_option(
+        "squash", choices=RESIZE_POLICIES, help="how an image becomes a square"
+    )
+    engine: str = _base_option(
+        AUTO,
+        choices=(AUTO, *ENGINES),
+        help="engine that computes (auto: the one that computed what the cache holds; for a new "
+        "cache the fastest that agrees with TensorFlow)",
+    )
+    batch_size: int = option(
+        BATCH_SIZE,
+        type=int,
+        metavar="N",
+        help="images computed at a time (default: two for each core, from 8 to 32)",
+    )
+    seed: int = option(0, type=int, help="seed of random weights and of views")
+    cache_dir: Path = option(
+        Path("cache"),
+        type=Path,
+        metavar="FOLDER",
+        help="folder of caches and downloaded weights (default: %(default)s)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size needs at least 1; received {self.batch_size}")
+        check_image_size(self.network, self.size)
+        if self.weights_file is not None and not self.weights_file.is_file():
+            raise NoInputError(
+                f"weights {self.weights}: no such file; expected imagenet, random or a .h5 file"
+            )
+
+    @property
+    def network(self) -> Base:
+        """The base's line in the table of bases."""
+        return find_base(self.base)
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images that the base takes."""
+        return self.network.image_size if self.image_size is None else self.image_size
+
+    @property
+    def rescale(self) -> Rescale:
+        """What preprocessing does with pixels."""
+        is_native = self.preprocessing == "native"
+        return PREPROCESSING[self.network.preprocessing if is_native else self.preprocessing]
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The Keras weights file, if there is one."""
+        return None if self.weights in (IMAGENET, RANDOM) else Path(self.weights).expanduser()
+
+    @property
+    def weights_folder(self) -> Path:
+        """Where ImageNet weights from the package index are kept, and digests of weights."""
+        return self.cache_dir / "weights"

@@ -1,0 +1,179 @@
+"""`FinetuneConfig`: the options of fine-tuning, checked before anything is loaded or trained."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline.cache.config import ExtractConfig
+from pipeline.config import (
+    Config,
+    count,
+    documented,
+    fraction,
+    option,
+    positive_number,
+    whole_number,
+)
+from pipeline.errors import UsageError
+from pipeline.finetuning.settings import FINE_TUNING, HEAD, SCRATCH, Plan, Schedule
+from pipeline.heads.settings import DenseSettings
+from pipeline.spec import check_seed
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.protocol import Protocol
+
+USUAL_SPLIT = "60/20/20"  # of a set without split folders
+FIRST_UNFROZEN = {"vgg16": "block5_conv1", "vgg19": "block5_conv1"}  # the book's last block
+
+_training = partial(option, group="training: defaults: Deep Learning with Python, 5.3")
+_judging = partial(option, group="how it is judged")
+_NETWORK = DenseSettings()
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Config):
+    """What to train, and how.
+
+    Raises a `pipeline.errors.PipelineError` for values that cannot be.
+    """
+
+    extract: ExtractConfig = option(
+        ExtractConfig(), flag="", help="the base, and what views are drawn from"
+    )
+    method: str = option(
+        "boundary",
+        choices=("boundary", "end_to_end", "scratch"),
+        help="boundary: from the cache; the references: end_to_end, from the images, augmented "
+        "anew in every epoch (the head alone, unless --unfreeze); scratch, the book's small "
+        "convnet without a base (default: %(default)s)",
+    )
+    unfreeze: str | None = option(
+        None,
+        metavar="LAYER",
+        help="the first layer that learns (default: block5_conv1 of VGG16 and VGG19)",
+    )
+    views: int | None = option(
+        None,
+        type=count,
+        metavar="K",
+        help="augmented views of each training image, cached (default: none); the references draw "
+        "a new one in every epoch, unless K is 0",
+    )
+    head_epochs: int = _training(
+        HEAD.epochs, type=whole_number, metavar="N", help=f"of the head alone ({HEAD.epochs})"
+    )
+    epochs: int | None = _training(
+        None, type=whole_number, metavar="N", help=f"of all that learns ({FINE_TUNING.epochs})"
+    )
+    head_learning_rate: float = _training(
+        HEAD.learning_rate,
+        type=positive_number,
+        metavar="R",
+        help=f"of the head alone ({HEAD.learning_rate:g})",
+    )
+    learning_rate: float | None = _training(
+        None,
+        type=positive_number,
+        metavar="R",
+        help=f"of all that learns ({FINE_TUNING.learning_rate:g}; scratch "
+        f"{SCRATCH.learning_rate:g})",
+    )
+    patience: int = _training(
+        HEAD.patience,
+        type=whole_number,
+        metavar="N",
+        help="epochs without a lower validation loss (default: %(default)s)",
+    )
+    batch_size: int = _training(
+        HEAD.batch_size, type=whole_number, metavar="N", help="rows a step (default: %(default)s)"
+    )
+    units: int = _training(
+        _NETWORK.units,
+        type=whole_number,
+        metavar="N",
+        help="of the head's hidden layer (default: %(default)s)",
+    )
+    dropout: float = _training(
+        _NETWORK.dropout,
+        type=fraction,
+        metavar="N",
+        help="before the head's output (default: %(default)s)",
+    )
+    seed: int = _training(0, type=int, metavar="N", help="of initial weights, order and dropout")
+    repeats: int = _training(1, type=whole_number, metavar="R", help="so many seeds")
+    split: str | None = _judging(
+        None,
+        metavar="A/B/C",
+        help="train/validation/test shares of a set without such folders (60/20/20)",
+    )
+    split_seed: int = _judging(0, type=int, metavar="N", help="another one divides otherwise")
+    group: str | None = _judging(None, metavar="RULE", help="as for pipeline.classify")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+        base = self.extract.network
+        if not base.module:
+            raise UsageError("the base pixels has no layers to train; choose a network")
+        if self.method == "scratch" and self.unfreeze:
+            raise UsageError("--unfreeze: --method scratch has no base; leave one of them out")
+        if self.method == "boundary" and not self.first_unfrozen:
+            raise UsageError(
+                f"--unfreeze names the first layer of {base.name} that shall learn: "
+                f"--list-layers {base.name} of pipeline.extract shows them"
+            )
+        self.protocol(has_splits=self.split is None)
+        if self.cached_views:
+            from pipeline.cache.view_plan import ViewPlan
+
+            ViewPlan(self.cached_views, self.extract.augmentation_ranges)
+
+    @property
+    def cached_views(self) -> int:
+        """K of the cache."""
+        return self.views or 0
+
+    @property
+    def augmented(self) -> int | bool:
+        """How training images are augmented: K cached views, or whether on the fly."""
+        return self.cached_views if self.method == "boundary" else self.views != 0
+
+    @property
+    def first_unfrozen(self) -> str | None:
+        """The first layer that learns, beside the head."""
+        if self.unfreeze or self.method != "boundary":
+            return self.unfreeze
+        return FIRST_UNFROZEN.get(self.extract.network.name)
+
+    @property
+    def plan(self) -> Plan:
+        """How each stage is trained."""
+
+        def stage(usual: Schedule, epochs: int | None, learning_rate: float | None) -> Schedule:
+            return Schedule(
+                epochs=epochs or usual.epochs,
+                learning_rate=learning_rate or usual.learning_rate,
+                batch_size=self.batch_size,
+                patience=self.patience,
+            )
+
+        return Plan(
+            network=DenseSettings(units=self.units, dropout=self.dropout),
+            head=stage(HEAD, self.head_epochs, self.head_learning_rate),
+            joint=stage(FINE_TUNING, self.epochs, self.learning_rate),
+            scratch=stage(SCRATCH, self.epochs, self.learning_rate),
+        )
+
+    def protocol(self, *, has_splits: bool) -> "Protocol":
+        """How images are divided; folds would be as many trainings."""
+        from pipeline.evaluation.protocol import Protocol
+
+        return Protocol.parse(
+            folds=None,
+            split=self.split or (None if has_splits else USUAL_SPLIT),
+            group=self.group,
+            split_seed=self.split_seed,
+            seed=self.seed,
+            repeats=self.repeats,
+        )

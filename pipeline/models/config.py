@@ -1,0 +1,70 @@
+"""`PredictConfig`: the options of `pipeline.predict_images` and of the command predict."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.bases.config import BATCH_SIZE
+from pipeline.bases.registry import PREPROCESSING_POLICIES
+from pipeline.config import Config, documented, option
+
+if TYPE_CHECKING:
+    from pipeline.models.predicting import Model
+
+_expected = partial(
+    option,
+    default=None,
+    group="what you expect of the model: it is refused if it was trained otherwise",
+)
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Config):
+    """Which head classifies images, and how.
+
+    Examples
+    --------
+    >>> from pipeline import PredictConfig, predict_images
+    >>> config = PredictConfig(model="results/logistic.safetensors", use_cache=False)
+    >>> next(iter(predict_images("photos/test/plain", config))).label
+    'plain'
+    """
+
+    model: "str | os.PathLike[str] | Model | None" = option(
+        None,
+        metavar="RUN",
+        help="a run of classify, or one of its models (default: the newest run in results/)",
+    )
+    head: str | None = option(
+        None, metavar="NAME", help="the head (default: the one that the run recommends)"
+    )
+    weights: str | None = option(
+        None,
+        type=str,
+        metavar="FILE",
+        help="weights file of the base, if that of the training has moved",
+    )
+    cache_dir: Path = option(
+        Path("cache"),
+        type=Path,
+        metavar="FOLDER",
+        help="folder of caches, whose features are not computed again (default: %(default)s)",
+    )
+    use_cache: bool = option(True, flag="--no-cache", help="compute every image")
+    batch_size: int = option(
+        BATCH_SIZE,
+        type=int,
+        metavar="N",
+        help="images computed at a time (default: two for each core, from 8 to 32)",
+    )
+    strict: bool = option(False, help="stop at the first unreadable image")
+    base: str | None = _expected(help="the base")
+    image_size: int | None = _expected(
+        type=int, metavar="PIXELS", help="height and width that the base sees"
+    )
+    preprocessing: str | None = _expected(
+        choices=PREPROCESSING_POLICIES, help="the base's own, or the book's 1/255"
+    )
