@@ -82,18 +82,13 @@ def open_ours() -> Callable[[], dict[str, float]]:
 
 
 def _fit_dense_head(train: Rows, validation: Rows, epochs: int) -> None:
-    from pipeline.heads.head import FitOptions
-    from pipeline.heads.settings import DenseSettings
-    from pipeline.heads.training import LabelledRows, TrainingSet
+    from pipeline.heads.dense import DenseClassifier
 
-    from pipeline.heads.dense import Dense
-
-    settings = DenseSettings(
+    head = DenseClassifier(
         units=UNITS, dropout=DROPOUT, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,
-        epochs=epochs,
+        epochs=epochs, random_state=0,
     )  # fmt: skip
-    options = FitOptions(dense=(settings,))
-    list(Dense().fit_candidates(TrainingSet(*train, 2), LabelledRows(*validation), options))
+    head.fit(*train, validation_data=tuple(validation))
 
 
 def _epoch_timer(fit: Callable[[Rows, Rows, int], None]) -> Callable[[], dict[str, float]]:

@@ -188,7 +188,9 @@ cache_dir : as for `pipeline.ExtractConfig`; maps that are not pooled are flatte
             spec=self.spec_,
             layer=self.layer_,
             open_engine=self._open_engine,
-            document=cache_document(FOLDER, (config.cache_dir / FOLDER).resolve(), config, self.spec_),
+            document=cache_document(
+                FOLDER, (config.cache_dir / FOLDER).resolve(), config, self.spec_
+            ),
             batch_size=config.batch_size,
         )
         return features.reshape(len(features), -1)

@@ -8,9 +8,10 @@ from typing import Any
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.groups import check_group_rule
 from pipeline.evaluation.label_edits import apply_label_edits
-from pipeline.evaluation.protocol import Division, Protocol
+from pipeline.evaluation.protocol import Division
 from pipeline.evaluation.rows import CachedViews, images_of, times_views
 from pipeline.evaluation.splits import Splits
 from pipeline.text import counted, printable
@@ -70,21 +71,13 @@ class DividedCache:
         return self.division.trials[0].splits
 
 
-def open_caches(
-    paths: Sequence[Path],
-    *,
-    layers: Sequence[str],
-    protocol: Protocol,
-    edits: Sequence[Path] = (),
-    views: int | None = None,
-    tta: bool = False,
-) -> list[DividedCache]:
+def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[DividedCache]:
     """Open caches of the same classes and divide each; logs how.
 
-    ``edits`` are files of corrected labels. A layer's name stands for all its poolings; no name
-    at all for every layer. A cache that holds none of the layers is left out with a warning.
-    ``views`` and ``tta`` are as in `CachedViews.chosen`.
+    A layer's name means all its poolings. A cache that holds none of the layers is left out with a
+    warning.
     """
+    protocol, layers, edits = config.division, config.layers, config.label_files
     if not paths:
         raise UsageError("no cache was given to compare")
     tables = [read_table(path) for path in _once(paths)]
@@ -103,7 +96,9 @@ def open_caches(
         images = everything.images
         division = protocol.divide(images.columns, images.classes)
         train, judged = images_of(division.trials)
-        everything = everything.chosen(train=train, judged=judged, views=views, tta=tta)
+        everything = everything.chosen(
+            train=train, judged=judged, views=config.views, tta=config.tta
+        )
         cache = DividedCache(images, chosen, division, everything)
         log.info(
             "%s: %s, %s", printable(table.path), counted(len(images), "image"), division.source

@@ -9,25 +9,24 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import BadDataError, PipelineError, UsageError
+from pipeline.errors import BadDataError, PipelineError
 from pipeline.evaluation.audit import look_into
 from pipeline.evaluation.caches import DividedCache, open_caches
-from pipeline.evaluation.fitting import DIVERGED, FitOptions, Fits, failures_of, fit_heads
-from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.fitting import DIVERGED, Fits, failures_of, fit_heads
 from pipeline.evaluation.refit import NOT_KEPT, with_bundles
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
-from pipeline.evaluation.scoring import score_on_test, summarize
+from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.verdict import judge
-from pipeline.heads.config import DenseConfig
 from pipeline.heads.inputs import Input
-from pipeline.heads.names import PROTOCOLS, HeadRequest, parse_heads
+from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 from pipeline.text import counted, duration, printable
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "keras", "tensorflow")
-STANDARD = "standard"  # the protocol; every other is a head of its own
 IMBALANCED = 1.5  # times as many images of one class as of another are worth a word
 
 log = logging.getLogger("pipeline")
@@ -35,54 +34,16 @@ log = logging.getLogger("pipeline")
 
 def compare_heads(
     caches: Path | str | Sequence[Path | str],
-    *,
-    heads: str | Iterable[str] | None = None,
-    layers: Sequence[str] = (),
-    cv: int | None = None,
-    repeats: int = 1,
-    split: str | None = None,
-    split_seed: int = 0,
-    group: str | None = None,
-    refit: bool = False,
-    protocol: str = STANDARD,
-    balance: bool = False,
-    timeout: float | None = None,
-    labels: Path | str | Sequence[Path | str] = (),
-    seed: int = 0,
-    dense: DenseConfig | Sequence[DenseConfig] | None = None,
-    look: bool = True,
-    keep: bool = True,
-    views: int | None = None,
-    tta: bool = False,
+    config: ClassifyConfig | None = None,
+    **options: Any,
 ) -> Comparison:
     """Compare classifiers on cached features.
 
     Parameters
     ----------
     caches : one cache file or several of the same classes.
-    heads : ``all`` (the default), ``fast`` or NAME, NAME:flat, NAME:pooled, MODULE:FACTORY, as a
-        comma list or a sequence.
-    layers : only these layers; all by default.
-    cv : cross-validate with so many folds. By default 5 for fewer than 2,000 images without split
-        folders, unless ``split`` is given.
-    repeats : fit heads that draw at random with so many seeds; divide folds anew so often.
-    split : train/validation/test shares where the set has no such folders, ``60/20/20``.
-    split_seed : another division of the same shares, other folds.
-    group : ``folder``, a regular expression or a CSV file: which images must not be parted.
-    refit : retrain the chosen setting on train and validation before the test.
-    protocol : ``standard``, or ``kornblith``: L2 logistic regression with 45 penalties, refit
-        (Kornblith et al. 2019).
-    balance : every class counts the same, however few its images.
-    timeout : seconds for one head on one division; beyond it the head's row says so.
-    labels : CSV files of corrected labels, as suspects.csv once it was edited; later ones win.
-    seed : of the heads that draw at random; the same seed gives the same results.
-    dense : settings of the dense head, one or a grid; the book's by default.
-    look : look into the data too: duplicates, likely label errors, a learning curve.
-    keep : keep each row's classifier, to be saved; after folds it is fitted anew on all rows.
-    views : learn from so many cached augmented views of each training image, besides the image
-        itself; by default from all. Whatever is measured is of images as they are.
-    tta : test-time augmentation: the probabilities of a validation or test image are the mean over
-        the image and all its cached views.
+    config : which heads, and how they are judged.
+    options : fields of `ClassifyConfig`, in place of a config or to change it.
 
     Raises NoInputError, BadDataError or UsageError in one line.
 
@@ -94,70 +55,44 @@ def compare_heads(
     >>> comparison.shown.result.test_accuracy
     1.0
     """
-    if protocol not in (STANDARD, *PROTOCOLS):
-        known = ", ".join((STANDARD, *PROTOCOLS))
-        raise UsageError(f"--protocol is one of {known}; received {protocol!r}")
-    if protocol != STANDARD and heads is not None:
-        raise UsageError(f"--protocol {protocol} is a head of its own; leave out --heads")
-    if timeout is not None and timeout <= 0:
-        raise UsageError(f"--timeout needs more than 0 seconds; received {timeout:g}")
-    requests = parse_heads((heads or "all") if protocol == STANDARD else protocol)
-    options = FitOptions(
-        dense=(dense or DenseConfig(),)
-        if dense is None or isinstance(dense, DenseConfig)
-        else tuple(dense),
-        balanced=balance,
-        refit=refit or protocol != STANDARD,
-        timeout=timeout,
-    )
-    edits = [Path(labels)] if isinstance(labels, str | Path) else [Path(path) for path in labels]
+    config = replace(config or ClassifyConfig(), **options)
+    requests = config.requests
     opened = open_caches(
         [Path(caches)] if isinstance(caches, str | Path) else [Path(path) for path in caches],
-        layers=layers,
-        protocol=Protocol.parse(
-            folds=cv,
-            split=split,
-            group=group,
-            split_seed=split_seed,
-            seed=seed,
-            repeats=repeats,
-        ),
-        edits=edits,
-        views=views,
-        tta=tta,
+        config,
     )
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "classes": list(opened[0].table.classes),
         "heads": [printable(str(request)) for request in requests],
-        "seed": seed,
-        "repeats": repeats,
+        "seed": config.seed,
+        "repeats": config.repeats,
         "cv": opened[0].division.folds or None,
-        "split": None if split is None else printable(split),
-        "split_seed": split_seed,
-        "group": None if group is None else printable(group),
-        "refit": options.refit,
-        "protocol": protocol,
-        "balance": balance,
-        "timeout": timeout,
-        "views": views,
-        "tta": tta,
-        "labels": [printable(path.as_posix()) for path in edits],
-        "dense": [asdict(settings) for settings in options.dense],
+        "split": None if config.split is None else printable(config.split),
+        "split_seed": config.split_seed,
+        "group": None if config.group is None else printable(config.group),
+        "refit": config.refit,
+        "protocol": config.protocol,
+        "balance": config.balance,
+        "timeout": config.timeout,
+        "views": config.views,
+        "tta": config.tta,
+        "labels": [printable(path.as_posix()) for path in config.label_files],
+        "dense": [asdict(each) for each in config.dense_grid],
         "versions": versions(),
         "caches": [cache.describe() for cache in opened],
     }
-    loaded = {request: load_head(request.name, options.dense) for request in requests}
+    loaded = {request: load_head(request.name, config.dense_grid) for request in requests}
     outcomes = [
         outcome
         for cache in opened
         for layer in cache.layers
-        for outcome in _compare_on_layer(cache, layer, loaded, options, keep=keep)
+        for outcome in _compare_on_layer(cache, layer, loaded, config)
     ]
     if not any(outcome.test is not None for outcome in outcomes):
         reasons = {f"{each.result.head} {each.result.status}" for each in outcomes}
         raise BadDataError(f"no head could be fitted: {'; '.join(sorted(reasons))}")
-    judged, recommendation = judge(outcomes, balanced=options.balanced)
+    judged, recommendation = judge(outcomes, balanced=config.balance)
     comparison = Comparison(
         outcomes=tuple(judged),
         classes=opened[0].table.classes,
@@ -166,20 +101,18 @@ def compare_heads(
         notices=(
             *_other_images(opened),
             *(notice for cache in opened for notice in cache.division.notices),
-            *_imbalance(opened[0].splits.counts["train"], balanced=balance),
+            *_imbalance(opened[0].splits.counts["train"], balanced=config.balance),
             *_unconverged(judged),
         ),
     )
-    return _looked_into(comparison, opened, seed) if look else comparison
+    return _looked_into(comparison, opened, config.seed) if config.look else comparison
 
 
 def _compare_on_layer(
     cache: DividedCache,
     layer: str,
     loaded: Mapping[HeadRequest, Head],
-    options: FitOptions,
-    *,
-    keep: bool,
+    config: ClassifyConfig,
 ) -> Iterator[Outcome]:
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():
@@ -188,47 +121,29 @@ def _compare_on_layer(
             by_input[kind][request] = head  # of a vector, flat and pooled are the same
     for kind, heads in by_input.items():
         trials = cache.division.trials
-        data = TrialRows.read(cache.views, layer, kind, trials, refit=options.refit)
-        fitted = fit_heads(heads, data, options)
+        data = TrialRows.read(cache.views, layer, kind, trials, refit=config.refit)
+        fitted = fit_heads(heads, data, config)
         fits: dict[HeadRequest, list[list[Fit]]] = {}
         outcomes = {}
         for request, head in heads.items():
-            result = _row_of(request, cache, layer, kind, data)
-            outcome = _score(result, head, fitted[request], data, cache)
+            result = new_row(request.name, cache.table, layer, kind, data.rows)
+            outcome = _score(result, head, fitted[request], data)
             if isinstance(outcome, Outcome):
                 outcomes[request] = outcome
             else:
                 fits[request] = outcome
                 outcomes[request] = summarize(
-                    result, outcome, trials, cache.table, folds=cache.division.folds
+                    result, outcome, trials, cache.table.columns, folds=cache.division.folds
                 )
             _log_outcome(outcomes[request])
-        if keep:
-            yield from with_bundles(outcomes, heads, fits, data, cache=cache, options=options)
+        if config.keep:
+            yield from with_bundles(outcomes, heads, fits, data, cache=cache, config=config)
         else:
             yield from (replace(outcome, not_saved=NOT_KEPT) for outcome in outcomes.values())
 
 
-def _row_of(
-    request: HeadRequest, cache: DividedCache, layer: str, kind: Input, data: TrialRows
-) -> Result:
-    """The row of the table before anything is measured."""
-    spec = cache.table.spec
-    return Result(
-        head=request.name,
-        input=kind,
-        base=spec.base,
-        layer=layer,
-        image_size=spec.image_size,
-        fingerprint=spec.fingerprint,
-        cache=printable(cache.table.path.as_posix()),
-        views=data.rows.learned,
-        tta=data.rows.averaged,
-    )
-
-
 def _score(
-    result: Result, head: Head, fitted: Sequence[Fits], data: TrialRows, cache: DividedCache
+    result: Result, head: Head, fitted: Sequence[Fits], data: TrialRows
 ) -> list[list[Fit]] | Outcome:
     """A head's fits with their test scores; or, where one failed, the row that says why."""
     failed = next((each for each in fitted if isinstance(each, str)), None)

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -19,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
+from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.result import Fit
 from pipeline.evaluation.rows import LabelledRows, TrialRows
 from pipeline.evaluation.search import can_balance, fit_again, search
@@ -39,37 +39,19 @@ class NotFittedError(PipelineError):
     """A head's process was stopped or died; the message is its row's status."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """What a run sets for every fit.
-
-    Attributes
-    ----------
-    dense : the grid of the dense head.
-    balanced : every class counts the same.
-    refit : fit the chosen setting again on train and validation together.
-    timeout : seconds for one head on one trial; None for no limit.
-    """
-
-    dense: tuple[DenseConfig, ...] = (DenseConfig(),)
-    balanced: bool = False
-    refit: bool = False
-    timeout: float | None = None
-
-
 def fit_heads(
-    heads: Mapping[HeadRequest, Head], data: TrialRows, options: FitOptions
+    heads: Mapping[HeadRequest, Head], data: TrialRows, config: ClassifyConfig
 ) -> dict[HeadRequest, list[Fits]]:
     """Fit every head on every trial; in order of the heads, then of the trials."""
     learning = _TrialCache(data, kept=usable_cores() + 1)
     for request, head in heads.items():
-        if options.balanced and not head.name and not can_balance(head):
+        if config.balance and not head.name and not can_balance(head):
             log.warning("%s has no class weights; it is fitted without", request.name)
 
     def fit(request: HeadRequest, head: Head, number: int) -> Fits:
         train, validation = learning.rows_of(number)
         trial = data.trials[number]
-        more = data.to_learn_from(trial.splits.validation) if options.refit else None
+        more = data.to_learn_from(trial.splits.validation) if config.refit else None
         seeds = trial.seeds if head.is_stochastic else trial.seeds[:1]
         work = partial(
             _search_with_each_seed,
@@ -78,10 +60,10 @@ def fit_heads(
             refit=more,
             class_count=data.class_count,
             seeds=seeds,
-            balanced=options.balanced,
+            balanced=config.balance,
         )
         try:
-            found = within(options.timeout, work, request.name, options.dense)
+            found = within(config.timeout, work, request.name, config.dense_grid)
         except PipelineError as error:  # out of time, or a custom head that failed
             return str(error)
         return found or DIVERGED
@@ -102,7 +84,7 @@ def fit_on_rows(
     validation: LabelledRows,
     *,
     class_count: int,
-    options: FitOptions,
+    config: ClassifyConfig,
 ) -> Any:
     """The estimator of a setting that was chosen before, fitted on other rows.
 
@@ -114,9 +96,9 @@ def fit_on_rows(
         train=train,
         validation=validation,
         class_count=class_count,
-        balanced=options.balanced,
+        balanced=config.balance,
     )
-    return within(options.timeout, work, request.name, options.dense)
+    return within(config.timeout, work, request.name, config.dense_grid)
 
 
 def _fit_again(head: Head, **arguments: Any) -> Any:

@@ -13,7 +13,8 @@ from pipeline.bases.config import IMAGENET
 from pipeline.cache.file import FeatureTable
 from pipeline.errors import PipelineError
 from pipeline.evaluation.caches import DividedCache
-from pipeline.evaluation.fitting import FitOptions, fit_on_rows, side_by_side
+from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.fitting import fit_on_rows, side_by_side
 from pipeline.evaluation.result import Fit, Outcome, Result, params_text
 from pipeline.evaluation.rows import TrialRows
 from pipeline.heads.calibration import TemperatureScaling
@@ -32,7 +33,7 @@ def with_bundles(
     data: TrialRows,
     *,
     cache: DividedCache,
-    options: FitOptions,
+    config: ClassifyConfig,
 ) -> list[Outcome]:
     """Each outcome with the classifier that may be saved, or with the reason why there is none.
 
@@ -46,14 +47,14 @@ def with_bundles(
     """
     measured = {request: fits[request][0][0] for request in fits}
     kept = [
-        with_bundle(each, measured.get(request), cache.table, fitted_on=_fitted_on(options))
+        with_bundle(each, measured.get(request), cache.table, fitted_on=_fitted_on(config))
         for request, each in outcomes.items()
     ]
     if not cache.division.folds:
         return kept
     # what cannot be saved need not be fitted again
     savable = [request for request, each in zip(outcomes, kept, strict=True) if each.bundle]
-    again = fit_on_all({request: heads[request] for request in savable}, fits, data, options)
+    again = fit_on_all({request: heads[request] for request in savable}, fits, data, config)
     on_all = f"all images, after {cache.division.folds} folds without them in turn"
     refitted = []
     for request, outcome in zip(outcomes, kept, strict=True):
@@ -66,8 +67,8 @@ def with_bundles(
     return refitted
 
 
-def _fitted_on(options: FitOptions) -> str:
-    return "train and validation" if options.refit else "train"
+def _fitted_on(config: ClassifyConfig) -> str:
+    return "train and validation" if config.refit else "train"
 
 
 def with_bundle(
@@ -87,7 +88,7 @@ def fit_on_all(
     heads: Mapping[HeadRequest, Head],
     fits: Mapping[HeadRequest, Sequence[Sequence[Fit]]],
     data: TrialRows,
-    options: FitOptions,
+    config: ClassifyConfig,
 ) -> dict[HeadRequest, Fit | str]:
     """Fit the setting that most folds chose on the rows of all of them; the first of equals.
 
@@ -109,7 +110,7 @@ def fit_on_all(
                 train,
                 validation,
                 class_count=data.class_count,
-                options=options,
+                config=config,
             )
         except PipelineError as error:
             return str(error)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.file import FeatureTable
+from pipeline.cache.file import Columns, FeatureTable
 from pipeline.evaluation.metrics import (
     Labels,
     Scores,
@@ -18,10 +18,12 @@ from pipeline.evaluation.metrics import (
     measure,
 )
 from pipeline.evaluation.result import Fit, Outcome, Predictions, Result, params_text
-from pipeline.evaluation.rows import TrialRows
+from pipeline.evaluation.rows import TrialRows, ViewRows
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.heads.calibration import apply_temperature
+from pipeline.heads.inputs import Input
+from pipeline.text import printable
 
 MEASURES = (
     "macro_f1",
@@ -31,6 +33,22 @@ MEASURES = (
     "balanced_accuracy",
     "brier",
 )
+
+
+def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: ViewRows) -> Result:
+    """A head's row of the table before anything is measured."""
+    spec = table.spec
+    return Result(
+        head=name,
+        input=input,
+        base=spec.base,
+        layer=layer,
+        image_size=spec.image_size,
+        fingerprint=spec.fingerprint,
+        cache=printable(table.path.as_posix()),
+        views=rows.learned,
+        tta=rows.averaged,
+    )
 
 
 def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
@@ -52,7 +70,7 @@ def summarize(
     result: Result,
     fits: Sequence[Sequence[Fit]],
     trials: Sequence[Trial],
-    table: FeatureTable,
+    columns: Columns,
     *,
     folds: int,
 ) -> Outcome:
@@ -79,10 +97,10 @@ def summarize(
     once = passes[0]
     first, _ = once[0]
     return Outcome(
-        result=replace(result, **_figures(passes, table.columns.labels)),
-        test=_predictions(table, [(trial.splits.test, _tested(fit)) for fit, trial in once]),
+        result=replace(result, **_figures(passes, columns.labels)),
+        test=_predictions(columns, [(trial.splits.test, _tested(fit)) for fit, trial in once]),
         validation=_predictions(
-            table, [(trial.splits.validation, fit.validation_scores) for fit, trial in once]
+            columns, [(trial.splits.validation, fit.validation_scores) for fit, trial in once]
         ),
         own_probabilities=first.own_probabilities,
         folds=folds,
@@ -165,14 +183,14 @@ def _usual(texts: Sequence[str]) -> str:
     return text if count == len(texts) else f"{text} ({count} of {len(texts)} fits)".lstrip()
 
 
-def _predictions(table: FeatureTable, parts: Sequence[tuple[Images, Scores]]) -> Predictions:
+def _predictions(columns: Columns, parts: Sequence[tuple[Images, Scores]]) -> Predictions:
     """Scores of several trials in the order of the images."""
     images = np.concatenate([images for images, _ in parts])
     order = np.argsort(images)
     images = images[order]
     return Predictions(
         rows=images,
-        keys=table.columns.digests[images],
-        labels=table.columns.labels[images],
+        keys=columns.digests[images],
+        labels=columns.labels[images],
         scores=np.concatenate([scores for _, scores in parts])[order],
     )

@@ -268,8 +268,8 @@ def parameter_count(estimator: Any) -> int:
         return int(estimator.tree_.node_count)
     if hasattr(estimator, "estimators_"):
         return sum(map(parameter_count, np.ravel(np.asarray(estimator.estimators_, object))))
-    if hasattr(estimator, "model_"):  # Keras
-        return int(estimator.model_.count_params())
-    values = vars(estimator).values()
+    if hasattr(estimator, "parameters"):
+        return int(estimator.parameters)
+    values = [value for name, value in vars(estimator).items() if name != "classes_"]
     arrays = [each for value in values for each in (value if isinstance(value, list) else [value])]
     return sum(each.size for each in arrays if isinstance(each, np.ndarray))

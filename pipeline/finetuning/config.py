@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pipeline.cache.config import ExtractConfig
 from pipeline.config import (
@@ -15,19 +14,17 @@ from pipeline.config import (
     whole_number,
 )
 from pipeline.errors import UsageError
+from pipeline.evaluation.config import ClassifyConfig
 from pipeline.finetuning.settings import FINE_TUNING, HEAD, SCRATCH, Plan, Schedule
-from pipeline.heads.settings import DenseSettings
+from pipeline.heads.config import DenseConfig
 from pipeline.spec import check_seed
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.protocol import Protocol
 
 USUAL_SPLIT = "60/20/20"  # of a set without split folders
 FIRST_UNFROZEN = {"vgg16": "block5_conv1", "vgg19": "block5_conv1"}  # the book's last block
 
 _training = partial(option, group="training: defaults: Deep Learning with Python, 5.3")
 _judging = partial(option, group="how it is judged")
-_NETWORK = DenseSettings()
+_NETWORK = DenseConfig()
 
 
 @documented
@@ -123,7 +120,7 @@ class FinetuneConfig(Config):
                 f"--unfreeze names the first layer of {base.name} that shall learn: "
                 f"--list-layers {base.name} of pipeline.extract shows them"
             )
-        self.protocol(has_splits=self.split is None)
+        _ = self.division(has_splits=self.split is None).division  # raises for wrong rules
         if self.cached_views:
             from pipeline.cache.view_plan import ViewPlan
 
@@ -159,18 +156,15 @@ class FinetuneConfig(Config):
             )
 
         return Plan(
-            network=DenseSettings(units=self.units, dropout=self.dropout),
+            network=DenseConfig(units=self.units, dropout=self.dropout),
             head=stage(HEAD, self.head_epochs, self.head_learning_rate),
             joint=stage(FINE_TUNING, self.epochs, self.learning_rate),
             scratch=stage(SCRATCH, self.epochs, self.learning_rate),
         )
 
-    def protocol(self, *, has_splits: bool) -> "Protocol":
+    def division(self, *, has_splits: bool) -> ClassifyConfig:
         """How images are divided; folds would be as many trainings."""
-        from pipeline.evaluation.protocol import Protocol
-
-        return Protocol.parse(
-            folds=None,
+        return ClassifyConfig(
             split=self.split or (None if has_splits else USUAL_SPLIT),
             group=self.group,
             split_seed=self.split_seed,

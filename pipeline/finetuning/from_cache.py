@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,21 +18,18 @@ from pipeline.cache.fill import Progress
 from pipeline.durable import make_folder
 from pipeline.errors import StorageError
 from pipeline.evaluation.caches import DividedCache, open_caches
-from pipeline.evaluation.choose import choice_of
-from pipeline.evaluation.final import with_bundle
-from pipeline.evaluation.fitting import Fitted, TrialRows
-from pipeline.evaluation.inputs import read_input
-from pipeline.evaluation.scoring import score
+from pipeline.evaluation.refit import with_bundle
+from pipeline.evaluation.rows import TrialRows, read_input
+from pipeline.evaluation.scoring import new_row, score_on_test, summarize
+from pipeline.evaluation.search import fit_of
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
-from pipeline.finetuning.methods import finetune_from_cache, head_weights
+from pipeline.finetuning.methods import finetune_from_cache
 from pipeline.finetuning.rows import Rows, scratch_maps
 from pipeline.finetuning.training import Progress as TrainingProgress
 from pipeline.finetuning.training import Task
-from pipeline.heads.dense import DenseClassifier
-from pipeline.heads.head import Candidate, HeadSpec
 from pipeline.images.scan import NO_SPLIT, scan_folder
-from pipeline.models.top_block import top_block
+from pipeline.models.top_block import dense_classifier, top_block
 from pipeline.text import file_size, printable
 
 log = logging.getLogger("pipeline")
@@ -62,9 +60,7 @@ def train_from_cache(
     has_splits = any(file.split != NO_SPLIT for file in extracted.images.files)
     (cache,) = open_caches(
         [extracted.table.path],
-        layers=layers,
-        protocol=config.protocol(has_splits=has_splits),
-        views=config.cached_views,
+        replace(config.division(has_splits=has_splits), layers=layers, views=config.cached_views),
     )
     (trial,) = cache.division.trials
     wanted = rows_of(cache)
@@ -78,7 +74,10 @@ def train_from_cache(
     )  # of 5,000 rows of VGG16's block4_pool 830 MB
     below = trial_rows(cache, wanted, maps.reshape(len(wanted), -1))
     last = trial_rows(cache, wanted, read_input(cache.views.table, base.last_layer, wanted, "flat"))
-    checkpoints = Checkpoints.of(config, cache)
+    checkpoints = Checkpoints.of(
+        config, cache.table.columns, trial, features=cache.table.spec.fingerprint
+    )
+    network, class_count = config.plan.network, len(cache.table.classes)
     all_trained, frozen, tuned = [], [], []
     for seed in trial.seeds:
         trained = finetune_from_cache(
@@ -94,46 +93,42 @@ def train_from_cache(
         if before is None:
             raise ValueError("fine-tuning trains the head on the frozen base first")
         all_trained.append(trained)
-        candidate = Candidate(
-            spec=HeadSpec("frozen_head", config.plan.network.changed()),
-            classifier=DenseClassifier(*head_weights(before.weights)),
+        fit = fit_of(
+            dense_classifier(before.weights, class_count, network),
+            last.as_they_are(trial.splits.validation),
             seed=seed,
-            history=before.history,
+            params=network.changed(),
+            fit_seconds=sum(before.seconds),
         )
-        frozen.append(
-            choice_of(candidate, last.as_they_are(trial.splits.validation), sum(before.seconds))
-        )
-        candidate = Candidate(
-            spec=HeadSpec(
-                "fine_tuned",
-                {"unfreeze": str(config.first_unfrozen), **config.plan.network.changed()},
-            ),
-            classifier=top_block(
-                base_model, base, size, boundary, trained.weights, len(cache.table.classes)
-            ),
+        frozen.append(replace(fit, history=before.history))
+        weights = trained.weights
+        fit = fit_of(
+            top_block(base_model, base, size, boundary, weights, class_count, network),
+            below.as_they_are(trial.splits.validation),
             seed=seed,
-            history=trained.history,
+            params={"unfreeze": str(config.first_unfrozen), **network.changed()},
+            fit_seconds=sum(before.seconds) + sum(trained.seconds),
         )
-        seconds = sum(before.seconds) + sum(trained.seconds)
-        tuned.append(choice_of(candidate, below.as_they_are(trial.splits.validation), seconds))
+        tuned.append(replace(fit, history=trained.history))
     outcomes = []
-    for choices, rows, layer in (
-        (frozen, last, base.last_layer),
-        (tuned, below, boundary.layer),
+    for name, fits, rows, layer in (
+        ("frozen_head", frozen, last, base.last_layer),
+        ("fine_tuned", tuned, below, boundary.layer),
     ):
-        outcome = score(
-            choices[0].candidate.spec.name,
-            [Fitted(tuple(choices))],
-            rows,
-            table=cache.table,
-            layer=layer,
-            kind="flat",
+        scored = [score_on_test(fit, trial, rows) for fit in fits]
+        outcome = summarize(
+            new_row(name, cache.table, layer, "flat", rows.rows),
+            [scored],
+            [trial],
+            cache.table.columns,
             folds=0,
         )
-        outcomes.append(with_bundle(outcome, choices[0], cache.table, fitted_on="train"))
+        outcomes.append(with_bundle(outcome, fits[0], cache.table, fitted_on="train"))
     return Measured(
         outcomes=outcomes,
-        divided=cache,
+        classes=cache.table.classes,
+        division=cache.division,
+        source=cache.describe(),
         checkpoints=checkpoints,
         notices=[
             *unread(extracted.skipped),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,23 @@ import numpy.typing as npt
 
 from pipeline.bases.boundary import find_boundary
 from pipeline.bases.build import build_base
-from pipeline.cache.file import FeatureTable, columns_of
-from pipeline.evaluation.caches import DividedCache
-from pipeline.evaluation.choose import choice_of
-from pipeline.evaluation.fitting import Fitted, TrialRows
-from pipeline.evaluation.result import Outcome
-from pipeline.evaluation.scoring import score
-from pipeline.evaluation.views import CachedViews
+from pipeline.cache.file import Columns, columns_of
+from pipeline.evaluation.metrics import accuracy_of
+from pipeline.evaluation.protocol import Division
+from pipeline.evaluation.result import Fit, Outcome, Result
+from pipeline.evaluation.scoring import summarize
+from pipeline.evaluation.splits import Trial
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
 from pipeline.finetuning.methods import train_end_to_end, train_from_scratch
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Draw, Indices, Rows, new_views, scratch_images
 from pipeline.finetuning.training import Progress, Task
-from pipeline.heads.head import Candidate, HeadSpec
+from pipeline.heads.calibration import fit_temperature
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import NO_SPLIT, ImageSet, scan_folder
-from pipeline.recipe import cache_document, feature_spec
-from pipeline.spec import FeatureSpec
+from pipeline.recipe import feature_spec
+from pipeline.text import printable
 
 NOT_SAVED = "a reference to measure against: without --method, finetune saves what it trains"
 
@@ -54,10 +53,13 @@ def train_from_images(
             folder=extract.cache_dir,
         )
     )
-    divided = _divided(config, found, {path: digests[path] for path in kept})
-    (trial,) = divided.division.trials
-    task = task_of(config, pixels, divided)
-    checkpoints = Checkpoints.of(config, divided)
+    columns = _columns_of(found, {path: digests[path] for path in kept})
+    has_splits = bool((columns.splits != NO_SPLIT).any())
+    division = config.division(has_splits=has_splits).division.divide(columns, found.classes)
+    (trial,) = division.trials
+    task = task_of(config, pixels, columns, trial, len(found.classes))
+    row, source = _describe(config, found, division)
+    checkpoints = Checkpoints.of(config, columns, trial, features=str(source["spec"]))
     trained = [_train(config, task, checkpoints, seed, training) for seed in trial.seeds]
     rows: dict[str, list[Trained]] = {"frozen_head": [], "end_to_end": [], "scratch": []}
     for each in trained:
@@ -69,11 +71,15 @@ def train_from_images(
             rows["frozen_head"].append(each.frozen_head)
             rows["end_to_end"].append(each)
     outcomes = [
-        _outcome(name, config, each, divided, trial.seeds) for name, each in rows.items() if each
+        _outcome(replace(row, head=name), config, each, columns, trial)
+        for name, each in rows.items()
+        if each
     ]
     return Measured(
         outcomes=outcomes,
-        divided=divided,
+        classes=found.classes,
+        division=division,
+        source=source,
         checkpoints=checkpoints,
         notices=[
             *unread([*found.skipped, *unreadable, *skipped]),
@@ -82,71 +88,69 @@ def train_from_images(
     )
 
 
-@dataclass(frozen=True)
-class KnownScores:
-    """What a network said of each image, as a classifier of image numbers (N, 1)."""
-
-    probabilities: npt.NDArray[np.float64]
-    parameters: int
-    has_probabilities: bool = True
-
-    def scores(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        return self.probabilities[features[:, 0].astype(np.int64)]
-
-
-def _divided(
-    config: FinetuneConfig, found: ImageSet, digests: Mapping[bytes, bytes]
-) -> DividedCache:
-    """The images as if they were cached, divided as a cache of them is.
-
-    Parameters
-    ----------
-    digests : path -> SHA-256 of the images that can be read.
-    """
-    extract = config.extract
-    spec = (
-        FeatureSpec(
-            base="none",
-            weights="none",
-            preprocessing="rescale",
-            image_size=extract.size,
-            resize=extract.resize,
-            pixels="none",
-            dtype="float32",
-        )
-        if config.method == "scratch"
-        else feature_spec(extract)
-    )
+def _columns_of(found: ImageSet, digests: Mapping[bytes, bytes]) -> Columns:
+    """A row for each image that can be read; ``digests`` are path -> SHA-256."""
     files = [file for file in found.files if file.path in digests]
-    columns = columns_of(
+    return columns_of(
         labels=[file.label for file in files],
         splits=[file.split for file in files],
         paths=[file.path for file in files],
         digests=[digests[file.path] for file in files],
         views=[0] * len(files),
     )
-    table = FeatureTable(
-        path=found.root,
-        spec=spec,
-        document={**cache_document(found.name, found.root, extract, spec), "engine": None},
-        classes=found.classes,
-        columns=columns,
-        layers={},
-        file_rows=np.arange(len(files)),
-        written=(),
+
+
+def _describe(
+    config: FinetuneConfig, found: ImageSet, division: Division
+) -> tuple[Result, dict[str, Any]]:
+    """The row of the table before anything is measured, and what results.json says of the images.
+
+    No cache is involved; a convnet from scratch has no base either.
+    """
+    extract, base, layer = config.extract, "none", "images"
+    spec = {"base": base, "preprocessing": "rescale", "image_size": extract.size,
+            "resize": extract.resize}  # fmt: skip
+    fingerprint = ""
+    if config.method != "scratch":
+        features = feature_spec(extract)
+        spec, fingerprint = asdict(features), features.fingerprint
+        base, layer = features.base, extract.network.last_layer
+    path = printable(found.root.as_posix())
+    row = Result(
+        head="",
+        input="flat",
+        base=base,
+        layer=layer,
+        image_size=extract.size,
+        fingerprint=fingerprint,
+        cache=path,
     )
-    has_splits = any(file.split != NO_SPLIT for file in files)
-    division = config.protocol(has_splits=has_splits).divide(columns, found.classes)
-    layer = "images" if config.method == "scratch" else extract.network.last_layer
-    return DividedCache(table, (layer,), division, CachedViews.of(table))
+    source = {
+        "path": path,
+        "set": printable(found.name),
+        "layers": [layer],
+        "fingerprint": fingerprint,
+        "spec": spec,
+        "engine": None,
+        "views": 0,
+        "tta": 0,
+        "split_source": division.source,
+        "split_counts": division.trials[0].splits.counts,
+    }
+    return row, source
 
 
-def task_of(config: FinetuneConfig, pixels: npt.NDArray[np.uint8], divided: DividedCache) -> Task:
+def task_of(
+    config: FinetuneConfig,
+    pixels: npt.NDArray[np.uint8],
+    columns: Columns,
+    trial: Trial,
+    class_count: int,
+) -> Task:
     """Training images in new views each epoch; afterwards all of test, and of training as it is,
     are predicted."""
-    (trial,) = divided.division.trials
-    labels, splits = divided.table.columns.labels, trial.splits
-    digests = [digest.tobytes() for digest in divided.table.columns.digests[splits.train]]
+    labels, splits = columns.labels, trial.splits
+    digests = [digest.tobytes() for digest in columns.digests[splits.train]]
     draw = new_views(digests, config.extract.augmentation_ranges) if config.augmented else None
     predicted = np.concatenate([splits.test, splits.train])
 
@@ -156,7 +160,7 @@ def task_of(config: FinetuneConfig, pixels: npt.NDArray[np.uint8], divided: Divi
     return Task(
         train=rows_of(splits.train, draw),
         validation=rows_of(splits.validation),
-        class_count=len(divided.table.classes),
+        class_count=class_count,
         test=rows_of(predicted),
     )
 
@@ -186,49 +190,38 @@ def _train(
 
 
 def _outcome(
-    name: str,
+    row: Result,
     config: FinetuneConfig,
     trained: list[Trained],
-    divided: DividedCache,
-    seeds: tuple[int, ...],
+    columns: Columns,
+    trial: Trial,
 ) -> Outcome:
-    (trial,) = divided.division.trials
-    splits, labels = trial.splits, divided.table.columns.labels
-    data = TrialRows(
-        features=np.arange(len(labels), dtype=np.float32)[:, None],
-        labels=labels,
-        class_count=len(divided.table.classes),
-        trials=divided.division.trials,
-        rows=divided.views.rows,
-    )
     params = {"augmented": "yes" if config.augmented else "no"}
-    if name == "end_to_end":
+    if row.head == "end_to_end":
         params["unfreeze"] = str(config.first_unfrozen)
-    choices = []
-    for seed, each in zip(seeds, trained, strict=True):
+    splits, labels = trial.splits, columns.labels
+    truth = labels[splits.validation]
+    fits = []
+    for seed, each in zip(trial.seeds, trained, strict=True):
         if each.test_probabilities is None:
             raise ValueError("the task names what is to be predicted afterwards")
-        said = np.empty((len(labels), data.class_count))
-        said[splits.validation] = each.validation_probabilities
-        said[np.concatenate([splits.test, splits.train])] = each.test_probabilities
-        candidate = Candidate(
-            spec=HeadSpec(name, params),
-            classifier=KnownScores(said, each.trainable_parameters),
-            seed=seed,
-            history=each.history,
+        validation = each.validation_probabilities
+        tested, learned = np.split(each.test_probabilities, [len(splits.test)])
+        fits.append(
+            Fit(
+                seed=seed,
+                params=params,
+                parameters=each.trainable_parameters,
+                temperature=fit_temperature(truth, validation, has_probabilities=True),
+                validation_scores=validation,
+                validation_accuracy=accuracy_of(truth, validation),
+                validation_balanced_accuracy=accuracy_of(truth, validation, balanced=True),
+                history=each.history,
+                fit_seconds=sum(each.seconds)
+                + sum(each.frozen_head.seconds if each.frozen_head else ()),
+                test_scores=tested,
+                train_accuracy=accuracy_of(labels[splits.train], learned),
+            )
         )
-        seconds = sum(each.seconds) + sum(each.frozen_head.seconds if each.frozen_head else ())
-        choices.append(choice_of(candidate, data.as_they_are(splits.validation), seconds))
-    (layer,) = divided.layers
-    outcome = score(
-        name,
-        [Fitted(tuple(choices))],
-        data,
-        table=divided.table,
-        layer=layer,
-        kind="flat",
-        folds=0,
-    )
-    # looking a number up is no prediction
-    result = replace(outcome.result, predict_ms=np.nan)
-    return replace(outcome, result=result, not_saved=NOT_SAVED)
+    outcome = summarize(row, [fits], [trial], columns, folds=0)
+    return replace(outcome, not_saved=NOT_SAVED)

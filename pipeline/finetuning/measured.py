@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.file import Columns
 from pipeline.cache.upkeep import CHECKPOINTS
 from pipeline.durable import remove_folder
-from pipeline.evaluation.caches import DividedCache
+from pipeline.evaluation.protocol import Division
 from pipeline.evaluation.result import Outcome
+from pipeline.evaluation.splits import Trial
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.training import Progress, RunOptions
@@ -26,13 +28,17 @@ class Measured:
     Attributes
     ----------
     outcomes : a row of the table each.
-    divided : the images, and how they are divided.
+    classes : class names.
+    division : how the images are divided.
+    source : what results.json says of them.
     checkpoints : to be removed once the results are written.
     notices : what to know before reading the table.
     """
 
     outcomes: Sequence[Outcome]
-    divided: DividedCache
+    classes: tuple[str, ...]
+    division: Division
+    source: Mapping[str, Any]
     checkpoints: "Checkpoints"
     notices: Sequence[str]
 
@@ -49,16 +55,17 @@ class Checkpoints:
     identity: dict[str, Any]
 
     @classmethod
-    def of(cls, config: FinetuneConfig, divided: DividedCache) -> "Checkpoints":
-        columns = divided.table.columns
-        (trial,) = divided.division.trials
+    def of(
+        cls, config: FinetuneConfig, columns: Columns, trial: Trial, *, features: str
+    ) -> "Checkpoints":
+        """The folder of a run; ``features`` says what the network sees of the images."""
         content = hashlib.sha256()
         for rows in (trial.splits.train, trial.splits.validation, trial.splits.test):
             part = columns.take(rows)
             content.update(part.digests.tobytes() + part.labels.tobytes() + b"|")
         identity = {
             "images": content.hexdigest(),
-            "fingerprint": divided.table.spec.fingerprint,
+            "fingerprint": features,
             "method": config.method,
             "unfreeze": config.first_unfrozen,
             "views": config.augmented,

@@ -4,14 +4,12 @@
 a frozen base end to end with augmentation; end-to-end fine-tuning; a small convnet from scratch.
 """
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.bases.boundary import Boundary, unfrozen, upper_model
 from pipeline.bases.build import preprocess
@@ -20,10 +18,9 @@ from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Rows, in_blocks, scratch_array
 from pipeline.finetuning.settings import BOOK, SCRATCH, Plan, Schedule
 from pipeline.finetuning.training import Network, RunOptions, Task, train
-from pipeline.heads.dense_model import build_dense
-from pipeline.heads.minibatch import INITIAL, Member, Weights, initial_weights
-from pipeline.heads.settings import DenseSettings
+from pipeline.heads.dense import build_dense
 from pipeline.keras_backend import keras, tf
+from pipeline.models.top_block import HEAD_WEIGHTS
 
 HEAD_STAGE, JOINT_STAGE, SCRATCH_STAGE = "head", "fine-tuning", "scratch"
 
@@ -50,7 +47,7 @@ def finetune_from_cache(
     The result's ``frozen_head`` is the head after the first stage.
     """
     upper = upper_model(base_model, boundary)
-    head = build_head(upper.output_shape[1:], task.class_count, plan.network, options.seed)
+    head = build_dense(upper.output_shape[1:], task.class_count, plan.network, options.seed)
     with ExitStack() as stack:
         if features is None:
             features = _computed_once(stack, upper, task, scratch)
@@ -83,7 +80,7 @@ def train_end_to_end(
     shape = task.train.inputs.shape[1:]
     images = keras.Input(shape, dtype="uint8")
     body = keras.Model(images, base_model(preprocess(images, rescale)))
-    head = build_head(body.output_shape[1:], task.class_count, plan.network, options.seed)
+    head = build_dense(body.output_shape[1:], task.class_count, plan.network, options.seed)
     network = Network(head, head_variables(head), body)
     frozen = train(network, task, plan.head, options, stage=HEAD_STAGE)
     if boundary is None:
@@ -114,22 +111,10 @@ def train_from_scratch(
     return train(Network(model, learns), task, schedule, options, stage=SCRATCH_STAGE)
 
 
-def build_head(shape: tuple[int, ...], class_count: int, settings: DenseSettings, seed: int) -> Any:
-    """The dense head with the initial weights that the head ``dense`` draws from that seed."""
-    width = int(np.prod(shape))
-    weights = initial_weights(width, Member(settings, seed), class_count=class_count)
-    return build_dense(shape, class_count=class_count, settings=settings, weights=weights)
-
-
 def head_variables(head: Any) -> dict[str, Any]:
     """A dense head's variables by name, ``head/hidden_kernel`` and so on."""
-    names = (f"head/{name}" for name in Weights._fields)
+    names = (f"head/{name}" for name in HEAD_WEIGHTS)
     return dict(zip(names, head.trainable_variables, strict=True))
-
-
-def head_weights(weights: Mapping[str, npt.NDArray[np.float32]]) -> Weights:
-    """The head's part of what was trained."""
-    return Weights(*(weights[f"head/{name}"] for name in Weights._fields))
 
 
 def build_small_convnet(
@@ -139,7 +124,7 @@ def build_small_convnet(
 
     uint8 images (B, S, S, 3) -> (B, 1) or (B, K); 3,453,121 parameters at 150 pixels.
     """
-    seeds = iter(np.random.default_rng((INITIAL, seed)).integers(2**31, size=6).tolist())
+    seeds = iter(np.random.default_rng(seed).integers(2**31, size=6).tolist())
 
     def drawn() -> dict[str, Any]:
         return {"kernel_initializer": keras.initializers.GlorotUniform(next(seeds))}

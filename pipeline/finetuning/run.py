@@ -54,13 +54,13 @@ def finetune(
         else:
             measured = train_from_images(data, config, stack, training=training)
     outcomes, recommendation = judge(measured.outcomes)
-    divided, augmentation = measured.divided, config.extract.augmentation_ranges
+    augmentation = config.extract.augmentation_ranges
     comparison = Comparison(
         outcomes=tuple(outcomes),
-        classes=divided.table.classes,
+        classes=measured.classes,
         run={
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "classes": list(divided.table.classes),
+            "classes": list(measured.classes),
             "method": config.method,
             "unfreeze": config.first_unfrozen,
             "views": config.augmented,
@@ -72,10 +72,10 @@ def finetune(
             "group": config.group and printable(config.group),
             "plan": asdict(config.plan),
             "versions": versions(),
-            "caches": [divided.describe()],
+            "caches": [measured.source],
         },
         recommendation=recommendation,
-        notices=(*measured.notices, *divided.division.notices),
+        notices=(*measured.notices, *measured.division.notices),
     )
     folder = write_run(comparison, results, command=command, smoothing=smoothing, save=save)
     last = measured.outcomes[-1]  # curves.png is of what this command trains, recommended or not

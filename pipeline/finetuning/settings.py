@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.errors import UsageError
-from pipeline.heads.settings import DenseSettings
+from pipeline.heads.config import DenseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ SCRATCH = Schedule(epochs=100, learning_rate=1e-4)
 class Plan:
     """The head's network, and how each stage is trained."""
 
-    network: DenseSettings = field(default_factory=DenseSettings)
+    network: DenseConfig = field(default_factory=DenseConfig)
     head: Schedule = HEAD
     joint: Schedule = FINE_TUNING
     scratch: Schedule = SCRATCH

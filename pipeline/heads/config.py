@@ -1,36 +1,43 @@
-"""The dense head's options, apart from the head: ``--help`` shows them without loading NumPy."""
+"""`DenseConfig`: the dense head's options, apart from the head: ``--help`` needs no NumPy."""
 
+import importlib.util
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Literal, get_args
 
-from pipeline.errors import UsageError
+from pipeline.config import documented, fraction, option, positive_number, whole_number
+from pipeline.errors import UnreachableError, UsageError
 
 Optimizer = Literal["rmsprop", "adam", "sgd"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
+_number = partial(option, type=whole_number, metavar="N,…")
 
+
+@documented
 @dataclass(kw_only=True)
 class DenseConfig:
     """How the dense head is built and trained; the defaults are the book's (DLwP 5.3).
 
-    Attributes
-    ----------
-    units : width of the hidden layer.
-    patience : stop when the validation loss has not fallen for this many epochs, and keep the
-        weights of the best one; None trains all epochs.
-    tensorboard : folder for TensorBoard's event files.
-
     Raises UsageError for a value that no training can have.
     """
 
-    epochs: int = 30
-    batch_size: int = 20
-    units: int = 256
-    dropout: float = 0.5
-    learning_rate: float = 2e-5
-    optimizer: Optimizer = "rmsprop"
-    patience: int | None = None
-    tensorboard: str | None = None
+    epochs: int = _number(30, help="default: 30")
+    batch_size: int = _number(20, help="default: 20")
+    units: int = _number(256, help="width of the hidden layer (default: 256)")
+    dropout: float = option(0.5, type=fraction, metavar="P,…", help="default: 0.5")
+    learning_rate: float = option(2e-5, type=positive_number, metavar="R,…", help="default: 2e-05")
+    optimizer: Optimizer = option(
+        "rmsprop", type=str, metavar="NAME,…", help="rmsprop, adam or sgd (default: rmsprop)"
+    )
+    patience: int | None = _number(
+        None,
+        help="stop after N epochs without a lower validation loss and keep the best weights "
+        "(default: train all epochs)",
+    )
+    tensorboard: str | None = option(
+        None, type=str, metavar="DIR", help="write each fit's curves there for TensorBoard"
+    )
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "units", "patience"):
@@ -45,8 +52,10 @@ class DenseConfig:
             raise UsageError(
                 f"dense: optimizer is one of {', '.join(OPTIMIZERS)}; received {self.optimizer!r}"
             )
+        if self.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+            raise UnreachableError("tensorboard is missing: pip install -e '.[tensorboard]'")
 
     def changed(self) -> dict[str, Any]:
         """The values that are not the book's."""
-        book = {field.name: field.default for field in fields(self)}
-        return {name: value for name, value in asdict(self).items() if value != book[name]}
+        book = {field.name: field.default for field in fields(DenseConfig)}
+        return {name: value for name, value in asdict(self).items() if value != book.get(name)}

@@ -141,6 +141,10 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         _check_probabilities(np.asarray(model(X[:ROWS_PER_BATCH])))
         return self
 
+    @property
+    def parameters(self) -> int:
+        return int(self.model_.count_params())
+
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         # called directly: `predict` compiles anew for each number of rows
         outputs = np.asarray(self.model_(X, training=False), np.float64)

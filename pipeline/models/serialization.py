@@ -1,8 +1,8 @@
 """Fitted estimators as bytes and back: skops files, of which nothing is trusted.
 
-skops (``skops.io``) writes an estimator as a zip of ``.npy`` arrays and a ``schema.json`` that names
-types. Before it builds anything, a file is held against limits and an allow-list of types; what it
-built is held against itself, because compiled code (trees, libsvm) follows indices unchecked.
+skops (``skops.io``) writes an estimator as a zip of ``.npy`` arrays and a ``schema.json`` that
+names types. Before it builds anything, a file is held against limits and an allow-list of types;
+what it built is held against itself, because compiled code (trees, libsvm) follows indices unchecked.
 """
 
 import io
@@ -191,9 +191,9 @@ def _parts(thing: Any, depth: int = 0) -> Iterator[Any]:
 def _check_arrays(estimator: Any) -> None:
     """Raise ForeignFileError unless every number is finite and of a size that training gives."""
     for array in _parts(estimator):
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size:
-            if not (np.isfinite(array).all() and np.abs(array).max() <= MOST_WEIGHT):
-                raise ForeignFileError(f"its weights are not all finite and within {MOST_WEIGHT:g}")
+        is_number = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size
+        if is_number and not (np.isfinite(array).all() and np.abs(array).max() <= MOST_WEIGHT):
+            raise ForeignFileError(f"its weights are not all finite and within {MOST_WEIGHT:g}")
 
 
 def _check_part(part: Any) -> None:
@@ -228,8 +228,9 @@ def _check_part(part: Any) -> None:
     elif kind == "DenseClassifier":
         outputs = 1 if len(part.classes_) == 2 else len(part.classes_)
         received = [(each.shape, each.dtype.name) for each in part.weights_]
-        shapes = [(part.n_features_in_, part.units), (part.units,), (part.units, outputs)]
-        if received != [(shape, "float32") for shape in (*shapes, (outputs,))]:
+        hidden, output = (part.n_features_in_, part.units), (part.units, outputs)
+        expected = [hidden, hidden[1:], output, output[1:]]
+        if received != [(shape, "float32") for shape in expected]:
             raise ForeignFileError(f"its dense layers have weights {_short(received)}")
     if hasattr(part, "n_jobs"):
         part.n_jobs = None
