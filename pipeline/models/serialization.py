@@ -1,8 +1,9 @@
 """Fitted estimators as bytes and back: skops files, of which nothing is trusted.
 
 skops (``skops.io``) writes an estimator as a zip of ``.npy`` arrays and a ``schema.json`` that
-names types. Before it builds anything, a file is held against limits and an allow-list of types;
-what it built is held against itself, because compiled code (trees, libsvm) follows indices unchecked.
+names types. Before it builds anything, a file is held against limits and an allow-list of types.
+What it built is held against itself, because compiled code (trees, libsvm) follows indices
+unchecked.
 """
 
 import io
@@ -182,7 +183,8 @@ def _parts(thing: Any, depth: int = 0) -> Iterator[Any]:
     elif isinstance(thing, np.ndarray) and thing.dtype == object:
         inner = list(thing.ravel())
     else:
-        inner = list(getattr(thing, "__dict__", {}).values())
+        state = None if isinstance(thing, type) else thing.__getstate__()
+        inner = list(state.values()) if isinstance(state, dict) else []
     for each in inner:
         if not isinstance(each, str | int | float | None):
             yield from _parts(each, depth + 1)
