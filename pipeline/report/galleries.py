@@ -43,28 +43,27 @@ def map_section(comparison: Comparison, findings: Findings) -> Section:
     """The features on a plane, with pictures."""
     table, classes = findings.table, comparison.classes
     rows = spread_rows(np.arange(len(table)), table.columns.labels)
-    drawn = lay_out(rows, read_input(table, findings.layer, rows, "pooled"))
+    points, (first, second) = lay_out(read_input(table, findings.layer, rows, "pooled"))
     labels = table.columns.labels[rows]
     is_styled = len(classes) <= STYLES  # by class; more would look alike
     width, height = PICTURE_COLUMNS * CELL, PICTURE_ROWS * CELL
-    first, second = drawn.explained
     text = name_text(
         f"Principal component analysis (PCA) of the {findings.layer} features, pooled, of "
         f"{counted(len(rows), 'image')}: what lies close looks alike to the heads. The two "
         f"axes hold {percent(first + second)} % of the variance ({percent(first)} and "
         f"{percent(second)} %), so what overlaps here may still be told apart."
     )
-    on_map = choose_pictures(drawn)
+    on_map = choose_pictures(points)
     thumbnails = read_thumbnails(table, rows[on_map].tolist())
     overlay = []
     for place in on_map.tolist():
         row, label = int(rows[place]), int(labels[place])
         title = f"{isolated(classes[label])}: {isolated(table.columns.paths[row])}"
-        middle = cell_middle(drawn.points[place])
+        middle = cell_middle(points[place])
         if address := thumbnails[row].address:
             overlay.append(_map_picture(address, title, middle, label if is_styled else None))
     svg = inline_svg(
-        lambda axes: draw_dots(axes, MARGIN + drawn.points * (width, height), labels),
+        lambda axes: draw_dots(axes, MARGIN + points * (width, height), labels),
         label=f"Map of the features. {text}",
         size=((width + 2 * MARGIN) / POINTS, (height + 2 * MARGIN) / POINTS),
         layout="bare",
