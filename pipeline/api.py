@@ -229,7 +229,7 @@ def preview_views(
 
     Returns ``<cache_dir>/<set>+<augmentation>-views.png``.
     """
-    from pipeline.report.sheets import write_view_sheet  # Matplotlib takes a second
+    from pipeline.report.sheets import write_view_sheet
 
     if isinstance(augmentation, str):
         augmentation = choose_augmentation(augmentation)
