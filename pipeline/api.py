@@ -166,7 +166,7 @@ def preview_views(
 
     Returns ``<cache_dir>/<set>+<augmentation>-views.png``.
     """
-    from pipeline.report.view_sheet import write_view_sheet  # Matplotlib takes a second
+    from pipeline.report.sheets import write_view_sheet
 
     config = replace(config or ExtractConfig(), **options)
     views, augmentation = config.views or PREVIEWED_VIEWS, config.augmentation_ranges

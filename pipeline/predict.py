@@ -165,7 +165,7 @@ def _sheet(arguments: argparse.Namespace) -> Path | None:
 
 def _draw(sheet: Path, tally: "Tally", arguments: argparse.Namespace) -> None:
     from pipeline.durable import make_folder
-    from pipeline.report.contact_sheet import write_contact_sheet
+    from pipeline.report.sheets import write_contact_sheet
 
     make_folder(sheet.parent)
 

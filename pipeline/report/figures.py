@@ -1,9 +1,10 @@
 """Sections that are charts: training, ranking, reliability, more images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from pipeline.evaluation.metrics import log_loss_of, reliability
 from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
@@ -11,6 +12,7 @@ from pipeline.evaluation.table import percent
 from pipeline.heads.calibration import apply_temperature
 from pipeline.report.curves import MEASURES, describe_curves
 from pipeline.report.markup import (
+    Markup,
     Section,
     element,
     figure,
@@ -36,6 +38,7 @@ from pipeline.report.plots import (
 )
 from pipeline.report.ranking import class_curves, macro_precision_recall, macro_roc
 
+ROC_TITLES = "false positives, % of the others", "true positives, % of the class"
 WORST_CLASSES = 3  # are drawn beside the mean where not all classes are
 LEAST_GAIN = 0.0005  # nats of log loss: less does not show in three digits
 
@@ -56,24 +59,19 @@ def curves_section(comparison: Comparison, smoothing: float) -> Section | None:
     body = joined(
         element("p", sentence, class_="finding"),
         side_by_side(
-            figure(
-                "Loss",
-                inline_svg(
-                    lambda axes: draw_loss(axes, history, smoothing),
-                    label=f"Loss by epoch. {sentence}",
-                ),
-            ),
-            figure(
-                "Accuracy",
-                inline_svg(
-                    lambda axes: draw_accuracy(axes, history, smoothing),
-                    label=f"Accuracy by epoch. {sentence}",
-                ),
-            ),
+            _chart("Loss", sentence, lambda axes: draw_loss(axes, history, smoothing)),
+            _chart("Accuracy", sentence, lambda axes: draw_accuracy(axes, history, smoothing)),
         ),
         element("p", name_of(head_name(outcome.result)), f". {dots}", class_="note"),
     )
     return Section("curves", "Training curves", body)
+
+
+def _chart(
+    title: str, says: str, draw: Callable[[Axes], None], *, caption: str | None = None
+) -> Markup:
+    """A drawing with its title, which is read aloud with what it says."""
+    return figure(title, inline_svg(draw, label=f"{title}. {says}"), caption=caption)
 
 
 def ranking_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
@@ -90,14 +88,14 @@ def ranking_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
         shown = shown[:WORST_CLASSES]
     auc = float(np.mean([each.roc_auc for each in curves]))
     precision = float(np.mean([each.average_precision for each in curves]))
-    roc, recall = {}, {}
+    roc, recall = [], []
     if len(curves) > 1:
-        roc[f"mean, area {auc:.3f}"] = macro_roc(curves)
-        recall[f"mean, area {precision:.3f}"] = macro_precision_recall(curves)
+        roc.append((f"mean, area {auc:.3f}", macro_roc(curves)))
+        recall.append((f"mean, area {precision:.3f}", macro_precision_recall(curves)))
     for each in shown:
-        name = classes[each.label]
-        roc[class_label(name, f"area {each.roc_auc:.3f}")] = each.roc
-        recall[class_label(name, f"area {each.average_precision:.3f}")] = each.precision_recall
+        name, area = classes[each.label], each.average_precision
+        roc.append((class_label(name, f"area {each.roc_auc:.3f}"), each.roc))
+        recall.append((class_label(name, f"area {area:.3f}"), each.precision_recall))
     text = joined("Each class against the rest.")
     if of_two:
         text = joined("Of two classes it is enough to look for one: ", name_of(classes[1]), ".")
@@ -106,27 +104,15 @@ def ranking_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
     body = joined(
         element("p", text),
         side_by_side(
-            figure(
+            _chart(
                 "ROC",
-                inline_svg(
-                    lambda axes: draw_lines(
-                        axes,
-                        roc,
-                        titles=(
-                            "false positives, % of the others",
-                            "true positives, % of the class",
-                        ),
-                        diagonal="chance",
-                    ),
-                    label=f"ROC curve; the area below it is {auc:.3f}, by chance it would be 0.5.",
-                ),
+                f"The area below the curve is {auc:.3f}, by chance it would be 0.5.",
+                lambda axes: draw_lines(axes, roc, titles=ROC_TITLES, diagonal="chance"),
             ),
-            figure(
+            _chart(
                 "Precision and recall",
-                inline_svg(
-                    lambda axes: draw_lines(axes, recall, titles=("recall, %", "precision, %")),
-                    label=f"Precision against recall; the average precision is {precision:.3f}.",
-                ),
+                f"The average precision is {precision:.3f}.",
+                lambda axes: draw_lines(axes, recall, titles=("recall, %", "precision, %")),
             ),
         ),
     )
@@ -175,12 +161,10 @@ def reliability_section(outcome: Outcome) -> Section | None:
         title_cell("calibration error, points"),
         title_cell("log loss"),
     ]
-    diagram = figure(
+    diagram = _chart(
         "Reliability",
-        inline_svg(
-            lambda axes: draw_reliability(axes, bins),
-            label=f"Share classified right by predicted probability. {text}",
-        ),
+        f"Share classified right by predicted probability. {text}",
+        lambda axes: draw_reliability(axes, bins),
         caption="A larger marker stands for more images. Below the dotted line the head is too "
         "sure of itself.",
     )
@@ -227,11 +211,10 @@ def learning_section(comparison: Comparison) -> Section | None:
     if curve is None:
         return None
     sentence = name_text(f"{curve.sentence}.")
-    chart = figure(
+    chart = _chart(
         "Accuracy by number of training images",
-        inline_svg(
-            lambda axes: draw_learning_curve(axes, curve), label=f"Learning curve. {sentence}"
-        ),
+        sentence,
+        lambda axes: draw_learning_curve(axes, curve),
         caption=f"Classifier: {name_text(curve.head)}.",
     )
     body = joined(element("p", sentence, class_="finding"), side_by_side(chart))

@@ -15,7 +15,6 @@ from pipeline.report.figures import (
 )
 from pipeline.report.galleries import (
     duplicates_section,
-    make_gallery,
     map_section,
     mistakes_section,
     suspects_section,
@@ -49,8 +48,7 @@ def write_report(
 
 def report_html(comparison: Comparison, *, command: str | None, smoothing: float = 0.8) -> str:
     """The report as one HTML document; see `write_report`."""
-    shown, classes = comparison.shown, comparison.classes
-    gallery = make_gallery(comparison)
+    shown, classes, findings = comparison.shown, comparison.classes, comparison.findings
     found = [
         table_section(comparison),
         layers_section(comparison),
@@ -60,13 +58,9 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
         reliability_section(shown),
         learning_section(comparison),
     ]
-    if gallery is not None:
-        found += [
-            map_section(gallery),
-            mistakes_section(gallery),
-            suspects_section(comparison, gallery),
-            duplicates_section(gallery),
-        ]
+    if findings is not None and shown.test is not None:
+        galleries = (map_section, mistakes_section, suspects_section, duplicates_section)
+        found += [section(comparison, findings) for section in galleries]
     found.append(run_section(comparison.run, command))
     return _page(comparison, [section for section in found if section is not None])
 

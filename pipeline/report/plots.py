@@ -251,15 +251,15 @@ def draw_matrix(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
 
 def draw_lines(
     axes: Axes,
-    lines: Mapping[str, Shares],
+    lines: Sequence[tuple[str, Shares]],
     *,
     titles: tuple[str, str],
     diagonal: str | None = None,
 ) -> None:
-    """Curves of shares (n, 2) by their names, and a dotted diagonal to compare with."""
+    """Curves of shares (n, 2) with their names, and a dotted diagonal to compare with."""
     if diagonal:
         axes.plot([0, 1], [0, 1], ":", color=COLOURS["soft"], linewidth=1.3, label=diagonal)
-    for style, (name, points) in enumerate(lines.items()):
+    for style, (name, points) in enumerate(lines):
         axes.plot(*points.T, linestyle=DASHES[style], color=COLOURS[f"s{style}"], label=name)
     _percent(axes, *titles)
     axes.legend(loc="lower right" if diagonal else "lower left")

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from pipeline.cache.fill import Progress
 from pipeline.images.scan import Skipped
 from pipeline.models.predicting import Prediction, Predictions
-from pipeline.report.contact_sheet import MOST_PICTURES
+from pipeline.report.sheets import MOST_PICTURES
 from pipeline.text import printable
 
 log = logging.getLogger("pipeline")

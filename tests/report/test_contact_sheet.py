@@ -9,7 +9,7 @@ from drawing import draw
 from PIL import Image
 
 from pipeline.models.predicting import Prediction
-from pipeline.report.contact_sheet import COLUMNS, LINE, MARGIN, PICTURE, write_contact_sheet
+from pipeline.report.sheets import COLUMNS, LINE, MARGIN, PICTURE, write_contact_sheet
 
 
 def predict(path: str, *, classes: tuple[str, ...] = ("cat", "dog")) -> Prediction:

@@ -126,7 +126,7 @@ def test_curves_show_each_epoch_and_the_moving_average(
 
 
 def svg(label: str = "said") -> str:
-    lines = {class_label("_a <b> & c", "area 1"): np.eye(2)}
+    lines = [(class_label("_a <b> & c", "area 1"), np.eye(2))]
     return inline_svg(lambda axes: draw_lines(axes, lines, titles=("x", "y")), label=label)
 
 

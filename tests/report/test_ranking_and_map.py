@@ -81,30 +81,30 @@ def test_mean_precision_has_the_mean_average_precision_for_area() -> None:
 def test_map_is_scikit_learns_principal_components(count: int, width: int) -> None:
     features = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
     features *= np.linspace(3, 1, width, dtype=np.float32)
-    found = lay_out(np.arange(count), features)
+    points, explained = lay_out(features)
     kept = min(2, width)
     expected = PCA(2).fit(features) if width > 1 else PCA(1).fit(features)
     np.testing.assert_allclose(
-        found.explained[:kept], expected.explained_variance_ratio_[:kept], rtol=1e-5
+        explained[:kept], expected.explained_variance_ratio_[:kept], rtol=1e-5
     )
     coordinates = expected.transform(features)
     for axis in range(kept):
-        inner = (found.points[:, axis] > 0) & (found.points[:, axis] < 1)
-        correlation = np.corrcoef(found.points[inner, axis], coordinates[inner, axis])[0, 1]
+        inner = (points[:, axis] > 0) & (points[:, axis] < 1)
+        correlation = np.corrcoef(points[inner, axis], coordinates[inner, axis])[0, 1]
         assert abs(correlation) == pytest.approx(1, abs=1e-4)
 
 
 def test_map_of_equal_features_does_not_fail() -> None:
-    found = lay_out(np.arange(5), np.ones((5, 7), np.float32))
-    assert found.explained == (0, 0)
-    assert np.isfinite(found.points).all()
+    points, explained = lay_out(np.ones((5, 7), np.float32))
+    assert explained == (0, 0)
+    assert np.isfinite(points).all()
 
 
 def test_pictures_stand_in_cells_of_their_own() -> None:
     features = np.random.default_rng(3).normal(size=(900, 5)).astype(np.float32)
-    found = lay_out(np.arange(900), features)
-    chosen = choose_pictures(found)
-    cells = {cell_middle(found.points[place]) for place in chosen}
+    points, _ = lay_out(features)
+    chosen = choose_pictures(points)
+    cells = {cell_middle(points[place]) for place in chosen}
     assert 20 < len(chosen) == len(cells) <= PICTURE_COLUMNS * PICTURE_ROWS
 
 

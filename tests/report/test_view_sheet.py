@@ -9,8 +9,7 @@ from drawing import draw
 from PIL import Image
 
 from pipeline.images.views import POLICIES, Augmentation, Pixels, draw_view
-from pipeline.report.contact_sheet import LINE, MARGIN, PICTURE
-from pipeline.report.view_sheet import MOST_VIEWS, NARROWEST, write_view_sheet
+from pipeline.report.sheets import LINE, MARGIN, MOST_VIEWS, NARROWEST, PICTURE, write_view_sheet
 
 Row = tuple[bytes, bytes, Pixels]
 

@@ -1,6 +1,7 @@
-"""A contact sheet: pictures with what was predicted for each, as one PNG."""
+"""Sheets of pictures, each one PNG: predictions with their images, and views of some images."""
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.durable import write_durably
 from pipeline.images.decode import UnreadableImage, decode, register_heic
+from pipeline.images.views import Augmentation, Pixels, draw_view
 from pipeline.models.predicting import Prediction
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
 MOST_PICTURES = 100  # a sheet of some 1,100 × 6,000 pixels: 10 MB
 MOST_CLASSES = 10
@@ -21,7 +23,11 @@ LINE = 18  # pixels from one line of text to the next
 TEXT_SIZE = 13
 LONGEST = 60  # characters that are looked at for a line; no more fit
 
+MOST_VIEWS = 16  # beside the image: a sheet of 3,600 pixels' width
+NARROWEST = 50  # pixels from one picture to the next: "view 16" fits
+
 Canvas = ImageDraw.ImageDraw
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def write_contact_sheet(
@@ -41,16 +47,63 @@ def write_contact_sheet(
     sheet = Image.new("RGB", (width, header + rows * cell_height), "white")
     canvas = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(TEXT_SIZE)  # Pillow's own: the same on every system
-    write_line(canvas, (MARGIN, MARGIN), title, font, width - 2 * MARGIN)
+    _write_line(canvas, (MARGIN, MARGIN), title, font, width - 2 * MARGIN)
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
         left, upper = MARGIN + column * (PICTURE + MARGIN), header + row * cell_height
         sheet.paste(_picture(prediction.path), (left, upper))
         name = Path(os.fsdecode(prediction.path)).name
         lower = upper + PICTURE + 4
-        write_line(canvas, (left, lower), name, font, PICTURE, colour="dimgray")
+        _write_line(canvas, (left, lower), name, font, PICTURE, colour="dimgray")
         for place, (label, probability) in enumerate(prediction.top(top), start=1):
             _write_class(canvas, (left, lower + place * LINE), label, probability, font)
+    _save(sheet, path)
+
+
+def write_view_sheet(
+    path: Path,
+    rows: Sequence[tuple[bytes, bytes, Pixels]],
+    *,
+    augmentation: Augmentation,
+    views: int,
+) -> None:
+    """Draw a row for each image: its name, the image as it is, then views 1 to ``views``.
+
+    They are the very views that are cached, at the size that the base sees, smaller only where
+    that is above `PICTURE` pixels. At most `MOST_VIEWS` are shown. Names are escaped.
+
+    Parameters
+    ----------
+    rows : path, digest and (S, S, 3) uint8 pixels of each image.
+    """
+    shown = min(views, MOST_VIEWS)
+    side = min(PICTURE, max((len(pixels) for _, _, pixels in rows), default=PICTURE))
+    step = max(side, NARROWEST) + MARGIN
+    count = f"first {shown} of {views} views" if shown < views else counted(views, "view")
+    title = f"{count}: {augmentation}"
+    font = ImageFont.load_default(TEXT_SIZE)  # Pillow's own: the same on every system
+    width = max(2 * MARGIN + math.ceil(font.getlength(title)), MARGIN + (1 + shown) * step)
+    header = 2 * (MARGIN + LINE)
+    row_height = LINE + side + MARGIN
+    sheet = Image.new("RGB", (width, header + len(rows) * row_height), "white")
+    canvas = ImageDraw.Draw(sheet)
+    canvas.text((MARGIN, MARGIN), title, "black", font=font)
+    for view in range(1 + shown):
+        place = (MARGIN + view * step, MARGIN + LINE)
+        heading = f"view {view}" if view else "as it is"
+        _write_line(canvas, place, heading, font, step, colour="dimgray")
+    for row, (name, digest, pixels) in enumerate(rows):
+        upper = header + row * row_height
+        _write_line(canvas, (MARGIN, upper), name, font, width - 2 * MARGIN)
+        for view in range(1 + shown):
+            drawn = draw_view(pixels, augmentation=augmentation, image_digest=digest, view=view)
+            picture = Image.fromarray(drawn)
+            picture.thumbnail((side, side))
+            sheet.paste(picture, (MARGIN + view * step, upper + LINE))
+    _save(sheet, path)
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     encoded = buffer.getvalue()
@@ -71,7 +124,7 @@ def _write_class(
     place: tuple[int, int],
     label: str,
     probability: float,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
 ) -> None:
     """A class and its probability, on a bar as long as it is probable."""
     left, upper = place
@@ -80,14 +133,14 @@ def _write_class(
     number = f"{probability:.3f}"
     number_width = round(canvas.textlength(number, font=font))
     canvas.text((left + PICTURE - number_width - 2, upper), number, "black", font=font)
-    write_line(canvas, (left + 2, upper), label, font, PICTURE - number_width - 8)
+    _write_line(canvas, (left + 2, upper), label, font, PICTURE - number_width - 8)
 
 
-def write_line(
+def _write_line(
     canvas: Canvas,
     place: tuple[int, int],
     text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
     width: int,
     *,
     colour: str = "black",
