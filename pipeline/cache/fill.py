@@ -37,7 +37,6 @@ Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -
 class Filled:
     """What a fill did."""
 
-    images: int  # rows in the file whose image is there
     computed: int  # forward passes of this run
     skipped: tuple[Skipped, ...]
     written: bool  # False where the file said all that already
@@ -86,18 +85,10 @@ def fill_cache(
         index = RowIndex(table, shards.shards, damaged)
         layers = sorted({*(table.layers if table else ()), *layers})
         rows, missing = plan_rows(images.files, digests, plan, layers, index)
-        total = len(rows)
-        done = total - sum(len(keys) for group in missing.values() for keys in group.values())
-        reasons: dict[bytes, str] = {}
-
-        def committed(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress and count:
-                progress(min(total, done + len(reasons)), total)
-
         if strict and skipped:
             raise _strict_error(skipped[0])
+        reasons: dict[bytes, str] = {}
+        committed = _counter(progress, rows, missing, reasons)
         earlier = len(shards.shards)
         for lacking, group in missing.items():
             compute_missing(
@@ -129,7 +120,6 @@ def fill_cache(
         if shards.path.is_dir():
             shards.remove_published(read_all_rows(path))
     return Filled(
-        images=len({row.path for row in rows}),
         computed=sum(len(shard.keys) for shard in shards.shards[earlier:]),
         skipped=tuple(skipped),
         written=written,
@@ -215,6 +205,22 @@ def compute_missing(
             recorded=recorded,
             committed=committed,
         )
+
+
+def _counter(
+    progress: Progress | None, rows: Sequence[Row], missing: Missing, reasons: Mapping[bytes, str]
+) -> Callable[[int], None]:
+    """What is called with the rows of each commit; reports all rows done and unreadable images."""
+    total = len(rows)
+    done = total - sum(len(keys) for group in missing.values() for keys in group.values())
+
+    def committed(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress and count:
+            progress(min(total, done + len(reasons)), total)
+
+    return committed
 
 
 def _strict_error(item: Skipped) -> BadDataError:

@@ -130,6 +130,8 @@ def publish(
     dtype = document["spec"]["dtype"]
 
     def write(stream: DiskFile) -> None:
+        # Thousands of shards would pass the system's limit; h5py closes those that the cache drops.
+        open_source = lru_cache(OPEN_FILES)(_open_source)
         with h5py.File(stream, "w", libver=LIBVER) as file:
             file["spec"] = json.dumps(document)
             file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
@@ -137,27 +139,18 @@ def publish(
                 file[name] = getattr(columns, name)
             for layer, (row_shape, sources) in layers.items():
                 target = create_features(file, layer, row_shape, len(columns), dtype)
-                _copy_rows(stream, target, layer, sources)
+                size = target.chunks[0]
+                for start in range(0, len(sources), size):
+                    block = sources[start : start + size]
+                    if not _copy_whole_chunk(target, start, block, open_source):
+                        write_chunk(target, start, _gather(target, block, open_source))
+                    stream.check()  # on a full disk the rest would pile up in memory
         stream.check()  # of a half-written file nothing can be sealed
         write_seal(stream)
 
     rows = (row for _, sources in layers.values() for row in sources if row is not None)
     needs = sum(path.stat().st_size for path in {row.path for row in rows})  # as all sources
     write_durably(path, write, needs=needs)
-
-
-def _copy_rows(
-    stream: DiskFile, target: h5py.Dataset, layer: str, sources: Sequence[Source | None]
-) -> None:
-    """Fill a dataset from other files; whole chunks travel as they are stored."""
-    size = target.chunks[0]
-    # Thousands of shards would pass the system's limit; h5py closes those that the cache drops.
-    open_source = lru_cache(OPEN_FILES)(_open_source)
-    for start in range(0, len(sources), size):
-        block = sources[start : start + size]
-        if not _copy_whole_chunk(target, layer, start, block, open_source):
-            write_chunk(target, start, _gather(target, layer, block, open_source))
-        stream.check()  # on a full disk the rest would pile up in memory
 
 
 def _open_source(path: Path) -> Opened:
@@ -169,13 +162,12 @@ def _open_source(path: Path) -> Opened:
 
 def _copy_whole_chunk(
     target: h5py.Dataset,
-    layer: str,
     start: int,
     block: Sequence[Source | None],
     open_source: Callable[[Path], Opened],
 ) -> bool:
     """Copy a block as it is stored, if it is exactly one chunk of one file."""
-    size, first, name = target.chunks[0], block[0], f"features/{layer}"
+    size, first, name = target.chunks[0], block[0], target.name.removeprefix("/")
     if first is None or first.row % size:
         return False
     if list(block) != [Source(first.path, first.row + offset) for offset in range(size)]:
@@ -194,10 +186,7 @@ def _copy_whole_chunk(
 
 
 def _gather(
-    target: h5py.Dataset,
-    layer: str,
-    block: Sequence[Source | None],
-    open_source: Callable[[Path], Opened],
+    target: h5py.Dataset, block: Sequence[Source | None], open_source: Callable[[Path], Opened]
 ) -> npt.NDArray[Any]:
     """Read a block's rows from wherever they are; NaN where there is no source."""
     rows = np.full((len(block), *target.shape[1:]), np.nan, target.dtype)
@@ -209,7 +198,7 @@ def _gather(
         to, wanted = np.array(found).T
         file, _ = open_source(path)
         try:
-            rows[to] = read_rows(file[f"features/{layer}"], wanted, str(target.dtype))
+            rows[to] = read_rows(file[target.name], wanted, str(target.dtype))
         except OSError as error:  # HDF5's checksum failed
             raise damaged(path) from error
     return rows

@@ -45,7 +45,7 @@ def verify_cache(path: Path) -> list[Damage]:
     Raises NoInputError if there is no such file, BadDataError if it is none of ours.
     """
     damages = [damage for _, damage in _shard_damages(path)]
-    if not path.exists() and any(_shards(path)):
+    if not path.exists() and any(path.with_suffix(".parts").glob("*.h5")):
         return damages
     check_ours(path)
     damages += find_damage(path)
@@ -77,13 +77,9 @@ def remove_damaged_shards(path: Path) -> list[Damage]:
     return [damage for _, damage in found]
 
 
-def _shards(path: Path) -> list[Path]:
-    return sorted(path.with_suffix(".parts").glob("*.h5"))
-
-
 def _shard_damages(path: Path) -> Iterator[tuple[Path, Damage]]:
     """Each damaged place in the shards beside a cache, its words naming the shard."""
-    for shard in _shards(path):
+    for shard in sorted(path.with_suffix(".parts").glob("*.h5")):
         for damage in find_damage(shard):
             what = f"{shard.parent.name}/{shard.name}: {damage.what}"
             yield shard, Damage(damage.dataset, damage.rows, what)

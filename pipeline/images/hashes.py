@@ -39,7 +39,8 @@ def hash_files(
     index_folder : where digests are remembered from run to run; None reads every file.
     rehash : read every file whatever is remembered.
     """
-    path = None if index_folder is None else index_folder / f"{_name(root)}.json"
+    name = hashlib.sha256(bytes(root)).hexdigest()[:16]
+    path = None if index_folder is None else index_folder / f"{name}.json"
     before = {} if path is None or rehash else _read(path)
     after: dict[str, Entry] = {}
 
@@ -63,10 +64,6 @@ def hash_files(
         write_durably(path, lambda file: file.write(text.encode()))
     digests = {path: found for path, found in results.items() if isinstance(found, bytes)}
     return digests, [found for found in results.values() if isinstance(found, Skipped)]
-
-
-def _name(root: Path) -> str:
-    return hashlib.sha256(bytes(root)).hexdigest()[:16]
 
 
 def _read(path: Path) -> dict[str, Entry]:

@@ -566,7 +566,7 @@ SITES = {
         "write_skipped > write_durably > DiskFile.write > write",
         "write_skipped > write_durably > DiskFile.sync > fsync file",
         "write_skipped > write_durably > rename",
-        "publish > write_durably > write > _copy_rows > _copy_whole_chunk > DiskFile.write > write",
+        "publish > write_durably > write > _copy_whole_chunk > DiskFile.write > write",
         "publish > write_durably > write > write_seal > DiskFile.write > write",
         "publish > write_durably > DiskFile.sync > fsync file",
         "publish > write_durably > rename",
