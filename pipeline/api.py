@@ -34,7 +34,6 @@ from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, ImageRef, ImageSet, Skipped, scan_folder
-from pipeline.images.views import Augmentation
 from pipeline.models.config import PredictConfig
 from pipeline.models.predicting import Predictions
 from pipeline.models.predictor import open_predictor
@@ -119,8 +118,8 @@ def extract_features(
     """
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
-    augmentation = config.augmentation_ranges if config.views else None
-    plan = ViewPlan(config.views, augmentation, config.tta)
+    augmentation = config.augmentation_ranges  # an unknown policy is an error, views or none
+    plan = ViewPlan(config.views, augmentation if config.views else None, config.tta)
     found = scan_folder(Path(data))
     if config.limit_per_class is not None:
         found = found.limited(config.limit_per_class)
@@ -129,9 +128,17 @@ def extract_features(
     refs, unreadable = hash_files(
         found.root, found.files, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
-    warn_of_duplicates(found, refs)
+    warn_of_duplicates(refs)
     spec = feature_spec(config)
-    path = _output_path(config, found, spec, augmentation, refs)
+    make_folder(config.out.parent if config.out else config.cache_dir)
+    path = config.out or cache_file(
+        config.cache_dir,
+        set_name=found.name,
+        root=found.root,
+        spec=spec,
+        variant=augmentation.digest[:VARIANT_DIGITS] if config.views else "",
+        digests={ref.digest for ref in refs},
+    )
     donors = [] if config.out else _siblings(path, found, spec, config.engine)
     filled = fill_cache(
         path,
@@ -262,28 +269,6 @@ def repair_cache(
     return Repair((*shards, *damages), filled.computed)
 
 
-def _output_path(
-    config: ExtractConfig,
-    found: ImageSet,
-    spec: FeatureSpec,
-    augmentation: Augmentation | None,
-    refs: Sequence[ImageRef],
-) -> Path:
-    """Where the cache goes, its folder made; raises CannotCreateError if that cannot be."""
-    if config.out is not None:
-        make_folder(config.out.parent)
-        return config.out
-    make_folder(config.cache_dir)
-    return cache_file(
-        config.cache_dir,
-        set_name=found.name,
-        root=found.root,
-        spec=spec,
-        variant=augmentation.digest[:VARIANT_DIGITS] if augmentation else "",
-        digests={ref.digest for ref in refs},
-    )
-
-
 def _siblings(
     path: Path, found: ImageSet, spec: FeatureSpec, engine: str
 ) -> Iterator[FeatureTable]:
@@ -298,24 +283,18 @@ def _siblings(
                     yield table
 
 
-def warn_of_duplicates(found: ImageSet, refs: Sequence[ImageRef]) -> None:
-    """Say which identical files stand under two labels or in two splits: they inflate scores."""
+def warn_of_duplicates(refs: Sequence[ImageRef]) -> None:
+    """Log which identical files have two labels or are in two splits: they inflate scores."""
     by_digest: dict[bytes, list[ImageRef]] = defaultdict(list)
     for ref in refs:
         by_digest[ref.digest].append(ref)
-    conflicts = {
-        "labels": [group for group in by_digest.values() if len({r.label for r in group}) > 1],
-        "splits": [group for group in by_digest.values() if len({r.split for r in group}) > 1],
-    }
-    for what, groups in conflicts.items():
+    for what in ("label", "split"):
+        groups = [each for each in by_digest.values() if len({getattr(r, what) for r in each}) > 1]
         if groups:
-            log.warning(
-                "%s under two %s: %s%s",
-                counted(len(groups), "image stands", "images stand"),
-                what,
-                "; ".join(" = ".join(printable(ref.path) for ref in g) for g in groups[:LISTED]),
-                f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else "",
-            )
+            listed = "; ".join(" = ".join(printable(r.path) for r in g) for g in groups[:LISTED])
+            more = f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else ""
+            count = counted(len(groups), "image stands", "images stand")
+            log.warning("%s under two %ss: %s%s", count, what, listed, more)
 
 
 def predict_images(
