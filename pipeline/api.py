@@ -32,7 +32,6 @@ from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, FoundFile, ImageSet, Skipped, scan_folder
-from pipeline.images.views import Augmentation
 from pipeline.models.config import PredictConfig
 from pipeline.models.predicting import Predictions
 from pipeline.models.predictor import open_predictor
@@ -117,8 +116,8 @@ def extract_features(
     """
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
-    augmentation = config.augmentation_ranges if config.views else None
-    plan = ViewPlan(config.views, augmentation, config.tta)
+    augmentation = config.augmentation_ranges  # an unknown policy is an error, views or none
+    plan = ViewPlan(config.views, augmentation if config.views else None, config.tta)
     found = scan_folder(Path(data))
     if config.limit_per_class is not None:
         found = found.limited(config.limit_per_class)
@@ -129,7 +128,15 @@ def extract_features(
     )
     warn_of_duplicates(found, digests)
     spec = feature_spec(config)
-    path = _output_path(config, found, spec, augmentation, set(digests.values()))
+    make_folder(config.out.parent if config.out else config.cache_dir)
+    path = config.out or cache_file(
+        config.cache_dir,
+        set_name=found.name,
+        root=found.root,
+        spec=spec,
+        variant=augmentation.digest[:VARIANT_DIGITS] if config.views else "",
+        digests=set(digests.values()),
+    )
     filled = fill_cache(
         path,
         images=found,
@@ -262,48 +269,19 @@ def repair_cache(
     return Repair((*shards, *damages), filled.computed)
 
 
-def _output_path(
-    config: ExtractConfig,
-    found: ImageSet,
-    spec: FeatureSpec,
-    augmentation: Augmentation | None,
-    digests: Collection[bytes],
-) -> Path:
-    """Where the cache goes, its folder made; raises CannotCreateError if that cannot be."""
-    if config.out is not None:
-        make_folder(config.out.parent)
-        return config.out
-    make_folder(config.cache_dir)
-    return cache_file(
-        config.cache_dir,
-        set_name=found.name,
-        root=found.root,
-        spec=spec,
-        variant=augmentation.digest[:VARIANT_DIGITS] if augmentation else "",
-        digests=digests,
-    )
-
-
 def warn_of_duplicates(found: ImageSet, digests: Mapping[bytes, bytes]) -> None:
-    """Say which identical files stand under two labels or in two splits: they inflate scores."""
+    """Log which identical files have two labels or are in two splits: they inflate scores."""
     by_digest: dict[bytes, list[FoundFile]] = defaultdict(list)
     for file in found.files:
         if file.path in digests:
             by_digest[digests[file.path]].append(file)
-    groups_of = list(by_digest.values())
-    conflicts = {
-        "labels": [group for group in groups_of if len({file.label for file in group}) > 1],
-        "splits": [group for group in groups_of if len({file.split for file in group}) > 1],
-    }
-    for what, groups in conflicts.items():
+    for what in ("label", "split"):
+        groups = [each for each in by_digest.values() if len({getattr(f, what) for f in each}) > 1]
         if groups:
-            log.warning(
-                "%s under two %s: %s%s",
-                counted(len(groups), "image stands", "images stand"),
-                what,
-                "; ".join(" = ".join(printable(file.path) for file in g) for g in groups[:LISTED]),
-                f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else "",
-            )
+            listed = "; ".join(" = ".join(printable(f.path) for f in g) for g in groups[:LISTED])
+            more = f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else ""
+            count = counted(len(groups), "image stands", "images stand")
+            log.warning("%s under two %ss: %s%s", count, what, listed, more)
 
 
 def predict_images(

@@ -1,6 +1,7 @@
 """What the doors share: the parser's look, log and progress on stderr, errors to exit codes."""
 
 import argparse
+import contextlib
 import io
 import json
 import logging
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pipeline.config import Config, flag_of
@@ -191,12 +191,7 @@ class ProgressBar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -236,31 +231,20 @@ class ProgressBar:
         self._bar.update(self._task, completed=done, total=total, note=note)
 
 
-class StagedProgress:
+class StagedProgress(contextlib.ExitStack):
     """A progress bar for each stage of a training, one after another.
 
     Called as ``progress(stage, done, total)``.
     """
 
     def __init__(self, *, unit: str) -> None:
+        super().__init__()
         self._unit = unit
-        self._stage = ""
         self._bar: ProgressBar | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` units of this stage are finished."""
-        if stage != self._stage or self._bar is None:
-            self._close()
-            self._stage, self._bar = stage, ProgressBar(stage, unit=self._unit)
+        if self._bar is None or self._bar.label != stage:
+            self.close()
+            self._bar = self.enter_context(ProgressBar(stage, unit=self._unit))
         self._bar(done, total)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None

@@ -54,20 +54,15 @@ def option(
     ----------
     default : False or True make a switch, ``()`` a repeatable option.
     flag : the option's name; None for the field's with hyphens, ``""`` for no option.
-    type : makes the value of a word, as in argparse; ``bool`` with the default None makes
-        ``--name`` and ``--no-name``. A config converts values of the types str, int and Path,
-        too.
+    type : makes the value of a word, as in argparse; None for the type of a default number or
+        path, else str. ``bool`` with the default None makes ``--name`` and ``--no-name``. A config
+        converts values of the types str, int and Path, too.
     group : title of the options' group in ``--help``, ``title: description`` where it needs one.
     """
-    settings = {
-        "help": help,
-        "flag": flag,
-        "type": type,
-        "choices": choices,
-        "metavar": metavar,
-        "group": group,
-    }
-    return field(default=default, metadata=settings)
+    if type is None and isinstance(default, int | float | Path) and not isinstance(default, bool):
+        type = Path if isinstance(default, Path) else default.__class__
+    settings = {"help": help, "flag": flag, "type": type, "choices": choices}
+    return field(default=default, metadata={**settings, "metavar": metavar, "group": group})
 
 
 @dataclass(frozen=True, kw_only=True)

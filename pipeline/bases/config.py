@@ -66,14 +66,12 @@ class BaseConfig(Config):
     )
     batch_size: int = option(
         BATCH_SIZE,
-        type=int,
         metavar="N",
         help="images computed at a time (default: two for each core, from 8 to 32)",
     )
-    seed: int = option(0, type=int, help="seed of random weights and of views")
+    seed: int = option(0, help="seed of random weights and of views")
     cache_dir: Path = option(
         Path("cache"),
-        type=Path,
         metavar="FOLDER",
         help="folder of caches and downloaded weights (default: %(default)s)",
     )

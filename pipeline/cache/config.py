@@ -37,7 +37,7 @@ class ExtractConfig(BaseConfig):
         help="average or maximum of each map: (N, H, W, C) features become (N, C)",
     )
     dtype: str = option("float32", choices=DTYPES, help="type of the stored features")
-    views: int = option(0, type=int, metavar="K", help="random views of each training image")
+    views: int = option(0, metavar="K", help="random views of each training image")
     augmentation: "str | Augmentation" = option(
         "book", flag="", help="what views are drawn from: light, book, strong, or an Augmentation"
     )

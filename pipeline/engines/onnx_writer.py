@@ -1,6 +1,6 @@
 """A network as an ONNX file: uint8 RGB (B, S, S, 3) in, float32 maps (B, H, W, C) out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +32,13 @@ IMAGES = "images"  # the input's name; outputs go by their layers' names
 _OPSET = 20  # the first with Gelu; ONNX Runtime 1.19 knows up to 21
 _TO_MAPS, _TO_ROWS = (0, 3, 1, 2), (0, 2, 3, 1)
 
-Nodes = Iterator[onnx.NodeProto]
+_FUNCTIONS: Mapping[str, str] = {
+    "relu": "Relu",
+    "sigmoid": "Sigmoid",
+    "hard_swish": "HardSwish",
+    "tanh": "Tanh",
+    "gelu": "Gelu",
+}
 
 
 def write_onnx(network: Network, path: Path) -> None:
@@ -100,121 +106,70 @@ class _Graph:
         self.node("Identity", [value], _maps(IMAGE))
 
     def add(self, operation: Operation) -> None:
-        _WRITERS[type(operation)](self, operation)
-
-
-def _conv(graph: _Graph, conv: Any) -> None:
-    weight = graph.constant(f"{conv.name}/weight", conv.weight)
-    bias = graph.constant(f"{conv.name}/bias", conv.bias)
-    graph.node(
-        "Conv",
-        [_maps(conv.inputs[0]), weight, bias],
-        _maps(conv.name),
-        kernel_shape=conv.weight.shape[2:],
-        strides=conv.stride,
-        pads=conv.pads,
-        dilations=conv.dilation,
-        group=conv.groups,
-    )
-
-
-def _affine(graph: _Graph, affine: Any) -> None:
-    """One node where Mul and Add would be two; ONNX Runtime's blocked layout takes it, too."""
-    numbers = {
-        "scale": affine.scale,
-        "offset": affine.offset,
-        "mean": np.zeros_like(affine.scale),
-        "variance": np.ones_like(affine.scale),
-    }
-    constants = [graph.constant(f"{affine.name}/{key}", value) for key, value in numbers.items()]
-    graph.node(
-        "BatchNormalization",
-        [_maps(affine.inputs[0]), *constants],
-        _maps(affine.name),
-        epsilon=0.0,
-    )
-
-
-def _layer_norm(graph: _Graph, norm: Any) -> None:
-    rows = graph.node("Transpose", [_maps(norm.inputs[0])], f"{norm.name}/in", perm=_TO_ROWS)
-    scale = graph.constant(f"{norm.name}/scale", norm.scale)
-    offset = graph.constant(f"{norm.name}/offset", norm.offset)
-    normed = graph.node(
-        "LayerNormalization", [rows, scale, offset], f"{norm.name}/out", epsilon=norm.epsilon
-    )
-    graph.node("Transpose", [normed], _maps(norm.name), perm=_TO_MAPS)
-
-
-def _activation(graph: _Graph, activation: Any) -> None:
-    source, target = _maps(activation.inputs[0]), _maps(activation.name)
-    match activation.function:
-        case "relu6":
-            low = graph.constant(f"{activation.name}/low", np.float32(0))
-            high = graph.constant(f"{activation.name}/high", np.float32(6))
-            graph.node("Clip", [source, low, high], target)
-        case "swish":
-            gate = graph.node("Sigmoid", [source], f"{activation.name}/sigmoid")
-            graph.node("Mul", [source, gate], target)
-        case "hard_sigmoid":
-            graph.node("HardSigmoid", [source], target, alpha=1 / 6, beta=0.5)
-        case function:
-            graph.node(_FUNCTIONS[function], [source], target)
-
-
-_FUNCTIONS: Mapping[str, str] = {
-    "relu": "Relu",
-    "sigmoid": "Sigmoid",
-    "hard_swish": "HardSwish",
-    "tanh": "Tanh",
-    "gelu": "Gelu",
-}
-
-
-def _pool(graph: _Graph, pool: Any) -> None:
-    kind = {"max": "MaxPool", "avg": "AveragePool"}[pool.function]
-    graph.node(
-        kind,
-        [_maps(pool.inputs[0])],
-        _maps(pool.name),
-        kernel_shape=pool.size,
-        strides=pool.stride,
-        pads=pool.pads,
-    )
-
-
-def _pad(graph: _Graph, pad: Any) -> None:
-    top, left, bottom, right = pad.pads
-    pads = graph.constant(f"{pad.name}/pads", np.array([0, 0, top, left, 0, 0, bottom, right]))
-    graph.node("Pad", [_maps(pad.inputs[0]), pads], _maps(pad.name))
-
-
-def _crop(graph: _Graph, crop: Any) -> None:
-    top, left, bottom, right = crop.sides
-    whole = np.iinfo(np.int64).max
-    starts = graph.constant(f"{crop.name}/starts", np.array([top, left]))
-    ends = graph.constant(f"{crop.name}/ends", np.array([-bottom or whole, -right or whole]))
-    axes = graph.constant(f"{crop.name}/axes", np.array([2, 3]))
-    graph.node("Slice", [_maps(crop.inputs[0]), starts, ends, axes], _maps(crop.name))
-
-
-def _plain(kind: str, **attributes: Any) -> Callable[[_Graph, Any], None]:
-    def write(graph: _Graph, operation: Operation) -> None:
-        inputs = [_maps(name) for name in operation.inputs]
-        graph.node(kind, inputs, _maps(operation.name), **attributes)
-
-    return write
-
-
-_WRITERS: Mapping[type[Operation], Callable[[_Graph, Any], None]] = {
-    Activation: _activation,
-    Add: _plain("Add"),
-    Affine: _affine,
-    Concat: _plain("Concat", axis=1),
-    Conv: _conv,
-    Crop: _crop,
-    GlobalAverage: _plain("GlobalAveragePool"),
-    LayerNorm: _layer_norm,
-    Multiply: _plain("Mul"),
-    Pad: _pad,
-    Pool: _pool,
-}
+        """Add the nodes of an operation; the last gives its maps."""
+        inputs, name = [_maps(each) for each in operation.inputs], operation.name
+        target = _maps(name)
+        match operation:
+            case Conv():
+                weight = self.constant(f"{name}/weight", operation.weight)
+                bias = self.constant(f"{name}/bias", operation.bias)
+                self.node(
+                    "Conv",
+                    [*inputs, weight, bias],
+                    target,
+                    kernel_shape=operation.weight.shape[2:],
+                    strides=operation.stride,
+                    pads=operation.pads,
+                    dilations=operation.dilation,
+                    group=operation.groups,
+                )
+            case Affine(scale=scale, offset=offset):
+                # one node where Mul and Add would be two; ONNX Runtime's blocked layout takes it
+                numbers = {"scale": scale, "offset": offset}
+                numbers |= {"mean": np.zeros_like(scale), "variance": np.ones_like(scale)}
+                inputs += [self.constant(f"{name}/{key}", each) for key, each in numbers.items()]
+                self.node("BatchNormalization", inputs, target, epsilon=0.0)
+            case LayerNorm():
+                rows = self.node("Transpose", inputs, f"{name}/in", perm=_TO_ROWS)
+                rows_and_numbers = [
+                    rows,
+                    self.constant(f"{name}/scale", operation.scale),
+                    self.constant(f"{name}/offset", operation.offset),
+                ]
+                epsilon, out = operation.epsilon, f"{name}/out"
+                normed = self.node("LayerNormalization", rows_and_numbers, out, epsilon=epsilon)
+                self.node("Transpose", [normed], target, perm=_TO_MAPS)
+            case Activation(function="relu6"):
+                low = self.constant(f"{name}/low", np.float32(0))
+                high = self.constant(f"{name}/high", np.float32(6))
+                self.node("Clip", [*inputs, low, high], target)
+            case Activation(function="swish"):
+                gate = self.node("Sigmoid", inputs, f"{name}/sigmoid")
+                self.node("Mul", [*inputs, gate], target)
+            case Activation(function="hard_sigmoid"):
+                self.node("HardSigmoid", inputs, target, alpha=1 / 6, beta=0.5)
+            case Activation(function=function):
+                self.node(_FUNCTIONS[function], inputs, target)
+            case Pool(function=function, size=size, stride=stride, pads=pads):
+                kind = {"max": "MaxPool", "avg": "AveragePool"}[function]
+                self.node(kind, inputs, target, kernel_shape=size, strides=stride, pads=pads)
+            case Pad(pads=(top, left, bottom, right)):
+                sides = np.array([0, 0, top, left, 0, 0, bottom, right])
+                self.node("Pad", [*inputs, self.constant(f"{name}/pads", sides)], target)
+            case Crop(sides=(top, left, bottom, right)):
+                whole = np.iinfo(np.int64).max
+                numbers = {
+                    "starts": np.array([top, left]),
+                    "ends": np.array([-bottom or whole, -right or whole]),
+                    "axes": np.array([2, 3]),
+                }
+                inputs += [self.constant(f"{name}/{key}", each) for key, each in numbers.items()]
+                self.node("Slice", inputs, target)
+            case GlobalAverage():
+                self.node("GlobalAveragePool", inputs, target)
+            case Add():
+                self.node("Add", inputs, target)
+            case Multiply():
+                self.node("Mul", inputs, target)
+            case Concat():
+                self.node("Concat", inputs, target, axis=1)

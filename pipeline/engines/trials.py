@@ -58,7 +58,7 @@ class Trial:
     error: Mapping[str, float] = field(default_factory=dict)
     dropped: str = ""
     final: bool = True
-    gpus: tuple[str, ...] = ()
+    gpus: Sequence[str] = ()
 
     @property
     def key(self) -> str:
@@ -149,7 +149,7 @@ def _try(
         np.save(sample, images)
         runtimes = [name for name in versions if name != TENSORFLOW]
         folders = {name: folder / f"{name}-{versions[name]}" for name in runtimes}
-        found = in_own_process(
+        facts = in_own_process(  # engine -> fields of its trial
             "reference",
             config,
             layers=layers,
@@ -157,43 +157,30 @@ def _try(
             reference=reference,
             folders=folders,
         )
-        for name, version in versions.items():
-            if name == TENSORFLOW:
-                trial = Trial(
-                    engine=name,
-                    version=version,
-                    images_per_second=found["images_per_second"],
-                    gpus=tuple(found["gpus"]),
-                )
-            elif failed := found["failed"].get(name):
-                trial = Trial(
-                    engine=name, version=version, dropped=failed["reason"], final=failed["final"]
-                )
-            else:
-                details = {"folder": folders[name], "images": sample, "reference": reference}
-                trial = _try_runtime(config, name, version, layers=layers, **details)
-            if trial.dropped:
-                log.warning("engine %s is not used: %s", name, printable(trial.dropped))
-            trials[trial.key] = trial
+        for name, folder in folders.items():
+            details = {"folder": folder, "images": sample, "reference": reference}
+            if name not in facts:
+                facts[name] = _run(config, layers=layers, engine=name, **details)
+    for name, version in versions.items():
+        trial = Trial(engine=name, version=version, **facts[name])
+        if trial.dropped:
+            log.warning("engine %s is not used: %s", name, printable(trial.dropped))
+        trials[trial.key] = trial
     return trials
 
 
-def _try_runtime(config: BaseConfig, name: str, version: str, **details: Any) -> Trial:
+def _run(config: BaseConfig, **details: Any) -> dict[str, Any]:
+    """Fields of a trial of an engine that is not TensorFlow."""
     try:
-        found = in_own_process("try_runtime", config, engine=name, **details)
+        found = in_own_process("try_runtime", config, **details)
     except PipelineError as problem:
-        return Trial(engine=name, version=version, dropped=str(problem), final=False)
+        return {"dropped": str(problem), "final": False}
     error: dict[str, float] = found["error"]
     worst = max(error, key=lambda layer: error[layer])
     if not error[worst] <= TOLERANCE:
-        return Trial(
-            engine=name,
-            version=version,
-            dropped=f"its {worst} differs from TensorFlow's by {error[worst]:.1e}, more than "
-            f"{TOLERANCE:.0e}",
-        )
-    speed = found["images_per_second"]
-    return Trial(engine=name, version=version, images_per_second=speed, error=error)
+        reason = f"differs from TensorFlow's by {error[worst]:.1e}, more than {TOLERANCE:.0e}"
+        return {"dropped": f"its {worst} {reason}"}
+    return found
 
 
 def _installed(wanted: str) -> dict[str, str]:
@@ -220,7 +207,7 @@ def _read(record: Path) -> dict[str, Trial]:
     """What was found out on this machine; nothing if that cannot be read."""
     try:
         found = json.loads(record.read_text())
-        trials = [Trial(**{**each, "gpus": tuple(each["gpus"])}) for each in found.values()]
+        trials = [Trial(**each) for each in found.values()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
     return {trial.key: trial for trial in trials}

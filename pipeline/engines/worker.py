@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import errors
-from pipeline.bases.config import BATCH_SIZE, BaseConfig
+from pipeline.bases.config import BATCH_SIZE, TENSORFLOW, BaseConfig
 from pipeline.engines import Engine
 from pipeline.engines.agreement import relative_errors
 from pipeline.engines.conversions import is_whole, maps_of, write_conversion
@@ -131,22 +131,23 @@ def _reference(
     reference: str,
     folders: Mapping[str, str],
 ) -> dict[str, Any]:
-    """TensorFlow's features and speed; conversions for the other engines."""
+    """TensorFlow's features; converts the base. Engine -> what is known of its trial by now."""
     from pipeline.engines.tensorflow import TensorFlowEngine
 
     engine = TensorFlowEngine(config, layers)
-    failed = {}  # converted first: what that takes is free again when TensorFlow needs the most
+    facts: dict[str, Any] = {}  # of a `pipeline.engines.trials.Trial`
+    # converted first: what that takes is free again when TensorFlow needs the most
     for name, folder in folders.items():
         try:
             _convert_base(engine.base_model, config, layers, name, Path(folder))
         except Exception as error:  # it is this engine that is out, whatever its libraries raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            failed[name] = {"reason": reason, "final": isinstance(error, CannotConvert)}
+            facts[name] = {"dropped": reason, "final": isinstance(error, CannotConvert)}
     sample = np.load(images)
     features = run_all(engine, sample, config.batch_size)  # traces it, too
     np.savez(reference, allow_pickle=False, **features)
     speed = images_per_second(engine, sample, config.batch_size)
-    return {"images_per_second": speed, "gpus": engine.gpus, "failed": failed}
+    return {**facts, TENSORFLOW: {"images_per_second": speed, "gpus": engine.gpus}}
 
 
 def _convert(config: BaseConfig, layers: Sequence[str], engine: str, folder: str) -> dict[str, Any]:

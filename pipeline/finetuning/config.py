@@ -97,14 +97,14 @@ class FinetuneConfig(Config):
         metavar="N",
         help="before the head's output (default: %(default)s)",
     )
-    seed: int = _training(0, type=int, metavar="N", help="of initial weights, order and dropout")
+    seed: int = _training(0, metavar="N", help="of initial weights, order and dropout")
     repeats: int = _training(1, type=whole_number, metavar="R", help="so many seeds")
     split: str | None = _judging(
         None,
         metavar="A/B/C",
         help="train/validation/test shares of a set without such folders (60/20/20)",
     )
-    split_seed: int = _judging(0, type=int, metavar="N", help="another one divides otherwise")
+    split_seed: int = _judging(0, metavar="N", help="another one divides otherwise")
     group: str | None = _judging(None, metavar="RULE", help="as for pipeline.classify")
 
     def __post_init__(self) -> None:

@@ -49,14 +49,12 @@ class PredictConfig(Config):
     )
     cache_dir: Path = option(
         Path("cache"),
-        type=Path,
         metavar="FOLDER",
         help="folder of caches, whose features are not computed again (default: %(default)s)",
     )
     use_cache: bool = option(True, flag="--no-cache", help="compute every image")
     batch_size: int = option(
         BATCH_SIZE,
-        type=int,
         metavar="N",
         help="images computed at a time (default: two for each core, from 8 to 32)",
     )

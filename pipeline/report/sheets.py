@@ -94,7 +94,7 @@ def write_view_sheet(
         _write_line(canvas, place, heading, font, step, colour="dimgray")
     for row, (name, digest, pixels) in enumerate(rows):
         upper = header + row * row_height
-        _write_line(canvas, (MARGIN, upper), name, font, width - 2 * MARGIN)
+        _write_line(canvas, (MARGIN, upper), os.fsdecode(name), font, width - 2 * MARGIN)
         for view in range(1 + shown):
             drawn = draw_view(pixels, augmentation=augmentation, image_digest=digest, view=view)
             picture = Image.fromarray(drawn)
