@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +36,6 @@ from pipeline.models.config import PredictConfig
 from pipeline.models.predicting import Predictions
 from pipeline.models.predictor import open_predictor
 from pipeline.recipe import cache_document, config_of, continue_engine, feature_spec
-from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)

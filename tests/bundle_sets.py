@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 from feature_sets import SPEC, alternating_labels, draw_features
+from pipeline.evaluation.choose import choose
+from pipeline.heads.head import Classifier, FitOptions, Floats
+from pipeline.heads.minibatch import Member, initial_weights
+from pipeline.heads.settings import DenseSettings
+from pipeline.heads.training import LabelledRows, TrainingSet
 from threadpoolctl import threadpool_limits
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
-from pipeline.evaluation.choose import choose
-from pipeline.heads.head import Classifier, FitOptions, Floats
-from pipeline.heads.minibatch import Member, initial_weights
 from pipeline.heads.registry import load_head
-from pipeline.heads.settings import DenseSettings
-from pipeline.heads.training import LabelledRows, TrainingSet
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import Bundle
 from pipeline.spec import FeatureSpec

@@ -1,13 +1,13 @@
 """Small learning tasks for the tests: drawn maps, drawn images."""
 
 import numpy as np
+from pipeline.heads.settings import DenseSettings
 
 from pipeline.finetuning.methods import build_head, head_variables
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Rows
 from pipeline.finetuning.settings import Schedule
 from pipeline.finetuning.training import Network, RunOptions, Task, train
-from pipeline.heads.settings import DenseSettings
 
 
 def drawn_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: int = 2) -> Rows:

@@ -2,7 +2,6 @@
 
 import numpy as np
 from feature_sets import draw_features
-
 from pipeline.heads.training import TrainingSet
 
 

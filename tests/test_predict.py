@@ -21,13 +21,13 @@ from bundle_sets import bundle_of
 from command import assert_one_line, modules_loaded_by, run_command
 from drawing import draw, draw_set
 from feature_sets import SPEC, write_cache
+from pipeline.heads.linear import LinearClassifier
 
 from pipeline.api import extract_features, predict_images
 from pipeline.cache.file import columns_of
 from pipeline.engines.pixels import PixelsEngine
 from pipeline.errors import BadDataError, NoInputError, PipelineError
 from pipeline.evaluation.compare import compare_heads
-from pipeline.heads.linear import LinearClassifier
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import find_bundle, load_bundle, save_bundle
 from pipeline.models.predicting import Prediction, Predictions

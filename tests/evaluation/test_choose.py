@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-
 from pipeline.evaluation.choose import choose
 from pipeline.heads.head import Candidate, FitOptions, Floats, Head, HeadSpec
 from pipeline.heads.training import LabelledRows, TrainingSet

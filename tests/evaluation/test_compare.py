@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from feature_sets import SPEC, alternating_labels, folder_splits, write_cache
+from pipeline.evaluation.inputs import read_input
+from pipeline.heads.settings import DenseSettings
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.cache.file import read_table
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.evaluation.compare import compare_heads
-from pipeline.evaluation.inputs import read_input
 from pipeline.evaluation.result import Comparison
 from pipeline.heads.registry import parse_heads
-from pipeline.heads.settings import DenseSettings
 
 FAST = "logistic,linear_svm,ridge,lda,knn,naive_bayes,majority"
 LABELS = alternating_labels(200)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from feature_sets import SPEC, alternating_labels, draw_columns, folder_splits, write_cache
+from pipeline.heads.settings import DenseSettings
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import log_loss
 
@@ -14,7 +15,6 @@ from pipeline.errors import UsageError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.metrics import expected_calibration_error
 from pipeline.evaluation.protocol import Protocol
-from pipeline.heads.settings import DenseSettings
 
 LABELS = alternating_labels(200)
 QUICK_DENSE = DenseSettings(epochs=3, units=8, learning_rate=1e-3)

@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, folder_splits, write_cache
+from pipeline.evaluation.choose import Choice
+from pipeline.evaluation.final import with_bundles
+from pipeline.evaluation.inputs import read_input
+from pipeline.heads.head import Classifier, FitOptions, Head
+from pipeline.heads.settings import DenseSettings
+from pipeline.heads.training import TrainingSet
 
 from pipeline.cache.file import read_table
 from pipeline.evaluation import final, fitting
 from pipeline.evaluation.caches import open_caches
-from pipeline.evaluation.choose import Choice
 from pipeline.evaluation.compare import compare_heads
-from pipeline.evaluation.final import with_bundles
 from pipeline.evaluation.fitting import FitRules, Fitted, TrialRows, fit_heads
-from pipeline.evaluation.inputs import read_input
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.scoring import score
 from pipeline.heads.calibration import Calibrated
-from pipeline.heads.head import Classifier, FitOptions, Head
 from pipeline.heads.registry import ALL, HeadRequest, load_head
-from pipeline.heads.settings import DenseSettings
-from pipeline.heads.training import TrainingSet
 
 QUICK_DENSE = DenseSettings(epochs=3, learning_rate=1e-3, units=8)
 COUNT = 100

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, draw_columns, draw_features
+from pipeline.evaluation.views import ViewRows
+from pipeline.heads.head import Candidate, FitOptions, Head, HeadSpec
+from pipeline.heads.majority import Majority, MajorityClassifier
+from pipeline.heads.training import LabelledRows, Scaler, TrainingSet
 
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation import fitting
 from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
 from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.views import ViewRows
 from pipeline.heads import training
-from pipeline.heads.head import Candidate, FitOptions, Head, HeadSpec
-from pipeline.heads.majority import Majority, MajorityClassifier
 from pipeline.heads.registry import HeadRequest, load_head
-from pipeline.heads.training import LabelledRows, Scaler, TrainingSet
 
 LABELS = np.asarray(alternating_labels(120))
 

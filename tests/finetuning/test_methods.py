@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from drawing import draw_set
 from finetuning_tasks import drawn_rows, drawn_task
+from pipeline.heads.settings import DenseSettings
 
 from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base, feature_model, preprocess
@@ -27,7 +28,6 @@ from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Rows, new_views, row_order, scratch_images
 from pipeline.finetuning.settings import Plan, Schedule
 from pipeline.finetuning.training import Network, RunOptions, Task, train
-from pipeline.heads.settings import DenseSettings
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
 from pipeline.images.views import POLICIES

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finetuning_tasks import drawn_maps, train_head
+from pipeline.heads.settings import DenseSettings
 
 from pipeline.errors import BadDataError, UsageError
 from pipeline.finetuning.methods import build_head, head_variables
@@ -18,7 +19,6 @@ from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import row_order
 from pipeline.finetuning.settings import SCRATCH, Schedule
 from pipeline.finetuning.training import Network, RunOptions, train
-from pipeline.heads.settings import DenseSettings
 from pipeline.keras_backend import keras
 
 SCHEDULE = Schedule(epochs=4, learning_rate=1e-3, patience=9)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from head_sets import draw_train
+from pipeline.heads.head import FitOptions
+from pipeline.heads.training import TrainingSet
 from sklearn.metrics import balanced_accuracy_score
 from threadpoolctl import threadpool_limits
 
-from pipeline.heads.head import FitOptions
 from pipeline.heads.registry import load_head
-from pipeline.heads.training import TrainingSet
 
 # dense has its own test; prototype and majority know no shares
 WEIGHTED = (

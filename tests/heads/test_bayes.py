@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from feature_sets import draw_features
 from head_sets import draw_train
-from sklearn.naive_bayes import GaussianNB
-
 from pipeline.heads.bayes import NaiveBayes
 from pipeline.heads.head import FitOptions
 from pipeline.heads.training import TrainingSet
+from sklearn.naive_bayes import GaussianNB
 
 SIZE = (90, 10)
 FRESH = draw_features(np.zeros(40, np.int64), SIZE[1:], seed=5) * 50 + 7

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from feature_sets import alternating_labels, draw_features
-
-from pipeline.errors import UsageError
-from pipeline.heads import minibatch
-from pipeline.heads.dense import Dense, DenseClassifier
 from pipeline.heads.dense_model import build_dense
 from pipeline.heads.head import Candidate, FitOptions
 from pipeline.heads.minibatch import Member, Trained, initial_weights, row_order, train_networks
 from pipeline.heads.settings import OPTIMIZERS, DenseSettings, Optimizer
 from pipeline.heads.training import LabelledRows, TrainingSet
+
+from pipeline.errors import UsageError
+from pipeline.heads import minibatch
+from pipeline.heads.dense import Dense, DenseClassifier
 from pipeline.keras_backend import keras
 
 WIDTH = 30

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from head_sets import draw_train
+from pipeline.heads.forest import ForestClassifier, RandomForest
+from pipeline.heads.head import FitOptions
 from sklearn.ensemble import RandomForestClassifier
 
 from pipeline.heads import forest
-from pipeline.heads.forest import ForestClassifier, RandomForest
-from pipeline.heads.head import FitOptions
 
 
 @pytest.fixture(autouse=True)

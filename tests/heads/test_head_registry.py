@@ -11,10 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, draw_features
+from pipeline.heads.head import Candidate, FitOptions
+from pipeline.heads.settings import DenseSettings
+from pipeline.heads.training import LabelledRows, TrainingSet
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import UsageError
-from pipeline.heads.head import Candidate, FitOptions
 from pipeline.heads.registry import (
     ALL,
     GROUPS,
@@ -24,8 +26,6 @@ from pipeline.heads.registry import (
     parse_heads,
     parse_own_head,
 )
-from pipeline.heads.settings import DenseSettings
-from pipeline.heads.training import LabelledRows, TrainingSet
 
 OPTIONS = FitOptions(dense=(DenseSettings(epochs=2, learning_rate=1e-3, units=8),))
 

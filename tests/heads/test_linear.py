@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from feature_sets import draw_features
 from head_sets import draw_train
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.svm import LinearSVC
-from threadpoolctl import threadpool_limits
-
 from pipeline.heads.discriminant import Lda
 from pipeline.heads.head import FitOptions, Head
 from pipeline.heads.linear_svm import LinearSvm
 from pipeline.heads.logistic import Logistic
 from pipeline.heads.ridge import Ridge
 from pipeline.heads.training import TrainingSet
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits
 
 WIDE, TALL = (40, 300), (150, 20)  # D ≥ 2 N is rotated, D < 2 N is not
 HEADS = {"logistic": Logistic(), "linear_svm": LinearSvm(), "ridge": Ridge(), "lda": Lda()}

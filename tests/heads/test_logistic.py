@@ -5,15 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from head_sets import draw_train
+from pipeline.heads.head import Candidate, FitOptions
+from pipeline.heads.linear import LinearClassifier
+from pipeline.heads.logistic import Kornblith, Logistic
+from pipeline.heads.training import TrainingSet
 from scipy.optimize import check_grad
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from pipeline.heads import logistic
-from pipeline.heads.head import Candidate, FitOptions
-from pipeline.heads.linear import LinearClassifier
-from pipeline.heads.logistic import Kornblith, Logistic
-from pipeline.heads.training import TrainingSet
 
 SIZE = (300, 12)
 

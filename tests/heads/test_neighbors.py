@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from head_sets import draw_train
-from sklearn.neighbors import KNeighborsClassifier
-
-from pipeline.heads import blocks
 from pipeline.heads.head import FitOptions
 from pipeline.heads.neighbors import NEIGHBORS, Knn
 from pipeline.heads.training import TrainingSet
+from sklearn.neighbors import KNeighborsClassifier
+
+from pipeline.heads import blocks
 
 SIZE = (90, 10)
 FRESH = np.random.default_rng(5).normal(size=(40, 10)).astype(np.float32)

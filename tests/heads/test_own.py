@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from head_sets import draw_train
+from pipeline.heads.head import Candidate, FitOptions
+from pipeline.heads.own import HeadFailedError
+from pipeline.heads.settings import DenseSettings
+from pipeline.heads.training import TrainingSet
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import UsageError
-from pipeline.heads.head import Candidate, FitOptions
-from pipeline.heads.own import HeadFailedError
 from pipeline.heads.registry import load_head
-from pipeline.heads.settings import DenseSettings
-from pipeline.heads.training import TrainingSet
 
 MODULE = """
 from sklearn.ensemble import RandomForestClassifier, VotingClassifier

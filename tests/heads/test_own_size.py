@@ -4,13 +4,12 @@ from typing import Any
 
 import numpy as np
 from head_sets import draw_train
+from pipeline.heads.own import _size_of
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-
-from pipeline.heads.own import _size_of
 
 TRAIN = draw_train((90, 10))
 MOST = 10**6

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from feature_sets import draw_features
 from head_sets import draw_train
-from sklearn.metrics.pairwise import cosine_similarity
-from sklearn.neighbors import NearestCentroid
-
 from pipeline.heads.head import FitOptions
 from pipeline.heads.prototype import Prototype
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import NearestCentroid
 
 SIZE = (90, 10)
 FRESH = draw_features(np.zeros(400, np.int64), SIZE[1:], seed=5) * 50 + 7

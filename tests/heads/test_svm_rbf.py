@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from feature_sets import draw_features
 from head_sets import draw_train
+from pipeline.heads.head import FitOptions
+from pipeline.heads.svm_rbf import SvmRbf, squared_distances
 from sklearn.svm import SVC
 
 from pipeline.errors import BadDataError
 from pipeline.heads import svm_rbf
-from pipeline.heads.head import FitOptions
-from pipeline.heads.svm_rbf import SvmRbf, squared_distances
 
 SIZE = (90, 10)
 

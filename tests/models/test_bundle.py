@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_sets import bundle_of, draw_rows, fit_head, scores_of
+from pipeline.heads.linear import LinearClassifier
+from pipeline.heads.majority import MajorityClassifier
+from pipeline.models.classifiers import FORMS, UnsavableError
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.calibration import Calibrated
-from pipeline.heads.linear import LinearClassifier
-from pipeline.heads.majority import MajorityClassifier
 from pipeline.heads.registry import HEADS
 from pipeline.models.bundle import find_bundle, load_bundle, newest_run, rows_of, save_bundle
-from pipeline.models.classifiers import FORMS, UnsavableError
 
 
 class Foreign(MajorityClassifier):

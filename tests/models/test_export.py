@@ -17,6 +17,7 @@ import pytest
 from bundle_sets import bundle_of, draw_rows, fit_head, fit_top_block, scores_of
 from drawing import draw
 from PIL import Image, UnidentifiedImageError
+from pipeline.heads.linear import LinearClassifier
 from scipy.special import expit, softmax
 
 from pipeline.bases.config import BaseConfig
@@ -25,7 +26,6 @@ from pipeline.bases.weights import file_digest
 from pipeline.engines import open_engine
 from pipeline.errors import BadDataError, UsageError
 from pipeline.heads.dense import DenseClassifier
-from pipeline.heads.linear import LinearClassifier
 from pipeline.images import decode as ours
 from pipeline.images.views import POLICIES
 from pipeline.models import export

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from bundle_sets import bundle_of
 from feature_sets import write_cache
+from pipeline.heads.linear import LinearClassifier
+from pipeline.heads.majority import MajorityClassifier
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.weights import arrays_digest
 from pipeline.cache.file import columns_of
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
-from pipeline.heads.linear import LinearClassifier
-from pipeline.heads.majority import MajorityClassifier
 from pipeline.images.decode import pixels_digest
 from pipeline.images.views import POLICIES, draw_view
 from pipeline.models import known, predictor

@@ -24,12 +24,13 @@ PER_CLASS = 10
 def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
     """A folder with ``cache/``, ``copies/`` of the photographs, and what ten steps of training
     made of VGG16's last block on them."""
+    from pipeline.heads.dense_model import build_dense
+    from pipeline.heads.minibatch import Weights
+
     from pipeline.bases.boundary import find_boundary, unfrozen, upper_model
     from pipeline.bases.build import build_base
     from pipeline.bases.config import BaseConfig
     from pipeline.bases.registry import find_base
-    from pipeline.heads.dense_model import build_dense
-    from pipeline.heads.minibatch import Weights
     from pipeline.keras_backend import keras
     from pipeline.models.top_block import top_block
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_sets import bundle_of, fit_top_block, scores_of
+from pipeline.heads.minibatch import Weights
+from pipeline.models.classifiers import ForeignClassifier, UnsavableError
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
 from pipeline.errors import BadDataError
-from pipeline.heads.minibatch import Weights
 from pipeline.models.bundle import load_bundle, save_bundle
-from pipeline.models.classifiers import ForeignClassifier, UnsavableError
 from pipeline.models.top_block import TopBlockClassifier, top_block
 
 
@@ -59,6 +59,7 @@ def build(name: str) -> Any:
 def test_scores_are_those_of_the_network_that_was_trained(fitted: dict[str, Any]) -> None:
     from pipeline.heads.dense_model import build_dense
     from pipeline.heads.settings import DenseSettings
+
     from pipeline.keras_backend import keras
 
     tuned = classifier_of(**fitted)
