@@ -31,7 +31,7 @@ from pipeline.durable import DiskFile, write_durably
 from pipeline.images.scan import NO_SPLIT
 
 OPEN_FILES = 16  # sources at a time
-SAID_OF_THE_SET = ("set", "root", "views", "tta", "augmentation")  # in the file's document
+SET_FIELDS = ("set", "root", "views", "tta", "augmentation")  # of the document
 
 Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]  # row shape, row sources
 Opened = tuple[h5py.File, Mapping[tuple[str, int], str]]  # a file, its chunks' SHA-256
@@ -55,7 +55,7 @@ def publish_rows(
     Parameters
     ----------
     table : the file as it is, None if there is none.
-    rows : those whose images are there.
+    rows : those whose image exists.
     """
     layers = sorted(index.row_shapes.keys() & set(layers))  # shards may hold others, half done
     rows = arrange_rows(table, rows)
@@ -71,7 +71,7 @@ def publish_rows(
         table is not None
         and table.classes == classes
         and sorted(table.layers) == layers
-        and all(table.document.get(name) == document.get(name) for name in SAID_OF_THE_SET)
+        and all(table.document.get(name) == document.get(name) for name in SET_FIELDS)
         and columns.equals(table.columns)
         # A shard may mend rows of the file, and be of a run that was killed before it published.
         and all(found is None or found.path == path for each in sources.values() for found in each)
@@ -88,7 +88,7 @@ def publish_rows(
 
 
 def arrange_rows(table: FeatureTable | None, wanted: Sequence[Row]) -> list[Row]:
-    """The rows of the file to be: those that are there, as far as wanted or gone, then new ones."""
+    """The rows of the new file: those of the old one in their order, then new ones."""
     waiting: dict[RowKey, dict[bytes, Row]] = defaultdict(dict)
     for row in wanted:
         waiting[row.key][row.path] = row
