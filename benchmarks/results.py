@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.results_page import ImageSet, make_page
 from benchmarks.results_steps import Amount, read_answer, run_step, steps_of
 from pipeline import cli
+from pipeline.config import count, whole_number
 from pipeline.durable import make_folder, write_durably
 from pipeline.errors import UsageError
 from pipeline.text import printable
@@ -106,15 +107,13 @@ def _parser() -> argparse.ArgumentParser:
         "sets", nargs="+", metavar="FOLDER=WORDS", help="image sets, and how like ImageNet they are"
     )
     made.add_argument("--weights", default="imagenet", metavar="W", help="imagenet or a .h5 file")
-    made.add_argument("--views", type=cli.whole_number, default=4, metavar="K")
-    made.add_argument(
-        "--epochs", type=cli.whole_number, default=8, metavar="N", help="of fine-tuning"
-    )
-    made.add_argument("--head-epochs", type=cli.whole_number, default=30, metavar="N")
+    made.add_argument("--views", type=whole_number, default=4, metavar="K")
+    made.add_argument("--epochs", type=whole_number, default=8, metavar="N", help="of fine-tuning")
+    made.add_argument("--head-epochs", type=whole_number, default=30, metavar="N")
     for method, default in (("scratch", 30), ("end-to-end", 3)):
         made.add_argument(
             f"--{method}-epochs",
-            type=cli.count,
+            type=count,
             default=default,
             metavar="N",
             help="of the first set; 0 leaves it out (default: %(default)s)",

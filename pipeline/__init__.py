@@ -11,9 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import compare_heads, extract_features, predict_images
+    from pipeline.api import extract_features, predict_images
     from pipeline.cache.config import ExtractConfig
     from pipeline.estimator import FeatureExtractor, load_model
+    from pipeline.evaluation.compare import compare_heads
     from pipeline.frames import load_features
     from pipeline.models.config import PredictConfig
 
@@ -33,7 +34,7 @@ _HOMES = {
     "ExtractConfig": "pipeline.cache.config",
     "FeatureExtractor": "pipeline.estimator",
     "PredictConfig": "pipeline.models.config",
-    "compare_heads": "pipeline.api",
+    "compare_heads": "pipeline.evaluation.compare",
     "extract_features": "pipeline.api",
     "load_features": "pipeline.frames",
     "load_model": "pipeline.estimator",

@@ -26,7 +26,6 @@ from pipeline.cache.upkeep import (
 from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.evaluation.compare import compare_heads
 from pipeline.frames import load_features
 from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
@@ -34,7 +33,6 @@ from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, FoundFile, ImageSet, Skipped, scan_folder
 from pipeline.models.config import PredictConfig
 from pipeline.models.predicting import Predictions
-from pipeline.models.predictor import open_predictor
 from pipeline.recipe import cache_document, config_of, continue_engine, feature_spec
 from pipeline.text import counted, printable
 
@@ -46,7 +44,6 @@ __all__ = [
     "FeatureTable",
     "PredictConfig",
     "Repair",
-    "compare_heads",
     "extract_features",
     "load_features",
     "predict_images",
@@ -322,5 +319,7 @@ def predict_images(
         raise NoInputError(f"there is no image file to look at: {why}")
     model = config.model
     if model is None or isinstance(model, str | os.PathLike):
+        from pipeline.models.predictor import open_predictor  # loads scikit-learn
+
         model = open_predictor(config)
     return Predictions(model, paths, skipped=skipped, strict=config.strict)

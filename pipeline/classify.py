@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
-from pipeline.config import flag_of
+from pipeline.config import flag_of, fraction, whole_number
 from pipeline.errors import NoInputError, UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.heads.config import DenseConfig
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     saving.add_argument(
         "--check-images",
-        type=cli.whole_number,
+        type=whole_number,
         default=200,
         metavar="N",
         help="so many at most, evenly spread (default: %(default)s)",
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     dense.add_argument(
         "--smooth",
-        type=cli.fraction,
+        type=fraction,
         default=0.8,
         metavar="F",
         help="moving average in the curves, 0 for none (default: %(default)s)",

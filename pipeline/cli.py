@@ -14,10 +14,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pipeline.config import Config, flag_of
-from pipeline.config import count as count
-from pipeline.config import fraction as fraction
-from pipeline.config import positive_number as positive_number
-from pipeline.config import whole_number as whole_number
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline import cli
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
 from pipeline.cache.config import ExtractConfig
+from pipeline.config import fraction
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.images.config import AugmentConfig
 from pipeline.text import printable
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--smooth",
-        type=cli.fraction,
+        type=fraction,
         default=0.8,
         metavar="F",
         help="moving average in the curves, 0 for none (default: %(default)s)",
