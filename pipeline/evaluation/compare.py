@@ -21,7 +21,7 @@ from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.verdict import judge
-from pipeline.heads.inputs import Input
+from pipeline.heads.config import Input
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 from pipeline.text import counted, duration, printable

@@ -16,7 +16,8 @@ from pipeline.cache.file import FeatureTable
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.heads.calibration import Scores, class_scores
-from pipeline.heads.inputs import Input, flatten_or_pool
+from pipeline.heads.config import Input
+from pipeline.heads.inputs import flatten_or_pool
 from pipeline.text import counted, printable
 
 VIEWS = 1 << 15  # more than any view's number: an int16

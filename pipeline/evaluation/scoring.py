@@ -22,7 +22,7 @@ from pipeline.evaluation.rows import TrialRows, ViewRows
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.heads.calibration import apply_temperature
-from pipeline.heads.inputs import Input
+from pipeline.heads.config import Input
 from pipeline.text import printable
 
 MEASURES = (

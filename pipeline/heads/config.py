@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from pipeline.config import documented, fraction, option, positive_number, whole_number
 from pipeline.errors import UnreachableError, UsageError
 
+Input = Literal["flat", "pooled"]  # what a head learns from: flattened or averaged maps
 Optimizer = Literal["rmsprop", "adam", "sgd"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Input = Literal["flat", "pooled"]
+from pipeline.heads.config import Input
 
 
 def flatten_or_pool(features: npt.NDArray[Any], input: Input) -> npt.NDArray[np.float32]:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import get_args
 
 from pipeline.errors import UsageError
-from pipeline.heads.inputs import Input
+from pipeline.heads.config import Input
 from pipeline.heads.registry import HEADS
 
 PROTOCOLS = ("kornblith",)  # heads that are a protocol of their own, in none of the groups

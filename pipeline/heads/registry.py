@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.heads.config import DenseConfig
-from pipeline.heads.inputs import Input
+from pipeline.heads.config import DenseConfig, Input
 
 # scikit-learn is imported in the functions: --help needs the names alone.
 

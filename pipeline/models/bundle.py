@@ -22,7 +22,8 @@ from pipeline.bases.registry import PREPROCESSING_POLICIES, check_image_size, fi
 from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import write_durably
 from pipeline.errors import BadDataError, NoInputError, UsageError
-from pipeline.heads.inputs import Input, feature_count
+from pipeline.heads.config import Input
+from pipeline.heads.inputs import feature_count
 from pipeline.images.views import Augmentation
 from pipeline.models.serialization import ForeignFileError, dump_estimator, load_estimator
 from pipeline.spec import (
