@@ -13,7 +13,6 @@ from multiprocessing.connection import Connection
 from threading import Lock
 from typing import Any, TypeVar
 
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from pipeline.cores import usable_cores
@@ -156,7 +155,8 @@ def side_by_side(
     """
     found: dict[tuple[HeadRequest, int], Future[T]] = {}
     with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the table of settings says so
+        # the table of settings says what did not converge
+        warnings.filterwarnings("ignore", module="sklearn")
         for alone in (False, True):
             pool = ThreadPoolExecutor(1 if alone else usable_cores())
             try:
@@ -242,7 +242,7 @@ def _work_and_send(
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: the parent alone says so
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    warnings.simplefilter("ignore", ConvergenceWarning)
+    warnings.filterwarnings("ignore", module="sklearn")
     head = load_head(name, dense)
     connection.send("ready")
     with threadpool_limits(limits=1, user_api="blas"):

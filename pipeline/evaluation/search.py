@@ -261,6 +261,8 @@ def parameter_count(estimator: Any) -> int:
     if isinstance(estimator, TemperatureScaling):
         return parameter_count(estimator.estimator)
     if isinstance(estimator, Pipeline):
+        if hasattr(estimator[-1], "coef_"):  # as weights of the features before PCA
+            return int(np.size(estimator[-1].intercept_)) * (1 + int(estimator.n_features_in_))
         return parameter_count(estimator[-1])
     if hasattr(estimator, "coef_"):
         return int(np.size(estimator.coef_) + np.size(estimator.intercept_))
