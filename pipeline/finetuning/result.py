@@ -21,7 +21,7 @@ class Trained:
         them, before it learned from them.
     seconds : each epoch's training, without validation and checkpoint.
     best_epoch : from 1.
-    validation_probabilities, test_probabilities : (N, K) float64.
+    validation_probabilities : (N, K) float64.
     frozen_head : the head alone on the frozen base, where that was trained before.
     """
 
@@ -30,7 +30,6 @@ class Trained:
     seconds: Sequence[float]
     best_epoch: int
     validation_probabilities: npt.NDArray[np.float64]
-    test_probabilities: npt.NDArray[np.float64] | None = None
     frozen_head: "Trained | None" = None
 
     @property

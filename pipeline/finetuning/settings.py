@@ -31,10 +31,9 @@ class Schedule:
             raise UsageError(f"learning_rate is above 0 and below 1; received {self.learning_rate}")
 
 
-# Of Deep Learning with Python: listings 5.18 and 5.21, 5.22, and 5.14
+# Of Deep Learning with Python: listings 5.18 and 5.21, and 5.22
 HEAD = Schedule(epochs=30, learning_rate=2e-5)
 FINE_TUNING = Schedule(epochs=100, learning_rate=1e-5)
-SCRATCH = Schedule(epochs=100, learning_rate=1e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,3 @@ class Plan:
     network: DenseConfig = field(default_factory=DenseConfig)
     head: Schedule = HEAD
     joint: Schedule = FINE_TUNING
-    scratch: Schedule = SCRATCH
-
-
-BOOK = Plan()

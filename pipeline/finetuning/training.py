@@ -53,12 +53,11 @@ class Network(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is to be learned; ``test`` is only predicted, after the training."""
+    """What is to be learned."""
 
     train: Rows
     validation: Rows
     class_count: int
-    test: Rows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +135,13 @@ def train(
         patience = counted(schedule.patience, "epoch")
         log.info("%s: stopped, for validation loss has not fallen in %s", stage, patience)
     learner.assign(course.best)
-    size = schedule.batch_size
+    validation = learner.measure(task.validation, schedule.batch_size)
     return Trained(
         weights=course.best,
         history=course.history,
         seconds=course.seconds,
         best_epoch=course.best_epoch,
-        validation_probabilities=learner.measure(task.validation, size).probabilities,
-        test_probabilities=learner.measure(task.test, size).probabilities if task.test else None,
+        validation_probabilities=validation.probabilities,
     )
 
 
