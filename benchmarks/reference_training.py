@@ -361,7 +361,7 @@ def _outcome(
             Fit(
                 seed=seed,
                 params=params,
-                parameters=trained.trainable_parameters,
+                parameters=sum(each.size for each in trained.weights.values()),
                 temperature=fit_temperature(truth, validation, has_probabilities=True),
                 validation_scores=validation,
                 validation_accuracy=accuracy_of(truth, validation),

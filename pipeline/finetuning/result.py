@@ -33,11 +33,6 @@ class Trained:
     frozen_head: "Trained | None" = None
 
     @property
-    def trainable_parameters(self) -> int:
-        """2,097,665 for the head alone on VGG16 at 150 pixels."""
-        return sum(each.size for each in self.weights.values())
-
-    @property
     def validation_accuracy(self) -> float:
         """Of the best epoch, 0 … 1."""
         return self.history["val_accuracy"][self.best_epoch - 1]

@@ -1,6 +1,6 @@
 """How long and how fast to train; apart from the training, so that ``--help`` needs no NumPy."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.errors import UsageError
 from pipeline.heads.config import DenseConfig
@@ -40,6 +40,6 @@ FINE_TUNING = Schedule(epochs=100, learning_rate=1e-5)
 class Plan:
     """The head's network, and how each stage is trained."""
 
-    network: DenseConfig = field(default_factory=DenseConfig)
-    head: Schedule = HEAD
-    joint: Schedule = FINE_TUNING
+    network: DenseConfig
+    head: Schedule
+    joint: Schedule
