@@ -80,11 +80,11 @@ def steps_of(data: Path, weights: str, amount: Amount) -> Iterator[Step]:
             ),
         )
 
-    def finetune(what: str, *options: str, seed: int = 0) -> Step:
+    def train(what: str, *options: str, by: str = "pipeline.finetune", seed: int = 0) -> Step:
         return Step(
             f"{name}/{what}-{seed}",
             (
-                *("pipeline.finetune", str(data), *base, "--seed", str(seed)),
+                *(by, str(data), *base, "--seed", str(seed)),
                 *("--head-epochs", str(amount.head_epochs), *options, "--save", "none", "--json"),
             ),
         )
@@ -95,21 +95,21 @@ def steps_of(data: Path, weights: str, amount: Amount) -> Iterator[Step]:
             yield classify("native", count, seed)
     few = str(max(1, amount.epochs // (1 + views)))
     for seed in SEEDS:
-        yield finetune("finetune-0", "--epochs", str(amount.epochs), seed=seed)
-        yield finetune(f"finetune-{views}", "--views", str(views), "--epochs", few, seed=seed)
+        yield train("finetune-0", "--epochs", str(amount.epochs), seed=seed)
+        yield train(f"finetune-{views}", "--views", str(views), "--epochs", few, seed=seed)
     yield extract("rescale", 2 * views, LAYERS[-1:])
     for seed in SEEDS:
         for count in (0, views, 2 * views):
             yield classify("rescale", count, seed)
     if amount.scratch_epochs:
-        epochs = str(amount.scratch_epochs)
-        yield finetune("scratch", "--method", "scratch", "--views", "1", "--epochs", epochs)
+        options = ("--method", "scratch", "--epochs", str(amount.scratch_epochs))
+        yield train("scratch", *options, by="benchmarks.references")
     if amount.end_to_end_epochs:
         yield Step(
             f"{name}/end_to_end-0",
             (
-                *("pipeline.finetune", str(data), *base, "--method", "end_to_end"),
-                *("--views", "1", "--head-epochs", str(amount.end_to_end_epochs)),
+                *("benchmarks.references", str(data), *base, "--method", "end_to_end"),
+                *("--head-epochs", str(amount.end_to_end_epochs)),
                 *("--save", "none", "--json"),
             ),
         )

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import cli
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
@@ -15,17 +16,23 @@ from pipeline.finetuning.config import FinetuneConfig
 from pipeline.images.config import AugmentConfig
 from pipeline.text import printable
 
+if TYPE_CHECKING:
+    from pipeline.evaluation.result import Comparison
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, report."""
-    arguments = _parser().parse_args(argv)
+    made = cli.parser(
+        command="finetune",
+        summary="Train the last layers of a base together with a head, from the cache of the maps "
+        "that lie before them.",
+        example="python -m pipeline.finetune data/pets --unfreeze block5_conv1 --views 4",
+    )
+    add_options(made, FinetuneConfig)
+    arguments = made.parse_args(argv)
     from pipeline.images.scan import scan_folder
 
-    base = cli.config_from(arguments, BaseConfig, batch_size=BATCH_SIZE, seed=0)
-    augmentation = cli.augmentation_of(arguments, seed=arguments.view_seed)
-    config = cli.config_from(
-        arguments, FinetuneConfig, extract=ExtractConfig(**vars(base), augmentation=augmentation)
-    )
+    config = cli.config_from(arguments, FinetuneConfig, extract=extract_config(arguments))
     scan_folder(arguments.data)  # a mistake there is told before TensorFlow is loaded
     from pipeline.finetuning.run import finetune
 
@@ -44,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             extracting=extracting,
             training=training,
         )
-    if arguments.json:
+    print_results(comparison, folder, as_json=arguments.json)
+
+
+def print_results(comparison: "Comparison", folder: Path, *, as_json: bool) -> None:
+    """Print the table and where the run's folder is, or results.json."""
+    if as_json:
         cli.print_json(json.loads((folder / "results.json").read_text("utf-8")))
         return
     for notice in comparison.notices:
@@ -55,15 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"written to {printable(folder)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
-        command="finetune",
-        summary="Train the last layers of a base together with a head, from the cache of the maps "
-        "that lie before them.",
-        example="python -m pipeline.finetune data/pets --unfreeze block5_conv1 --views 4",
-    )
+def extract_config(arguments: argparse.Namespace) -> ExtractConfig:
+    """The base and the augmentation of parsed arguments."""
+    base = cli.config_from(arguments, BaseConfig, batch_size=BATCH_SIZE, seed=0)
+    augmentation = cli.augmentation_of(arguments, seed=arguments.view_seed)
+    return ExtractConfig(**vars(base), augmentation=augmentation)
+
+
+def add_options(made: argparse.ArgumentParser, config: type[FinetuneConfig]) -> None:
+    """Add the image folder and every option of a training to a parser."""
     made.add_argument("data", type=Path, help="image folder, as for pipeline.extract")
-    cli.add_options(made, FinetuneConfig)
+    cli.add_options(made, config)
     cli.add_options(made, BaseConfig, leave_out=("batch_size", "seed"))
     cli.add_options(made, AugmentConfig)
     made.add_argument(
@@ -83,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         help="moving average in the curves, 0 for none (default: %(default)s)",
     )
     made.add_argument("--json", action="store_true", help="print the results as JSON instead")
-    return made
 
 
 if __name__ == "__main__":

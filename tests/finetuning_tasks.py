@@ -1,13 +1,14 @@
 """Small learning tasks for the tests: drawn maps, drawn images."""
 
 import numpy as np
-from pipeline.heads.settings import DenseSettings
 
-from pipeline.finetuning.methods import build_head, head_variables
+from pipeline.finetuning.methods import head_variables
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Rows
 from pipeline.finetuning.settings import Schedule
 from pipeline.finetuning.training import Network, RunOptions, Task, train
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.dense import build_dense
 
 
 def drawn_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: int = 2) -> Rows:
@@ -19,29 +20,25 @@ def drawn_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: int = 
 
 
 def drawn_task(shape: tuple[int, ...], *, count: int = 40, classes: int = 2) -> Task:
-    """``count`` training rows, half as many for validation and for test."""
-    train, validation, test = (
-        drawn_rows(each, shape, seed=seed, classes=classes)
-        for seed, each in enumerate((count, count // 2, count // 2))
-    )
-    return Task(train, validation, classes, test)
+    """``count`` training rows, half as many for validation."""
+    train = drawn_rows(count, shape, seed=0, classes=classes)
+    return Task(train, drawn_rows(count // 2, shape, seed=1, classes=classes), classes)
 
 
 def drawn_maps(*, count: int = 40, classes: int = 2) -> Task:
     """Images as feature maps would be: (4, 4, 8) float32."""
     task = drawn_task((4, 4, 8), count=count, classes=classes)
-    assert task.test
-    train, validation, test = (
+    train, validation = (
         Rows(rows.inputs.astype(np.float32) / 255, rows.labels)
-        for rows in (task.train, task.validation, task.test)
+        for rows in (task.train, task.validation)
     )
-    return Task(train, validation, classes, test)
+    return Task(train, validation, classes)
 
 
 def train_head(
     task: Task, options: RunOptions, schedule: Schedule, *, dropout: float = 0.5
 ) -> Trained:
     """Train a small head on the task's inputs as they are: the loop at its cheapest."""
-    settings = DenseSettings(units=16, dropout=dropout)
-    head = build_head(task.train.inputs.shape[1:], task.class_count, settings, options.seed)
+    config = DenseConfig(units=16, dropout=dropout)
+    head = build_dense(task.train.inputs.shape[1:], task.class_count, config, options.seed)
     return train(Network(head, head_variables(head)), task, schedule, options, stage="head")

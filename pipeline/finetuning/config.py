@@ -15,7 +15,7 @@ from pipeline.config import (
 )
 from pipeline.errors import UsageError
 from pipeline.evaluation.config import ClassifyConfig
-from pipeline.finetuning.settings import FINE_TUNING, HEAD, SCRATCH, Plan, Schedule
+from pipeline.finetuning.settings import FINE_TUNING, HEAD, Plan, Schedule
 from pipeline.heads.config import DenseConfig
 from pipeline.spec import check_seed
 
@@ -38,24 +38,16 @@ class FinetuneConfig(Config):
     extract: ExtractConfig = option(
         ExtractConfig(), flag="", help="the base, and what views are drawn from"
     )
-    method: str = option(
-        "boundary",
-        choices=("boundary", "end_to_end", "scratch"),
-        help="boundary: from the cache; the references: end_to_end, from the images, augmented "
-        "anew in every epoch (the head alone, unless --unfreeze); scratch, the book's small "
-        "convnet without a base (default: %(default)s)",
-    )
     unfreeze: str | None = option(
         None,
         metavar="LAYER",
         help="the first layer that learns (default: block5_conv1 of VGG16 and VGG19)",
     )
-    views: int | None = option(
-        None,
+    views: int = option(
+        0,
         type=count,
         metavar="K",
-        help="augmented views of each training image, cached (default: none); the references draw "
-        "a new one in every epoch, unless K is 0",
+        help="augmented views of each training image, cached (default: none)",
     )
     head_epochs: int = _training(
         HEAD.epochs, type=whole_number, metavar="N", help=f"of the head alone ({HEAD.epochs})"
@@ -73,8 +65,7 @@ class FinetuneConfig(Config):
         None,
         type=positive_number,
         metavar="R",
-        help=f"of all that learns ({FINE_TUNING.learning_rate:g}; scratch "
-        f"{SCRATCH.learning_rate:g})",
+        help=f"of all that learns ({FINE_TUNING.learning_rate:g})",
     )
     patience: int = _training(
         HEAD.patience,
@@ -113,35 +104,24 @@ class FinetuneConfig(Config):
         base = self.extract.network
         if not base.module:
             raise UsageError("the base pixels has no layers to train; choose a network")
-        if self.method == "scratch" and self.unfreeze:
-            raise UsageError("--unfreeze: --method scratch has no base; leave one of them out")
-        if self.method == "boundary" and not self.first_unfrozen:
-            raise UsageError(
-                f"--unfreeze names the first layer of {base.name} that shall learn: "
-                f"--list-layers {base.name} of pipeline.extract shows them"
-            )
+        _ = self.first_unfrozen  # raises where there is none
         _ = self.division(has_splits=self.split is None).division  # raises for wrong rules
-        if self.cached_views:
+        if self.views:
             from pipeline.cache.view_plan import ViewPlan
 
-            ViewPlan(self.cached_views, self.extract.augmentation_ranges)
+            ViewPlan(self.views, self.extract.augmentation_ranges)
 
     @property
-    def cached_views(self) -> int:
-        """K of the cache."""
-        return self.views or 0
-
-    @property
-    def augmented(self) -> int | bool:
-        """How training images are augmented: K cached views, or whether on the fly."""
-        return self.cached_views if self.method == "boundary" else self.views != 0
-
-    @property
-    def first_unfrozen(self) -> str | None:
+    def first_unfrozen(self) -> str:
         """The first layer that learns, beside the head."""
-        if self.unfreeze or self.method != "boundary":
-            return self.unfreeze
-        return FIRST_UNFROZEN.get(self.extract.network.name)
+        name = self.extract.network.name
+        layer = self.unfreeze or FIRST_UNFROZEN.get(name)
+        if not layer:
+            raise UsageError(
+                f"--unfreeze names the first layer of {name} that shall learn: "
+                f"--list-layers {name} of pipeline.extract shows them"
+            )
+        return layer
 
     @property
     def plan(self) -> Plan:
@@ -159,7 +139,6 @@ class FinetuneConfig(Config):
             network=DenseConfig(units=self.units, dropout=self.dropout),
             head=stage(HEAD, self.head_epochs, self.head_learning_rate),
             joint=stage(FINE_TUNING, self.epochs, self.learning_rate),
-            scratch=stage(SCRATCH, self.epochs, self.learning_rate),
         )
 
     def division(self, *, has_splits: bool) -> ClassifyConfig:

@@ -51,16 +51,16 @@ def train_from_cache(
     """
     base, size = config.extract.network, config.extract.size
     base_model, _ = build_base(config.extract)
-    boundary = find_boundary(base_model, base, str(config.first_unfrozen))
+    boundary = find_boundary(base_model, base, config.first_unfrozen)
     _check_scratch(data, config, boundary)
     layers = [boundary.layer, base.last_layer]
     extracted = extract_features(
-        data, config.extract, layers=layers, views=config.cached_views, progress=extracting
+        data, config.extract, layers=layers, views=config.views, progress=extracting
     )
     has_splits = any(file.split != NO_SPLIT for file in extracted.images.files)
     (cache,) = open_caches(
         [extracted.table.path],
-        replace(config.division(has_splits=has_splits), layers=layers, views=config.cached_views),
+        replace(config.division(has_splits=has_splits), layers=layers, views=config.views),
     )
     (trial,) = cache.division.trials
     wanted = rows_of(cache)
@@ -85,7 +85,6 @@ def train_from_cache(
             boundary,
             task_of(below, boundary.shape),
             checkpoints.options(seed, training),
-            scratch=config.extract.cache_dir,
             plan=config.plan,
             features=task_of(last, cache.table.layers[base.last_layer]),
         )
@@ -106,7 +105,7 @@ def train_from_cache(
             top_block(base_model, base, size, boundary, weights, class_count, network),
             below.as_they_are(trial.splits.validation),
             seed=seed,
-            params={"unfreeze": str(config.first_unfrozen), **network.changed()},
+            params={"unfreeze": config.first_unfrozen, **network.changed()},
             fit_seconds=sum(before.seconds) + sum(trained.seconds),
         )
         tuned.append(replace(fit, history=trained.history))
@@ -140,7 +139,7 @@ def train_from_cache(
 def _check_scratch(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:
     """Raise StorageError before the extraction if the training data cannot fit beside it."""
     images = len(scan_folder(data).files)
-    needed = 4 * math.prod(boundary.shape) * images * (1 + config.cached_views)
+    needed = 4 * math.prod(boundary.shape) * images * (1 + config.views)
     folder = config.extract.cache_dir
     make_folder(folder)
     free = shutil.disk_usage(folder).free

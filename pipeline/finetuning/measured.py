@@ -66,9 +66,8 @@ class Checkpoints:
         identity = {
             "images": content.hexdigest(),
             "fingerprint": features,
-            "method": config.method,
             "unfreeze": config.first_unfrozen,
-            "views": config.augmented,
+            "views": config.views,
             "augmentation": config.extract.augmentation_ranges.to_dict(),
             "division": [config.split, config.split_seed, config.group],
             "plan": asdict(config.plan),

@@ -21,7 +21,7 @@ class Trained:
         them, before it learned from them.
     seconds : each epoch's training, without validation and checkpoint.
     best_epoch : from 1.
-    validation_probabilities, test_probabilities : (N, K) float64.
+    validation_probabilities : (N, K) float64.
     frozen_head : the head alone on the frozen base, where that was trained before.
     """
 
@@ -30,18 +30,7 @@ class Trained:
     seconds: Sequence[float]
     best_epoch: int
     validation_probabilities: npt.NDArray[np.float64]
-    test_probabilities: npt.NDArray[np.float64] | None = None
     frozen_head: "Trained | None" = None
-
-    @property
-    def trainable_tensors(self) -> int:
-        """4 for the head alone: two kernels, two biases."""
-        return len(self.weights)
-
-    @property
-    def trainable_parameters(self) -> int:
-        """2,097,665 for the head alone on VGG16 at 150 pixels."""
-        return sum(each.size for each in self.weights.values())
 
     @property
     def validation_accuracy(self) -> float:

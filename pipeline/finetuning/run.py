@@ -1,9 +1,11 @@
-"""Train by one method, measure, and compare with the head on the frozen base."""
+"""Train, measure, and compare with the head on the frozen base."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pipeline.cache.fill import Progress
 from pipeline.evaluation.compare import versions
@@ -11,7 +13,7 @@ from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.verdict import judge
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.from_cache import train_from_cache
-from pipeline.finetuning.from_images import train_from_images
+from pipeline.finetuning.measured import Measured
 from pipeline.finetuning.training import Progress as TrainingProgress
 from pipeline.report.plots import draw_curves
 from pipeline.report.run_folder import Save, check_writable, write_run
@@ -47,24 +49,39 @@ def finetune(
     """
     check_writable(results)
     with ExitStack() as stack:
-        if config.method == "boundary":
-            measured = train_from_cache(
-                data, config, stack, extracting=extracting, training=training
-            )
-        else:
-            measured = train_from_images(data, config, stack, training=training)
+        measured = train_from_cache(data, config, stack, extracting=extracting, training=training)
+    augmentation = config.extract.augmentation_ranges.to_dict() if config.views else None
+    how = {"method": "boundary", "views": config.views, "augmentation": augmentation}
+    return write_results(
+        measured, config, how, results=results, command=command, smoothing=smoothing, save=save
+    )
+
+
+def write_results(
+    measured: Measured,
+    config: FinetuneConfig,
+    how: Mapping[str, Any],
+    *,
+    results: Path,
+    command: str | None,
+    smoothing: float,
+    save: Save,
+) -> tuple[Comparison, Path]:
+    """Write the run's folder; parameters and what is returned as for `finetune`.
+
+    Parameters
+    ----------
+    how : ``method``, ``views`` and ``augmentation``, for results.json.
+    """
     outcomes, recommendation = judge(measured.outcomes)
-    augmentation = config.extract.augmentation_ranges
     comparison = Comparison(
         outcomes=tuple(outcomes),
         classes=measured.classes,
         run={
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "classes": list(measured.classes),
-            "method": config.method,
-            "unfreeze": config.first_unfrozen,
-            "views": config.augmented,
-            "augmentation": augmentation.to_dict() if config.augmented else None,
+            "unfreeze": config.first_unfrozen or None,
+            **how,
             "seed": config.seed,
             "repeats": config.repeats,
             "split": config.split,

@@ -1,6 +1,6 @@
 """How long and how fast to train; apart from the training, so that ``--help`` needs no NumPy."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.errors import UsageError
 from pipeline.heads.config import DenseConfig
@@ -31,20 +31,15 @@ class Schedule:
             raise UsageError(f"learning_rate is above 0 and below 1; received {self.learning_rate}")
 
 
-# Of Deep Learning with Python: listings 5.18 and 5.21, 5.22, and 5.14
+# Of Deep Learning with Python: listings 5.18 and 5.21, and 5.22
 HEAD = Schedule(epochs=30, learning_rate=2e-5)
 FINE_TUNING = Schedule(epochs=100, learning_rate=1e-5)
-SCRATCH = Schedule(epochs=100, learning_rate=1e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The head's network, and how each stage is trained."""
 
-    network: DenseConfig = field(default_factory=DenseConfig)
-    head: Schedule = HEAD
-    joint: Schedule = FINE_TUNING
-    scratch: Schedule = SCRATCH
-
-
-BOOK = Plan()
+    network: DenseConfig
+    head: Schedule
+    joint: Schedule

@@ -53,12 +53,11 @@ class Network(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is to be learned; ``test`` is only predicted, after the training."""
+    """What is to be learned."""
 
     train: Rows
     validation: Rows
     class_count: int
-    test: Rows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ def train(
     course = _Course()
     if path and (found := read_checkpoint(path, run=run)):
         course = _Course(**found.state, best=_part(found.arrays, "best/"))
-        learner.restore(_part(found.arrays, "now/"))
+        _assign(learner.state, _part(found.arrays, "now/"))
         path.touch()  # or it looks abandoned until the first epoch ends
         log.info("%s: goes on after epoch %d", stage, course.epochs)
     in_all = schedule.epochs * len(task.train)
@@ -123,27 +122,26 @@ def train(
                 f"{stage}: training diverged in epoch {epoch + 1}, its loss is not finite; choose "
                 f"a lower learning rate than {schedule.learning_rate:g}"
             )
-        course.add(values, seconds, learner)
+        course.add(values, seconds, network)
         log.info(
             "%s: epoch %d/%d: loss %.4f, accuracy %.1f %%; validation loss %.4f, accuracy %.1f %%",
             *(stage, epoch + 1, schedule.epochs),
             *(values[0], 100 * values[1], values[2], 100 * values[3]),
         )
         if path:
-            arrays = _named_parts({"best/": course.best, "now/": learner.state()})
+            arrays = _named_parts({"best/": course.best, "now/": _values(learner.state)})
             write_checkpoint(path, Checkpoint(arrays, course.plain()), run=run)
     if course.epochs < schedule.epochs:
         patience = counted(schedule.patience, "epoch")
         log.info("%s: stopped, for validation loss has not fallen in %s", stage, patience)
-    learner.assign(course.best)
-    size = schedule.batch_size
+    _assign(network.learns, course.best)
+    validation = learner.measure(task.validation, schedule.batch_size)
     return Trained(
         weights=course.best,
         history=course.history,
         seconds=course.seconds,
         best_epoch=course.best_epoch,
-        validation_probabilities=learner.measure(task.validation, size).probabilities,
-        test_probabilities=learner.measure(task.test, size).probabilities if task.test else None,
+        validation_probabilities=validation.probabilities,
     )
 
 
@@ -195,9 +193,10 @@ class _Learner:
         streams = [each for each in network.top.variables if id(each) not in weights]
         for number, stream in enumerate(streams):
             stream.assign([seed, number])
-        self._state = dict(network.learns)
+        # all that the next step depends on: weights, optimiser, random streams
+        self.state = dict(network.learns)
         for kind, others in (("optimizer", self._optimizer.variables), ("stream", streams)):
-            self._state |= {f"{kind}/{number}": each for number, each in enumerate(others)}
+            self.state |= {f"{kind}/{number}": each for number, each in enumerate(others)}
         values = [variable.value for variable in variables]
 
         def learn(inputs: Any, labels: Any) -> tuple[Any, Any]:
@@ -234,36 +233,24 @@ class _Learner:
                 measured.add(float(loss), outputs.numpy(), labels)
         return measured
 
-    def weights(self) -> dict[str, npt.NDArray[np.float32]]:
-        return {name: each.value.numpy() for name, each in self._network.learns.items()}
 
-    def state(self) -> dict[str, npt.NDArray[Any]]:
-        """All that the next step depends on: weights, optimiser, random streams."""
-        return {name: each.value.numpy() for name, each in self._state.items()}
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        for name, variable in self._state.items():
-            variable.assign(state[name])
-
-    def assign(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        for name, variable in self._network.learns.items():
-            variable.assign(weights[name])
+def _values(variables: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    return {name: each.value.numpy() for name, each in variables.items()}
 
 
+def _assign(variables: Mapping[str, Any], values: Mapping[str, npt.NDArray[Any]]) -> None:
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+@dataclass
 class _Course:
     """How a training has gone so far."""
 
-    def __init__(
-        self,
-        history: Mapping[str, list[float]] | None = None,
-        seconds: list[float] | None = None,
-        best_epoch: int = 0,
-        best: Mapping[str, npt.NDArray[np.float32]] | None = None,
-    ) -> None:
-        self.history = dict(history) if history else {name: [] for name in MEASURES}
-        self.seconds = seconds or []
-        self.best_epoch = best_epoch
-        self.best = best or {}
+    history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
+    seconds: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    best: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -273,13 +260,13 @@ class _Course:
     def since_best(self) -> int:
         return self.epochs - self.best_epoch
 
-    def add(self, values: tuple[float, ...], seconds: float, learner: _Learner) -> None:
+    def add(self, values: tuple[float, ...], seconds: float, network: Network) -> None:
         for name, value in zip(MEASURES, values, strict=True):
             self.history[name].append(value)
         self.seconds.append(seconds)
         losses = self.history["val_loss"]
         if losses[-1] < min(losses[:-1], default=math.inf):
-            self.best_epoch, self.best = self.epochs, learner.weights()
+            self.best_epoch, self.best = self.epochs, _values(network.learns)
 
     def plain(self) -> dict[str, Any]:
         return {"history": self.history, "seconds": self.seconds, "best_epoch": self.best_epoch}
@@ -290,7 +277,7 @@ def _run_identity(
 ) -> dict[str, Any]:
     """What a checkpoint must have in common with a run that goes on from it."""
     start = hashlib.sha256()
-    for name, array in learner.state().items():
+    for name, array in _values(learner.state).items():
         start.update(f"{name} {array.shape} {array.dtype} ".encode())
         start.update(array.tobytes())
     for rows in (task.train, task.validation):

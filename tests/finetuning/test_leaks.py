@@ -1,6 +1,6 @@
 """What a network is trained on holds no view of an image that it is judged on.
 
-Features and pixels say which image and view they are of.
+Features say which image and view they are of.
 """
 
 from collections import Counter
@@ -15,18 +15,16 @@ from scipy.stats import binom
 
 from pipeline.cache.config import ExtractConfig
 from pipeline.evaluation.caches import DividedCache, open_caches
-from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.splits import Shares
+from pipeline.evaluation.config import ClassifyConfig
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.from_cache import rows_of, task_of, trial_rows
-from pipeline.finetuning.from_images import task_of as task_of_images
 from pipeline.finetuning.run import finetune
 
 COUNT, VIEWS = 60, 4
 PROTOCOLS: list[dict[str, Any]] = [
     {},
-    {"shares": Shares.parse("50/25/25")},
-    {"shares": Shares.parse("60/20/20"), "split_seed": 3},
+    {"split": "50/25/25"},
+    {"split": "60/20/20", "split_seed": 3},
 ]
 
 
@@ -39,8 +37,7 @@ def divided_cache(path: Path, options: dict[str, Any], *, views: int, tta: bool)
     rows = np.stack([images, columns.views], axis=1).astype(np.float32)
     layers = {"names:avg": rows[order]}
     write_cache(path, labels=labels, columns=columns.take(order), layers=layers)
-    protocol = Protocol(**options)
-    (cache,) = open_caches([path], layers=["names:avg"], protocol=protocol, views=views)
+    (cache,) = open_caches([path], ClassifyConfig(layers=["names:avg"], views=views, **options))
     return cache
 
 
@@ -71,28 +68,6 @@ def test_maps_learned_from_are_of_no_judged_image(
     watched = [(int(image), int(view)) for image, view in task.validation.inputs]
     assert sorted(watched) == [(image, 0) for image in sorted(validation)]
     assert len(train) + len(validation) + len(test) == COUNT
-
-
-@pytest.mark.parametrize("options", PROTOCOLS)
-def test_images_learned_from_are_not_judged(tmp_path: Path, options: dict[str, Any]) -> None:
-    cache = divided_cache(tmp_path / "c.h5", options, views=0, tta=False)
-    config = FinetuneConfig(method="end_to_end", views=1)
-    pixels = np.arange(COUNT, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), "u1")
-    columns = cache.table.columns
-    task = task_of_images(config, pixels, cache)
-    (trial,) = cache.division.trials
-    everything = np.arange(len(task.train))
-    for rows, expected in (
-        (task.train, trial.splits.train),
-        (task.validation, trial.splits.validation),
-    ):
-        order = np.arange(len(rows))
-        np.testing.assert_array_equal(rows.read(order)[:, 0, 0, 0], expected)
-        np.testing.assert_array_equal(rows.labels, columns.labels[expected])
-    assert task.train.draw
-    assert not task.validation.draw
-    (seen,) = {len(inputs) for inputs, _ in task.train.batches(everything, size=len(everything))}
-    assert seen == len(trial.splits.train)
 
 
 @pytest.mark.slow

@@ -8,34 +8,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import draw_set
 from finetuning_tasks import drawn_rows, drawn_task
-from pipeline.heads.settings import DenseSettings
 
 from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base, feature_model, preprocess
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import PREPROCESSING, Base, find_base
-from pipeline.finetuning.methods import (
-    build_head,
-    finetune_from_cache,
-    head_variables,
-    head_weights,
-    train_end_to_end,
-    train_from_scratch,
-)
+from pipeline.finetuning.methods import finetune_from_cache, head_variables
 from pipeline.finetuning.result import Trained
-from pipeline.finetuning.rows import Rows, new_views, row_order, scratch_images
+from pipeline.finetuning.rows import Rows, row_order
 from pipeline.finetuning.settings import Plan, Schedule
 from pipeline.finetuning.training import Network, RunOptions, Task, train
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.dense import build_dense
 from pipeline.images.hashes import hash_files
+from pipeline.images.reader import read_images
 from pipeline.images.scan import scan_folder
-from pipeline.images.views import POLICIES
 from pipeline.keras_backend import keras
+from pipeline.models.top_block import HEAD_WEIGHTS
 
-NO_DROPOUT = DenseSettings(units=16, dropout=0)
+NO_DROPOUT = DenseConfig(units=16, dropout=0)
 SHORT = Plan(
-    network=DenseSettings(units=16),
+    network=DenseConfig(units=16),
     head=Schedule(epochs=2, learning_rate=1e-3),
     joint=Schedule(epochs=2, learning_rate=1e-5),
 )
@@ -67,20 +61,19 @@ def on_maps(model: Any, base: Base, boundary: Boundary, rows: Rows) -> Rows:
 
 
 def cached(model: Any, base: Base, boundary: Boundary, task: Task) -> Task:
-    assert task.test
-    train, validation, test = (
-        on_maps(model, base, boundary, rows) for rows in (task.train, task.validation, task.test)
+    train, validation = (
+        on_maps(model, base, boundary, rows) for rows in (task.train, task.validation)
     )
-    return task._replace(train=train, validation=validation, test=test)
+    return task._replace(train=train, validation=validation)
 
 
 def error_of_ten_steps(
-    model: Any, base: Base, first: str, rows: Rows, settings: DenseSettings, rate: float
+    model: Any, base: Base, first: str, rows: Rows, config: DenseConfig, rate: float
 ) -> float:
     """‖Δcache − Δend-to-end‖ / ‖Δend-to-end‖ over all weights; leaves the base as it was."""
     size = len(rows) // 10
     boundary = find_boundary(model, base, first)
-    head = partial(build_head, model.output_shape[1:], 2, settings, 7)
+    head = partial(build_dense, model.output_shape[1:], 2, config, 7)
     maps = on_maps(model, base, boundary, rows)
 
     ours = head()
@@ -145,102 +138,39 @@ def assert_frozen(model: Any, before: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_fine_tuning_leaves_frozen_weights_and_gives_what_predicts_the_same(tmp_path: Path) -> None:
+def test_fine_tuning_leaves_frozen_weights_and_gives_what_predicts_the_same() -> None:
     model, base = built("mobilenet_v2", 32)
     before = model.get_weights()
-    boundary = find_boundary(model, base, "block_16_expand")
-    images = drawn_task((32, 32, 3))
-    task = cached(model, base, boundary, images)
-    options = RunOptions(seed=1, checkpoints=tmp_path / "kept")
-    trained = finetune_from_cache(model, boundary, task, options, scratch=tmp_path, plan=SHORT)
-    assert_frozen(model, before)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    assert trained.frozen_head
-    assert trained.frozen_head.trainable_tensors == 4
-    assert trained.trainable_tensors == 8
-    assert all(name.split("/")[0] in {*boundary.unfrozen, "head"} for name in trained.weights)
-    # the weights, put back where they belong, give the probabilities that were measured
-    shape = model.output_shape[1:]
-    head = build_head(shape, 2, SHORT.network, 0)
-    head.set_weights(list(head_weights(trained.weights)))
-    with unfrozen(model, boundary) as learns:
-        for name, variable in learns.items():
-            assert not np.array_equal(variable.value.numpy(), trained.weights[name])
-            variable.assign(trained.weights[name])
-        assert images.test
-        config = BaseConfig(base=base.name, image_size=32)
-        whole = feature_model(model, config, [base.last_layer])
-        (features,) = keras.tree.flatten(whole.predict(images.test.inputs, verbose=0))
-    second = head.predict(features, verbose=0)
-    np.testing.assert_allclose(trained.test_probabilities[:, 1:], second, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_features_that_are_cached_already_are_not_computed(tmp_path: Path) -> None:
-    model, base = built("mobilenet_v2", 32)
     boundary = find_boundary(model, base, "block_16_expand")
     images = drawn_task((32, 32, 3))
     task = cached(model, base, boundary, images)
     last = Boundary(base.last_layer, (), model.output_shape[1:])
     features = cached(model, base, last, images)
-    tune = partial(finetune_from_cache, model, boundary, task, RunOptions(), plan=SHORT)
-    ours, theirs = tune(scratch=tmp_path), tune(scratch=tmp_path / "none", features=features)
-    np.testing.assert_allclose(ours.test_probabilities, theirs.test_probabilities, atol=1e-4)
-
-
-def test_end_to_end_leaves_frozen_weights_and_trains_what_it_should(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    root = draw_set(tmp_path / "drawn", per_class=20)
-    found = scan_folder(root)
-    digests, _ = hash_files(root, found.paths)
-    model, base = built("mobilenet_v2", 32)
-    before = model.get_weights()
-    boundary = find_boundary(model, base, "Conv_1")
-    scratch = scratch_images(root, digests, image_size=32, resize="squash", folder=tmp_path)
-    with scratch as (pixels, kept, _):
-        assert kept == found.paths
-        labels = np.array([file.label for file in found.files])
-        plain = Rows(pixels, labels)
-        draw = new_views(list(digests.values()), POLICIES["book"])
-        task = Task(Rows(pixels, labels, draw), plain, 2, plain)
-        trained = train_end_to_end(
-            model,
-            task,
-            RunOptions(),
-            rescale=PREPROCESSING[base.preprocessing],
-            boundary=boundary,
-            plan=SHORT,
-        )
+    trained = finetune_from_cache(
+        model, boundary, task, RunOptions(seed=1), plan=SHORT, features=features
+    )
     assert_frozen(model, before)
-    lines = [line for line in caplog.messages if "trains" in line]
-    assert lines[0].startswith("head: trains 4 tensors, 20,513 parameters: head/hidden_kernel (1")
-    assert lines[1].startswith("fine-tuning: trains 5 tensors, 430,113 parameters: Conv_1/kernel")
     assert trained.frozen_head
-    assert len(trained.history["loss"]) == 2
-
-
-def test_from_scratch_trains_the_books_convnet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-
-    def stop(stage: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_from_scratch(drawn_task((150, 150, 3)), RunOptions(progress=stop))
-    (line,) = caplog.messages  # of the book, listing 5.6
-    assert line.startswith("scratch: trains 12 tensors, 3,453,121 parameters: conv1/kernel (3 × 3")
-
-
-def test_the_small_convnet_learns() -> None:
-    schedule = Schedule(epochs=10, learning_rate=1e-3, patience=10)
-    trained = train_from_scratch(drawn_task((64, 64, 3)), RunOptions(), schedule=schedule)
-    assert trained.validation_accuracy > 0.8
+    assert len(trained.frozen_head.weights) == 4
+    assert len(trained.weights) == 8
+    assert all(name.split("/")[0] in {*boundary.unfrozen, "head"} for name in trained.weights)
+    # the weights, put back where they belong, give the probabilities that were measured
+    shape = model.output_shape[1:]
+    head = build_dense(shape, 2, SHORT.network, 0)
+    head.set_weights([trained.weights[f"head/{name}"] for name in HEAD_WEIGHTS])
+    with unfrozen(model, boundary) as learns:
+        for name, variable in learns.items():
+            assert not np.array_equal(variable.value.numpy(), trained.weights[name])
+            variable.assign(trained.weights[name])
+        config = BaseConfig(base=base.name, image_size=32)
+        whole = feature_model(model, config, [base.last_layer])
+        (features,) = keras.tree.flatten(whole.predict(images.validation.inputs, verbose=0))
+    second = head.predict(features, verbose=0)
+    np.testing.assert_allclose(trained.validation_probabilities[:, 1:], second, atol=1e-5)
 
 
 def test_the_head_on_vgg16_is_the_books() -> None:
-    head = build_head((4, 4, 512), 2, DenseSettings(), 0)
+    head = build_dense((4, 4, 512), 2, DenseConfig(), 0)
     assert sum(
         variable.value.shape.num_elements() for variable in head_variables(head).values()
     ) == (2_097_665)
@@ -272,14 +202,10 @@ def test_ten_steps_on_photographs_at_the_books_size(assets: Path) -> None:
     labels = {file.path: file.label for file in found.files if file.split == 1}
     digests, _ = hash_files(root, labels)
     model, base = built("vgg16", 150)
-    with scratch_images(root, digests, image_size=150, resize="squash", folder=Path()) as (
-        pixels,
-        kept,
-        _,
-    ):
-        rows = Rows(np.asarray(pixels), np.array([labels[path] for path in kept]))
-    settings = DenseSettings(dropout=0)
-    error = error_of_ten_steps(model, base, "block5_conv1", rows, settings, 1e-5)
+    decoded = dict(read_images(root, digests, image_size=150, resize="squash"))
+    rows = Rows(np.stack(list(decoded.values())), np.array([labels[path] for path in decoded]))
+    config = DenseConfig(dropout=0)
+    error = error_of_ten_steps(model, base, "block5_conv1", rows, config, 1e-5)
     print(f"relative error after ten steps: {error:.1e}")
     assert error <= 1e-3
 
@@ -293,7 +219,7 @@ def test_an_epoch_from_the_cache_costs_at_most_a_third() -> None:
     maps = on_maps(model, base, boundary, rows)
     schedule = Schedule(epochs=1, learning_rate=1e-5)
     images = keras.Input((150, 150, 3), dtype="uint8")
-    head = build_head((4, 4, 512), 2, DenseSettings(), 0)
+    head = build_dense((4, 4, 512), 2, DenseConfig(), 0)
     seconds: dict[str, list[float]] = {"cache": [], "end to end": []}
     with ExitStack() as stack:
         learns = stack.enter_context(unfrozen(model, boundary)) | head_variables(head)

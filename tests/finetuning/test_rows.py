@@ -7,14 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from drawing import draw_set
 
 from pipeline.errors import StorageError
 from pipeline.finetuning import rows as module
-from pipeline.finetuning.rows import Rows, row_order, scratch_images, scratch_maps
-from pipeline.images.decode import decode
-from pipeline.images.hashes import hash_files
-from pipeline.images.scan import scan_folder
+from pipeline.finetuning.rows import Rows, row_order, scratch_maps
 
 MAPS = np.random.default_rng(1).random((50, 3, 3, 4), np.float32)
 
@@ -58,22 +54,3 @@ def test_batches_hold_every_row_once_in_the_order_of_the_seed() -> None:
     assert sorted(order) == list(range(50))
     assert not np.array_equal(order, row_order(50, seed=3, epoch=1))
     assert not np.array_equal(order, row_order(50, seed=4, epoch=2))
-
-
-def test_every_epoch_draws_its_own_view_of_each_row() -> None:
-    rows = Rows(MAPS, np.arange(50), draw=lambda each, row, epoch: each * 0 + 1000 * epoch + row)
-    ((inputs, _),) = rows.batches(np.array([7, 3]), size=20, epoch=2)
-    assert inputs[:, 0, 0, 0].tolist() == [2007, 2003]
-
-
-def test_images_are_decoded_once_and_unreadable_ones_skipped(tmp_path: Path) -> None:
-    root = draw_set(tmp_path / "drawn", per_class=3)
-    (root / "plain" / "001.png").write_bytes(b"no image")
-    found = scan_folder(root)
-    digests, _ = hash_files(root, found.paths)
-    scratch = scratch_images(root, digests, image_size=24, resize="squash", folder=tmp_path)
-    with scratch as (pixels, kept, skipped):
-        assert [item.path for item in skipped] == [b"plain/001.png"]
-        assert len(pixels) == len(kept) == 5
-        data = (root / "striped" / "002.png").read_bytes()
-        np.testing.assert_array_equal(pixels[4], decode(data, image_size=24, resize="squash"))

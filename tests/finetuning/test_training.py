@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finetuning_tasks import drawn_maps, train_head
-from pipeline.heads.settings import DenseSettings
 
 from pipeline.errors import BadDataError, UsageError
-from pipeline.finetuning.methods import build_head, head_variables
+from pipeline.finetuning.methods import head_variables
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import row_order
-from pipeline.finetuning.settings import SCRATCH, Schedule
+from pipeline.finetuning.settings import FINE_TUNING, Schedule
 from pipeline.finetuning.training import Network, RunOptions, train
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.dense import build_dense
 from pipeline.keras_backend import keras
 
 SCHEDULE = Schedule(epochs=4, learning_rate=1e-3, patience=9)
@@ -30,7 +31,7 @@ def assert_same(ours: Trained, theirs: Trained) -> None:
     assert ours.weights.keys() == theirs.weights.keys()
     for name, array in ours.weights.items():
         np.testing.assert_array_equal(array, theirs.weights[name])
-    np.testing.assert_array_equal(ours.test_probabilities, theirs.test_probabilities)
+    np.testing.assert_array_equal(ours.validation_probabilities, theirs.validation_probabilities)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -38,7 +39,7 @@ def test_an_epoch_is_that_of_keras(classes: int) -> None:
     task = drawn_maps(count=50, classes=classes)
     schedule = replace(SCHEDULE, epochs=1)
     ours = train_head(task, RunOptions(seed=2), schedule, dropout=0)
-    model = build_head((4, 4, 8), classes, DenseSettings(units=16, dropout=0), 2)
+    model = build_dense((4, 4, 8), classes, DenseConfig(units=16, dropout=0), 2)
     before = model.get_weights()
     model.compile(
         keras.optimizers.RMSprop(schedule.learning_rate),
@@ -64,10 +65,10 @@ def test_an_epoch_is_that_of_keras(classes: int) -> None:
         [(now - then).ravel() for now, then in zip(ours.weights.values(), before, strict=True)]
     )
     assert np.linalg.norm(our_change - change) < 1e-3 * np.linalg.norm(change)
-    probabilities = model.predict(task.test.inputs, verbose=0)
+    probabilities = model.predict(task.validation.inputs, verbose=0)
     if classes == 2:
         probabilities = np.hstack([1 - probabilities, probabilities])
-    np.testing.assert_allclose(ours.test_probabilities, probabilities, atol=1e-5)
+    np.testing.assert_allclose(ours.validation_probabilities, probabilities, atol=1e-5)
 
 
 def test_dropout_and_batchnorm_below_the_head_are_off_while_it_learns() -> None:
@@ -75,8 +76,8 @@ def test_dropout_and_batchnorm_below_the_head_are_off_while_it_learns() -> None:
         [keras.Input((4, 4, 8)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.9)]
     )
     before = body.get_weights()
-    task, settings = drawn_maps(), DenseSettings(units=16)
-    head = build_head((4, 4, 8), 2, settings, 0)
+    task = drawn_maps()
+    head = build_dense((4, 4, 8), 2, DenseConfig(units=16), 0)
     network = Network(head, head_variables(head), keras.Sequential([body]))
     ours = train(network, task, SCHEDULE, RunOptions(), stage="head")
     plain = train_head(task, RunOptions(), SCHEDULE)
@@ -174,4 +175,4 @@ def test_training_that_diverges_says_what_to_do() -> None:
 )
 def test_impossible_schedules_are_refused(setting: Mapping[str, float], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        replace(SCRATCH, **setting)  # type: ignore[arg-type]
+        replace(FINE_TUNING, **setting)  # type: ignore[arg-type]

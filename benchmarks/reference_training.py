@@ -1,0 +1,376 @@
+"""The references: training from the images themselves, augmented anew in every epoch.
+
+*Deep Learning with Python*, 5.2 and 5.3: a frozen base end to end with augmentation; end-to-end
+fine-tuning; a small convnet from scratch.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.references import ReferenceConfig
+from pipeline.bases.boundary import Boundary, find_boundary, unfrozen
+from pipeline.bases.build import build_base, preprocess
+from pipeline.bases.registry import Rescale
+from pipeline.cache.file import Columns, columns_of
+from pipeline.evaluation.metrics import accuracy_of
+from pipeline.evaluation.protocol import Division
+from pipeline.evaluation.result import Fit, Outcome, Result
+from pipeline.evaluation.scoring import summarize
+from pipeline.evaluation.splits import Trial
+from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
+from pipeline.finetuning.methods import HEAD_STAGE, JOINT_STAGE, head_variables
+from pipeline.finetuning.result import Trained
+from pipeline.finetuning.rows import Array, Indices, Rows, scratch_array
+from pipeline.finetuning.settings import Plan, Schedule
+from pipeline.finetuning.training import Network, Progress, RunOptions, Task, train
+from pipeline.heads.calibration import fit_temperature
+from pipeline.heads.dense import build_dense
+from pipeline.images.hashes import hash_files
+from pipeline.images.reader import read_images
+from pipeline.images.scan import NO_SPLIT, ImageSet, Skipped, scan_folder
+from pipeline.images.views import Augmentation, draw_view
+from pipeline.keras_backend import keras, tf
+from pipeline.recipe import feature_spec
+from pipeline.text import printable
+
+NOT_SAVED = "a reference to measure against: pipeline.finetune saves what it trains"
+SCRATCH_STAGE = "scratch"
+
+
+@dataclass(frozen=True)
+class ImageRows(Rows):
+    """Images (N, S, S, 3) uint8 of a larger array, with their labels.
+
+    Attributes
+    ----------
+    places : (N,) where in ``inputs`` each row is.
+    digests : (N,) void, SHA-256 of each file.
+    augmentation : the first epoch sees view 1 of each image, the second view 2, and so on; None
+        for the images as they are.
+    """
+
+    places: Indices
+    digests: npt.NDArray[np.void]
+    augmentation: Augmentation | None = None
+
+    def read(self, rows: Indices, epoch: int) -> Array:
+        """What an epoch, from 0, sees of these rows: (B, S, S, 3) uint8."""
+        pixels = np.asarray(self.inputs[self.places[rows]])
+        if self.augmentation is None:
+            return pixels
+        views = [
+            draw_view(
+                each,
+                augmentation=self.augmentation,
+                image_digest=digest.tobytes(),
+                view=epoch + 1,
+            )
+            for each, digest in zip(pixels, self.digests[rows], strict=True)
+        ]
+        return np.stack(views)
+
+
+class ImageTask(NamedTuple):
+    """What is to be learned, and the rows whose probabilities are wanted afterwards."""
+
+    learned: Task
+    predicted: Rows
+
+
+class Reference(NamedTuple):
+    """A trained network and its probabilities (P, K) for the rows to be predicted."""
+
+    trained: Trained
+    probabilities: npt.NDArray[np.float64]
+
+
+def train_reference(data: Path, config: ReferenceConfig, *, training: Progress | None) -> Measured:
+    """Train a head, or a head and the last layers, on the whole base; or a convnet without one."""
+    found, extract = scan_folder(data), config.extract
+    index_folder = extract.cache_dir / "hashes"
+    digests, unreadable = hash_files(found.root, found.paths, index_folder=index_folder)
+    with scratch_images(
+        found.root,
+        digests,
+        image_size=extract.size,
+        resize=extract.resize,
+        folder=extract.cache_dir,
+    ) as (pixels, kept, skipped):
+        columns = _columns_of(found, {path: digests[path] for path in kept})
+        has_splits = bool((columns.splits != NO_SPLIT).any())
+        division = config.division(has_splits=has_splits).division.divide(columns, found.classes)
+        (trial,) = division.trials
+        task = task_of(config, pixels, columns, trial, len(found.classes))
+        row, source = _describe(config, found, division)
+        identity = f"{config.method} {source['spec']}"
+        checkpoints = Checkpoints.of(config, columns, trial, features=identity)
+        by_seed = [_train(config, task, checkpoints.options(s, training)) for s in trial.seeds]
+    outcomes = [
+        _outcome(replace(row, head=head), config, [each[head] for each in by_seed], columns, trial)
+        for head in by_seed[0]
+    ]
+    last = [list(each.values())[-1].trained for each in by_seed]
+    return Measured(
+        outcomes=outcomes,
+        classes=found.classes,
+        division=division,
+        source=source,
+        checkpoints=checkpoints,
+        notices=[
+            *unread([*found.skipped, *unreadable, *skipped]),
+            *shortfalls(last, trial.seeds),
+        ],
+    )
+
+
+def _columns_of(found: ImageSet, digests: Mapping[bytes, bytes]) -> Columns:
+    """A row for each image that can be read; ``digests`` are path -> SHA-256."""
+    files = [file for file in found.files if file.path in digests]
+    return columns_of(
+        labels=[file.label for file in files],
+        splits=[file.split for file in files],
+        paths=[file.path for file in files],
+        digests=[digests[file.path] for file in files],
+        views=[0] * len(files),
+    )
+
+
+@contextlib.contextmanager
+def scratch_images(
+    root: Path, digests: Mapping[bytes, bytes], *, image_size: int, resize: str, folder: Path
+) -> Iterator[tuple[Array, list[bytes], list[Skipped]]]:
+    """Decode images once, to a `scratch_array` of (N, S, S, 3) uint8.
+
+    Yields them with their paths, and what was skipped and why.
+    """
+    kept: list[bytes] = []
+    skipped: list[Skipped] = []
+
+    def decoded() -> Iterator[Array]:
+        images = read_images(root, digests, image_size=image_size, resize=resize)
+        with contextlib.closing(images):
+            for path, pixels in images:
+                if isinstance(pixels, Skipped):
+                    skipped.append(pixels)
+                else:
+                    kept.append(path)
+                    yield pixels[None]
+
+    shape = (len(digests), image_size, image_size, 3)
+    with scratch_array(decoded(), shape=shape, dtype="uint8", folder=folder) as pixels:
+        yield pixels, kept, skipped
+
+
+def _describe(
+    config: ReferenceConfig, found: ImageSet, division: Division
+) -> tuple[Result, dict[str, Any]]:
+    """The row of the table before anything is measured, and what results.json says of the images.
+
+    No cache is involved; a convnet from scratch has no base either.
+    """
+    extract, base, layer = config.extract, "none", "images"
+    spec = {"base": base, "preprocessing": "rescale", "image_size": extract.size,
+            "resize": extract.resize}  # fmt: skip
+    fingerprint = ""
+    if config.method != "scratch":
+        features = feature_spec(extract)
+        spec, fingerprint = asdict(features), features.fingerprint
+        base, layer = features.base, extract.network.last_layer
+    path = printable(found.root.as_posix())
+    row = Result(
+        head="",
+        input="flat",
+        base=base,
+        layer=layer,
+        image_size=extract.size,
+        fingerprint=fingerprint,
+        cache=path,
+    )
+    source = {
+        "path": path,
+        "set": printable(found.name),
+        "layers": [layer],
+        "fingerprint": fingerprint,
+        "spec": spec,
+        "engine": None,
+        "views": 0,
+        "tta": 0,
+        "split_source": division.source,
+        "split_counts": division.trials[0].splits.counts,
+    }
+    return row, source
+
+
+def task_of(
+    config: ReferenceConfig,
+    pixels: npt.NDArray[np.uint8],
+    columns: Columns,
+    trial: Trial,
+    class_count: int,
+) -> ImageTask:
+    """Training images in new views each epoch; all of test, then of training, to be predicted."""
+    splits = trial.splits
+
+    def rows_of(images: Indices, augmentation: Augmentation | None = None) -> Rows:
+        labels, digests = columns.labels[images], columns.digests[images]
+        return ImageRows(pixels, labels, images, digests, augmentation)
+
+    learned = Task(
+        train=rows_of(splits.train, config.augmentation),
+        validation=rows_of(splits.validation),
+        class_count=class_count,
+    )
+    return ImageTask(learned, rows_of(np.concatenate([splits.test, splits.train])))
+
+
+def _train(config: ReferenceConfig, task: ImageTask, options: RunOptions) -> dict[str, Reference]:
+    """Train with one seed: head's name -> its network, the last one trained last."""
+    if config.method == "scratch":
+        return {"scratch": train_from_scratch(task, options, schedule=config.plan.joint)}
+    base_model, _ = build_base(config.extract)
+    boundary = None
+    if config.first_unfrozen:
+        boundary = find_boundary(base_model, config.extract.network, config.first_unfrozen)
+    return train_end_to_end(
+        base_model,
+        task,
+        options,
+        rescale=config.extract.rescale,
+        boundary=boundary,
+        plan=config.plan,
+    )
+
+
+def train_end_to_end(
+    base_model: Any,
+    task: ImageTask,
+    options: RunOptions,
+    *,
+    rescale: Rescale,
+    boundary: Boundary | None,
+    plan: Plan,
+) -> dict[str, Reference]:
+    """Train a head on the whole base, then, with a boundary, the layers above it, too.
+
+    Parameters
+    ----------
+    base_model : frozen, as `build_base` makes it; it is left as it was.
+    rescale : the preprocessing.
+
+    Returns ``frozen_head`` and, with a boundary, ``end_to_end``.
+    """
+    images = keras.Input(task.learned.train.inputs.shape[1:], dtype="uint8")
+    body = keras.Model(images, base_model(preprocess(images, rescale)))
+    head = build_dense(body.output_shape[1:], task.learned.class_count, plan.network, options.seed)
+    network = Network(head, head_variables(head), body)
+    trained = {"frozen_head": _fit(network, task, plan.head, options, stage=HEAD_STAGE)}
+    if boundary is not None:
+        with unfrozen(base_model, boundary) as learns:
+            network = Network(head, learns | head_variables(head), body)
+            tuned = _fit(network, task, plan.joint, options, stage=JOINT_STAGE)
+        after = replace(tuned.trained, frozen_head=trained["frozen_head"].trained)
+        trained["end_to_end"] = tuned._replace(trained=after)
+    return trained
+
+
+def train_from_scratch(
+    task: ImageTask, options: RunOptions, *, schedule: Schedule, dropout: float = 0.5
+) -> Reference:
+    """Train the book's small convnet, without any pretrained base.
+
+    Parameters
+    ----------
+    dropout : before the first dense layer; 0 as in listing 5.5, 0.5 as in 5.13.
+    """
+    shape = task.learned.train.inputs.shape[1:]
+    model = build_small_convnet(shape, task.learned.class_count, dropout=dropout, seed=options.seed)
+    learns = {
+        f"{layer.name}/{variable.name}": variable
+        for layer in model.layers
+        for variable in layer.trainable_variables
+    }
+    return _fit(Network(model, learns), task, schedule, options, stage=SCRATCH_STAGE)
+
+
+def build_small_convnet(
+    shape: tuple[int, ...], class_count: int, *, dropout: float, seed: int
+) -> Any:
+    """Four convolutions with max-pooling, then dense layers (DLwP 5.2, listings 5.5 and 5.13).
+
+    uint8 images (B, S, S, 3) -> (B, 1) or (B, K); 3,453,121 parameters at 150 pixels.
+    """
+    seeds = iter(np.random.default_rng(seed).integers(2**31, size=6).tolist())
+
+    def drawn() -> dict[str, Any]:
+        return {"kernel_initializer": keras.initializers.GlorotUniform(next(seeds))}
+
+    layers = [keras.Input(shape, dtype="uint8"), keras.layers.Rescaling(1 / 255)]
+    for number, filters in enumerate((32, 64, 128, 128), 1):
+        name = f"conv{number}"
+        layers.append(keras.layers.Conv2D(filters, 3, activation="relu", name=name, **drawn()))
+        layers.append(keras.layers.MaxPooling2D())
+    outputs, activation = (1, "sigmoid") if class_count == 2 else (class_count, "softmax")
+    layers += [
+        keras.layers.Flatten(),
+        keras.layers.Dropout(dropout),
+        keras.layers.Dense(512, activation="relu", name="hidden", **drawn()),
+        keras.layers.Dense(outputs, activation=activation, name="output", **drawn()),
+    ]
+    return keras.Sequential(layers)
+
+
+def _fit(
+    network: Network, task: ImageTask, schedule: Schedule, options: RunOptions, *, stage: str
+) -> Reference:
+    """Train a network, then predict with the weights of its best epoch."""
+    trained = train(network, task.learned, schedule, options, stage=stage)
+    forward = tf.function(lambda images: network(images, training=False))
+    order = np.arange(len(task.predicted))
+    with contextlib.closing(task.predicted.batches(order, size=schedule.batch_size)) as batches:
+        outputs = np.concatenate([forward(tf.constant(images)).numpy() for images, _ in batches])
+    probabilities = outputs.astype(np.float64)
+    if outputs.shape[1] == 1:
+        probabilities = np.hstack([1 - probabilities, probabilities])
+    return Reference(trained, probabilities / probabilities.sum(axis=1, keepdims=True))
+
+
+def _outcome(
+    row: Result,
+    config: ReferenceConfig,
+    references: Sequence[Reference],
+    columns: Columns,
+    trial: Trial,
+) -> Outcome:
+    params = {"augmented": "yes" if config.augmentation else "no"}
+    if row.head == "end_to_end":
+        params["unfreeze"] = config.first_unfrozen
+    splits, labels = trial.splits, columns.labels
+    truth = labels[splits.validation]
+    fits = []
+    for seed, (trained, probabilities) in zip(trial.seeds, references, strict=True):
+        validation = trained.validation_probabilities
+        tested, learned = np.split(probabilities, [len(splits.test)])
+        before = trained.frozen_head.seconds if trained.frozen_head else ()
+        fits.append(
+            Fit(
+                seed=seed,
+                params=params,
+                parameters=sum(each.size for each in trained.weights.values()),
+                temperature=fit_temperature(truth, validation, has_probabilities=True),
+                validation_scores=validation,
+                validation_accuracy=accuracy_of(truth, validation),
+                validation_balanced_accuracy=accuracy_of(truth, validation, balanced=True),
+                history=trained.history,
+                fit_seconds=sum(trained.seconds) + sum(before),
+                test_scores=tested,
+                train_accuracy=accuracy_of(labels[splits.train], learned),
+            )
+        )
+    outcome = summarize(row, [fits], [trial], columns, folds=0)
+    return replace(outcome, not_saved=NOT_SAVED)
