@@ -66,8 +66,8 @@ class Reliability(NamedTuple):
     rows: npt.NDArray[np.int64]
 
 
-def measure(labels: Labels, scores: Scores, *, has_probabilities: bool) -> Metrics:
-    """Measure scores (N, K) against true labels (N,)."""
+def measure(labels: Labels, scores: Scores) -> Metrics:
+    """Measure probabilities (N, K) against true labels (N,)."""
     classes = per_class(labels, scores.argmax(axis=1), scores.shape[1])
     return Metrics(
         accuracy=accuracy_of(labels, scores),
@@ -75,9 +75,9 @@ def measure(labels: Labels, scores: Scores, *, has_probabilities: bool) -> Metri
         macro_f1=float(np.nanmean(classes.f1)),
         roc_auc=roc_auc_of(labels, scores),
         top5_accuracy=_top_accuracy(labels, scores) if scores.shape[1] > TOP else math.nan,
-        log_loss=log_loss_of(labels, scores) if has_probabilities else math.nan,
-        brier=brier_of(labels, scores) if has_probabilities else math.nan,
-        ece=expected_calibration_error(labels, scores) if has_probabilities else math.nan,
+        log_loss=log_loss_of(labels, scores),
+        brier=brier_of(labels, scores),
+        ece=expected_calibration_error(labels, scores),
     )
 
 

@@ -129,10 +129,7 @@ def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
     pairs = [pair for once in passes for pair in once]
     fits = [fit for fit, _ in pairs]
     tests = [trial.splits.test for _, trial in pairs]
-    measured = [
-        measure(labels[test], _tested(fit), has_probabilities=True)
-        for fit, test in zip(fits, tests, strict=True)
-    ]
+    measured = [measure(labels[test], _tested(fit)) for fit, test in zip(fits, tests, strict=True)]
     accuracies = [each.accuracy for each in measured]
     sizes = [len(test) for test in tests]
     images = len(np.unique(np.concatenate(tests)))

@@ -76,8 +76,6 @@ def _chart(
 
 def ranking_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
     """ROC and precision-recall curves, one class against the rest."""
-    if outcome.test is None:
-        return None
     of_two = len(classes) == 2
     labels = [1] if of_two else range(len(classes))
     curves = [each for label in labels if (each := class_curves(outcome.test, label)) is not None]
@@ -122,7 +120,7 @@ def ranking_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
 def reliability_section(outcome: Outcome) -> Section | None:
     """How true the probabilities are, before and after temperature scaling."""
     result, test = outcome.result, outcome.test
-    if test is None or not outcome.has_probabilities or math.isnan(result.ece):
+    if math.isnan(result.ece):
         return None
     bins = {"as they are": reliability(test.labels, test.scores)}
     figures = [("as they are", result.ece, result.log_loss)]
@@ -133,7 +131,7 @@ def reliability_section(outcome: Outcome) -> Section | None:
     validation = outcome.validation
     if not outcome.own_probabilities:
         text += "The head gives none of its own: they were fitted on validation."
-    elif validation is None or math.isnan(result.calibrated_ece):
+    elif math.isnan(result.calibrated_ece):
         pass  # nothing to compare with
     elif validation.correct.all():
         text += (

@@ -117,20 +117,19 @@ def mistakes_section(comparison: Comparison, findings: Findings) -> Section | No
     """The test images that the head got wrong, the surest first."""
     outcome, classes = comparison.shown, comparison.classes
     test = outcome.test
-    if test is None or test.correct.all():
+    if test.correct.all():
         return None
     wrong = np.flatnonzero(~test.correct)
     shown = wrong[np.argsort(-test.scores[wrong].max(axis=1), kind="stable")][:MOST_MISTAKES]
     cards = []
     for place in shown.tolist():
         said = [("taken for", int(test.predicted[place])), ("labelled", int(test.labels[place]))]
-        scores = test.scores[place] if outcome.has_probabilities else [None] * len(classes)
+        scores = test.scores[place]
         entries = [_said(what, classes[label], scores[label]) for what, label in said]
         cards.append((int(test.rows[place]), entries))
     text = f"{counted(len(wrong), 'test image')} of {len(test):,} classified wrongly"
     text += f", the {len(cards)} most confident of them." if len(cards) < len(wrong) else "."
-    if outcome.has_probabilities:
-        text += " With each the probabilities that the head gives."
+    text += " With each the probabilities that the head gives."
     body = joined(element("p", text), _cards(findings.table, cards))
     return Section("mistakes", "The most confident mistakes", body)
 

@@ -58,7 +58,7 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
         reliability_section(shown),
         learning_section(comparison),
     ]
-    if findings is not None and shown.test is not None:
+    if findings is not None:
         galleries = (map_section, mistakes_section, suspects_section, duplicates_section)
         found += [section(comparison, findings) for section in galleries]
     found.append(run_section(comparison.run, command))

@@ -99,8 +99,6 @@ def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
 
 def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
     """Write the confusion matrix of an outcome's test predictions."""
-    if outcome.test is None:
-        raise ValueError(f"{outcome.result.head} has no test predictions to draw")
     counts = confusion_matrix(
         outcome.test.labels, outcome.test.predicted, labels=range(len(classes))
     )

@@ -153,8 +153,6 @@ def _natural(text: str) -> list[tuple[str, int]]:
 def confusion_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
     """What is taken for what, and precision and recall of each class."""
     test = outcome.test
-    if test is None:
-        return None
     counts = confusion_matrix(test.labels, test.predicted, labels=range(len(classes)))
     wrong = len(test) - int(test.correct.sum())
     text = f"{len(test) - wrong:,} of {counted(len(test), 'test image')} are classified right."

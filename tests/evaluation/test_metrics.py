@@ -52,7 +52,7 @@ def test_probabilities_are_measured_as_scikit_learn_does(
     class_count: int, seed: int, decimals: int
 ) -> None:
     labels, scores = draw_scores(class_count, seed=seed, decimals=decimals)
-    found = measure(labels, scores, has_probabilities=True)
+    found = measure(labels, scores)
     predicted = scores.argmax(axis=1)
     every = np.arange(class_count)
     auc = (
@@ -84,7 +84,7 @@ def test_calibration_error_is_that_of_scipys_bins(
     gaps = binned_statistic(confidence, confidence - right, "sum", **bins).statistic
     expected = np.abs(gaps).sum() / len(labels)
     assert expected_calibration_error(labels, scores) == pytest.approx(expected)
-    assert measure(labels, scores, has_probabilities=True).ece == pytest.approx(expected)
+    assert measure(labels, scores).ece == pytest.approx(expected)
     found = reliability(labels, scores)
     means = binned_statistic(confidence, [confidence, right], "mean", **bins).statistic
     np.testing.assert_allclose(found.confidence, means[0])
@@ -106,26 +106,18 @@ def test_each_class_is_measured_as_scikit_learn_does(class_count: int, seed: int
 
 def test_the_true_class_counts_as_found_among_the_five_highest() -> None:
     labels, scores = draw_scores(7)
-    found = measure(labels, scores, has_probabilities=True).top5_accuracy
+    found = measure(labels, scores).top5_accuracy
     assert found == pytest.approx(reference.top_k_accuracy_score(labels, scores, k=5))
     assert 0.5 < found < 1
     tied = np.full((7, 7), 1 / 7)
-    assert measure(np.arange(7), tied, has_probabilities=True).top5_accuracy == 5 / 7
-    assert math.isnan(measure(*draw_scores(3), has_probabilities=True).top5_accuracy)
-
-
-def test_decision_values_have_no_probability_measures_but_an_auc() -> None:
-    labels, scores = draw_scores(3)
-    found = measure(labels, np.log(scores), has_probabilities=False)
-    assert all(map(math.isnan, (found.log_loss, found.brier, found.ece)))
-    ranked = [reference.roc_auc_score(labels == label, scores[:, label]) for label in range(3)]
-    assert found.roc_auc == pytest.approx(np.mean(ranked))
+    assert measure(np.arange(7), tied).top5_accuracy == 5 / 7
+    assert math.isnan(measure(*draw_scores(3)).top5_accuracy)
 
 
 def test_a_class_that_a_small_fold_lacks_is_left_out_of_the_means() -> None:
     labels, scores = draw_scores(4)
     labels, scores = labels[labels != 2], scores[labels != 2]
-    found = measure(labels, scores, has_probabilities=True)
+    found = measure(labels, scores)
     present = [0, 1, 3]
     predicted = scores.argmax(axis=1)
     recalls = reference.recall_score(labels, predicted, labels=present, average=None)
@@ -140,9 +132,9 @@ def test_a_class_that_a_small_fold_lacks_is_left_out_of_the_means() -> None:
 
 def test_certain_and_right_is_no_loss_certain_and_wrong_is_finite() -> None:
     labels = np.array([0, 1, 1])
-    right = measure(labels, np.eye(2)[labels], has_probabilities=True)
+    right = measure(labels, np.eye(2)[labels])
     assert (right.log_loss, right.brier, right.ece, right.roc_auc) == (0, 0, 0, 1)
-    wrong = measure(labels, np.eye(2)[1 - labels], has_probabilities=True)
+    wrong = measure(labels, np.eye(2)[1 - labels])
     assert (wrong.brier, wrong.ece, wrong.roc_auc) == (1, 1, 0)
     assert wrong.log_loss == pytest.approx(reference.log_loss(labels, np.eye(2)[1 - labels]))
 
@@ -152,6 +144,6 @@ def test_measuring_500_rows_takes_milliseconds() -> None:
     seconds = []
     for _ in range(20):
         started = time.perf_counter()
-        measure(labels, scores, has_probabilities=True)
+        measure(labels, scores)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.01

@@ -123,10 +123,7 @@ def drawn_comparison(
         drawn_result(verdict="≈ best", recommended=True, p_value=0.2, p_holm=0.4),
         drawn_result(head="naive_bayes", validation_accuracy=0.8, p_value=1e-9, p_holm=2e-9),
     ]
-    outcomes = [
-        Outcome(result=result, test=test, validation=validation, has_probabilities=True)
-        for result in scored
-    ]
+    outcomes = [Outcome(result=result, test=test, validation=validation) for result in scored]
     outcomes[0] = replace(outcomes[0], history=drawn_history())
     failed = Result(
         head="svm_rbf", input="pooled", base="vgg16", layer="block5_pool", image_size=150,

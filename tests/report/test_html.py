@@ -201,14 +201,6 @@ def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
     assert page.all("img") == []
 
 
-def test_scores_that_are_no_probabilities_are_not_shown_as_such(comparison: Comparison) -> None:
-    outcomes = tuple(replace(each, has_probabilities=False) for each in comparison.outcomes)
-    page = read(replace(comparison, outcomes=outcomes))
-    assert "reliability" not in [each["id"] for each in page.all("section")]
-    mistakes = page.text.rindex("most confident mistakes")
-    assert "%" not in page.text[mistakes : page.text.rindex("Likely label errors")]
-
-
 def test_layers_are_compared_where_there_are_several(comparison: Comparison) -> None:
     first = comparison.outcomes[0]
     deeper = [
@@ -318,7 +310,6 @@ def test_probabilities_fitted_on_validation_are_said_to_be(comparison: Compariso
 
 def test_temperature_says_nothing_where_validation_is_all_right(comparison: Comparison) -> None:
     validation = comparison.shown.validation
-    assert validation is not None
     scores = np.full_like(validation.scores, 0.4)
     scores[np.arange(len(scores)), validation.labels] = 0.6
     all_right = with_outcomes(comparison, validation=replace(validation, scores=scores))
@@ -339,7 +330,6 @@ def test_a_head_is_too_sure_only_where_the_temperature_helps_on_validation(
     comparison: Comparison, wrong: int, sureness: float, temperature: float, mood: str
 ) -> None:
     validation = comparison.shown.validation
-    assert validation is not None
     said = validation.labels.copy()
     said[:wrong] ^= 1
     scores = np.full_like(validation.scores, 1 - sureness)
@@ -377,7 +367,7 @@ def test_layers_are_compared_by_what_heads_are_judged_by(comparison: Comparison)
 
 
 def test_where_none_is_recommended_no_row_is_marked_so(comparison: Comparison) -> None:
-    def guessing(predictions: Predictions | None) -> Predictions | None:
+    def guessing(predictions: Predictions) -> Predictions:
         return predictions and replace(predictions, scores=np.tile([0.6, 0.4], (6, 1)))
 
     guesses = [

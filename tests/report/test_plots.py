@@ -75,7 +75,6 @@ def test_confusion_is_drawn_for_few_and_many_classes(
     with Image.open(tmp_path / "confusion.png") as image:
         assert min(image.size) > 400
     axes = figures[0].axes[0]
-    assert outcome.test is not None
     counts = confusion_matrix(
         outcome.test.labels, outcome.test.predicted, labels=range(class_count)
     )
