@@ -30,7 +30,6 @@ def look_into(
     *,
     splits: Splits,
     folds: Sequence[Rows] = (),
-    features: Floats | None = None,
     seed: int = 0,
 ) -> tuple[Findings, tuple[str, ...]]:
     """Find duplicates and likely label errors, draw the learning curve; and say what to know.
@@ -44,8 +43,6 @@ def look_into(
         person dropped is no row of it any more.
     splits : of its rows.
     folds : the test rows of each, where every row is tested once.
-    features : (N, D) of all rows, where they were read before; else they are read: maps averaged,
-        and images as features reduced to 16 × 16 pixels.
     seed : of folds and draws; the same gives the same findings.
     """
     side = np.zeros(len(table), np.uint8)  # the split number of each row, 0 for rows in none
@@ -55,19 +52,15 @@ def look_into(
     rows = np.flatnonzero(side > 0)
     labels, side = table.columns.labels[rows], side[rows]
     class_count = len(table.classes)
+    fold = np.zeros(len(table), np.int64)
+    for number, tested in enumerate(folds):
+        fold[tested] = number
     # One thread: the BLAS of NumPy and that of SciPy wait for each other's threads in busy loops.
     with threadpool_limits(limits=1, user_api="blas"):
-        chosen = audit_input(table, layer, rows) if features is None else features[rows]
-        pairs = find_duplicates(chosen, table.columns.digests[rows], side)
-        if folds:
-            fold = np.empty(len(table), np.int64)
-            fold[np.concatenate(folds)] = np.repeat(np.arange(len(folds)), list(map(len, folds)))
-            parts = fold[rows]
-            pairs = [
-                replace(pair, across=bool(parts[pair.first] != parts[pair.second]))
-                for pair in pairs
-            ]
-            pairs.sort(key=lambda pair: (not pair.across, -pair.similarity))
+        chosen = audit_input(table, layer, rows)
+        pairs = find_duplicates(
+            chosen, table.columns.digests[rows], side, folds=fold[rows] if folds else None
+        )
         suspects = find_suspects(chosen, labels, linked_rows(pairs, len(rows)), class_count, seed)
         curve = learning_curve(chosen, labels, side, class_count=class_count, seed=seed)
     findings = Findings(

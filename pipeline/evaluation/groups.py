@@ -17,8 +17,8 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.cache.file import Columns
 from pipeline.cache.keys import DIGEST_DTYPE
-from pipeline.errors import BadDataError, UsageError
-from pipeline.evaluation.named_images import ImageFinder, read_records
+from pipeline.errors import UsageError
+from pipeline.evaluation.named_images import ImageFinder, assign, read_records
 from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.text import counted, printable
 
@@ -90,18 +90,11 @@ class _GroupFile:
 
     def __call__(self, columns: Columns) -> list[str | None]:
         finder = ImageFinder([columns])
-        names: list[str | None] = [None] * len(columns)
-        place_of: dict[int, str] = {}
+        groups: dict[int, tuple[str, str]] = {}
         for place, record in self._records:
             (rows,) = finder.find(record, place)
-            for row in rows:
-                if names[row] not in (None, record["group"]):
-                    raise BadDataError(
-                        f"{place} says otherwise than {place_of[row]} about "
-                        f"{printable(columns.paths[row])}; keep one of the lines"
-                    )
-                names[row], place_of[row] = record["group"], place
-        return names
+            assign(record["group"], rows, place, groups, columns)
+        return [groups[row][0] if row in groups else None for row in range(len(columns))]
 
 
 def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDArray[np.void]:

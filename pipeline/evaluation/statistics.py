@@ -11,13 +11,13 @@ Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 Correct = npt.NDArray[np.bool_]
 
 
-def wilson_interval(correct: float, count: int, *, z: float = Z_95) -> tuple[float, float]:
-    """Bounds of a proportion's confidence interval (Wilson 1927), 95 % unless told otherwise.
+def wilson_interval(correct: float, count: int) -> tuple[float, float]:
+    """Bounds of a proportion's 95 % confidence interval (Wilson 1927).
 
     Unlike the normal approximation it stays within 0 … 1 and does not shrink to nothing when all
     are correct. ``correct`` of ``count`` may be a mean over folds or seeds, so not whole.
     """
-    share = correct / count
+    share, z = correct / count, Z_95
     centre = share + z**2 / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count

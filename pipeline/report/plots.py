@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -24,7 +25,7 @@ from pipeline.evaluation.findings import LearningCurve
 from pipeline.evaluation.metrics import Reliability
 from pipeline.evaluation.result import Outcome
 from pipeline.report.curves import History, smooth
-from pipeline.report.markup import Markup, head_name, name_text
+from pipeline.report.markup import head_name, name_text
 
 DOTS_PER_INCH = 120  # of PNG files
 POINTS = 72  # SVG units per inch
@@ -131,7 +132,7 @@ def inline_svg(
     label: str,
     size: tuple[float, float] = (5.8, 4.0),
     layout: Literal["chart", "matrix", "bare"] = "chart",
-    overlay: Sequence[Markup | None] = (),
+    overlay: str = "",
 ) -> Markup:
     """A drawing as an ``<svg>`` element, without style attributes, which the page's policy forbids.
 
@@ -141,7 +142,7 @@ def inline_svg(
     size : inches.
     layout : ``chart`` has fixed margins, which is fast; ``matrix`` leaves room for class names;
         ``bare`` draws no axes, and data are in points from the top left. Also the CSS class.
-    overlay : elements on top, in points.
+    overlay : SVG elements on top, in points.
     """
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same bytes every time
@@ -173,7 +174,7 @@ def inline_svg(
         "aria-label": label,
     }
     text = ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
-    return Markup(text.removesuffix("</svg>") + "".join(filter(None, overlay)) + "</svg>")
+    return Markup(f"{text.removesuffix('</svg>')}{overlay}</svg>")
 
 
 def _declarations(style: str) -> dict[str, str]:

@@ -4,17 +4,15 @@ import csv
 import json
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
-from pipeline.evaluation.rows import times_views
 from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.models.bundle import SUFFIX, save_bundle
 from pipeline.models.runs import FOLDER, ROW_IDENTITY
@@ -50,7 +48,8 @@ def write_run(
     smoothing : factor of the moving average in curves.png, 0 for none.
     save : which heads to save: all, the best (which is recommended) or none.
     """
-    from pipeline.report.html import write_report  # 0.5 s of matplotlib
+    from pipeline.report.html import report_html  # 0.5 s of matplotlib
+    from pipeline.report.markup import render
     from pipeline.report.plots import draw_confusion, draw_curves
 
     check_writable(results)
@@ -66,16 +65,29 @@ def write_run(
         writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
         writer.writeheader()
         writer.writerows(document["rows"])
-    (folder / "results.md").write_text(_markdown(comparison, set_name, command), "utf-8")
+    trained = next(
+        (each for each in (comparison.shown, *comparison.outcomes) if each.history), None
+    )
+    markdown = render(
+        "results.md",
+        set_name=set_name,
+        notices=comparison.notices,
+        recommendation=comparison.recommendation,
+        table=markdown_table(comparison.results),
+        run=comparison.run,
+        views=explain_views(comparison.results),
+        is_trained=trained is not None,
+        command=command,
+    )
+    (folder / "results.md").write_text(markdown, "utf-8")
     _write_settings(comparison, folder / "settings.csv")
     if comparison.findings is not None:
         write_suspects(folder / "suspects.csv", comparison.findings)
     draw_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
-    looked_at = (comparison.shown, *comparison.outcomes)
-    trained = next((each for each in looked_at if each.history), None)
     if trained is not None:
         draw_curves(trained, folder / "curves.png", smoothing=smoothing)
-    write_report(comparison, folder / "report.html", command=command, smoothing=smoothing)
+    report = report_html(comparison, command=command, smoothing=smoothing)
+    (folder / "report.html").write_text(report, "utf-8")
     return folder
 
 
@@ -140,49 +152,3 @@ def _new_folder(results: Path, set_name: str) -> Path:
             ) from error
         else:
             return folder
-
-
-def _markdown(comparison: Comparison, set_name: str, command: str | None) -> str:
-    run = comparison.run
-    trained = any(outcome.history for outcome in comparison.outcomes)
-    lines = [
-        f"# Heads on {_escape(set_name)}",
-        "",
-        *(f"> {_escape(notice)}\n" for notice in comparison.notices),
-        f"**{_escape(comparison.recommendation)}**",
-        "",
-        markdown_table(comparison.results),
-        "",
-        f"{run['created']}, pipeline on Python {run['versions']['python']}. Settings were chosen "
-        "on validation (val), and so were the best head, those that are as good (≈ best) and the "
-        "simplest of these (*). Test was scored once, by the chosen ones; in brackets the 95 % "
-        "Wilson interval, behind ± the standard deviation over folds or seeds. p: exact McNemar "
-        "test against the best head on the same test images, Holm-corrected."
-        f"{explain_views(comparison.results)}",
-        "",
-        "![confusion matrix](confusion.png)",
-        *(["![loss and accuracy by epoch](curves.png)"] if trained else []),
-        "",
-    ]
-    lines += [_describe(cache) for cache in run["caches"]]
-    if command is not None:
-        lines += ["", "```sh", printable(command), "```"]
-    return "\n".join(lines) + "\n"
-
-
-def _describe(cache: Mapping[str, Any]) -> str:
-    spec = cache["spec"]
-    counts = (
-        f"{name} {sum(each.values()):,}{times_views(cache['views' if name == 'train' else 'tta'])}"
-        for name, each in cache["split_counts"].items()
-    )
-    return (
-        f"- `{cache['path']}`: {spec['base']} at {spec['image_size']}, "
-        f"{_escape(', '.join(cache['layers']))}, fingerprint `{cache['fingerprint']}`; "
-        f"{_escape(cache['split_source'])} ({', '.join(counts)})"
-    )
-
-
-def _escape(text: str) -> str:
-    """A name as plain text in Markdown."""
-    return re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text))

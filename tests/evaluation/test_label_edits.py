@@ -15,12 +15,12 @@ from pipeline.evaluation.findings import Findings, Suspect
 from pipeline.evaluation.label_edits import (
     COLUMNS,
     DROPPED,
-    UNEDITED,
     apply_label_edits,
     read_label_edits,
     write_suspects,
 )
 
+UNEDITED = -2
 CLASSES = ("cats", "dogs", "=1+1", "고양이")
 PATHS = (
     b"train/cats/1.jpg",
@@ -74,7 +74,7 @@ def edited(text: str | bytes) -> Path:
 
 def wanted(path: Path, table: FeatureTable) -> np.ndarray:
     (edits,) = read_label_edits(path, [table])
-    return edits
+    return np.array([edits.get(row, UNEDITED) for row in range(len(table))])
 
 
 def after_edits(table: FeatureTable, *texts: str) -> FeatureTable:
