@@ -1,16 +1,14 @@
 """Rows of a cache that show the same picture: identical files, and near duplicates."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline.evaluation.findings import DuplicatePair
+from pipeline.evaluation.groups import linked
 from pipeline.evaluation.probe import fit_components
 
 # Near duplicates. Measured on 2,000 cats and dogs and 600 textiles with VGG16, MobileNetV2 and
@@ -33,50 +31,9 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DuplicateGroup:
-    """Rows that pairs of duplicates link, directly or through others.
-
-    Attributes
-    ----------
-    rows : ascending, two or more.
-    identical : whether all the files are.
-    similarity : the lowest of its pairs.
-    across : whether they stand in different splits or folds.
-    """
-
-    rows: Sequence[int]
-    identical: bool
-    similarity: float
-    across: bool
-
-
 def linked_rows(pairs: Sequence[DuplicatePair], count: int) -> Rows:
     """Number (N,), from 0, the sets of rows that pairs link."""
-    first = [pair.first for pair in pairs]
-    second = [pair.second for pair in pairs]
-    links = coo_array((np.ones(len(pairs)), (first, second)), shape=(count, count))
-    return np.asarray(connected_components(links, directed=False)[1], np.int64)
-
-
-def group_duplicates(pairs: Sequence[DuplicatePair]) -> list[DuplicateGroup]:
-    """The groups that pairs make up: those across splits first, then the largest."""
-    if not pairs:
-        return []
-    number = linked_rows(pairs, 1 + max(pair.second for pair in pairs))
-    members: dict[int, list[DuplicatePair]] = {}
-    for pair in pairs:
-        members.setdefault(int(number[pair.first]), []).append(pair)
-    groups = [
-        DuplicateGroup(
-            rows=np.flatnonzero(number == each).tolist(),
-            identical=all(pair.exact for pair in linked),
-            similarity=min(pair.similarity for pair in linked),
-            across=any(pair.across for pair in linked),
-        )
-        for each, linked in members.items()
-    ]
-    return sorted(groups, key=lambda group: (not group.across, -len(group.rows)))
+    return linked([pair.first for pair in pairs], [pair.second for pair in pairs], count)
 
 
 def find_duplicates(

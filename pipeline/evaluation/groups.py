@@ -22,6 +22,7 @@ from pipeline.evaluation.named_images import ImageFinder, assign, read_records
 from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.text import counted, printable
 
+Rows = npt.NDArray[np.int64]
 GroupOf = Callable[[Columns], list[str | None]]  # the name of each row's group
 
 log = logging.getLogger("pipeline")
@@ -130,12 +131,15 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
     return smallest[component]
 
 
-def _joined(first: npt.NDArray[np.void], second: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
-    """Number (N,), from 0, the sets of rows that are linked by an equal entry in either array."""
-    _, in_first = np.unique(first, return_inverse=True)
-    _, in_second = np.unique(second, return_inverse=True)
-    count = int(in_first.max()) + 1
-    size = count + int(in_second.max()) + 1
-    links = coo_array((np.ones(len(first)), (in_first, in_second + count)), shape=(size, size))
-    _, component = connected_components(links, directed=False)
-    return np.asarray(np.unique(component[in_first], return_inverse=True)[1], np.int64)
+def _joined(*entries: npt.NDArray[np.void]) -> Rows:
+    """Number (N,), from 0, the sets of rows that are linked by an equal entry in any array (N,)."""
+    count = len(entries[0])
+    found = [np.unique(each, return_index=True, return_inverse=True)[1:] for each in entries]
+    firsts = [first_row[entry] for first_row, entry in found]
+    return linked(np.concatenate(firsts), np.tile(np.arange(count), len(entries)), count)
+
+
+def linked(first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int) -> Rows:
+    """Number (count,), from 0, the sets of rows that are linked by pairs first[i], second[i]."""
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
+    return np.asarray(connected_components(links, directed=False)[1], np.int64)

@@ -196,10 +196,13 @@ def _rivals(chosen: Outcome, tied: Outcomes, scored: Outcomes) -> str:
     if not others:
         return "; no other is as good on validation" if len(scored) > 1 else ""
     named = others[:MOST_NAMES]
-    features = [_features(each, scored) for each in (result, *named)]
-    names = [printable(each.head) for each in named]
-    if len(set(features)) > 1:
-        names = [f"{name} on {where}" for name, where in zip(names, features[1:], strict=True)]
+    places = {_features(each, scored) for each in (result, *named)}
+    names = [
+        f"{printable(each.head)} on {_features(each, scored)}"
+        if len(places) > 1
+        else printable(each.head)
+        for each in named
+    ]
     if len(others) > MOST_NAMES:
         names.append(f"{len(others) - MOST_NAMES} more")
     *first, last = names

@@ -1,12 +1,11 @@
 """What the report's charts show: training, ranking, reliability, more images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
-from matplotlib.axes import Axes
 
 from pipeline.evaluation.findings import Findings
 from pipeline.evaluation.metrics import log_loss_of, reliability_bins
@@ -17,24 +16,18 @@ from pipeline.report.curves import MEASURES, describe_curves
 from pipeline.report.markup import head_name, name_text
 from pipeline.report.plots import (
     STYLES,
-    class_label,
-    draw_accuracy,
+    draw_epochs,
     draw_learning_curve,
     draw_lines,
-    draw_loss,
     draw_reliability,
     inline_svg,
+    short_name,
 )
 from pipeline.report.ranking import class_curves, macro_precision_recall, macro_roc
 
 ROC_TITLES = "false positives, % of the others", "true positives, % of the class"
 WORST_CLASSES = 3  # are drawn beside the mean where not all classes are
 LEAST_GAIN = 0.0005  # nats of log loss: less does not show in three digits
-
-
-def _chart(title: str, says: str, draw: Callable[[Axes], None]) -> Markup:
-    """A drawing; a screen reader reads its title and what it says."""
-    return inline_svg(draw, label=f"{title}. {says}")
 
 
 def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
@@ -46,12 +39,16 @@ def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
     else:
         return None
     sentence = describe_curves(history)
+    drawings = {
+        measure: inline_svg(
+            partial(draw_epochs, history=history, measure=measure, smoothing=smoothing),
+            label=f"{measure.capitalize()}. {sentence}",
+        )
+        for measure in ("loss", "accuracy")
+    }
     return {
         "sentence": sentence,
-        "loss": _chart("Loss", sentence, lambda axes: draw_loss(axes, history, smoothing)),
-        "accuracy": _chart(
-            "Accuracy", sentence, lambda axes: draw_accuracy(axes, history, smoothing)
-        ),
+        **drawings,
         "head": head_name(outcome.result),
         "smoothing": smoothing,
         "of_views": outcome.result.views > 0,
@@ -74,22 +71,20 @@ def ranking(test: Predictions, classes: Sequence[str]) -> dict[str, Any] | None:
         roc.append((f"mean, area {auc:.3f}", macro_roc(found)))
         recall.append((f"mean, area {precision:.3f}", macro_precision_recall(found)))
     for each in shown:
-        name, area = classes[each.label], each.average_precision
-        roc.append((class_label(name, f"area {each.roc_auc:.3f}"), each.roc))
-        recall.append((class_label(name, f"area {area:.3f}"), each.precision_recall))
+        name = short_name(classes[each.label])
+        roc.append((f"{name}, area {each.roc_auc:.3f}", each.roc))
+        recall.append((f"{name}, area {each.average_precision:.3f}", each.precision_recall))
     return {
         "class_count": len(classes),
         "positive": classes[1],
         "worst": len(shown) if len(shown) < len(found) else 0,
-        "roc": _chart(
-            "ROC",
-            f"The area below the curve is {auc:.3f}, by chance it would be 0.5.",
+        "roc": inline_svg(
             lambda axes: draw_lines(axes, roc, titles=ROC_TITLES, diagonal="chance"),
+            label=f"ROC. The area below the curve is {auc:.3f}, by chance it would be 0.5.",
         ),
-        "recall": _chart(
-            "Precision and recall",
-            f"The average precision is {precision:.3f}.",
+        "recall": inline_svg(
             lambda axes: draw_lines(axes, recall, titles=("recall, %", "precision, %")),
+            label=f"Precision and recall. The average precision is {precision:.3f}.",
         ),
     }
 
@@ -122,10 +117,9 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
             bins[name] = reliability_bins(test.labels, scaled)
         figures.append((name, result.calibrated_ece, result.calibrated_log_loss))
         text += _temperature_text(result, outcome.validation)
-    drawing = _chart(
-        "Reliability",
-        f"Share classified right by predicted probability. {text}",
+    drawing = inline_svg(
         lambda axes: draw_reliability(axes, bins),
+        label=f"Reliability. Share classified right by predicted probability. {text}",
     )
     return {"text": text, "drawing": drawing, "figures": figures}
 
@@ -168,9 +162,8 @@ def learning(findings: Findings) -> dict[str, Any] | None:
     if curve is None:
         return None
     sentence = name_text(f"{curve.sentence}.")
-    drawing = _chart(
-        "Accuracy by number of training images",
-        sentence,
+    drawing = inline_svg(
         lambda axes: draw_learning_curve(axes, curve),
+        label=f"Accuracy by number of training images. {sentence}",
     )
     return {"sentence": sentence, "drawing": drawing, "head": curve.head}

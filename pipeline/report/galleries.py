@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
-from pipeline.evaluation.duplicates import DuplicateGroup, group_duplicates
-from pipeline.evaluation.findings import Findings
+from pipeline.evaluation.duplicates import linked_rows
+from pipeline.evaluation.findings import DuplicatePair, Findings
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.table import percent
 from pipeline.report.feature_map import (
     PICTURE_COLUMNS,
     PICTURE_ROWS,
-    cell_middle,
     choose_pictures,
     lay_out,
     spread_rows,
@@ -33,7 +32,7 @@ MARGIN = 26  # around the map, for the outermost dots
 def feature_map(findings: Findings) -> dict[str, Any]:
     """The features on a plane, with pictures."""
     table, classes = findings.table, findings.table.classes
-    rows = spread_rows(np.arange(len(table)), table.columns.labels)
+    rows = spread_rows(table.columns.labels)
     points, (first, second) = lay_out(read_input(table, findings.layer, rows, "pooled"))
     labels = table.columns.labels[rows]
     is_styled = len(classes) <= STYLES  # by class; more would look alike
@@ -44,12 +43,12 @@ def feature_map(findings: Findings) -> dict[str, Any]:
         f"axes hold {percent(first + second)} % of the variance ({percent(first)} and "
         f"{percent(second)} %), so what overlaps here may still be told apart."
     )
-    on_map = choose_pictures(points)
+    on_map, middles = choose_pictures(points)
     thumbnails = read_thumbnails(table, rows[on_map].tolist())
     pictures = []
-    for place in on_map.tolist():
+    for place, middle in zip(on_map.tolist(), middles, strict=True):
         row, label = int(rows[place]), int(labels[place])
-        left, top = MARGIN + np.array(cell_middle(points[place])) * size - PICTURE / 2
+        left, top = MARGIN + middle * size - PICTURE / 2
         picture = {
             "class": classes[label],
             "path": table.columns.paths[row],
@@ -111,33 +110,42 @@ def suspects(findings: Findings) -> dict[str, Any] | None:
 
 
 def duplicates(comparison: Comparison, findings: Findings) -> dict[str, Any] | None:
-    """Groups of the same picture, side by side."""
-    groups, table = group_duplicates(findings.duplicates), findings.table
+    """Groups of rows that pairs of duplicates link, those across parts first, then the largest."""
+    table, pairs = findings.table, findings.duplicates
+    parts = "folds" if comparison.shown.folds else "splits"
+    number = linked_rows(pairs, len(table))
+    members: dict[int, list[DuplicatePair]] = {}
+    for pair in pairs:
+        members.setdefault(int(number[pair.first]), []).append(pair)
+    groups = [(np.flatnonzero(number == each).tolist(), of) for each, of in members.items()]
     if not groups:
         return None
-    parts = "folds" if comparison.shown.folds else "splits"  # between which images are told apart
+    groups.sort(key=lambda group: (not _is_across(group[1]), -len(group[0])))
     shown = []
-    for group in groups[:MOST_GROUPS]:
-        images = _images(table, group.rows[:MOST_ALIKE])
-        for image, row in zip(images, group.rows, strict=False):
+    for rows, of_group in groups[:MOST_GROUPS]:
+        images = _images(table, rows[:MOST_ALIKE])
+        for image, row in zip(images, rows, strict=False):
             image["split"] = SPLIT_NAMES[table.columns.splits[row]] if parts == "splits" else ""
-        shown.append({"images": images, "text": _group_text(group, parts)})
+        shown.append({"images": images, "text": _group_text(len(rows), of_group, parts)})
     return {
-        "images": sum(len(group.rows) for group in groups),
+        "images": sum(len(rows) for rows, _ in groups),
         "count": len(groups),
-        "across": sum(group.across for group in groups),
+        "across": sum(_is_across(of_group) for _, of_group in groups),
         "parts": parts,
         "groups": shown,
     }
 
 
-def _group_text(group: DuplicateGroup, parts: str) -> str:
-    count = len(group.rows)
+def _is_across(pairs: Sequence[DuplicatePair]) -> bool:
+    return any(pair.across for pair in pairs)
+
+
+def _group_text(count: int, pairs: Sequence[DuplicatePair], parts: str) -> str:
     words = "identical files"
-    if not group.identical:
-        words = f"nearly the same, similarity {group.similarity:.3f}"
+    if not all(pair.exact for pair in pairs):
+        words = f"nearly the same, similarity {min(pair.similarity for pair in pairs):.3f}"
         words += " or more" if count > 2 else ""
-    if group.across:
+    if _is_across(pairs):
         words += f", across {parts}"
     if count > MOST_ALIKE:
         words += f"; {count - MOST_ALIKE:,} more not shown"

@@ -90,11 +90,9 @@ def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
     average = f", lines their moving average (factor {smoothing:g})" if smoothing else ""
     with rc_context(RC):
         figure = Figure(figsize=(11, 4.4), layout="constrained")
-        loss, accuracy = figure.subplots(1, 2)
-        draw_loss(loss, history, smoothing)
-        draw_accuracy(accuracy, history, smoothing)
-        loss.set_title("Loss")
-        accuracy.set_title("Accuracy")
+        for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            draw_epochs(axes, history, measure, smoothing)
+            axes.set_title(measure.capitalize())
         _save(figure, path, title=f"{head_name(outcome.result)}: dots are epochs{average}")
 
 
@@ -187,30 +185,22 @@ def _declarations(style: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------- onto any axes
 
 
-def draw_loss(axes: Axes, history: History, smoothing: float) -> None:
-    """Cross-entropy by epoch, of train and validation."""
-    _draw_epochs(axes, history["loss"], history["val_loss"], smoothing)
-    axes.set_ylabel("cross-entropy (nats)")
-    axes.set_ylim(bottom=0)
-
-
-def draw_accuracy(axes: Axes, history: History, smoothing: float) -> None:
-    """Accuracy by epoch, of train and validation."""
-    _draw_epochs(axes, history["accuracy"], history["val_accuracy"], smoothing)
-    axes.set_ylabel("images classified correctly")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-
-
-def _draw_epochs(
-    axes: Axes, train: Sequence[float], validation: Sequence[float], smoothing: float
-) -> None:
-    for style, (name, values) in enumerate((("train", train), ("validation", validation))):
-        epochs, colour = range(1, len(values) + 1), COLOURS[f"s{style}"]
+def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) -> None:
+    """Loss or accuracy by epoch, of train and validation."""
+    for style, (name, prefix) in enumerate((("train", ""), ("validation", "val_"))):
+        values, colour = history[prefix + measure], COLOURS[f"s{style}"]
+        epochs = range(1, len(values) + 1)
         axes.plot(epochs, values, MARKERS[style], color=colour, alpha=0.5, markersize=4)
         axes.plot(epochs, smooth(values, smoothing), DASHES[style], color=colour, label=name)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
+    if measure == "loss":
+        axes.set_ylabel("cross-entropy (nats)")
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_ylabel("images classified correctly")
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
 
 
 def confusion_size(class_count: int) -> tuple[float, float]:
@@ -228,7 +218,7 @@ def draw_matrix(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
     if len(classes) > MOST_NAMED_CLASSES:
         axes.set(xlabel="predicted class (number)", ylabel="true class (number)")
     else:
-        names, places = [*map(_short, classes)], range(len(classes))
+        names, places = [*map(short_name, classes)], range(len(classes))
         steep = max(map(len, names)) > 8 or len(classes) > MOST_WRITTEN_CLASSES
         axes.set_xticks(places, names)
         if steep:
@@ -309,12 +299,8 @@ def draw_dots(axes: Axes, points: Shares, labels: Counts) -> None:
         axes.plot(*of_class.T, MARKERS[label], color=colour, alpha=0.55, markersize=6)
 
 
-def class_label(name: str, note: str) -> str:
-    """``cats, area 0.987`` for a legend."""
-    return f"{_short(name)}, {note}"
-
-
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A class name of `LONGEST_NAME` characters at most."""
     text = name_text(name)
     text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
     return f" {text}" if text.startswith("_") else text  # else a legend would leave it out

@@ -4,9 +4,10 @@ import csv
 import json
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import datetime
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -102,7 +103,9 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
             bundle, reason = None, f"--save {save}"
         if bundle is not None:
             models.mkdir(exist_ok=True)
-            path = _free_path(models, result.head if one_layer else f"{result.head}-{result.layer}")
+            name = result.head if one_layer else f"{result.head}-{result.layer}"
+            paths = (models / f"{each}{SUFFIX}" for each in _numbered(_file_name(name)))
+            path = next(path for path in paths if not path.exists())
             save_bundle(bundle, path)
             result = replace(result, model=f"{FOLDER}/{path.name}")
         else:
@@ -113,12 +116,14 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
     return replace(comparison, outcomes=tuple(outcomes), run=run)
 
 
-def _free_path(folder: Path, name: str) -> Path:
-    """``logistic.safetensors``, with a number from 2 where another row took that name."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip(".-_")
-    endings = chain([""], (f"-{number}" for number in count(2)))
-    paths = (folder / f"{plain}{ending}{SUFFIX}" for ending in endings)
-    return next(path for path in paths if not path.exists())
+def _numbered(name: str) -> Iterator[str]:
+    """The name, then with a number from 2, for what another one took."""
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip(".-_")
 
 
 def _write_settings(comparison: Comparison, path: Path) -> None:
@@ -137,18 +142,15 @@ def _write_settings(comparison: Comparison, path: Path) -> None:
 
 def _new_folder(results: Path, set_name: str) -> Path:
     """``2026-11-21_143000-textile``, with a number where another run took that name."""
-    name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-_") or "set"
-    plain = f"{datetime.now():%Y-%m-%d_%H%M%S}-{name}"
-    attempt = 1
-    while True:
-        folder = results / (plain if attempt == 1 else f"{plain}-{attempt}")
+    for name in _numbered(f"{datetime.now():%Y-%m-%d_%H%M%S}-{_file_name(set_name) or 'set'}"):
+        folder = results / name
         try:
             folder.mkdir()  # not exist_ok: making it is what claims the name
+            break
         except FileExistsError:
-            attempt += 1
+            continue
         except OSError as error:
             raise CannotCreateError(
                 f"cannot make {folder} ({error.strerror}); choose another --out"
             ) from error
-        else:
-            return folder
+    return folder

@@ -22,11 +22,11 @@ from pipeline.report.plots import (
     GLYPHS,
     MARKERS,
     STYLES,
-    class_label,
     draw_confusion,
     draw_curves,
     draw_lines,
     inline_svg,
+    short_name,
 )
 
 
@@ -125,7 +125,7 @@ def test_curves_show_each_epoch_and_the_moving_average(
 
 
 def svg(label: str = "said") -> str:
-    lines = [(class_label("_a <b> & c", "area 1"), np.eye(2))]
+    lines = [(f"{short_name('_a <b> & c')}, area 1", np.eye(2))]
     return inline_svg(lambda axes: draw_lines(axes, lines, titles=("x", "y")), label=label)
 
 
