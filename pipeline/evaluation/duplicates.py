@@ -1,13 +1,13 @@
 """Rows of a cache that show the same picture: identical files, and near duplicates."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.evaluation.findings import DuplicatePair
 from pipeline.evaluation.groups import linked
 from pipeline.evaluation.probe import fit_components
 
@@ -29,6 +29,26 @@ BLOCK_VALUES = 1 << 24  # 64 MiB of similarities at a time
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatePair:
+    """Two rows that show the same picture.
+
+    Attributes
+    ----------
+    first, second : row numbers, the first the lower one.
+    similarity : cosine of their centred features, 1 for identical files. What is near is not
+        decided by it, but by how far other images are.
+    exact : whether the files are identical, and not only their features nearly so.
+    across : whether they stand in different splits or folds, which inflates test accuracy.
+    """
+
+    first: int
+    second: int
+    similarity: float
+    exact: bool
+    across: bool
 
 
 def linked_rows(pairs: Sequence[DuplicatePair], count: int) -> Rows:

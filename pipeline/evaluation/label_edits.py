@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
 from pipeline.errors import BadDataError
-from pipeline.evaluation.findings import Findings
+from pipeline.evaluation.audit import Findings
 from pipeline.evaluation.named_images import (
     ImageFinder,
     assign,

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.findings import Findings
 from pipeline.models.bundle import Bundle
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.audit import Findings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +211,7 @@ class Outcome:
     folds : in how many parts every image was tested; 0 for one test set.
     history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
     settings : every setting tried, in the first fit.
-    bundle : the classifier with what it takes to use it (see `pipeline.evaluation.final`).
+    bundle : the classifier with what it takes to use it (see `pipeline.evaluation.refit`).
     not_saved : why there is none.
     """
 
@@ -242,7 +244,7 @@ class Comparison:
     run: Mapping[str, Any]
     recommendation: str = ""
     notices: tuple[str, ...] = ()
-    findings: Findings | None = None
+    findings: "Findings | None" = None
 
     @property
     def results(self) -> tuple[Result, ...]:

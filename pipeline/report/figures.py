@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.findings import Findings
+from pipeline.evaluation.audit import Findings
 from pipeline.evaluation.metrics import log_loss_of, reliability_bins
 from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
 from pipeline.evaluation.table import percent

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
-from pipeline.evaluation.duplicates import linked_rows
-from pipeline.evaluation.findings import DuplicatePair, Findings
+from pipeline.evaluation.audit import Findings
+from pipeline.evaluation.duplicates import DuplicatePair, linked_rows
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.table import percent

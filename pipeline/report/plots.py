@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.findings import LearningCurve
+from pipeline.evaluation.learning_curve import LearningCurve
 from pipeline.evaluation.metrics import Reliability
 from pipeline.evaluation.result import Outcome
 from pipeline.report.curves import History, smooth

@@ -11,7 +11,7 @@ from feature_sets import draw_columns, write_cache
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.evaluation.findings import Findings, Suspect
+from pipeline.evaluation.audit import Findings
 from pipeline.evaluation.label_edits import (
     COLUMNS,
     DROPPED,
@@ -19,6 +19,7 @@ from pipeline.evaluation.label_edits import (
     read_label_edits,
     write_suspects,
 )
+from pipeline.evaluation.suspects import Suspect
 
 UNEDITED = -2
 CLASSES = ("cats", "dogs", "=1+1", "고양이")

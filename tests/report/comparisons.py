@@ -11,8 +11,11 @@ from drawing import draw
 from feature_sets import SPEC, write_cache
 
 from pipeline.cache.file import FeatureTable, columns_of, read_table
-from pipeline.evaluation.findings import DuplicatePair, Findings, LearningCurve, Suspect
+from pipeline.evaluation.audit import Findings
+from pipeline.evaluation.duplicates import DuplicatePair
+from pipeline.evaluation.learning_curve import LearningCurve
 from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
+from pipeline.evaluation.suspects import Suspect
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 COMPOSED, DECOMPOSED = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"  # puppy

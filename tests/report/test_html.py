@@ -23,7 +23,7 @@ from report.comparisons import (
     drawn_table,
 )
 
-from pipeline.evaluation.findings import DuplicatePair
+from pipeline.evaluation.duplicates import DuplicatePair
 from pipeline.evaluation.result import Comparison, Predictions
 from pipeline.evaluation.verdict import judge
 from pipeline.report.html import report_html
