@@ -87,8 +87,7 @@ def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace
         raise UsageError(
             "--check reruns saved heads, and none could be saved: results.json has why"
         )
-    tests = [outcome.test for outcome in comparison.outcomes if outcome.test is not None]
-    keys = np.concatenate([test.keys for test in tests])
+    keys = np.concatenate([outcome.test.keys for outcome in comparison.outcomes])
     with cli.ProgressBar("checking", unit="image") as bar:
         found = check_parity(
             list(bundles.values()),

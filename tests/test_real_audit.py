@@ -9,8 +9,7 @@ from PIL import Image
 
 from pipeline import extract_features
 from pipeline.cache.file import FeatureTable
-from pipeline.evaluation.audit import look_into
-from pipeline.evaluation.findings import Findings
+from pipeline.evaluation.audit import Findings, look_into
 from pipeline.evaluation.label_edits import apply_label_edits, write_suspects
 from pipeline.evaluation.splits import make_splits
 

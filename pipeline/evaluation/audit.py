@@ -1,7 +1,7 @@
 """Look into the data with features that are cached anyway: duplicates and likely label errors."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,17 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.cache.file import FeatureTable
-from pipeline.evaluation.duplicates import MOST_PAIRS, MOST_ROWS, find_duplicates, linked_rows
-from pipeline.evaluation.findings import DuplicatePair, Findings
-from pipeline.evaluation.learning_curve import learning_curve
+from pipeline.evaluation.duplicates import (
+    MOST_PAIRS,
+    MOST_ROWS,
+    DuplicatePair,
+    find_duplicates,
+    linked_rows,
+)
+from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
 from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION, Splits
-from pipeline.evaluation.suspects import find_suspects
+from pipeline.evaluation.suspects import Suspect, find_suspects
 from pipeline.text import counted
 
 PIXELS_A_SIDE = 16  # images as features are averaged to this: a crop moves edges by less
@@ -24,13 +29,31 @@ Rows = npt.NDArray[np.int64]
 Sides = npt.NDArray[np.uint8]  # split numbers, as in the cache
 
 
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Duplicates, likely label errors and the learning curve of one cached layer.
+
+    Attributes
+    ----------
+    table, layer : where the features are from, and what row numbers refer to.
+    duplicates : across splits first, then by similarity.
+    suspects : the most suspicious first.
+    learning_curve : None where there are too few images to draw one.
+    """
+
+    table: FeatureTable
+    layer: str
+    duplicates: tuple[DuplicatePair, ...]
+    suspects: tuple[Suspect, ...]
+    learning_curve: LearningCurve | None
+
+
 def look_into(
     table: FeatureTable,
     layer: str,
     *,
     splits: Splits,
     folds: Sequence[Rows] = (),
-    features: Floats | None = None,
     seed: int = 0,
 ) -> tuple[Findings, tuple[str, ...]]:
     """Find duplicates and likely label errors, draw the learning curve; and say what to know.
@@ -44,8 +67,6 @@ def look_into(
         person dropped is no row of it any more.
     splits : of its rows.
     folds : the test rows of each, where every row is tested once.
-    features : (N, D) of all rows, where they were read before; else they are read: maps averaged,
-        and images as features reduced to 16 × 16 pixels.
     seed : of folds and draws; the same gives the same findings.
     """
     side = np.zeros(len(table), np.uint8)  # the split number of each row, 0 for rows in none
@@ -55,19 +76,15 @@ def look_into(
     rows = np.flatnonzero(side > 0)
     labels, side = table.columns.labels[rows], side[rows]
     class_count = len(table.classes)
+    fold = np.zeros(len(table), np.int64)
+    for number, tested in enumerate(folds):
+        fold[tested] = number
     # One thread: the BLAS of NumPy and that of SciPy wait for each other's threads in busy loops.
     with threadpool_limits(limits=1, user_api="blas"):
-        chosen = audit_input(table, layer, rows) if features is None else features[rows]
-        pairs = find_duplicates(chosen, table.columns.digests[rows], side)
-        if folds:
-            fold = np.empty(len(table), np.int64)
-            fold[np.concatenate(folds)] = np.repeat(np.arange(len(folds)), list(map(len, folds)))
-            parts = fold[rows]
-            pairs = [
-                replace(pair, across=bool(parts[pair.first] != parts[pair.second]))
-                for pair in pairs
-            ]
-            pairs.sort(key=lambda pair: (not pair.across, -pair.similarity))
+        chosen = audit_input(table, layer, rows)
+        pairs = find_duplicates(
+            chosen, table.columns.digests[rows], side, folds=fold[rows] if folds else None
+        )
         suspects = find_suspects(chosen, labels, linked_rows(pairs, len(rows)), class_count, seed)
         curve = learning_curve(chosen, labels, side, class_count=class_count, seed=seed)
     findings = Findings(
@@ -100,32 +117,24 @@ def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
 
 def _notices(pairs: Sequence[DuplicatePair], side: Sides, *, in_folds: bool) -> Iterator[str]:
     exact = [pair for pair in pairs if pair.exact]
-    of_files, in_all = (_test_rows_in_train(each, side) for each in (exact, pairs))
-    across, files_across = (sum(pair.across for pair in each) for each in (pairs, exact))
-    if in_all and not in_folds:
-        yield (
-            f"{counted(in_all, 'test image also stands', 'test images also stand')} in train "
-            f"{_kinds(of_files, in_all - of_files, told=True)}"
-        )
+    of_files, leaked = (_test_rows_in_train(each, side) for each in (exact, pairs))
+    files_across, across = (sum(pair.across for pair in each) for each in (exact, pairs))
+    found = ""
+    if leaked and not in_folds:
+        found = counted(leaked, "test image also stands", "test images also stand") + " in train"
+        files, near = of_files, leaked - of_files
     elif across:
-        yield (
-            f"{counted(across, 'pair of duplicates stands', 'pairs of duplicates stand')} in two "
-            f"{'folds' if in_folds else 'splits'} "
-            f"{_kinds(files_across, across - files_across, told=in_folds)}"
-        )
+        found = counted(across, "pair of duplicates stands", "pairs of duplicates stand")
+        found += " in two folds" if in_folds else " in two splits"
+        files, near = files_across, across - files_across
+    if found:
+        # of near duplicates nothing is claimed: in small sets some are only alike
+        inflates = "exact ones inflate every number; " if files and (leaked or in_folds) else ""
+        yield f"{found} (exact: {files:,}, near: {near:,}): {inflates}look at them in report.html"
     if len(pairs) - len(exact) >= MOST_PAIRS:
         yield f"only the {MOST_PAIRS:,} closest near duplicates are listed"
     if len(side) > MOST_ROWS:
         yield f"of more than {MOST_ROWS:,} images, near duplicates are sought only of test images"
-
-
-def _kinds(exact: int, near: int, *, told: bool) -> str:
-    """How many of each kind, and what to do; ``told``: numbers of the table suffer from them.
-
-    Of near duplicates nothing is claimed: in small sets some are only alike.
-    """
-    inflates = "exact ones inflate every number; " if told and exact else ""
-    return f"(exact: {exact:,}, near: {near:,}): {inflates}look at them in report.html"
 
 
 def _test_rows_in_train(pairs: Sequence[DuplicatePair], side: Sides) -> int:

@@ -89,7 +89,7 @@ def compare_heads(
         for layer in cache.layers
         for outcome in _compare_on_layer(cache, layer, loaded, config)
     ]
-    if not any(outcome.test is not None for outcome in outcomes):
+    if all(outcome.result.status for outcome in outcomes):
         reasons = {f"{each.result.head} {each.result.status}" for each in outcomes}
         raise BadDataError(f"no head could be fitted: {'; '.join(sorted(reasons))}")
     judged, recommendation = judge(outcomes, balanced=config.balance)

@@ -6,10 +6,9 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
 
-from pipeline.evaluation.findings import DuplicatePair
+from pipeline.evaluation.groups import linked
 from pipeline.evaluation.probe import fit_components
 
 # Near duplicates. Measured on 2,000 cats and dogs and 600 textiles with VGG16, MobileNetV2 and
@@ -33,55 +32,36 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DuplicateGroup:
-    """Rows that pairs of duplicates link, directly or through others.
+class DuplicatePair:
+    """Two rows that show the same picture.
 
     Attributes
     ----------
-    rows : ascending, two or more.
-    identical : whether all the files are.
-    similarity : the lowest of its pairs.
-    across : whether they stand in different splits or folds.
+    first, second : row numbers, the first the lower one.
+    similarity : cosine of their centred features, 1 for identical files. What is near is not
+        decided by it, but by how far other images are.
+    exact : whether the files are identical, and not only their features nearly so.
+    across : whether they stand in different splits or folds, which inflates test accuracy.
     """
 
-    rows: Sequence[int]
-    identical: bool
+    first: int
+    second: int
     similarity: float
+    exact: bool
     across: bool
 
 
 def linked_rows(pairs: Sequence[DuplicatePair], count: int) -> Rows:
     """Number (N,), from 0, the sets of rows that pairs link."""
-    first = [pair.first for pair in pairs]
-    second = [pair.second for pair in pairs]
-    links = coo_array((np.ones(len(pairs)), (first, second)), shape=(count, count))
-    return np.asarray(connected_components(links, directed=False)[1], np.int64)
-
-
-def group_duplicates(pairs: Sequence[DuplicatePair]) -> list[DuplicateGroup]:
-    """The groups that pairs make up: those across splits first, then the largest."""
-    if not pairs:
-        return []
-    number = linked_rows(pairs, 1 + max(pair.second for pair in pairs))
-    members: dict[int, list[DuplicatePair]] = {}
-    for pair in pairs:
-        members.setdefault(int(number[pair.first]), []).append(pair)
-    groups = [
-        DuplicateGroup(
-            rows=np.flatnonzero(number == each).tolist(),
-            identical=all(pair.exact for pair in linked),
-            similarity=min(pair.similarity for pair in linked),
-            across=any(pair.across for pair in linked),
-        )
-        for each, linked in members.items()
-    ]
-    return sorted(groups, key=lambda group: (not group.across, -len(group.rows)))
+    return linked([pair.first for pair in pairs], [pair.second for pair in pairs], count)
 
 
 def find_duplicates(
     features: Floats,
     keys: npt.NDArray[np.void],
     splits: npt.NDArray[np.integer],
+    *,
+    folds: npt.NDArray[np.integer] | None = None,
 ) -> list[DuplicatePair]:
     """Find rows that show the same picture: across splits first, then the most similar.
 
@@ -105,7 +85,9 @@ def find_duplicates(
     features : (N, D) float32, one vector per row; not all equal.
     keys : (N,) void, what identical files share: their digests.
     splits : (N,) split numbers.
+    folds : (N,) fold numbers, where pairs are across these and not across splits.
     """
+    parts = splits if folds is None else folds
     _, content = np.unique(keys, return_inverse=True)
     places = np.stack([content, splits])
     _, representatives, copy_of = np.unique(places, axis=1, return_index=True, return_inverse=True)
@@ -126,7 +108,7 @@ def find_duplicates(
             second=int(max(one, other)),
             similarity=similarity,
             exact=is_exact,
-            across=bool(splits[one] != splits[other]),
+            across=bool(parts[one] != parts[other]),
         )
         for one, other, similarity, is_exact in found
     ]
@@ -188,17 +170,12 @@ def _directions(features: Floats) -> Floats:
 def _reach(directions: Floats, sample: Rows) -> npt.NDArray[np.float32]:
     """How far from each row (n,) another picture can hardly be without being the same one."""
     count = len(directions)
-    nearest = np.empty((count, NEIGHBOUR), np.float32)
-    step = max(1, BLOCK_VALUES // len(sample))
-    for start in range(0, count, step):
-        block = slice(start, start + step)
-        similar = directions[block] @ directions[sample].T
-        own = np.flatnonzero((sample >= start) & (sample < start + step))
-        similar[sample[own] - start, own] = -1
-        highest = np.partition(similar, -NEIGHBOUR, axis=1)[:, -NEIGHBOUR:]
-        nearest[block] = np.sort(np.sqrt(np.maximum(2 - 2 * highest, 0)), axis=1)
-    tenth = nearest[:, -1]
-    spread = np.log(np.maximum(tenth[:, None], SAME) / np.maximum(nearest[:, :-1], SAME))
+    neighbours = NearestNeighbors(n_neighbors=NEIGHBOUR + 1, algorithm="brute")
+    distances, _ = neighbours.fit(directions[sample]).kneighbors(directions)
+    distances[sample, :-1] = distances[sample, 1:]  # the first neighbour of these is themselves
+    distances = np.maximum(distances[:, :-1], SAME)
+    tenth = distances[:, -1]
+    spread = np.log(tenth[:, None] / distances[:, :-1])
     dimension = 1 / max(float(np.median(spread.mean(axis=1))), 1e-3)
     # n²/2 pairs, each that close with chance NEIGHBOUR / sample · share^dimension
     chance = 2 * FALSE_ALARMS * len(sample) / (count**2 * NEIGHBOUR)

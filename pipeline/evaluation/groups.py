@@ -17,11 +17,12 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.cache.file import Columns
 from pipeline.cache.keys import DIGEST_DTYPE
-from pipeline.errors import BadDataError, UsageError
-from pipeline.evaluation.named_images import ImageFinder, read_records
+from pipeline.errors import UsageError
+from pipeline.evaluation.named_images import ImageFinder, assign, read_records
 from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.text import counted, printable
 
+Rows = npt.NDArray[np.int64]
 GroupOf = Callable[[Columns], list[str | None]]  # the name of each row's group
 
 log = logging.getLogger("pipeline")
@@ -90,18 +91,11 @@ class _GroupFile:
 
     def __call__(self, columns: Columns) -> list[str | None]:
         finder = ImageFinder([columns])
-        names: list[str | None] = [None] * len(columns)
-        place_of: dict[int, str] = {}
+        groups: dict[int, tuple[str, str]] = {}
         for place, record in self._records:
             (rows,) = finder.find(record, place)
-            for row in rows:
-                if names[row] not in (None, record["group"]):
-                    raise BadDataError(
-                        f"{place} says otherwise than {place_of[row]} about "
-                        f"{printable(columns.paths[row])}; keep one of the lines"
-                    )
-                names[row], place_of[row] = record["group"], place
-        return names
+            assign(record["group"], rows, place, groups, columns)
+        return [groups[row][0] if row in groups else None for row in range(len(columns))]
 
 
 def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDArray[np.void]:
@@ -137,12 +131,15 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
     return smallest[component]
 
 
-def _joined(first: npt.NDArray[np.void], second: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
-    """Number (N,), from 0, the sets of rows that are linked by an equal entry in either array."""
-    _, in_first = np.unique(first, return_inverse=True)
-    _, in_second = np.unique(second, return_inverse=True)
-    count = int(in_first.max()) + 1
-    size = count + int(in_second.max()) + 1
-    links = coo_array((np.ones(len(first)), (in_first, in_second + count)), shape=(size, size))
-    _, component = connected_components(links, directed=False)
-    return np.asarray(np.unique(component[in_first], return_inverse=True)[1], np.int64)
+def _joined(*entries: npt.NDArray[np.void]) -> Rows:
+    """Number (N,), from 0, the sets of rows that are linked by an equal entry in any array (N,)."""
+    count = len(entries[0])
+    found = [np.unique(each, return_index=True, return_inverse=True)[1:] for each in entries]
+    firsts = [first_row[entry] for first_row, entry in found]
+    return linked(np.concatenate(firsts), np.tile(np.arange(count), len(entries)), count)
+
+
+def linked(first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int) -> Rows:
+    """Number (count,), from 0, the sets of rows that are linked by pairs first[i], second[i]."""
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
+    return np.asarray(connected_components(links, directed=False)[1], np.int64)

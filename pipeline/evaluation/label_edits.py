@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
 from pipeline.errors import BadDataError
-from pipeline.evaluation.findings import Findings
+from pipeline.evaluation.audit import Findings
 from pipeline.evaluation.named_images import (
     ImageFinder,
+    assign,
     composed,
     did_you_mean,
     read_records,
@@ -23,9 +23,7 @@ from pipeline.text import printable
 COLUMNS = ("path", "split", "label", "suggested", "label_probability", "suggested_probability",
            "new_label", "drop", "digest")  # fmt: skip
 DROP, KEEP = {"yes", "x", "1", "true"}, {"", "no", "0", "false"}
-UNEDITED, DROPPED = -2, -1  # in place of a class number
-
-Labels = npt.NDArray[np.int64]
+DROPPED = -1  # in place of a class number
 
 log = logging.getLogger("pipeline")
 
@@ -68,7 +66,7 @@ def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> 
     wanted = [table.columns.labels.copy() for table in tables]
     for path in paths:
         for labels, edits in zip(wanted, read_label_edits(path, tables), strict=True):
-            np.copyto(labels, edits, where=edits != UNEDITED)
+            labels[list(edits)] = list(edits.values())
     edited = []
     for table, labels in zip(tables, wanted, strict=True):
         kept = np.flatnonzero(labels != DROPPED)
@@ -96,22 +94,20 @@ def _without_classes(table: FeatureTable, gone: Sequence[str]) -> FeatureTable:
     )
 
 
-def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[Labels]:
+def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[int, int]]:
     """Read an edited suspects.csv, or any CSV with ``path`` or ``digest`` and an edit.
 
     A digest goes before a path and stands for every copy of that image, and so for its augmented
     views; to edit one of several identical files, leave its digest empty. A path stands for that
     file's rows alone. Comma, semicolon or tab may separate; further columns are not read.
 
-    Returns, for each table, what the file wants of its rows (N,): a class number, `DROPPED` or
-    `UNEDITED`.
+    Returns, for each table, row -> its class number or `DROPPED`; rows to leave alone are missing.
 
     Raises NoInputError if the file cannot be read; BadDataError, with its line, for what cannot be
     done: an unknown class, an image that no table holds, one to be both dropped and relabelled, or
     in two ways.
     """
-    edits = [np.full(len(table), UNEDITED, np.int64) for table in tables]
-    places: list[dict[int, str]] = [{} for _ in tables]
+    edits: list[dict[int, tuple[int, str]]] = [{} for _ in tables]
     finder = ImageFinder([table.columns for table in tables])
     for place, record in read_records(path, option="--labels", values=("new_label", "drop")):
         new_label, drop = record["new_label"], _is_drop(record["drop"], place)
@@ -119,21 +115,11 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[Labels]
             raise BadDataError(f"{place} both drops and relabels the image; leave one empty")
         if not drop and not new_label:
             continue
-        for table, edit, place_of, rows in zip(
-            tables, edits, places, finder.must_find(record, place), strict=True
-        ):
-            if not rows:
-                continue
-            number = DROPPED if drop else _class_number(new_label, table.classes, place)
-            for row in rows:
-                if edit[row] not in (UNEDITED, number):
-                    raise BadDataError(
-                        f"{place} says otherwise than {place_of[row]} about "
-                        f"{printable(table.columns.paths[row])}; keep one of the lines"
-                    )
-                place_of[row] = place
-            edit[rows] = number
-    return edits
+        for table, edit, rows in zip(tables, edits, finder.must_find(record, place), strict=True):
+            if rows:
+                number = DROPPED if drop else _class_number(new_label, table.classes, place)
+                assign(number, rows, place, edit, table.columns)
+    return [{row: number for row, (number, _) in edit.items()} for edit in edits]
 
 
 def _class_number(name: str, classes: tuple[str, ...], place: str) -> int:

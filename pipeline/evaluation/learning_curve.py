@@ -1,12 +1,12 @@
 """Accuracy against the number of training images: would more of them help?"""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.findings import LearningCurve
 from pipeline.evaluation.metrics import log_loss_of
 from pipeline.evaluation.probe import fit_components, fit_probe
 from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION
@@ -17,6 +17,24 @@ MOST_IMAGES = 5000  # of more training images, the curve ends here
 FEATURES = 256  # principal components that are learned from: as accurate, and 4 times as fast
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # C on rows of mean squared length 1
 TOO_COARSE = 0.02  # noise in accuracy above which nothing can be said
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCurve:
+    """Accuracy against the number of training images.
+
+    Attributes
+    ----------
+    sizes : (S,) numbers of training images, ascending; the last is all of them, or 5,000.
+    accuracies : (S, R) on held-out images, of R random draws of each size.
+    head : which classifier, for people: ``logistic (C=1)``.
+    sentence : whether more images would help.
+    """
+
+    sizes: npt.NDArray[np.int64]
+    accuracies: npt.NDArray[np.float64]
+    head: str
+    sentence: str
 
 
 def learning_curve(

@@ -1,7 +1,6 @@
 """What is measured of a classifier on a split. SciPy and scikit-learn are imported when used."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,47 +11,6 @@ CALIBRATION_BINS = 15  # as in Guo et al. 2017 and most tables since
 
 Labels = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """Shares in 0 … 1, NaN where a measure does not apply.
-
-    A class that is missing from the labels (of a small fold) is left out of every mean over the
-    classes that it makes undefined.
-
-    Attributes
-    ----------
-    balanced_accuracy : mean over the classes of recall.
-    macro_f1 : mean over the classes of F1.
-    roc_auc : area under the ROC curve; of more than two classes, the mean of one against the rest.
-    top5_accuracy : how often the true class is among the five highest; needs six classes.
-    log_loss : mean -ln(probability of the true class). This and what follows needs probabilities.
-    brier : half the mean squared distance of the probabilities from the truth.
-    ece : see `expected_calibration_error`.
-    """
-
-    accuracy: float
-    balanced_accuracy: float
-    macro_f1: float
-    roc_auc: float
-    top5_accuracy: float
-    log_loss: float
-    brier: float
-    ece: float
-
-
-class PerClass(NamedTuple):
-    """Precision, recall and F1 of each class (K,) float64, and its number of rows (K,) int64.
-
-    NaN where there is nothing to divide by: the precision of a class that is never predicted, the
-    recall of one that is not there, the F1 of one that is neither.
-    """
-
-    precision: npt.NDArray[np.float64]
-    recall: npt.NDArray[np.float64]
-    f1: npt.NDArray[np.float64]
-    support: npt.NDArray[np.int64]
 
 
 class Reliability(NamedTuple):
@@ -66,19 +24,24 @@ class Reliability(NamedTuple):
     rows: npt.NDArray[np.int64]
 
 
-def measure(labels: Labels, scores: Scores, *, has_probabilities: bool) -> Metrics:
-    """Measure scores (N, K) against true labels (N,)."""
-    classes = per_class(labels, scores.argmax(axis=1), scores.shape[1])
-    return Metrics(
-        accuracy=accuracy_of(labels, scores),
-        balanced_accuracy=float(np.nanmean(classes.recall)),
-        macro_f1=float(np.nanmean(classes.f1)),
-        roc_auc=roc_auc_of(labels, scores),
-        top5_accuracy=_top_accuracy(labels, scores) if scores.shape[1] > TOP else math.nan,
-        log_loss=log_loss_of(labels, scores) if has_probabilities else math.nan,
-        brier=brier_of(labels, scores) if has_probabilities else math.nan,
-        ece=expected_calibration_error(labels, scores) if has_probabilities else math.nan,
-    )
+def measure(labels: Labels, scores: Scores) -> dict[str, float]:
+    """Measure probabilities (N, K) against true labels (N,): column of the table -> value.
+
+    Shares are in 0 … 1, NaN where a measure does not apply. A class that is missing from the labels
+    (of a small fold) is left out of every mean over the classes that it makes undefined.
+    """
+    from sklearn.metrics import f1_score
+
+    every, predicted = np.arange(scores.shape[1]), scores.argmax(axis=1)
+    f1 = f1_score(labels, predicted, labels=every, average=None, zero_division=np.nan)
+    return {
+        "balanced_accuracy": accuracy_of(labels, scores, balanced=True),
+        "macro_f1": float(np.nanmean(f1)),
+        "roc_auc": roc_auc_of(labels, scores),
+        "top5_accuracy": _top_accuracy(labels, scores) if len(every) > TOP else math.nan,
+        "log_loss": log_loss_of(labels, scores),
+        "brier": brier_of(labels, scores),
+    }
 
 
 def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> float:
@@ -91,17 +54,6 @@ def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> fl
         counts = np.bincount(labels)
         return float(np.mean(np.bincount(labels, right)[counts > 0] / counts[counts > 0]))
     return float(np.mean(right))
-
-
-def per_class(labels: Labels, predicted: Labels, class_count: int) -> PerClass:
-    """Measure each class by itself; labels and predicted (N,)."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    return PerClass(
-        *precision_recall_fscore_support(
-            labels, predicted, labels=np.arange(class_count), zero_division=np.nan
-        )
-    )
 
 
 def roc_auc_of(labels: Labels, scores: Scores) -> float:
@@ -139,11 +91,11 @@ def brier_of(labels: Labels, probabilities: Scores) -> float:
 
 def expected_calibration_error(labels: Labels, probabilities: Scores) -> float:
     """How far confidence is from accuracy, on average over the rows (Guo et al. 2017)."""
-    bins = reliability(labels, probabilities)
+    bins = reliability_bins(labels, probabilities)
     return float(np.nansum(bins.rows * np.abs(bins.confidence - bins.accuracy)) / len(labels))
 
 
-def reliability(labels: Labels, probabilities: Scores) -> Reliability:
+def reliability_bins(labels: Labels, probabilities: Scores) -> Reliability:
     """Sort rows by the predicted class's probability into bins of equal width."""
     from scipy.stats import binned_statistic
 

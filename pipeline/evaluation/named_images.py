@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from pipeline.errors import BadDataError, NoInputError
 from pipeline.text import printable
 
 NAMES = ("path", "digest")
+T = TypeVar("T")
+
 DELIMITERS = ",;\t"  # what spreadsheets write, by country
 
 
@@ -72,10 +75,11 @@ class ImageFinder:
     def __init__(self, tables: Sequence[Columns]) -> None:
         self._tables = tables
         self._spellings = [_by_spelling(columns.paths.tolist()) for columns in tables]
-        self._by_digest: list[dict[str, list[int]]] = [{} for _ in tables]
-        for by_digest, columns in zip(self._by_digest, tables, strict=True):
+        self._by_digest: list[dict[str, list[int]]] = []
+        for columns in tables:
+            self._by_digest.append({})
             for row, digest in enumerate(columns.digests):
-                by_digest.setdefault(digest.tobytes().hex(), []).append(row)
+                self._by_digest[-1].setdefault(digest.tobytes().hex(), []).append(row)
 
     def find(self, record: Mapping[str, str], place: str) -> list[list[int]]:
         """The rows in each table; none where it does not hold the image.
@@ -111,6 +115,22 @@ class ImageFinder:
         raise BadDataError(
             f"{place}: no image is called {printable(path)}{did_you_mean(path, known)}"
         )
+
+
+def assign(
+    value: T, rows: Iterable[int], place: str, assigned: dict[int, tuple[T, str]], columns: Columns
+) -> None:
+    """Note the value of rows, and the place that says so.
+
+    Raises BadDataError where another place says otherwise.
+    """
+    for row in rows:
+        before, said = assigned.setdefault(row, (value, place))
+        if before != value:
+            raise BadDataError(
+                f"{place} says otherwise than {said} about {printable(columns.paths[row])}; "
+                f"keep one of the lines"
+            )
 
 
 def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:

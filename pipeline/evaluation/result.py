@@ -3,13 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.findings import Findings
 from pipeline.models.bundle import Bundle
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.audit import Findings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ class Predictions:
     rows : (n,) row numbers in the cache.
     keys : (n,) void; SHA-256 of each image file, the same in every cache of these images.
     labels : (n,) int64, the true classes.
-    scores : (n, K) float64, the highest for the predicted class.
+    scores : (n, K) float64 probabilities, the highest for the predicted class.
     """
 
     rows: npt.NDArray[np.int64]
@@ -130,6 +132,12 @@ class Predictions:
     def correct(self) -> npt.NDArray[np.bool_]:
         """(n,) bool: whether that is the true class."""
         return np.asarray(self.predicted == self.labels)
+
+
+_NO_ROWS = np.empty(0, np.int64)
+NO_PREDICTIONS = Predictions(
+    rows=_NO_ROWS, keys=np.empty(0, "V32"), labels=_NO_ROWS, scores=np.empty((0, 1))
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,20 +206,18 @@ class Outcome:
 
     Attributes
     ----------
-    test, validation : predictions; None where the head has no figures (see `Result.status`).
-    has_probabilities : whether the scores are probabilities (own or fitted on validation).
+    test, validation : predictions, none where the head has no figures (see `Result.status`).
     own_probabilities : whether they are the head's own, nothing fitted on validation.
     folds : in how many parts every image was tested; 0 for one test set.
     history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
     settings : every setting tried, in the first fit.
-    bundle : the classifier with what it takes to use it (see `pipeline.evaluation.final`).
+    bundle : the classifier with what it takes to use it (see `pipeline.evaluation.refit`).
     not_saved : why there is none.
     """
 
     result: Result
-    test: Predictions | None = None
-    validation: Predictions | None = None
-    has_probabilities: bool = False
+    test: Predictions = NO_PREDICTIONS
+    validation: Predictions = NO_PREDICTIONS
     own_probabilities: bool = True
     folds: int = 0
     history: Mapping[str, Sequence[float]] | None = None
@@ -238,7 +244,7 @@ class Comparison:
     run: Mapping[str, Any]
     recommendation: str = ""
     notices: tuple[str, ...] = ()
-    findings: Findings | None = None
+    findings: "Findings | None" = None
 
     @property
     def results(self) -> tuple[Result, ...]:

@@ -25,15 +25,6 @@ from pipeline.heads.calibration import apply_temperature
 from pipeline.heads.config import Input
 from pipeline.text import printable
 
-MEASURES = (
-    "macro_f1",
-    "roc_auc",
-    "log_loss",
-    "top5_accuracy",
-    "balanced_accuracy",
-    "brier",
-)
-
 
 def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: ViewRows) -> Result:
     """A head's row of the table before anything is measured."""
@@ -129,11 +120,10 @@ def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
     pairs = [pair for once in passes for pair in once]
     fits = [fit for fit, _ in pairs]
     tests = [trial.splits.test for _, trial in pairs]
-    measured = [
-        measure(labels[test], _tested(fit), has_probabilities=True)
-        for fit, test in zip(fits, tests, strict=True)
+    measured = [measure(labels[test], _tested(fit)) for fit, test in zip(fits, tests, strict=True)]
+    accuracies = [
+        accuracy_of(labels[test], _tested(fit)) for fit, test in zip(fits, tests, strict=True)
     ]
-    accuracies = [each.accuracy for each in measured]
     sizes = [len(test) for test in tests]
     images = len(np.unique(np.concatenate(tests)))
     accuracy = float(np.average(accuracies, weights=sizes))
@@ -142,7 +132,7 @@ def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
         [fit.validation_accuracy for fit in fits],
         weights=[len(trial.splits.validation) for _, trial in pairs],
     )
-    figures = {name: _mean(getattr(each, name) for each in measured) for name in MEASURES}
+    figures = {name: _mean(each[name] for each in measured) for name in measured[0]}
     return figures | {
         "params": _usual([params_text(fit.params) for fit in fits]),
         "train_accuracy": _mean(fit.train_accuracy for fit in fits),

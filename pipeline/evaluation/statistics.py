@@ -9,16 +9,15 @@ import numpy.typing as npt
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 Correct = npt.NDArray[np.bool_]
-Right = npt.NDArray[np.bool_] | npt.NDArray[np.float64]
 
 
-def wilson_interval(correct: float, count: int, *, z: float = Z_95) -> tuple[float, float]:
-    """Bounds of a proportion's confidence interval (Wilson 1927), 95 % unless told otherwise.
+def wilson_interval(correct: float, count: int) -> tuple[float, float]:
+    """Bounds of a proportion's 95 % confidence interval (Wilson 1927).
 
     Unlike the normal approximation it stays within 0 … 1 and does not shrink to nothing when all
     are correct. ``correct`` of ``count`` may be a mean over folds or seeds, so not whole.
     """
-    share = correct / count
+    share, z = correct / count, Z_95
     centre = share + z**2 / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
@@ -55,23 +54,8 @@ def holm(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
     return corrected
 
 
-def paired_standard_error(first: Right, second: Right) -> float:
-    """Standard error of the difference of two accuracies on the same images.
-
-    (N,) each: whether it is right, or what being right counts there.
-    """
-    return _standard_error(first.astype(np.float64) - second)
-
-
-def unpaired_standard_error(first: Right, second: Right) -> float:
-    """Standard error of the difference of two accuracies on other images, (N,) and (M,)."""
-    return math.hypot(
-        _standard_error(first.astype(np.float64)), _standard_error(second.astype(np.float64))
-    )
-
-
-def _standard_error(values: npt.NDArray[np.float64]) -> float:
-    """Of the mean; infinite for a single value, which tells nothing of its own error."""
+def standard_error(values: npt.NDArray[np.float64]) -> float:
+    """Of the mean of values (N,); infinite for a single value, which has no spread."""
     from scipy.stats import sem
 
     return float(sem(values)) if len(values) > 1 else math.inf

@@ -1,11 +1,11 @@
 """Rows whose label is probably wrong, by confident learning."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.findings import Suspect
 from pipeline.evaluation.probe import fit_components, fit_probe
 
 # Measured on cats and dogs with 20 wrong labels among 1,000, 4 draws of them and 2
@@ -20,6 +20,23 @@ MOST_SUSPECTS = 100  # what a person looks through
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A row whose label is probably wrong, judged by a model that never saw the row.
+
+    Attributes
+    ----------
+    label, suggested : class numbers, as labelled and as predicted.
+    label_probability, suggested_probability : out-of-fold probabilities of both.
+    """
+
+    row: int
+    label: int
+    suggested: int
+    label_probability: float
+    suggested_probability: float
 
 
 def find_suspects(

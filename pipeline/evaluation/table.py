@@ -145,12 +145,6 @@ def fit_columns(results: Sequence[Result], width: int) -> list[Column]:
     return columns
 
 
-def left_out(results: Sequence[Result], shown: Sequence[Column]) -> str:
-    """A sentence on the columns that did not fit; empty if all did."""
-    titles = [column.title for column in columns_of(results) if column not in shown]
-    return f"not shown for lack of width: {', '.join(titles)}; see results.csv" if titles else ""
-
-
 def plain_table(results: Sequence[Result]) -> str:
     """All columns as aligned text, for a pipe or a file."""
     columns = columns_of(results)
@@ -185,12 +179,14 @@ def rich_table(results: Sequence[Result], *, width: int) -> "Table":
     from rich.text import Text
 
     columns = fit_columns(results, width)
+    missing = [column.title for column in columns_of(results) if column not in columns]
+    caption = f"not shown for lack of width: {', '.join(missing)}; see results.csv"
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, GAP - 1, 0, 0),
-        caption=left_out(results, columns) or None,
+        caption=caption if missing else None,
         caption_justify="left",
     )
     for column in columns:

@@ -2,21 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils.class_weight import compute_sample_weight
 
 from pipeline.evaluation.metrics import log_loss_of
 from pipeline.evaluation.result import Outcome, Predictions, Result
-from pipeline.evaluation.statistics import (
-    Z_95,
-    Correct,
-    holm,
-    mcnemar_exact,
-    paired_standard_error,
-    unpaired_standard_error,
-)
+from pipeline.evaluation.statistics import Z_95, Correct, holm, mcnemar_exact, standard_error
 from pipeline.evaluation.table import percent
 from pipeline.heads.calibration import apply_temperature, fit_temperature
 from pipeline.text import counted, printable
@@ -27,53 +21,10 @@ ROUNDING = 1e-9  # of accuracies averaged over fits: far less than one image
 MOST_NAMES = 3  # of heads that are as good; the table has them all
 
 Places = npt.NDArray[np.int64]
+Outcomes = Sequence[Outcome]
 
 
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """An outcome that has figures."""
-
-    outcome: Outcome
-    result: Result
-    test: Predictions
-    validation: Predictions
-    balanced: bool
-
-    @property
-    def accuracy(self) -> float:
-        """On validation, by which heads are judged."""
-        if self.balanced:
-            return self.result.validation_balanced_accuracy
-        return self.result.validation_accuracy
-
-    @property
-    def worth(self) -> npt.NDArray[np.float64]:
-        """What each validation image counts (V,)."""
-        return _worth(self.validation, balanced=self.balanced)
-
-    @property
-    def rank(self) -> tuple[float, float, int]:
-        """Lower is better; of equal accuracies those without probabilities come last."""
-        loss = math.inf
-        if self.outcome.has_probabilities:
-            loss = log_loss_of(self.validation.labels, self.validation.scores)
-        return -round(self.accuracy / ROUNDING), loss, self.result.parameters
-
-    @property
-    def simplicity(self) -> tuple[int, float]:
-        """Lower is simpler; of equal numbers of parameters, the lower calibrated log loss."""
-        labels, scores = self.validation.labels, self.validation.scores
-        known = self.outcome.has_probabilities
-        temperature = fit_temperature(labels, scores, has_probabilities=known)
-        calibrated = apply_temperature(scores, temperature, has_probabilities=known)
-        return self.result.parameters, log_loss_of(labels, calibrated)
-
-    @property
-    def tells_classes_apart(self) -> bool:
-        return len(np.unique(self.validation.predicted)) > 1
-
-
-def judge(outcomes: Sequence[Outcome], *, balanced: bool = False) -> tuple[list[Outcome], str]:
+def judge(outcomes: Outcomes, *, balanced: bool = False) -> tuple[list[Outcome], str]:
     """Sort the outcomes, the best first; give verdicts and p-values, and say which head to use.
 
     Best is the highest validation accuracy; of equal ones the lowest validation log loss, then the
@@ -94,81 +45,92 @@ def judge(outcomes: Sequence[Outcome], *, balanced: bool = False) -> tuple[list[
     Returns the outcomes, those without figures last, and a sentence; it is empty if none has any.
     Where the choice is not surely better than guessing on test, the sentence says so.
     """
-    rows = [
-        _Row(each, each.result, each.test, each.validation, balanced)
-        for each in outcomes
-        if each.test is not None and each.validation is not None
-    ]
-    without = [each for each in outcomes if each.test is None or each.validation is None]
-    if not rows:
-        return without, ""
-    rows.sort(key=lambda row: row.rank)
-    best = rows[0]
-    tied = [best, *(row for row in rows[1:] if _is_as_good(row, best))]
-    simplest = _recommended(tied)
-    p_values = [math.nan, *(_p_value(row, best) for row in rows[1:])]
+    failed = [each for each in outcomes if each.result.status]
+    scored = [each for each in outcomes if not each.result.status]
+    if not scored:
+        return failed, ""
+    scored.sort(key=lambda outcome: _rank(outcome, balanced))
+    best, *others = scored
+    tied = [best, *(each for each in others if _is_as_good(each, best, balanced))]
+    simplest = _simplest(tied)
+    verdicts = {id(each): AS_GOOD for each in tied} | {id(best): BEST}
+    p_values = [math.nan, *(_p_value(each, best) for each in others)]
     judged = [
         replace(
-            row.outcome,
+            outcome,
             result=replace(
-                row.result,
+                outcome.result,
                 p_value=p_value,
                 p_holm=float(p_holm),
-                verdict=BEST if row is best else AS_GOOD if row in tied else "",
-                recommended=row is simplest,
+                verdict=verdicts.get(id(outcome), ""),
+                recommended=outcome is simplest,
             ),
         )
-        for row, p_value, p_holm in zip(rows, p_values, holm(p_values), strict=True)
+        for outcome, p_value, p_holm in zip(scored, p_values, holm(p_values), strict=True)
     ]
-    sentence = _recommendation if _beats_guessing(simplest) else _no_recommendation
-    return judged + without, sentence(simplest, tied, rows)
+    return judged + failed, _sentence(simplest, tied, scored, balanced)
 
 
-def _worth(predictions: Predictions, *, balanced: bool) -> npt.NDArray[np.float64]:
+def _rank(outcome: Outcome, balanced: bool) -> tuple[float, float, int]:
+    """Lower is better."""
+    validation = outcome.validation
+    loss = log_loss_of(validation.labels, validation.scores)
+    return -round(_accuracy(outcome, balanced) / ROUNDING), loss, outcome.result.parameters
+
+
+def _accuracy(outcome: Outcome, balanced: bool) -> float:
+    """On validation, by which heads are judged."""
+    result = outcome.result
+    return result.validation_balanced_accuracy if balanced else result.validation_accuracy
+
+
+def _worth(predictions: Predictions, balanced: bool) -> npt.NDArray[np.float64]:
     """What each image counts (n,), 1 on average: the same, or less the more its class has."""
-    if not balanced:
-        return np.ones(len(predictions))
-    _, classes, counts = np.unique(predictions.labels, return_inverse=True, return_counts=True)
-    return np.asarray(len(predictions) / (len(counts) * counts[classes]))
+    weights = compute_sample_weight("balanced" if balanced else None, predictions.labels)
+    return np.asarray(weights, np.float64)
 
 
-def _recommended(tied: Sequence[_Row]) -> _Row:
+def _simplest(tied: Outcomes) -> Outcome:
     """The simplest in the cache of the best, which comes first.
 
     A head's parameters say nothing of what another base costs: counted over caches, they preferred
-    VGG16 to MobileNetV2 for its fewer features, which cost 0.1 to 0.3 points on average. And a head
-    that names the same class for every image serves nobody, however good that looks.
+    VGG16 to MobileNetV2 for its fewer features, which cost 0.1 to 0.3 points on average. Constant
+    predictors are recommended only where there is nothing else.
     """
-    here = [row for row in tied if row.result.cache == tied[0].result.cache]
-    useful = [row for row in here if row.tells_classes_apart]
-    return min(useful or here, key=lambda row: row.simplicity)
+    here = [each for each in tied if each.result.cache == tied[0].result.cache]
+    useful = [each for each in here if len(np.unique(each.validation.predicted)) > 1]
+    return min(useful or here, key=_simplicity)
 
 
-def _is_as_good(row: _Row, best: _Row) -> bool:
-    pair = _in_pairs(best.validation, row.validation)
+def _simplicity(outcome: Outcome) -> tuple[int, float]:
+    """Lower is simpler; of equal numbers of parameters, the lower calibrated log loss."""
+    labels, scores = outcome.validation.labels, outcome.validation.scores
+    temperature = fit_temperature(labels, scores, has_probabilities=True)
+    calibrated = apply_temperature(scores, temperature, has_probabilities=True)
+    return outcome.result.parameters, log_loss_of(labels, calibrated)
+
+
+def _is_as_good(outcome: Outcome, best: Outcome, balanced: bool) -> bool:
+    first, second = (
+        each.validation.correct * _worth(each.validation, balanced) for each in (best, outcome)
+    )
+    pair = _in_pairs(best.validation, outcome.validation)
     if pair is None:
-        error = unpaired_standard_error(
-            best.validation.correct * best.worth, row.validation.correct * row.worth
-        )
+        error = math.hypot(standard_error(first), standard_error(second))
     else:
-        first, second = pair
-        worth = best.worth[first]
-        error = paired_standard_error(
-            best.validation.correct[first] * worth, row.validation.correct[second] * worth
-        )
-    return best.accuracy - row.accuracy <= error + ROUNDING
+        error = standard_error(first[pair[0]] - second[pair[1]])
+    return _accuracy(best, balanced) - _accuracy(outcome, balanced) <= error + ROUNDING
 
 
-def _p_value(row: _Row, best: _Row) -> float:
-    pair = _in_pairs(best.test, row.test)
+def _p_value(outcome: Outcome, best: Outcome) -> float:
+    pair = _in_pairs(best.test, outcome.test)
     if pair is None:
         return math.nan
-    first, second = pair
-    return mcnemar_exact(best.test.correct[first], row.test.correct[second])
+    return mcnemar_exact(best.test.correct[pair[0]], outcome.test.correct[pair[1]])
 
 
 def _in_pairs(first: Predictions, second: Predictions) -> tuple[Places, Places] | None:
-    """Where in both the same images stand, (n,) each; None unless images and labels are the same.
+    """Where in both the same images are, (n,) each; None unless images and labels are the same.
 
     Rows of different caches belong together by digest; of identical files, by label.
     """
@@ -179,74 +141,67 @@ def _in_pairs(first: Predictions, second: Predictions) -> tuple[Places, Places] 
     return one, other
 
 
-def _beats_guessing(row: _Row) -> bool:
+def _beats_guessing(outcome: Outcome, balanced: bool) -> bool:
     """Whether a head is surely better on test than naming the class most frequent on validation.
 
     By exact McNemar test; where every class counts the same, by two standard errors of the paired
     difference of balanced accuracies, of which guessing has 1/K.
     """
-    test = row.test
-    guessed = _guessed(row)
-    if not row.balanced:
-        return bool(
-            test.correct.sum() > guessed.sum() and mcnemar_exact(test.correct, guessed) < UNSURE
-        )
-    worth = _worth(test, balanced=True)
-    gain = float(np.mean(test.correct * worth) - np.mean(guessed * worth))
-    return gain > Z_95 * paired_standard_error(test.correct * worth, guessed * worth)
+    correct, guessed = outcome.test.correct, _guessed(outcome)
+    gains = (correct.astype(np.float64) - guessed) * _worth(outcome.test, balanced)
+    if balanced:
+        return bool(gains.mean() > Z_95 * standard_error(gains))
+    return bool(gains.sum() > 0 and mcnemar_exact(correct, guessed) < UNSURE)
 
 
-def _guessed(row: _Row) -> Correct:
+def _guessed(outcome: Outcome) -> Correct:
     """Which test images are of the class that is most frequent on validation."""
-    return np.asarray(row.test.labels == np.bincount(row.validation.labels).argmax())
+    return np.asarray(outcome.test.labels == np.bincount(outcome.validation.labels).argmax())
 
 
-def _recommendation(row: _Row, tied: Sequence[_Row], rows: Sequence[_Row]) -> str:
-    return f"Use {_named(row, rows)}: {_right(row)}{_rivals(row, tied, rows)}."
+# ---------------------------------------------------------------------------------- in words
 
 
-def _no_recommendation(row: _Row, tied: Sequence[_Row], rows: Sequence[_Row]) -> str:
-    guessed = np.mean(_guessed(row) * _worth(row.test, balanced=row.balanced))
+def _sentence(chosen: Outcome, tied: Outcomes, scored: Outcomes, balanced: bool) -> str:
+    name = f"{_head(chosen.result)} on {_features(chosen.result, scored)}"
+    right = _right(chosen, balanced)
+    if _beats_guessing(chosen, balanced):
+        return f"Use {name}: {right}{_rivals(chosen, tied, scored)}."
+    guessed = np.mean(_guessed(chosen) * _worth(chosen.test, balanced))
     return (
-        f"No head can be recommended: {_named(row, rows)} is the choice on validation, but gets "
-        f"{_right(row)}, not surely more than by always naming the most frequent class "
-        f"({percent(float(guessed))} %)."
+        f"No head can be recommended: {name} is the choice on validation, but gets {right}, not "
+        f"surely more than by always naming the most frequent class ({percent(float(guessed))} %)."
     )
 
 
-def _named(row: _Row, rows: Sequence[_Row]) -> str:
-    return f"{_head(row.result)} on {_features(row.result, rows)}"
-
-
-def _right(row: _Row) -> str:
-    """What it reached on test, and how sure that is."""
-    result = row.result
-    images = counted(len(row.test), "image" if row.outcome.folds else "test image")
-    how = _how_tested(result, row.outcome.folds)
-    if row.balanced:
+def _right(outcome: Outcome, balanced: bool) -> str:
+    """Its accuracy on test, and how sure that is."""
+    result, folds = outcome.result, outcome.folds
+    how = f"95 % interval {percent(result.test_low)}–{percent(result.test_high)}"
+    if folds:
+        again = f" {result.fits // folds} times" if result.fits > folds else ""
+        how = f"over {folds} folds{again}, {how}"
+    elif result.fits > 1:
+        how = f"mean of {result.fits} seeds, {how}"
+    images = counted(len(outcome.test), "image" if folds else "test image")
+    if balanced:
         share = percent(result.balanced_accuracy)
         return f"{share} % right on average over the classes of {images} (accuracy {how})"
     return f"{percent(result.test_accuracy)} % of {images} right ({how})"
 
 
-def _how_tested(result: Result, folds: int) -> str:
-    interval = f"95 % interval {percent(result.test_low)}–{percent(result.test_high)}"
-    if folds:
-        again = f" {result.fits // folds} times" if result.fits > folds else ""
-        return f"over {folds} folds{again}, {interval}"
-    return f"mean of {result.fits} seeds, {interval}" if result.fits > 1 else interval
-
-
-def _rivals(recommended: _Row, tied: Sequence[_Row], rows: Sequence[_Row]) -> str:
+def _rivals(chosen: Outcome, tied: Outcomes, scored: Outcomes) -> str:
     """Which others are as good on validation, and whether the recommended one is the simplest."""
-    others = [row.result for row in tied if row is not recommended]
+    result, others = chosen.result, [each.result for each in tied if each is not chosen]
     if not others:
-        return "; no other is as good on validation" if len(rows) > 1 else ""
-    result = recommended.result
-    features = [_features(each, rows) for each in (result, *others[:MOST_NAMES])]
+        return "; no other is as good on validation" if len(scored) > 1 else ""
+    named = others[:MOST_NAMES]
+    places = {_features(each, scored) for each in (result, *named)}
     names = [
-        f"{printable(other.head)} on {where}" if len(set(features)) > 1 else printable(other.head)
-        for other, where in zip(others[:MOST_NAMES], features[1:], strict=True)
+        f"{printable(each.head)} on {_features(each, scored)}"
+        if len(places) > 1
+        else printable(each.head)
+        for each in named
     ]
     if len(others) > MOST_NAMES:
         names.append(f"{len(others) - MOST_NAMES} more")
@@ -270,11 +225,11 @@ def _head(result: Result) -> str:
     return f"{head} with {params}" if "(" in params else f"{head} ({params})"
 
 
-def _features(result: Result, rows: Sequence[_Row]) -> str:
+def _features(result: Result, scored: Outcomes) -> str:
     """``pooled vgg16 block5_pool``, with what tells it from another cache of the base."""
     names = dict.fromkeys([result.base, result.layer])  # of pixels both are the same
     text = " ".join([result.input, *map(printable, names)])
-    namesakes = [row.result for row in rows if row.result.base == result.base]
+    namesakes = [each.result for each in scored if each.result.base == result.base]
     if any(each.image_size != result.image_size for each in namesakes):
         text += f" at {result.image_size} pixels"
     namesakes = [each for each in namesakes if each.image_size == result.image_size]

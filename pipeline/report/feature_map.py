@@ -10,13 +10,13 @@ Rows = npt.NDArray[np.int64]
 Points = npt.NDArray[np.float64]
 
 
-def spread_rows(rows: Rows, labels: npt.NDArray[np.int64]) -> Rows:
-    """At most `MOST_POINTS` of the rows, evenly spread over the classes; ascending."""
-    if len(rows) <= MOST_POINTS:
-        return rows
-    by_class = rows[np.argsort(labels[rows], kind="stable")]
-    places = np.linspace(0, len(rows) - 1, MOST_POINTS).round().astype(np.int64)
-    return np.sort(by_class[places])
+def spread_rows(labels: Rows) -> Rows:
+    """At most `MOST_POINTS` rows (n,), evenly spread over the classes; ascending."""
+    by_class = np.argsort(labels, kind="stable")
+    if len(labels) > MOST_POINTS:
+        places = np.linspace(0, len(labels) - 1, MOST_POINTS).round().astype(np.int64)
+        by_class = by_class[places]
+    return np.sort(by_class)
 
 
 def lay_out(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, float]]:
@@ -39,19 +39,16 @@ def lay_out(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, flo
     return points.clip(-0.02, 1.02), (first, second)
 
 
-def choose_pictures(points: Points) -> Rows:
-    """Places in the points of those to show as pictures: of each cell the nearest its middle."""
+def choose_pictures(points: Points) -> tuple[Rows, Points]:
+    """Which points (n, 2) to show as pictures: in each cell of a grid the nearest its middle.
+
+    Returns their places in the points (m,), and the middles of their cells (m, 2).
+    """
     grid = np.array([PICTURE_COLUMNS, PICTURE_ROWS])
     scaled = points.clip(0, 1 - 1e-9) * grid
     cells = np.floor(scaled)
     distance = np.square(scaled - cells - 0.5).sum(axis=1)
     order = np.argsort(distance, kind="stable")
     _, first = np.unique(cells[order] @ (1, PICTURE_COLUMNS), return_index=True)
-    return np.sort(order[first])
-
-
-def cell_middle(point: Points) -> tuple[float, float]:
-    """The middle, in 0 … 1, of the grid cell that holds a point."""
-    grid = np.array([PICTURE_COLUMNS, PICTURE_ROWS])
-    x, y = (np.floor(point.clip(0, 1 - 1e-9) * grid) + 0.5) / grid
-    return float(x), float(y)
+    chosen = np.sort(order[first])
+    return chosen, (cells[chosen] + 0.5) / grid

@@ -1,40 +1,27 @@
-"""Sections that are charts: training, ranking, reliability, more images."""
+"""What the report's charts show: training, ranking, reliability, more images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
-from pipeline.evaluation.metrics import log_loss_of, reliability
+from pipeline.evaluation.audit import Findings
+from pipeline.evaluation.metrics import log_loss_of, reliability_bins
 from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
 from pipeline.evaluation.table import percent
 from pipeline.heads.calibration import apply_temperature
 from pipeline.report.curves import MEASURES, describe_curves
-from pipeline.report.markup import (
-    Markup,
-    Section,
-    element,
-    figure,
-    head_name,
-    joined,
-    name_of,
-    name_text,
-    number_cell,
-    row_of,
-    scrolling,
-    side_by_side,
-    title_cell,
-)
+from pipeline.report.markup import head_name, name_text
 from pipeline.report.plots import (
     STYLES,
-    class_label,
-    draw_accuracy,
+    draw_epochs,
     draw_learning_curve,
     draw_lines,
-    draw_loss,
     draw_reliability,
     inline_svg,
+    short_name,
 )
 from pipeline.report.ranking import class_curves, macro_precision_recall, macro_roc
 
@@ -43,7 +30,7 @@ WORST_CLASSES = 3  # are drawn beside the mean where not all classes are
 LEAST_GAIN = 0.0005  # nats of log loss: less does not show in three digits
 
 
-def curves_section(comparison: Comparison, smoothing: float) -> Section | None:
+def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
     """Loss and accuracy by epoch of the head shown, or else the best trained so."""
     for outcome in (comparison.shown, *comparison.outcomes):
         history = outcome.history
@@ -52,90 +39,72 @@ def curves_section(comparison: Comparison, smoothing: float) -> Section | None:
     else:
         return None
     sentence = describe_curves(history)
-    dots = "Dots are epochs"
-    dots += f", lines their moving average (factor {smoothing:g})." if smoothing else "."
-    if outcome.result.views:
-        dots += " Those of train are over all views of the training images."
-    body = joined(
-        element("p", sentence, class_="finding"),
-        side_by_side(
-            _chart("Loss", sentence, lambda axes: draw_loss(axes, history, smoothing)),
-            _chart("Accuracy", sentence, lambda axes: draw_accuracy(axes, history, smoothing)),
-        ),
-        element("p", name_of(head_name(outcome.result)), f". {dots}", class_="note"),
-    )
-    return Section("curves", "Training curves", body)
+    drawings = {
+        measure: inline_svg(
+            partial(draw_epochs, history=history, measure=measure, smoothing=smoothing),
+            label=f"{measure.capitalize()}. {sentence}",
+        )
+        for measure in ("loss", "accuracy")
+    }
+    return {
+        "sentence": sentence,
+        **drawings,
+        "head": head_name(outcome.result),
+        "smoothing": smoothing,
+        "of_views": outcome.result.views > 0,
+    }
 
 
-def _chart(
-    title: str, says: str, draw: Callable[[Axes], None], *, caption: str | None = None
-) -> Markup:
-    """A drawing with its title, which is read aloud with what it says."""
-    return figure(title, inline_svg(draw, label=f"{title}. {says}"), caption=caption)
-
-
-def ranking_section(outcome: Outcome, classes: Sequence[str]) -> Section | None:
+def ranking(test: Predictions, classes: Sequence[str]) -> dict[str, Any] | None:
     """ROC and precision-recall curves, one class against the rest."""
-    if outcome.test is None:
+    labels = [1] if len(classes) == 2 else range(len(classes))
+    found = [each for label in labels if (each := class_curves(test, label)) is not None]
+    if not found:
         return None
-    of_two = len(classes) == 2
-    labels = [1] if of_two else range(len(classes))
-    curves = [each for label in labels if (each := class_curves(outcome.test, label)) is not None]
-    if not curves:
-        return None
-    shown = sorted(curves, key=lambda each: each.roc_auc)
-    if len(curves) >= STYLES:  # and the mean has a style, too
+    shown = sorted(found, key=lambda each: each.roc_auc)
+    if len(found) >= STYLES:  # and the mean has a style, too
         shown = shown[:WORST_CLASSES]
-    auc = float(np.mean([each.roc_auc for each in curves]))
-    precision = float(np.mean([each.average_precision for each in curves]))
+    auc = float(np.mean([each.roc_auc for each in found]))
+    precision = float(np.mean([each.average_precision for each in found]))
     roc, recall = [], []
-    if len(curves) > 1:
-        roc.append((f"mean, area {auc:.3f}", macro_roc(curves)))
-        recall.append((f"mean, area {precision:.3f}", macro_precision_recall(curves)))
+    if len(found) > 1:
+        roc.append((f"mean, area {auc:.3f}", macro_roc(found)))
+        recall.append((f"mean, area {precision:.3f}", macro_precision_recall(found)))
     for each in shown:
-        name, area = classes[each.label], each.average_precision
-        roc.append((class_label(name, f"area {each.roc_auc:.3f}"), each.roc))
-        recall.append((class_label(name, f"area {area:.3f}"), each.precision_recall))
-    text = joined("Each class against the rest.")
-    if of_two:
-        text = joined("Of two classes it is enough to look for one: ", name_of(classes[1]), ".")
-    elif len(shown) < len(curves):
-        text = joined(text, f" Shown are the mean and the {len(shown)} classes told worst.")
-    body = joined(
-        element("p", text),
-        side_by_side(
-            _chart(
-                "ROC",
-                f"The area below the curve is {auc:.3f}, by chance it would be 0.5.",
-                lambda axes: draw_lines(axes, roc, titles=ROC_TITLES, diagonal="chance"),
-            ),
-            _chart(
-                "Precision and recall",
-                f"The average precision is {precision:.3f}.",
-                lambda axes: draw_lines(axes, recall, titles=("recall, %", "precision, %")),
-            ),
+        name = short_name(classes[each.label])
+        roc.append((f"{name}, area {each.roc_auc:.3f}", each.roc))
+        recall.append((f"{name}, area {each.average_precision:.3f}", each.precision_recall))
+    return {
+        "class_count": len(classes),
+        "positive": classes[1],
+        "worst": len(shown) if len(shown) < len(found) else 0,
+        "roc": inline_svg(
+            lambda axes: draw_lines(axes, roc, titles=ROC_TITLES, diagonal="chance"),
+            label=f"ROC. The area below the curve is {auc:.3f}, by chance it would be 0.5.",
         ),
-    )
-    return Section("roc", "ROC and precision-recall", body)
+        "recall": inline_svg(
+            lambda axes: draw_lines(axes, recall, titles=("recall, %", "precision, %")),
+            label=f"Precision and recall. The average precision is {precision:.3f}.",
+        ),
+    }
 
 
-def reliability_section(outcome: Outcome) -> Section | None:
+def reliability(outcome: Outcome) -> dict[str, Any] | None:
     """How true the probabilities are, before and after temperature scaling."""
     result, test = outcome.result, outcome.test
-    if test is None or not outcome.has_probabilities or math.isnan(result.ece):
+    if math.isnan(result.ece):
         return None
-    bins = {"as they are": reliability(test.labels, test.scores)}
+    bins = {"as they are": reliability_bins(test.labels, test.scores)}
     figures = [("as they are", result.ece, result.log_loss)]
     text = (
         f"Probability and accuracy differ by {percent(result.ece)} points on average (expected "
         f"calibration error). "
     )
-    validation = outcome.validation
     if not outcome.own_probabilities:
         text += "The head gives none of its own: they were fitted on validation."
-    elif validation is None or math.isnan(result.calibrated_ece):
+    elif math.isnan(result.calibrated_ece):
         pass  # nothing to compare with
-    elif validation.correct.all():
+    elif outcome.validation.correct.all():
         text += (
             "Validation images are all classified right, so they cannot show whether the head is "
             "too sure of itself."
@@ -145,32 +114,14 @@ def reliability_section(outcome: Outcome) -> Section | None:
         if result.fits == 1:
             name = f"with temperature {result.temperature:.2f}"
             scaled = apply_temperature(test.scores, result.temperature, has_probabilities=True)
-            bins[name] = reliability(test.labels, scaled)
+            bins[name] = reliability_bins(test.labels, scaled)
         figures.append((name, result.calibrated_ece, result.calibrated_log_loss))
-        text += _temperature_text(result, validation)
-    rows = [
-        row_of(
-            element("th", name, scope="row"),
-            number_cell(percent(error)),
-            number_cell(f"{loss:.3f}"),
-        )
-        for name, error, loss in figures
-    ]
-    titles = [
-        title_cell("probabilities", is_text=True),
-        title_cell("calibration error, points"),
-        title_cell("log loss"),
-    ]
-    diagram = _chart(
-        "Reliability",
-        f"Share classified right by predicted probability. {text}",
+        text += _temperature_text(result, outcome.validation)
+    drawing = inline_svg(
         lambda axes: draw_reliability(axes, bins),
-        caption="A larger marker stands for more images. Below the dotted line the head is too "
-        "sure of itself.",
+        label=f"Reliability. Share classified right by predicted probability. {text}",
     )
-    table = figure("On test", scrolling("Calibration on test", titles, rows))
-    body = joined(element("p", text, class_="finding"), side_by_side(diagram, table))
-    return Section("reliability", "How far to trust its probabilities", body)
+    return {"text": text, "drawing": drawing, "figures": figures}
 
 
 def _temperature_text(result: Result, validation: Predictions) -> str:
@@ -205,17 +156,14 @@ def _temperature_text(result: Result, validation: Predictions) -> str:
     )
 
 
-def learning_section(comparison: Comparison) -> Section | None:
+def learning(findings: Findings) -> dict[str, Any] | None:
     """Accuracy against the number of training images."""
-    curve = comparison.findings.learning_curve if comparison.findings else None
+    curve = findings.learning_curve
     if curve is None:
         return None
     sentence = name_text(f"{curve.sentence}.")
-    chart = _chart(
-        "Accuracy by number of training images",
-        sentence,
+    drawing = inline_svg(
         lambda axes: draw_learning_curve(axes, curve),
-        caption=f"Classifier: {name_text(curve.head)}.",
+        label=f"Accuracy by number of training images. {sentence}",
     )
-    body = joined(element("p", sentence, class_="finding"), side_by_side(chart))
-    return Section("learning", "Would more images help", body)
+    return {"sentence": sentence, "drawing": drawing, "head": curve.head}

@@ -1,55 +1,22 @@
-"""HTML that cannot be broken out of: text is escaped unless it is markup already."""
+"""The templates of report.html and results.md, and how text from outside is shown in them."""
 
-import html
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from pipeline.evaluation.result import Comparison, Result
-from pipeline.text import printable
+from pipeline.evaluation.rows import times_views
+from pipeline.evaluation.table import percent
+from pipeline.text import counted, printable
 
-VOID_ELEMENTS = {"img", "meta"}
 JOINERS = re.compile(r"(?<=[^\x00-\x7f])([\u200c\u200d])")  # after a letter that may need one
 RIGHT_TO_LEFT = {"R", "AL", "AN"}  # of Unicode's bidirectional classes
 ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
-
-
-class Markup(str):
-    """HTML source; any other string is text and gets escaped."""
-
-    __slots__ = ()
-
-
-Content = str | int | None  # a child or an attribute; None is left out
-
-
-def element(name: str, /, *children: Content, **attributes: Content) -> Markup:
-    """An element; of an attribute's name ``_`` becomes ``-`` and one at the end goes.
-
-    >>> element("p", "a < b", class_="note")
-    '<p class="note">a &lt; b</p>'
-    """
-    opening = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
-    if name in VOID_ELEMENTS:
-        return Markup(f"<{name}{opening}>")
-    return Markup(f"<{name}{opening}>{joined(*children)}</{name}>")
-
-
-def joined(*children: Content, by: str = "") -> Markup:
-    """Children one after another, the text among them escaped."""
-    return Markup(
-        html.escape(by).join(
-            child if isinstance(child, Markup) else html.escape(str(child))
-            for child in children
-            if child is not None
-        )
-    )
 
 
 def name_text(name: str | bytes) -> str:
@@ -62,36 +29,74 @@ def name_text(name: str | bytes) -> str:
     return "".join(part if place % 2 else printable(part) for place, part in enumerate(parts))
 
 
-def isolated(name: str | bytes) -> str:
-    """A name for an attribute; one that reads from right to left turns nothing else round."""
+def _isolated(name: str | bytes) -> str:
+    """A name for an attribute; one that reads from right to left does not reorder the rest."""
     text = name_text(name)
     if any(unicodedata.bidirectional(character) in RIGHT_TO_LEFT for character in text):
         return f"{ISOLATE}{text}{POP_ISOLATE}"
     return text
 
 
-def name_of(name: str | bytes) -> Markup:
+def _bdi(name: str | bytes) -> Markup:
     """A class or file name in running text."""
-    return element("bdi", name_text(name))
+    return Markup("<bdi>{}</bdi>").format(name_text(name))
 
 
-# ---------------------------------------------------------------------- what sections are made of
+def _chance(probability: float) -> str:
+    """In percent; only 1 is 100 and only 0 is 0.0."""
+    if 0.9995 <= probability < 1:
+        return ">99.9"
+    return "<0.1" if 0 < probability < 0.0005 else percent(probability)
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the report with a heading that the navigation names."""
+def _fact(value: Any) -> str:
+    """A value of results.json for people."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_fact(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_fact, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
-    anchor: str
-    title: str
-    body: Markup
+
+def _markdown(text: str) -> str:
+    """A name as plain text in Markdown."""
+    return re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text))
 
 
-def chosen_by(comparison: Comparison) -> tuple[str, Callable[[Result], float]]:
-    """What heads are judged by: its name, and its value for one of them."""
+TEMPLATES = Environment(
+    loader=PackageLoader("pipeline.report"),
+    autoescape=select_autoescape(["html"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters |= {
+    "bdi": _bdi,
+    "chance": _chance,
+    "counted": counted,
+    "fact": _fact,
+    "isolated": _isolated,
+    "md": _markdown,
+    "name": name_text,
+    "percent": percent,
+    "printable": printable,
+    "times_views": times_views,
+}
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of the folder ``templates``, with these values."""
+    return TEMPLATES.get_template(template).render(values)
+
+
+def chosen_by(comparison: Comparison) -> tuple[str, str]:
+    """What heads are judged by: its name, and the field of a `Result` that holds it."""
     if comparison.run.get("balance"):
-        return "balanced validation accuracy", lambda result: result.validation_balanced_accuracy
-    return "validation accuracy", lambda result: result.validation_accuracy
+        return "balanced validation accuracy", "validation_balanced_accuracy"
+    return "validation accuracy", "validation_accuracy"
 
 
 def head_name(result: Result) -> str:
@@ -99,42 +104,3 @@ def head_name(result: Result) -> str:
     params = f" ({result.params})" if result.params else ""
     layer = "" if result.layer == result.base else f" {result.layer}"
     return printable(f"{result.head}{params} on {result.base}{layer}, {result.input}")
-
-
-def title_cell(title: Content, *, is_text: bool = False) -> Markup:
-    """The title of a column of numbers, or of text."""
-    return element("th", title, scope="col", class_=None if is_text else "number")
-
-
-def number_cell(text: Content) -> Markup:
-    """A number that stands below others of its kind."""
-    return element("td", text, class_="number")
-
-
-def row_of(*cells: Content, class_: str | None = None) -> Markup:
-    """A row of cells."""
-    return element("tr", *cells, class_=class_)
-
-
-def scrolling(
-    label: str, titles: Iterable[Markup], rows: Iterable[Markup], *, class_: str | None = None
-) -> Markup:
-    """A table in a box of its own, which a keyboard can scroll, too."""
-    head, body = element("thead", row_of(*titles)), element("tbody", *rows)
-    return scroll_box(label, element("table", head, body, class_=class_))
-
-
-def scroll_box(label: str, content: Markup) -> Markup:
-    """What may be wider than the page: only its box scrolls."""
-    return element("div", content, class_="scroll", role="region", aria_label=label, tabindex=0)
-
-
-def figure(title: Content, *parts: Content, caption: Content = None) -> Markup:
-    """A drawing or a table with its title and caption."""
-    below = None if caption is None else element("figcaption", caption)
-    return element("figure", element("h3", title), *parts, below)
-
-
-def side_by_side(*figures: Markup) -> Markup:
-    """Figures in two columns where there is room."""
-    return element("div", *figures, class_="figures")

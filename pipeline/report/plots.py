@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -20,11 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.findings import LearningCurve
+from pipeline.evaluation.learning_curve import LearningCurve
 from pipeline.evaluation.metrics import Reliability
 from pipeline.evaluation.result import Outcome
 from pipeline.report.curves import History, smooth
-from pipeline.report.markup import Markup, head_name, name_text
+from pipeline.report.markup import head_name, name_text
 
 DOTS_PER_INCH = 120  # of PNG files
 POINTS = 72  # SVG units per inch
@@ -89,18 +90,14 @@ def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
     average = f", lines their moving average (factor {smoothing:g})" if smoothing else ""
     with rc_context(RC):
         figure = Figure(figsize=(11, 4.4), layout="constrained")
-        loss, accuracy = figure.subplots(1, 2)
-        draw_loss(loss, history, smoothing)
-        draw_accuracy(accuracy, history, smoothing)
-        loss.set_title("Loss")
-        accuracy.set_title("Accuracy")
+        for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            draw_epochs(axes, history, measure, smoothing)
+            axes.set_title(measure.capitalize())
         _save(figure, path, title=f"{head_name(outcome.result)}: dots are epochs{average}")
 
 
 def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
     """Write the confusion matrix of an outcome's test predictions."""
-    if outcome.test is None:
-        raise ValueError(f"{outcome.result.head} has no test predictions to draw")
     counts = confusion_matrix(
         outcome.test.labels, outcome.test.predicted, labels=range(len(classes))
     )
@@ -133,7 +130,7 @@ def inline_svg(
     label: str,
     size: tuple[float, float] = (5.8, 4.0),
     layout: Literal["chart", "matrix", "bare"] = "chart",
-    overlay: Sequence[Markup | None] = (),
+    overlay: str = "",
 ) -> Markup:
     """A drawing as an ``<svg>`` element, without style attributes, which the page's policy forbids.
 
@@ -143,7 +140,7 @@ def inline_svg(
     size : inches.
     layout : ``chart`` has fixed margins, which is fast; ``matrix`` leaves room for class names;
         ``bare`` draws no axes, and data are in points from the top left. Also the CSS class.
-    overlay : elements on top, in points.
+    overlay : SVG elements on top, in points.
     """
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same bytes every time
@@ -175,7 +172,7 @@ def inline_svg(
         "aria-label": label,
     }
     text = ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
-    return Markup(text.removesuffix("</svg>") + "".join(filter(None, overlay)) + "</svg>")
+    return Markup(f"{text.removesuffix('</svg>')}{overlay}</svg>")
 
 
 def _declarations(style: str) -> dict[str, str]:
@@ -188,30 +185,22 @@ def _declarations(style: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------- onto any axes
 
 
-def draw_loss(axes: Axes, history: History, smoothing: float) -> None:
-    """Cross-entropy by epoch, of train and validation."""
-    _draw_epochs(axes, history["loss"], history["val_loss"], smoothing)
-    axes.set_ylabel("cross-entropy (nats)")
-    axes.set_ylim(bottom=0)
-
-
-def draw_accuracy(axes: Axes, history: History, smoothing: float) -> None:
-    """Accuracy by epoch, of train and validation."""
-    _draw_epochs(axes, history["accuracy"], history["val_accuracy"], smoothing)
-    axes.set_ylabel("images classified correctly")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-
-
-def _draw_epochs(
-    axes: Axes, train: Sequence[float], validation: Sequence[float], smoothing: float
-) -> None:
-    for style, (name, values) in enumerate((("train", train), ("validation", validation))):
-        epochs, colour = range(1, len(values) + 1), COLOURS[f"s{style}"]
+def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) -> None:
+    """Loss or accuracy by epoch, of train and validation."""
+    for style, (name, prefix) in enumerate((("train", ""), ("validation", "val_"))):
+        values, colour = history[prefix + measure], COLOURS[f"s{style}"]
+        epochs = range(1, len(values) + 1)
         axes.plot(epochs, values, MARKERS[style], color=colour, alpha=0.5, markersize=4)
         axes.plot(epochs, smooth(values, smoothing), DASHES[style], color=colour, label=name)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
+    if measure == "loss":
+        axes.set_ylabel("cross-entropy (nats)")
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_ylabel("images classified correctly")
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
 
 
 def confusion_size(class_count: int) -> tuple[float, float]:
@@ -229,7 +218,7 @@ def draw_matrix(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
     if len(classes) > MOST_NAMED_CLASSES:
         axes.set(xlabel="predicted class (number)", ylabel="true class (number)")
     else:
-        names, places = [*map(_short, classes)], range(len(classes))
+        names, places = [*map(short_name, classes)], range(len(classes))
         steep = max(map(len, names)) > 8 or len(classes) > MOST_WRITTEN_CLASSES
         axes.set_xticks(places, names)
         if steep:
@@ -310,12 +299,8 @@ def draw_dots(axes: Axes, points: Shares, labels: Counts) -> None:
         axes.plot(*of_class.T, MARKERS[label], color=colour, alpha=0.55, markersize=6)
 
 
-def class_label(name: str, note: str) -> str:
-    """``cats, area 0.987`` for a legend."""
-    return f"{_short(name)}, {note}"
-
-
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A class name of `LONGEST_NAME` characters at most."""
     text = name_text(name)
     text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
     return f" {text}" if text.startswith("_") else text  # else a legend would leave it out

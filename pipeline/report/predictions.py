@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from pipeline.cache.fill import Progress
 from pipeline.images.scan import Skipped
@@ -65,16 +65,19 @@ def table_lines(
     """Aligned lines, the titles first; widths come from all names before the first prediction."""
     path_width = _widest("path", paths)
     label_width = _widest("label", classes)
-    titles = f"{_padded('path', path_width)}{GAP}{_padded('label', label_width)}{GAP}"
+    titles = f"{set_cell_size('path', path_width)}{GAP}{set_cell_size('label', label_width)}{GAP}"
     titles += f"probability{GAP}margin{GAP * (top > 1)}{'then' if top > 1 else ''}\n"
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
         cells = [
-            _padded(printable(prediction.path), path_width),
-            _padded(printable(label), label_width),
+            set_cell_size(printable(prediction.path), path_width),
+            set_cell_size(printable(label), label_width),
             f"{probability:11.4f}",
             f"{prediction.margin:6.4f}",
-            *(f"{_padded(printable(name), label_width)} {share:.4f}" for name, share in others),
+            *(
+                f"{set_cell_size(printable(name), label_width)} {share:.4f}"
+                for name, share in others
+            ),
         ]
         yield titles + GAP.join(cells) + "\n"
         titles = ""
@@ -135,11 +138,6 @@ def _csv_line(values: Sequence[Any]) -> str:
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
-
-
-def _padded(text: str, width: int) -> str:
-    """Filled up to a width in the terminal's cells; Hangul takes two each."""
-    return text + " " * (width - cell_len(text))
 
 
 def _widest(title: str, names: Iterable[str | bytes]) -> int:

@@ -4,17 +4,16 @@ import csv
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import datetime
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
-from pipeline.evaluation.rows import times_views
 from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.models.bundle import SUFFIX, save_bundle
 from pipeline.models.runs import FOLDER, ROW_IDENTITY
@@ -50,7 +49,8 @@ def write_run(
     smoothing : factor of the moving average in curves.png, 0 for none.
     save : which heads to save: all, the best (which is recommended) or none.
     """
-    from pipeline.report.html import write_report  # 0.5 s of matplotlib
+    from pipeline.report.html import report_html  # 0.5 s of matplotlib
+    from pipeline.report.markup import render
     from pipeline.report.plots import draw_confusion, draw_curves
 
     check_writable(results)
@@ -66,16 +66,29 @@ def write_run(
         writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
         writer.writeheader()
         writer.writerows(document["rows"])
-    (folder / "results.md").write_text(_markdown(comparison, set_name, command), "utf-8")
+    trained = next(
+        (each for each in (comparison.shown, *comparison.outcomes) if each.history), None
+    )
+    markdown = render(
+        "results.md",
+        set_name=set_name,
+        notices=comparison.notices,
+        recommendation=comparison.recommendation,
+        table=markdown_table(comparison.results),
+        run=comparison.run,
+        views=explain_views(comparison.results),
+        is_trained=trained is not None,
+        command=command,
+    )
+    (folder / "results.md").write_text(markdown, "utf-8")
     _write_settings(comparison, folder / "settings.csv")
     if comparison.findings is not None:
         write_suspects(folder / "suspects.csv", comparison.findings)
     draw_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
-    looked_at = (comparison.shown, *comparison.outcomes)
-    trained = next((each for each in looked_at if each.history), None)
     if trained is not None:
         draw_curves(trained, folder / "curves.png", smoothing=smoothing)
-    write_report(comparison, folder / "report.html", command=command, smoothing=smoothing)
+    report = report_html(comparison, command=command, smoothing=smoothing)
+    (folder / "report.html").write_text(report, "utf-8")
     return folder
 
 
@@ -90,7 +103,9 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
             bundle, reason = None, f"--save {save}"
         if bundle is not None:
             models.mkdir(exist_ok=True)
-            path = _free_path(models, result.head if one_layer else f"{result.head}-{result.layer}")
+            name = result.head if one_layer else f"{result.head}-{result.layer}"
+            paths = (models / f"{each}{SUFFIX}" for each in _numbered(_file_name(name)))
+            path = next(path for path in paths if not path.exists())
             save_bundle(bundle, path)
             result = replace(result, model=f"{FOLDER}/{path.name}")
         else:
@@ -101,12 +116,14 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
     return replace(comparison, outcomes=tuple(outcomes), run=run)
 
 
-def _free_path(folder: Path, name: str) -> Path:
-    """``logistic.safetensors``, with a number from 2 where another row took that name."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip(".-_")
-    endings = chain([""], (f"-{number}" for number in count(2)))
-    paths = (folder / f"{plain}{ending}{SUFFIX}" for ending in endings)
-    return next(path for path in paths if not path.exists())
+def _numbered(name: str) -> Iterator[str]:
+    """The name, then with a number from 2, for what another one took."""
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip(".-_")
 
 
 def _write_settings(comparison: Comparison, path: Path) -> None:
@@ -125,64 +142,15 @@ def _write_settings(comparison: Comparison, path: Path) -> None:
 
 def _new_folder(results: Path, set_name: str) -> Path:
     """``2026-11-21_143000-textile``, with a number where another run took that name."""
-    name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-_") or "set"
-    plain = f"{datetime.now():%Y-%m-%d_%H%M%S}-{name}"
-    attempt = 1
-    while True:
-        folder = results / (plain if attempt == 1 else f"{plain}-{attempt}")
+    for name in _numbered(f"{datetime.now():%Y-%m-%d_%H%M%S}-{_file_name(set_name) or 'set'}"):
+        folder = results / name
         try:
             folder.mkdir()  # not exist_ok: making it is what claims the name
+            break
         except FileExistsError:
-            attempt += 1
+            continue
         except OSError as error:
             raise CannotCreateError(
                 f"cannot make {folder} ({error.strerror}); choose another --out"
             ) from error
-        else:
-            return folder
-
-
-def _markdown(comparison: Comparison, set_name: str, command: str | None) -> str:
-    run = comparison.run
-    trained = any(outcome.history for outcome in comparison.outcomes)
-    lines = [
-        f"# Heads on {_escape(set_name)}",
-        "",
-        *(f"> {_escape(notice)}\n" for notice in comparison.notices),
-        f"**{_escape(comparison.recommendation)}**",
-        "",
-        markdown_table(comparison.results),
-        "",
-        f"{run['created']}, pipeline on Python {run['versions']['python']}. Settings were chosen "
-        "on validation (val), and so were the best head, those that are as good (≈ best) and the "
-        "simplest of these (*). Test was scored once, by the chosen ones; in brackets the 95 % "
-        "Wilson interval, behind ± the standard deviation over folds or seeds. p: exact McNemar "
-        "test against the best head on the same test images, Holm-corrected."
-        f"{explain_views(comparison.results)}",
-        "",
-        "![confusion matrix](confusion.png)",
-        *(["![loss and accuracy by epoch](curves.png)"] if trained else []),
-        "",
-    ]
-    lines += [_describe(cache) for cache in run["caches"]]
-    if command is not None:
-        lines += ["", "```sh", printable(command), "```"]
-    return "\n".join(lines) + "\n"
-
-
-def _describe(cache: Mapping[str, Any]) -> str:
-    spec = cache["spec"]
-    counts = (
-        f"{name} {sum(each.values()):,}{times_views(cache['views' if name == 'train' else 'tta'])}"
-        for name, each in cache["split_counts"].items()
-    )
-    return (
-        f"- `{cache['path']}`: {spec['base']} at {spec['image_size']}, "
-        f"{_escape(', '.join(cache['layers']))}, fingerprint `{cache['fingerprint']}`; "
-        f"{_escape(cache['split_source'])} ({', '.join(counts)})"
-    )
-
-
-def _escape(text: str) -> str:
-    """A name as plain text in Markdown."""
-    return re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text))
+    return folder

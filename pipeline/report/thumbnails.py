@@ -53,8 +53,6 @@ def _thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
         data = _read_inside(root, relative)
     except (OSError, ValueError):
         return Thumbnail(reason="the file is gone")
-    if data is None:
-        return Thumbnail(reason="the file is gone")
     # What a cache from elsewhere names is shown only if it is the image that was extracted.
     if hashlib.sha256(data).digest() != digest:
         return Thumbnail(reason="the file has changed")
@@ -68,17 +66,15 @@ def _thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
     return Thumbnail(address=f"data:image/jpeg;base64,{encoded}")
 
 
-def _read_inside(root: Path, relative: bytes) -> bytes | None:
-    """Contents of a regular file that stands below ``root``, links followed; else None."""
+def _read_inside(root: Path, relative: bytes) -> bytes:
+    """Contents of a regular file below ``root``, links followed; raises OSError or ValueError."""
     posix = PurePosixPath(os.fsdecode(relative))
-    if posix.is_absolute() or ".." in posix.parts:
-        return None
     path = (root / posix).resolve()
-    if not path.is_relative_to(root):
-        return None
+    if posix.is_absolute() or ".." in posix.parts or not path.is_relative_to(root):
+        raise ValueError(f"{path} is outside {root}")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
-        return None
+        raise ValueError(f"{path} is no image file")
     return path.read_bytes()
 
 

@@ -11,16 +11,17 @@ from feature_sets import draw_columns, write_cache
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.evaluation.findings import Findings, Suspect
+from pipeline.evaluation.audit import Findings
 from pipeline.evaluation.label_edits import (
     COLUMNS,
     DROPPED,
-    UNEDITED,
     apply_label_edits,
     read_label_edits,
     write_suspects,
 )
+from pipeline.evaluation.suspects import Suspect
 
+UNEDITED = -2
 CLASSES = ("cats", "dogs", "=1+1", "고양이")
 PATHS = (
     b"train/cats/1.jpg",
@@ -74,7 +75,7 @@ def edited(text: str | bytes) -> Path:
 
 def wanted(path: Path, table: FeatureTable) -> np.ndarray:
     (edits,) = read_label_edits(path, [table])
-    return edits
+    return np.array([edits.get(row, UNEDITED) for row in range(len(table))])
 
 
 def after_edits(table: FeatureTable, *texts: str) -> FeatureTable:

@@ -48,7 +48,6 @@ def draw_outcome(
     test_wrong: Sequence[int] = range(20),
     parameters: int = 100,
     sure: float = 0.9,
-    has_probabilities: bool = True,
     salt: str = "",
     order: np.ndarray | None = None,
     cycle: int = 2,
@@ -78,12 +77,7 @@ def draw_outcome(
         parameters=parameters,
         fits=1,
     )
-    return Outcome(
-        result=replace(known, **fields),
-        test=test,
-        validation=validation,
-        has_probabilities=has_probabilities,
-    )
+    return Outcome(result=replace(known, **fields), test=test, validation=validation)
 
 
 def judged(*outcomes: Outcome, folds: int = 0) -> tuple[list[Result], str]:
@@ -153,8 +147,7 @@ def test_of_equal_accuracies_the_lowest_log_loss_is_best_then_the_fewest_paramet
     unsure = draw_outcome("unsure", wrong=range(10), sure=0.6, parameters=1)
     sure = draw_outcome("sure", wrong=range(10), sure=0.9)
     large = draw_outcome("large", wrong=range(10), sure=0.9, parameters=1000)
-    scores = draw_outcome("scores", wrong=range(10), sure=0.99, has_probabilities=False)
-    assert order(scores, unsure, large, sure) == ["sure", "large", "unsure", "scores"]
+    assert order(unsure, large, sure) == ["sure", "large", "unsure"]
     twin = draw_outcome("twin", wrong=range(10), sure=0.9)
     assert order(twin, sure) == ["twin", "sure"]
     assert order(sure, twin) == ["sure", "twin"]
@@ -163,7 +156,6 @@ def test_of_equal_accuracies_the_lowest_log_loss_is_best_then_the_fewest_paramet
 def test_of_equally_simple_heads_the_one_that_knows_when_it_is_wrong_is_recommended() -> None:
     blunt = draw_outcome("blunt", wrong=range(10))
     fine = draw_outcome("fine", wrong=range(11), sure=0.52)  # a temperature makes it surer
-    assert fine.validation is not None
     scores = fine.validation.scores.copy()
     scores[:11] = 0.495 + 0.01 * np.eye(2)[scores[:11].argmax(axis=1)]
     fine = replace(fine, validation=replace(fine.validation, scores=scores))
@@ -215,7 +207,6 @@ def test_identical_files_under_two_labels_are_paired_by_label() -> None:
     """A file that stands in both classes: whichever comes first, right stays with its label."""
 
     def with_twins(outcome: Outcome, order: list[int]) -> Outcome:
-        assert outcome.test is not None
         keys = outcome.test.keys.copy()
         keys[1::2] = keys[::2]  # rows 0 and 1, of class 0 and 1, are one file
         places = np.arange(TEST).reshape(-1, 2)[:, order].ravel()
@@ -244,7 +235,6 @@ def test_other_images_or_labels_have_no_p_value_and_an_unpaired_error() -> None:
     assert results[1].verdict == ""
     other = draw_outcome("other", wrong=range(7), salt="other", cache="b.h5")
     assert judged(first, other)[0][1].verdict == "≈ best"
-    assert first.test is not None
     relabelled = replace(first.test, labels=np.roll(first.test.labels, 1))
     other = replace(draw_outcome("other", wrong=[9]), test=relabelled)
     assert math.isnan(judged(first, other)[0][1].p_value)

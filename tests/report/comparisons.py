@@ -11,8 +11,11 @@ from drawing import draw
 from feature_sets import SPEC, write_cache
 
 from pipeline.cache.file import FeatureTable, columns_of, read_table
-from pipeline.evaluation.findings import DuplicatePair, Findings, LearningCurve, Suspect
+from pipeline.evaluation.audit import Findings
+from pipeline.evaluation.duplicates import DuplicatePair
+from pipeline.evaluation.learning_curve import LearningCurve
 from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
+from pipeline.evaluation.suspects import Suspect
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 COMPOSED, DECOMPOSED = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"  # puppy
@@ -123,10 +126,7 @@ def drawn_comparison(
         drawn_result(verdict="≈ best", recommended=True, p_value=0.2, p_holm=0.4),
         drawn_result(head="naive_bayes", validation_accuracy=0.8, p_value=1e-9, p_holm=2e-9),
     ]
-    outcomes = [
-        Outcome(result=result, test=test, validation=validation, has_probabilities=True)
-        for result in scored
-    ]
+    outcomes = [Outcome(result=result, test=test, validation=validation) for result in scored]
     outcomes[0] = replace(outcomes[0], history=drawn_history())
     failed = Result(
         head="svm_rbf", input="pooled", base="vgg16", layer="block5_pool", image_size=150,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from report.comparisons import ARABIC, DECOMPOSED, HOSTILE, drawn_comparison
 
-from pipeline.report.html import write_report
+from pipeline.evaluation.result import Comparison
+from pipeline.report.html import report_html
 
 PHONE, DESKTOP = (390, 844), (1400, 900)
 
@@ -74,6 +75,10 @@ def browser() -> Iterator[Any]:
     driver = webdriver.Chrome(options=options, service=service)
     yield driver
     driver.quit()
+
+
+def write_report(comparison: Comparison, path: Path, *, command: str | None) -> None:
+    path.write_text(report_html(comparison, command=command), "utf-8")
 
 
 def show(browser: Any, path: Path, size: tuple[int, int], scheme: str = "light") -> None:

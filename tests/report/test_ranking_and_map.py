@@ -10,7 +10,6 @@ from pipeline.report.feature_map import (
     MOST_POINTS,
     PICTURE_COLUMNS,
     PICTURE_ROWS,
-    cell_middle,
     choose_pictures,
     lay_out,
     spread_rows,
@@ -103,13 +102,13 @@ def test_map_of_equal_features_does_not_fail() -> None:
 def test_pictures_stand_in_cells_of_their_own() -> None:
     features = np.random.default_rng(3).normal(size=(900, 5)).astype(np.float32)
     points, _ = lay_out(features)
-    chosen = choose_pictures(points)
-    cells = {cell_middle(points[place]) for place in chosen}
+    chosen, middles = choose_pictures(points)
+    cells = {tuple(middle) for middle in middles}
     assert 20 < len(chosen) == len(cells) <= PICTURE_COLUMNS * PICTURE_ROWS
 
 
 def test_many_rows_are_thinned_alike_in_every_class() -> None:
     labels = np.repeat([0, 1], [6000, 2000])
-    chosen = spread_rows(np.arange(8000), labels)
+    chosen = spread_rows(labels)
     assert len(chosen) == len(set(chosen.tolist())) == MOST_POINTS
     assert np.bincount(labels[chosen]).tolist() == pytest.approx([1500, 500], abs=1)

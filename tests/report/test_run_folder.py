@@ -45,6 +45,7 @@ def test_csv_json_and_markdown_tell_the_same(comparison: Comparison, tmp_path: P
     assert command in markdown
     assert comparison.results[0].fingerprint in markdown
     assert "| logistic |" in markdown
+    assert 'id="reliability"' in (folder / "report.html").read_text("utf-8")
     assert (folder / "confusion.png").is_file()
     assert not (folder / "curves.png").exists()
 
