@@ -1,7 +1,5 @@
 """Options as fields of a config: the command's parser, the API's parameters and their documentation
-come from one frozen dataclass.
-
-How to use it::
+come from one frozen dataclass::
 
     @documented
     @dataclass(frozen=True, kw_only=True)
@@ -9,19 +7,15 @@ How to use it::
         '''How a head is trained.'''
 
         epochs: int = option(30, type=whole_number, metavar="N", help="at most")
-        rate: float | None = option(None, type=float, group="expert", help="default: the head's")
         layers: Sequence[str] = option((), flag="--layer", help="repeatable")  # a list
-        strict: bool = option(False, help="stop at the first unreadable image")  # --strict
         look: bool = option(True, flag="--no-look", help="skip the audit")  # --no-look
         kernel: str | Kernel = option("linear", flag="", help="...")  # for the API alone
 
     cli.add_options(parser, TrainConfig)  # one option of the parser for each field
     config = cli.config_from(arguments, TrainConfig)  # the parsed arguments as a config
-    train(data, TrainConfig(epochs=3))  # from Python, the fields are keyword arguments
 
-``help(TrainConfig)`` lists the fields as scikit-learn documents parameters. A config is checked
-when it is made: choices, whole numbers. A subclass that checks more does so in ``__post_init__``,
-after ``super().__post_init__()``.
+A config is checked when it is made: choices, whole numbers. A subclass that checks more does so in
+``__post_init__``, after ``super().__post_init__()``.
 """
 
 import argparse

@@ -3,6 +3,8 @@
 import os
 import unicodedata
 
+from rich.filesize import decimal
+
 
 def printable(name: str | bytes | os.PathLike[str]) -> str:
     """Escape what a file or class name must not do to a terminal: control and bidi characters,
@@ -22,11 +24,7 @@ def printable(name: str | bytes | os.PathLike[str]) -> str:
 
 def file_size(count: float) -> str:
     """Bytes in decimal units: 31200000 -> '31.2 MB'."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return decimal(int(count))
 
 
 def duration(seconds: float) -> str:

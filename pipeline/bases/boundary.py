@@ -10,14 +10,7 @@ from pipeline.keras_backend import keras
 
 
 class Boundary(NamedTuple):
-    """Where a base is cut.
-
-    Attributes
-    ----------
-    layer : name of the last frozen layer; all that follows hangs on its one output tensor.
-    unfrozen : names of the layers that follow, in the base's order.
-    shape : (H, W, C) of that tensor.
-    """
+    """Where a base is cut: behind ``layer``, the last frozen one, whose output is (H, W, C)."""
 
     layer: str
     unfrozen: tuple[str, ...]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -15,8 +14,7 @@ import numpy.typing as npt
 
 from pipeline.ahead import in_order
 from pipeline.cache.chunks import pack
-from pipeline.cache.file import CHUNK_BYTES, rows_per_chunk
-from pipeline.cache.keys import RowKey
+from pipeline.cache.file import CHUNK_BYTES, RowKey, rows_per_chunk
 from pipeline.cache.shards import ShardFolder
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, PipelineError, StorageError
@@ -50,7 +48,7 @@ def compute_rows(
 
     Parameters
     ----------
-    decoded : rows with their (image_size, image_size, 3) uint8 RGB pixels.
+    decoded : rows with their pixels, (image_size, image_size, 3) uint8 RGB.
     row_count : the greatest number of rows to expect.
     recorded : the engine that computed what the cache holds, None for an empty one.
     committed : called with the number of rows whenever some are safe.
@@ -105,18 +103,13 @@ class Commits:
         self._waiting: list[tuple[list[RowKey], Features]] = []
         self._last = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._writing: tuple[int, Future[None]] | None = None  # rows, and their commit
+        self._writing: Future[int] | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _, commit = self._writing or (0, None)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        commit = self._writing
         failed = commit is not None and commit.done() and commit.exception()
         if error is not None and not failed:
             with contextlib.suppress(PipelineError):  # the first error is the one to tell
@@ -155,18 +148,17 @@ class Commits:
         first = {layer: rows[:count] for layer, rows in features.items()}
         rest = {layer: rows[count:] for layer, rows in features.items()}
         self._last = time.monotonic()
-        commit = self._thread.submit(self._shards.commit, keys[:count], first, engine=self._made_by)
-        self._writing = count, commit
+        self._writing = self._thread.submit(
+            self._shards.commit, keys[:count], first, engine=self._made_by
+        )
         # interrupted before this, rows are committed twice, which does no harm
         self._waiting = [(keys[count:], rest)] if len(keys) > count else []
         return done
 
     def _settle(self) -> int:
         """The rows of the shard that was being written; raises what writing it raised."""
-        if self._writing is None:
-            return 0
-        rows, commit = self._writing
-        commit.result()  # `_writing` stays if this raises: a commit that failed is the last one
+        # `_writing` stays if this raises: a commit that failed is the last one
+        rows = self._writing.result() if self._writing else 0
         self._writing = None
         return rows
 
@@ -190,12 +182,7 @@ def check_disk_space(
 ) -> None:
     """Log about how large the features will be, judged by the first ones, where that is much.
 
-    Parameters
-    ----------
-    sample : layer key -> features of some rows, (n, *shape of a row).
-    rows : how many there will be.
-
-    Raises StorageError if they cannot fit.
+    ``sample`` : layer key -> (n, *shape of a row). Raises StorageError if they cannot fit.
     """
     size = 0
     for features in sample.values():

@@ -122,7 +122,7 @@ class FinetuneConfig(Config):
             )
         _ = self.division(has_splits=self.split is None).division  # raises for wrong rules
         if self.cached_views:
-            from pipeline.cache.view_plan import ViewPlan
+            from pipeline.cache.config import ViewPlan
 
             ViewPlan(self.cached_views, self.extract.augmentation_ranges)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pipeline.bases.boundary import find_boundary
 from pipeline.bases.build import build_base
 from pipeline.cache.file import Columns, columns_of
+from pipeline.cache.provenance import feature_spec
 from pipeline.evaluation.metrics import accuracy_of
 from pipeline.evaluation.protocol import Division
 from pipeline.evaluation.result import Fit, Outcome, Result
@@ -26,7 +27,6 @@ from pipeline.finetuning.training import Progress, Task
 from pipeline.heads.calibration import fit_temperature
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import NO_SPLIT, ImageSet, scan_folder
-from pipeline.recipe import feature_spec
 from pipeline.text import printable
 
 NOT_SAVED = "a reference to measure against: without --method, finetune saves what it trains"

@@ -24,13 +24,7 @@ EXPECTED = "paths of image files, or uint8 arrays (N, H, W, 3)"
 
 @dataclass(frozen=True)
 class GivenImages:
-    """Images found by content, decoded on request.
-
-    Attributes
-    ----------
-    digests : the content's digest of each image, in order.
-    contents : digest -> the path or the array of the first image with this content.
-    """
+    """Images by content, decoded on request: digests in order, and the path or array of each."""
 
     digests: tuple[bytes, ...]
     contents: Mapping[bytes, bytes | npt.NDArray[np.uint8]]
@@ -103,7 +97,11 @@ def array_images(arrays: Iterable[Any]) -> GivenImages:
 
 def _file_images(paths: Iterable[Any]) -> GivenImages:
     """Take image files by their paths, relative ones from the working folder."""
-    names = [_name(path) for path in paths]
+    names = []
+    for path in paths:
+        if not isinstance(path, str | bytes | os.PathLike):
+            raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
+        names.append(os.fsencode(path))
     digests, unreadable = hash_files(Path(), names)
     for skipped in unreadable:
         raise _unusable(skipped.path, skipped.reason)
@@ -130,12 +128,6 @@ def _digest(array: npt.NDArray[np.uint8]) -> bytes:
     kind = b"P6" if array.ndim == 3 else b"P5"
     header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
     return hashlib.sha256(header + array.tobytes()).digest()
-
-
-def _name(path: Any) -> bytes:
-    if not isinstance(path, str | bytes | os.PathLike):
-        raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
-    return os.fsencode(path)
 
 
 def _unusable(name: bytes, reason: str) -> BadDataError:
