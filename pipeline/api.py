@@ -14,7 +14,6 @@ from typing import Any
 from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
 from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
-from pipeline.cache.loading import load_features
 from pipeline.cache.provenance import cache_document, config_of, continue_engine, feature_spec
 from pipeline.cache.seal import Damage, find_damage
 from pipeline.cache.shards import writer_lock
@@ -43,19 +42,6 @@ from pipeline.models.predicting import Predictions
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
-
-__all__ = [
-    "ExtractConfig",
-    "Extraction",
-    "FeatureTable",
-    "PredictConfig",
-    "Repair",
-    "extract_features",
-    "load_features",
-    "predict_images",
-    "preview_views",
-    "repair_cache",
-]
 
 VARIANT_DIGITS = 6  # of an augmentation's digest, in a file's name
 PREVIEWED, PREVIEWED_PER_CLASS = 8, 4  # images on a sheet of views

@@ -89,10 +89,8 @@ def run(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no "–" shows its code
             stream.reconfigure(errors="backslashreplace")
-    handler = _StderrHandler()
-    handler.setFormatter(_LineFormatter())
     log = logging.getLogger("pipeline")
-    log.addHandler(handler)
+    log.addHandler(_StderrHandler())
     log.setLevel(logging.INFO)
     try:
         main(None)
@@ -142,22 +140,16 @@ def print_json(document: Any) -> None:
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    """Writes to whatever stderr is now: while a progress bar is drawn, rich stands in for it and
-    puts the line above the bar."""
+    """Plain lines, warnings and errors say so, to whatever stderr is now: while a progress bar is
+    drawn, rich stands in for it and puts the line above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
 
-
-class _LineFormatter(logging.Formatter):
-    """Plain lines; warnings and errors say so."""
-
     def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
-        if record.levelno > logging.INFO:
-            return f"{record.levelname.lower()}: {message}"
-        return message
+        kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return kind + super().format(record)
 
 
 class ProgressBar:

@@ -44,14 +44,10 @@ def option(
 ) -> Any:
     """Declare a field of a config that is also an option of a command.
 
-    Parameters
-    ----------
-    default : False or True make a switch, ``()`` a repeatable option.
-    flag : the option's name; None for the field's with hyphens, ``""`` for no option.
-    type : makes the value of a word, as in argparse; None for the type of a default number or
-        path, else str. ``bool`` with the default None makes ``--name`` and ``--no-name``. A config
-        converts values of the types str, int and Path, too.
-    group : title of the options' group in ``--help``, ``title: description`` where it needs one.
+    The default False or True makes a switch, ``()`` a repeatable option, None with the type bool
+    ``--name`` and ``--no-name``. ``flag`` is by default the field's name with hyphens, ``""`` means
+    no option; ``type`` that of a default number or path, else str, and a config converts str, int
+    and Path, too; ``group`` is ``title`` or ``title: description`` in ``--help``.
     """
     if type is None and isinstance(default, int | float | Path) and not isinstance(default, bool):
         type = Path if isinstance(default, Path) else default.__class__

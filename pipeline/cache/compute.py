@@ -46,12 +46,8 @@ def compute_rows(
 ) -> None:
     """Run images through an engine and commit their rows.
 
-    Parameters
-    ----------
-    decoded : rows with their pixels, (image_size, image_size, 3) uint8 RGB.
-    row_count : the greatest number of rows to expect.
-    recorded : the engine that computed what the cache holds, None for an empty one.
-    committed : called with the number of rows whenever some are safe.
+    At most ``row_count`` rows are ``decoded``, with (image_size, image_size, 3) uint8 RGB pixels;
+    ``committed`` is called with the number of rows whenever some are safe.
     """
     ahead = list(islice(decoded, max(batch_size, SAMPLE)))
     if not ahead:
@@ -85,12 +81,9 @@ def _stacked(batch: Sequence[tuple[RowKey, Pixels]]) -> Pixels:
 class Commits:
     """Takes an engine's rows and commits them in a thread, at most one shard at a time.
 
-    A shard holds whole chunks where it can, so that publishing can copy them as they are; the last
-    one holds the rest. Whatever ends the context, all that it was given is committed, unless a
-    commit itself has failed.
-
-    A shard is due after `SECONDS`, or when its features pass 8 MiB; after `MOST_SECONDS` it need
-    not fill a chunk.
+    A shard is due after `SECONDS`, or when its features pass 8 MiB. It holds whole chunks, so that
+    publishing can copy them as they are; the last one, or one after `MOST_SECONDS`, need not.
+    Whatever ends the context, all that it was given is committed, unless a commit has failed.
     """
 
     def __init__(self, shards: ShardFolder, engine: Engine, layers: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.chunks import LEVEL
-from pipeline.cache.hostile import ForeignLayout, check_layout, check_values
+from pipeline.cache.hostile import COLUMN_DTYPES, ForeignLayout, check_layout, check_values
 from pipeline.cache.seal import BrokenSeal, find_metadata_damage, read_seal
 from pipeline.errors import BadDataError, BusyError, CannotCreateError, DamagedError, NoInputError
 from pipeline.spec import FeatureSpec
@@ -88,15 +88,6 @@ class Columns:
         ]
 
 
-COLUMN_DTYPES: Mapping[str, str] = {
-    "labels": "int64",
-    "splits": "uint8",
-    "paths": "S",
-    "digests": "V32",
-    "views": "int16",
-}
-
-
 def columns_of(
     *,
     labels: Sequence[int],
@@ -120,11 +111,8 @@ class FeatureTable:
 
     Attributes
     ----------
-    path : the HDF5 file.
-    spec : what the features are.
     document : all of the file's ``spec`` dataset, parsed: set, root, engine, versions, created.
     classes : class names; ``columns.labels`` indexes them.
-    columns : labels, splits, paths, digests and views of the N rows.
     layers : layer key -> shape of one row, e.g. ``{"block5_pool": (4, 4, 512)}``.
     file_rows : (N,) where in the file each row stands.
     written : which writing of the file this is; a later one may have moved rows.
@@ -291,11 +279,7 @@ def cache_file(
     Two folders of one name never share a file: while the folder that a file was made from still
     exists elsewhere, or none of its images is here, the other one's file carries six digits of its
     own path's digest. A folder that was moved keeps its file: its images are known by content.
-
-    Parameters
-    ----------
-    variant : what else is in the file's name: ``<set>+<variant>-…``.
-    digests : of the images found.
+    With ``variant`` it is ``<set>+<variant>-…``.
     """
     name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
     name += f"+{variant}" * bool(variant)

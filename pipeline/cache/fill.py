@@ -109,10 +109,17 @@ def fill_cache(
                     committed=committed,
                 )
         index.add_shards(shards.shards[earlier:])
-        skipped = [*skipped, *_unreadable(rows, reasons)]
+        unreadable = (row for row in rows if row.key.digest in reasons and not row.key.view)
+        # copies, too: one of them was tried for all
+        skipped = [*skipped, *(Skipped(row.path, reasons[row.key.digest]) for row in unreadable)]
         write_skipped(path.with_suffix(SKIPPED_SUFFIX), skipped, images)
         rows = [row for row in rows if row.key.digest not in reasons]
-        _check_classes(images, rows)
+        if lost := {file.label for file in images.files} - {row.label for row in rows}:
+            names = ", ".join(printable(images.classes[label]) for label in sorted(lost))
+            raise BadDataError(  # as good as empty
+                f"no image of {names} in {printable(images.root)} can be read: mend them, or "
+                f"remove the folder"
+            )
         written = publish_rows(
             path,
             table=table,
@@ -196,15 +203,6 @@ def _strict_error(item: Skipped) -> BadDataError:
     return BadDataError(f"{printable(item.path)}: {item.reason} (--strict stops here)")
 
 
-def _unreadable(rows: Iterable[Row], reasons: Mapping[bytes, str]) -> list[Skipped]:
-    """The files of unreadable images, copies too: one of them was tried for all."""
-    return [
-        Skipped(row.path, reasons[row.key.digest])
-        for row in rows
-        if row.key.digest in reasons and not row.key.view
-    ]
-
-
 def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:
     """List skipped files in a CSV beside the cache; none removes it.
 
@@ -227,17 +225,6 @@ def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) ->
             f"{len(skipped):,} of {counted(files, 'file')} in "
             f"{printable(images.root)} cannot be used, e.g. {printable(first.path)} "
             f"({first.reason}); the list is in {target}"
-        )
-
-
-def _check_classes(images: ImageSet, usable: Iterable[Row]) -> None:
-    """A class of which no image can be read is as good as empty; raises BadDataError."""
-    lost = {file.label for file in images.files} - {row.label for row in usable}
-    if lost:
-        names = ", ".join(printable(images.classes[label]) for label in sorted(lost))
-        raise BadDataError(
-            f"no image of {names} in {printable(images.root)} can be read: mend them, or remove "
-            f"the folder"
         )
 
 

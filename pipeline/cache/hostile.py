@@ -18,7 +18,7 @@ MAX_CHUNK_BYTES = 2**28  # 256 MiB; ours are 8 MiB, or one row where that is lar
 MAX_ROWS = 2**31
 MAX_TEXT_BYTES = 2**24
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32}
-COLUMN_KINDS = {"labels": "<i8", "splits": "|u1", "digests": "|V32", "views": "<i2", "paths": "S"}
+COLUMN_DTYPES = {"labels": "<i8", "splits": "|u1", "digests": "|V32", "views": "<i2", "paths": "S"}
 
 
 class ForeignLayout(Exception):
@@ -28,7 +28,7 @@ class ForeignLayout(Exception):
 def check_layout(file: h5py.File) -> None:
     """Look at a file's structure, not at its values; raises ForeignLayout."""
     lengths = set()
-    for name, kind in COLUMN_KINDS.items():
+    for name, kind in COLUMN_DTYPES.items():
         column = _dataset(file, name)
         right = column.dtype.kind == "S" if kind == "S" else column.dtype == np.dtype(kind)
         if column.ndim != 1 or not right:

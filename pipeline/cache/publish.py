@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import (
-    COLUMN_DTYPES,
     LIBVER,
     NO_FILE,
     Columns,
@@ -27,6 +26,7 @@ from pipeline.cache.file import (
     damaged,
     read_rows,
 )
+from pipeline.cache.hostile import COLUMN_DTYPES
 from pipeline.cache.seal import BrokenSeal, read_seal, write_seal
 from pipeline.cache.shards import Shard
 from pipeline.durable import DiskFile, write_durably
@@ -36,14 +36,10 @@ DamagedRows = Mapping[str, frozenset[int]]  # layer key -> rows of the file to c
 
 
 class RowIndex:
-    """Where the features of each row are; the file's before those of shards.
+    """Where the features of each row are, by layer and row key; the file's before those of shards.
 
-    Attributes
-    ----------
-    sources : layer key -> row key -> where its features are.
-    row_shapes : layer key -> shape of one row.
-    engine : who computed them, None if there are none: the first one's name, version and measured
-        error; another version or engine is listed under ``also``.
+    ``engine`` computed them, None if there are none: the first one's name, version and measured
+    error; another version or engine is listed under ``also``.
     """
 
     def __init__(

@@ -23,12 +23,10 @@ class Engine(Protocol):
 
     Attributes
     ----------
-    name : recorded with the cache, e.g. ``tensorflow``.
-    version : of the library that computes.
+    name, version : recorded with the cache, e.g. ``tensorflow``.
     weights : digest of the weights in use, as `pipeline.bases.weights` defines it.
     row_shapes : layer key -> shape of one row, (H, W, C) or (C,).
-    error : layer -> largest relative error against TensorFlow that was measured, L2 norm of a row;
-        empty for TensorFlow itself.
+    error : layer -> largest `relative_errors` against TensorFlow; empty for TensorFlow itself.
     calls_at_once : how many threads may call it at a time, and to some use.
     """
 

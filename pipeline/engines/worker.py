@@ -75,7 +75,10 @@ def is_whole(folder: Path) -> bool:
 def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
     """Let ``convert`` fill a folder, and give that its name once all in it is on the disk."""
     make_folder(folder.parent)
-    _remove_stale(folder.parent)
+    for path in folder.parent.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):  # its owner may remove it at this moment
+            if path.stat().st_mtime < time.time() - STALE_AFTER:
+                shutil.rmtree(path, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder.parent) as scratch:
         made = Path(scratch) / folder.name
         made.mkdir()
@@ -92,13 +95,6 @@ def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:  # of a network of 350 million weights not all at once
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove_stale(parent: Path) -> None:
-    for path in parent.glob(f"{SCRATCH}*"):
-        with contextlib.suppress(OSError):  # its owner may remove it at this moment
-            if path.stat().st_mtime < time.time() - STALE_AFTER:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 RUNTIME_CLASSES = {"onnx": "OnnxEngine", "ncnn": "NcnnEngine"}  # modules: name -> class

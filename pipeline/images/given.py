@@ -91,8 +91,14 @@ def _column(images: Iterable[Any]) -> Iterable[Any]:
 def array_images(arrays: Iterable[Any]) -> GivenImages:
     """Take arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
     checked = [_as_image(array) for array in arrays]
-    digests = tuple(_digest(array) for array in checked)
-    return GivenImages(digests, dict(zip(digests, checked, strict=True)))
+    digests = []
+    for (
+        array
+    ) in checked:  # shape and pixels, headed as in a PNM file: the key of rows cached earlier
+        kind = b"P6" if array.ndim == 3 else b"P5"
+        header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
+        digests.append(hashlib.sha256(header + array.tobytes()).digest())
+    return GivenImages(tuple(digests), dict(zip(digests, checked, strict=True)))
 
 
 def _file_images(paths: Iterable[Any]) -> GivenImages:
@@ -121,13 +127,6 @@ def _as_image(array: Any) -> npt.NDArray[np.uint8]:
     if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
         raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
     return array if channels == 3 else array.reshape(array.shape[:2])
-
-
-def _digest(array: npt.NDArray[np.uint8]) -> bytes:
-    """SHA-256 of shape and pixels, headed as in a PNM file: the key of rows cached earlier."""
-    kind = b"P6" if array.ndim == 3 else b"P5"
-    header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
-    return hashlib.sha256(header + array.tobytes()).digest()
 
 
 def _unusable(name: bytes, reason: str) -> BadDataError:

@@ -35,11 +35,8 @@ def read_images(
 
     A caller that may stop before the end closes the generator, see `pipeline.ahead.in_order`.
 
-    Parameters
-    ----------
-    digests : path relative to ``root`` -> SHA-256 that the file must have.
-    make : called in the decoding thread with path and pixels; its result is yielded instead.
-    made_of_each : how many times its pixels an image becomes, at most; bounds what may wait.
+    Files must have their ``digests``. ``make`` is called in the decoding thread with path and
+    pixels, and its result yielded instead, at most ``made_of_each`` times as large as the pixels.
     """
     register_heic()
 

@@ -47,14 +47,10 @@ class ClassSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A set of images that anybody can fetch.
+    """A set of images that anybody can fetch from a zip archive, into the folder ``name``.
 
-    Attributes
-    ----------
-    name : the set's folder in data/.
-    source : the pinned zip archive that holds the images; a wheel is one, too.
-    split_cycle : how images are dealt out among splits; ``("",)`` means class folders alone.
-    image_bytes : mean size of an image, to tell in time that the disk is too full.
+    ``split_cycle`` deals images out among splits; ``("",)`` means class folders alone. An image has
+    about ``image_bytes``, to tell in time that the disk is too full.
     """
 
     name: str

@@ -151,12 +151,8 @@ def choose_augmentation(
 class Transform:
     """What is done to one image, once it is drawn.
 
-    Attributes
-    ----------
-    rotation, shear : angles in degrees.
-    width_shift, height_shift : to the right, and down, as a share of width and height.
-    width_zoom, height_zoom : how much of the image is looked at; below 1 it grows.
-    flip : mirrored left to right, at last.
+    Angles are in degrees, shifts (to the right, and down) shares of width and height; with a zoom
+    below 1 the image grows; it is mirrored at last.
     """
 
     rotation: float = 0.0
