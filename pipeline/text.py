@@ -3,8 +3,6 @@
 import os
 import unicodedata
 
-from rich.filesize import decimal
-
 
 def printable(name: str | bytes | os.PathLike[str]) -> str:
     """Escape what a file or class name must not do to a terminal: control and bidi characters,
@@ -24,6 +22,8 @@ def printable(name: str | bytes | os.PathLike[str]) -> str:
 
 def file_size(count: float) -> str:
     """Bytes in decimal units: 31200000 -> '31.2 MB'."""
+    from rich.filesize import decimal
+
     return decimal(int(count))
 
 

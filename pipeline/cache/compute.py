@@ -96,13 +96,13 @@ class Commits:
         self._waiting: list[tuple[list[RowKey], Features]] = []
         self._last = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._writing: Future[int] | None = None
+        self._writing: tuple[int, Future[None]] | None = None  # rows, and their commit
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        commit = self._writing
+        _, commit = self._writing or (0, None)
         failed = commit is not None and commit.done() and commit.exception()
         if error is not None and not failed:
             with contextlib.suppress(PipelineError):  # the first error is the one to tell
@@ -141,17 +141,18 @@ class Commits:
         first = {layer: rows[:count] for layer, rows in features.items()}
         rest = {layer: rows[count:] for layer, rows in features.items()}
         self._last = time.monotonic()
-        self._writing = self._thread.submit(
-            self._shards.commit, keys[:count], first, engine=self._made_by
-        )
+        commit = self._thread.submit(self._shards.commit, keys[:count], first, engine=self._made_by)
+        self._writing = count, commit
         # interrupted before this, rows are committed twice, which does no harm
         self._waiting = [(keys[count:], rest)] if len(keys) > count else []
         return done
 
     def _settle(self) -> int:
         """The rows of the shard that was being written; raises what writing it raised."""
-        # `_writing` stays if this raises: a commit that failed is the last one
-        rows = self._writing.result() if self._writing else 0
+        if self._writing is None:
+            return 0
+        rows, commit = self._writing
+        commit.result()  # `_writing` stays if this raises: a commit that failed is the last one
         self._writing = None
         return rows
 

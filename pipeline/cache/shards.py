@@ -87,8 +87,8 @@ class ShardFolder:
         features: Mapping[str, npt.NDArray[Any]],
         *,
         engine: Mapping[str, Any],
-    ) -> int:
-        """Make rows permanent: when this returns how many, they outlive a crash.
+    ) -> None:
+        """Make rows permanent: when this returns, they outlive a crash.
 
         ``features`` : layer key -> (n, *shape of a row) in the stored dtype.
         """
@@ -106,7 +106,6 @@ class ShardFolder:
         image = _image({"spec": asdict(self.spec), **made_by}, keys, features)
         write_durably(shard.path, lambda file: file.write(image), needs=len(image))
         self.shards.append(shard)
-        return len(keys)
 
     def remove_published(self, table: FeatureTable) -> None:
         """Delete the shards of which the published file holds every row; others serve later runs,
