@@ -63,10 +63,11 @@ def knn() -> Any:
 
 
 def prototype() -> Any:
-    from sklearn.neighbors import NearestCentroid
     from sklearn.preprocessing import Normalizer
 
-    return _scaled(Normalizer(), NearestCentroid(), with_mean=False)
+    from pipeline.heads.prototype import NearestPrototype
+
+    return _scaled(Normalizer(), NearestPrototype(), with_mean=False)
 
 
 def random_forest() -> Any:

@@ -35,6 +35,7 @@ OWN_TYPES = (
     "pipeline.heads.calibration.TemperatureScaling",
     "pipeline.heads.dense.DenseClassifier",
     "pipeline.heads.kornblith.KornblithRegression",
+    "pipeline.heads.prototype.NearestPrototype",
     "pipeline.heads.scaler.CommonScaler",
     "pipeline.models.top_block.TopBlockClassifier",
     "sklearn.tree._tree.Tree",
