@@ -189,10 +189,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 class TrainedModel:
     """A head of a run and the base before it: images in, classes out.
 
-    Attributes
-    ----------
-    classes_ : (K,) class names, in the order of the probabilities' columns.
-    bundle : where it comes from and what its features are, a `pipeline.models.bundle.Bundle`.
+    ``classes_`` are (K,) class names, ``bundle`` a `pipeline.models.bundle.Bundle`.
     """
 
     def __init__(self, predictor: Predictor) -> None:

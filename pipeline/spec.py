@@ -21,14 +21,10 @@ class FeatureSpec:
     Attributes
     ----------
     base : registry name of the convolutional base, e.g. ``vgg16``, or ``pixels``.
-    weights : SHA-256 over the weight arrays (see `pipeline.bases.weights`), ``random-<seed>``,
-        or ``none`` where the base has no weights.
+    weights : SHA-256 over the weight arrays, ``random-<seed>``, or ``none``.
     preprocessing : ``native`` (the base's own) or ``rescale`` (1/255, as the book does).
     image_size : height and width in pixels that the base sees.
-    resize : ``squash``, ``crop`` or ``pad``.
-    pixels : SHA-256 over the probe images as decoded and resized here
-        (see `pipeline.images.decode.pixels_digest`).
-    dtype : ``float32`` or ``float16``, the stored type.
+    pixels : SHA-256 over the probe images, see `pipeline.images.decode.pixels_digest`.
     """
 
     base: str

@@ -23,8 +23,7 @@ def find_boundary(base_model: Any, base: Base, first_unfrozen: str) -> Boundary:
     VGG16's ``block5_conv1`` -> ``block4_pool``, (9, 9, 512) at 150 pixels. Where a block begins
     with several branches, the first layer of any of them stands for all.
 
-    Raises UsageError for an unknown layer, and for one before which several tensors cross; that
-    names the nearest layers before which one does.
+    Raises UsageError for an unknown layer, and for one before which several tensors cross.
     """
     names = [layer.name for layer in base_model.layers]
     if first_unfrozen not in names:

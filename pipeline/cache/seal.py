@@ -1,9 +1,8 @@
 """A seal behind the HDF5 data: a checksum for every byte, and a spare copy of the metadata.
 
 HDF5's own fletcher32 covers only chunks of features. The seal stands after the last byte that HDF5
-uses, where its readers never look, in the same file and so written by the same rename. It says
-which bytes are wrong, in terms of layers and rows, and holds what is needed to mend all but
-features. docs/FORMAT.md specifies it.
+uses, where its readers never look. It says which layers and rows are wrong, and holds what is
+needed to mend all but features. docs/FORMAT.md specifies it.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Which engine computes: the fastest that agrees with TensorFlow on some of the user's images.
 
-Each engine is tried in a process of its own, one after another, so that TensorFlow's memory is
-gone when the work begins and an engine that crashes takes nothing with it. What was found out is
-kept per machine beside the conversions, and looked up from then on.
+Each engine is tried in another process, so that TensorFlow's memory is gone when the work begins
+and an engine that crashes takes nothing with it. Results are kept per machine, beside the
+conversions.
 """
 
 import contextlib

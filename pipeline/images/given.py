@@ -55,9 +55,7 @@ class GivenImages:
 
 
 def given_images(images: Any) -> GivenImages:
-    """Take a sequence of paths, a uint8 array (N, H, W, 3) or a sequence of (H, W, 3) arrays.
-
-    Grey pixels, (N, H, W, 1) or (H, W), do as well.
+    """Take paths, a uint8 array (N, H, W, 3) or arrays (H, W, 3); grey is (H, W, 1) or (H, W).
 
     Raises UsageError if it is something else, BadDataError if a file cannot be read.
     """

@@ -187,9 +187,8 @@ def _text(name: str) -> str:
 def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
     """The files behind names, each once and as it was written, and what is no file, with reasons.
 
-    A folder stands for all files below it, in the order of their paths; hidden ones and links to
-    other folders are passed over. A name that does not exist counts as a pattern, in which ``**``
-    stands for any folders.
+    A folder stands for all files below it, by path, but hidden ones and links to other folders. A
+    name that does not exist counts as a pattern, in which ``**`` stands for any folders.
     """
     files: dict[bytes, None] = {}
     skipped: list[Skipped] = []
