@@ -18,7 +18,7 @@ from benchmarks.process import Finished, Worker, run_command
 from benchmarks.rounds import Spread, alternate
 from pipeline.bases.config import AUTO, ENGINES, TENSORFLOW
 from pipeline.bases.registry import Base
-from pipeline.engines.agreement import relative_errors
+from pipeline.engines import relative_errors
 from pipeline.errors import PipelineError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.api import extract_features, predict_images
     from pipeline.cache.config import ExtractConfig
+    from pipeline.cache.loading import load_features
     from pipeline.estimator import FeatureExtractor, load_model
     from pipeline.evaluation.compare import compare_heads
-    from pipeline.frames import load_features
     from pipeline.models.config import PredictConfig
 
 __version__ = "0.1.0"
@@ -29,14 +29,13 @@ __all__ = [
     "load_model",
     "predict_images",
 ]
-
 _HOMES = {
     "ExtractConfig": "pipeline.cache.config",
     "FeatureExtractor": "pipeline.estimator",
     "PredictConfig": "pipeline.models.config",
     "compare_heads": "pipeline.evaluation.compare",
     "extract_features": "pipeline.api",
-    "load_features": "pipeline.frames",
+    "load_features": "pipeline.cache.loading",
     "load_model": "pipeline.estimator",
     "predict_images": "pipeline.api",
 }

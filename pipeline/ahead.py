@@ -17,17 +17,11 @@ def in_order(
     waiting: int | None = None,
     name: str = "ahead",
 ) -> Generator[tuple[Item, Result]]:
-    """Yield items with what is computed of them.
+    """Yield items, taken in the calling thread as they are needed, with what is computed of them.
 
-    Parameters
-    ----------
-    items : taken in the calling thread, as they are needed.
-    waiting : how many results there may be, done or not, when the next one is wanted; by default
-        one more than threads, so that none of these is ever idle.
-    name : what the threads' names begin with.
-
-    Raises what an item's computation raised, in its place, and what taking the next item raised,
-    behind the results of all before it.
+    At most ``waiting`` results are ahead, done or not; by default one more than threads, so that
+    none of these is ever idle. Raises what an item's computation raised, in its place, and what
+    taking the next item raised, behind the results of all before it.
 
     Who may stop before the end closes it. Left to the garbage collector, its threads are joined
     wherever that happens to run, and inside `threading` itself that is a deadlock.

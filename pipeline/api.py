@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.config import ExtractConfig
-from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows
+from pipeline.cache.config import ExtractConfig, ViewPlan
+from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
 from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
-from pipeline.cache.lock import writer_lock
+from pipeline.cache.provenance import cache_document, config_of, continue_engine, feature_spec
 from pipeline.cache.seal import Damage, find_damage
+from pipeline.cache.shards import writer_lock
 from pipeline.cache.upkeep import (
     bad_rows,
     check_ours,
@@ -23,33 +24,24 @@ from pipeline.cache.upkeep import (
     remove_damaged_shards,
     skipped_files,
 )
-from pipeline.cache.view_plan import ViewPlan
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.frames import load_features
-from pipeline.images.find import find_images
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, TRAIN, FoundFile, ImageSet, Skipped, scan_folder
+from pipeline.images.scan import (
+    NO_SPLIT,
+    TRAIN,
+    FoundFile,
+    ImageSet,
+    Skipped,
+    find_images,
+    scan_folder,
+)
 from pipeline.models.config import PredictConfig
 from pipeline.models.predicting import Predictions
-from pipeline.recipe import cache_document, config_of, continue_engine, feature_spec
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
-
-__all__ = [
-    "ExtractConfig",
-    "Extraction",
-    "FeatureTable",
-    "PredictConfig",
-    "Repair",
-    "extract_features",
-    "load_features",
-    "predict_images",
-    "preview_views",
-    "repair_cache",
-]
 
 VARIANT_DIGITS = 6  # of an augmentation's digest, in a file's name
 PREVIEWED, PREVIEWED_PER_CLASS = 8, 4  # images on a sheet of views
@@ -64,10 +56,8 @@ class Extraction:
     Attributes
     ----------
     table : the cache, to read features from.
-    images : the image folder as found.
     computed : forward passes of this run.
     skipped : files without a row, each with the reason; also in ``skipped_file``.
-    seconds : wall time.
     """
 
     table: FeatureTable
@@ -112,8 +102,7 @@ def extract_features(
     """
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
-    augmentation = config.augmentation_ranges  # an unknown policy is an error, views or none
-    plan = ViewPlan(config.views, augmentation if config.views else None, config.tta)
+    plan = config.view_plan
     found = scan_folder(Path(data))
     if config.limit_per_class is not None:
         found = found.limited(config.limit_per_class)
@@ -130,7 +119,7 @@ def extract_features(
         set_name=found.name,
         root=found.root,
         spec=spec,
-        variant=augmentation.digest[:VARIANT_DIGITS] if config.views else "",
+        variant=plan.augmentation.digest[:VARIANT_DIGITS] if plan.augmentation else "",
         digests=set(digests.values()),
     )
     filled = fill_cache(
@@ -149,7 +138,7 @@ def extract_features(
         progress=progress,
     )
     return Extraction(
-        table=load_features(path),
+        table=read_table(path),
         images=found,
         computed=filled.computed,
         skipped=filled.skipped,
@@ -163,11 +152,7 @@ def preview_views(
 ) -> Path:
     """Draw some training images and their views, as a base would see them, on a PNG sheet.
 
-    Parameters
-    ----------
-    data, config, **options : as for `extract_features`; 8 views if none are asked for.
-
-    Returns ``<cache_dir>/<set>+<augmentation>-views.png``.
+    Takes what `extract_features` takes; returns ``<cache_dir>/<set>+<augmentation>-views.png``.
     """
     from pipeline.report.sheets import write_view_sheet
 
@@ -210,7 +195,6 @@ def repair_cache(
 
     Parameters
     ----------
-    path : the cache file.
     weights : the weights file, where the one that the cache was made with has moved.
     cache_dir : where fetched ImageNet weights are.
 
@@ -304,7 +288,7 @@ def predict_images(
     Examples
     --------
     >>> from pipeline import predict_images
-    >>> first, *_ = predict_images("photos/test/plain", model="results/logistic.safetensors")
+    >>> first, *_ = predict_images("photos/test/plain", model="results/logistic.skops")
     >>> first.label
     'plain'
     """

@@ -41,12 +41,7 @@ def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentPars
 def add_options(
     made: argparse.ArgumentParser, config: type[Config], *, leave_out: Collection[str] = ()
 ) -> None:
-    """Add an option for each field of a config; see `pipeline.config`.
-
-    Parameters
-    ----------
-    leave_out : fields that are no options of this command.
-    """
+    """Add an option for each field of a config but those left out; see `pipeline.config`."""
     groups: dict[str, Any] = {"": made}
     for each in fields(config):
         flag = flag_of(each)
@@ -70,8 +65,8 @@ def add_options(
 
 
 def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentation":
-    """The augmentation that the options of `pipeline.images.config.AugmentConfig` describe."""
-    from pipeline.images.config import AugmentConfig
+    """The augmentation that the options of `pipeline.cache.config.AugmentConfig` describe."""
+    from pipeline.cache.config import AugmentConfig
     from pipeline.images.views import choose_augmentation
 
     return choose_augmentation(**vars(config_from(arguments, AugmentConfig)), seed=seed)
@@ -94,10 +89,8 @@ def run(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no "–" shows its code
             stream.reconfigure(errors="backslashreplace")
-    handler = _StderrHandler()
-    handler.setFormatter(_LineFormatter())
     log = logging.getLogger("pipeline")
-    log.addHandler(handler)
+    log.addHandler(_StderrHandler())
     log.setLevel(logging.INFO)
     try:
         main(None)
@@ -147,33 +140,22 @@ def print_json(document: Any) -> None:
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    """Writes to whatever stderr is now: while a progress bar is drawn, rich stands in for it and
-    puts the line above the bar."""
+    """Plain lines, warnings and errors say so, to whatever stderr is now: while a progress bar is
+    drawn, rich stands in for it and puts the line above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
 
-
-class _LineFormatter(logging.Formatter):
-    """Plain lines; warnings and errors say so."""
-
     def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
-        if record.levelno > logging.INFO:
-            return f"{record.levelname.lower()}: {message}"
-        return message
+        kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return kind + super().format(record)
 
 
 class ProgressBar:
-    """How far a long step is, with its rate and the time left; on stderr.
+    """How far a long step, ``label``, is, with its rate and the time left; on stderr.
 
     A bar where stderr is a terminal, else a line every ten seconds. Called as ``bar(done, total)``.
-
-    Parameters
-    ----------
-    label : what is happening, e.g. ``extracting``.
-    unit : what is counted, e.g. ``image``.
     """
 
     def __init__(self, label: str, *, unit: str) -> None:
@@ -192,7 +174,6 @@ class ProgressBar:
             self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` units are finished."""
         now = time.monotonic()
         if self._first_done is None:  # rows that were there before must not count in the rate
             self._first_done, self._started = done, now
@@ -228,10 +209,7 @@ class ProgressBar:
 
 
 class StagedProgress(contextlib.ExitStack):
-    """A progress bar for each stage of a training, one after another.
-
-    Called as ``progress(stage, done, total)``.
-    """
+    """A progress bar for each stage of a training; called as ``progress(stage, done, total)``."""
 
     def __init__(self, *, unit: str) -> None:
         super().__init__()
@@ -239,7 +217,6 @@ class StagedProgress(contextlib.ExitStack):
         self._bar: ProgressBar | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` units of this stage are finished."""
         if self._bar is None or self._bar.label != stage:
             self.close()
             self._bar = self.enter_context(ProgressBar(stage, unit=self._unit))

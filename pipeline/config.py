@@ -1,7 +1,5 @@
 """Options as fields of a config: the command's parser, the API's parameters and their documentation
-come from one frozen dataclass.
-
-How to use it::
+come from one frozen dataclass::
 
     @documented
     @dataclass(frozen=True, kw_only=True)
@@ -9,19 +7,15 @@ How to use it::
         '''How a head is trained.'''
 
         epochs: int = option(30, type=whole_number, metavar="N", help="at most")
-        rate: float | None = option(None, type=float, group="expert", help="default: the head's")
         layers: Sequence[str] = option((), flag="--layer", help="repeatable")  # a list
-        strict: bool = option(False, help="stop at the first unreadable image")  # --strict
         look: bool = option(True, flag="--no-look", help="skip the audit")  # --no-look
         kernel: str | Kernel = option("linear", flag="", help="...")  # for the API alone
 
     cli.add_options(parser, TrainConfig)  # one option of the parser for each field
     config = cli.config_from(arguments, TrainConfig)  # the parsed arguments as a config
-    train(data, TrainConfig(epochs=3))  # from Python, the fields are keyword arguments
 
-``help(TrainConfig)`` lists the fields as scikit-learn documents parameters. A config is checked
-when it is made: choices, whole numbers. A subclass that checks more does so in ``__post_init__``,
-after ``super().__post_init__()``.
+A config is checked when it is made: choices, whole numbers. A subclass that checks more does so in
+``__post_init__``, after ``super().__post_init__()``.
 """
 
 import argparse
@@ -50,14 +44,10 @@ def option(
 ) -> Any:
     """Declare a field of a config that is also an option of a command.
 
-    Parameters
-    ----------
-    default : False or True make a switch, ``()`` a repeatable option.
-    flag : the option's name; None for the field's with hyphens, ``""`` for no option.
-    type : makes the value of a word, as in argparse; None for the type of a default number or
-        path, else str. ``bool`` with the default None makes ``--name`` and ``--no-name``. A config
-        converts values of the types str, int and Path, too.
-    group : title of the options' group in ``--help``, ``title: description`` where it needs one.
+    The default False or True makes a switch, ``()`` a repeatable option, None with the type bool
+    ``--name`` and ``--no-name``. ``flag`` is by default the field's name with hyphens, ``""`` means
+    no option; ``type`` that of a default number or path, else str, and a config converts str, int
+    and Path, too; ``group`` is ``title`` or ``title: description`` in ``--help``.
     """
     if type is None and isinstance(default, int | float | Path) and not isinstance(default, bool):
         type = Path if isinstance(default, Path) else default.__class__

@@ -25,13 +25,8 @@ def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: i
     """Let ``write`` fill a temporary file, then fsync it, rename it to ``path``, fsync the folder.
 
     When this returns, the file outlives a power cut. If anything fails, the temporary file is
-    removed and ``path`` is as it was.
-
-    Parameters
-    ----------
-    needs : bytes the file will take, for the message when the disk is full.
-
-    Raises StorageError if the disk is full.
+    removed and ``path`` is as it was. Raises StorageError, naming the bytes that the file
+    ``needs``, if the disk is full.
     """
     # A unique name: two processes that write the same file must not fill one temporary.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
@@ -72,7 +67,6 @@ class DiskFile:
         self._descriptor = -1  # the number may soon be another file's
 
     def write(self, data: bytes | memoryview) -> int:
-        """Write all of the data at the file's position."""
         view = memoryview(data).cast("B")
         done = 0
         with self._kept():
@@ -108,13 +102,11 @@ class DiskFile:
         """Nothing is buffered."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the file's position."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = start + offset
         return self._position
 
     def tell(self) -> int:
-        """The file's position in bytes."""
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:
@@ -198,10 +190,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def publish_folder(made: Path, folder: Path) -> None:
-    """Rename a folder of files to ``folder``, which must not exist, once all of it is on the disk.
-
-    A crash leaves no folder of that name or the whole one.
-    """
+    """Rename a folder of files to ``folder``, which is new, once all of it is on the disk."""
     for path in made.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
@@ -218,12 +207,7 @@ def remove_file(path: Path) -> None:
 
 
 def remove_folder(folder: Path, *, keep: Collection[Path] = ()) -> None:
-    """Delete a folder and the files in it, if it is there; it holds no further folders.
-
-    Parameters
-    ----------
-    keep : files that stay, and with them the folder.
-    """
+    """Delete a folder of files, if it is there, but for those to keep, and with them the folder."""
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if path not in keep:

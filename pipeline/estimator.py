@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.content import FOLDER, features_by_content
+from pipeline.cache.provenance import cache_document, continue_engine, feature_spec
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.given import GivenImages, array_images, given_images
@@ -21,10 +23,10 @@ from pipeline.images.reader import Pixels
 from pipeline.models.bundle import load_bundle
 from pipeline.models.predictor import Predictor
 from pipeline.models.runs import find_bundle
-from pipeline.recipe import cache_document, continue_engine, feature_spec
 from pipeline.spec import FeatureSpec
 
 
+@dataclass(eq=False, repr=False)
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turn images into features of a frozen convolutional base, each image once.
 
@@ -72,43 +74,21 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     (40, 3)
     """
 
-    spec_: FeatureSpec
-    layer_: str
-    _config: ExtractConfig
-    _engine: Engine | None
-
-    def __init__(
-        self,
-        base: str = "vgg16",
-        pooling: str = "avg",
-        *,
-        layer: str | None = None,
-        image_size: int | None = None,
-        image_shape: tuple[int, ...] | None = None,
-        value_range: tuple[float, float] = (0, 255),
-        weights: str | os.PathLike[str] = IMAGENET,
-        preprocessing: str = "native",
-        resize: str = "squash",
-        dtype: str = "float32",
-        batch_size: int = BATCH_SIZE,
-        engine: str = AUTO,
-        seed: int = 0,
-        cache_dir: str | os.PathLike[str] = "cache",
-    ) -> None:
-        self.base = base
-        self.pooling = pooling
-        self.layer = layer
-        self.image_size = image_size
-        self.image_shape = image_shape
-        self.value_range = value_range
-        self.weights = weights
-        self.preprocessing = preprocessing
-        self.resize = resize
-        self.dtype = dtype
-        self.batch_size = batch_size
-        self.engine = engine
-        self.seed = seed
-        self.cache_dir = cache_dir
+    base: str = "vgg16"
+    pooling: str = "avg"
+    _: KW_ONLY
+    layer: str | None = None
+    image_size: int | None = None
+    image_shape: tuple[int, ...] | None = None
+    value_range: tuple[float, float] = (0, 255)
+    weights: str | os.PathLike[str] = IMAGENET
+    preprocessing: str = "native"
+    resize: str = "squash"
+    dtype: str = "float32"
+    batch_size: int = BATCH_SIZE
+    engine: str = AUTO
+    seed: int = 0
+    cache_dir: str | os.PathLike[str] = "cache"
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Compute the images' features, so that `transform` finds them; nothing else is learned."""
@@ -136,7 +116,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                     f"this FeatureExtractor was fitted with other {' and '.join(names)}: "
                     f"fingerprint {self.spec_.fingerprint}, here {here.fingerprint}; fit it again"
                 )
-            self._config, self._engine = config, None
+            self._config = config
+            self._engine: Engine | None = None
         return self._features(images)
 
     def __sklearn_tags__(self) -> Any:
@@ -155,7 +136,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         images = self._images(X, reset=True)
         self._config, self._engine = self._make_config(), None
         (self.layer_,) = self._config.layer_keys
-        self.spec_ = feature_spec(self._config)
+        self.spec_: FeatureSpec = feature_spec(self._config)
         features = self._features(images)
         self._n_features_out = features.shape[1]
         return features
@@ -208,10 +189,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 class TrainedModel:
     """A head of a run and the base before it: images in, classes out.
 
-    Attributes
-    ----------
-    classes_ : (K,) class names, in the order of the probabilities' columns.
-    bundle : where it comes from and what its features are, a `pipeline.models.bundle.Bundle`.
+    ``classes_`` are (K,) class names, ``bundle`` a `pipeline.models.bundle.Bundle`.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -263,7 +241,6 @@ def load_model(
     head : name of the head; None for the one that the run recommends.
     weights : the base's weights file, where the one that it was trained with has moved.
     cache_dir : where fetched ImageNet weights are.
-    batch_size : images per forward pass.
 
     Raises NoInputError if there is no such run, UsageError if the head was not saved, BadDataError
     if the file is not what was written or images become other pixels here.
@@ -271,7 +248,7 @@ def load_model(
     Examples
     --------
     >>> from pipeline import load_model
-    >>> model = load_model("results/logistic.safetensors")  # or a run, and a head of it
+    >>> model = load_model("results/logistic.skops")  # or a run, and a head of it
     >>> model.classes_.tolist()
     ['plain', 'striped']
     >>> model.predict(["photos/test/striped/000.png"]).tolist()

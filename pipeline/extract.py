@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import cli
 from pipeline.bases.config import BaseConfig
-from pipeline.cache.config import ExtractConfig
-from pipeline.images.config import AugmentConfig
+from pipeline.cache.config import AugmentConfig, ExtractConfig
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from pipeline import cli
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
-from pipeline.cache.config import ExtractConfig
+from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.config import fraction
 from pipeline.finetuning.config import FinetuneConfig
-from pipeline.images.config import AugmentConfig
 from pipeline.text import printable
 
 if TYPE_CHECKING:

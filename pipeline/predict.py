@@ -114,7 +114,7 @@ def _ready_made(arguments: argparse.Namespace) -> "ImagenetModel":
 
 def _names(images: Sequence[str]) -> Iterator[str]:
     """What was named, with the list on stdin in the place of ``-``."""
-    from pipeline.images.find import split_list
+    from pipeline.images.scan import split_list
 
     for name in images:
         yield from split_list(sys.stdin.buffer.read()) if name == "-" else [name]

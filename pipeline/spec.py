@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -20,14 +21,10 @@ class FeatureSpec:
     Attributes
     ----------
     base : registry name of the convolutional base, e.g. ``vgg16``, or ``pixels``.
-    weights : SHA-256 over the weight arrays (see `pipeline.bases.weights`), ``random-<seed>``,
-        or ``none`` where the base has no weights.
+    weights : SHA-256 over the weight arrays, ``random-<seed>``, or ``none``.
     preprocessing : ``native`` (the base's own) or ``rescale`` (1/255, as the book does).
     image_size : height and width in pixels that the base sees.
-    resize : ``squash``, ``crop`` or ``pad``.
-    pixels : SHA-256 over the probe images as decoded and resized here
-        (see `pipeline.images.decode.pixels_digest`).
-    dtype : ``float32`` or ``float16``, the stored type.
+    pixels : SHA-256 over the probe images, see `pipeline.images.decode.pixels_digest`.
     """
 
     base: str
@@ -47,14 +44,19 @@ class FeatureSpec:
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """Rebuild a spec from parsed JSON; raises ValueError if a field is missing or odd."""
-        expected: dict[str, type] = {field.name: str for field in fields(cls)} | {"image_size": int}
-        if not isinstance(values, dict) or set(values) != set(expected):
-            received = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"a feature spec needs the fields {sorted(expected)}, not {received}")
-        for name, kind in expected.items():
-            if type(values[name]) is not kind:
-                raise ValueError(f"the feature spec's {name} should be {kind.__name__}")
+        kinds = {field.name: str for field in fields(cls)} | {"image_size": int}
+        check_fields(values, kinds, "a", "feature spec")
         return cls(**values)
+
+
+def check_fields(values: Any, kinds: Mapping[str, type], article: str, what: str) -> None:
+    """Raise ValueError unless parsed JSON is an object of exactly these fields and types."""
+    if not isinstance(values, dict) or values.keys() != kinds.keys():
+        received = sorted(values) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{article} {what} needs the fields {sorted(kinds)}, not {received}")
+    for name, kind in kinds.items():
+        if type(values[name]) not in ((int, float) if kind is float else (kind,)):
+            raise ValueError(f"the {what}'s {name} should be {kind.__name__}")
 
 
 def check_seed(seed: int, flag: str = "--seed") -> None:

@@ -22,11 +22,9 @@ def printable(name: str | bytes | os.PathLike[str]) -> str:
 
 def file_size(count: float) -> str:
     """Bytes in decimal units: 31200000 -> '31.2 MB'."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    from rich.filesize import decimal
+
+    return decimal(int(count))
 
 
 def duration(seconds: float) -> str:

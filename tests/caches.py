@@ -6,8 +6,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.cache.file import columns_of, create_features
-from pipeline.cache.keys import Source
+from pipeline.cache.file import Source, columns_of, create_features
 from pipeline.cache.publish import publish
 from pipeline.cache.seal import write_seal
 from pipeline.spec import FeatureSpec

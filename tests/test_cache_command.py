@@ -13,8 +13,8 @@ from command import assert_one_line, modules_loaded_by, run_command
 from drawing import draw_set
 
 from pipeline import extract_features, load_features
-from pipeline.cache.lock import writer_lock
 from pipeline.cache.seal import find_damage, read_seal
+from pipeline.cache.shards import writer_lock
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from command import assert_one_line, run_command
 from drawing import draw, draw_set
 
 from pipeline import extract_features, load_features
-from pipeline.cache.lock import writer_lock
-from pipeline.cache.shards import ShardFolder
+from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.errors import BadDataError, CannotCreateError
 from pipeline.images import hashes
 from pipeline.images.scan import scan_folder
@@ -105,7 +104,7 @@ def test_other_decoder_goes_to_another_file(
     drawn_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = extract_features(drawn_set, base="pixels").table.path
-    monkeypatch.setattr("pipeline.recipe.pixels_digest", lambda size, resize: "another")
+    monkeypatch.setattr("pipeline.cache.provenance.pixels_digest", lambda size, resize: "another")
     assert extract_features(drawn_set, base="pixels").table.path != first
 
 

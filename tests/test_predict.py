@@ -25,7 +25,7 @@ from pipeline.heads.linear import LinearClassifier
 
 from pipeline.api import extract_features, predict_images
 from pipeline.cache.file import columns_of
-from pipeline.engines.pixels import PixelsEngine
+from pipeline.engines import PixelsEngine
 from pipeline.errors import BadDataError, NoInputError, PipelineError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.images.decode import pixels_digest

@@ -14,7 +14,7 @@ from command import assert_one_line, modules_loaded_by, run_command
 
 from pipeline.bases.config import RUNTIMES
 from pipeline.cache.file import read_table
-from pipeline.engines.agreement import relative_errors
+from pipeline.engines import relative_errors
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 

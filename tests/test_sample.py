@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.download import Wheel
 from pipeline.images import samples
 from pipeline.images.samples import SAMPLES
-from pipeline.package_index import Wheel
 from pipeline.sample import main
 
 

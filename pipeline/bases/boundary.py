@@ -10,14 +10,7 @@ from pipeline.keras_backend import keras
 
 
 class Boundary(NamedTuple):
-    """Where a base is cut.
-
-    Attributes
-    ----------
-    layer : name of the last frozen layer; all that follows hangs on its one output tensor.
-    unfrozen : names of the layers that follow, in the base's order.
-    shape : (H, W, C) of that tensor.
-    """
+    """Where a base is cut: behind ``layer``, the last frozen one, whose output is (H, W, C)."""
 
     layer: str
     unfrozen: tuple[str, ...]
@@ -30,8 +23,7 @@ def find_boundary(base_model: Any, base: Base, first_unfrozen: str) -> Boundary:
     VGG16's ``block5_conv1`` -> ``block4_pool``, (9, 9, 512) at 150 pixels. Where a block begins
     with several branches, the first layer of any of them stands for all.
 
-    Raises UsageError for an unknown layer, and for one before which several tensors cross; that
-    names the nearest layers before which one does.
+    Raises UsageError for an unknown layer, and for one before which several tensors cross.
     """
     names = [layer.name for layer in base_model.layers]
     if first_unfrozen not in names:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
-from pipeline.bases.registry import Base, Rescale
+from pipeline.bases.registry import PIXELS, Base, Rescale
 from pipeline.bases.weights import (
     arrays_digest,
     fetch_imagenet,
@@ -44,19 +44,18 @@ class LayerInfo(NamedTuple):
 
 
 def build_base(config: BaseConfig) -> tuple[Any, str]:
-    """Build a base without its top and load its weights.
+    """Build a base without its top: the model, for preprocessed images, and its weights' digest.
 
-    Returns the Keras model, which takes preprocessed float32 images (B, H, W, 3), and the
-    digest of its weights. Raises UnreachableError if ImageNet weights cannot be had, BadDataError
-    if a weights file does not fit.
+    Raises UnreachableError if ImageNet weights cannot be had, BadDataError if a file does not fit.
     """
     base, path = config.network, config.weights_file
     if config.weights == RANDOM:
         keras.utils.set_random_seed(config.seed)
         return build_untrained(base, config.size), f"random-{config.seed}"
     if path is None:
-        path = imagenet_copy(base, config.weights_folder)
-        if path is not None:
+        fetched = imagenet_copy(base, config.weights_folder)
+        if fetched.is_file():
+            path = fetched
             log.info("Using %s's ImageNet weights fetched earlier: %s", base.keras_name, path)
     if path is None:
         log.info(
@@ -86,12 +85,8 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
 def feature_model(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> Any:
     """Put preprocessing in front of a base and tap the chosen layers.
 
-    Parameters
-    ----------
-    layers : layer keys, see `pipeline.spec.layer_key`.
-
     Returns a Keras model: uint8 RGB (B, image_size, image_size, 3) -> list of float32 outputs in
-    the order of ``layers``, (B, H, W, C) or pooled (B, C). Raises UsageError for an unknown layer.
+    the order of layer keys, (B, H, W, C) or pooled (B, C). Raises UsageError for an unknown layer.
     """
     taps = [_tap(base_model, config.network, key) for key in layers]
     sub_model = keras.Model(base_model.input, taps)
@@ -189,10 +184,9 @@ def _describe(arrays: Sequence[Any]) -> str:
 def restore_imagenet_rescaling(model: Any, base: Base) -> None:
     """Make an EfficientNet (version 1) from a file equal the one that Keras names "imagenet".
 
-    Keras adds ``Rescaling(1 / sqrt(std))`` behind the normalisation only for the named weights.
-    Dividing by sqrt(std) once more is the same as a variance multiplied by std. A file of a
-    network that was built without ImageNet weights has an unadapted normalisation (mean 0,
-    variance 1) and is left as it is.
+    Keras adds ``Rescaling(1 / sqrt(std))`` behind the normalisation only for the named weights,
+    which is the same as a variance multiplied by std. An unadapted normalisation (mean 0) is that
+    of a network built without ImageNet weights and is left as it is.
     """
     if base.module != "efficientnet":
         return
@@ -237,3 +231,50 @@ def _tap(model: Any, base: Base, key: str) -> Any:
     if pooling == "max":
         return keras.layers.GlobalMaxPooling2D(name=name)(maps)
     return maps
+
+
+LABELS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json"
+LABELS_MD5 = "c2c37ea517e94d9795004a39431a14cb"  # as Keras' decode_predictions has it
+
+
+def build_full_model(config: BaseConfig) -> Any:
+    """Build a published network with its classifier: uint8 RGB (B, S, S, 3) -> (B, 1000) float32.
+
+    S is the size it was trained with, unless ``config`` names one. Raises as `build_base`, and
+    UsageError if there is no such network or it takes no images of that size.
+    """
+    if config.network.name == PIXELS:
+        raise UsageError("--imagenet names a network of keras.applications; received pixels")
+    if config.weights == RANDOM:
+        keras.utils.set_random_seed(config.seed)
+    base, size = config.network, config.image_size
+    with downloading(f"ImageNet weights of {base.name} with its classifier", "--weights"):
+        try:
+            network = getattr(keras.applications, base.keras_name)(
+                weights=IMAGENET if config.weights == IMAGENET else None,
+                input_shape=None if size is None else (size, size, 3),
+            )
+        except ValueError as error:
+            if size is None:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"{base.name} with --image-size {size}: {reason}") from error
+    if config.weights_file is not None:
+        load_file(network, config.weights_file, base, top="with its classifier")
+        restore_imagenet_rescaling(network, base)
+    size = network.input_shape[1]
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    return keras.Model(images, network(preprocess(images, config.rescale)))
+
+
+def fetch_labels() -> Path:
+    """Keras' list of the 1,000 classes, from its cache or its host; raises UnreachableError."""
+    with downloading("the names of ImageNet's classes", "--labels"):
+        return Path(
+            keras.utils.get_file(
+                "imagenet_class_index.json",
+                LABELS_URL,
+                cache_subdir="models",
+                file_hash=LABELS_MD5,
+            )
+        )

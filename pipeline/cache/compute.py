@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -15,8 +14,7 @@ import numpy.typing as npt
 
 from pipeline.ahead import in_order
 from pipeline.cache.chunks import pack
-from pipeline.cache.file import CHUNK_BYTES, rows_per_chunk
-from pipeline.cache.keys import RowKey
+from pipeline.cache.file import CHUNK_BYTES, RowKey, rows_per_chunk
 from pipeline.cache.shards import ShardFolder
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, PipelineError, StorageError
@@ -48,12 +46,8 @@ def compute_rows(
 ) -> None:
     """Run images through an engine and commit their rows.
 
-    Parameters
-    ----------
-    decoded : rows with their (image_size, image_size, 3) uint8 RGB pixels.
-    row_count : the greatest number of rows to expect.
-    recorded : the engine that computed what the cache holds, None for an empty one.
-    committed : called with the number of rows whenever some are safe.
+    At most ``row_count`` rows are ``decoded``, with (image_size, image_size, 3) uint8 RGB pixels;
+    ``committed`` is called with the number of rows whenever some are safe.
     """
     ahead = list(islice(decoded, max(batch_size, SAMPLE)))
     if not ahead:
@@ -87,12 +81,9 @@ def _stacked(batch: Sequence[tuple[RowKey, Pixels]]) -> Pixels:
 class Commits:
     """Takes an engine's rows and commits them in a thread, at most one shard at a time.
 
-    A shard holds whole chunks where it can, so that publishing can copy them as they are; the last
-    one holds the rest. Whatever ends the context, all that it was given is committed, unless a
-    commit itself has failed.
-
-    A shard is due after `SECONDS`, or when its features pass 8 MiB; after `MOST_SECONDS` it need
-    not fill a chunk.
+    A shard is due after `SECONDS`, or when its features pass 8 MiB. It holds whole chunks, so that
+    publishing can copy them as they are; the last one, or one after `MOST_SECONDS`, need not.
+    Whatever ends the context, all that it was given is committed, unless a commit has failed.
     """
 
     def __init__(self, shards: ShardFolder, engine: Engine, layers: Sequence[str]) -> None:
@@ -110,12 +101,7 @@ class Commits:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         _, commit = self._writing or (0, None)
         failed = commit is not None and commit.done() and commit.exception()
         if error is not None and not failed:
@@ -190,12 +176,7 @@ def check_disk_space(
 ) -> None:
     """Log about how large the features will be, judged by the first ones, where that is much.
 
-    Parameters
-    ----------
-    sample : layer key -> features of some rows, (n, *shape of a row).
-    rows : how many there will be.
-
-    Raises StorageError if they cannot fit.
+    ``sample`` : layer key -> (n, *shape of a row). Raises StorageError if they cannot fit.
     """
     size = 0
     for features in sample.values():

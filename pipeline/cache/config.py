@@ -1,16 +1,19 @@
-"""`ExtractConfig`: the options of `pipeline.extract_features` and of the command extract."""
+"""The options of extract and of its views, and which views they make of which images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.bases.config import BaseConfig
-from pipeline.config import documented, option
+from pipeline.config import Config, documented, option
 from pipeline.errors import CannotCreateError, UsageError
+from pipeline.images.scan import NO_SPLIT, TRAIN
 from pipeline.spec import DTYPES, POOLING_POLICIES, layer_key
 
 if TYPE_CHECKING:
+    from pipeline.cache.file import RowKey
+    from pipeline.images.reader import Pixels
     from pipeline.images.views import Augmentation
 
 
@@ -78,3 +81,102 @@ class ExtractConfig(BaseConfig):
         from pipeline.images.views import choose_augmentation
 
         return choose_augmentation(self.augmentation, seed=self.seed)
+
+    @property
+    def view_plan(self) -> "ViewPlan":
+        """Which views of which images are extracted."""
+        ranges = self.augmentation_ranges  # an unknown policy is an error, views or none
+        return ViewPlan(self.views, ranges if self.views else None, self.tta)
+
+
+MOST_VIEWS = 1000  # 16 bits number them; more than some dozens were never of use to anybody
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """View 0, the image as it is, of every image; of some, further ones.
+
+    Attributes
+    ----------
+    views : K, random views of each training image; of every image where a set has no split
+        folders, since stage two makes the split.
+    augmentation : what they are drawn from; None only if there are none.
+    tta : draw them of validation and test images, too, for test-time averaging.
+    """
+
+    views: int = 0
+    augmentation: "Augmentation | None" = None
+    tta: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.views <= MOST_VIEWS:
+            raise UsageError(f"--views is a number from 0 to {MOST_VIEWS}; received {self.views}")
+        if bool(self.views) != (self.augmentation is not None):
+            raise ValueError("views need an augmentation, and it needs views")
+        if self.tta and not self.views:
+            raise UsageError("--tta averages over views: say how many with --views")
+
+    def views_of(self, split: int) -> range:
+        """The numbers of the views of an image in a split."""
+        has_views = self.tta or split in (NO_SPLIT, TRAIN)
+        return range(self.views + 1 if has_views else 1)
+
+    def draw(self, key: "RowKey", pixels: "Pixels") -> "Pixels":
+        """The pixels of a row, from those of its image."""
+        if self.augmentation is None:
+            return pixels
+        from pipeline.images.views import draw_view
+
+        return draw_view(
+            pixels, augmentation=self.augmentation, image_digest=key.digest, view=key.view
+        )
+
+    def to_document(self) -> dict[str, Any]:
+        """Its part of the file's ``spec`` dataset; nothing where there are no views."""
+        if self.augmentation is None:
+            return {}
+        return {"views": self.views, "tta": self.tta, "augmentation": self.augmentation.to_dict()}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """The plan that a file was written by; raises ValueError if what it says is odd."""
+        if "augmentation" not in document:
+            return cls()
+        from pipeline.images.views import Augmentation
+
+        views, tta = document.get("views"), document.get("tta")
+        if type(views) is not int or type(tta) is not bool:
+            raise ValueError("its views and tta should be a number and true or false")
+        try:
+            return cls(views, Augmentation.from_dict(document["augmentation"]), tta)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+
+_GROUP = "what views are drawn from: a policy; the other flags change parts of it"
+
+
+def _part(metavar: str, text: str) -> Any:
+    """A range of the policy, replaced."""
+    return option(None, type=float, metavar=metavar, help=text, group=_GROUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Config):
+    """The parameters of `pipeline.images.views.choose_augmentation`."""
+
+    policy: str = option(
+        "book",
+        flag="--augment",
+        choices=("light", "book", "strong"),
+        help="default: %(default)s",
+        group=_GROUP,
+    )
+    rotation: float | None = _part("DEGREES", "the book: 40")
+    shift: float | None = _part("SHARE", "of width and height; the book: 0.2")
+    shear: float | None = _part("DEGREES", "the book: 0.2")
+    zoom: float | None = _part("SHARE", "the book: 0.2")
+    jitter: float | None = _part("SHARE", "of colours; the book: 0")
+    flip: bool | None = option(
+        None, type=bool, help="mirror every other view, or none", group=_GROUP
+    )

@@ -16,13 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.compute import OpenEngine, compute_rows
-from pipeline.cache.file import FeatureTable, read_all_rows
-from pipeline.cache.index import RowIndex
-from pipeline.cache.keys import Row, RowKey
-from pipeline.cache.lock import writer_lock
-from pipeline.cache.publish import publish_rows
+from pipeline.cache.file import FeatureTable, Row, RowKey, read_all_rows
+from pipeline.cache.publish import RowIndex, publish_rows
 from pipeline.cache.seal import find_damage
-from pipeline.cache.shards import ShardFolder
+from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import make_folder
 from pipeline.errors import BusyError, DamagedError
 from pipeline.images.given import GivenImages
@@ -50,14 +47,8 @@ def features_by_content(
     """Features of images in their order, (N, *shape of a row) float32; computed ones are cached.
 
     Processes that lack images wait for one another, so that each image is computed once. A damaged
-    file is passed over: what it held is computed again.
-
-    Parameters
-    ----------
-    folder : where the caches are.
-    open_engine : as for `pipeline.cache.fill.fill_cache`.
-    document : content of the cache file's ``spec`` dataset; its root is the files' own folder,
-        which exists as long as they do, so that there is nothing to prune.
+    file is passed over: what it held is computed again. ``document`` names the files' own folder as
+    root, which exists as long as they do, so that there is nothing to prune.
 
     Raises BadDataError for an image that cannot be decoded; what was computed before it is kept.
     """
@@ -82,7 +73,20 @@ def features_by_content(
         index = RowIndex(table, shards.shards)
         there = stored.keys() | index.sources[layer].keys()
         lacking = [key.digest for key in dict.fromkeys(wanted) if key not in there]
-        _compute(images, lacking, layer, shards, open_engine, batch_size, index)
+        if lacking:
+            log.info("computing %s of %s", layer, counted(len(lacking), "image"))
+        read = images.read(lacking, image_size=spec.image_size, resize=spec.resize)
+        with closing(read) as decoded:
+            compute_rows(
+                ((RowKey(digest), pixels) for digest, pixels in decoded),
+                (layer,),
+                shards,
+                open_engine,
+                batch_size,
+                row_count=len(lacking),
+                recorded=index.engine,
+            )
+        index.add_shards(shards.shards)
         if shards.path.is_dir():
             rows = [
                 Row(key, key.digest.hex().encode(), 0, NO_SPLIT) for key in index.sources[layer]
@@ -100,32 +104,6 @@ def features_by_content(
             shards.remove_published(published)
             stored |= _stored_rows([published], layer)
         return _read(stored, wanted, layer)
-
-
-def _compute(
-    images: GivenImages,
-    digests: Sequence[bytes],
-    layer: str,
-    shards: ShardFolder,
-    open_engine: OpenEngine,
-    batch_size: int,
-    index: RowIndex,
-) -> None:
-    """Compute images that no file holds and commit their rows to shards."""
-    if digests:
-        log.info("computing %s of %s", layer, counted(len(digests), "image"))
-    spec = shards.spec
-    with closing(images.read(digests, image_size=spec.image_size, resize=spec.resize)) as decoded:
-        compute_rows(
-            ((RowKey(digest), pixels) for digest, pixels in decoded),
-            (layer,),
-            shards,
-            open_engine,
-            batch_size,
-            row_count=len(digests),
-            recorded=index.engine,
-        )
-    index.add_shards(shards.shards)
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:

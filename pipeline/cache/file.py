@@ -10,19 +10,44 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.chunks import LEVEL
-from pipeline.cache.hostile import ForeignLayout, check_layout, check_values
-from pipeline.cache.keys import DIGEST_DTYPE, RowKey
+from pipeline.cache.hostile import COLUMN_DTYPES, ForeignLayout, check_layout, check_values
 from pipeline.cache.seal import BrokenSeal, find_metadata_damage, read_seal
 from pipeline.errors import BadDataError, BusyError, CannotCreateError, DamagedError, NoInputError
 from pipeline.spec import FeatureSpec
 from pipeline.text import printable
+
+DIGEST_DTYPE = np.dtype("V32")  # opaque: a fixed-width string would lose trailing zero bytes
+
+
+class RowKey(NamedTuple):
+    """What names a row within a layer: the image's content and the view of it."""
+
+    digest: bytes  # SHA-256 of the image file
+    view: int = 0  # 0 is the image as it is
+
+
+class Row(NamedTuple):
+    """A row of the cache file, without its features."""
+
+    key: RowKey
+    path: bytes  # relative to the image root
+    label: int
+    split: int
+
+
+class Source(NamedTuple):
+    """Where a row's features are: a file and the row in it."""
+
+    path: Path
+    row: int
+
 
 FORMAT_VERSION = 1
 ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read for a few training batches
@@ -37,11 +62,7 @@ FILTERS: Mapping[str, Any] = {"compression": "gzip", "compression_opts": LEVEL, 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What is known of each row besides its features.
-
-    labels (N,) int64, splits (N,) uint8, paths (N,) bytes relative to the image root,
-    digests (N,) V32, views (N,) int16.
-    """
+    """What is known of each row besides its features; paths are relative to the image root."""
 
     labels: npt.NDArray[np.int64]
     splits: npt.NDArray[np.uint8]
@@ -53,30 +74,18 @@ class Columns:
         return len(self.labels)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Self:
-        """The chosen rows, in the given order."""
         return type(self)(**{name: getattr(self, name)[rows] for name in COLUMN_DTYPES})
 
     def equals(self, other: Self) -> bool:
-        """Whether all columns hold the same values."""
         return all(
             np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMN_DTYPES
         )
 
     def row_keys(self) -> list[RowKey]:
-        """The content key of each row."""
         return [
             RowKey(digest.tobytes(), int(view))
             for digest, view in zip(self.digests, self.views, strict=True)
         ]
-
-
-COLUMN_DTYPES: Mapping[str, str] = {
-    "labels": "int64",
-    "splits": "uint8",
-    "paths": "S",
-    "digests": "V32",
-    "views": "int16",
-}
 
 
 def columns_of(
@@ -87,7 +96,6 @@ def columns_of(
     digests: Sequence[bytes],
     views: Sequence[int],
 ) -> Columns:
-    """Columns from plain sequences."""
     return Columns(
         labels=np.asarray(labels, np.int64),
         splits=np.asarray(splits, np.uint8),
@@ -103,11 +111,8 @@ class FeatureTable:
 
     Attributes
     ----------
-    path : the HDF5 file.
-    spec : what the features are.
     document : all of the file's ``spec`` dataset, parsed: set, root, engine, versions, created.
     classes : class names; ``columns.labels`` indexes them.
-    columns : labels, splits, paths, digests and views of the N rows.
     layers : layer key -> shape of one row, e.g. ``{"block5_pool": (4, 4, 512)}``.
     file_rows : (N,) where in the file each row stands.
     written : which writing of the file this is; a later one may have moved rows.
@@ -128,10 +133,9 @@ class FeatureTable:
     def features(
         self, layer: str, rows: npt.NDArray[np.int64] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Read features of one layer: (n, *shape of a row) float32.
+        """Read features of one layer: (n, *shape of a row) float32, only the chunks that hold them.
 
-        Only the chunks that hold the asked rows are read. Raises BadDataError if the file is
-        damaged there.
+        Raises BadDataError if the file is damaged there.
         """
         wanted = self.file_rows if rows is None else self.file_rows[rows]
         with h5py.File(self.path, "r") as file:
@@ -196,10 +200,7 @@ def create_features(
 
 
 def read_table(path: Path) -> FeatureTable:
-    """Open a cache file.
-
-    Raises NoInputError if there is no such file, BadDataError if it is not one of ours.
-    """
+    """Open a cache file; raises NoInputError, or BadDataError if it is none."""
     table = read_all_rows(path)
     present = np.flatnonzero(table.columns.labels != NO_FILE)
     return replace(table, columns=table.columns.take(present), file_rows=present)
@@ -245,7 +246,7 @@ def _read_open_file(path: Path, file: h5py.File, written: tuple[int, ...]) -> Fe
     except (KeyError, TypeError, ValueError) as error:
         raise ForeignLayout(f"its description cannot be read ({error})") from error
     columns = Columns(**{name: file[name][()] for name in COLUMN_DTYPES})
-    check_values(columns.labels, columns.splits, columns.views, columns.paths, len(classes))
+    check_values(vars(columns), len(classes))
     return FeatureTable(
         path=path,
         spec=spec,
@@ -278,11 +279,7 @@ def cache_file(
     Two folders of one name never share a file: while the folder that a file was made from still
     exists elsewhere, or none of its images is here, the other one's file carries six digits of its
     own path's digest. A folder that was moved keeps its file: its images are known by content.
-
-    Parameters
-    ----------
-    variant : what else is in the file's name: ``<set>+<variant>-…``.
-    digests : of the images found.
+    With ``variant`` it is ``<set>+<variant>-…``.
     """
     name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
     name += f"+{variant}" * bool(variant)

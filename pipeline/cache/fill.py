@@ -4,23 +4,20 @@ import csv
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache.compute import OpenEngine, compute_rows
-from pipeline.cache.file import FeatureTable, existing_table, read_all_rows
-from pipeline.cache.index import DamagedRows, RowIndex
-from pipeline.cache.keys import Row, RowKey
-from pipeline.cache.lock import writer_lock
-from pipeline.cache.publish import publish_rows
-from pipeline.cache.shards import ShardFolder
-from pipeline.cache.view_plan import ViewPlan
+from pipeline.cache.config import ViewPlan
+from pipeline.cache.file import FeatureTable, Row, RowKey, existing_table, read_all_rows
+from pipeline.cache.publish import DamagedRows, RowIndex, publish_rows
+from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.errors import BadDataError, CannotCreateError
-from pipeline.images.reader import Pixels, read_and_make
+from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import FoundFile, ImageSet, Skipped
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
@@ -67,9 +64,8 @@ def fill_cache(
     Parameters
     ----------
     digests : path -> SHA-256 of the image files; files without one give no row.
-    skipped : files that are out already, e.g. without permission to read.
     open_engine : called only if something must be computed, with layer keys, the first images, and
-        what is recorded of the engine that computed the rows that are there.
+        the recorded engine of the rows that are there.
     document : content of the file's ``spec`` dataset; the engine is added.
     strict : raise BadDataError for the first skipped file.
     wait : wait for another process that writes the file, instead of raising BusyError.
@@ -88,26 +84,42 @@ def fill_cache(
         if strict and skipped:
             raise _strict_error(skipped[0])
         reasons: dict[bytes, str] = {}
-        committed = _counter(progress, rows, missing, reasons)
+        done = len(rows) - sum(len(keys) for group in missing.values() for keys in group.values())
+
+        def committed(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress and count:
+                progress(min(len(rows), done + len(reasons)), len(rows))
+
         earlier = len(shards.shards)
         for lacking, group in missing.items():
-            compute_missing(
-                group,
-                images.root,
-                plan,
-                lacking,
-                shards,
-                open_engine,
-                batch_size,
-                recorded=index.engine,
-                reasons=None if strict else reasons,
-                committed=committed,
+            rows_of_group = decode_rows(
+                group, images.root, plan, spec, reasons=None if strict else reasons
             )
+            with closing(rows_of_group):
+                compute_rows(
+                    rows_of_group,
+                    lacking,
+                    shards,
+                    open_engine,
+                    batch_size,
+                    row_count=sum(map(len, group.values())),
+                    recorded=index.engine,
+                    committed=committed,
+                )
         index.add_shards(shards.shards[earlier:])
-        skipped = [*skipped, *_unreadable(rows, reasons)]
+        unreadable = (row for row in rows if row.key.digest in reasons and not row.key.view)
+        # copies, too: one of them was tried for all
+        skipped = [*skipped, *(Skipped(row.path, reasons[row.key.digest]) for row in unreadable)]
         write_skipped(path.with_suffix(SKIPPED_SUFFIX), skipped, images)
         rows = [row for row in rows if row.key.digest not in reasons]
-        _check_classes(images, rows)
+        if lost := {file.label for file in images.files} - {row.label for row in rows}:
+            names = ", ".join(printable(images.classes[label]) for label in sorted(lost))
+            raise BadDataError(  # as good as empty
+                f"no image of {names} in {printable(images.root)} can be read: mend them, or "
+                f"remove the folder"
+            )
         written = publish_rows(
             path,
             table=table,
@@ -153,38 +165,31 @@ def plan_rows(
     return rows, missing
 
 
-def compute_missing(
+def decode_rows(
     group: Mapping[bytes, Sequence[RowKey]],
     root: Path,
     plan: ViewPlan,
-    layers: tuple[str, ...],
-    shards: ShardFolder,
-    open_engine: OpenEngine,
-    batch_size: int,
+    spec: FeatureSpec,
     *,
-    recorded: Mapping[str, Any] | None,
     reasons: dict[bytes, str] | None,
-    committed: Callable[[int], object],
-) -> None:
-    """Decode images, each once, compute the layers of their rows and commit these to shards.
+) -> Generator[tuple[RowKey, Pixels]]:
+    """Yield rows with their pixels, (image_size, image_size, 3) uint8 RGB; decode each image once.
 
     Parameters
     ----------
     group : path of an image -> its rows.
     reasons : takes the digest of each unreadable image and why; None raises BadDataError for it.
-    recorded, committed : as for `pipeline.cache.compute.compute_rows`.
     """
     digests = {path: keys[0].digest for path, keys in group.items()}
-    images = read_and_make(
+    images = read_images(
         root,
         digests,
-        lambda path, pixels: [(key, plan.draw(key, pixels)) for key in group[path]],
-        image_size=shards.spec.image_size,
-        resize=shards.spec.resize,
+        image_size=spec.image_size,
+        resize=spec.resize,
+        make=lambda path, pixels: [(key, plan.draw(key, pixels)) for key in group[path]],
         made_of_each=plan.views + 1,
     )
-
-    def readable() -> Iterator[tuple[RowKey, Pixels]]:
+    with closing(images):
         for path, views in images:
             if not isinstance(views, Skipped):
                 yield from views
@@ -193,47 +198,9 @@ def compute_missing(
             else:
                 reasons[digests[path]] = views.reason
 
-    count = sum(map(len, group.values()))
-    with closing(images):
-        compute_rows(
-            readable(),
-            layers,
-            shards,
-            open_engine,
-            batch_size,
-            row_count=count,
-            recorded=recorded,
-            committed=committed,
-        )
-
-
-def _counter(
-    progress: Progress | None, rows: Sequence[Row], missing: Missing, reasons: Mapping[bytes, str]
-) -> Callable[[int], None]:
-    """What is called with the rows of each commit; reports all rows done and unreadable images."""
-    total = len(rows)
-    done = total - sum(len(keys) for group in missing.values() for keys in group.values())
-
-    def committed(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress and count:
-            progress(min(total, done + len(reasons)), total)
-
-    return committed
-
 
 def _strict_error(item: Skipped) -> BadDataError:
     return BadDataError(f"{printable(item.path)}: {item.reason} (--strict stops here)")
-
-
-def _unreadable(rows: Iterable[Row], reasons: Mapping[bytes, str]) -> list[Skipped]:
-    """The files of unreadable images, copies too: one of them was tried for all."""
-    return [
-        Skipped(row.path, reasons[row.key.digest])
-        for row in rows
-        if row.key.digest in reasons and not row.key.view
-    ]
 
 
 def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:
@@ -258,17 +225,6 @@ def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) ->
             f"{len(skipped):,} of {counted(files, 'file')} in "
             f"{printable(images.root)} cannot be used, e.g. {printable(first.path)} "
             f"({first.reason}); the list is in {target}"
-        )
-
-
-def _check_classes(images: ImageSet, usable: Iterable[Row]) -> None:
-    """A class of which no image can be read is as good as empty; raises BadDataError."""
-    lost = {file.label for file in images.files} - {row.label for row in usable}
-    if lost:
-        names = ", ".join(printable(images.classes[label]) for label in sorted(lost))
-        raise BadDataError(
-            f"no image of {names} in {printable(images.root)} can be read: mend them, or remove "
-            f"the folder"
         )
 
 

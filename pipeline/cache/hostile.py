@@ -5,7 +5,8 @@ chunks unwritten, which read as zeros. What `pipeline.cache.publish` writes does
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +18,7 @@ MAX_CHUNK_BYTES = 2**28  # 256 MiB; ours are 8 MiB, or one row where that is lar
 MAX_ROWS = 2**31
 MAX_TEXT_BYTES = 2**24
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32}
-COLUMN_KINDS = {"labels": "<i8", "splits": "|u1", "digests": "|V32", "views": "<i2", "paths": "S"}
+COLUMN_DTYPES = {"labels": "<i8", "splits": "|u1", "digests": "|V32", "views": "<i2", "paths": "S"}
 
 
 class ForeignLayout(Exception):
@@ -27,7 +28,7 @@ class ForeignLayout(Exception):
 def check_layout(file: h5py.File) -> None:
     """Look at a file's structure, not at its values; raises ForeignLayout."""
     lengths = set()
-    for name, kind in COLUMN_KINDS.items():
+    for name, kind in COLUMN_DTYPES.items():
         column = _dataset(file, name)
         right = column.dtype.kind == "S" if kind == "S" else column.dtype == np.dtype(kind)
         if column.ndim != 1 or not right:
@@ -70,19 +71,14 @@ def _check_features(rows: h5py.Dataset) -> int:
     return len(rows)
 
 
-def check_values(
-    labels: npt.NDArray[np.int64],
-    splits: npt.NDArray[np.uint8],
-    views: npt.NDArray[np.int16],
-    paths: Iterable[bytes],
-    class_count: int,
-) -> None:
+def check_values(columns: Mapping[str, npt.NDArray[Any]], class_count: int) -> None:
     """Look at what the columns say; raises ForeignLayout."""
+    labels, splits, views = columns["labels"], columns["splits"], columns["views"]
     if labels.size and not (labels.min() >= -1 and labels.max() < class_count):
         raise ForeignLayout("its labels name classes that it does not have")
     if splits.max(initial=0) > 3 or views.min(initial=0) < 0:
         raise ForeignLayout("its splits or views are out of range")
-    for path in paths:
+    for path in columns["paths"]:
         if path.startswith(b"/") or b".." in path.split(b"/") or not path:
             raise ForeignLayout(f"its path {bytes(path)!r} leads out of the image folder")
 

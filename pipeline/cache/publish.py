@@ -1,8 +1,8 @@
-"""Write the cache file at one go, from rows in the file before it and in shards."""
+"""Find rows by content in the cache file and its shards; write the file anew from both."""
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -14,21 +14,81 @@ import numpy.typing as npt
 
 from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import (
-    COLUMN_DTYPES,
     LIBVER,
     NO_FILE,
     Columns,
     FeatureTable,
+    Row,
+    RowKey,
+    Source,
     columns_of,
     create_features,
     damaged,
     read_rows,
 )
-from pipeline.cache.index import RowIndex
-from pipeline.cache.keys import Row, RowKey, Source
+from pipeline.cache.hostile import COLUMN_DTYPES
 from pipeline.cache.seal import BrokenSeal, read_seal, write_seal
+from pipeline.cache.shards import Shard
 from pipeline.durable import DiskFile, write_durably
 from pipeline.images.scan import NO_SPLIT
+
+DamagedRows = Mapping[str, frozenset[int]]  # layer key -> rows of the file to compute again
+
+
+class RowIndex:
+    """Where the features of each row are, by layer and row key; the file's before those of shards.
+
+    ``engine`` computed them, None if there are none: the first one's name, version and measured
+    error; another version or engine is listed under ``also``.
+    """
+
+    def __init__(
+        self,
+        table: FeatureTable | None,
+        shards: Iterable[Shard] = (),
+        damaged: DamagedRows | None = None,
+    ) -> None:
+        self.sources: dict[str, dict[RowKey, Source]] = defaultdict(dict)
+        self.row_shapes: dict[str, tuple[int, ...]] = {}
+        self.engine: Mapping[str, Any] | None = None
+        if table is not None:
+            self._add_table(table, damaged or {})
+        self.add_shards(shards)
+
+    def add_shards(self, shards: Iterable[Shard]) -> None:
+        """Add committed rows; adding a shard again changes nothing."""
+        for shard in shards:
+            self._add_engine(shard.engine)
+            for layer, shape in shard.row_shapes.items():
+                self.row_shapes[layer] = shape
+                for row, key in enumerate(shard.keys):
+                    self.sources[layer].setdefault(key, Source(shard.path, row))
+
+    def _add_table(self, table: FeatureTable, damaged: DamagedRows) -> None:
+        self._add_engine(table.document["engine"])
+        keys = table.columns.row_keys()
+        gone = np.flatnonzero(table.columns.labels == NO_FILE)
+        for layer, shape in table.layers.items():
+            self.row_shapes[layer] = shape
+            bad = damaged.get(layer, frozenset())
+            readable = np.setdiff1d(gone, list(bad))
+            empty = np.isnan(table.features(layer, readable))
+            out = {*bad, *readable[empty.all(axis=tuple(range(1, empty.ndim)))].tolist()}
+            self.sources[layer] = {
+                key: Source(table.path, row) for row, key in enumerate(keys) if row not in out
+            }
+
+    def _add_engine(self, engine: Mapping[str, Any] | None) -> None:
+        if engine is None:
+            return
+        if self.engine is None:
+            self.engine = engine
+            return
+        also = list(self.engine.get("also", ()))
+        known = {(each["name"], each["version"]) for each in (self.engine, *also)}
+        if (engine["name"], engine["version"]) not in known:
+            self.engine = {**self.engine, "also": [*also, dict(engine)]}
+
 
 OPEN_FILES = 16  # sources at a time
 SET_FIELDS = ("set", "root", "views", "tta", "augmentation")  # of the document
@@ -47,15 +107,10 @@ def publish_rows(
     layers: Sequence[str],
     document: Mapping[str, Any],
 ) -> bool:
-    """Write the cache file anew; False if it says all that already.
+    """Write the cache file anew with rows whose image exists; False if it says all that already.
 
-    Rows of the file keep their order; new ones follow; those whose image is gone keep their
-    features under the label -1.
-
-    Parameters
-    ----------
-    table : the file as it is, None if there is none.
-    rows : those whose image exists.
+    Rows of the file, ``table``, keep their order; new ones follow; those whose image is gone keep
+    their features under the label -1.
     """
     layers = sorted(index.row_shapes.keys() & set(layers))  # shards may hold others, half done
     rows = arrange_rows(table, rows)
@@ -66,7 +121,14 @@ def publish_rows(
         digests=[row.key.digest for row in rows],
         views=[row.key.view for row in rows],
     )
-    sources = {layer: _sources(index.sources[layer], rows) for layer in layers}
+    sources: dict[str, list[Source | None]] = {  # None only for a gone image without the layer
+        layer: [
+            found.get(row.key) if row.label == NO_FILE else found[row.key]
+            for found in [index.sources[layer]]
+            for row in rows
+        ]
+        for layer in layers
+    }
     if (
         table is not None
         and table.classes == classes
@@ -107,11 +169,6 @@ def arrange_rows(table: FeatureTable | None, wanted: Sequence[Row]) -> list[Row]
     ]
 
 
-def _sources(found: Mapping[RowKey, Source], rows: Sequence[Row]) -> list[Source | None]:
-    """Where rows' features are; None only if the image is gone and never had the layer."""
-    return [found.get(row.key) if row.label == NO_FILE else found[row.key] for row in rows]
-
-
 def publish(
     path: Path,
     *,
@@ -122,10 +179,7 @@ def publish(
 ) -> None:
     """Write a complete cache file beside its place, check it, and rename it there.
 
-    Parameters
-    ----------
-    layers : layer key -> (shape of one row, the source of each row). A row without a source, one
-        of an image that is gone and never had this layer, is filled with NaN.
+    ``layers`` : layer key -> (shape of one row, the source of each row; NaN fills one without).
     """
     dtype = document["spec"]["dtype"]
 

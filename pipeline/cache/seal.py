@@ -1,9 +1,8 @@
 """A seal behind the HDF5 data: a checksum for every byte, and a spare copy of the metadata.
 
 HDF5's own fletcher32 covers only chunks of features. The seal stands after the last byte that HDF5
-uses, where its readers never look, in the same file and so written by the same rename. It says
-which bytes are wrong, in terms of layers and rows, and holds what is needed to mend all but
-features. docs/FORMAT.md specifies it.
+uses, where its readers never look. It says which layers and rows are wrong, and holds what is
+needed to mend all but features. docs/FORMAT.md specifies it.
 """
 
 import hashlib
@@ -13,21 +12,17 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 import h5py
+
+from pipeline.durable import DiskFile
 
 MAGIC = b"feature cache 1\n"
 TAIL = struct.Struct("<QQ32s16s")  # lengths of index and spare copy, SHA-256 of both, magic
 BYTES_PER_READ = 2**20
 
-
-class Stream(Protocol):
-    """What sealing needs of an open file."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-    def read(self, size: int, /) -> bytes: ...
-    def write(self, data: bytes, /) -> int: ...
+Stream = BinaryIO | DiskFile
 
 
 class Chunk(NamedTuple):
@@ -52,14 +47,8 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes that are not what was written.
-
-    Attributes
-    ----------
-    dataset : the dataset they belong to; empty for HDF5's own structures and the seal.
-    rows : first and last row concerned, None where rows cannot be told.
-    what : in words for people.
-    """
+    """Bytes that are not what was written: the dataset, empty for HDF5's own structures and the
+    seal; the first and last row; words for people."""
 
     dataset: str
     rows: tuple[int, int] | None
@@ -72,11 +61,8 @@ class BrokenSeal(Exception):
 
 @dataclass(frozen=True)
 class Seal:
-    """What the file said when it was written.
-
-    ``end`` is the length of the HDF5 data; ``spare`` holds all bytes before it that belong to no
-    chunk of features, in order.
-    """
+    """What the file said when it was written: ``end`` is the length of the HDF5 data, ``spare``
+    all bytes of it that belong to no chunk of features."""
 
     end: int
     chunks: tuple[Chunk, ...]

@@ -1,13 +1,16 @@
 """Shards: small immutable files, one a commit, that hold features until a file is published.
 
 A listing of the folder is the journal. Each shard carries its rows' keys, so the order in which
-shards are read does not matter.
+shards are read does not matter. `writer_lock` keeps a second writer away.
 """
 
+import contextlib
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,13 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
 
 from pipeline.cache.chunks import write_chunk
-from pipeline.cache.file import LIBVER, FeatureTable, create_features
-from pipeline.cache.keys import DIGEST_DTYPE, RowKey
+from pipeline.cache.file import DIGEST_DTYPE, LIBVER, FeatureTable, RowKey, create_features
 from pipeline.cache.seal import find_damage, write_seal
 from pipeline.durable import (
+    DISK_FULL,
     TEMPORARY_SUFFIX,
     make_folder,
     remove_file,
@@ -29,17 +33,18 @@ from pipeline.durable import (
     sync_folder,
     write_durably,
 )
-from pipeline.errors import StorageError
+from pipeline.errors import BusyError, CannotCreateError, StorageError
 from pipeline.spec import FeatureSpec
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.2  # between looks at a lock that another process holds
+
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed batch: its rows' keys, the shape of a row per layer, who computed it, and what
-    its views were drawn from."""
+    """A committed batch; views in it were drawn from ``augmentation``."""
 
     path: Path
     keys: tuple[RowKey, ...]
@@ -85,28 +90,20 @@ class ShardFolder:
     ) -> None:
         """Make rows permanent: when this returns, they outlive a crash.
 
-        Parameters
-        ----------
-        keys : of the n rows.
-        features : layer key -> (n, *shape of a row) in the stored dtype.
-        engine : name and version of who computed them, and its error against TensorFlow.
+        ``features`` : layer key -> (n, *shape of a row) in the stored dtype.
         """
         if not self.path.exists():
             make_folder(self.path)
+        number = max((int(path.stem) for path in self._paths()), default=-1) + 1
         shard = Shard(
-            path=self.path / f"{self._next_number():06d}.h5",
+            path=self.path / f"{number:06d}.h5",
             keys=tuple(keys),
             row_shapes={layer: rows.shape[1:] for layer, rows in features.items()},
             engine=dict(engine),
             augmentation=self.augmentation,
         )
-        document = {
-            "spec": asdict(self.spec),
-            "engine": shard.engine,
-            "augmentation": shard.augmentation,
-        }
-        image = _image(document, keys, features)
-        _check_image(image, keys, features)
+        made_by = {"engine": shard.engine, "augmentation": shard.augmentation}
+        image = _image({"spec": asdict(self.spec), **made_by}, keys, features)
         write_durably(shard.path, lambda file: file.write(image), needs=len(image))
         self.shards.append(shard)
 
@@ -125,10 +122,6 @@ class ShardFolder:
 
     def _paths(self) -> list[Path]:
         return sorted(self.path.glob("*.h5"))
-
-    def _next_number(self) -> int:
-        paths = self._paths()
-        return int(paths[-1].stem) + 1 if paths else 0
 
     def _read(self, path: Path) -> Shard | None:
         """A shard of this spec; None for another file, or a damaged one."""
@@ -156,7 +149,7 @@ class ShardFolder:
 def _image(
     document: Mapping[str, Any], keys: Sequence[RowKey], features: Mapping[str, npt.NDArray[Any]]
 ) -> bytes:
-    """The shard as bytes of an HDF5 file; HDF5 itself never writes to the disk."""
+    """The shard as bytes of an HDF5 file, read back: HDF5 itself never writes to the disk."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=LIBVER) as file:
         file["spec"] = json.dumps(document)
@@ -167,16 +160,48 @@ def _image(
             for start in range(0, len(rows), dataset.chunks[0]):
                 write_chunk(dataset, start, rows[start : start + dataset.chunks[0]])
     write_seal(buffer)
+    with h5py.File(buffer, "r") as file:  # catches a library gone wrong
+        if len(file["digests"]) != len(keys) or not all(
+            np.array_equal(file[f"features/{layer}"][()], rows) for layer, rows in features.items()
+        ):
+            raise StorageError("a batch of features did not survive being written; run again")
     return buffer.getvalue()
 
 
-def _check_image(
-    image: bytes, keys: Sequence[RowKey], features: Mapping[str, npt.NDArray[Any]]
-) -> None:
-    """Read a shard back from its bytes before it counts; catches a library gone wrong."""
-    with h5py.File(io.BytesIO(image), "r") as file:
-        same = len(file["digests"]) == len(keys) and all(
-            np.array_equal(file[f"features/{layer}"][()], rows) for layer, rows in features.items()
-        )
-    if not same:
-        raise StorageError("a batch of features did not survive being written; run again")
+@contextlib.contextmanager
+def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold ``<name>.lock`` beside ``<name>.h5``.
+
+    Raises BusyError, naming the process that holds it; under ``wait`` waits for it instead.
+    """
+    lock = FileLock(cache_path.with_suffix(".lock"))
+    holder = cache_path.with_suffix(".holder")  # apart: whoever tries the lock truncates its file
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = f"{_read(holder)} is writing {printable(cache_path)}"
+        if not wait:
+            raise BusyError(f"{who}; run again when it has ended, or with --wait") from error
+        log.info("waiting: %s", who)
+        lock.acquire(poll_interval=POLL_SECONDS)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise CannotCreateError(
+            f"cannot write in {printable(cache_path.parent)}: {error.strerror}; choose another "
+            f"folder"
+        ) from error
+    try:
+        with contextlib.suppress(OSError):  # a courtesy to others; a full disk is told of later
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read(holder: Path) -> str:
+    try:
+        return printable(holder.read_text()) or "another process"
+    except OSError:  # it is just beginning, or just ending
+        return "another process"

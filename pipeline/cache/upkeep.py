@@ -13,12 +13,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.cache.file import NO_FILE, FeatureTable, cache_files, read_all_rows
+from pipeline.cache.file import NO_FILE, FeatureTable, Source, cache_files, read_all_rows
 from pipeline.cache.fill import SKIPPED_SUFFIX
-from pipeline.cache.index import DamagedRows
-from pipeline.cache.keys import Source
-from pipeline.cache.lock import writer_lock
-from pipeline.cache.publish import publish
+from pipeline.cache.publish import DamagedRows, publish
 from pipeline.cache.seal import (
     MAGIC,
     BrokenSeal,
@@ -28,6 +25,7 @@ from pipeline.cache.seal import (
     write_mended,
     write_seal,
 )
+from pipeline.cache.shards import writer_lock
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError
 from pipeline.images.scan import Skipped
@@ -42,7 +40,7 @@ LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # what write_durably calls its
 def verify_cache(path: Path) -> list[Damage]:
     """Check every byte of a cache file and of its shards, then what the rows say of themselves.
 
-    Raises NoInputError if there is no such file, BadDataError if it is none of ours.
+    Raises as `check_ours`.
     """
     damages = [damage for _, damage in _shard_damages(path)]
     if not path.exists() and any(path.with_suffix(".parts").glob("*.h5")):
@@ -55,10 +53,7 @@ def verify_cache(path: Path) -> list[Damage]:
 
 
 def check_ours(path: Path) -> None:
-    """Tell a cache, perhaps a damaged one, from anything else.
-
-    Raises NoInputError if there is no such file, BadDataError if it is none of ours.
-    """
+    """Raise NoInputError or BadDataError unless a file is a cache, perhaps a damaged one."""
     if path.is_file():
         with path.open("rb") as file:
             signed = file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE

@@ -14,19 +14,19 @@ import numpy.typing as npt
 from pipeline.bases.config import RUNTIMES, TENSORFLOW, BaseConfig
 from pipeline.bases.registry import PIXELS
 from pipeline.bases.weights import known_digest, remember_digest
+from pipeline.errors import UsageError
+from pipeline.spec import split_layer_key
 
 
 class Engine(Protocol):
-    """Computes features of images.
+    """Computes features of images; TensorFlow's is the reference.
 
     Attributes
     ----------
-    name : recorded with the cache, e.g. ``tensorflow``.
-    version : of the library that computes.
+    name, version : recorded with the cache, e.g. ``tensorflow``.
     weights : digest of the weights in use, as `pipeline.bases.weights` defines it.
     row_shapes : layer key -> shape of one row, (H, W, C) or (C,).
-    error : layer -> largest relative error against TensorFlow that was measured, L2 norm of a row;
-        empty for TensorFlow itself.
+    error : layer -> largest `relative_errors` against TensorFlow; empty for TensorFlow itself.
     calls_at_once : how many threads may call it at a time, and to some use.
     """
 
@@ -52,27 +52,24 @@ def open_engine(
 
     Parameters
     ----------
-    config : its ``engine`` is the one to open, or ``auto`` for the fastest of those that agree with
-        TensorFlow.
+    config : its ``engine`` may be ``auto``, the fastest of those that agree with TensorFlow.
     layers : layer keys, see `pipeline.spec.layer_key`.
-    images : (n, S, S, 3) uint8 RGB, some of those that are to be computed, to try engines on which
-        this machine has not tried yet. None: those stay out, and TensorFlow computes.
+    images : (n, S, S, 3) uint8 RGB to try engines on that were not tried here yet. None: TensorFlow
+        takes their place.
 
     Raises UsageError for an unknown layer, UnreachableError for an engine that is not installed,
-    BadDataError for one asked for that does not agree with TensorFlow, and whatever
-    `pipeline.bases.build.build_base` raises.
+    BadDataError for one that does not agree with TensorFlow, and what `build_base` raises.
     """
     if config.network.name == PIXELS:
-        from pipeline.engines.pixels import PixelsEngine
+        from pipeline.engines import PixelsEngine
 
         return PixelsEngine(image_size=config.size, layers=layers)
     if config.engine != TENSORFLOW:
-        from pipeline.engines.trials import choose, open_proven
+        from pipeline.engines.trials import open_fastest
 
-        weights = name_weights(config)
-        trial = choose(config, layers, weights, images)
-        if trial is not None:
-            return open_proven(config, layers, weights, trial)
+        engine = open_fastest(config, layers, images)
+        if engine is not None:
+            return engine
     from pipeline.engines.tensorflow import TensorFlowEngine
 
     return TensorFlowEngine(config, layers)
@@ -89,7 +86,7 @@ def is_installed(engine: str) -> bool:
 
 
 def name_weights(config: BaseConfig) -> str:
-    """The digest of the weights; a process of its own loads ImageNet weights never met before."""
+    """The digest of the weights; another process loads ImageNet weights never met before."""
     digest = known_digest(config)
     if digest is None:
         from pipeline.engines.worker import in_own_process
@@ -97,3 +94,55 @@ def name_weights(config: BaseConfig) -> str:
         digest = str(in_own_process("name_weights", config)["weights"])
         remember_digest(digest, config)
     return digest
+
+
+def pooled(maps: npt.NDArray[np.float32], pooling: str) -> npt.NDArray[np.float32]:
+    """(B, H, W, C) -> itself (``none``), or its average or maximum over H and W, (B, C)."""
+    if pooling == "none":
+        return maps
+    reduced = maps.mean(axis=(1, 2)) if pooling == "avg" else maps.max(axis=(1, 2))
+    return np.asarray(reduced, np.float32)
+
+
+def pooled_shape(shape: tuple[int, ...], key: str) -> tuple[int, ...]:
+    """The shape of a row of a layer key, whose layer's maps are (H, W, C)."""
+    return shape if split_layer_key(key)[1] == "none" else shape[-1:]
+
+
+def relative_errors(
+    expected: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.float64]:
+    """‖found - expected‖ / ‖expected‖ of each row, in the L2 norm: two (n, ...) -> (n,).
+
+    Elementwise, errors would be large wherever a feature is nearly 0. Infinite where something is
+    not finite, or the shapes differ.
+    """
+    if expected.shape != found.shape:
+        return np.full(len(expected), np.inf)
+    wide = expected.reshape(len(expected), -1).astype(np.float64)
+    distance = np.linalg.norm(found.reshape(len(found), -1) - wide, axis=1)
+    length = np.linalg.norm(wide, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.where(distance == 0, 0.0, distance / length)
+    return np.where(np.isfinite(error), error, np.inf)
+
+
+class PixelsEngine(Engine):
+    """uint8 RGB 0..255 -> float32 0..1."""
+
+    name = PIXELS
+    version = np.__version__
+    weights = "none"
+    calls_at_once = 1
+
+    def __init__(self, *, image_size: int, layers: Sequence[str]) -> None:
+        for key in layers:
+            if split_layer_key(key)[0] != PIXELS:
+                raise UsageError(f"the base pixels has one layer, pixels; received --layer {key}")
+        self.error = {}
+        shape = (image_size, image_size, 3)
+        self.row_shapes = {key: pooled_shape(shape, key) for key in layers}
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        values = images.astype(np.float32) / np.float32(255)  # (B, H, W, 3)
+        return {key: pooled(values, split_layer_key(key)[1]) for key in self.row_shapes}

@@ -15,24 +15,20 @@ from pipeline.bases.build import feature_maps
 from pipeline.bases.config import BaseConfig
 from pipeline.engines.network import (
     IMAGE,
-    Activation,
-    Add,
     Affine,
     CannotConvert,
-    Concat,
     Conv,
     Crop,
-    GlobalAverage,
+    Function,
     LayerNorm,
-    Multiply,
     Network,
     Operation,
     Pad,
     Pair,
     Pool,
     Sides,
+    simplified,
 )
-from pipeline.engines.simplify import simplified
 from pipeline.keras_backend import keras
 
 Inputs = tuple[str, ...]
@@ -53,15 +49,9 @@ _ACTIVATIONS = {  # Keras' names
 
 
 def read_network(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> Network:
-    """Read what a base computes up to the layers asked for.
+    """Read what a base (`pipeline.bases.build.build_base`) computes up to layers that give maps.
 
-    Parameters
-    ----------
-    base_model : as `pipeline.bases.build.build_base` returns it.
-    layers : names of layers whose outputs are maps (H, W, C), without pooling.
-
-    Raises UsageError for a layer that is not there or gives no maps, CannotConvert for a layer
-    that no operation stands for.
+    Raises UsageError for another layer, CannotConvert for an unsupported one.
     """
     outputs = {layer: feature_maps(base_model, config.network, layer) for layer in layers}
     operations = _read(base_model, outputs)
@@ -146,12 +136,12 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
             yield LayerNorm(**vars(both), epsilon=layer.epsilon)
         case "Activation":
             if function := _function(layer):
-                yield Activation(name=name, inputs=inputs, function=function)
+                yield Function(name=name, inputs=inputs, function=function)
         case "ReLU":
             is_known = layer.max_value in (None, 6) and not layer.negative_slope + layer.threshold
             _demand(layer, is_known, "it is neither a ReLU nor a ReLU6")
             function = "relu" if layer.max_value is None else "relu6"
-            yield Activation(name=name, inputs=inputs, function=function)
+            yield Function(name=name, inputs=inputs, function=function)
         case "MaxPooling2D" | "AveragePooling2D" as kind:
             yield Pool(
                 name=name,
@@ -162,7 +152,7 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
                 pads=_pads(layer, layer.pool_size),
             )
         case "GlobalAveragePooling2D":
-            yield GlobalAverage(name=name, inputs=inputs)
+            yield Function(name=name, inputs=inputs, function="global_average")
         case "ZeroPadding2D":
             yield Pad(name=name, inputs=inputs, pads=_sides(layer.padding))
         case "Cropping2D":
@@ -177,12 +167,12 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
                 scaled = _affine(layer, f"{name}/scaled", inputs[1:], layer.scale)
                 yield scaled
                 inputs = (inputs[0], scaled.name)
-            operation = Multiply if kind == "Multiply" else Add
-            yield operation(name=name, inputs=inputs)
+            function = "multiply" if kind == "Multiply" else "add"
+            yield Function(name=name, inputs=inputs, function=function)
         case "Concatenate":
             reason = f"it puts axis {layer.axis} together, not the channels"
             _demand(layer, layer.axis in (-1, 3), reason)
-            yield Concat(name=name, inputs=inputs)
+            yield Function(name=name, inputs=inputs, function="concat")
         case "Sequential":
             made: list[Operation] = []
             for inner in layer.layers:
@@ -272,7 +262,7 @@ def _activated(layer: Any, operation: Operation) -> Iterator[Operation]:
     if function := _function(layer):
         before = replace(operation, name=f"{operation.name}/linear")
         yield before
-        yield Activation(name=operation.name, inputs=(before.name,), function=function)
+        yield Function(name=operation.name, inputs=(before.name,), function=function)
     else:
         yield operation
 

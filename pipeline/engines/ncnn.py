@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
+from pipeline.engines import Engine, pooled, pooled_shape
 from pipeline.engines.ncnn_writer import PARAM_FILE, PIXELS, WEIGHTS_FILE, write_ncnn
 from pipeline.engines.network import Network
-from pipeline.engines.pooling import pooled, pooled_shape
 from pipeline.errors import BadDataError
 from pipeline.quiet import silenced_stderr
 from pipeline.spec import split_layer_key
@@ -25,10 +25,7 @@ _NOT_FLOAT32 = ("use_fp16", "use_bf16", "use_int8", "use_vulkan")  # how such op
 
 
 def convert(network: Network, folder: Path) -> None:
-    """Write the network into a folder in ncnn's format.
-
-    Raises CannotConvert for an operation that ncnn does not have.
-    """
+    """Write what `NcnnEngine` opens into a folder; CannotConvert for an unsupported operation."""
     blobs = write_ncnn(network, folder)
     description = {
         "bgr": network.preprocessing.bgr,
@@ -40,26 +37,11 @@ def convert(network: Network, folder: Path) -> None:
     (folder / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2))
 
 
-class NcnnEngine:
-    """Runs a converted base.
-
-    Parameters
-    ----------
-    folder : what `convert` filled.
-    layers : layer keys, see `pipeline.spec.layer_key`.
-
-    Attributes
-    ----------
-    row_shapes : layer key -> shape of one row, (H, W, C) or (C,).
-
-    Raises BadDataError if the folder holds something else, or lacks a layer.
-    """
+class NcnnEngine(Engine):
+    """Runs what `convert` wrote; raises BadDataError for something else, or where a layer lacks."""
 
     name = "ncnn"
     calls_at_once = 2  # one core goes on with the next batch while another ends the last
-    version: str
-    weights: str
-    error: Mapping[str, float]
 
     def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
         self._folder = folder
@@ -73,7 +55,7 @@ class NcnnEngine:
             bgr = bool(description["bgr"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._unusable(f"{_DESCRIPTION_FILE} does not describe {layers}") from error
-        self.row_shapes: Mapping[str, tuple[int, ...]] = {
+        self.row_shapes = {
             key: pooled_shape(shape, key) for key, (_, shape) in self._outputs.items()
         }
         self._ncnn = importlib.import_module("ncnn")
@@ -83,7 +65,6 @@ class NcnnEngine:
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        """(B, S, S, 3) uint8 RGB -> layer key -> (B, *row shape) float32."""
         features = {
             key: np.empty((len(images), *shape), np.float32)
             for key, shape in self.row_shapes.items()

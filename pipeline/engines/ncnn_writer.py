@@ -14,17 +14,13 @@ import numpy as np
 
 from pipeline.engines.network import (
     IMAGE,
-    Activation,
-    Add,
     Affine,
     Array,
     CannotConvert,
-    Concat,
     Conv,
     Crop,
-    GlobalAverage,
+    Function,
     LayerNorm,
-    Multiply,
     Network,
     Operation,
     Pad,
@@ -48,7 +44,7 @@ Parameters = Mapping[int, int | float | Sequence[int | float]]
 Shape = tuple[int, int, int]  # channels, height, width
 
 _HARD: Parameters = {0: 1 / 6, 1: 0.5}  # ncnn's own slope would be 1/5
-_ACTIVATIONS: Mapping[str, tuple[str, Parameters]] = {
+_FUNCTIONS: Mapping[str, tuple[str, Parameters]] = {
     "relu": ("ReLU", {}),
     "relu6": ("Clip", {0: 0.0, 1: 6.0}),
     "sigmoid": ("Sigmoid", {}),
@@ -57,6 +53,9 @@ _ACTIVATIONS: Mapping[str, tuple[str, Parameters]] = {
     "hard_swish": ("HardSwish", _HARD),
     "tanh": ("TanH", {}),
     "gelu": ("GELU", {}),
+    "add": ("BinaryOp", {0: 0}),
+    "multiply": ("BinaryOp", {0: 2}),
+    "concat": ("Concat", {0: 0}),
 }
 _FUSED: Mapping[str, Parameters] = {  # those that a convolution applies by itself
     "relu": {9: 1},
@@ -80,8 +79,7 @@ class _Layer(NamedTuple):
 def write_ncnn(network: Network, folder: Path) -> dict[str, str]:
     """Write a network that takes the blob `PIXELS`, float32 (3, S, S) 0..255.
 
-    Returns the blob of each output, (C, H, W).
-    Raises CannotConvert for an operation that ncnn does not have.
+    Returns the blob of each output, (C, H, W); raises CannotConvert for an unsupported operation.
     """
     layers, shapes = list(_layers(network)), _shapes(network)
     readers = Counter(value for layer in layers for value in layer.inputs)
@@ -144,13 +142,13 @@ def _layers(network: Network) -> Iterator[_Layer]:
         match operation:
             case Conv():
                 yield _convolution(operation, activations.get(operation.name))
-            case Activation() if operation in activations.values():
+            case Function() if operation in activations.values():
                 pass
             case _:
                 yield from _other(operation)
 
 
-def _activations_to_fuse(network: Network) -> dict[str, Activation]:
+def _activations_to_fuse(network: Network) -> dict[str, Function]:
     """Convolution -> the activation that is the only one to read it."""
     readers = Counter(value for operation in network.operations for value in operation.inputs)
     readers.update(list(network.outputs))
@@ -158,14 +156,14 @@ def _activations_to_fuse(network: Network) -> dict[str, Activation]:
     return {
         each.inputs[0]: each
         for each in network.operations
-        if isinstance(each, Activation)
+        if isinstance(each, Function)
         and each.function in _FUSED
         and each.inputs[0] in convolutions
         and readers[each.inputs[0]] == 1
     }
 
 
-def _convolution(conv: Conv, activation: Activation | None) -> _Layer:
+def _convolution(conv: Conv, activation: Function | None) -> _Layer:
     count, depth, height, width = conv.weight.shape
     top, left, bottom, right = conv.pads
     parameters: Parameters = {
@@ -206,10 +204,6 @@ def _other(operation: Operation) -> Iterator[_Layer]:
                 "LayerNorm", (f"{name}/last",), f"{name}/scaled", parameters, (scale, offset)
             )
             yield _Layer("Permute", (f"{name}/scaled",), name, {0: 4})  # and back
-        case Activation(function=function):
-            if function not in _ACTIVATIONS:
-                raise CannotConvert(f"{name}: ncnn has no activation {function}")
-            yield _Layer(_ACTIVATIONS[function][0], inputs, name, _ACTIVATIONS[function][1])
         case Pool(function=function, size=size, stride=stride, pads=(top, left, bottom, right)):
             parameters = {
                 0: ("max", "avg").index(function),
@@ -224,20 +218,18 @@ def _other(operation: Operation) -> Iterator[_Layer]:
                 5: 1,  # no other padding than this
             }
             yield _Layer("Pooling", inputs, name, parameters)
-        case GlobalAverage():
+        case Function(function="global_average"):
             yield _Layer("Pooling", inputs, f"{name}/flat", {0: 1, 4: 1})  # (C,)
             yield _Layer("Reshape", (f"{name}/flat",), name, {0: 1, 1: 1, 2: -1})  # (C, 1, 1)
+        case Function(function=function):
+            if function not in _FUNCTIONS:
+                raise CannotConvert(f"{name}: ncnn has no activation {function}")
+            yield _Layer(_FUNCTIONS[function][0], inputs, name, _FUNCTIONS[function][1])
         case Pad(pads=(top, left, bottom, right)):
             yield _Layer("Padding", inputs, name, {0: top, 1: bottom, 2: left, 3: right})
         case Crop(sides=(top, left, bottom, right)):
             parameters = {0: left, 1: top, 3: _WHOLE, 4: _WHOLE, 5: _WHOLE, 6: right, 7: bottom}
             yield _Layer("Crop", inputs, name, parameters)
-        case Add():
-            yield _Layer("BinaryOp", inputs, name, {0: 0})
-        case Multiply():
-            yield _Layer("BinaryOp", inputs, name, {0: 2})
-        case Concat():
-            yield _Layer("Concat", inputs, name, {0: 0})
         case _:
             raise CannotConvert(f"{name}: ncnn has no {type(operation).__name__}")
 
@@ -259,15 +251,15 @@ def _shapes(network: Network) -> dict[str, Shape]:
                 shape = (len(weight), *_places(taken[0], size, stride, pads, dilation))
             case Pool(size=size, stride=stride, pads=pads):
                 shape = (channels, *_places(taken[0], size, stride, pads))
-            case GlobalAverage():
+            case Function(function="global_average"):
                 shape = (channels, 1, 1)
             case Pad(pads=(top, left, bottom, right)):
                 shape = (channels, height + top + bottom, width + left + right)
             case Crop(sides=(top, left, bottom, right)):
                 shape = (channels, height - top - bottom, width - left - right)
-            case Multiply():  # one may be (C, 1, 1)
+            case Function(function="multiply"):  # one may be (C, 1, 1)
                 shape = max(taken)
-            case Concat():
+            case Function(function="concat"):
                 shape = (sum(each[0] for each in taken), height, width)
             case _:
                 shape = taken[0]

@@ -2,11 +2,12 @@
 engine that is not Keras.
 
 Values are maps of one image, channels first, float32: (C, H, W). `pipeline.engines.keras_reader`
-makes such a network, the writers of the engines take it. Nothing here needs TensorFlow.
+makes such a network, `simplified`; the engines' writers take it. Nothing here needs TensorFlow.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +68,12 @@ class LayerNorm(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activation(Operation):
-    """Elementwise: relu, relu6, sigmoid, swish, hard_sigmoid (x/6 + 1/2 in 0..1), hard_swish,
-    tanh, gelu (exact)."""
+class Function(Operation):
+    """What has no weights. Elementwise: relu, relu6, sigmoid, swish, hard_sigmoid (x/6 + 1/2 in
+    0..1), hard_swish, tanh, gelu (exact). Of two maps: add, multiply, where one may be (C, 1, 1).
+    Of two or more, their channels behind one another: concat. (C, H, W) -> (C, 1, 1):
+    global_average.
+    """
 
     function: str
 
@@ -82,11 +86,6 @@ class Pool(Operation):
     size: Pair
     stride: Pair
     pads: Sides = (0, 0, 0, 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlobalAverage(Operation):
-    """(C, H, W) -> (C, 1, 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,34 +103,84 @@ class Crop(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Add(Operation):
-    """The sum of two maps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Multiply(Operation):
-    """The product of two maps; one may be (C, 1, 1)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Concat(Operation):
-    """Two or more maps, one's channels behind the other's."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Network:
-    """A base up to the layers asked for.
+    """A base up to the layers asked for: uint8 RGB images, preprocessed to the value ``image``.
 
-    Attributes
-    ----------
-    image_size : height and width of the uint8 RGB image that goes in.
-    preprocessing : makes float32 maps (3, H, W) of it, which the operations know as ``image``.
-    operations : each after those whose results it takes.
-    outputs : layer name -> shape (H, W, C) of its maps as Keras has them; its operation has the
-        same name.
+    ``outputs`` are layer names, which are operations', and the shapes (H, W, C) of their maps.
     """
 
     image_size: int
     preprocessing: Rescale
     operations: tuple[Operation, ...]
     outputs: Mapping[str, tuple[int, int, int]]
+
+
+_NEVER_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid")
+
+
+def simplified(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple[Operation, ...]:
+    """The same results by fewer operations; those of ``outputs`` keep their names."""
+    made = _with_pads_merged(_with_affines_folded(operations, outputs))
+    wanted, needed = set(outputs), []
+    for operation in reversed(made):
+        if operation.name in wanted:
+            needed.append(operation)
+            wanted |= set(operation.inputs)
+    return tuple(reversed(needed))
+
+
+def _with_affines_folded(
+    operations: Sequence[Operation], outputs: Sequence[str]
+) -> list[Operation]:
+    """An affine operation becomes part of the convolution, or affine operation, that it follows,
+    where nobody else wants that one's result."""
+    readers = Counter(name for operation in operations for name in operation.inputs)
+    made: dict[str, Operation] = {}
+    for operation in operations:
+        if isinstance(operation, Affine):
+            source = operation.inputs[0]
+            before = made.get(source)
+            if isinstance(before, Conv | Affine) and readers[source] == 1 and source not in outputs:
+                del made[source]
+                operation = _folded(before, operation)
+        made[operation.name] = operation
+    return list(made.values())
+
+
+def _folded(before: Conv | Affine, affine: Affine) -> Operation:
+    scale, offset, name = affine.scale, affine.offset, affine.name
+    if isinstance(before, Affine):
+        return replace(
+            before,
+            name=name,
+            scale=before.scale * scale,
+            offset=before.offset * scale + offset,
+        )
+    weight = before.weight * scale[:, None, None, None]
+    return replace(before, name=name, weight=weight, bias=before.bias * scale + offset)
+
+
+def _with_pads_merged(operations: Sequence[Operation]) -> list[Operation]:
+    """Zeros around become part of what reads them, where that makes no difference."""
+    made = {operation.name: operation for operation in operations}
+    merged = []
+    for operation in operations:
+        pad = made.get(operation.inputs[0])
+        if isinstance(pad, Pad) and isinstance(operation, Conv | Pool):
+            top, left, bottom, right = np.add(operation.pads, pad.pads).tolist()
+            wider = replace(operation, inputs=pad.inputs, pads=(top, left, bottom, right))
+            if isinstance(wider, Conv) or _ignores_zeros(wider, made.get(pad.inputs[0])):
+                operation = wider
+        merged.append(operation)
+    return merged
+
+
+def _ignores_zeros(pool: Pool, padded: Operation | None) -> bool:
+    """Whether zeros around have no say: where nothing is below zero, each window's largest value
+    is the same without them, if it holds any other."""
+    return (
+        pool.function == "max"
+        and isinstance(padded, Function)
+        and padded.function in _NEVER_NEGATIVE
+        and max(pool.pads) < min(pool.size)
+    )

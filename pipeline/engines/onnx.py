@@ -1,7 +1,7 @@
 """Features computed by ONNX Runtime."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
+from pipeline.engines import Engine, pooled, pooled_shape
 from pipeline.engines.network import Network
-from pipeline.engines.pooling import pooled, pooled_shape
 from pipeline.errors import BadDataError
 from pipeline.spec import split_layer_key
 from pipeline.text import printable
@@ -29,7 +29,7 @@ def convert(network: Network, folder: Path) -> None:
     write_onnx(network, folder / MODEL_FILE)
 
 
-class OnnxEngine:
+class OnnxEngine(Engine):
     """One thread a run, as many runs of a few images at a time as there are cores.
 
     Threads that share a run wait for each other at each layer, the more so where decoding threads
@@ -39,19 +39,9 @@ class OnnxEngine:
 
     name = "onnx"
     calls_at_once = 2  # one core goes on with the next batch while another ends the last
-    version: str
-    weights: str
-    error: Mapping[str, float]
 
     def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
-        """Open what `convert` wrote.
-
-        Parameters
-        ----------
-        layers : layer keys, see `pipeline.spec.layer_key`.
-
-        Raises BadDataError if the folder does not hold that.
-        """
+        """Open what `convert` wrote; raises BadDataError for something else."""
         # From 1.31 on it would send usage data to Microsoft; this is read when it is imported.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
@@ -80,13 +70,12 @@ class OnnxEngine:
                 f"{printable(path)} holds {', '.join(shapes)}; received {', '.join(missing)}: "
                 f"delete it, and it is made anew"
             )
-        self.row_shapes: Mapping[str, tuple[int, ...]] = {
+        self.row_shapes = {
             key: pooled_shape(shapes[split_layer_key(key)[0]], key) for key in layers
         }
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Features:
-        """(B, S, S, 3) uint8 RGB -> layer key -> (B, *row shape) float32."""
         missing = -len(images) % IMAGES_PER_RUN
         padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
         starts = range(0, len(padded), IMAGES_PER_RUN)

@@ -12,15 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.bases.registry import Rescale
 from pipeline.engines.network import (
     IMAGE,
-    Activation,
-    Add,
     Affine,
-    Concat,
     Conv,
     Crop,
-    GlobalAverage,
+    Function,
     LayerNorm,
-    Multiply,
     Network,
     Operation,
     Pad,
@@ -38,6 +34,9 @@ _FUNCTIONS: Mapping[str, str] = {
     "hard_swish": "HardSwish",
     "tanh": "Tanh",
     "gelu": "Gelu",
+    "global_average": "GlobalAveragePool",
+    "add": "Add",
+    "multiply": "Mul",
 }
 
 
@@ -139,16 +138,18 @@ class _Graph:
                 epsilon, out = operation.epsilon, f"{name}/out"
                 normed = self.node("LayerNormalization", rows_and_numbers, out, epsilon=epsilon)
                 self.node("Transpose", [normed], target, perm=_TO_MAPS)
-            case Activation(function="relu6"):
+            case Function(function="relu6"):
                 low = self.constant(f"{name}/low", np.float32(0))
                 high = self.constant(f"{name}/high", np.float32(6))
                 self.node("Clip", [*inputs, low, high], target)
-            case Activation(function="swish"):
+            case Function(function="swish"):
                 gate = self.node("Sigmoid", inputs, f"{name}/sigmoid")
                 self.node("Mul", [*inputs, gate], target)
-            case Activation(function="hard_sigmoid"):
+            case Function(function="hard_sigmoid"):
                 self.node("HardSigmoid", inputs, target, alpha=1 / 6, beta=0.5)
-            case Activation(function=function):
+            case Function(function="concat"):
+                self.node("Concat", inputs, target, axis=1)
+            case Function(function=function):
                 self.node(_FUNCTIONS[function], inputs, target)
             case Pool(function=function, size=size, stride=stride, pads=pads):
                 kind = {"max": "MaxPool", "avg": "AveragePool"}[function]
@@ -165,11 +166,3 @@ class _Graph:
                 }
                 inputs += [self.constant(f"{name}/{key}", each) for key, each in numbers.items()]
                 self.node("Slice", inputs, target)
-            case GlobalAverage():
-                self.node("GlobalAveragePool", inputs, target)
-            case Add():
-                self.node("Add", inputs, target)
-            case Multiply():
-                self.node("Mul", inputs, target)
-            case Concat():
-                self.node("Concat", inputs, target, axis=1)

@@ -1,30 +1,26 @@
 """The reference engine: Keras on TensorFlow."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.build import build_base, feature_model
 from pipeline.bases.config import TENSORFLOW, BaseConfig
+from pipeline.engines import Engine
 from pipeline.keras_backend import tf
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
 
-class TensorFlowEngine:
+class TensorFlowEngine(Engine):
     """Runs the whole model, preprocessing included, in one traced function.
 
     Every batch is padded to the same size, so that the function is traced once and an image's
     features do not depend on how many stand beside it. On a GPU, products keep all their digits:
     TensorFloat-32, TensorFlow's default there, has an error of 1e-3.
-
-    Attributes
-    ----------
-    base_model : the Keras model, up to its last layer.
-    gpus : names of the GPUs that TensorFlow computes on.
     """
 
     name = TENSORFLOW
@@ -32,7 +28,7 @@ class TensorFlowEngine:
     calls_at_once = 1  # it has all cores compute one batch
 
     def __init__(self, config: BaseConfig, layers: Sequence[str]) -> None:
-        self.error: Mapping[str, float] = {}
+        self.error = {}
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self.gpus = [
             str(tf.config.experimental.get_device_details(device).get("device_name", device.name))
@@ -43,7 +39,7 @@ class TensorFlowEngine:
         self.base_model, self.weights = build_base(config)
         self._model = feature_model(self.base_model, config, layers)
         self._batch_size = config.batch_size
-        self.row_shapes: Mapping[str, tuple[int, ...]] = {
+        self.row_shapes = {
             key: tuple(output.shape[1:])
             for key, output in zip(layers, self._model.outputs, strict=True)
         }

@@ -1,8 +1,8 @@
 """Which engine computes: the fastest that agrees with TensorFlow on some of the user's images.
 
-Each engine is tried in a process of its own, one after another, so that TensorFlow's memory is
-gone when the work begins and an engine that crashes takes nothing with it. What was found out is
-kept per machine beside the conversions, and looked up from then on.
+Each engine is tried in another process, so that TensorFlow's memory is gone when the work begins
+and an engine that crashes takes nothing with it. Results are kept per machine, beside the
+conversions.
 """
 
 import contextlib
@@ -25,9 +25,15 @@ import numpy.typing as npt
 from pipeline.bases.config import AUTO, RUNTIMES, TENSORFLOW, BaseConfig
 from pipeline.cores import usable_cores
 from pipeline.durable import make_folder, write_durably
-from pipeline.engines import Engine
-from pipeline.engines.conversions import conversions_folder, is_whole, maps_of, runtime_version
-from pipeline.engines.worker import in_own_process, load_runtime
+from pipeline.engines import Engine, name_weights
+from pipeline.engines.worker import (
+    conversions_folder,
+    in_own_process,
+    is_whole,
+    load_runtime,
+    maps_of,
+    runtime_version,
+)
 from pipeline.errors import BadDataError, PipelineError, UnreachableError
 from pipeline.text import printable
 
@@ -48,8 +54,7 @@ class Trial:
     ----------
     error : layer -> largest relative error of a row against TensorFlow.
     dropped : why it is not used; empty if it may be.
-    final : whether that would be so again; False where a process was killed or the disk was full.
-    gpus : what TensorFlow computed on, where that is no CPU.
+    final : False where a process was killed or the disk was full.
     """
 
     engine: str
@@ -70,19 +75,13 @@ class Trial:
         return f"{self.engine} {self.images_per_second:.1f} images/s{gpus}{error}"
 
 
-def choose(
-    config: BaseConfig, layers: Sequence[str], weights: str, images: Images | None
-) -> Trial | None:
-    """The engine to take, with its proof; None for TensorFlow.
+def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | None) -> Engine | None:
+    """Open the engine that ``config`` names, or the fastest; None for TensorFlow.
 
-    Parameters
-    ----------
-    config : its ``engine`` is one other than TensorFlow, or ``auto``.
-    images : (n, S, S, 3) uint8 RGB to try engines on that were not tried yet; None tries none.
-
-    Raises UnreachableError if the wanted engine is missing, BadDataError if it disagrees.
+    A conversion that is gone or damaged is made anew. Parameters and errors are those of
+    `pipeline.engines.open_engine`.
     """
-    wanted = config.engine
+    wanted, weights = config.engine, name_weights(config)
     versions = _installed(wanted)
     folder = conversions_folder(config, layers, weights)
     record = folder / f"trials-{_machine()}.json"
@@ -100,34 +99,25 @@ def choose(
             kept = {key: asdict(trial) for key, trial in known.items() if trial.final}
             text = json.dumps(kept, indent=2)
             write_durably(record, lambda file: file.write(text.encode()))
-    trials = [known[name] for name in sorted(names)]
-    if wanted != AUTO:
-        (trial,) = (each for each in trials if each.engine == wanted)
-        if trial.dropped and images is None:  # a cache's engine, not one that somebody asked for
+    usable = [trial for name in sorted(names) if not (trial := known[name]).dropped]
+    if not usable:  # with auto, TensorFlow is
+        if images is None:  # a cache's engine, not one that somebody asked for
             return None
-        if trial.dropped:
-            raise BadDataError(
-                f"--engine {wanted} cannot compute {config.network.name}: "
-                f"{printable(trial.dropped)}; leave it out, or use --engine tensorflow"
-            )
-        return trial
-    best = max((each for each in trials if not each.dropped), key=lambda t: t.images_per_second)
-    if missing:
-        log.info(
-            "engine %s (%s)",
-            best.engine,
-            "; ".join(str(each) for each in trials if not each.dropped),
+        (trial,) = (known[name] for name in names)
+        raise BadDataError(
+            f"--engine {wanted} cannot compute {config.network.name}: "
+            f"{printable(trial.dropped)}; leave it out, or use --engine tensorflow"
         )
-    return None if best.engine == TENSORFLOW else best
-
-
-def open_proven(config: BaseConfig, layers: Sequence[str], weights: str, trial: Trial) -> Engine:
-    """Open an engine that was tried; a conversion that is gone or damaged is made anew."""
-    folder = conversions_folder(config, layers, weights) / trial.key.replace(" ", "-")
-    if not is_whole(folder):
-        in_own_process("convert", config, layers=layers, engine=trial.engine, folder=folder)
-    engine = load_runtime(trial.engine)(folder, layers=layers)
-    engine.version, engine.weights, engine.error = trial.version, weights, trial.error
+    best = max(usable, key=lambda trial: trial.images_per_second)
+    if missing and wanted == AUTO:
+        log.info("engine %s (%s)", best.engine, "; ".join(map(str, usable)))
+    if best.engine == TENSORFLOW:
+        return None
+    converted = folder / best.key.replace(" ", "-")
+    if not is_whole(converted):
+        in_own_process("convert", config, layers=layers, engine=best.engine, folder=converted)
+    engine = load_runtime(best.engine)(converted, layers=layers)
+    engine.version, engine.weights, engine.error = best.version, weights, best.error
     return engine
 
 
@@ -149,18 +139,12 @@ def _try(
         np.save(sample, images)
         runtimes = [name for name in versions if name != TENSORFLOW]
         folders = {name: folder / f"{name}-{versions[name]}" for name in runtimes}
-        facts = in_own_process(  # engine -> fields of its trial
-            "reference",
-            config,
-            layers=layers,
-            images=sample,
-            reference=reference,
-            folders=folders,
-        )
+        shared = {"layers": layers, "images": sample, "reference": reference}
+        # engine -> fields of its trial
+        facts = in_own_process("reference", config, folders=folders, **shared)
         for name, folder in folders.items():
-            details = {"folder": folder, "images": sample, "reference": reference}
             if name not in facts:
-                facts[name] = _run(config, layers=layers, engine=name, **details)
+                facts[name] = _run(config, engine=name, folder=folder, **shared)
     for name, version in versions.items():
         trial = Trial(engine=name, version=version, **facts[name])
         if trial.dropped:

@@ -1,11 +1,18 @@
 """What engines do in a process of their own, so that its memory, TensorFlow's above all, is gone
 when it ends: ``python -m pipeline.engines.worker``, started by `in_own_process`.
+
+Converted bases are kept in ``<cache>/engines/<base>-<size>-<key>/``, where the key is a digest of
+the weights, the preprocessing and the layers; below it a folder per engine and version, and what
+`pipeline.engines.trials` found out about them.
 """
 
+import contextlib
+import hashlib
 import importlib
 import json
 import logging
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -14,26 +21,83 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
 from pipeline import errors
 from pipeline.bases.config import BATCH_SIZE, TENSORFLOW, BaseConfig
-from pipeline.engines import Engine
-from pipeline.engines.agreement import relative_errors
-from pipeline.engines.conversions import is_whole, maps_of, write_conversion
+from pipeline.durable import make_folder, publish_folder
+from pipeline.engines import Engine, pooled, relative_errors
 from pipeline.engines.network import CannotConvert
-from pipeline.engines.pooling import pooled
 from pipeline.errors import PipelineError
-from pipeline.spec import POOLING_POLICIES
+from pipeline.spec import POOLING_POLICIES, split_layer_key
 
-RUNTIME_CLASSES = {  # the module also has convert(network, folder)
-    "onnx": "pipeline.engines.onnx:OnnxEngine",
-    "ncnn": "pipeline.engines.ncnn:NcnnEngine",
-}
+CONVERTER = 2  # raised when the same base is converted otherwise
+MANIFEST = "files.json"  # file -> SHA-256
+SCRATCH = ".converting-"
+STALE_AFTER = 86_400  # seconds: what is older was left by a process that was killed
+
+
+def runtime_version(package: str) -> str:
+    """Of an engine's package and of its conversion: both decide on the last bits."""
+    return f"{version(package)}-{CONVERTER}"
+
+
+def conversions_folder(config: BaseConfig, layers: Sequence[str], weights: str) -> Path:
+    """Where the conversions of a base stand; pooling is done outside of them."""
+    what = [weights, config.preprocessing, *maps_of(layers)]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    name = f"{config.network.name}-{config.size}-{key}"
+    return config.cache_dir / "engines" / name
+
+
+def maps_of(layers: Sequence[str]) -> list[str]:
+    """The layers of layer keys, without their pooling."""
+    return sorted({split_layer_key(key)[0] for key in layers})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a conversion is there, every byte as it was written."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_text())
+        return bool(digests) and all(
+            _digest(folder / name) == digest for name, digest in digests.items()
+        )
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
+    """Let ``convert`` fill a folder, and give that its name once all in it is on the disk."""
+    make_folder(folder.parent)
+    for path in folder.parent.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):  # its owner may remove it at this moment
+            if path.stat().st_mtime < time.time() - STALE_AFTER:
+                shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder.parent) as scratch:
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        convert(made)
+        digests = {path.name: _digest(path) for path in made.iterdir()}
+        (made / MANIFEST).write_text(json.dumps(digests, indent=2))
+        with FileLock(f"{folder}.lock"):
+            if is_whole(folder):  # another process was faster, and may have it open
+                return
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+            publish_folder(made, folder)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:  # of a network of 350 million weights not all at once
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+RUNTIME_CLASSES = {"onnx": "OnnxEngine", "ncnn": "NcnnEngine"}  # modules: name -> class
 SHORTEST, LONGEST = 1.0, 5.0  # seconds that a speed is measured for, at least and at most
 LEAST_RUNS = 3
 
@@ -50,12 +114,7 @@ class WorkerDied(PipelineError):
 
 
 def in_own_process(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
-    """Run one of this module's jobs in a new process and return its answer.
-
-    Parameters
-    ----------
-    job : a name in `JOBS`.
-    details : what the job takes, as JSON has it.
+    """Run one of `JOBS` in a new process and return its answer; ``details`` travel as JSON.
 
     Raises the PipelineError that the job raised, WorkerDied if the process ended otherwise.
     """
@@ -92,9 +151,12 @@ def in_own_process(job: str, config: BaseConfig, **details: Any) -> dict[str, An
 
 def load_runtime(name: str) -> Callable[..., Engine]:
     """The class of an engine that is not TensorFlow."""
-    module, _, attribute = RUNTIME_CLASSES[name].partition(":")
-    runtime: Callable[..., Engine] = getattr(importlib.import_module(module), attribute)
+    runtime: Callable[..., Engine] = getattr(runtime_module(name), RUNTIME_CLASSES[name])
     return runtime
+
+
+def runtime_module(name: str) -> Any:
+    return importlib.import_module(f"pipeline.engines.{name}")
 
 
 def images_per_second(engine: Callable[[Images], object], images: Images, batch_size: int) -> float:
@@ -165,8 +227,8 @@ def _convert_base(
     if is_whole(folder):
         return
     network = read_network(base_model, config, maps_of(layers))
-    module = importlib.import_module(RUNTIME_CLASSES[engine].partition(":")[0])
-    write_conversion(folder, lambda made: module.convert(network, made))
+    convert = runtime_module(engine).convert
+    write_conversion(folder, lambda made: convert(network, made))
 
 
 def _try_runtime(

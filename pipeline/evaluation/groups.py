@@ -15,8 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.cache.file import Columns
-from pipeline.cache.keys import DIGEST_DTYPE
+from pipeline.cache.file import DIGEST_DTYPE, Columns
 from pipeline.errors import UsageError
 from pipeline.evaluation.named_images import ImageFinder, assign, read_records
 from pipeline.images.scan import SPLIT_FOLDERS

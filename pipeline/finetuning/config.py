@@ -107,7 +107,7 @@ class FinetuneConfig(Config):
         _ = self.first_unfrozen  # raises where there is none
         _ = self.division(has_splits=self.split is None).division  # raises for wrong rules
         if self.views:
-            from pipeline.cache.view_plan import ViewPlan
+            from pipeline.cache.config import ViewPlan
 
             ViewPlan(self.views, self.extract.augmentation_ranges)
 

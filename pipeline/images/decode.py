@@ -110,11 +110,7 @@ def _formats() -> tuple[str, ...]:
 
 @cache
 def pixels_digest(image_size: int, resize: str) -> str:
-    """SHA-256 over the bundled probe images as decoded and resized here.
-
-    It is part of the fingerprint: another decoder that gives the same pixels keeps every cache
-    valid; one that gives others voids them.
-    """
+    """SHA-256 over the bundled probe images as decoded here: part of the fingerprint."""
     digest = hashlib.sha256()
     for probe in sorted(resources.files("pipeline.images").joinpath("probes").iterdir(), key=str):
         digest.update(probe.name.encode())

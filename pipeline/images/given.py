@@ -24,13 +24,7 @@ EXPECTED = "paths of image files, or uint8 arrays (N, H, W, 3)"
 
 @dataclass(frozen=True)
 class GivenImages:
-    """Images found by content, decoded on request.
-
-    Attributes
-    ----------
-    digests : the content's digest of each image, in order.
-    contents : digest -> the path or the array of the first image with this content.
-    """
+    """Images by content, decoded on request: digests in order, and the path or array of each."""
 
     digests: tuple[bytes, ...]
     contents: Mapping[bytes, bytes | npt.NDArray[np.uint8]]
@@ -61,9 +55,7 @@ class GivenImages:
 
 
 def given_images(images: Any) -> GivenImages:
-    """Take a sequence of paths, a uint8 array (N, H, W, 3) or a sequence of (H, W, 3) arrays.
-
-    Grey pixels, (N, H, W, 1) or (H, W), do as well.
+    """Take paths, a uint8 array (N, H, W, 3) or arrays (H, W, 3); grey is (H, W, 1) or (H, W).
 
     Raises UsageError if it is something else, BadDataError if a file cannot be read.
     """
@@ -97,13 +89,23 @@ def _column(images: Iterable[Any]) -> Iterable[Any]:
 def array_images(arrays: Iterable[Any]) -> GivenImages:
     """Take arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
     checked = [_as_image(array) for array in arrays]
-    digests = tuple(_digest(array) for array in checked)
-    return GivenImages(digests, dict(zip(digests, checked, strict=True)))
+    digests = []
+    for (
+        array
+    ) in checked:  # shape and pixels, headed as in a PNM file: the key of rows cached earlier
+        kind = b"P6" if array.ndim == 3 else b"P5"
+        header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
+        digests.append(hashlib.sha256(header + array.tobytes()).digest())
+    return GivenImages(tuple(digests), dict(zip(digests, checked, strict=True)))
 
 
 def _file_images(paths: Iterable[Any]) -> GivenImages:
     """Take image files by their paths, relative ones from the working folder."""
-    names = [_name(path) for path in paths]
+    names = []
+    for path in paths:
+        if not isinstance(path, str | bytes | os.PathLike):
+            raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
+        names.append(os.fsencode(path))
     digests, unreadable = hash_files(Path(), names)
     for skipped in unreadable:
         raise _unusable(skipped.path, skipped.reason)
@@ -123,19 +125,6 @@ def _as_image(array: Any) -> npt.NDArray[np.uint8]:
     if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
         raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
     return array if channels == 3 else array.reshape(array.shape[:2])
-
-
-def _digest(array: npt.NDArray[np.uint8]) -> bytes:
-    """SHA-256 of shape and pixels, headed as in a PNM file: the key of rows cached earlier."""
-    kind = b"P6" if array.ndim == 3 else b"P5"
-    header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
-    return hashlib.sha256(header + array.tobytes()).digest()
-
-
-def _name(path: Any) -> bytes:
-    if not isinstance(path, str | bytes | os.PathLike):
-        raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
-    return os.fsencode(path)
 
 
 def _unusable(name: bytes, reason: str) -> BadDataError:

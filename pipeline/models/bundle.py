@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from pipeline.bases.config import RANDOM
 from pipeline.bases.registry import PREPROCESSING_POLICIES, check_image_size, find_base
-from pipeline.cache.view_plan import ViewPlan
+from pipeline.cache.config import ViewPlan
 from pipeline.durable import write_durably
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.config import Input

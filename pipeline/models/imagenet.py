@@ -49,7 +49,7 @@ class ImagenetModel:
         )
         base = config.network
         given = None if labels is None else read_labels(labels)
-        from pipeline.bases.full_model import build_full_model, fetch_labels  # loads TensorFlow
+        from pipeline.bases.build import build_full_model, fetch_labels  # loads TensorFlow
 
         self._network: Any = build_full_model(config)
         self.name = base.name

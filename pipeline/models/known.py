@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cache.file import FeatureTable, read_table
-from pipeline.cache.keys import RowKey
-from pipeline.cache.view_plan import ViewPlan
+from pipeline.cache.config import ViewPlan
+from pipeline.cache.file import FeatureTable, RowKey, read_table
 from pipeline.errors import PipelineError
 from pipeline.models.bundle import Bundle
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable, read_table
-from pipeline.cache.view_plan import ViewPlan
-from pipeline.engines.agreement import relative_errors
+from pipeline.engines import relative_errors
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.heads.calibration import class_scores
 from pipeline.heads.inputs import flatten_or_pool

@@ -15,7 +15,7 @@ import PIL
 from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import known_digest
-from pipeline.cache.keys import RowKey
+from pipeline.cache.file import RowKey
 from pipeline.engines import Engine, is_installed, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.calibration import class_scores

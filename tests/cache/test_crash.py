@@ -39,8 +39,8 @@ from simulated_disk import (
     write_tree,
 )
 
-from pipeline import api, durable, recipe
-from pipeline.cache import compute, fill, publish, shards, upkeep
+from pipeline import api, durable
+from pipeline.cache import compute, fill, provenance, publish, shards, upkeep
 from pipeline.cache import file as cache_file
 from pipeline.cache.fill import fill_cache
 from pipeline.cache.seal import find_damage, read_seal
@@ -199,7 +199,7 @@ def repair(root: Path, cache: Path, engine: TracingEngine) -> None:
     def open_engine(_: object, layers: tuple[str, ...], **__: Any) -> TracingEngine:
         return engine.open(layers)
 
-    with mock.patch.object(recipe, "open_engine", open_engine):
+    with mock.patch.object(provenance, "open_engine", open_engine):
         api.repair_cache(cache / CACHE)
 
 

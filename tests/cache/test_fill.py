@@ -13,11 +13,9 @@ import pytest
 from drawing import draw, draw_set
 
 from pipeline.cache import compute
-from pipeline.cache.file import FeatureTable, read_all_rows, read_table
+from pipeline.cache.file import FeatureTable, RowKey, read_all_rows, read_table
 from pipeline.cache.fill import Filled, fill_cache
-from pipeline.cache.keys import RowKey
-from pipeline.cache.lock import writer_lock
-from pipeline.cache.shards import ShardFolder
+from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.errors import BadDataError, BusyError, CannotCreateError, StorageError
 from pipeline.images.decode import decode
 from pipeline.images.hashes import hash_files

@@ -19,9 +19,8 @@ from drawing import draw
 from pipeline import api
 from pipeline.api import extract_features
 from pipeline.cache import compute
-from pipeline.cache.file import FeatureTable, read_all_rows, read_table
-from pipeline.cache.keys import RowKey
-from pipeline.cache.view_plan import ViewPlan
+from pipeline.cache.config import ViewPlan
+from pipeline.cache.file import FeatureTable, RowKey, read_all_rows, read_table
 from pipeline.errors import CannotCreateError, StorageError, UsageError
 from pipeline.images.decode import decode
 from pipeline.images.views import POLICIES, Augmentation, draw_view

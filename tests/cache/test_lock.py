@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache.lock import writer_lock
+from pipeline.cache.shards import writer_lock
 from pipeline.errors import BusyError
 
 HOLD = (
     "import sys, time\n"
     "from pathlib import Path\n"
-    "from pipeline.cache.lock import writer_lock\n"
+    "from pipeline.cache.shards import writer_lock\n"
     "with writer_lock(Path(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(float(sys.argv[2]))\n"

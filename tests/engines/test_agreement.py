@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.engines.agreement import relative_errors
+from pipeline.engines import relative_errors
 
 
 @pytest.mark.parametrize(

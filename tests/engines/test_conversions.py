@@ -13,7 +13,7 @@ import pytest
 from pipeline.bases.build import build_base, feature_model, preprocess
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import BASES, PIXELS, Base
-from pipeline.engines.agreement import relative_errors
+from pipeline.engines import relative_errors
 from pipeline.engines.keras_reader import read_network
 from pipeline.engines.network import Network
 from pipeline.engines.onnx import MODEL_FILE

@@ -17,10 +17,10 @@ from pipeline.bases.config import BaseConfig
 from pipeline.engines.keras_reader import read_network, simplified
 from pipeline.engines.network import (
     IMAGE,
-    Activation,
     Affine,
     CannotConvert,
     Conv,
+    Function,
     Network,
     Operation,
     Pad,
@@ -249,7 +249,7 @@ def test_affine_operations_are_folded_into_the_convolution_before_them() -> None
 def test_a_convolution_that_is_an_output_or_has_another_reader_stays() -> None:
     operations = [conv("convolved", IMAGE), affine("last", "convolved")]
     assert names(simplified(operations, ["convolved", "last"])) == ["convolved", "last"]
-    operations.append(Activation(name="other", inputs=("convolved",), function="relu"))
+    operations.append(Function(name="other", inputs=("convolved",), function="relu"))
     assert names(simplified(operations, ["last", "other"])) == ["convolved", "last", "other"]
 
 
@@ -265,7 +265,7 @@ def test_padding_is_merged_into_a_pooling_only_where_zeros_have_no_say(
     before: str, function: str, expected: list[str]
 ) -> None:
     operations = [
-        Activation(name="before", inputs=(IMAGE,), function=before),
+        Function(name="before", inputs=(IMAGE,), function=before),
         Pad(name="padded", inputs=("before",), pads=(1, 1, 1, 1)),
         Pool(name="pool", inputs=("padded",), function=function, size=(3, 3), stride=(2, 2)),
     ]

@@ -17,16 +17,12 @@ from pipeline.bases.registry import PREPROCESSING, Rescale
 from pipeline.engines.ncnn import NcnnEngine, convert
 from pipeline.engines.network import (
     IMAGE,
-    Activation,
-    Add,
     Affine,
     CannotConvert,
-    Concat,
     Conv,
     Crop,
-    GlobalAverage,
+    Function,
     LayerNorm,
-    Multiply,
     Network,
     Operation,
     Pad,
@@ -129,23 +125,23 @@ def reference(network: Network, images: npt.NDArray[np.uint8]) -> dict[str, Maps
                 made = maps[0] * scale[:, None, None] + offset[:, None, None]
             case LayerNorm():
                 made = normalised(maps[0], operation)
-            case Activation(function=function):
-                made = activated(maps[0], function)
             case Pool():
                 made = pooled(maps[0], operation)
-            case GlobalAverage():
+            case Function(function="global_average"):
                 made = maps[0].mean((2, 3), keepdims=True)
             case Pad(pads=pads):
                 made = padded(maps[0], pads)
             case Crop(sides=(top, left, bottom, right)):
                 _, _, height, width = maps[0].shape
                 made = maps[0][:, :, top : height - bottom, left : width - right]
-            case Add():
+            case Function(function="add"):
                 made = maps[0] + maps[1]
-            case Multiply():
+            case Function(function="multiply"):
                 made = maps[0] * maps[1]
-            case Concat():
+            case Function(function="concat"):
                 made = np.concatenate(maps, axis=1)
+            case Function(function=function):
+                made = activated(maps[0], function)
         values[operation.name] = made
     return {layer: np.moveaxis(values[layer], 1, -1) for layer in network.outputs}
 
@@ -296,13 +292,13 @@ def single(kind: str, source: str, channels: int) -> Operation:
     operations: dict[str, Operation] = {
         "affine": Affine(name="it", inputs=inputs, scale=scale, offset=offset),
         "layer_norm": LayerNorm(name="it", inputs=inputs, scale=scale, offset=offset, epsilon=1e-6),
-        "global_average": GlobalAverage(name="it", inputs=inputs),
+        "global_average": Function(function="global_average", name="it", inputs=inputs),
         "pad": Pad(name="it", inputs=inputs, pads=(1, 2, 3, 4)),
         "crop": Crop(name="it", inputs=inputs, sides=(1, 2, 3, 4)),
         "crop_two_sides": Crop(name="it", inputs=inputs, sides=(1, 1, 0, 0)),
-        "add": Add(name="it", inputs=(source, source)),
-        "multiply": Multiply(name="it", inputs=(source, source)),
-        "concat": Concat(name="it", inputs=(source, source, source)),
+        "add": Function(function="add", name="it", inputs=(source, source)),
+        "multiply": Function(function="multiply", name="it", inputs=(source, source)),
+        "concat": Function(function="concat", name="it", inputs=(source, source, source)),
     }
     return operations[kind]
 
@@ -344,7 +340,7 @@ def test_activations(function: str, fused: bool, channels: int) -> None:
         conv("before", IMAGE, 3, channels),
         wide,
         conv("conv", "wide", channels, channels),
-        Activation(name="act", inputs=("conv" if fused else "wide",), function=function),
+        Function(name="act", inputs=("conv" if fused else "wide",), function=function),
         conv("after", "act", channels, channels),
     ]
     assert_agrees(network_of(operations, ["act", "after"]))
@@ -363,12 +359,16 @@ def test_squeeze_and_excite(channels: int, weights_first: bool, side: int) -> No
             weight=drawn(channels, 3, size, size) / size,
             bias=drawn(channels),
         ),
-        GlobalAverage(name="squeeze", inputs=("before",)),
+        Function(function="global_average", name="squeeze", inputs=("before",)),
         conv("reduce", "squeeze", channels, 3),
-        Activation(name="reduce_act", inputs=("reduce",), function="swish"),
+        Function(name="reduce_act", inputs=("reduce",), function="swish"),
         conv("expand", "reduce_act", 3, channels),
-        Activation(name="gate", inputs=("expand",), function="sigmoid"),
-        Multiply(name="it", inputs=("gate", "before") if weights_first else ("before", "gate")),
+        Function(name="gate", inputs=("expand",), function="sigmoid"),
+        Function(
+            function="multiply",
+            name="it",
+            inputs=("gate", "before") if weights_first else ("before", "gate"),
+        ),
     ]
     assert_agrees(network_of(operations, ["squeeze", "gate", "it"]))
 
@@ -378,21 +378,21 @@ def residual_network() -> Network:
     operations = [
         Pad(name="stem_pad", inputs=(IMAGE,), pads=(3, 3, 3, 3)),
         conv("stem", "stem_pad", 3, 16, 7, stride=(2, 2)),
-        Activation(name="stem_relu", inputs=("stem",), function="relu"),
+        Function(name="stem_relu", inputs=("stem",), function="relu"),
         Pad(name="pool_pad", inputs=("stem_relu",), pads=(1, 1, 1, 1)),
         Pool(name="pool", inputs=("pool_pad",), function="max", size=(3, 3), stride=(2, 2)),
         conv("reduce", "pool", 16, 8),
-        Activation(name="reduce_relu6", inputs=("reduce",), function="relu6"),
+        Function(name="reduce_relu6", inputs=("reduce",), function="relu6"),
         conv("depthwise", "reduce_relu6", 8, 8, 3, groups=8, pads=(1, 1, 1, 1)),
         conv("expand", "depthwise", 8, 16),
-        Add(name="sum", inputs=("expand", "pool")),
-        Activation(name="relu", inputs=("sum",), function="relu"),
+        Function(function="add", name="sum", inputs=("expand", "pool")),
+        Function(name="relu", inputs=("sum",), function="relu"),
         conv("left", "relu", 16, 5),
         Pool(
             name="right", inputs=("relu",), function="avg", size=(3, 3), stride=(1, 1),
             pads=(1, 1, 1, 1),
         ),
-        Concat(name="branches", inputs=("left", "right", "sum")),
+        Function(function="concat", name="branches", inputs=("left", "right", "sum")),
     ]  # fmt: skip
     return network_of(
         operations, ["branches", "depthwise", "sum", "stem"], preprocessing=PREPROCESSING["caffe"]
@@ -486,7 +486,7 @@ def test_agrees_with_keras(name: str, layers: list[str]) -> None:
 
 
 def test_unknown_operations_are_not_converted() -> None:
-    unknown = Activation(name="selu", inputs=(IMAGE,), function="selu")
+    unknown = Function(name="selu", inputs=(IMAGE,), function="selu")
     network = Network(
         image_size=SIDE,
         preprocessing=PREPROCESSING["tf"],

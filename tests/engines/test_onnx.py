@@ -16,10 +16,9 @@ if find_spec("onnxruntime") is None:  # importing it here would let it keep usag
 from pipeline.bases.registry import PREPROCESSING
 from pipeline.engines.network import (
     IMAGE,
-    Activation,
     Affine,
     Conv,
-    Multiply,
+    Function,
     Network,
     Pool,
 )
@@ -45,7 +44,7 @@ def network() -> Network:
                 pads=(0, 0, 1, 1),
                 stride=(2, 2),
             ),
-            Activation(name="active", inputs=("stem",), function="relu"),
+            Function(name="active", inputs=("stem",), function="relu"),
             Conv(
                 name="depthwise",
                 inputs=("active",),
@@ -54,8 +53,8 @@ def network() -> Network:
                 pads=(1, 1, 1, 1),
                 groups=32,
             ),
-            Activation(name="gate", inputs=("depthwise",), function="sigmoid"),
-            Multiply(name="gated", inputs=("active", "gate")),
+            Function(name="gate", inputs=("depthwise",), function="sigmoid"),
+            Function(function="multiply", name="gated", inputs=("active", "gate")),
             Pool(name="pooled", inputs=("gated",), function="max", size=(2, 2), stride=(2, 2)),
         ),
         outputs={"active": (6, 6, 32), "pooled": (3, 3, 32)},

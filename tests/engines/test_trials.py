@@ -12,14 +12,15 @@ import pytest
 
 from pipeline.bases.config import RUNTIMES, BaseConfig
 from pipeline.engines import Engine, open_engine, trials, worker
-from pipeline.engines.conversions import (
+from pipeline.engines.trials import TOLERANCE
+from pipeline.engines.worker import (
+    WorkerDied,
     conversions_folder,
+    in_own_process,
     is_whole,
     runtime_version,
     write_conversion,
 )
-from pipeline.engines.trials import TOLERANCE
-from pipeline.engines.worker import WorkerDied, in_own_process
 from pipeline.errors import BadDataError, UnreachableError, UsageError
 
 LAYER = "activation_17"
@@ -132,14 +133,14 @@ def plant_conversions_without_a_layer(config: BaseConfig) -> None:
 
     from pipeline.bases.build import build_base
     from pipeline.engines.keras_reader import read_network
-    from pipeline.engines.network import Activation
+    from pipeline.engines.network import Function
 
     base_model, digest = build_base(config)
     network = read_network(base_model, config, [LAYER])
     left_out = next(
         each
         for each in network.operations
-        if isinstance(each, Activation) and each.name not in network.outputs
+        if isinstance(each, Function) and each.name not in network.outputs
     )
     (before,) = left_out.inputs
     operations = tuple(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.images.find import find_images, split_list
+from pipeline.images.scan import find_images, split_list
 
 
 @pytest.fixture

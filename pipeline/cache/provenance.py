@@ -47,16 +47,10 @@ def continue_engine(
     images: Pixels,
     recorded: Mapping[str, Any] | None,
 ) -> Engine:
-    """Open the engine that computes what a cache lacks.
+    """Open the engine that computes what a cache lacks, see `pipeline.engines.open_engine`.
 
-    Parameters
-    ----------
-    layers : layer keys.
-    images : (n, S, S, 3) uint8 RGB, some of those to be computed; engines are tried on them.
-    recorded : the engine that computed what the cache holds already, None for an empty one.
-
-    Raises CannotCreateError for another engine than the recorded one, UnreachableError where that
-    is not installed.
+    ``recorded`` computed what the cache holds already, None for an empty one. Raises
+    CannotCreateError for another engine, UnreachableError where that is not installed.
     """
     there = recorded or {}
     name = config.engine

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline import ExtractConfig
-from pipeline import recipe as recipe_module
 from pipeline.bases.config import BaseConfig
+from pipeline.cache import provenance
+from pipeline.cache.provenance import continue_engine
 from pipeline.errors import CannotCreateError, UnreachableError
-from pipeline.recipe import continue_engine
 
 
 class FakeEngine:
@@ -28,7 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(config.engine)
         return FakeEngine(config.engine)
 
-    monkeypatch.setattr(recipe_module, "open_engine", open_engine)
+    monkeypatch.setattr(provenance, "open_engine", open_engine)
     return names
 
 
@@ -79,6 +79,6 @@ def test_cure_is_for_what_the_user_can_do(monkeypatch: pytest.MonkeyPatch) -> No
     def missing(*_: Any, **__: Any) -> None:
         raise UnreachableError("ncnn is missing: pip install ncnn")
 
-    monkeypatch.setattr(recipe_module, "open_engine", missing)
+    monkeypatch.setattr(provenance, "open_engine", missing)
     with pytest.raises(UnreachableError, match=r"^ncnn computed .*pip install.* another --out$"):
         go_on("auto", {"name": "ncnn", "version": "1"})

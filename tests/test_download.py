@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import download as download_module
+from pipeline.download import Archive, download
 from pipeline.errors import BadDataError, UnreachableError
-from pipeline.images import download as download_module
-from pipeline.images.download import Archive, download
 
 CONTENT = random.Random(0).randbytes(2_500_000)
 
