@@ -18,6 +18,7 @@ from pipeline.bases.boundary import Boundary, find_boundary, unfrozen
 from pipeline.bases.build import build_base, preprocess
 from pipeline.bases.registry import Rescale
 from pipeline.cache.file import Columns, columns_of
+from pipeline.cache.provenance import feature_spec
 from pipeline.evaluation.metrics import accuracy_of
 from pipeline.evaluation.protocol import Division
 from pipeline.evaluation.result import Fit, Outcome, Result
@@ -36,7 +37,6 @@ from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, ImageSet, Skipped, scan_folder
 from pipeline.images.views import Augmentation, draw_view
 from pipeline.keras_backend import keras, tf
-from pipeline.recipe import feature_spec
 from pipeline.text import printable
 
 NOT_SAVED = "a reference to measure against: pipeline.finetune saves what it trains"
