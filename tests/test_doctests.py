@@ -27,7 +27,7 @@ def _photos() -> None:
     bundle = compare_heads(cache, heads="logistic", look=False).shown.bundle
     assert bundle is not None
     Path("results").mkdir()
-    save_bundle(bundle, Path("results/logistic.safetensors"))
+    save_bundle(bundle, Path("results/logistic.skops"))
 
 
 @pytest.mark.usefixtures("_photos")

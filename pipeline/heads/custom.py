@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.heads.calibration import probabilities
 from pipeline.heads.registry import Head, required_arguments
 from pipeline.text import printable
 
@@ -146,11 +147,7 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return int(self.model_.count_params())
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
-        # called directly: `predict` compiles anew for each number of rows
-        outputs = np.asarray(self.model_(X, training=False), np.float64)
-        if outputs.shape[1] == 1:
-            return np.hstack([1 - outputs, outputs])
-        return np.asarray(outputs / outputs.sum(axis=1, keepdims=True))  # float32: 1 ± 1e-7
+        return probabilities(self.model_, X)
 
 
 def _check_probabilities(outputs: npt.NDArray[Any]) -> None:

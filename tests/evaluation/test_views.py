@@ -20,7 +20,6 @@ from feature_sets import (
     folder_splits,
     write_cache,
 )
-from pipeline.evaluation.views import CachedViews
 from pipeline.heads.head import Candidate, Classifier, FitOptions, Floats, Head, HeadSpec
 from pipeline.heads.majority import MajorityClassifier
 from pipeline.heads.training import LabelledRows, TrainingSet
@@ -29,9 +28,9 @@ from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.caches import open_caches
 from pipeline.evaluation.compare import compare_heads
-from pipeline.evaluation.fitting import TrialRows
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.result import Comparison
+from pipeline.evaluation.rows import CachedViews, TrialRows
 
 COUNT, VIEWS = 80, 4
 LABELS = alternating_labels(COUNT)
