@@ -44,9 +44,6 @@ def fit_heads(
 ) -> dict[HeadRequest, list[Fits]]:
     """Fit every head on every trial; in order of the heads, then of the trials."""
     learning = _TrialCache(data, kept=usable_cores() + 1)
-    for request, head in heads.items():
-        if config.balance and not head.name and not can_balance(head):
-            log.warning("%s has no class weights; it is fitted without", request.name)
 
     def fit(request: HeadRequest, head: Head, number: int) -> Fits:
         train, validation = learning.rows_of(number)
@@ -66,6 +63,8 @@ def fit_heads(
             found = within(config.timeout, work, request.name, config.dense_grid)
         except PipelineError as error:  # out of time, or a custom head that failed
             return str(error)
+        if config.balance and number == 0 and found and not can_balance(found[0].estimator):
+            log.warning("%s has no class weights; it is fitted without", request.name)
         return found or DIVERGED
 
     return side_by_side(heads, len(data.trials), fit)

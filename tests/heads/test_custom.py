@@ -166,7 +166,10 @@ def test_balanced_goes_by_class_weights_or_row_weights_or_not_at_all() -> None:
     )
     priors = fit("mine:bayes", train, balanced=True)[-1].class_prior_
     np.testing.assert_allclose(priors, 0.5)
-    assert [can_balance(load_head(f"mine:{name}")) for name in ("ridge", "bayes", "neighbors")] == [
+    assert [
+        can_balance(load_head(f"mine:{name}").build(10, 2))
+        for name in ("ridge", "bayes", "neighbors")
+    ] == [
         True,
         True,
         False,
