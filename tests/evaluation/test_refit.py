@@ -139,14 +139,14 @@ def test_heads_are_fitted_on_all_images_side_by_side(
     found = folds_of(sorted_cache, ("ridge", "logistic", "random_forest"))
     monkeypatch.setattr(fitting, "usable_cores", lambda: 2)
     both = threading.Barrier(2, timeout=20)
-    original = refit.fit_on_rows
+    original = refit.within
 
-    def wait_for_the_other(request: HeadRequest, *others: Any, **options: Any) -> Any:
-        if request.name != "random_forest":
+    def wait_for_the_other(config: ClassifyConfig, work: Any, name: str) -> Any:
+        if name != "random_forest":
             both.wait()
-        return original(request, *others, **options)
+        return original(config, work, name)
 
-    monkeypatch.setattr(refit, "fit_on_rows", wait_for_the_other)
+    monkeypatch.setattr(refit, "within", wait_for_the_other)
     assert [isinstance(fit, Fit) for fit in fit_on_all(*found).values()] == [True] * 3
 
 

@@ -13,11 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import UsageError
-from pipeline.evaluation.fitting import failures_of
 from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.search import can_balance, fit_grid, parameter_count, search
 from pipeline.heads.config import DenseConfig
-from pipeline.heads.custom import HeadFailedError
+from pipeline.heads.custom import HeadFailedError, failures_of
 from pipeline.heads.registry import load_head
 
 MODULE = """
