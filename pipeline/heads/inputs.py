@@ -2,22 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # --help needs `Input` alone
+    import numpy as np
+    import numpy.typing as npt
 
 Input = Literal["flat", "pooled"]
 
 
-def flatten_or_pool(features: npt.NDArray[Any], input: Input) -> npt.NDArray[np.float32]:
+def flatten_or_pool(features: "npt.NDArray[Any]", input: Input) -> "npt.NDArray[np.float32]":
     """Flatten or average maps: (B, H, W, C) -> (B, H·W·C) flat or (B, C) pooled.
 
     Vectors (B, C) stay as they are.
     """
     if input == "flat" or features.ndim == 2:
         return features.reshape(len(features), -1)
-    return np.asarray(features.mean(axis=tuple(range(1, features.ndim - 1))), np.float32)
+    means: npt.NDArray[Any] = features.mean(axis=tuple(range(1, features.ndim - 1)))
+    return means.astype("float32", copy=False)
 
 
 def feature_count(shape: Sequence[int], input: Input) -> int:
