@@ -18,6 +18,7 @@ from pipeline.cache.file import (
     columns_of,
     create_features,
 )
+from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.splits import Splits
 from pipeline.images.views import POLICIES
 from pipeline.spec import FeatureSpec
@@ -67,6 +68,29 @@ def draw_features(
     noise = random.normal(size=(len(labels), *shape))
     middle = (slice(None), *(None,) * (len(shape) - 1))
     return np.maximum(noise + patterns[labels][middle], 0).astype(np.float32)
+
+
+def draw_rows(
+    count: int,
+    class_count: int = 2,
+    *,
+    width: int = 12,
+    signal: float = 1.5,
+    rare: int | None = None,
+    seed: int = 0,
+) -> tuple[LabelledRows, LabelledRows]:
+    """Training and validation rows of the same classes, far from 0; the fourth feature is constant.
+
+    With ``rare``, every rare-th row is of another class than the first.
+    """
+    rows = np.arange(count)
+    labels = rows % class_count
+    if rare is not None:
+        labels = np.where(rows % rare == 0, 1 + rows // rare % (class_count - 1), 0)
+    both = np.tile(labels, 2)
+    features = draw_features(both, (width,), signal=signal, seed=seed) * 50 + 7
+    features[:, 3] = 5.0
+    return LabelledRows(features[:count], labels), LabelledRows(features[count:], labels)
 
 
 def write_cache(

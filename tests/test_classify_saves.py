@@ -12,7 +12,8 @@ from feature_sets import alternating_labels, draw_features, write_cache
 from pipeline.api import extract_features
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Comparison
-from pipeline.models.bundle import find_bundle, load_bundle
+from pipeline.models.bundle import load_bundle
+from pipeline.models.runs import find_bundle
 from pipeline.report.run_folder import Save, write_run
 
 
@@ -23,8 +24,10 @@ def cache(drawn_set: Path) -> Path:
 
 @pytest.fixture
 def comparison(cache: Path, tmp_path: Path) -> Comparison:
-    (tmp_path / "mine.py").write_text("from sklearn.naive_bayes import GaussianNB as make\n")
-    return compare_heads(cache, heads="ridge,ridge:pooled,mine:make", look=False)
+    (tmp_path / "mine.py").write_text(
+        "from sklearn.naive_bayes import GaussianNB\nclass Mine(GaussianNB):\n    pass\n"
+    )
+    return compare_heads(cache, heads="ridge,ridge:pooled,mine:Mine", look=False)
 
 
 @pytest.mark.parametrize("save", ["all", "best", "none"])
@@ -46,9 +49,9 @@ def test_rows_name_their_model_and_the_run_says_why_others_have_none(
     assert document["run"]["save"] == save
     if save == "all":
         models = [path.name for path in sorted((folder / "models").iterdir())]
-        assert models == ["ridge-2.safetensors", "ridge.safetensors"]
+        assert models == ["ridge-2.skops", "ridge.skops"]
         (reason,) = reasons.values()
-        assert "only as a pickle" in reason
+        assert "mine.Mine" in reason
     elif save == "best":
         assert [row["recommended"] for row in with_model] == [True]
         assert find_bundle(folder) == folder / with_model[0]["model"]
@@ -65,7 +68,7 @@ def test_models_of_several_layers_carry_their_layer(tmp_path: Path) -> None:
     comparison = compare_heads(cache, heads="majority", look=False)
     folder = write_run(comparison, tmp_path / "results")
     names = sorted(path.name for path in (folder / "models").iterdir())
-    assert names == [f"majority-block{number}_pool_avg.safetensors" for number in (4, 5)]
+    assert names == [f"majority-block{number}_pool_avg.skops" for number in (4, 5)]
 
 
 def test_check_tells_how_far_every_saved_head_is_from_what_was_measured(cache: Path) -> None:

@@ -1,5 +1,6 @@
 """What the documents say is true."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,9 +11,10 @@ from shutil import which
 import numpy as np
 import pytest
 from drawing import draw_set
-from feature_sets import alternating_labels, write_cache
 
-from pipeline import compare_heads, extract_features
+from pipeline import classify, export, extract_features, predict
+from pipeline.errors import PipelineError
+from pipeline.heads import registry
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,21 +74,30 @@ def test_make_targets_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_the_head_that_the_documents_add_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_head_that_the_documents_add_works_in_every_command(
+    drawn_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (ROOT / "docs" / "EVALUATION.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (code,) = (block for block in blocks if "(Head)" in block)
-    assert len(code.splitlines()) <= 30
-    (tmp_path / "extra_trees.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    (line,) = re.findall(r'`"(extra_trees)": "pipeline\.heads\.(.*?)",`', page)
-    monkeypatch.setattr("pipeline.heads.registry.HEADS", {line[0]: line[1]})
-    cache = write_cache(tmp_path / "drawn.h5", labels=alternating_labels(100), signal=0.5)
-    (result,) = compare_heads(cache, heads=line[0], look=False).results
-    assert (result.head, result.fits) == ("extra_trees", 5)
-    assert result.test_accuracy > 0.6
+    (code,) = (block for block in blocks if "HEADS[" in block)
+    assert len(code.splitlines()) <= 10
+    monkeypatch.setattr(registry, "HEADS", HEADS := dict(registry.HEADS))
+    monkeypatch.setattr("pipeline.heads.names.HEADS", HEADS)
+    exec(code, dict(vars(registry)))
+    cache = extract_features(drawn_set, base="pixels").table.path
+    classify.main([str(cache), "--heads", "extra_trees", "--no-look"])
+    (run,) = Path("results").iterdir()
+    (row,) = json.loads((run / "results.json").read_text("utf-8"))["rows"]
+    assert (row["head"], row["model"]) == ("extra_trees", "models/extra_trees.skops")
+    assert row["test_accuracy"] > 0.6
+    capsys.readouterr()
+    predict.main([str(drawn_set / "test" / "plain"), "--model", str(run)])
+    assert "plain" in capsys.readouterr().out
+    for form in ("onnx", "keras"):
+        with pytest.raises(PipelineError) as refused:
+            export.main([str(run), "--format", form])
+        assert "extra_trees" in str(refused.value)
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.slow

@@ -15,13 +15,14 @@ from pipeline.errors import BadDataError, PipelineError
 from pipeline.evaluation.audit import look_into
 from pipeline.evaluation.caches import DividedCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
-from pipeline.evaluation.fitting import DIVERGED, Fits, failures_of, fit_heads
+from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
 from pipeline.evaluation.refit import NOT_KEPT, with_bundles
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.verdict import judge
 from pipeline.heads.config import Input
+from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 from pipeline.text import counted, duration, printable

@@ -154,7 +154,7 @@ class ClassifyConfig(Config):
         """How images are divided; raises a PipelineError for rules that cannot be."""
         from pipeline.evaluation.protocol import Protocol
 
-        return Protocol.parse(
+        return Protocol(
             folds=self.cv,
             split=self.split,
             group=self.group,

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -20,8 +20,8 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.result import Fit
 from pipeline.evaluation.rows import LabelledRows, TrialRows
-from pipeline.evaluation.search import can_balance, fit_again, search
-from pipeline.heads.config import DenseConfig
+from pipeline.evaluation.search import can_balance, search
+from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 
@@ -42,105 +42,40 @@ def fit_heads(
     heads: Mapping[HeadRequest, Head], data: TrialRows, config: ClassifyConfig
 ) -> dict[HeadRequest, list[Fits]]:
     """Fit every head on every trial; in order of the heads, then of the trials."""
-    learning = _TrialCache(data, kept=usable_cores() + 1)
-    for request, head in heads.items():
-        if config.balance and not head.name and not can_balance(head):
-            log.warning("%s has no class weights; it is fitted without", request.name)
+    lock = Lock()
+
+    @lru_cache(usable_cores() + 1)  # heads come to the trials in turn
+    def rows_of(number: int) -> tuple[LabelledRows, LabelledRows]:
+        splits = data.trials[number].splits
+        return data.to_learn_from(splits.train), data.to_judge(splits.validation)
 
     def fit(request: HeadRequest, head: Head, number: int) -> Fits:
-        train, validation = learning.rows_of(number)
+        with lock:  # made once for all heads
+            train, validation = rows_of(number)
         trial = data.trials[number]
-        more = data.to_learn_from(trial.splits.validation) if config.refit else None
-        seeds = trial.seeds if head.is_stochastic else trial.seeds[:1]
         work = partial(
             _search_with_each_seed,
             train=train,
             validation=validation,
-            refit=more,
+            refit=data.to_learn_from(trial.splits.validation) if config.refit else None,
             class_count=data.class_count,
-            seeds=seeds,
+            seeds=trial.seeds if head.is_stochastic else trial.seeds[:1],
             balanced=config.balance,
         )
         try:
-            found = within(config.timeout, work, request.name, config.dense_grid)
+            found = within(config, work, request.name)
         except PipelineError as error:  # out of time, or a custom head that failed
             return str(error)
+        if config.balance and number == 0 and found and not can_balance(found[0].estimator):
+            log.warning("%s has no class weights; it is fitted without", request.name)
         return found or DIVERGED
 
     return side_by_side(heads, len(data.trials), fit)
 
 
 def _search_with_each_seed(head: Head, seeds: Sequence[int], **arguments: Any) -> list[Fit]:
-    with failures_of(head):
-        found = [search(head, seed=seed, **arguments) for seed in seeds]
+    found = [search(head, seed=seed, **arguments) for seed in seeds]
     return [fit for fit in found if fit is not None]
-
-
-def fit_on_rows(
-    request: HeadRequest,
-    fit: Fit,
-    train: LabelledRows,
-    validation: LabelledRows,
-    *,
-    class_count: int,
-    config: ClassifyConfig,
-) -> Any:
-    """The estimator of a setting that was chosen before, fitted on other rows.
-
-    Raises a PipelineError that says why there is none.
-    """
-    work = partial(
-        _fit_again,
-        fit=fit,
-        train=train,
-        validation=validation,
-        class_count=class_count,
-        balanced=config.balance,
-    )
-    return within(config.timeout, work, request.name, config.dense_grid)
-
-
-def _fit_again(head: Head, **arguments: Any) -> Any:
-    with failures_of(head):
-        return fit_again(head, **arguments)
-
-
-@contextmanager
-def failures_of(head: Head) -> Iterator[None]:
-    """Turn what a custom head raises into one line; of the table's heads it is a bug."""
-    if not head.name:
-        yield
-        return
-    from pipeline.heads.custom import failures_as_head_failed
-
-    with failures_as_head_failed():
-        yield
-
-
-class _TrialCache:
-    """What each trial learns from and chooses on, made once for all heads and threads.
-
-    Only the latest few trials are kept: heads come to them in turn.
-    """
-
-    def __init__(self, data: TrialRows, *, kept: int) -> None:
-        self._data = data
-        self._kept = kept
-        self._made: dict[int, tuple[LabelledRows, LabelledRows]] = {}
-        self._lock = Lock()
-
-    def rows_of(self, number: int) -> tuple[LabelledRows, LabelledRows]:
-        """Training and validation rows of a trial."""
-        with self._lock:
-            if number not in self._made:
-                while len(self._made) >= self._kept:
-                    del self._made[next(iter(self._made))]
-                splits = self._data.trials[number].splits
-                self._made[number] = (
-                    self._data.to_learn_from(splits.train),
-                    self._data.to_judge(splits.validation),
-                )
-            return self._made[number]
 
 
 def side_by_side(
@@ -173,21 +108,16 @@ def side_by_side(
     }
 
 
-def within(
-    seconds: float | None,
-    work: Callable[[Head], T],
-    name: str,
-    dense: tuple[DenseConfig, ...],
-) -> T:
-    """What ``work(head)`` returns; with a limit, from a process that is killed when it is up.
+def within(config: ClassifyConfig, work: Callable[[Head], T], name: str) -> T:
+    """What ``work(head)`` returns; with a time limit, from a process that is killed when it is up.
 
     Raises NotFittedError where that process was stopped or died, and whatever ``work`` raises.
     """
-    if seconds is None:
-        return work(load_head(name, dense))
+    if config.timeout is None:
+        return _run(config, work, name)
     context = multiprocessing.get_context("spawn")  # a forked BLAS or TensorFlow can deadlock
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work_and_send, args=(theirs, work, name, dense), daemon=True)
+    process = context.Process(target=_work_and_send, args=(theirs, config, work, name), daemon=True)
     with _interrupts_held():
         process.start()
     theirs.close()
@@ -197,8 +127,8 @@ def within(
             raise NotFittedError(f"did not start within {SECONDS_TO_START:g} s")
         ours.recv()
         started = True
-        if not ours.poll(seconds):
-            raise NotFittedError(f"stopped after {seconds:g} s")
+        if not ours.poll(config.timeout):
+            raise NotFittedError(f"stopped after {config.timeout:g} s")
         answer: T | Exception = ours.recv()
     except EOFError:
         process.join()
@@ -236,18 +166,24 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _run(config: ClassifyConfig, work: Callable[[Head], T], name: str) -> T:
+    head = load_head(name, config.dense_grid)
+    with failures_of(head):
+        return work(head)
+
+
 def _work_and_send(
-    connection: Connection, work: Callable[[Head], Any], name: str, dense: tuple[DenseConfig, ...]
+    connection: Connection, config: ClassifyConfig, work: Callable[[Head], Any], name: str
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: the parent alone says so
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     warnings.filterwarnings("ignore", module="sklearn")
-    head = load_head(name, dense)
+    load_head(name)  # its imports take none of its time
     connection.send("ready")
     with threadpool_limits(limits=1, user_api="blas"):
         try:
-            answer: Any = work(head)
+            answer: Any = _run(config, work, name)
         except Exception as error:  # a bug gets its traceback in the parent
             answer = error
     try:

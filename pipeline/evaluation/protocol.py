@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -58,50 +58,41 @@ class Protocol:
     ----------
     folds : cross-validate with so many; None for the default: `USUAL_FOLDS` for fewer than
         `FEW_IMAGES` images without split folders, else one division.
-    shares : of the one division where there are no split folders; None unless asked for.
+    split : shares of the one division where there are no split folders, ``60/20/20``.
+    group : which images must not be parted, as `parse_group_rule` reads it.
     split_seed : another division, or other folds.
     seed, repeats : heads that draw at random are fitted with seed, seed + 1, …; each repeat of
         the folds divides anew.
-    group_of : which images must not be parted.
+
+    Raises UsageError, NoInputError or BadDataError for rules that cannot be.
     """
 
     folds: int | None = None
-    shares: Shares | None = None
+    split: str | None = None
+    group: str | None = None
     split_seed: int = 0
     seed: int = 0
     repeats: int = 1
-    group_of: GroupOf | None = None
 
-    @classmethod
-    def parse(
-        cls,
-        *,
-        folds: int | None,
-        split: str | None,
-        group: str | None,
-        split_seed: int,
-        seed: int,
-        repeats: int,
-    ) -> Self:
-        """Check what was typed; raises UsageError, NoInputError or BadDataError."""
-        if folds is not None and split is not None:
+    def __post_init__(self) -> None:
+        if self.folds is not None and self.split is not None:
             raise UsageError("--cv and --split are two ways to divide a set; choose one")
-        if folds is not None:
-            check_fold_count(folds)
-        if repeats < 1:
-            raise UsageError(f"--repeats needs at least 1; received {repeats}")
-        check_seed(seed)
-        check_seed(seed + repeats - 1)
-        check_seed(split_seed, "--split-seed")
-        check_seed(split_seed + repeats - 1, "--split-seed")
-        return cls(
-            folds=folds,
-            shares=None if split is None else Shares.parse(split),
-            split_seed=split_seed,
-            seed=seed,
-            repeats=repeats,
-            group_of=None if group is None else parse_group_rule(group),
-        )
+        if self.folds is not None:
+            check_fold_count(self.folds)
+        if self.repeats < 1:
+            raise UsageError(f"--repeats needs at least 1; received {self.repeats}")
+        for first, flag in ((self.seed, "--seed"), (self.split_seed, "--split-seed")):
+            check_seed(first, flag)
+            check_seed(first + self.repeats - 1, flag)
+        self.shares, self.group_of  # noqa: B018 - raise for what cannot be read
+
+    @cached_property
+    def shares(self) -> Shares | None:
+        return None if self.split is None else Shares.parse(self.split)
+
+    @cached_property
+    def group_of(self) -> GroupOf | None:
+        return None if self.group is None else parse_group_rule(self.group)
 
     def divide(self, columns: Columns, classes: Sequence[str]) -> Division:
         """The trials of a set of images; raises BadDataError where it cannot be divided so."""

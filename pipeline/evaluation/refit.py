@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from pipeline.cache.file import FeatureTable
 from pipeline.errors import PipelineError
 from pipeline.evaluation.caches import DividedCache
 from pipeline.evaluation.config import ClassifyConfig
-from pipeline.evaluation.fitting import fit_on_rows, side_by_side
+from pipeline.evaluation.fitting import side_by_side, within
 from pipeline.evaluation.result import Fit, Outcome, Result, params_text
 from pipeline.evaluation.rows import TrialRows
+from pipeline.evaluation.search import fit_again
 from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head
@@ -46,8 +48,9 @@ def with_bundles(
     fits : of each head that has figures, of each of ``data.trials``.
     """
     measured = {request: fits[request][0][0] for request in fits}
+    fitted_on = "train and validation" if config.refit else "train"
     kept = [
-        with_bundle(each, measured.get(request), cache.table, fitted_on=_fitted_on(config))
+        with_bundle(each, measured.get(request), cache.table, fitted_on=fitted_on)
         for request, each in outcomes.items()
     ]
     if not cache.division.folds:
@@ -65,10 +68,6 @@ def with_bundles(
             outcome = with_bundle(outcome, found, cache.table, fitted_on=on_all)
         refitted.append(outcome)
     return refitted
-
-
-def _fitted_on(config: ClassifyConfig) -> str:
-    return "train and validation" if config.refit else "train"
 
 
 def with_bundle(
@@ -103,15 +102,16 @@ def fit_on_all(
     def fit(request: HeadRequest, head: Head, _: int) -> Fit | str:
         chosen = _usual([fit for of_trial in fits[request] for fit in of_trial])
         usual = replace(chosen[0], seed=data.trials[0].seeds[0])
+        work = partial(
+            fit_again,
+            fit=usual,
+            train=train,
+            validation=validation,
+            class_count=data.class_count,
+            balanced=config.balance,
+        )
         try:
-            estimator = fit_on_rows(
-                request,
-                usual,
-                train,
-                validation,
-                class_count=data.class_count,
-                config=config,
-            )
+            estimator = within(config, work, request.name)
         except PipelineError as error:
             return str(error)
         if isinstance(estimator, TemperatureScaling):
@@ -130,9 +130,22 @@ def _usual(fits: Sequence[Fit]) -> list[Fit]:
 
 
 def _bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: str) -> Bundle:
-    how: dict[str, Any] = {"fitted_on": fitted_on, "views": result.views, "tta": result.tta}
+    """The bundle, with where its features come from for whoever uses it later."""
+    origin = table.document
+    document: dict[str, Any] = {
+        "cache": os.fspath(table.path.resolve()),
+        "set": origin["set"],
+        "root": origin["root"],
+        "weights_from": str(origin.get("weights_from", IMAGENET)),
+        "engine": origin.get("engine"),
+        "versions": origin.get("versions"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fitted_on": fitted_on,
+        "views": result.views,
+        "tta": result.tta,
+    }
     if result.views or result.tta:
-        how["augmentation"] = table.document.get("augmentation")
+        document["augmentation"] = origin.get("augmentation")
     return Bundle(
         head=result.head,
         params=params_text(fit.params),
@@ -142,19 +155,5 @@ def _bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: str) ->
         input="flat" if result.input == "flat" else "pooled",
         shape=table.layers[result.layer],
         classes=table.classes,
-        document=_origin(table) | how,
+        document=document,
     )
-
-
-def _origin(table: FeatureTable) -> dict[str, Any]:
-    """Where the features come from, for whoever uses the classifier later."""
-    document = table.document
-    return {
-        "cache": os.fspath(table.path.resolve()),
-        "set": document["set"],
-        "root": document["root"],
-        "weights_from": str(document.get("weights_from", IMAGENET)),
-        "engine": document.get("engine"),
-        "versions": document.get("versions"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -32,6 +32,8 @@ from pipeline.heads.registry import Head
 
 Params = Mapping[str, Any]
 
+NOT_LEARNED = ("classes_", "class_count_")  # arrays that no prediction needs
+
 log = logging.getLogger("pipeline")
 
 
@@ -218,22 +220,25 @@ def fit_grid(
 
 def balance(estimator: Any, labels: npt.NDArray[np.int64], class_count: int) -> dict[str, Any]:
     """Have the classes count equally; returns what the final step's ``fit`` needs for it."""
-    if set_where_none(estimator, "class_weight", "balanced"):
+    equal = np.full(class_count, 1 / class_count)
+    if set_where_none(estimator, "class_weight", "balanced") or set_where_none(
+        estimator, "priors", equal
+    ):
         return {}
-    if set_where_none(estimator, "priors", np.full(class_count, 1 / class_count)):
-        return {}
-    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    if has_fit_parameter(final, "sample_weight"):
-        return {"sample_weight": compute_sample_weight("balanced", labels)}
-    return {}
-
-
-def can_balance(head: Head) -> bool:
-    """Whether a head can have its classes count equally."""
-    estimator = head.build(2, 2)
-    return bool(balance(estimator, np.array([0, 1]), 2)) or any(
-        name.split("__")[-1] in ("class_weight", "priors") for name in estimator.get_params()
+    return (
+        {"sample_weight": compute_sample_weight("balanced", labels)}
+        if can_balance(estimator)
+        else {}
     )
+
+
+def can_balance(estimator: Any) -> bool:
+    """Whether an estimator takes weights or priors of classes, or weights of rows."""
+    while isinstance(estimator, TemperatureScaling):
+        estimator = estimator.estimator
+    names = {name.split("__")[-1] for name in estimator.get_params()}
+    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    return bool(names & {"class_weight", "priors"}) or has_fit_parameter(final, "sample_weight")
 
 
 def set_where_none(estimator: Any, name: str, value: object) -> bool:
@@ -272,6 +277,6 @@ def parameter_count(estimator: Any) -> int:
         return sum(map(parameter_count, np.ravel(np.asarray(estimator.estimators_, object))))
     if hasattr(estimator, "parameters"):
         return int(estimator.parameters)
-    values = [value for name, value in vars(estimator).items() if name != "classes_"]
+    values = [value for name, value in vars(estimator).items() if name not in NOT_LEARNED]
     arrays = [each for value in values for each in (value if isinstance(value, list) else [value])]
     return sum(each.size for each in arrays if isinstance(each, np.ndarray))

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from joblib import parallel_config
 from scipy.optimize import brentq
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -29,9 +30,12 @@ def class_scores(
 
     Raises ValueError if they are not (N, K).
     """
-    starts = range(0, max(len(features), 1), ROWS_PER_BLOCK)
+    if not len(features):
+        return np.empty((0, class_count))
+    starts = range(0, len(features), ROWS_PER_BLOCK)
     blocks = [features[start : start + ROWS_PER_BLOCK] for start in starts]
-    found = np.concatenate([np.asarray(getattr(estimator, method)(block)) for block in blocks])
+    with parallel_config("sequential"):  # threads add the votes of trees in any order
+        found = np.concatenate([np.asarray(getattr(estimator, method)(block)) for block in blocks])
     if method == "predict":
         return np.asarray(found[:, None] == np.arange(class_count), np.float64)
     if found.ndim == 1:
@@ -45,6 +49,14 @@ def class_scores(
     if method == "predict_proba":  # some miss 1 by more than rounding in float64
         scores /= scores.sum(axis=1, keepdims=True)
     return scores
+
+
+def probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:
+    """What a Keras model of softmax outputs, or one of sigmoid, gives for rows (N, D): (N, K)."""
+    outputs = np.asarray(model(rows, training=False), np.float64)  # `predict` would compile anew
+    if outputs.shape[1] == 1:
+        return np.hstack([1 - outputs, outputs])
+    return np.asarray(outputs / outputs.sum(axis=1, keepdims=True))  # float32: 1 ± 1e-7
 
 
 def scoring_method(estimator: Any) -> str:

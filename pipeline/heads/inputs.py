@@ -17,7 +17,8 @@ def flatten_or_pool(features: npt.NDArray[Any], input: Input) -> npt.NDArray[np.
     """
     if input == "flat" or features.ndim == 2:
         return features.reshape(len(features), -1)
-    return np.asarray(features.mean(axis=tuple(range(1, features.ndim - 1))), np.float32)
+    means: npt.NDArray[Any] = features.mean(axis=tuple(range(1, features.ndim - 1)))
+    return means.astype("float32", copy=False)
 
 
 def feature_count(shape: Sequence[int], input: Input) -> int:

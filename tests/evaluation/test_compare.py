@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from feature_sets import SPEC, alternating_labels, folder_splits, write_cache
-from pipeline.evaluation.inputs import read_input
-from pipeline.heads.settings import DenseSettings
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.cache.file import read_table
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Comparison
-from pipeline.heads.registry import parse_heads
+from pipeline.evaluation.rows import read_input
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.names import parse_heads
 
 FAST = "logistic,linear_svm,ridge,lda,knn,naive_bayes,majority"
 LABELS = alternating_labels(200)
@@ -27,7 +27,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def test_every_head_has_a_row_and_validation_sorts_them(cache: Path) -> None:
-    dense = DenseSettings(epochs=2, units=8, learning_rate=1e-3)
+    dense = DenseConfig(epochs=2, units=8, learning_rate=1e-3)
     comparison = compare_heads(cache, dense=dense)
     results = comparison.results
     assert {result.head for result in results} == {each.name for each in parse_heads("all")}
@@ -72,7 +72,7 @@ def without_times(comparison: Comparison) -> list[dict[str, object]]:
 
 
 def test_the_same_seed_repeats_the_table(cache: Path) -> None:
-    settings = DenseSettings(epochs=2, units=8, learning_rate=1e-3)
+    settings = DenseConfig(epochs=2, units=8, learning_rate=1e-3)
     first, second = (
         without_times(compare_heads(cache, heads="all", seed=4, dense=settings)) for _ in range(2)
     )
@@ -139,7 +139,7 @@ def test_vectors_are_pooled_and_pixels_flat(tmp_path: Path) -> None:
 def test_pooled_maps_are_their_means_in_the_order_of_the_rows(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.evaluation.inputs.ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr("pipeline.evaluation.rows.ROWS_PER_BLOCK", 7)
     table = read_table(cache)
     rows = np.random.default_rng(0).permutation(200)[:50]
     maps = table.features("block5_pool")[rows]
@@ -195,7 +195,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_diverged_head_says_so_in_its_row(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    dense = DenseSettings(epochs=3, units=8, learning_rate=1e38, optimizer="sgd")
+    dense = DenseConfig(epochs=3, units=8, learning_rate=1e38, optimizer="sgd")
     comparison = compare_heads(cache, heads="dense,majority", dense=dense)
     majority, diverged = comparison.results
     assert (majority.head, majority.status, majority.recommended) == ("majority", "", True)

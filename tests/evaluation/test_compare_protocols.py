@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from feature_sets import SPEC, alternating_labels, draw_columns, folder_splits, write_cache
-from pipeline.heads.settings import DenseSettings
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import log_loss
 
@@ -15,9 +14,10 @@ from pipeline.errors import UsageError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.metrics import expected_calibration_error
 from pipeline.evaluation.protocol import Protocol
+from pipeline.heads.config import DenseConfig
 
 LABELS = alternating_labels(200)
-QUICK_DENSE = DenseSettings(epochs=3, units=8, learning_rate=1e-3)
+QUICK_DENSE = DenseConfig(epochs=3, units=8, learning_rate=1e-3)
 
 
 @pytest.fixture
@@ -177,15 +177,15 @@ def test_imbalance_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"protocol": "other"}, "--protocol is one of"),
         ({"protocol": "kornblith", "heads": "ridge"}, "leave out --heads"),
         ({"timeout": 0.0}, "--timeout needs more than 0"),
     ],
 )
-def test_what_cannot_be_is_refused(cache: Path, options: dict[str, object], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_what_cannot_be_is_refused(cache: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         compare_heads(cache, **options)
 
 

@@ -6,24 +6,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, draw_columns, draw_features
-from pipeline.evaluation.views import ViewRows
-from pipeline.heads.head import Candidate, FitOptions, Head, HeadSpec
-from pipeline.heads.majority import Majority, MajorityClassifier
-from pipeline.heads.training import LabelledRows, Scaler, TrainingSet
+from sklearn.dummy import DummyClassifier
 
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation import fitting
-from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
+from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.fitting import Fits, fit_heads
 from pipeline.evaluation.protocol import Protocol
-from pipeline.heads import training
-from pipeline.heads.registry import HeadRequest, load_head
+from pipeline.evaluation.rows import TrialRows, ViewRows
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.names import HeadRequest
+from pipeline.heads.registry import HEADS, Head, load_head
 
 LABELS = np.asarray(alternating_labels(120))
 
@@ -39,93 +38,55 @@ def trial_rows(folds: int = 3) -> TrialRows:
     )
 
 
-class Slow(Head):
+def fit(name: str, data: TrialRows, **options: object) -> list[Fits]:
+    """What one head gives on each trial."""
+    request = HeadRequest(name)
+    config = ClassifyConfig(**options)  # type: ignore[arg-type]
+    return fit_heads({request: load_head(name)}, data, config)[request]
+
+
+class Slow(DummyClassifier):  # type: ignore[misc]
     """Waits, and notes how many wait at the same time."""
 
-    def __init__(self, *, alone: bool) -> None:
-        self.uses_all_cores = alone
-        self.running = self.most = 0
-        self.lock = threading.Lock()
+    running = most = 0
+    lock = threading.Lock()
 
-    def fit_candidates(
-        self, train: TrainingSet, validation: LabelledRows, options: FitOptions
-    ) -> Iterator[Candidate]:
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "Slow":
+        kind = type(self)
         with self.lock:
-            self.running += 1
-            self.most = max(self.most, self.running)
+            kind.running += 1
+            kind.most = max(kind.most, kind.running)
         time.sleep(0.1)
         with self.lock:
-            self.running -= 1
-        yield Candidate(spec=HeadSpec("slow"), classifier=MajorityClassifier(train.shares))
+            kind.running -= 1
+        return super().fit(X, y)  # type: ignore[no-any-return]
 
 
-def test_heads_run_on_every_core_and_those_that_need_all_run_alone(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("cores", [1, 3])
+def test_heads_run_on_every_core_and_stochastic_ones_alone(
+    cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "usable_cores", lambda: 3)
-    beside, alone = Slow(alone=False), Slow(alone=True)
-    heads = {HeadRequest("beside"): beside, HeadRequest("alone"): alone}
-    found = fit_heads(heads, trial_rows(), FitRules())
-    assert [len(fitted) for fitted in found.values()] == [3, 3]
-    assert beside.most == 3
-    assert alone.most == 1
+    class Beside(Slow):
+        pass
 
+    class Alone(Slow):
+        pass
 
-def test_on_one_core_every_head_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "usable_cores", lambda: 1)
-    heads = {HeadRequest("beside"): Slow(alone=False), HeadRequest("alone"): Slow(alone=True)}
-    assert set(fit_heads(heads, trial_rows(), FitRules())) == set(heads)
-
-
-def test_what_heads_share_is_computed_once_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    scaler = training.Scaler
-
-    def counted(*arguments: object) -> Scaler:
-        made.append(threading.get_ident())
-        return scaler(*arguments)
-
-    monkeypatch.setattr(training, "Scaler", counted)
-    names = ("logistic", "ridge", "linear_svm", "lda")
-    fit_heads({HeadRequest(name): load_head(name) for name in names}, trial_rows(), FitRules())
-    assert len(made) == 3
-
-
-def test_threads_that_need_one_another_s_properties_do_not_wait_for_ever() -> None:
-    begun = threading.Event()
-
-    class Pair:
-        @training.ComputedOnce
-        def outer(self) -> int:
-            begun.set()
-            time.sleep(0.2)  # until the other thread asks for the inner one
-            return self.inner + 1
-
-        @training.ComputedOnce
-        def inner(self) -> int:
-            return 1
-
-    pair = Pair()
-    found: list[int] = []
-    first = threading.Thread(target=lambda: found.append(pair.outer), daemon=True)
-    second = threading.Thread(target=lambda: found.append(pair.inner), daemon=True)
-    first.start()
-    begun.wait()
-    second.start()
-    for thread in (first, second):
-        thread.join(10)
-    assert sorted(found) == [1, 2]
+    monkeypatch.setattr(fitting, "usable_cores", lambda: cores)
+    monkeypatch.setitem(HEADS, "beside", Head(Beside))
+    monkeypatch.setitem(HEADS, "alone", Head(Alone, is_stochastic=True))
+    heads = {HeadRequest(name): HEADS[name] for name in ("beside", "alone")}
+    found = fit_heads(heads, trial_rows(), ClassifyConfig())
+    assert [len(fits) for fits in found.values()] == [3, 3]
+    assert (Beside.most, Alone.most) == (cores, 1)
 
 
 def test_a_limit_on_time_changes_no_result() -> None:
-    heads = {HeadRequest("logistic"): load_head("logistic")}
     data = trial_rows()
-    free = fit_heads(heads, data, FitRules())[HeadRequest("logistic")]
-    limited = fit_heads(heads, data, FitRules(timeout=60))[HeadRequest("logistic")]
-    for one, other in zip(free, limited, strict=True):
-        np.testing.assert_array_equal(
-            one.choices[0].validation_scores, other.choices[0].validation_scores
-        )
+    for free, limited in zip(fit("logistic", data), fit("logistic", data, timeout=60), strict=True):
+        assert not isinstance(free, str)
+        assert not isinstance(limited, str)
+        np.testing.assert_array_equal(free[0].validation_scores, limited[0].validation_scores)
 
 
 def test_a_head_that_takes_too_long_is_stopped() -> None:
@@ -138,27 +99,40 @@ def test_a_head_that_takes_too_long_is_stopped() -> None:
         trials=Protocol(folds=3).divide(draw_columns(labels.tolist()), ("a", "b")).trials[:1],
         rows=ViewRows.plain(6000),
     )
-    request = HeadRequest("random_forest")
     started = time.monotonic()
-    (fitted,) = fit_heads({request: load_head(request.name)}, data, FitRules(timeout=0.3))[request]
-    assert fitted.choices == ()
-    assert fitted.status == "stopped after 0.3 s"
+    assert fit("random_forest", data, timeout=0.3) == ["stopped after 0.3 s"]
     assert time.monotonic() - started < 60
 
 
-def test_a_head_that_fails_expectedly_has_a_status_and_a_bug_is_raised() -> None:
-    class Failing(Majority):
-        error: Exception = BadDataError("own head: no, thanks")
+def test_a_head_that_fails_expectedly_has_a_status_and_a_bug_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing(DummyClassifier):  # type: ignore[misc]
+        error: Exception = BadDataError("too many rows")
 
-        def fit_candidates(self, *arguments: object) -> Iterator[Candidate]:
+        def fit(self, *arguments: object) -> None:
             raise self.error
 
-    request = HeadRequest("failing")
-    fitted = fit_heads({request: Failing()}, trial_rows(), FitRules())[request]
-    assert {each.status for each in fitted} == {"own head: no, thanks"}
+    monkeypatch.setitem(HEADS, "failing", Head(Failing))
+    assert fit("failing", trial_rows()) == ["too many rows"] * 3
     Failing.error = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        fit_heads({request: Failing()}, trial_rows(), FitRules())
+        fit("failing", trial_rows())
+
+
+def test_a_head_that_cannot_balance_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "near.py").write_text(
+        "from sklearn.neighbors import KNeighborsClassifier as head\n"
+    )
+    for name in ("near:head", "knn", "prototype", "logistic", "dense"):
+        config = ClassifyConfig(balance=True, dense=DenseConfig(epochs=1))
+        request = HeadRequest(name)
+        fit_heads({request: load_head(name)}, trial_rows(), config)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} has no class weights; it is fitted without" for name in ("near:head", "knn")
+    ]
 
 
 OWN = """
@@ -196,12 +170,11 @@ def test_a_process_that_dies_says_how(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     data = trial_rows()
     one = replace(data, trials=data.trials[:1])
-    heads = [HeadRequest(f"own_exits:{name}") for name in ("Dying", "Ending", "Leaving")]
-    found = fit_heads({each: load_head(each.name) for each in heads}, one, FitRules(timeout=60))
-    assert [fitted.status for (fitted,) in found.values()] == [
-        "was killed by signal 9 while it was fitted (out of memory?)",
-        "ended with exit code 5 while it was fitted",
-        "failed: SystemExit: 3",
+    found = [fit(f"own_exits:{name}", one, timeout=60) for name in ("Dying", "Ending", "Leaving")]
+    assert found == [
+        ["was killed by signal 9 while it was fitted (out of memory?)"],
+        ["ended with exit code 5 while it was fitted"],
+        ["failed: SystemExit: 3"],
     ]
 
 
@@ -209,18 +182,20 @@ SCRIPT = """
 import sys, time
 import numpy as np
 from feature_sets import draw_columns
-from pipeline.evaluation.fitting import FitRules, TrialRows, fit_heads
+from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.fitting import fit_heads
 from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.views import ViewRows
-from pipeline.heads.registry import HeadRequest, load_head
+from pipeline.evaluation.rows import TrialRows, ViewRows
+from pipeline.heads.names import HeadRequest
+from pipeline.heads.registry import load_head
 
 def fit():
     labels = np.arange(12) % 2
     trials = Protocol(folds=3).divide(draw_columns(labels.tolist()), ("a", "b")).trials[:1]
     data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials, ViewRows.plain(12))
     heads = {HeadRequest("knn"): load_head("knn")}
-    (found,) = fit_heads(heads, data, FitRules(timeout=60)).values()
-    print(found[0].status)
+    (found,) = fit_heads(heads, data, ClassifyConfig(timeout=60)).values()
+    print(found[0])
 """
 UNGUARDED = SCRIPT + "fit()"
 INTERRUPTED = f"""{SCRIPT}
@@ -269,9 +244,7 @@ def test_a_head_that_exits_or_prints_neither_ends_the_run_nor_reaches_stdout(
     (tmp_path / "own_leaving.py").write_text(f"{EXITS}\nprint('imported')\n")
     (tmp_path / "own_gone.py").write_text("import sys\nsys.exit('no guard')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    request = HeadRequest("own_leaving:Leaving")
-    fitted = fit_heads({request: load_head(request.name)}, trial_rows(), FitRules())[request]
-    assert {each.status for each in fitted} == {"failed: SystemExit: 3"}
+    assert fit("own_leaving:Leaving", trial_rows()) == ["failed: SystemExit: 3"] * 3
     assert capsys.readouterr() == ("", "imported\n" + 3 * "good bye\n")
     with pytest.raises(UsageError, match="cannot import own_gone: SystemExit: no guard"):
         load_head("own_gone:head")
@@ -282,9 +255,8 @@ def test_a_head_that_cannot_leave_its_process_has_a_status(
 ) -> None:
     (tmp_path / "own_with_lambda.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    request = HeadRequest("own_with_lambda:with_lambda")
-    head = load_head(request.name)
-    data = trial_rows()
-    assert fit_heads({request: head}, data, FitRules())[request][0].choices
-    fitted = fit_heads({request: head}, data, FitRules(timeout=60))[request][0]
-    assert fitted.status.startswith("cannot be sent to another process")
+    name, data = "own_with_lambda:with_lambda", trial_rows(3)
+    assert not isinstance(fit(name, data)[0], str)
+    status = fit(name, replace(data, trials=data.trials[:1]), timeout=60)[0]
+    assert isinstance(status, str)
+    assert status.startswith("cannot be sent to another process")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, draw_columns, sides
-from pipeline.evaluation.folds import make_folds
 
 from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.splits import make_folds
 
 CLASSES = ("cats", "dogs", "frogs")
 LABELS = alternating_labels(90, 3)

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from feature_sets import draw_columns, write_cache
-from pipeline.heads.settings import DenseSettings
 from scipy.stats import binom
 
 from pipeline.cache.file import Columns, columns_of
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Result
+from pipeline.heads.config import DenseConfig
 from pipeline.heads.registry import HEADS
 
 IMAGES = 150
-QUICK_DENSE = DenseSettings(epochs=8, units=16, learning_rate=1e-2, optimizer="adam")
+QUICK_DENSE = DenseConfig(epochs=8, units=16, learning_rate=1e-2, optimizer="adam")
 PROTOCOLS = {
     "one division": {"split": "50/25/25"},
     "folds": {"cv": 3},

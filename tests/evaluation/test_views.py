@@ -5,8 +5,7 @@ Features say which image and view they are of, so that a head can tell what it h
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,17 @@ from feature_sets import (
     folder_splits,
     write_cache,
 )
-from pipeline.evaluation.views import CachedViews
-from pipeline.heads.head import Candidate, Classifier, FitOptions, Floats, Head, HeadSpec
-from pipeline.heads.majority import MajorityClassifier
-from pipeline.heads.training import LabelledRows, TrainingSet
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.caches import open_caches
 from pipeline.evaluation.compare import compare_heads
-from pipeline.evaluation.fitting import TrialRows
-from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.result import Comparison
+from pipeline.evaluation.rows import CachedViews, TrialRows
+from pipeline.heads.calibration import class_scores
+from pipeline.heads.registry import HEADS, Head
 
 COUNT, VIEWS = 80, 4
 LABELS = alternating_labels(COUNT)
@@ -57,50 +55,33 @@ def cache_of(
     )
 
 
-@dataclass(frozen=True)
-class Knows:
-    """Says class 0 of images that it was fitted on, 1 of others; half of each of odd views."""
+class Memory(ClassifierMixin, BaseEstimator):
+    """Notes what it is fitted on, (image, view) -> how often, and knows those images again.
 
-    seen: frozenset[int]
-    has_probabilities: bool = True
-    parameters: int = 1
+    Class 0 is an image that it was fitted on, 1 another; half of each for odd views.
+    """
 
-    def scores(self, features: Floats) -> np.ndarray:
-        new = np.array([int(image) not in self.seen for image in features[:, 0]], float)
-        new[features[:, 1] % 2 == 1] /= 2
+    fitted: list[Counter[tuple[int, int]]]
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "Memory":
+        np.testing.assert_array_equal(y, X[:, 0] % 2)
+        self.fitted.append(Counter((int(image), int(view)) for image, view in X))
+        self.classes_, self.seen_ = np.unique(y), np.unique(X[:, 0])
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        new = 1.0 - np.isin(X[:, 0], self.seen_)
+        new[X[:, 1] % 2 == 1] /= 2
         return np.stack([1 - new, new], axis=1)
 
 
-@dataclass(frozen=True)
-class Memory(Head):
-    """Notes what it is fitted on: (image, view) -> how often."""
-
-    fitted: list[Counter[tuple[int, int]]] = field(default_factory=list)
-
-    def fit_candidates(
-        self, train: TrainingSet, validation: LabelledRows, options: FitOptions
-    ) -> Iterator[Candidate]:
-        assert (validation.features[:, 1] == 0).all()
-        np.testing.assert_array_equal(train.labels, train.features[:, 0] % 2)
-        self.fitted.append(Counter((int(image), int(view)) for image, view in train.features))
-        yield Candidate(spec=HeadSpec("memory"), classifier=self.learned(train))
-
-    def learned(self, train: TrainingSet) -> Classifier:
-        return Knows(frozenset(train.features[:, 0].astype(int).tolist()))
-
-
-class SavableMemory(Memory):
-    """What it learns can be saved, and so is fitted on all images after folds."""
-
-    def learned(self, train: TrainingSet) -> Classifier:
-        return MajorityClassifier(train.shares)
-
-
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
-    head = Memory()
-    monkeypatch.setattr("pipeline.evaluation.compare.load_head", lambda name: head)
-    return head
+def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
+    """In place of the heads of the table."""
+    monkeypatch.setattr(Memory, "fitted", [], raising=False)
+    for name in ("majority", "kornblith"):
+        monkeypatch.setitem(HEADS, name, Head(Memory))
+    return Memory
 
 
 def compare(path: Path, **options: Any) -> Comparison:
@@ -112,7 +93,7 @@ def compare(path: Path, **options: Any) -> Comparison:
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("options", PROTOCOLS)
 def test_no_view_of_a_judged_image_is_learned(
-    tmp_path: Path, memory: Memory, options: dict[str, Any], tta: bool
+    tmp_path: Path, memory: type[Memory], options: dict[str, Any], tta: bool
 ) -> None:
     has_folders = not {"cv", "split"} & set(options)
     splits = folder_splits(COUNT) if has_folders else None
@@ -136,18 +117,17 @@ def test_no_view_of_a_judged_image_is_learned(
 
 
 def test_after_folds_all_views_of_all_images_are_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = SavableMemory()
-    monkeypatch.setattr("pipeline.evaluation.compare.load_head", lambda name: memory)
+    monkeypatch.setattr("pipeline.evaluation.refit.check_savable", lambda estimator: None)
     compare(cache_of(tmp_path / "c.h5"), cv=4, views=2)
     everything = {(image, view) for image in range(COUNT) for view in range(3)}
     assert [set(rows) == everything for rows in memory.fitted] == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("views", [0, 1, 4])
-def test_so_many_views_are_learned_as_were_asked_for(
-    tmp_path: Path, memory: Memory, views: int
+def test_the_number_of_views_to_learn_from_can_be_chosen(
+    tmp_path: Path, memory: type[Memory], views: int
 ) -> None:
     path = cache_of(tmp_path / "c.h5", splits=folder_splits(COUNT))
     (result,) = compare(path, views=views).results
@@ -201,8 +181,9 @@ def test_only_what_is_needed_is_read_and_once(
     split = dict(enumerate(folder_splits(COUNT)))
     for views, tta in ((0, False), (2, False), (0, True), (4, True)):
         read.clear()
-        (cache,) = open_caches([path], layers=(), protocol=Protocol(), views=views, tta=tta)
-        data = TrialRows.read(cache, "names:avg", "pooled")
+        (cache,) = open_caches([path], ClassifyConfig(views=views, tta=tta))
+        trials = cache.division.trials
+        data = TrialRows.read(cache.views, "names:avg", "pooled", trials, refit=False)
         most = {1: views, 2: VIEWS if tta else 0, 3: VIEWS if tta else 0}
         wanted = {(image, view) for image in split for view in range(most[split[image]] + 1)}
         assert len(read) == len(wanted)
@@ -230,12 +211,14 @@ def test_tta_is_the_mean_of_what_the_saved_head_says_of_each_view(
         (rows,) = np.nonzero(columns.digests == key)
         assert columns.views[rows].tolist() == [0, 1, 2, 3]
         means = table.features("block5_pool", rows).mean(axis=(1, 2))
-        np.testing.assert_allclose(bundle.classifier.scores(means).mean(axis=0), scores, atol=1e-6)
+        np.testing.assert_allclose(
+            class_scores(bundle.estimator, means, 2).mean(axis=0), scores, atol=1e-6
+        )
     assert outcome.result.tta == 3
     assert outcome.result.test_accuracy == test.correct.mean()
 
 
-def test_views_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_missing_views_are_refused(tmp_path: Path) -> None:
     folders = cache_of(tmp_path / "folders.h5", splits=folder_splits(COUNT))
     with pytest.raises(UsageError, match=r"holds 4 of the images to train on; choose 0 to 4, or"):
         compare(folders, views=5)
@@ -271,7 +254,7 @@ def test_another_file_of_the_name_has_no_views(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["path", "digest"])
-def test_an_edited_label_goes_for_every_view(tmp_path: Path, by: str, memory: Memory) -> None:
+def test_an_edited_label_goes_for_every_view(tmp_path: Path, by: str, memory: type[Memory]) -> None:
     path = cache_of(tmp_path / "c.h5")
     table = read_table(path)
     named = {
@@ -283,12 +266,11 @@ def test_an_edited_label_goes_for_every_view(tmp_path: Path, by: str, memory: Me
         csv.writer(file).writerows(
             [(by, "new_label", "drop"), (texts[0], "dogs", ""), (texts[1], "", "yes")]
         )
-    (cache,) = open_caches(
-        [path], layers=(), protocol=Protocol(folds=4), edits=[tmp_path / "edits.csv"]
-    )
+    (cache,) = open_caches([path], ClassifyConfig(cv=4, labels=tmp_path / "edits.csv"))
     assert len(cache.table) == COUNT - 1
     assert len(cache.views.table) == (COUNT - 1) * (VIEWS + 1)
-    data = TrialRows.read(cache, "names:avg", "pooled")
+    trials = cache.division.trials
+    data = TrialRows.read(cache.views, "names:avg", "pooled", trials, refit=False)
     learned = data.to_learn_from(np.arange(COUNT - 1))
     edited = learned.features[:, 0] == 4
     assert edited.sum() == VIEWS + 1

@@ -1,15 +1,22 @@
 """A temperature fitted on validation: the optimum, its guards, and what it leaves as it is."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import log_loss
 
-from pipeline.heads.calibration import Calibrated, apply_temperature, fit_temperature
+from pipeline.evaluation.search import parameter_count
+from pipeline.heads import calibration
+from pipeline.heads.calibration import (
+    TemperatureScaling,
+    apply_temperature,
+    class_scores,
+    fit_temperature,
+)
 
 SEEDS = range(8)
 
@@ -105,28 +112,47 @@ def test_a_head_worse_than_chance_is_made_unsure() -> None:
     assert log_loss(labels, probabilities) == pytest.approx(math.log(3), abs=0.01)
 
 
-@dataclass(frozen=True)
-class Told:
+class Features(ClassifierMixin, BaseEstimator):
     """A classifier whose decision values are its features."""
 
-    has_probabilities: bool = False
-    parameters: int = 7
+    def __init__(self, class_count: int) -> None:
+        self.classes_ = np.arange(class_count)
+        self.n_features_in_ = class_count
 
-    def scores(self, features: np.ndarray) -> np.ndarray:
-        return features
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        return X[:, 1] if X.shape[1] == 2 else X
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.1, 1.0, 30.0, 1e3])
 @pytest.mark.parametrize("class_count", [2, 6])
-def test_calibrated_classifier_predicts_the_same_classes(
-    class_count: int, temperature: float
-) -> None:
+def test_a_temperature_changes_no_decision(class_count: int, temperature: float) -> None:
     _, logits = draw_logits(class_count, seed=5)
     logits[:40] = logits[:40].round()  # ties, too
-    calibrated = Calibrated(Told(), temperature)
-    probabilities = calibrated.scores(logits)
-    np.testing.assert_array_equal(probabilities.argmax(axis=1), logits.argmax(axis=1))
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-    np.testing.assert_allclose(np.exp(log_softmax(logits / temperature, axis=1)), probabilities)
-    assert calibrated.has_probabilities
-    assert calibrated.parameters == 7
+    if class_count == 2:  # what scikit-learn gives of two classes: one column
+        logits[:, 0] = -logits[:, 1]
+    scaling = TemperatureScaling(Features(class_count), temperature=temperature)
+    found = scaling.predict_proba(logits)
+    np.testing.assert_array_equal(found.argmax(axis=1), logits.argmax(axis=1))
+    np.testing.assert_array_equal(scaling.predict(logits), logits.argmax(axis=1))
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    np.testing.assert_allclose(np.exp(log_softmax(logits / temperature, axis=1)), found)
+    assert parameter_count(scaling) == parameter_count(scaling.estimator)
+
+
+def test_fitting_finds_the_temperature_of_decision_values_alone() -> None:
+    labels, logits = draw_logits(3, seed=2)
+    scaling = TemperatureScaling(Features(3)).fit(logits, labels)
+    assert scaling.temperature == fit_temperature(labels, logits, has_probabilities=False)
+    np.testing.assert_array_equal(scaling.classes_, [0, 1, 2])
+
+
+def test_scores_are_in_the_order_of_the_classes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "ROWS_PER_BLOCK", 7)
+    _, logits = draw_logits(3, seed=2, count=30)
+    classifier = Features(3)
+    classifier.classes_ = np.array([2, 0, 1])
+    found = class_scores(classifier, logits, 3, method="decision_function")
+    np.testing.assert_array_equal(found, logits[:, [1, 2, 0]])
+    assert class_scores(classifier, logits[:0], 3, method="decision_function").shape == (0, 3)
+    with pytest.raises(ValueError, match=r"expected scores \(30, 4\); received \(30, 3\)"):
+        class_scores(classifier, logits, 4, method="decision_function")

@@ -1,7 +1,6 @@
 """What leaves a comparison: the classifier that was measured, or one fitted on every image."""
 
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 from feature_sets import alternating_labels, folder_splits, write_cache
-from pipeline.evaluation.choose import Choice
-from pipeline.evaluation.final import with_bundles
-from pipeline.evaluation.inputs import read_input
-from pipeline.heads.head import Classifier, FitOptions, Head
-from pipeline.heads.settings import DenseSettings
-from pipeline.heads.training import TrainingSet
 
 from pipeline.cache.file import read_table
-from pipeline.evaluation import final, fitting
+from pipeline.evaluation import fitting, refit
 from pipeline.evaluation.caches import open_caches
 from pipeline.evaluation.compare import compare_heads
-from pipeline.evaluation.fitting import FitRules, Fitted, TrialRows, fit_heads
-from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.result import Comparison, Outcome
-from pipeline.evaluation.scoring import score
-from pipeline.heads.calibration import Calibrated
-from pipeline.heads.registry import ALL, HeadRequest, load_head
+from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.fitting import fit_heads
+from pipeline.evaluation.refit import fit_on_all
+from pipeline.evaluation.result import Comparison, Fit, Outcome
+from pipeline.evaluation.rows import LabelledRows, TrialRows, read_input
+from pipeline.evaluation.search import fit_grid
+from pipeline.heads.calibration import TemperatureScaling, class_scores
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.names import HeadRequest, groups
+from pipeline.heads.registry import HEADS, load_head
 
-QUICK_DENSE = DenseSettings(epochs=3, learning_rate=1e-3, units=8)
+QUICK_DENSE = DenseConfig(epochs=3, learning_rate=1e-3, units=8)
 COUNT = 100
 
 
@@ -46,7 +43,8 @@ def compare(path: Path, **options: object) -> Comparison:
 def saved_scores(outcome: Outcome, path: Path, rows: np.ndarray) -> np.ndarray:
     assert outcome.bundle is not None
     bundle = outcome.bundle
-    return bundle.classifier.scores(read_input(read_table(path), bundle.layer, rows, bundle.input))
+    features = read_input(read_table(path), bundle.layer, rows, bundle.input)
+    return class_scores(bundle.estimator, features, len(bundle.classes))
 
 
 @pytest.mark.parametrize("options", [{}, {"refit": True}, {"repeats": 3}])
@@ -55,7 +53,7 @@ def test_of_one_division_it_is_exactly_what_was_measured(
 ) -> None:
     comparison = compare(sorted_cache, **options)
     assert [each.bundle.head for each in comparison.outcomes if each.bundle]  # none is left out
-    assert {each.result.head for each in comparison.outcomes if each.bundle} == set(ALL)
+    assert {each.result.head for each in comparison.outcomes if each.bundle} == set(groups()["all"])
     for outcome in comparison.outcomes:
         assert outcome.test is not None
         scores = saved_scores(outcome, sorted_cache, outcome.test.rows)
@@ -94,66 +92,45 @@ def test_after_folds_the_usual_setting_is_fitted_on_all_images(
     assert bundle.params  # one setting, of however many folds
     table, rows = read_table(sorted_cache), np.arange(COUNT)
     features = read_input(table, bundle.layer, rows, bundle.input)
-    train = TrainingSet(features, table.columns.labels, 3)
+    train = LabelledRows(features, table.columns.labels)
     parameter, _, value = bundle.params.partition("=")
-    wanted = {parameter: int(value) if name == "knn" else float(value)}
-    (candidate,) = load_head(name).fit_candidates(train, train, FitOptions(wanted=wanted))
-    alone = bundle.classifier
+    (name_of_parameter,) = (key for key in HEADS[name].grid if key.endswith(f"__{parameter}"))  # type: ignore[union-attr]
+    wanted = {name_of_parameter: int(value) if name == "knn" else float(value)}
+    ((_, expected),) = fit_grid(HEADS[name], train, train, class_count=3, seed=0, settings=[wanted])
+    found = bundle.estimator
+    method = "predict_proba"
     if name == "ridge":
-        assert isinstance(alone, Calibrated)
-        alone = alone.classifier
+        assert isinstance(found, TemperatureScaling)
+        found, method = found.estimator, "decision_function"
     np.testing.assert_allclose(
-        alone.scores(features), candidate.classifier.scores(features), atol=1e-4
+        getattr(found, method)(features), getattr(expected, method)(features), atol=1e-6
     )
 
 
-def test_the_usual_setting_keeps_the_mean_temperature_of_its_folds(
-    sorted_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def usual(fitted: Sequence[Fitted]) -> list[Choice]:
-        choices = [each.choices[0] for each in fitted]
-        odd = replace(choices[0].candidate, spec=replace(choices[0].candidate.spec, params={}))
-        temperatures = (2.0, 8.0, 1e6)
-        chosen = [
-            replace(choice, candidate=candidate, temperature=temperature)
-            for choice, candidate, temperature in zip(
-                choices, (choices[0].candidate,) * 2 + (odd,), temperatures, strict=True
-            )
-        ]
-        return original([Fitted((choice,)) for choice in chosen])
-
-    original = final._usual
-    monkeypatch.setattr(final, "_usual", usual)
-    (outcome,) = compare(sorted_cache, heads="ridge", cv=3).outcomes
-    assert outcome.bundle is not None
-    classifier = outcome.bundle.classifier
-    assert isinstance(classifier, Calibrated)
-    assert classifier.temperature == pytest.approx(4.0)
-
-
-def folds_of(path: Path, names: Sequence[str]) -> tuple:  # type: ignore[type-arg]
-    """Heads, what folds found of them, their rows and their cache, as a comparison has them."""
-    protocol = Protocol(folds=3)
-    (cache,) = open_caches([path], layers=(), protocol=protocol)
-    data = TrialRows.read(cache, "block5_pool", "pooled")
+def folds_of(
+    path: Path, names: tuple[str, ...], **options: Any
+) -> tuple[dict[HeadRequest, Any], dict[HeadRequest, list[list[Fit]]], TrialRows, ClassifyConfig]:
+    """Heads and what three folds found of them, as a comparison has them."""
+    config = ClassifyConfig(cv=3, dense=QUICK_DENSE, **options)
+    (cache,) = open_caches([path], config)
+    trials = cache.division.trials
+    data = TrialRows.read(cache.views, "block5_pool", "pooled", trials, refit=False)
     heads = {HeadRequest(name): load_head(name) for name in names}
-    return heads, fit_heads(heads, data, FitRules(dense=(QUICK_DENSE,))), data, cache
+    fits = fit_heads(heads, data, replace(config, timeout=None))
+    return heads, fits, data, config  # type: ignore[return-value]
 
 
-def outcomes_of(heads, fitted, data, cache, **rules: object) -> list[Outcome]:  # type: ignore[no-untyped-def]
-    outcomes = {
-        request: score(
-            request.name,
-            fitted[request],
-            data,
-            table=cache.table,
-            layer="block5_pool",
-            kind="pooled",
-            folds=3,
-        )
-        for request in heads
-    }
-    return with_bundles(outcomes, heads, fitted, data, cache=cache, rules=FitRules(**rules))  # type: ignore[arg-type]
+def test_the_usual_setting_keeps_the_mean_temperature_of_its_folds(sorted_cache: Path) -> None:
+    heads, fits, data, config = folds_of(sorted_cache, ("ridge",))
+    ((request, found),) = fits.items()
+    first = found[0][0]
+    odd = replace(first, params={"ridgeclassifier__alpha": 7.0}, temperature=1e6)
+    twice = [replace(first, temperature=temperature) for temperature in (2.0, 8.0)]
+    again = fit_on_all(heads, {request: [[odd], *([each] for each in twice)]}, data, config)
+    (fit,) = again.values()
+    assert isinstance(fit, Fit)
+    assert fit.params == first.params
+    assert fit.estimator.temperature == pytest.approx(4.0)
 
 
 def test_heads_are_fitted_on_all_images_side_by_side(
@@ -162,34 +139,33 @@ def test_heads_are_fitted_on_all_images_side_by_side(
     found = folds_of(sorted_cache, ("ridge", "logistic", "random_forest"))
     monkeypatch.setattr(fitting, "usable_cores", lambda: 2)
     both = threading.Barrier(2, timeout=20)
-    original = final._fit_once
+    original = refit.within
 
-    def wait_for_the_other(head: Head, *others: Any) -> Classifier:
-        if not head.uses_all_cores:
+    def wait_for_the_other(config: ClassifyConfig, work: Any, name: str) -> Any:
+        if name != "random_forest":
             both.wait()
-        return original(head, *others)
+        return original(config, work, name)
 
-    monkeypatch.setattr(final, "_fit_once", wait_for_the_other)
-    assert [outcome.bundle is not None for outcome in outcomes_of(*found)] == [True] * 3
+    monkeypatch.setattr(refit, "within", wait_for_the_other)
+    assert [isinstance(fit, Fit) for fit in fit_on_all(*found).values()] == [True] * 3
 
 
-def test_a_fit_on_all_images_that_takes_too_long_is_not_saved(sorted_cache: Path) -> None:
-    found = folds_of(sorted_cache, ("random_forest",))
-    (slow,) = outcomes_of(*found, timeout=1e-6)
-    assert slow.not_saved == "stopped after 1e-06 s"
-    assert slow.bundle is None
-    assert slow.result.test_accuracy > 0.2  # its row stays
-    (quick,) = outcomes_of(*found, timeout=60)
-    assert quick.bundle is not None
+def test_a_fit_on_all_images_that_takes_too_long_is_not_kept(sorted_cache: Path) -> None:
+    *found, config = folds_of(sorted_cache, ("random_forest",))
+    (slow,) = fit_on_all(*found, replace(config, timeout=1e-6)).values()
+    assert slow == "stopped after 1e-06 s"
+    (quick,) = fit_on_all(*found, replace(config, timeout=60)).values()
+    assert isinstance(quick, Fit)
 
 
 def test_what_is_not_kept_says_why(sorted_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from sklearn.linear_model import LogisticRegression as make\n"
+        "from sklearn.linear_model import LogisticRegression as make\nclass Mine(make):\n    pass\n"
     )
-    comparison = compare(sorted_cache, heads="mine:make,ridge")
+    comparison = compare(sorted_cache, heads="mine:make,mine:Mine,ridge")
     reasons = {each.result.head: each.not_saved for each in comparison.outcomes}
-    assert "only as a pickle" in reasons["mine:make"]
+    assert reasons["mine:make"] == ""  # scikit-learn's own types can be saved
+    assert "mine.Mine" in reasons["mine:Mine"]
     assert reasons["ridge"] == ""
     (outcome,) = compare(sorted_cache, heads="ridge", keep=False).outcomes
     assert outcome.bundle is None
@@ -199,7 +175,7 @@ def test_what_is_not_kept_says_why(sorted_cache: Path, tmp_path: Path) -> None:
 def test_a_head_that_cannot_take_all_images_is_measured_but_not_kept(
     sorted_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.heads.svm_rbf.MOST_ROWS", COUNT - 1)
+    monkeypatch.setitem(HEADS, "svm_rbf", replace(HEADS["svm_rbf"], max_rows=COUNT - 1))
     (outcome,) = compare(sorted_cache, heads="svm_rbf", cv=5).outcomes
     assert outcome.result.test_accuracy > 0.4
     assert outcome.bundle is None

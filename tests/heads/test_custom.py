@@ -1,22 +1,22 @@
-"""A head of the user's own: found, fitted, scored; and told in one line where that fails."""
+"""Custom heads: found, fitted and scored; an error is one line where that fails."""
 
-import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from head_sets import draw_train
-from pipeline.heads.head import Candidate, FitOptions
-from pipeline.heads.own import HeadFailedError
-from pipeline.heads.settings import DenseSettings
-from pipeline.heads.training import TrainingSet
+from feature_sets import draw_rows
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import UsageError
+from pipeline.evaluation.rows import LabelledRows
+from pipeline.evaluation.search import can_balance, fit_grid, parameter_count, search
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.custom import HeadFailedError, failures_of
 from pipeline.heads.registry import load_head
 
 MODULE = """
@@ -86,83 +86,97 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
 
 
-def fit(name: str, train: TrainingSet, *seeds: int, epochs: int = 1) -> list[Candidate]:
-    options = FitOptions(seeds=seeds or (0,), dense=(DenseSettings(epochs=epochs),))
-    return list(load_head(name).fit_candidates(train, train, options))
+def fit(
+    name: str,
+    train: LabelledRows,
+    *,
+    class_count: int = 2,
+    seed: int = 0,
+    epochs: int = 1,
+    balanced: bool = False,
+) -> Any:
+    """The one estimator of a custom head, fitted."""
+    head = load_head(name, (DenseConfig(epochs=epochs),))
+    with failures_of(head):
+        ((_, estimator),) = fit_grid(
+            head, train, train, class_count=class_count, seed=seed, balanced=balanced
+        )
+    return estimator
 
 
-def test_a_pipeline_with_probabilities_is_fitted_as_it_is() -> None:
-    train = draw_train((90, 10), 3)
-    (candidate,) = fit("mine:logistic", train)
+def test_a_pipeline_is_fitted_as_it_is() -> None:
+    train, _ = draw_rows(90, 3)
+    found = fit("mine:logistic", train, class_count=3)
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
     reference.fit(train.features, train.labels)
-    assert candidate.classifier.has_probabilities
-    assert candidate.spec.name == "mine:logistic"
     np.testing.assert_array_equal(
-        candidate.classifier.scores(train.features), reference.predict_proba(train.features)
+        found.predict_proba(train.features), reference.predict_proba(train.features)
     )
-    assert candidate.classifier.parameters > 33
+    assert load_head("mine:logistic").name == "mine:logistic"
 
 
 @pytest.mark.parametrize("class_count", [2, 3])
-def test_without_probabilities_decision_values_or_predictions_are_scores(class_count: int) -> None:
-    train = draw_train((90, 10), class_count)
-    for factory in ("ridge", "votes"):
-        (candidate,) = fit(f"mine:{factory}", train)
-        scores = candidate.classifier.scores(train.features)
-        assert scores.shape == (90, class_count)
-        assert not candidate.classifier.has_probabilities
-        expected = candidate.classifier.estimator.predict(train.features)  # type: ignore[attr-defined]
-        np.testing.assert_array_equal(scores.argmax(axis=1), expected)
+@pytest.mark.parametrize("factory", ["ridge", "votes"])
+def test_without_probabilities_decision_values_or_predictions_get_a_temperature(
+    factory: str, class_count: int
+) -> None:
+    train, validation = draw_rows(90, class_count)
+    found = search(load_head(f"mine:{factory}"), train, validation, class_count=class_count, seed=0)
+    assert found is not None
+    assert not found.own_probabilities
+    scores = found.validation_scores
+    np.testing.assert_allclose(scores.sum(axis=1), 1)
+    expected = found.estimator.estimator.predict(validation.features)
+    np.testing.assert_array_equal(scores.argmax(axis=1), expected)
 
 
 def test_a_class_of_any_installed_module_and_a_factory_with_sizes_will_do() -> None:
-    train = draw_train((90, 10))
+    train, _ = draw_rows(90, width=10)
     for name in ("sklearn.linear_model:LogisticRegression", "mine:sized", "mine:unpicklable"):
-        (candidate,) = fit(name, train)
-        assert candidate.classifier.scores(train.features).shape == (90, 2)
+        assert fit(name, train).predict_proba(train.features).shape == (90, 2)
 
 
 def test_open_random_states_are_set_to_each_seed() -> None:
-    train = draw_train((90, 10))
-    for seeds, factory in (((3, 4), "forest"), ((7, 7), "seeded_forest")):
-        for seed, candidate in zip(seeds, fit(f"mine:{factory}", train, 3, 4), strict=True):
-            reference = RandomForestClassifier(20, random_state=seed)
+    train, _ = draw_rows(90, signal=0.3)
+    for fixed, factory in ((None, "forest"), (7, "seeded_forest")):
+        for seed in (3, 4):
+            reference = RandomForestClassifier(20, random_state=fixed or seed)
             reference.fit(train.features, train.labels)
             np.testing.assert_array_equal(
-                candidate.classifier.scores(train.features), reference.predict_proba(train.features)
+                fit(f"mine:{factory}", train, seed=seed).predict_proba(train.features),
+                reference.predict_proba(train.features),
             )
 
 
 def test_two_fits_do_not_share_an_object() -> None:
-    first, second = draw_train((90, 10)), draw_train((90, 10), seed=1)
-    (one,) = fit("mine:shared", first)
-    before = one.classifier.scores(first.features)
+    first, second = draw_rows(90, signal=0.3)
+    one = fit("mine:shared", first)
+    before = one.predict_proba(first.features)
     fit("mine:shared", second)
-    np.testing.assert_array_equal(one.classifier.scores(first.features), before)
+    np.testing.assert_array_equal(one.predict_proba(first.features), before)
 
 
-def test_balanced_goes_by_class_weights_or_row_weights_or_is_warned_of(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    train = draw_train((90, 10), rare=5, balanced=True)
-    (candidate,) = fit("mine:ridge", train)
+def test_balanced_goes_by_class_weights_or_row_weights_or_not_at_all() -> None:
+    train, _ = draw_rows(90, rare=5)
     reference = RidgeClassifier(class_weight="balanced").fit(train.features, train.labels)
     np.testing.assert_allclose(
-        candidate.classifier.scores(train.features)[:, 1],
+        fit("mine:ridge", train, balanced=True).decision_function(train.features),
         reference.decision_function(train.features),
     )
-    (candidate,) = fit("mine:bayes", train)
-    priors = candidate.classifier.estimator[-1].class_prior_  # type: ignore[attr-defined]
+    priors = fit("mine:bayes", train, balanced=True)[-1].class_prior_
     np.testing.assert_allclose(priors, 0.5)
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING, logger="pipeline"):
-        fit("mine:neighbors", train)
-    assert "mine:neighbors knows no class weights" in caplog.text
+    assert [
+        can_balance(load_head(f"mine:{name}").build(10, 2))
+        for name in ("ridge", "bayes", "neighbors")
+    ] == [
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("nowhere:make", "--head nowhere:make: cannot import nowhere: ModuleNotFoundError: No "),
         ("broken:make", "cannot import broken: SyntaxError"),
@@ -174,9 +188,9 @@ def test_balanced_goes_by_class_weights_or_row_weights_or_is_warned_of(
         ),
     ],
 )
-def test_what_cannot_be_found_or_called_is_told_before_any_fit(name: str, told: str) -> None:
+def test_what_cannot_be_found_or_called_is_refused_before_any_fit(name: str, message: str) -> None:
     Path("broken.py").write_text("def make(:\n")
-    with pytest.raises(UsageError, match=told) as raised:
+    with pytest.raises(UsageError, match=message) as raised:
         load_head(name)
     assert "\n" not in str(raised.value)
 
@@ -184,26 +198,20 @@ def test_what_cannot_be_found_or_called_is_told_before_any_fit(name: str, told: 
 @pytest.mark.parametrize("factory", ["regression", "nothing"])
 def test_what_is_no_classifier_is_refused(factory: str) -> None:
     with pytest.raises(UsageError, match="expected a scikit-learn classifier or a Keras model"):
-        fit(f"mine:{factory}", draw_train((20, 4)))
+        fit(f"mine:{factory}", draw_rows(20)[0])
 
 
 @pytest.mark.parametrize(
-    ("factory", "told"),
+    ("factory", "message"),
     [
         ("failing", "failed: RuntimeError: out of ideas"),
         ("Unfit", r"failed: ValueError: these rows \x1b[31m are not for me"),
     ],
 )
-def test_what_it_raises_is_one_line_that_others_can_go_on_from(factory: str, told: str) -> None:
+def test_what_it_raises_is_one_line_that_others_can_go_on_from(factory: str, message: str) -> None:
     with pytest.raises(HeadFailedError) as raised:
-        fit(f"mine:{factory}", draw_train((20, 4)))
-    assert str(raised.value) == told
-
-
-def test_a_failure_to_predict_is_told_too() -> None:
-    (candidate,) = fit("mine:ridge", draw_train((20, 4)))
-    with pytest.raises(HeadFailedError, match="failed: ValueError"):
-        candidate.classifier.scores(np.zeros((2, 3), np.float32))
+        fit(f"mine:{factory}", draw_rows(20)[0])
+    assert str(raised.value) == message
 
 
 KERAS_MODULE = """
@@ -236,32 +244,31 @@ def same(feature_count, class_count):
 
 def test_keras_models_are_trained_seeded_and_checked(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(KERAS_MODULE)
-    train = draw_train((120, 10), signal=1.0)
-    first, other = fit("mine:softmax", train, 1, 2, epochs=5)
-    (again,) = fit("mine:softmax", train, 1, epochs=5)
-    scores = first.classifier.scores(train.features)
+    train, _ = draw_rows(120, width=10, signal=1.0)
+    first, other = (fit("mine:softmax", train, seed=seed, epochs=5) for seed in (1, 2))
+    again = fit("mine:softmax", train, seed=1, epochs=5)
+    scores = first.predict_proba(train.features)
     np.testing.assert_allclose(scores.sum(axis=1), 1)
-    np.testing.assert_array_equal(again.classifier.scores(train.features), scores)
-    assert np.abs(other.classifier.scores(train.features) - scores).max() > 1e-4
-    assert (first.seed, other.seed) == (1, 2)
-    assert first.classifier.parameters == first.classifier.model.count_params()  # type: ignore[attr-defined]
-    assert first.history is not None
-    assert [len(first.history[curve]) for curve in ("loss", "val_accuracy")] == [5, 5]
+    np.testing.assert_array_equal(again.predict_proba(train.features), scores)
+    assert np.abs(other.predict_proba(train.features) - scores).max() > 1e-4
+    assert parameter_count(first) == first.model_.count_params()
+    assert [len(first.history_[curve]) for curve in ("loss", "val_accuracy")] == [5, 5]
 
-    (compiled,) = fit("mine:sigmoid", train, epochs=20)
-    assert compiled.history is None  # without an accuracy there are no curves
-    assert np.mean(compiled.classifier.scores(train.features).argmax(axis=1) == train.labels) > 0.8
-    rare = []
-    for balanced in (False, True):
-        uneven = draw_train((120, 10), rare=10, balanced=balanced)
-        (candidate,) = fit("mine:sigmoid", uneven, epochs=5)
-        rare.append(candidate.classifier.scores(uneven.features)[:, 1].mean())
-    assert rare[1] > rare[0] + 0.1
+    compiled = fit("mine:sigmoid", train, epochs=20)
+    assert set(compiled.history_) == {"loss", "val_loss"}
+    accuracy = np.mean(compiled.predict_proba(train.features).argmax(axis=1) == train.labels)
+    assert accuracy > 0.8
+    uneven, _ = draw_rows(120, width=10, rare=10, signal=0.3)
+    plain, balanced = (
+        fit("mine:sigmoid", uneven, epochs=5, balanced=balanced).predict_proba(uneven.features)
+        for balanced in (False, True)
+    )
+    assert balanced[:, 1].mean() > plain[:, 1].mean() + 0.1
 
-    for factory, told in (
+    for factory, message in (
         ("logits", "expected probabilities"),
         ("wide", r"made a model of \(3,\) outputs; expected \(2,\)"),
         ("same", "expected a new one from each call"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             fit(f"mine:{factory}", train)

@@ -1,0 +1,267 @@
+"""Every entry of the table is scikit-learn's estimator, fitted and scored as it says."""
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from feature_sets import draw_rows
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.preprocessing import normalize
+from sklearn.svm import SVC, LinearSVC
+from threadpoolctl import threadpool_limits
+
+from pipeline.errors import BadDataError
+from pipeline.evaluation.result import params_text
+from pipeline.evaluation.rows import LabelledRows
+from pipeline.evaluation.search import (
+    can_balance,
+    fit_grid,
+    has_converged,
+    parameter_count,
+    search,
+)
+from pipeline.heads.calibration import class_scores, scoring_method
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.registry import HEADS, Head, load_head
+
+QUICK = DenseConfig(epochs=2, learning_rate=1e-3, units=8)
+NOT_DENSE = [name for name in HEADS if name != "dense"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As `compare_heads` has it: the threads of NumPy's and SciPy's BLAS wait for each other."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def fit(
+    name: str, rows: tuple[LabelledRows, LabelledRows], class_count: int = 2, **options: Any
+) -> list[tuple[Any, Any]]:
+    """Each setting of a head with its fitted estimator."""
+    head = load_head(name, (QUICK,))
+    return list(fit_grid(head, *rows, class_count=class_count, **{"seed": 0} | options))
+
+
+def scores_of(estimator: Any, features: np.ndarray, class_count: int = 2) -> np.ndarray:
+    return class_scores(estimator, features, class_count, method=scoring_method(estimator))
+
+
+@pytest.mark.parametrize("class_count", [2, 4])
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_gives_probabilities_of_each_class_and_learns(
+    name: str, class_count: int
+) -> None:
+    train, validation = draw_rows(120, class_count)
+    dense = DenseConfig(epochs=10, learning_rate=1e-2, units=16, optimizer="adam")
+    head = load_head(name, (dense,))
+    found = search(head, train, validation, class_count=class_count, seed=0)
+    assert found is not None
+    scores = class_scores(found.estimator, validation.features, class_count)
+    np.testing.assert_array_equal(scores, found.validation_scores)
+    assert scores.min() >= 0
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-12)
+    accuracy = np.mean(scores.argmax(axis=1) == validation.labels)
+    assert accuracy == found.validation_accuracy
+    assert accuracy == 1 / class_count if name == "majority" else accuracy > 0.8
+    assert found.own_probabilities == (name not in ("linear_svm", "ridge", "svm_rbf", "prototype"))
+    assert found.parameters > 0
+    assert all(setting.converged for setting in found.settings)
+    np.testing.assert_array_equal(
+        class_scores(found.estimator, validation.features[:0], class_count).shape, (0, class_count)
+    )
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_seed_repeats_a_head_and_another_changes_those_that_are_stochastic(name: str) -> None:
+    rows = draw_rows(60, signal=0.3)
+    first, again, other = (
+        [scores_of(estimator, rows[1].features) for _, estimator in fit(name, rows, seed=seed)]
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.array_equal(first, other) == (not HEADS[name].is_stochastic)
+    assert HEADS[name].is_stochastic == (name in ("dense", "random_forest"))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_settings_differ_and_estimators_survive_a_trip_between_processes(name: str) -> None:
+    rows = draw_rows(60)
+    found = fit(name, rows)
+    assert len({params_text(params) for params, _ in found}) == len(found)
+    estimator = found[0][1]
+    arrived = pickle.loads(pickle.dumps(estimator))  # noqa: S301 - ours
+    features = rows[1].features
+    np.testing.assert_array_equal(scores_of(arrived, features), scores_of(estimator, features))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_setting_by_itself_is_fitted_as_it_is_among_others(name: str) -> None:
+    rows = draw_rows(60)
+    params, among = fit(name, rows)[-1]
+    ((_, alone),) = fit(name, rows, settings=[params])
+    features = rows[1].features
+    np.testing.assert_array_equal(scores_of(alone, features), scores_of(among, features))
+
+
+REFERENCES: dict[str, Any] = {
+    "logistic": LogisticRegression(solver="newton-cholesky", tol=1e-10),
+    "linear_svm": LinearSVC(dual=False, tol=1e-10, max_iter=100_000),
+    "ridge": RidgeClassifier(),
+    "lda": LinearDiscriminantAnalysis(solver="lsqr"),
+    "svm_rbf": SVC(),
+    "knn": KNeighborsClassifier(metric="cosine"),
+    "prototype": NearestCentroid(),
+    "random_forest": RandomForestClassifier(200, random_state=5),
+    "naive_bayes": GaussianNB(),
+    "majority": DummyClassifier(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*zero standard deviation")  # of a feature, in NearestCentroid
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("class_count", [2, 3])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_every_setting_is_scikit_learns_estimator_on_rows_scaled_by_hand(
+    name: str, class_count: int, balanced: bool
+) -> None:
+    rows = train, validation = draw_rows(90, class_count, width=10, signal=0.3, rare=3)
+    mean = 0 if name in ("knn", "prototype") else train.features.mean(axis=0, dtype=np.float64)
+    scale = np.sqrt(train.features.var(axis=0, dtype=np.float64).sum())
+    scaled, fresh = ((each.features - mean) / scale for each in rows)
+    equal = np.full(class_count, 1 / class_count)
+    for params, estimator in fit(name, rows, class_count, seed=5, balanced=balanced):
+        own = {key.rpartition("__")[2]: value for key, value in params.items()}
+        unit = normalize if name == "prototype" and not own else np.asarray
+        reference = REFERENCES[name].set_params(**{} if name == "prototype" else own)
+        weights = {}
+        if "class_weight" in reference.get_params():
+            reference.set_params(class_weight="balanced" if balanced else None)
+        elif name == "lda" or name == "naive_bayes":
+            reference.set_params(priors=equal if balanced else None)
+        elif balanced and name == "majority":
+            weights["sample_weight"] = 1 / np.bincount(train.labels)[train.labels]
+        reference.fit(unit(scaled), train.labels, **weights)
+        method = scoring_method(reference)
+        found = getattr(estimator, method)(validation.features)
+        expected = getattr(reference, method)(unit(fresh))
+        tolerance = 1e-3 if name == "logistic" else 1e-5
+        np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_more_features_than_rows_are_rotated_which_changes_nothing() -> None:
+    rows = train, validation = draw_rows(40, width=300)
+    scaled = train.features - train.features.mean(axis=0, dtype=np.float64)
+    scaled /= np.sqrt(scaled.var(axis=0).sum())
+    for params, estimator in fit("svm_rbf", rows):
+        own = {key.rpartition("__")[2]: value for key, value in params.items()}
+        reference = SVC(**own).fit(scaled, train.labels)
+        np.testing.assert_allclose(
+            estimator.decision_function(train.features),
+            reference.decision_function(scaled),
+            atol=1e-3,
+        )
+    rotation = PCA(svd_solver="full").fit(scaled)
+    assert fit("lda", rows)[0][1]["lineardiscriminantanalysis"].n_features_in_ == 40
+    assert rotation.n_components_ == 40
+    np.testing.assert_allclose(
+        rotation.inverse_transform(rotation.transform(scaled)), scaled, atol=1e-9
+    )
+    assert len(validation) == 40
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("majority", "prototype")])
+def test_balance_finds_a_rare_class_more_often(name: str) -> None:
+    random = np.random.default_rng(0)
+    labels = (np.arange(900) % 10 == 0).astype(np.int64)
+    features = (random.normal(size=(900, 8)) + 0.5 * labels[:, None]).astype(np.float32)
+    train = LabelledRows(features[:300], labels[:300])
+    config = DenseConfig(epochs=30, learning_rate=1e-2, units=8)
+
+    def mean_accuracy(*, balanced: bool) -> float:
+        found = fit_grid(
+            load_head(name, (config,)), train, train, class_count=2, seed=0, balanced=balanced
+        )
+        predictions = [estimator.predict(features[300:]) for _, estimator in found]
+        return float(np.mean([balanced_accuracy_score(labels[300:], each) for each in predictions]))
+
+    if not can_balance(HEADS[name].build(8, 2)):
+        assert name == "knn"  # neighbors have no weights; a warning says so
+        return
+    assert mean_accuracy(balanced=True) > mean_accuracy(balanced=False) + 0.01
+
+
+@pytest.mark.parametrize("name", [each for each in NOT_DENSE if each != "kornblith"])
+def test_the_unit_of_features_changes_no_decision(name: str) -> None:
+    train, validation = draw_rows(60, 3, signal=0.5)
+    decisions = []
+    for unit in np.float32([1, 1e-6, 1e6]):
+        rows = [LabelledRows(each.features * unit, each.labels) for each in (train, validation)]
+        found = fit(name, (rows[0], rows[1]), 3)
+        decisions.append([each.predict(rows[1].features) for _, each in found])
+    np.testing.assert_array_equal(decisions[1], decisions[0])
+    np.testing.assert_array_equal(decisions[2], decisions[0])
+
+
+@pytest.mark.parametrize("name", [each for each in NOT_DENSE if each != "naive_bayes"])
+def test_features_that_never_change_do_no_harm(name: str) -> None:
+    rows = LabelledRows(np.full((60, 6), 3.0, np.float32), np.arange(60) % 2)
+    found = search(load_head(name), rows, rows, class_count=2, seed=0)
+    assert found is not None
+    np.testing.assert_allclose(found.validation_scores, 0.5, atol=0.35)
+
+
+def test_parameters_are_weights_and_intercepts_or_nodes() -> None:
+    for class_count, expected in ((2, 11), (3, 33)):
+        rows = draw_rows(150, class_count, width=10)
+        for name in ("logistic", "linear_svm", "ridge", "lda"):
+            assert parameter_count(fit(name, rows, class_count)[0][1]) == expected
+    forest = fit("random_forest", rows, 3)[0][1]
+    assert parameter_count(forest) == sum(tree.tree_.node_count for tree in forest[-1])
+    assert parameter_count(fit("knn", rows, 3)[0][1]) >= 1500
+
+
+def test_a_solver_that_stopped_early_has_not_converged() -> None:
+    train, _ = draw_rows(90, signal=0.3)
+    for name, step in (("logistic", "logisticregression"), ("linear_svm", "linearsvc")):
+        estimator = HEADS[name].build(12, 2).set_params(**{f"{step}__max_iter": 1})
+        assert not has_converged(estimator.fit(train.features, train.labels))
+    estimator = HEADS["svm_rbf"].build(12, 2).set_params(svc__max_iter=1)
+    assert not has_converged(estimator.fit(train.features, train.labels))
+
+
+def test_more_neighbors_than_rows_are_left_out_of_the_grid() -> None:
+    rows = draw_rows(6)
+    found = search(load_head("knn"), *rows, class_count=2, seed=0)
+    assert found is not None
+    assert [each.params for each in found.settings] == [f"n_neighbors={k}" for k in (5, 3, 1)]
+    zeros = class_scores(found.estimator, np.zeros((1, 12), np.float32), 2)
+    np.testing.assert_allclose(zeros.sum(axis=1), 1)
+
+
+def test_more_rows_than_a_head_takes_are_refused() -> None:
+    rows = draw_rows(90)
+    head = Head(HEADS["svm_rbf"].make, max_rows=89)
+    with pytest.raises(BadDataError, match="at most 89; received 90"):
+        search(head, *rows, class_count=2, seed=0)
+
+
+def test_the_dense_grid_has_the_most_regularised_first() -> None:
+    base = {"units": 16, "learning_rate": 1e-3}
+    free, strict = DenseConfig(dropout=0.1, **base), DenseConfig(dropout=0.6, **base)  # type: ignore[arg-type]
+    narrow, slow = (
+        DenseConfig(**base | {"dropout": 0.1} | each)  # type: ignore[arg-type]
+        for each in ({"units": 4}, {"learning_rate": 1e-4})
+    )
+    grid = load_head("dense", [free, strict, narrow, slow]).grid
+    expected = [each.changed() for each in (strict, narrow, slow, free)]
+    assert [{key: value for key, (value,) in each.items()} for each in grid] == expected  # type: ignore[union-attr]
