@@ -1,7 +1,7 @@
 """Small learning tasks for the tests: drawn maps, drawn images."""
 
 import numpy as np
-from pipeline.heads.settings import DenseSettings
+from pipeline.heads.config import DenseConfig
 
 from pipeline.finetuning.methods import build_head, head_variables
 from pipeline.finetuning.result import Trained
@@ -42,6 +42,6 @@ def train_head(
     task: Task, options: RunOptions, schedule: Schedule, *, dropout: float = 0.5
 ) -> Trained:
     """Train a small head on the task's inputs as they are: the loop at its cheapest."""
-    settings = DenseSettings(units=16, dropout=dropout)
+    settings = DenseConfig(units=16, dropout=dropout)
     head = build_head(task.train.inputs.shape[1:], task.class_count, settings, options.seed)
     return train(Network(head, head_variables(head)), task, schedule, options, stage="head")

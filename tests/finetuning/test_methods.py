@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drawing import draw_set
 from finetuning_tasks import drawn_rows, drawn_task
-from pipeline.heads.settings import DenseSettings
+from pipeline.heads.config import DenseConfig
 
 from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base, feature_model, preprocess
@@ -33,9 +33,9 @@ from pipeline.images.scan import scan_folder
 from pipeline.images.views import POLICIES
 from pipeline.keras_backend import keras
 
-NO_DROPOUT = DenseSettings(units=16, dropout=0)
+NO_DROPOUT = DenseConfig(units=16, dropout=0)
 SHORT = Plan(
-    network=DenseSettings(units=16),
+    network=DenseConfig(units=16),
     head=Schedule(epochs=2, learning_rate=1e-3),
     joint=Schedule(epochs=2, learning_rate=1e-5),
 )
@@ -75,7 +75,7 @@ def cached(model: Any, base: Base, boundary: Boundary, task: Task) -> Task:
 
 
 def error_of_ten_steps(
-    model: Any, base: Base, first: str, rows: Rows, settings: DenseSettings, rate: float
+    model: Any, base: Base, first: str, rows: Rows, settings: DenseConfig, rate: float
 ) -> float:
     """‖Δcache − Δend-to-end‖ / ‖Δend-to-end‖ over all weights; leaves the base as it was."""
     size = len(rows) // 10
@@ -240,7 +240,7 @@ def test_the_small_convnet_learns() -> None:
 
 
 def test_the_head_on_vgg16_is_the_books() -> None:
-    head = build_head((4, 4, 512), 2, DenseSettings(), 0)
+    head = build_head((4, 4, 512), 2, DenseConfig(), 0)
     assert sum(
         variable.value.shape.num_elements() for variable in head_variables(head).values()
     ) == (2_097_665)
@@ -278,7 +278,7 @@ def test_ten_steps_on_photographs_at_the_books_size(assets: Path) -> None:
         _,
     ):
         rows = Rows(np.asarray(pixels), np.array([labels[path] for path in kept]))
-    settings = DenseSettings(dropout=0)
+    settings = DenseConfig(dropout=0)
     error = error_of_ten_steps(model, base, "block5_conv1", rows, settings, 1e-5)
     print(f"relative error after ten steps: {error:.1e}")
     assert error <= 1e-3
@@ -293,7 +293,7 @@ def test_an_epoch_from_the_cache_costs_at_most_a_third() -> None:
     maps = on_maps(model, base, boundary, rows)
     schedule = Schedule(epochs=1, learning_rate=1e-5)
     images = keras.Input((150, 150, 3), dtype="uint8")
-    head = build_head((4, 4, 512), 2, DenseSettings(), 0)
+    head = build_head((4, 4, 512), 2, DenseConfig(), 0)
     seconds: dict[str, list[float]] = {"cache": [], "end to end": []}
     with ExitStack() as stack:
         learns = stack.enter_context(unfrozen(model, boundary)) | head_variables(head)

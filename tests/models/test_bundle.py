@@ -31,8 +31,8 @@ def test_every_head_comes_back_with_the_same_scores(
     name: str, class_count: int, tmp_path: Path
 ) -> None:
     bundle = bundle_of(fit_head(name, class_count), class_count)
-    save_bundle(bundle, tmp_path / "model.safetensors")
-    loaded = load_bundle(tmp_path / "model.safetensors")
+    save_bundle(bundle, tmp_path / "model.skops")
+    loaded = load_bundle(tmp_path / "model.skops")
     np.testing.assert_array_equal(scores_of(loaded), scores_of(bundle))
     assert loaded.classifier.parameters == bundle.classifier.parameters
     assert replace(loaded, classifier=bundle.classifier) == bundle
@@ -59,7 +59,7 @@ def test_rows_are_flattened_or_averaged() -> None:
 
 
 def test_what_has_no_safe_form_says_why_and_leaves_no_file(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "model.skops"
     for classifier, reason in (
         (Foreign(np.ones(2) / 2), "has no form on disk"),
         (LinearClassifier(np.full((1, 12), np.nan), np.zeros(1), True), "not all finite"),
@@ -82,7 +82,7 @@ def run(tmp_path: Path) -> Path:
         ("ridge", "ridge", "pooled"),
         ("knn", "knn", "pooled"),
     ):
-        model = f"models/{stem}.safetensors"
+        model = f"models/{stem}.skops"
         save_bundle(bundle_of(classifier, head=head), tmp_path / "run" / model)
         rows.append(ROW | {"head": head, "input": kind, "model": model})
     rows[2]["recommended"] = True
@@ -104,7 +104,7 @@ def test_a_model_is_found_by_run_head_input_or_file(run: Path) -> None:
     assert stem("ridge") == "ridge-2"  # the first row: the best on validation
     assert stem("ridge:pooled") == "ridge"
     assert stem("ridge-2") == "ridge-2"
-    file = run / "models" / "knn.safetensors"
+    file = run / "models" / "knn.skops"
     assert find_bundle(file) == file
     assert load_bundle(file).head == "knn"
 
@@ -128,12 +128,12 @@ def test_no_run_no_results_and_results_that_lead_elsewhere_are_refused(
     run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="leave out --head knn"):
-        find_bundle(run / "models" / "knn.safetensors", "knn")
+        find_bundle(run / "models" / "knn.skops", "knn")
     with pytest.raises(NoInputError, match="no run of classify"):
         find_bundle(tmp_path / "elsewhere")
     with pytest.raises(NoInputError, match="does not exist"):
         load_bundle(tmp_path / "elsewhere")
-    outside = ROW | {"head": "knn", "model": "models/../../knn.safetensors", "recommended": True}
+    outside = ROW | {"head": "knn", "model": "models/../../knn.skops", "recommended": True}
     for document in (
         {"run": {}, "rows": [outside]},
         {"run": {}, "rows": [ROW | {"head": 3}]},
@@ -168,8 +168,8 @@ def test_predicting_of_no_rows_gives_none() -> None:
 def test_a_link_out_of_the_run_is_refused_and_one_within_it_is_followed(
     run: Path, tmp_path: Path
 ) -> None:
-    model = run / "models" / "knn.safetensors"
-    outside = model.rename(tmp_path / "outside.safetensors")
+    model = run / "models" / "knn.skops"
+    outside = model.rename(tmp_path / "outside.skops")
     for target in (outside, model):  # elsewhere, and itself
         model.unlink(missing_ok=True)
         model.symlink_to(target)
@@ -177,7 +177,7 @@ def test_a_link_out_of_the_run_is_refused_and_one_within_it_is_followed(
             find_bundle(run)
         assert caught.value.exit_code == 65
     model.unlink()
-    model.symlink_to("ridge.safetensors")
+    model.symlink_to("ridge.skops")
     linked = tmp_path / "linked"
     linked.symlink_to(run)
     assert load_bundle(find_bundle(linked)).head == "ridge"

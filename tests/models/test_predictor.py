@@ -9,10 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from bundle_sets import bundle_of
+from bundle_sets import bundle_of, linear_head
 from feature_sets import write_cache
-from pipeline.heads.linear import LinearClassifier
-from pipeline.heads.majority import MajorityClassifier
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.weights import arrays_digest
@@ -47,7 +45,7 @@ TTA = {"tta": 2, "views": 0, "augmentation": AUGMENTATION.to_dict()}
 def draw_bundle(spec: FeatureSpec = SPEC, *, factor: float = 1.0, **document: Any) -> Bundle:
     """A linear head of three classes on raw pixels, or on another base that says so."""
     return bundle_of(
-        LinearClassifier(WEIGHTS * factor, np.arange(3.0), True),
+        linear_head(WEIGHTS * factor, np.arange(3.0)),
         3,
         spec=spec,
         layer="pixels",
@@ -218,8 +216,8 @@ def test_features_that_are_not_finite_are_refused(dtype: str, value: float) -> N
 
 @pytest.mark.parametrize("weight", [1e308, np.nan])
 def test_scores_that_are_no_probabilities_are_refused_naming_the_model(weight: float) -> None:
-    classifier = LinearClassifier(np.full((3, WIDTH), weight), np.zeros(3), True)
-    made = open_bundle(replace(draw_bundle(), classifier=classifier))
+    head = linear_head(np.full((3, WIDTH), weight), np.zeros(3))
+    made = open_bundle(replace(draw_bundle(), estimator=head))
     with pytest.raises(BadDataError, match="drawn on pixels gives scores that are no") as caught:
         made.probabilities(PIXELS, DIGESTS)
     assert caught.value.exit_code == 65

@@ -81,7 +81,7 @@ def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, B
             "engine": table.document["engine"],
         },
     )
-    save_bundle(bundle, folder / "fine_tuned.safetensors")
+    save_bundle(bundle, folder / "fine_tuned.skops")
     return folder, bundle
 
 
@@ -103,7 +103,7 @@ def test_photographs_are_predicted_and_checked_as_they_were_measured(
     folder, bundle = lab
     expected = measured(folder, bundle)
     assert len(expected) == 2 * PER_CLASS
-    path = folder / "fine_tuned.safetensors"
+    path = folder / "fine_tuned.skops"
     (parity,) = check_parity([load_bundle(path)], cache_dir=folder / "cache")
     print(f"check: {parity}, features {parity.feature_error:.1e}")
     parity.demand("the fine-tuned model")
@@ -130,7 +130,7 @@ def test_exported_model_predicts_copies_as_measured_where_this_project_is_not(
 ) -> None:
     folder, bundle = lab
     done = export_bundle(
-        folder / "fine_tuned.safetensors",
+        folder / "fine_tuned.skops",
         format=format,
         out=tmp_path / format,
         cache_dir=folder / "cache",

@@ -58,7 +58,7 @@ def build(name: str) -> Any:
 )
 def test_scores_are_those_of_the_network_that_was_trained(fitted: dict[str, Any]) -> None:
     from pipeline.heads.dense_model import build_dense
-    from pipeline.heads.settings import DenseSettings
+    from pipeline.heads.config import DenseConfig
 
     from pipeline.keras_backend import keras
 
@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_network_that_was_trained(fitted: dict[str, Any]
     head = build_dense(
         upper.output_shape[1:],
         class_count=(class_count := fitted.get("class_count", 2)),
-        settings=DenseSettings(units=8),
+        settings=DenseConfig(units=8),
         weights=Weights(*(getattr(tuned, name) for name in Weights._fields)),
     )
     maps = draw_maps(11, int(np.prod(boundary.shape[1:])))
@@ -114,8 +114,8 @@ def test_an_image_has_the_same_scores_whoever_stands_beside_it() -> None:
 
 def test_a_saved_block_gives_the_same_scores_to_the_last_bit(tmp_path: Path) -> None:
     bundle = fit_top_block()
-    save_bundle(bundle, tmp_path / "model.safetensors")
-    loaded = load_bundle(tmp_path / "model.safetensors")
+    save_bundle(bundle, tmp_path / "model.skops")
+    loaded = load_bundle(tmp_path / "model.skops")
     np.testing.assert_array_equal(scores_of(loaded), scores_of(bundle))
     assert loaded.classifier.parameters == bundle.classifier.parameters
 
@@ -166,9 +166,9 @@ def test_a_block_that_is_not_the_bundles_own_cannot_hide(tmp_path: Path) -> None
         input="flat",
         shape=(2, 2, 512),
     )
-    save_bundle(bundle, tmp_path / "model.safetensors")
+    save_bundle(bundle, tmp_path / "model.skops")
     with pytest.raises(BadDataError, match="is refused: of its layers block5_conv2/bias has"):
-        load_bundle(tmp_path / "model.safetensors")
+        load_bundle(tmp_path / "model.skops")
 
 
 def test_tensorflow_stays_out_until_scores_are_asked_for() -> None:
