@@ -1,13 +1,14 @@
 """Small learning tasks for the tests: drawn maps, drawn images."""
 
 import numpy as np
-from pipeline.heads.config import DenseConfig
 
-from pipeline.finetuning.methods import build_head, head_variables
+from pipeline.finetuning.methods import head_variables
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Rows
 from pipeline.finetuning.settings import Schedule
 from pipeline.finetuning.training import Network, RunOptions, Task, train
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.dense import build_dense
 
 
 def drawn_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: int = 2) -> Rows:
@@ -43,5 +44,5 @@ def train_head(
 ) -> Trained:
     """Train a small head on the task's inputs as they are: the loop at its cheapest."""
     settings = DenseConfig(units=16, dropout=dropout)
-    head = build_head(task.train.inputs.shape[1:], task.class_count, settings, options.seed)
+    head = build_dense(task.train.inputs.shape[1:], task.class_count, settings, options.seed)
     return train(Network(head, head_variables(head)), task, schedule, options, stage="head")

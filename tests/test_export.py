@@ -22,8 +22,8 @@ from pipeline.export import main
 from pipeline.images.decode import pixels_digest
 from pipeline.models import export
 from pipeline.models.bundle import load_bundle, save_bundle
-from pipeline.models.runs import find_bundle
 from pipeline.models.export import export_bundle, predict_elsewhere
+from pipeline.models.runs import find_bundle
 from pipeline.report.run_folder import write_run
 
 
@@ -35,7 +35,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(data, folder / "copies")
     cache_dir = folder / "cache"
     cache = extract_features(data, base="pixels", image_size=16, cache_dir=cache_dir).table.path
-    comparison = compare_heads(cache, heads="logistic:flat,prototype:flat,ridge,knn", look=False)
+    comparison = compare_heads(cache, heads="logistic:flat,linear_svm:flat,ridge,knn", look=False)
     write_run(comparison, folder / "results").rename(folder / "run")
     return folder
 
@@ -128,7 +128,7 @@ def test_error_planted_in_predict_py_is_found_and_leaves_nothing(
     assert planted("predict.py") != template("predict.py")
     monkeypatch.setattr(export, "_template", planted)
     with pytest.raises(BadDataError, match="the exported model does not predict"):
-        export_bundle(find_bundle(lab / "run", "prototype"), format="onnx", out=Path("new/onnx"))
+        export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -139,7 +139,7 @@ def test_error_planted_in_the_model_is_found_and_leaves_nothing(
 
     monkeypatch.setattr(composition, "_pooled", lambda maps, pooling: maps[..., ::-1])
     with pytest.raises(BadDataError, match="the exported model does not predict"):
-        export_bundle(find_bundle(lab / "run", "prototype"), format="onnx", out=Path("new/onnx"))
+        export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
 
 

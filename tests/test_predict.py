@@ -29,8 +29,8 @@ from pipeline.errors import BadDataError, NoInputError, PipelineError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import load_bundle, save_bundle
-from pipeline.models.runs import find_bundle
 from pipeline.models.predicting import Prediction, Predictions
+from pipeline.models.runs import find_bundle
 from pipeline.predict import main
 from pipeline.report.run_folder import write_run
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline.heads.config import DenseConfig
 
 from pipeline import extract_features, load_features
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Comparison
+from pipeline.heads.config import DenseConfig
 from pipeline.models.bundle import save_bundle
 from pipeline.models.export import export_bundle
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from command import run_command
-from pipeline.heads.config import DenseConfig
 
 from pipeline.api import extract_features, predict_images
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Outcome
+from pipeline.heads.config import DenseConfig
 from pipeline.models.predicting import Prediction
 from pipeline.report.run_folder import write_run
 

@@ -29,7 +29,9 @@ def class_scores(
 
     Raises ValueError if they are not (N, K).
     """
-    starts = range(0, max(len(features), 1), ROWS_PER_BLOCK)
+    if not len(features):  # scikit-learn refuses them
+        return np.zeros((0, class_count))
+    starts = range(0, len(features), ROWS_PER_BLOCK)
     blocks = [features[start : start + ROWS_PER_BLOCK] for start in starts]
     found = np.concatenate([np.asarray(getattr(estimator, method)(block)) for block in blocks])
     if method == "predict":

@@ -15,8 +15,7 @@ from scipy.stats import binom
 
 from pipeline.cache.config import ExtractConfig
 from pipeline.evaluation.caches import DividedCache, open_caches
-from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.splits import Shares
+from pipeline.evaluation.config import ClassifyConfig
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.from_cache import rows_of, task_of, trial_rows
 from pipeline.finetuning.from_images import task_of as task_of_images
@@ -25,8 +24,8 @@ from pipeline.finetuning.run import finetune
 COUNT, VIEWS = 60, 4
 PROTOCOLS: list[dict[str, Any]] = [
     {},
-    {"shares": Shares.parse("50/25/25")},
-    {"shares": Shares.parse("60/20/20"), "split_seed": 3},
+    {"split": "50/25/25"},
+    {"split": "60/20/20", "split_seed": 3},
 ]
 
 
@@ -39,8 +38,8 @@ def divided_cache(path: Path, options: dict[str, Any], *, views: int, tta: bool)
     rows = np.stack([images, columns.views], axis=1).astype(np.float32)
     layers = {"names:avg": rows[order]}
     write_cache(path, labels=labels, columns=columns.take(order), layers=layers)
-    protocol = Protocol(**options)
-    (cache,) = open_caches([path], layers=["names:avg"], protocol=protocol, views=views)
+    config = ClassifyConfig(layers=["names:avg"], views=views, **options)
+    (cache,) = open_caches([path], config)
     return cache
 
 
@@ -79,8 +78,8 @@ def test_images_learned_from_are_not_judged(tmp_path: Path, options: dict[str, A
     config = FinetuneConfig(method="end_to_end", views=1)
     pixels = np.arange(COUNT, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), "u1")
     columns = cache.table.columns
-    task = task_of_images(config, pixels, cache)
     (trial,) = cache.division.trials
+    task = task_of_images(config, pixels, columns, trial, 2)
     everything = np.arange(len(task.train))
     for rows, expected in (
         (task.train, trial.splits.train),

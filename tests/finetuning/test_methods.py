@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from drawing import draw_set
 from finetuning_tasks import drawn_rows, drawn_task
-from pipeline.heads.config import DenseConfig
 
 from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base, feature_model, preprocess
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import PREPROCESSING, Base, find_base
 from pipeline.finetuning.methods import (
-    build_head,
     finetune_from_cache,
     head_variables,
     head_weights,
@@ -28,6 +26,8 @@ from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Rows, new_views, row_order, scratch_images
 from pipeline.finetuning.settings import Plan, Schedule
 from pipeline.finetuning.training import Network, RunOptions, Task, train
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.dense import build_dense
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
 from pipeline.images.views import POLICIES
@@ -80,7 +80,7 @@ def error_of_ten_steps(
     """‖Δcache − Δend-to-end‖ / ‖Δend-to-end‖ over all weights; leaves the base as it was."""
     size = len(rows) // 10
     boundary = find_boundary(model, base, first)
-    head = partial(build_head, model.output_shape[1:], 2, settings, 7)
+    head = partial(build_dense, model.output_shape[1:], 2, settings, 7)
     maps = on_maps(model, base, boundary, rows)
 
     ours = head()
@@ -161,7 +161,7 @@ def test_fine_tuning_leaves_frozen_weights_and_gives_what_predicts_the_same(tmp_
     assert all(name.split("/")[0] in {*boundary.unfrozen, "head"} for name in trained.weights)
     # the weights, put back where they belong, give the probabilities that were measured
     shape = model.output_shape[1:]
-    head = build_head(shape, 2, SHORT.network, 0)
+    head = build_dense(shape, 2, SHORT.network, 0)
     head.set_weights(list(head_weights(trained.weights)))
     with unfrozen(model, boundary) as learns:
         for name, variable in learns.items():
@@ -240,7 +240,7 @@ def test_the_small_convnet_learns() -> None:
 
 
 def test_the_head_on_vgg16_is_the_books() -> None:
-    head = build_head((4, 4, 512), 2, DenseConfig(), 0)
+    head = build_dense((4, 4, 512), 2, DenseConfig(), 0)
     assert sum(
         variable.value.shape.num_elements() for variable in head_variables(head).values()
     ) == (2_097_665)
@@ -293,7 +293,7 @@ def test_an_epoch_from_the_cache_costs_at_most_a_third() -> None:
     maps = on_maps(model, base, boundary, rows)
     schedule = Schedule(epochs=1, learning_rate=1e-5)
     images = keras.Input((150, 150, 3), dtype="uint8")
-    head = build_head((4, 4, 512), 2, DenseConfig(), 0)
+    head = build_dense((4, 4, 512), 2, DenseConfig(), 0)
     seconds: dict[str, list[float]] = {"cache": [], "end to end": []}
     with ExitStack() as stack:
         learns = stack.enter_context(unfrozen(model, boundary)) | head_variables(head)

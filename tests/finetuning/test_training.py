@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finetuning_tasks import drawn_maps, train_head
-from pipeline.heads.config import DenseConfig
 
 from pipeline.errors import BadDataError, UsageError
-from pipeline.finetuning.methods import build_head, head_variables
+from pipeline.finetuning.methods import head_variables
 from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import row_order
 from pipeline.finetuning.settings import SCRATCH, Schedule
 from pipeline.finetuning.training import Network, RunOptions, train
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.dense import build_dense
 from pipeline.keras_backend import keras
 
 SCHEDULE = Schedule(epochs=4, learning_rate=1e-3, patience=9)
@@ -38,7 +39,7 @@ def test_an_epoch_is_that_of_keras(classes: int) -> None:
     task = drawn_maps(count=50, classes=classes)
     schedule = replace(SCHEDULE, epochs=1)
     ours = train_head(task, RunOptions(seed=2), schedule, dropout=0)
-    model = build_head((4, 4, 8), classes, DenseConfig(units=16, dropout=0), 2)
+    model = build_dense((4, 4, 8), classes, DenseConfig(units=16, dropout=0), 2)
     before = model.get_weights()
     model.compile(
         keras.optimizers.RMSprop(schedule.learning_rate),
@@ -76,7 +77,7 @@ def test_dropout_and_batchnorm_below_the_head_are_off_while_it_learns() -> None:
     )
     before = body.get_weights()
     task, settings = drawn_maps(), DenseConfig(units=16)
-    head = build_head((4, 4, 8), 2, settings, 0)
+    head = build_dense((4, 4, 8), 2, settings, 0)
     network = Network(head, head_variables(head), keras.Sequential([body]))
     ours = train(network, task, SCHEDULE, RunOptions(), stage="head")
     plain = train_head(task, RunOptions(), SCHEDULE)

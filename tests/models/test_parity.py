@@ -69,14 +69,16 @@ def test_another_resize_or_order_of_colours_is_found(
 class Saturated:
     """A head that is sure of the first class, whatever it is shown."""
 
-    def scores(self, rows: np.ndarray) -> np.ndarray:
+    classes_ = np.arange(2)
+
+    def predict_proba(self, rows: np.ndarray) -> np.ndarray:
         return np.tile([1.0, 0.0], (len(rows), 1))
 
 
 def test_wrong_pixels_are_found_behind_a_head_that_is_sure_of_everything(
     bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saturated = replace(bundles[0], classifier=Saturated())
+    saturated = replace(bundles[0], estimator=Saturated())
     caplog.set_level("INFO", "pipeline")
     for found in check(saturated, saturated):
         assert found.holds

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from bundle_sets import bundle_of, linear_head
 from feature_sets import write_cache
+from sklearn.dummy import DummyClassifier
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.weights import arrays_digest
@@ -223,8 +224,10 @@ def test_scores_that_are_no_probabilities_are_refused_naming_the_model(weight: f
     assert caught.value.exit_code == 65
 
 
-def test_probabilities_that_do_not_sum_to_one_are_refused() -> None:
-    bundle = replace(draw_bundle(), classifier=MajorityClassifier(np.array([0.5, 0.5, 0.5])))
+def test_probabilities_below_zero_are_refused() -> None:
+    head = DummyClassifier().fit(np.zeros((3, WIDTH)), [0, 1, 2])
+    head.class_prior_ = np.array([1.5, 0.5, -1.0])
+    bundle = replace(draw_bundle(), estimator=head)
     with pytest.raises(BadDataError, match="no probabilities"):
         open_bundle(bundle).probabilities(PIXELS, DIGESTS)
 
