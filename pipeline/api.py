@@ -307,7 +307,7 @@ def predict_images(
     Examples
     --------
     >>> from pipeline import predict_images
-    >>> first, *_ = predict_images("photos/test/plain", model="results/logistic.safetensors")
+    >>> first, *_ = predict_images("photos/test/plain", model="results/logistic.skops")
     >>> first.label
     'plain'
     """

@@ -271,7 +271,7 @@ def load_model(
     Examples
     --------
     >>> from pipeline import load_model
-    >>> model = load_model("results/logistic.safetensors")  # or a run, and a head of it
+    >>> model = load_model("results/logistic.skops")  # or a run, and a head of it
     >>> model.classes_.tolist()
     ['plain', 'striped']
     >>> model.predict(["photos/test/striped/000.png"]).tolist()

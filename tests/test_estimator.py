@@ -343,8 +343,8 @@ def test_loaded_model_predicts_as_the_table_says(drawn_set: Path) -> None:
     outcome = compare_heads(table.path, heads="logistic", look=False).shown
     assert outcome.bundle is not None
     assert outcome.test is not None
-    save_bundle(outcome.bundle, Path("logistic.safetensors"))
-    model = load_model("logistic.safetensors")
+    save_bundle(outcome.bundle, Path("logistic.skops"))
+    model = load_model("logistic.skops")
     assert model.classes_.tolist() == ["plain", "striped"]
     paths = [drawn_set / os.fsdecode(table.columns.paths[row]) for row in outcome.test.rows]
     probabilities = model.predict_proba(paths)
@@ -363,17 +363,17 @@ def test_loaded_model_averages_over_views_of_files_and_arrays_as_the_table_does(
     outcome = compare_heads(table.path, heads="logistic", look=False, tta=True).shown
     assert outcome.bundle is not None
     assert outcome.test is not None
-    save_bundle(outcome.bundle, Path("logistic.safetensors"))
+    save_bundle(outcome.bundle, Path("logistic.skops"))
     images = table.columns.paths[table.columns.views == 0]
     paths = [drawn_set / os.fsdecode(images[row]) for row in outcome.test.rows]
-    model = load_model("logistic.safetensors", batch_size=5)
+    model = load_model("logistic.skops", batch_size=5)
     np.testing.assert_allclose(model.predict_proba(paths), outcome.test.scores, atol=1e-6)
     arrays = np.stack([np.asarray(Image.open(path)) for path in paths[:3]])
     again = model.predict_proba(arrays)  # their content is another's, and so are their views
     np.testing.assert_allclose(model.predict_proba(arrays[::-1])[::-1], again, atol=1e-12)
     plain = replace(outcome.bundle, document={**outcome.bundle.document, "tta": 0})
-    save_bundle(plain, Path("plain.safetensors"))
-    assert np.abs(load_model("plain.safetensors").predict_proba(arrays) - again).max() > 1e-5
+    save_bundle(plain, Path("plain.skops"))
+    assert np.abs(load_model("plain.skops").predict_proba(arrays) - again).max() > 1e-5
 
 
 def test_numbers_of_a_grid_search_and_columns_of_a_table_do_as_well(tmp_path: Path) -> None:
@@ -394,11 +394,11 @@ def test_what_it_computed_predict_knows(drawn_set: Path, passes: list[int]) -> N
     table = extract_features(drawn_set, base="pixels").table
     bundle = compare_heads(table.path, heads="ridge", look=False).shown.bundle
     assert bundle is not None
-    save_bundle(bundle, Path("ridge.safetensors"))
+    save_bundle(bundle, Path("ridge.skops"))
     images, _ = draw_images(3)
     paths = files_of(images, Path("new"))
     FeatureExtractor("pixels", "none").fit(paths)
     passes.clear()
-    found = list(predict_images("new", model="ridge.safetensors"))
+    found = list(predict_images("new", model="ridge.skops"))
     assert [each.cached for each in found] == [True] * 3
     assert passes == []

@@ -85,7 +85,6 @@ def train_from_cache(
             boundary,
             task_of(below, boundary.shape),
             checkpoints.options(seed, training),
-            scratch=config.extract.cache_dir,
             plan=config.plan,
             features=task_of(last, cache.table.layers[base.last_layer]),
         )

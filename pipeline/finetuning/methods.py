@@ -4,9 +4,7 @@
 a frozen base end to end with augmentation; end-to-end fine-tuning; a small convnet from scratch.
 """
 
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,10 @@ from pipeline.bases.boundary import Boundary, unfrozen, upper_model
 from pipeline.bases.build import preprocess
 from pipeline.bases.registry import Rescale
 from pipeline.finetuning.result import Trained
-from pipeline.finetuning.rows import Rows, in_blocks, scratch_array
 from pipeline.finetuning.settings import BOOK, SCRATCH, Plan, Schedule
 from pipeline.finetuning.training import Network, RunOptions, Task, train
 from pipeline.heads.dense import build_dense
-from pipeline.keras_backend import keras, tf
+from pipeline.keras_backend import keras
 from pipeline.models.top_block import HEAD_WEIGHTS
 
 HEAD_STAGE, JOINT_STAGE, SCRATCH_STAGE = "head", "fine-tuning", "scratch"
@@ -31,9 +28,8 @@ def finetune_from_cache(
     task: Task,
     options: RunOptions,
     *,
-    scratch: Path,
+    features: Task,
     plan: Plan = BOOK,
-    features: Task | None = None,
 ) -> Trained:
     """Train the head, then the layers above the boundary with it, reading only cached maps.
 
@@ -41,19 +37,14 @@ def finetune_from_cache(
     ----------
     base_model : frozen, as `build_base` makes it; it is left as it was.
     task : rows of the boundary's maps (N, H, W, C); views of an image are rows of their own.
-    scratch : folder for the features that the head is first trained on, while it runs.
-    features : the same rows of the base's last layer, where these are cached; else computed.
+    features : the same rows of the base's last layer, on which the head is trained first.
 
     The result's ``frozen_head`` is the head after the first stage.
     """
     upper = upper_model(base_model, boundary)
     head = build_dense(upper.output_shape[1:], task.class_count, plan.network, options.seed)
-    with ExitStack() as stack:
-        if features is None:
-            features = _computed_once(stack, upper, task, scratch)
-        frozen = train(
-            Network(head, head_variables(head)), features, plan.head, options, stage=HEAD_STAGE
-        )
+    network = Network(head, head_variables(head))
+    frozen = train(network, features, plan.head, options, stage=HEAD_STAGE)
     with unfrozen(base_model, boundary) as learns:
         network = Network(head, learns | head_variables(head), body=upper)
         tuned = train(network, task, plan.joint, options, stage=JOINT_STAGE)
@@ -142,25 +133,3 @@ def build_small_convnet(
         keras.layers.Dense(outputs, activation=activation, name="output", **drawn()),
     ]
     return keras.Sequential(layers)
-
-
-def _computed_once(stack: ExitStack, upper: Any, task: Task, scratch: Path) -> Task:
-    """The same task on what the layers above the boundary make of its maps."""
-    shape = upper.output_shape[1:]
-    forward = tf.function(lambda maps: upper(maps, training=False), reduce_retracing=True)
-
-    def on_features(rows: Rows) -> Rows:
-        blocks = in_blocks(np.arange(len(rows)), rows.inputs.shape[1:])
-        features = scratch_array(
-            (forward(tf.constant(rows.read(block))).numpy() for block in blocks),
-            shape=(len(rows), *shape),
-            dtype="float32",
-            folder=scratch,
-        )
-        return Rows(stack.enter_context(features), rows.labels)
-
-    return task._replace(
-        train=on_features(task.train),
-        validation=on_features(task.validation),
-        test=on_features(task.test) if task.test else None,
-    )

@@ -34,11 +34,6 @@ class Trained:
     frozen_head: "Trained | None" = None
 
     @property
-    def trainable_tensors(self) -> int:
-        """4 for the head alone: two kernels, two biases."""
-        return len(self.weights)
-
-    @property
     def trainable_parameters(self) -> int:
         """2,097,665 for the head alone on VGG16 at 150 pixels."""
         return sum(each.size for each in self.weights.values())

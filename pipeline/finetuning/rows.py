@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -126,17 +127,9 @@ def scratch_array(
         yield np.memmap(file, dtype, "r", shape=whole) if rows else np.empty(whole, dtype)
 
 
-def in_blocks(rows: Indices, row_shape: Sequence[int]) -> Iterator[Indices]:
-    """Cut rows of float32 into blocks of about 32 MiB."""
-    size = max(1, BLOCK_BYTES // (4 * int(np.prod(row_shape))))
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-@contextlib.contextmanager
 def scratch_maps(
     read: Callable[[Indices], Array], rows: Indices, *, row_shape: Sequence[int], folder: Path
-) -> Iterator[Array]:
+) -> contextlib.AbstractContextManager[Array]:
     """Cached maps, float32, as a `scratch_array`.
 
     Parameters
@@ -144,10 +137,10 @@ def scratch_maps(
     read : gives some rows, e.g. ``functools.partial(table.features, "block4_pool")``.
     rows : which ones; ascending ones are read fastest.
     """
-    blocks = (read(block) for block in in_blocks(rows, row_shape))
+    size = max(1, BLOCK_BYTES // (4 * math.prod(row_shape)))
+    blocks = (read(rows[start : start + size]) for start in range(0, len(rows), size))
     shape = (len(rows), *row_shape)
-    with scratch_array(blocks, shape=shape, dtype="float32", folder=folder) as maps:
-        yield maps
+    return scratch_array(blocks, shape=shape, dtype="float32", folder=folder)
 
 
 @contextlib.contextmanager

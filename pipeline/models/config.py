@@ -28,7 +28,7 @@ class PredictConfig(Config):
     Examples
     --------
     >>> from pipeline import PredictConfig, predict_images
-    >>> config = PredictConfig(model="results/logistic.safetensors", use_cache=False)
+    >>> config = PredictConfig(model="results/logistic.skops", use_cache=False)
     >>> next(iter(predict_images("photos/test/plain", config))).label
     'plain'
     """

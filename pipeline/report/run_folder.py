@@ -102,7 +102,7 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
 
 
 def _free_path(folder: Path, name: str) -> Path:
-    """``logistic.safetensors``, with a number from 2 where another row took that name."""
+    """``logistic.skops``, with a number from 2 where another row took that name."""
     plain = re.sub(r"[^\w.-]+", "_", name).strip(".-_")
     endings = chain([""], (f"-{number}" for number in count(2)))
     paths = (folder / f"{plain}{ending}{SUFFIX}" for ending in endings)

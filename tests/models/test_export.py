@@ -32,7 +32,6 @@ from pipeline.images import decode as ours
 from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import Bundle
-from pipeline.models.export import dropout_of
 from pipeline.models.layers import head_layers
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier
 from pipeline.spec import RESIZE_POLICIES, FeatureSpec
@@ -74,11 +73,6 @@ def test_head_that_is_no_network_is_refused_and_names_those_that_are(name: str) 
         head_layers(bundle_of(fit_head(name), head=name))
 
 
-def test_dropout_is_the_heads_or_the_books() -> None:
-    assert dropout_of(DenseClassifier(dropout=0.25)) == 0.25
-    assert dropout_of(drawn_linear(2)) == 0.5
-
-
 # ------------------------------------------------------------------------------ one model
 
 
@@ -111,7 +105,7 @@ def drawn_dense() -> DenseClassifier:
         f"head/{name}": random.normal(size=shape).astype("f4")
         for name, shape in zip(HEAD_WEIGHTS, shapes, strict=True)
     }
-    return dense_classifier(named, 2, DenseConfig(units=6))
+    return dense_classifier(named, 2, DenseConfig(units=6, dropout=0.25))
 
 
 def drawn_linear(class_count: int, width: int = 24) -> Any:
@@ -131,7 +125,7 @@ def compose(bundle: Bundle, **options: Any) -> Any:
     from pipeline.models import composition
 
     config = config_of(bundle, **options)
-    return composition.compose(bundle, head_layers(bundle), dropout=0.5, config=config)
+    return composition.compose(bundle, config)
 
 
 def measured(bundle: Bundle, images: np.ndarray) -> np.ndarray:
@@ -154,7 +148,7 @@ def test_keras_model_loads_without_custom_code_and_is_the_books_composition(
     np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-6)
     kinds = [type(layer).__name__ for layer in model.layers]
     assert kinds[-5:] == ["Functional", "Flatten", "Dense", "Dropout", "Dense"]
-    assert model.get_layer("dropout").rate == 0.5
+    assert model.get_layer("dropout").rate == 0.25
     assert model.input_shape == (None, SIZE, SIZE, 3)
     assert model.input.dtype == "uint8"
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
