@@ -6,22 +6,22 @@ from typing import Any
 
 import numpy as np
 from feature_sets import SPEC, alternating_labels, draw_features
-from pipeline.evaluation.choose import choose
-from pipeline.heads.head import Classifier, FitOptions, Floats
-from pipeline.heads.minibatch import Member, initial_weights
-from pipeline.heads.settings import DenseSettings
-from pipeline.heads.training import LabelledRows, TrainingSet
-from threadpoolctl import threadpool_limits
+from sklearn.linear_model import LogisticRegression
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
+from pipeline.evaluation.rows import LabelledRows
+from pipeline.evaluation.search import search
+from pipeline.heads.calibration import Scores, class_scores
+from pipeline.heads.config import DenseConfig
 from pipeline.heads.registry import load_head
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import Bundle
+from pipeline.models.top_block import HEAD_WEIGHTS
 from pipeline.spec import FeatureSpec
 
 WIDTH = 12
-QUICK = FitOptions(dense=(DenseSettings(epochs=2, learning_rate=1e-3, units=8),))
+QUICK = DenseConfig(epochs=2, learning_rate=1e-3, units=8)
 
 
 def draw_rows(class_count: int = 2) -> LabelledRows:
@@ -31,12 +31,21 @@ def draw_rows(class_count: int = 2) -> LabelledRows:
 
 
 @cache
-def fit_head(name: str, class_count: int = 2) -> Classifier:
-    """The head as `choose` gives it: with probabilities."""
+def fit_head(name: str, class_count: int = 2) -> Any:
+    """The estimator that the search keeps: it has probabilities. Copy it before changing it."""
     rows = draw_rows(class_count)
-    train = TrainingSet(rows.features, rows.labels, class_count)
-    with threadpool_limits(1, user_api="blas"):  # as `compare_heads` has it
-        return choose(load_head(name), train, rows, QUICK)[0].classifier
+    fit = search(load_head(name, [QUICK]), rows, rows, class_count=class_count, seed=0)
+    assert fit
+    return fit.estimator
+
+
+def linear_head(weights: np.ndarray, intercepts: np.ndarray) -> LogisticRegression:
+    """Logistic regression of these weights (K, D) or (1, D) and intercepts."""
+    head = LogisticRegression()
+    head.coef_, head.intercept_ = np.asarray(weights), np.asarray(intercepts)
+    head.classes_ = np.arange(max(2, len(intercepts)))
+    head.n_features_in_ = head.coef_.shape[1]
+    return head
 
 
 @cache
@@ -49,6 +58,7 @@ def fit_top_block(
     """
     from pipeline.bases.boundary import find_boundary, upper_model
     from pipeline.bases.build import build_base
+    from pipeline.heads.dense import build_dense
     from pipeline.models.top_block import top_block
 
     known, size = find_base(base), 32
@@ -62,12 +72,11 @@ def fit_top_block(
         for layer in upper.layers
         for each in layer.weights
     }
-    width = math.prod(upper.output_shape[1:])
-    member = Member(DenseSettings(units=8), 0)
-    head = initial_weights(width, member, class_count=class_count)
-    tuned |= {f"head/{name}": each for name, each in head._asdict().items()}
+    network = DenseConfig(units=8)
+    head = build_dense(upper.output_shape[1:], class_count, network, 0).get_weights()
+    tuned |= {f"head/{name}": each for name, each in zip(HEAD_WEIGHTS, head, strict=True)}
     return bundle_of(
-        top_block(base_model, known, size, boundary, tuned, class_count),
+        top_block(base_model, known, size, boundary, tuned, class_count, network),
         class_count,
         head="fine_tuned",
         params=f"unfreeze={first_unfrozen}",
@@ -86,12 +95,12 @@ def fit_top_block(
     )
 
 
-def bundle_of(classifier: Classifier, class_count: int = 2, **changed: Any) -> Bundle:
+def bundle_of(estimator: Any, class_count: int = 2, **changed: Any) -> Bundle:
     """A bundle of drawn rows; ``changed`` replaces any of its fields."""
     fields: dict[str, Any] = {
         "head": "drawn",
         "params": "C=1",
-        "classifier": classifier,
+        "estimator": estimator,
         "spec": SPEC,
         "layer": "block5_pool:avg",
         "input": "pooled",
@@ -107,10 +116,10 @@ def bundle_of(classifier: Classifier, class_count: int = 2, **changed: Any) -> B
     return Bundle(**fields | changed)
 
 
-def scores_of(bundle: Bundle) -> Floats:
+def scores_of(bundle: Bundle) -> Scores:
     """What the bundle says of the drawn rows, or of maps of the shape that it takes."""
     rows = draw_rows(len(bundle.classes)).features
     if bundle.input == "flat":
         maps = np.random.default_rng(6).normal(size=(5, math.prod(bundle.shape)))
         rows = maps.astype(np.float32)
-    return bundle.classifier.scores(rows)
+    return class_scores(bundle.estimator, rows, len(bundle.classes))

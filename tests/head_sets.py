@@ -2,7 +2,8 @@
 
 import numpy as np
 from feature_sets import draw_features
-from pipeline.heads.training import TrainingSet
+
+from pipeline.evaluation.rows import LabelledRows
 
 
 def draw_train(
@@ -10,10 +11,9 @@ def draw_train(
     class_count: int = 2,
     *,
     rare: int | None = None,
-    balanced: bool = False,
     signal: float = 0.3,
     seed: int = 0,
-) -> TrainingSet:
+) -> LabelledRows:
     """``size`` rows and features far from 0, the fourth of which never changes.
 
     The classes take turns; with ``rare``, every rare-th row is of another class than the first.
@@ -25,4 +25,4 @@ def draw_train(
         labels = np.where(rows % rare == 0, 1 + rows // rare % (class_count - 1), 0)
     features = draw_features(labels, (width,), signal=signal, seed=seed) * 50 + 7
     features[:, 3] = 5.0
-    return TrainingSet(features, labels, class_count, balanced)
+    return LabelledRows(features, labels)

@@ -21,8 +21,9 @@ from pipeline.evaluation.compare import compare_heads
 from pipeline.export import main
 from pipeline.images.decode import pixels_digest
 from pipeline.models import export
-from pipeline.models.bundle import find_bundle, load_bundle, save_bundle
+from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.export import export_bundle, predict_elsewhere
+from pipeline.models.runs import find_bundle
 from pipeline.report.run_folder import write_run
 
 
@@ -34,7 +35,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(data, folder / "copies")
     cache_dir = folder / "cache"
     cache = extract_features(data, base="pixels", image_size=16, cache_dir=cache_dir).table.path
-    comparison = compare_heads(cache, heads="logistic:flat,prototype:flat,ridge,knn", look=False)
+    comparison = compare_heads(cache, heads="logistic:flat,linear_svm:flat,ridge,knn", look=False)
     write_run(comparison, folder / "results").rename(folder / "run")
     return folder
 
@@ -127,7 +128,7 @@ def test_error_planted_in_predict_py_is_found_and_leaves_nothing(
     assert planted("predict.py") != template("predict.py")
     monkeypatch.setattr(export, "_template", planted)
     with pytest.raises(BadDataError, match="the exported model does not predict"):
-        export_bundle(find_bundle(lab / "run", "prototype"), format="onnx", out=Path("new/onnx"))
+        export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -138,7 +139,7 @@ def test_error_planted_in_the_model_is_found_and_leaves_nothing(
 
     monkeypatch.setattr(composition, "_pooled", lambda maps, pooling: maps[..., ::-1])
     with pytest.raises(BadDataError, match="the exported model does not predict"):
-        export_bundle(find_bundle(lab / "run", "prototype"), format="onnx", out=Path("new/onnx"))
+        export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -199,12 +200,12 @@ def test_missing_extra_says_how_to_install_it(lab: Path, monkeypatch: pytest.Mon
         (["run", "--head", "logistic", "--check-images", "0"], 2, "at least 1; received 0"),
         (["run", "--head", "logistic", "--out", "run"], 73, "choose another --out"),
         (
-            ["network.safetensors", "--weights", "other.h5"],
+            ["network.skops", "--weights", "other.h5"],
             65,
             "with weights abababababab…; received",
         ),
         (["nowhere"], 66, "nowhere"),
-        (["moved.safetensors"], 66, "gone.h5 does not exist"),
+        (["moved.skops"], 66, "gone.h5 does not exist"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line_and_an_exit_code(
@@ -215,7 +216,7 @@ def test_what_cannot_be_exported_is_one_line_and_an_exit_code(
         file["kernel"] = np.ones(3, "f4")
     bundle = load_bundle(find_bundle(lab / "run", "ridge"))
     moved = replace(bundle, document={**bundle.document, "cache": "gone.h5"})
-    save_bundle(moved, Path("moved.safetensors"))
+    save_bundle(moved, Path("moved.skops"))
     spec = replace(
         bundle.spec,
         base="mobilenet",
@@ -223,7 +224,7 @@ def test_what_cannot_be_exported_is_one_line_and_an_exit_code(
         image_size=32,
         pixels=pixels_digest(32, "squash"),
     )
-    save_bundle(replace(bundle, spec=spec), Path("network.safetensors"))
+    save_bundle(replace(bundle, spec=spec), Path("network.skops"))
     before = sorted(Path.cwd().rglob("*"))
     finished = run_command("export", *arguments, "--format", "onnx", check=code)
     assert told in assert_one_line(finished)

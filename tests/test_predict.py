@@ -17,11 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from bundle_sets import bundle_of
+from bundle_sets import bundle_of, linear_head
 from command import assert_one_line, modules_loaded_by, run_command
 from drawing import draw, draw_set
 from feature_sets import SPEC, write_cache
-from pipeline.heads.linear import LinearClassifier
 
 from pipeline.api import extract_features, predict_images
 from pipeline.cache.file import columns_of
@@ -29,8 +28,9 @@ from pipeline.engines import PixelsEngine
 from pipeline.errors import BadDataError, NoInputError, PipelineError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.images.decode import pixels_digest
-from pipeline.models.bundle import find_bundle, load_bundle, save_bundle
+from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.predicting import Prediction, Predictions
+from pipeline.models.runs import find_bundle
 from pipeline.predict import main
 from pipeline.report.run_folder import write_run
 
@@ -142,12 +142,12 @@ def test_means_over_views_are_predicted_as_the_table_measured_them(
     outcome = compare_heads(table.path, heads="logistic", look=False, tta=True).shown
     assert outcome.bundle
     assert outcome.test
-    save_bundle(outcome.bundle, Path("averaged.safetensors"))
+    save_bundle(outcome.bundle, Path("averaged.skops"))
     keys = [key.tobytes() for key in outcome.test.keys]
     expected = dict(zip(keys, outcome.test.scores, strict=True))
     engine_calls.clear()
     for use_cache in (True, False):
-        made = predict_images("drawn/test", model="averaged.safetensors", use_cache=use_cache)
+        made = predict_images("drawn/test", model="averaged.skops", use_cache=use_cache)
         for prediction in predictions(made):
             assert prediction.cached == use_cache
             content = Path(os.fsdecode(prediction.path)).read_bytes()
@@ -155,7 +155,7 @@ def test_means_over_views_are_predicted_as_the_table_measured_them(
                 prediction.probabilities, expected[hashlib.sha256(content).digest()], atol=1e-6
             )
     assert sum(engine_calls) == 3 * 24
-    shown = run_command("predict", "unknown", "--model", "averaged.safetensors", "--json")
+    shown = run_command("predict", "unknown", "--model", "averaged.skops", "--json")
     assert json.loads(shown.stdout)["model"]["tta"] == 2
     assert "mean over 3 views" in shown.stderr
 
@@ -173,11 +173,11 @@ def test_known_and_new_images_keep_their_order(engine_calls: list[int]) -> None:
 def test_moved_cache_is_found_by_its_fingerprint(engine_calls: list[int]) -> None:
     bundle = load_bundle(find_bundle(only("results")))
     document = {**bundle.document, "cache": "cache/renamed.h5"}  # not where it was trained
-    save_bundle(replace(bundle, document=document), Path("m.safetensors"))
+    save_bundle(replace(bundle, document=document), Path("m.skops"))
     Path("cache").rename("elsewhere")
-    made = predict_images("drawn", model="m.safetensors", cache_dir="elsewhere")
+    made = predict_images("drawn", model="m.skops", cache_dir="elsewhere")
     assert all(item.cached for item in predictions(made))
-    made = predict_images("drawn/test", model="m.safetensors")
+    made = predict_images("drawn/test", model="m.skops")
     assert not any(item.cached for item in predictions(made))
     assert sum(engine_calls) == 24
 
@@ -190,18 +190,18 @@ def test_cache_of_other_features_is_not_taken() -> None:
     misnamed = other.table.path.with_name(f"drawn-pixels-{bundle.spec.fingerprint}.h5")
     other.table.path.rename(misnamed)
     document = {**bundle.document, "cache": os.fspath(misnamed)}
-    save_bundle(replace(bundle, document=document), Path("m.safetensors"))
-    made = predict_images("drawn/test", model="m.safetensors", cache_dir="other")
+    save_bundle(replace(bundle, document=document), Path("m.skops"))
+    made = predict_images("drawn/test", model="m.skops", cache_dir="other")
     assert not any(item.cached for item in predictions(made))
 
 
 def test_damaged_cache_is_told_and_not_needed() -> None:
     bundle = load_bundle(find_bundle(only("results")))
     document = {**bundle.document, "cache": "broken.h5"}
-    save_bundle(replace(bundle, document=document), Path("m.safetensors"))
+    save_bundle(replace(bundle, document=document), Path("m.skops"))
     Path("broken.h5").write_bytes(b"no HDF5")
     shutil.rmtree("cache")
-    finished = run_command("predict", "drawn/test", "--csv", "--model", "m.safetensors")
+    finished = run_command("predict", "drawn/test", "--csv", "--model", "m.skops")
     assert len(read_csv(finished.stdout)) == 24
     assert "broken.h5 cannot be read" in finished.stderr
 
@@ -222,13 +222,13 @@ def test_tensorflow_stays_out_where_every_image_is_known() -> None:
     cache = write_cache(
         Path("cache/vgg16.h5"), labels=[0] * 24, spec=spec, columns=columns, layers=layers
     )
-    head = LinearClassifier(np.ones((1, 5)), np.zeros(1), True)
+    head = linear_head(np.ones((1, 5)), np.zeros(1))
     document = {"cache": os.fspath(cache), "set": "s", "root": "r", "weights_from": "imagenet"}
     bundle = bundle_of(head, spec=spec, shape=(5,), document=document)
-    save_bundle(bundle, Path("vgg16.safetensors"))
-    arguments = ["predict", "drawn/test", "--csv", "--model", "vgg16.safetensors"]
+    save_bundle(bundle, Path("vgg16.skops"))
+    arguments = ["predict", "drawn/test", "--csv", "--model", "vgg16.skops"]
     by_path = read_csv(run_command(*arguments).stdout)
-    for file, expected in zip(files, head.scores(features), strict=True):
+    for file, expected in zip(files, head.predict_proba(features), strict=True):
         assert float(by_path[str(file)]["probability"]) == pytest.approx(expected.max())
     loaded = modules_loaded_by(*arguments)
     assert "numpy" in loaded
@@ -317,11 +317,11 @@ def test_weights_of_another_model_are_refused_naming_both() -> None:
     bundle = load_bundle(find_bundle(only("results")))
     spec = replace(bundle.spec, base="vgg16", weights="ab" * 32, image_size=32)
     spec = replace(spec, pixels=pixels_digest(32, "squash"))
-    save_bundle(replace(bundle, spec=spec), Path("vgg16.safetensors"))
+    save_bundle(replace(bundle, spec=spec), Path("vgg16.skops"))
     with h5py.File("other.h5", "w") as file:
         file["kernel"] = np.ones((3, 3), np.float32)
     with pytest.raises(BadDataError, match=r"weights abababababab…; received .*other.h5"):
-        predict_images("drawn", model="vgg16.safetensors", weights="other.h5")
+        predict_images("drawn", model="vgg16.skops", weights="other.h5")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline.heads.settings import DenseSettings
 
 from pipeline import extract_features, load_features
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Comparison
+from pipeline.heads.config import DenseConfig
 from pipeline.models.bundle import save_bundle
 from pipeline.models.export import export_bundle
 
@@ -66,7 +66,7 @@ def trained(
         done = extract_features(
             root, base=base, limit_per_class=PER_CLASS, cache_dir=folder / "cache", **options
         )
-        quick = DenseSettings(epochs=5, learning_rate=1e-4)
+        quick = DenseConfig(epochs=5, learning_rate=1e-4)
         path = done.table.path
         return folder, compare_heads(path, heads=HEADS, dense=quick, look=False)
 
@@ -82,7 +82,7 @@ def test_each_head_predicts_copied_photographs_as_the_table_has_them(
     assert {outcome.result.head for outcome in comparison.outcomes} == set(HEADS)
     for outcome in comparison.outcomes:
         assert outcome.bundle
-        bundle = tmp_path / f"{outcome.result.head}.safetensors"
+        bundle = tmp_path / f"{outcome.result.head}.skops"
         save_bundle(outcome.bundle, bundle)
         made = tmp_path / outcome.result.head
         done = export_bundle(

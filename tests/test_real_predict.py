@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from command import run_command
-from pipeline.heads.settings import DenseSettings
 
 from pipeline.api import extract_features, predict_images
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Outcome
+from pipeline.heads.config import DenseConfig
 from pipeline.models.predicting import Prediction
 from pipeline.report.run_folder import write_run
 
@@ -37,7 +37,7 @@ def test_raw_photographs_get_the_probabilities_of_the_table(base: str, assets: P
         options = {"image_size": 160, "pooling": "avg", "weights": weights}
     table = extract_features(photographs, base=base, limit_per_class=PER_CLASS, **options).table
     compared = compare_heads(
-        table.path, heads=",".join(HEADS), look=False, dense=DenseSettings(epochs=5)
+        table.path, heads=",".join(HEADS), look=False, dense=DenseConfig(epochs=5)
     )
     run = write_run(compared, Path("results"))
     assert {outcome.result.head for outcome in compared.outcomes} == set(HEADS)

@@ -23,7 +23,7 @@ from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head
 from pipeline.models.bundle import Bundle
-from pipeline.models.serialization import check_savable
+from pipeline.models.serialization import dump_estimator
 
 NOT_KEPT = "no classifier was kept"
 
@@ -77,7 +77,7 @@ def with_bundle(
     if fit is None or outcome.result.status:
         return replace(outcome, not_saved=outcome.result.status)
     try:
-        check_savable(fit.estimator)
+        dump_estimator(fit.estimator)  # raises for what no file can hold
     except PipelineError as error:
         return replace(outcome, not_saved=str(error))
     return replace(outcome, bundle=_bundle(outcome.result, fit, table, fitted_on=fitted_on))

@@ -25,7 +25,8 @@ from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.config import Input
 from pipeline.heads.inputs import feature_count
 from pipeline.images.views import Augmentation
-from pipeline.models.serialization import ForeignFileError, dump_estimator, load_estimator
+from pipeline.models.estimator_checks import ForeignFileError, short
+from pipeline.models.serialization import SCHEMA, dump_estimator, load_estimator
 from pipeline.spec import (
     DTYPES,
     POOLING_POLICIES,
@@ -41,6 +42,7 @@ FORMAT_VERSION = 2
 SUFFIX = ".skops"
 OLD_SUFFIX = ".safetensors"  # of format 1
 DESCRIPTION, DIGEST = "bundle.json", "sha256"
+OTHER_MEMBERS = (SCHEMA, DESCRIPTION, DIGEST)  # beside arrays
 MOST_BYTES = 2**32  # 4 GiB: nearest neighbors of 100,000 images with flattened features are 3
 MOST_MEMBERS = 50_000  # arrays in a file; a forest of 200 trees has 1,200
 # A file of holes costs its sender nothing. Smaller ones do no harm, compression and small blocks
@@ -153,7 +155,7 @@ def _read(path: Path) -> Bundle:
     _check_size(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_members(archive)
+            _check_members(archive, path.stat().st_size)
             if archive.read(DIGEST).decode() != digest_of(archive):
                 raise ForeignFileError("it is damaged: what it holds is not what was written")
             description = json.loads(
@@ -195,7 +197,7 @@ def _check_size(path: Path) -> None:
         raise ForeignFileError(f"of its {size:,} bytes only {held:,} were ever written")
 
 
-def _check_members(archive: zipfile.ZipFile) -> None:
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
     """Raise ForeignFileError for members that `encode` does not write."""
     members = archive.infolist()
     names = [member.filename for member in members]
@@ -204,6 +206,10 @@ def _check_members(archive: zipfile.ZipFile) -> None:
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise ForeignFileError("its members are compressed or encrypted")
+        if not member.filename.endswith(".npy") and member.filename not in OTHER_MEMBERS:
+            raise ForeignFileError(f"it holds {short(member.filename)}, which no model has")
+    if sum(member.file_size for member in members) > size:
+        raise ForeignFileError("its members overlap, or are longer than the file")
     if archive.getinfo(DESCRIPTION).file_size > MOST_DESCRIPTION_BYTES:
         raise ForeignFileError(f"its {DESCRIPTION} is larger than {MOST_DESCRIPTION_BYTES:,} bytes")
 
@@ -243,9 +249,9 @@ def _check(description: Mapping[str, Any]) -> dict[str, Any]:
     if not all(map(_is_name, classes)):
         raise ForeignFileError("its classes are not all names that a folder could have")
     if not _is_list_of(int, shape) or not 1 <= len(shape) <= 4 or min(shape) < 1:
-        raise ForeignFileError(f"its shape is {_short(shape)}; expected one such as [4, 4, 512]")
+        raise ForeignFileError(f"its shape is {short(shape)}; expected one such as [4, 4, 512]")
     if kind not in get_args(Input) or (kind == "flat" and len(shape) == 1):
-        raise ForeignFileError(f"its input is {_short(kind)} of shape {_short(shape)}")
+        raise ForeignFileError(f"its input is {short(kind)} of shape {short(shape)}")
     width = feature_count(shape, kind)
     if width > MOST_FEATURES:
         raise ForeignFileError(f"it declares {width:,} features, more than {MOST_FEATURES:,}")
@@ -255,7 +261,7 @@ def _check(description: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("cache", "root", "set", "weights_from"):
         _text(document, name)
     if not isinstance(document.get("engine"), dict | None):
-        raise ForeignFileError(f"its engine is {_short(document['engine'])}")
+        raise ForeignFileError(f"its engine is {short(document['engine'])}")
     _plan_of(document)
     return {
         **names,
@@ -278,13 +284,11 @@ def _check_spec(spec: FeatureSpec) -> None:
         ("dtype", spec.dtype, DTYPES),
     ):
         if value not in allowed:
-            raise ForeignFileError(
-                f"its {name} is {_short(value)}; expected {' or '.join(allowed)}"
-            )
+            raise ForeignFileError(f"its {name} is {short(value)}; expected {' or '.join(allowed)}")
     if spec.weights.startswith(RANDOM):
         drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
         if drawn is None:
-            raise ForeignFileError(f"its weights are {_short(spec.weights)}; expected random-SEED")
+            raise ForeignFileError(f"its weights are {short(spec.weights)}; expected random-SEED")
         check_seed(int(drawn[1]), "the seed of its weights")
 
 
@@ -292,7 +296,7 @@ def _plan_of(document: Mapping[str, Any]) -> ViewPlan:
     """See `Bundle.plan`; raises ForeignFileError if what a document says of it is odd."""
     views = document.get("tta", 0)
     if type(views) is not int:
-        raise ForeignFileError(f"its tta is {_short(views)}; expected a number of views")
+        raise ForeignFileError(f"its tta is {short(views)}; expected a number of views")
     try:
         augmentation = Augmentation.from_dict(document.get("augmentation")) if views else None
     except ValueError as error:
@@ -305,7 +309,7 @@ def _check_layer(key: str) -> None:
     layer, pooling = split_layer_key(key)
     if not _is_name(layer) or pooling not in POOLING_POLICIES or layer_key(layer, pooling) != key:
         raise ForeignFileError(
-            f"its layer is {_short(key)}; expected one such as block5_pool or block5_pool:avg"
+            f"its layer is {short(key)}; expected one such as block5_pool or block5_pool:avg"
         )
 
 
@@ -325,10 +329,5 @@ def _is_list_of(kind: type, value: Any) -> bool:
 def _text(values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str):
-        raise ForeignFileError(f"its {name} is no text: {_short(value)}")
+        raise ForeignFileError(f"its {name} is no text: {short(value)}")
     return value
-
-
-def _short(value: Any) -> str:
-    text = printable(repr(value))
-    return text if len(text) <= 60 else f"{text[:60]}…"

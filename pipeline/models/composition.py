@@ -7,7 +7,7 @@ project and holds no code.
 import json
 import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.bases.registry import PIXELS
 from pipeline.errors import BadDataError
 from pipeline.keras_backend import keras, tf
 from pipeline.models.bundle import Bundle
-from pipeline.models.layers import Layer
+from pipeline.models.layers import Layer, head_layers
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.models.upper_layers import layers_above, put_weights
 from pipeline.spec import layer_key, split_layer_key
@@ -26,13 +26,7 @@ from pipeline.text import printable
 OPSET = 15  # ONNX Runtime reads it since 1.10, of 2021
 
 
-def compose(
-    bundle: Bundle,
-    layers: Sequence[Layer],
-    *,
-    dropout: float,
-    config: BaseConfig,
-) -> Any:
+def compose(bundle: Bundle, config: BaseConfig) -> Any:
     """Build the model: "images" (B, H, W, 3) uint8 RGB -> probabilities (B, K) float32.
 
     The base stands in it as one layer of its own name, frozen, so that the book's second method
@@ -40,12 +34,10 @@ def compose(
 
     Parameters
     ----------
-    layers : of the head, as `pipeline.models.layers.head_layers` gives them.
     config : of the base that made the features.
-    dropout : share of the hidden units that training drops; predicting drops none.
 
-    Raises BadDataError for weights other than those that the features were made with, or features
-    of another shape.
+    Raises UsageError for a head that is no network, BadDataError for weights other than those that
+    the features were made with, or features of another shape.
     """
     images, values = _feature_tensors(bundle, config)
     is_tuned = isinstance(bundle.estimator, TopBlockClassifier)  # it takes what the base ends in
@@ -58,9 +50,10 @@ def compose(
         values = keras.layers.Flatten(name="flatten")(values)
     elif len(values.shape) == 4:
         values = keras.layers.GlobalAveragePooling2D(name="average")(values)
-    *hidden, last = layers
+    *hidden, last = head_layers(bundle)
     for layer in hidden:
         values = _dense(layer, "relu", name="hidden")(values)
+        dropout = getattr(bundle.estimator, "head", bundle.estimator).dropout
         values = keras.layers.Dropout(dropout, name="dropout")(values)
     if len(last.bias) == 1:
         second = _dense(last, "sigmoid", name="probability")(values)

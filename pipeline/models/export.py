@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from pipeline.durable import publish_folder
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
-from pipeline.heads.config import DenseConfig
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.layers import head_layers
 from pipeline.models.parity import (
@@ -97,7 +96,7 @@ def export_bundle(
         raise UsageError(f"--check-images needs at least 1; received {check_images}")
     _check_packages(format)
     bundle = load_bundle(path)
-    layers = head_layers(bundle)
+    head_layers(bundle)  # refuses what is no network before anything is loaded
     folder = _exports_of(path) / f"{path.stem}-{format}" if out is None else out
     if os.path.lexists(folder):
         raise CannotCreateError(f"{printable(folder)} is there already: choose another --out")
@@ -105,12 +104,7 @@ def export_bundle(
     images = reference_images(bundle, most=check_images, closest=True)
     from pipeline.models import composition  # only now: it loads TensorFlow
 
-    model = composition.compose(
-        bundle,
-        layers,
-        dropout=dropout_of(bundle.estimator),
-        config=config,
-    )
+    model = composition.compose(bundle, config)
     parents = folder.absolute().parents
     for parent in parents[:2]:
         _remove_stale(parent)
@@ -126,12 +120,6 @@ def export_bundle(
         (made / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
         publish_folder(made, folder)
     return Export(folder, parity)
-
-
-def dropout_of(estimator: Any) -> float:
-    """The dropout that a dense head was trained with; the book's for the others."""
-    head = getattr(estimator, "head", estimator)  # of what was fine-tuned
-    return float(getattr(head, "dropout", DenseConfig().dropout))
 
 
 def _check_packages(format: str) -> None:

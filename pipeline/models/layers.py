@@ -57,7 +57,8 @@ def head_layers(bundle: Bundle) -> Sequence[Layer]:
     # of two classes with a decision value d, the scores are -d and d: softmax is the sigmoid of 2 d
     if len(intercepts) == 1 and not has_probabilities:
         scale *= 2
-    return (Layer(_float32(weights.T * scale), _float32(intercepts * scale)),)
+    weights, intercepts = weights.T * scale, intercepts * scale
+    return (Layer(weights.astype(np.float32), intercepts.astype(np.float32)),)
 
 
 def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
@@ -79,7 +80,3 @@ def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any
         if step.mean_ is not None:
             intercepts = intercepts - weights @ step.mean_
     return weights, intercepts
-
-
-def _float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    return np.asarray(values, np.float32)

@@ -74,13 +74,8 @@ class Parity:
             self.count > 0
             and self.max_difference <= self.tolerance
             and not self.changed
-            and self.same_features
+            and self.feature_error <= self.feature_tolerance
         )
-
-    @property
-    def same_features(self) -> bool:
-        """Whether the features agree, whatever the head makes of them."""
-        return self.feature_error <= self.feature_tolerance
 
     def demand(self, model: str) -> None:
         """Raise BadDataError, naming the model, unless the two agree."""
@@ -96,7 +91,7 @@ class Parity:
             f"largest difference {self.max_difference:.1e} (at most {self.tolerance:g}), "
             f"{changed} of {self.count:,} changed"
         )
-        if self.same_features:
+        if self.feature_error <= self.feature_tolerance:
             return predictions
         return (
             f"features differ by {self.feature_error:.1e} of their length (at most "
@@ -160,7 +155,7 @@ def check_parity(
         parts: list[list[Probabilities]] = [[] for _ in group]
         start, feature_error = 0, 0.0
         for pixels in images.pixels(progress):
-            block = images.part(slice(start, start + len(pixels)))
+            block = replace(images, rows=images.rows[start : start + len(pixels)])
             said: list[list[Probabilities]] = [[] for _ in group]
             for view, drawn in enumerate(predictors[0].views(pixels, block.digests)):
                 features = predictors[0].features(drawn)
@@ -216,10 +211,6 @@ class ReferenceImages:
         """SHA-256 of the files, in order."""
         return [digest.tobytes() for digest in self.table.columns.digests[self.rows]]
 
-    def part(self, part: slice) -> "ReferenceImages":
-        """Some of them."""
-        return replace(self, rows=self.rows[part])
-
     def features(self, layer: str, view: int = 0) -> npt.NDArray[np.float32]:
         """Those cached of a layer, in order: (n, *shape of a row).
 
@@ -229,10 +220,8 @@ class ReferenceImages:
 
     def predictions(self, bundle: Bundle) -> Probabilities:
         """What the bundle's head says of the cached features: (n, K)."""
-        blocks = [
-            self.part(slice(start, start + ROWS_AT_ONCE))
-            for start in range(0, len(self.rows), ROWS_AT_ONCE)
-        ]
+        starts = range(0, len(self.rows), ROWS_AT_ONCE)
+        blocks = [replace(self, rows=self.rows[start : start + ROWS_AT_ONCE]) for start in starts]
         return np.concatenate([block._predictions(bundle) for block in blocks])
 
     def _predictions(self, bundle: Bundle) -> Probabilities:

@@ -14,7 +14,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from pipeline.bases.registry import Base
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import DenseClassifier
-from pipeline.models.serialization import ForeignFileError, UnsavableError
+from pipeline.models.estimator_checks import ForeignFileError
+from pipeline.models.serialization import UnsavableError
 
 if TYPE_CHECKING:
     from pipeline.bases.boundary import Boundary

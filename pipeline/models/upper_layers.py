@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pipeline.bases.build import build_untrained
 from pipeline.bases.registry import find_base
 from pipeline.keras_backend import keras, tf
-from pipeline.models.serialization import ForeignFileError
+from pipeline.models.estimator_checks import ForeignFileError
 from pipeline.text import printable
 
 Array = npt.NDArray[np.float32]

@@ -14,10 +14,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from bundle_sets import bundle_of, draw_rows, fit_head, fit_top_block, scores_of
+from bundle_sets import bundle_of, draw_rows, fit_head, fit_top_block, linear_head, scores_of
 from drawing import draw
 from PIL import Image, UnidentifiedImageError
-from pipeline.heads.linear import LinearClassifier
 from scipy.special import expit, softmax
 
 from pipeline.bases.config import BaseConfig
@@ -25,17 +24,21 @@ from pipeline.bases.registry import find_base
 from pipeline.bases.weights import file_digest
 from pipeline.engines import open_engine
 from pipeline.errors import BadDataError, UsageError
+from pipeline.heads.calibration import class_scores
+from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import DenseClassifier
+from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images import decode as ours
 from pipeline.images.views import POLICIES
 from pipeline.models import export
-from pipeline.models.bundle import Bundle, rows_of
-from pipeline.models.layers import dropout_of, head_layers
+from pipeline.models.bundle import Bundle
+from pipeline.models.layers import head_layers
+from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier
 from pipeline.spec import RESIZE_POLICIES, FeatureSpec
 
 TINY, SIZE = find_base("mobilenet_v3_small"), 32
 ABOUT = {"classes": ["a", "b"], "fingerprint": "f00d", "spec": {"resize": "crop"}}
-LINEAR = ("logistic", "linear_svm", "ridge", "lda", "prototype", "kornblith")
+LINEAR = ("logistic", "linear_svm", "ridge", "lda", "kornblith")
 
 
 # --------------------------------------------------------------------------- heads as layers
@@ -61,25 +64,13 @@ def test_layers_give_the_heads_probabilities(name: str, class_count: int) -> Non
     np.testing.assert_allclose(found, scores_of(bundle), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["knn", "svm_rbf", "naive_bayes", "random_forest", "majority"])
-def test_head_that_is_no_network_is_refused_and_names_those_that_are(name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name} cannot be exported.* dense or a linear one"):
-        head_layers(bundle_of(fit_head(name), head=name))
-
-
-def test_dropout_is_the_books_unless_the_settings_name_another() -> None:
-    assert dropout_of("") == dropout_of("epochs=3 units=4") == 0.5
-    assert dropout_of("dropout=0.25 units=4 (3 of 5 fits)") == 0.25
-    assert dropout_of("dropout=0") == 0
-
-
 @pytest.mark.parametrize(
-    "text", ["1-1", "5", "1", "-0.1", "nan", "inf", "", "0.2\x1b[31m", "9" * 999]
+    "name", ["knn", "svm_rbf", "naive_bayes", "random_forest", "majority", "prototype"]
 )
-def test_dropout_that_is_none_is_bad_data(text: str) -> None:
-    with pytest.raises(BadDataError, match="expected a number from 0 to below 1") as caught:
-        dropout_of(f"epochs=3 dropout={text}")
-    assert str(caught.value).isprintable()
+def test_head_that_is_no_network_is_refused_and_names_those_that_are(name: str) -> None:
+    those = r"dense or a linear one \(logistic, linear_svm, ridge, lda\)"
+    with pytest.raises(UsageError, match=f"{name} cannot be exported.* {those}"):
+        head_layers(bundle_of(fit_head(name), head=name))
 
 
 # ------------------------------------------------------------------------------ one model
@@ -89,19 +80,19 @@ def drawn_images(size: int = SIZE, count: int = 5) -> np.ndarray:
     return np.random.default_rng(2).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
 
-def network_bundle(classifier: Any, classes: tuple[str, ...] = ("a", "b"), **spec: Any) -> Bundle:
+def network_bundle(estimator: Any, classes: tuple[str, ...] = ("a", "b"), **spec: Any) -> Bundle:
     """A bundle on a small network with random weights."""
     fields = {
         "base": TINY.name, "weights": "random-1", "preprocessing": "native", "image_size": SIZE,
         "resize": "squash", "pixels": "none", "dtype": "float32",
     }  # fmt: skip
     return bundle_of(
-        classifier,
+        estimator,
         spec=FeatureSpec(**fields | spec),
         layer="expanded_conv_2_add",
         shape=(4, 4, 24),
         classes=classes,
-        input="flat" if isinstance(classifier, DenseClassifier) else "pooled",
+        input="flat" if isinstance(estimator, DenseClassifier) else "pooled",
     )
 
 
@@ -109,15 +100,18 @@ def network_bundle(classifier: Any, classes: tuple[str, ...] = ("a", "b"), **spe
 def drawn_dense() -> DenseClassifier:
     """Two classes; (4, 4, 24) flattened."""
     random = np.random.default_rng(3)
-    return DenseClassifier(
-        *(random.normal(size=shape).astype("f4") for shape in ((384, 6), (6,), (6, 1), (1,)))
-    )
+    shapes = ((384, 6), (6,), (6, 1), (1,))
+    named = {
+        f"head/{name}": random.normal(size=shape).astype("f4")
+        for name, shape in zip(HEAD_WEIGHTS, shapes, strict=True)
+    }
+    return dense_classifier(named, 2, DenseConfig(units=6, dropout=0.25))
 
 
-def drawn_linear(class_count: int, width: int = 24) -> LinearClassifier:
+def drawn_linear(class_count: int, width: int = 24) -> Any:
     random = np.random.default_rng(4)
     outputs = 1 if class_count == 2 else class_count
-    return LinearClassifier(random.normal(size=(outputs, width)), np.ones(outputs), True)
+    return linear_head(random.normal(size=(outputs, width)), np.ones(outputs))
 
 
 def config_of(bundle: Bundle, **options: Any) -> BaseConfig:
@@ -131,13 +125,14 @@ def compose(bundle: Bundle, **options: Any) -> Any:
     from pipeline.models import composition
 
     config = config_of(bundle, **options)
-    return composition.compose(bundle, head_layers(bundle), dropout=0.5, config=config)
+    return composition.compose(bundle, config)
 
 
 def measured(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     """The probabilities by the way that extract and classify go."""
     engine = open_engine(config_of(bundle), (bundle.layer,))
-    return bundle.classifier.scores(rows_of(engine(images)[bundle.layer], bundle.input))
+    rows = flatten_or_pool(engine(images)[bundle.layer], bundle.input)
+    return class_scores(bundle.estimator, rows, len(bundle.classes))
 
 
 def test_keras_model_loads_without_custom_code_and_is_the_books_composition(
@@ -153,7 +148,7 @@ def test_keras_model_loads_without_custom_code_and_is_the_books_composition(
     np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-6)
     kinds = [type(layer).__name__ for layer in model.layers]
     assert kinds[-5:] == ["Functional", "Flatten", "Dense", "Dropout", "Dense"]
-    assert model.get_layer("dropout").rate == 0.5
+    assert model.get_layer("dropout").rate == 0.25
     assert model.input_shape == (None, SIZE, SIZE, 3)
     assert model.input.dtype == "uint8"
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
@@ -216,7 +211,7 @@ def test_fine_tuned_layers_are_put_into_the_base() -> None:
     assert np.ptp(expected[:, 0]) > 1e-3
     model = compose(bundle)
     kernel = model.get_layer("vgg16").get_layer("block5_conv3").kernel
-    np.testing.assert_array_equal(kernel, bundle.classifier.block["block5_conv3/kernel"])
+    np.testing.assert_array_equal(kernel, bundle.estimator.block["block5_conv3/kernel"])
     np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-5)
 
 
@@ -232,7 +227,7 @@ def test_pixels_alone_are_a_base_too(tmp_path: Path) -> None:
     bundle = network_bundle(drawn_linear(2, width=3), base="pixels", weights="none")
     bundle = replace(bundle, layer="pixels:max", shape=(3,))
     images = drawn_images()
-    expected = bundle.classifier.scores(images.max(axis=(1, 2)) / np.float32(255))
+    expected = bundle.estimator.predict_proba(images.max(axis=(1, 2)) / np.float32(255))
     found = compose(bundle).predict(images, verbose=0)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -261,7 +256,7 @@ def test_efficientnets_own_normalisation_is_part_of_the_onnx_model(tmp_path: Pat
     norm.adapt_variance.assign([0.229, 0.224, 0.225])
     file = tmp_path / "base.weights.h5"
     network.save_weights(file)
-    loud = LinearClassifier(np.random.default_rng(5).normal(size=(1, 1280)) * 3e4, np.ones(1), True)
+    loud = linear_head(np.random.default_rng(5).normal(size=(1, 1280)) * 3e4, np.ones(1))
     bundle = network_bundle(loud, base=base.name, weights=file_digest(file))
     bundle = replace(bundle, layer=base.last_layer, shape=(1, 1, 1280))
     model = compose(bundle, weights=file)

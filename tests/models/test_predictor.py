@@ -9,10 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from bundle_sets import bundle_of
+from bundle_sets import bundle_of, linear_head
 from feature_sets import write_cache
-from pipeline.heads.linear import LinearClassifier
-from pipeline.heads.majority import MajorityClassifier
+from sklearn.dummy import DummyClassifier
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.weights import arrays_digest
@@ -47,7 +46,7 @@ TTA = {"tta": 2, "views": 0, "augmentation": AUGMENTATION.to_dict()}
 def draw_bundle(spec: FeatureSpec = SPEC, *, factor: float = 1.0, **document: Any) -> Bundle:
     """A linear head of three classes on raw pixels, or on another base that says so."""
     return bundle_of(
-        LinearClassifier(WEIGHTS * factor, np.arange(3.0), True),
+        linear_head(WEIGHTS * factor, np.arange(3.0)),
         3,
         spec=spec,
         layer="pixels",
@@ -218,15 +217,17 @@ def test_features_that_are_not_finite_are_refused(dtype: str, value: float) -> N
 
 @pytest.mark.parametrize("weight", [1e308, np.nan])
 def test_scores_that_are_no_probabilities_are_refused_naming_the_model(weight: float) -> None:
-    classifier = LinearClassifier(np.full((3, WIDTH), weight), np.zeros(3), True)
-    made = open_bundle(replace(draw_bundle(), classifier=classifier))
+    head = linear_head(np.full((3, WIDTH), weight), np.zeros(3))
+    made = open_bundle(replace(draw_bundle(), estimator=head))
     with pytest.raises(BadDataError, match="drawn on pixels gives scores that are no") as caught:
         made.probabilities(PIXELS, DIGESTS)
     assert caught.value.exit_code == 65
 
 
-def test_probabilities_that_do_not_sum_to_one_are_refused() -> None:
-    bundle = replace(draw_bundle(), classifier=MajorityClassifier(np.array([0.5, 0.5, 0.5])))
+def test_probabilities_below_zero_are_refused() -> None:
+    head = DummyClassifier().fit(np.zeros((3, WIDTH)), [0, 1, 2])
+    head.class_prior_ = np.array([1.5, 0.5, -1.0])
+    bundle = replace(draw_bundle(), estimator=head)
     with pytest.raises(BadDataError, match="no probabilities"):
         open_bundle(bundle).probabilities(PIXELS, DIGESTS)
 

@@ -24,15 +24,15 @@ PER_CLASS = 10
 def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
     """A folder with ``cache/``, ``copies/`` of the photographs, and what ten steps of training
     made of VGG16's last block on them."""
-    from pipeline.heads.dense_model import build_dense
-    from pipeline.heads.minibatch import Weights
 
     from pipeline.bases.boundary import find_boundary, unfrozen, upper_model
     from pipeline.bases.build import build_base
     from pipeline.bases.config import BaseConfig
     from pipeline.bases.registry import find_base
+    from pipeline.heads.config import DenseConfig
+    from pipeline.heads.dense import build_dense
     from pipeline.keras_backend import keras
-    from pipeline.models.top_block import top_block
+    from pipeline.models.top_block import HEAD_WEIGHTS, top_block
 
     folder = tmp_path_factory.mktemp("lab")
     base = find_base("vgg16")
@@ -51,7 +51,7 @@ def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, B
     base_model, _ = build_base(BaseConfig(cache_dir=folder / "cache"))
     boundary = find_boundary(base_model, base, "block5_conv1")
     upper = upper_model(base_model, boundary)
-    head = build_dense(upper.output_shape[1:], class_count=2)
+    head = build_dense(upper.output_shape[1:], 2, DenseConfig(), 0)
     with unfrozen(base_model, boundary) as variables:
         before = {name: variable.numpy() for name, variable in variables.items()}
         model = keras.Sequential([keras.Input(boundary.shape), upper, head])
@@ -62,12 +62,12 @@ def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, B
     assert all(np.abs(trained[name] - before[name]).max() > 1e-5 for name in before)
     trained |= {
         f"head/{name}": variable.numpy()
-        for name, variable in zip(Weights._fields, head.trainable_variables, strict=True)
+        for name, variable in zip(HEAD_WEIGHTS, head.trainable_variables, strict=True)
     }
     bundle = Bundle(
         head="fine_tuned",
         params="unfreeze=block5_conv1",
-        classifier=top_block(base_model, base, 150, boundary, trained, 2),
+        estimator=top_block(base_model, base, 150, boundary, trained, 2, DenseConfig()),
         spec=table.spec,
         layer="block4_pool",
         input="flat",
@@ -81,7 +81,7 @@ def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, B
             "engine": table.document["engine"],
         },
     )
-    save_bundle(bundle, folder / "fine_tuned.safetensors")
+    save_bundle(bundle, folder / "fine_tuned.skops")
     return folder, bundle
 
 
@@ -92,7 +92,9 @@ def measured(folder: Path, bundle: Bundle) -> dict[bytes, np.ndarray]:
     (path,) = (folder / "cache").glob("*.h5")
     table = load_features(path)
     test = np.flatnonzero(table.columns.splits == 3)
-    scores = bundle.classifier.scores(table.features("block4_pool", test).reshape(len(test), -1))
+    scores = bundle.estimator.predict_proba(
+        table.features("block4_pool", test).reshape(len(test), -1)
+    )
     digests = [digest.tobytes() for digest in table.columns.digests[test]]
     return dict(zip(digests, scores, strict=True))
 
@@ -103,7 +105,7 @@ def test_photographs_are_predicted_and_checked_as_they_were_measured(
     folder, bundle = lab
     expected = measured(folder, bundle)
     assert len(expected) == 2 * PER_CLASS
-    path = folder / "fine_tuned.safetensors"
+    path = folder / "fine_tuned.skops"
     (parity,) = check_parity([load_bundle(path)], cache_dir=folder / "cache")
     print(f"check: {parity}, features {parity.feature_error:.1e}")
     parity.demand("the fine-tuned model")
@@ -130,7 +132,7 @@ def test_exported_model_predicts_copies_as_measured_where_this_project_is_not(
 ) -> None:
     folder, bundle = lab
     done = export_bundle(
-        folder / "fine_tuned.safetensors",
+        folder / "fine_tuned.skops",
         format=format,
         out=tmp_path / format,
         cache_dir=folder / "cache",

@@ -9,26 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_sets import bundle_of, fit_top_block, scores_of
-from pipeline.heads.minibatch import Weights
-from pipeline.models.classifiers import ForeignClassifier, UnsavableError
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
 from pipeline.errors import BadDataError
+from pipeline.heads.config import DenseConfig
 from pipeline.models.bundle import load_bundle, save_bundle
-from pipeline.models.top_block import TopBlockClassifier, top_block
+from pipeline.models.estimator_checks import ForeignFileError
+from pipeline.models.serialization import UnsavableError
+from pipeline.models.top_block import HEAD_WEIGHTS, TopBlockClassifier, top_block
 
 
 def classifier_of(**options: Any) -> TopBlockClassifier:
-    classifier = fit_top_block(**options).classifier
-    assert isinstance(classifier, TopBlockClassifier)
-    return classifier
+    estimator = fit_top_block(**options).estimator
+    assert isinstance(estimator, TopBlockClassifier)
+    return estimator
 
 
 WIDTH = 2 * 2 * 512  # of block5_conv2 at 32 pixels
 HEAD = {
     f"head/{name}": np.full(shape, 0.1, np.float32)
-    for name, shape in zip(Weights._fields, ((512, 8), (8,), (8, 1), (1,)), strict=True)
+    for name, shape in zip(HEAD_WEIGHTS, ((512, 8), (8,), (8, 1), (1,)), strict=True)
 }
 
 
@@ -57,9 +58,7 @@ def build(name: str) -> Any:
     ],
 )
 def test_scores_are_those_of_the_network_that_was_trained(fitted: dict[str, Any]) -> None:
-    from pipeline.heads.dense_model import build_dense
-    from pipeline.heads.settings import DenseSettings
-
+    from pipeline.heads.dense import build_dense
     from pipeline.keras_backend import keras
 
     tuned = classifier_of(**fitted)
@@ -70,18 +69,15 @@ def test_scores_are_those_of_the_network_that_was_trained(fitted: dict[str, Any]
                 variable.assign(tuned.block[variable.path])
     boundary = base_model.get_layer(tuned.boundary).output
     upper = keras.Model(boundary, base_model.output)
-    head = build_dense(
-        upper.output_shape[1:],
-        class_count=(class_count := fitted.get("class_count", 2)),
-        settings=DenseSettings(units=8),
-        weights=Weights(*(getattr(tuned, name) for name in Weights._fields)),
-    )
+    class_count = fitted.get("class_count", 2)
+    head = build_dense(upper.output_shape[1:], class_count, DenseConfig(units=8), 0)
+    head.set_weights(tuned.head.weights_)
     maps = draw_maps(11, int(np.prod(boundary.shape[1:])))
     shares = head(upper(maps.reshape(11, *boundary.shape[1:]), training=False), training=False)
     expected = np.asarray(shares)
     if class_count == 2:
         expected = np.hstack([1 - expected, expected])
-    found = tuned.scores(maps)
+    found = tuned.predict_proba(maps)
     assert found.dtype == np.float64
     assert np.ptp(found[:, 0]) > 0.05
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -94,7 +90,7 @@ def test_what_was_not_trained_is_the_bases_and_all_of_it_counts() -> None:
     base_model, base, tuned = build("vgg16"), find_base("vgg16"), classifier_of()
     boundary = find_boundary(base_model, base, "block5_conv3")
     trained = {"block5_conv3/kernel": tuned.block["block5_conv3/kernel"]}
-    made = top_block(base_model, base, 32, boundary, trained | HEAD, 2)
+    made = top_block(base_model, base, 32, boundary, trained | HEAD, 2, DenseConfig(units=8))
     assert isinstance(made, TopBlockClassifier)
     assert sorted(made.block) == ["block5_conv3/bias", "block5_conv3/kernel"]
     np.testing.assert_array_equal(made.block["block5_conv3/kernel"], trained["block5_conv3/kernel"])
@@ -106,18 +102,20 @@ def test_what_was_not_trained_is_the_bases_and_all_of_it_counts() -> None:
 def test_an_image_has_the_same_scores_whoever_stands_beside_it() -> None:
     tuned = classifier_of()
     maps = draw_maps(19, WIDTH)
-    together = tuned.scores(maps)
+    together = tuned.predict_proba(maps)
     for place in (0, 7, 8, 18):
-        np.testing.assert_array_equal(tuned.scores(maps[place : place + 1])[0], together[place])
-    assert tuned.scores(maps[:0]).shape == (0, 2)
+        np.testing.assert_array_equal(
+            tuned.predict_proba(maps[place : place + 1])[0], together[place]
+        )
+    assert tuned.predict_proba(maps[:0]).shape == (0, 2)
 
 
 def test_a_saved_block_gives_the_same_scores_to_the_last_bit(tmp_path: Path) -> None:
     bundle = fit_top_block()
-    save_bundle(bundle, tmp_path / "model.safetensors")
-    loaded = load_bundle(tmp_path / "model.safetensors")
+    save_bundle(bundle, tmp_path / "model.skops")
+    loaded = load_bundle(tmp_path / "model.skops")
     np.testing.assert_array_equal(scores_of(loaded), scores_of(bundle))
-    assert loaded.classifier.parameters == bundle.classifier.parameters
+    assert loaded.estimator.parameters == bundle.estimator.parameters
 
 
 @pytest.mark.parametrize(
@@ -131,30 +129,30 @@ def test_a_saved_block_gives_the_same_scores_to_the_last_bit(tmp_path: Path) -> 
 def test_layers_that_the_base_does_not_have_are_refused(boundary: str, told: str) -> None:
     from pipeline.models.upper_layers import layers_above, put_weights
 
-    with pytest.raises(ForeignClassifier, match=told):
+    with pytest.raises(ForeignFileError, match=told):
         put_weights(layers_above(build("vgg16"), boundary), classifier_of().block)
 
 
 def test_a_layer_that_a_sum_goes_round_is_no_boundary() -> None:
     from pipeline.models.upper_layers import layers_above
 
-    with pytest.raises(ForeignClassifier, match="cannot be cut behind"):
+    with pytest.raises(ForeignFileError, match="cannot be cut behind"):
         layers_above(build("mobilenet_v3_small"), "expanded_conv_9_expand")
 
 
 def test_maps_of_another_width_are_refused() -> None:
-    with pytest.raises(ForeignClassifier, match="take 2,048 features; received 7"):
-        classifier_of().scores(draw_maps(1, 7))
+    with pytest.raises(ForeignFileError, match="take 2,048 features; received 7"):
+        classifier_of().predict_proba(draw_maps(1, 7))
 
 
-def test_layers_that_are_more_than_their_weights_cannot_be_saved() -> None:
+def test_what_does_not_stand_alone_cannot_be_saved() -> None:
     from pipeline.bases.boundary import find_boundary
 
     base = find_base("efficientnet_b0")
     base_model = build(base.name)
-    boundary = find_boundary(base_model, base, "normalization")  # it keeps a counter
-    with pytest.raises(UnsavableError, match=r"normalization/count is int.*unfreeze fewer layers"):
-        top_block(base_model, base, 32, boundary, HEAD, 2)
+    boundary = find_boundary(base_model, base, "normalization")  # HEAD is not of its width
+    with pytest.raises(UnsavableError, match=r"does not stand alone.*unfreeze fewer layers"):
+        top_block(base_model, base, 32, boundary, HEAD, 2, DenseConfig(units=8))
 
 
 def test_a_block_that_is_not_the_bundles_own_cannot_hide(tmp_path: Path) -> None:
@@ -166,17 +164,19 @@ def test_a_block_that_is_not_the_bundles_own_cannot_hide(tmp_path: Path) -> None
         input="flat",
         shape=(2, 2, 512),
     )
-    save_bundle(bundle, tmp_path / "model.safetensors")
-    with pytest.raises(BadDataError, match="is refused: of its layers block5_conv2/bias has"):
-        load_bundle(tmp_path / "model.safetensors")
+    save_bundle(bundle, tmp_path / "model.skops")
+    with pytest.raises(BadDataError, match="is refused: its boundary is"):
+        load_bundle(tmp_path / "model.skops")
 
 
 def test_tensorflow_stays_out_until_scores_are_asked_for() -> None:
     code = (
         "import sys, numpy as np, pipeline.models.layers\n"
         "from pipeline.models.top_block import TopBlockClassifier\n"
-        "one = np.ones((1, 1), 'f4')\n"
-        "TopBlockClassifier('vgg16', 32, 'block4_pool', {}, one, one[0], one, one[0]).parameters\n"
+        "from pipeline.heads.dense import DenseClassifier\n"
+        "head = DenseClassifier()\n"
+        "head.weights_ = [np.ones((1, 1), 'f4')]\n"
+        "TopBlockClassifier('vgg16', 32, 'block4_pool', {}, head).parameters\n"
         "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,203 @@
+"""What a fitted estimator must be before it may predict: one of ours, all of its parts fitting.
+
+Compiled code (trees, libsvm) follows indices unchecked, and arrays of odd shapes fill the memory.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadDataError
+from pipeline.text import printable
+
+MOST_WEIGHT = 1e30  # what no training gives, and whose products overflow
+TEMPERATURES = (1e-30, 1e30)
+
+TEMPERATURE_SCALING = "pipeline.heads.calibration.TemperatureScaling"
+DENSE = "pipeline.heads.dense.DenseClassifier"
+TOP_BLOCK = "pipeline.models.top_block.TopBlockClassifier"
+PIPELINE = "sklearn.pipeline.Pipeline"
+SVC = "sklearn.svm._classes.SVC"
+NEIGHBORS = "sklearn.neighbors._classification.KNeighborsClassifier"
+TREES = (
+    "sklearn.tree._classes.DecisionTreeClassifier",
+    "sklearn.tree._classes.ExtraTreeClassifier",
+)
+TREE = "sklearn.tree._tree.Tree"
+
+# The estimators that can be saved, with the shapes of what they predict with: D features,
+# K classes, R = 1 row for two classes and K for more, P pairs of classes; M = K - 1; N and C are
+# any numbers.
+LINEAR = {"coef_": "RD", "intercept_": "R"}
+CENTROIDS = {"centroids_": "KD", "class_prior_": "K", "within_class_std_dev_": "D"}
+SHAPES: Mapping[str, Mapping[str, str]] = {
+    DENSE: {},
+    "pipeline.heads.kornblith.KornblithRegression": LINEAR,
+    "pipeline.heads.prototype.NearestPrototype": CENTROIDS,
+    "pipeline.heads.scaler.CommonScaler": {"mean_": "D"},
+    "sklearn.decomposition._pca.PCA": {
+        "mean_": "D", "components_": "CD", "explained_variance_": "C",
+    },
+    "sklearn.discriminant_analysis.LinearDiscriminantAnalysis": LINEAR,
+    "sklearn.dummy.DummyClassifier": {"class_prior_": "K"},
+    "sklearn.ensemble._forest.ExtraTreesClassifier": {},
+    "sklearn.ensemble._forest.RandomForestClassifier": {},
+    "sklearn.linear_model._logistic.LogisticRegression": LINEAR,
+    "sklearn.linear_model._ridge.RidgeClassifier": LINEAR,
+    "sklearn.naive_bayes.GaussianNB": {"theta_": "KD", "var_": "KD", "class_prior_": "K"},
+    NEIGHBORS: {"_fit_X": "ND", "_y": "N"},
+    "sklearn.neighbors._nearest_centroid.NearestCentroid": CENTROIDS,
+    "sklearn.preprocessing._data.Normalizer": {},
+    "sklearn.preprocessing._data.StandardScaler": {"mean_": "D", "scale_": "D"},
+    "sklearn.svm._classes.LinearSVC": LINEAR,
+    SVC: {
+        "support_": "N", "support_vectors_": "ND", "_n_support": "K",
+        "_dual_coef_": "MN", "dual_coef_": "MN", "_intercept_": "P", "intercept_": "P",
+    },
+    **{name: {} for name in TREES},
+}  # fmt: skip
+
+
+class ForeignFileError(BadDataError):
+    """A file that is not what was written; the message says what is odd about it."""
+
+
+def check_estimator(estimator: Any, class_count: int) -> None:
+    """Raise ForeignFileError unless an estimator is one of ours and holds together."""
+    _check_numbers(estimator)
+    if type_name(estimator) == TEMPERATURE_SCALING:
+        least, most = TEMPERATURES
+        if not least <= estimator.temperature <= most:
+            raise ForeignFileError(f"its temperature is not within {least:g} and {most:g}")
+        if estimator.method not in ("decision_function", "predict"):
+            raise ForeignFileError(f"its scores come from {short(estimator.method)}")
+        estimator = estimator.estimator
+    if type_name(estimator) == TOP_BLOCK:
+        estimator = estimator.head
+    is_pipeline = type_name(estimator) == PIPELINE
+    for step in [step for _, step in estimator.steps] if is_pipeline else [estimator]:
+        if step != "passthrough":
+            _check_step(step, class_count)
+
+
+def _check_step(step: Any, class_count: int) -> None:
+    """Raise ForeignFileError unless the parts of a transformer or classifier fit together."""
+    name = type_name(step)
+    if name not in SHAPES:
+        raise ForeignFileError(f"it holds a {name} in an unexpected place")
+    for attribute in vars(step).keys() - step.get_params(deep=False).keys():
+        if hasattr(type(step), attribute):
+            raise ForeignFileError(f"its {short(attribute)} hides that of {name}")
+    counts = {
+        "D": step.n_features_in_,
+        "K": class_count,
+        "R": 1 if class_count == 2 else class_count,
+        "P": class_count * (class_count - 1) // 2,
+        "M": class_count - 1,
+    }
+    if hasattr(step, "classes_") and not (
+        np.array_equal(np.sort(step.classes_), np.arange(class_count))
+        and getattr(step, "n_classes_", class_count) == class_count
+        and getattr(step, "n_outputs_", 1) == 1
+    ):
+        raise ForeignFileError(f"its head is not of {class_count} classes")
+    for attribute, dimensions in SHAPES[name].items():
+        array = getattr(step, attribute)
+        if array is None and attribute in ("mean_", "scale_"):  # of a scaler that leaves it out
+            continue
+        counts = dict(zip(dimensions, np.shape(array), strict=False)) | counts  # sets N and C
+        expected = tuple(counts[letter] for letter in dimensions)
+        flat = expected[1:] if expected[0] == 1 else expected  # RidgeClassifier leaves out the 1
+        is_number = isinstance(array, np.ndarray) and array.dtype.kind in "fi"
+        if not is_number or array.shape not in (expected, flat):
+            raise ForeignFileError(
+                f"its {attribute} has shape {np.shape(array)}; expected numbers of {expected}"
+            )
+    if name == SVC:
+        _check_libsvm(step)
+    elif name == NEIGHBORS:
+        if (
+            step._fit_method != "brute"
+            or step.effective_metric_ not in ("cosine", "euclidean")
+            or step.effective_metric_params_
+            or step.outputs_2d_
+            or step._y.min() < 0
+            or step._y.max() >= class_count
+        ):
+            raise ForeignFileError("its neighbors have classes that it does not have")
+    elif name in TREES:
+        _check_tree(step.tree_, step.n_features_in_, class_count)
+    elif hasattr(step, "estimators_"):
+        for tree in step.estimators_:
+            if type_name(tree) not in TREES:
+                raise ForeignFileError(f"its forest holds a {type_name(tree)}")
+            _check_step(tree, class_count)
+    elif name == DENSE:
+        step.tensorboard = None  # a folder of another machine
+        step.__post_init__()  # the config's own check
+        outputs = 1 if class_count == 2 else class_count
+        received = [(each.shape, each.dtype.name) for each in step.weights_]
+        hidden, output = (step.n_features_in_, step.units), (step.units, outputs)
+        shapes = [hidden, hidden[1:], output, output[1:]]
+        if received != [(shape, "float32") for shape in shapes]:
+            raise ForeignFileError(f"its dense layers have weights {short(received)}")
+    if hasattr(step, "n_jobs"):
+        step.n_jobs = None  # a file does not decide how many threads start
+
+
+def _check_libsvm(svc: Any) -> None:
+    """Raise ForeignFileError where libsvm would read beyond an array."""
+    counts = svc._n_support
+    if (
+        svc.kernel not in ("linear", "poly", "rbf", "sigmoid")
+        or svc._sparse
+        or counts.min() < 0
+        or counts.sum(dtype=np.int64) != len(svc.support_)
+        or np.size(svc._probA)
+        or np.size(svc._probB)
+    ):
+        raise ForeignFileError("its support vectors do not fit together")
+
+
+def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:
+    """Raise ForeignFileError unless the nodes are a tree, each child behind its parent."""
+    left, right, count = tree.children_left, tree.children_right, tree.node_count
+    inner = np.flatnonzero(left != -1)
+    children = np.concatenate([left[inner], right[inner]])
+    parents = np.concatenate([inner, inner])
+    if (
+        count < 1
+        or (right[left == -1] != -1).any()
+        or (children <= parents).any()
+        or (children >= count).any()
+        or (np.bincount(children, minlength=count)[1:] != 1).any()
+        or (tree.feature[inner] < 0).any()
+        or (tree.feature[inner] >= feature_count).any()
+        or (tree.n_features, tree.max_n_classes) != (feature_count, class_count)
+    ):
+        raise ForeignFileError("its trees lead out of themselves or round in circles")
+
+
+def _check_numbers(thing: Any) -> None:
+    """Raise ForeignFileError unless every number is finite and of a size that training gives."""
+    if isinstance(thing, np.ndarray):
+        is_number = thing.dtype.kind == "f" and thing.size
+        if is_number and not (np.isfinite(thing).all() and np.abs(thing).max() <= MOST_WEIGHT):
+            raise ForeignFileError(f"its weights are not all finite and within {MOST_WEIGHT:g}")
+    elif isinstance(thing, list | tuple):
+        for each in thing:
+            _check_numbers(each)
+    elif not isinstance(thing, str | int | float | type | None):
+        state = thing if isinstance(thing, dict) else thing.__getstate__()
+        _check_numbers(list(state.values()) if isinstance(state, dict) else None)
+
+
+def type_name(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def short(value: Any) -> str:
+    """A value from a file, for a message."""
+    text = printable(repr(value))
+    return text if len(text) <= 60 else f"{text[:60]}…"
