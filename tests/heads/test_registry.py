@@ -212,7 +212,9 @@ def test_the_unit_of_features_changes_no_decision(name: str) -> None:
     np.testing.assert_array_equal(decisions[2], decisions[0])
 
 
-@pytest.mark.parametrize("name", [each for each in NOT_DENSE if each != "naive_bayes"])
+@pytest.mark.parametrize(
+    "name", [each for each in NOT_DENSE if each not in ("naive_bayes", "prototype")]
+)
 def test_features_that_never_change_do_no_harm(name: str) -> None:
     rows = LabelledRows(np.full((60, 6), 3.0, np.float32), np.arange(60) % 2)
     found = search(load_head(name), rows, rows, class_count=2, seed=0)
