@@ -207,15 +207,27 @@ def fit_grid(
         rows, watched = fitted.fit_transform(rows, train.labels), fitted.transform(watched)
     if has_fit_parameter(model, "validation_data"):
         weights["validation_data"] = watched, validation.labels
+    fits, failure = 0, ""
     for params in settings:
-        if transformers and shared:
-            own = {name.removeprefix(f"{last}__"): value for name, value in params.items()}
-            final = clone(model).set_params(**own).fit(rows, train.labels, **weights)
-            yield params, Pipeline([*transformers, (last, final)])
-        else:
-            prefix = f"{last}__" if last else ""
-            named = {prefix + name: value for name, value in weights.items()}
-            yield params, clone(template).set_params(**params).fit(rows, train.labels, **named)
+        candidate = clone(template).set_params(**params)
+        try:
+            if transformers and shared:
+                final = candidate[-1].fit(rows, train.labels, **weights)
+                candidate = Pipeline([*transformers, (last, final)])
+            else:
+                prefix = f"{last}__" if last else ""
+                named = {prefix + name: value for name, value in weights.items()}
+                candidate.fit(train.features, train.labels, **named)
+        except ValueError as error:  # such as features that are all constant
+            if head.name:  # a custom head's own line says so
+                raise
+            failure = str(error)
+            log.debug("%s: %s", params_text(params), failure)
+            continue
+        fits += 1
+        yield params, candidate
+    if not fits and failure:
+        raise BadDataError(f"cannot be fitted: {failure}")
 
 
 def balance(estimator: Any, labels: npt.NDArray[np.int64], class_count: int) -> dict[str, Any]:

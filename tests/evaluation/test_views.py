@@ -119,7 +119,7 @@ def test_no_view_of_a_judged_image_is_learned(
 def test_after_folds_all_views_of_all_images_are_learned(
     tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.evaluation.refit.check_savable", lambda estimator: None)
+    monkeypatch.setattr("pipeline.evaluation.refit.dump_estimator", lambda estimator: b"")
     compare(cache_of(tmp_path / "c.h5"), cv=4, views=2)
     everything = {(image, view) for image in range(COUNT) for view in range(3)}
     assert [set(rows) == everything for rows in memory.fitted] == [False] * 4 + [True]
