@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 .PHONY: demo test test-slow clean
 
 demo: $(VENV)/installed
-	$(PY) -m pipeline.sample textile --per-class 300
+	$(PY) -m benchmarks.sample textile --per-class 300
 	$(PY) -m pipeline.extract data/textile
 	$(PY) -m pipeline.extract data/textile --base pixels
 	$(PY) -m pipeline.classify cache/textile-vgg16-*.h5 cache/textile-pixels-*.h5

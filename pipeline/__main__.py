@@ -3,7 +3,6 @@
 from pipeline import __version__
 
 COMMANDS = {
-    "sample": "put a sample set of images into data/",
     "extract": "run a frozen base once over image folders and cache its features",
     "cache": "list, show, verify, repair and prune caches",
     "classify": "train and compare classifiers on cached features",

@@ -83,7 +83,7 @@ def _only_set(folder: Path) -> Path:
     if not found:
         raise NoInputError(
             f"no image set in {folder}/: name an image folder, or get a sample with "
-            f"python -m pipeline.sample textile"
+            f"python -m benchmarks.sample textile"
         )
     if len(found) > 1:
         names = ", ".join(printable(path) for path in found)

@@ -55,7 +55,7 @@ def test_readme_is_short_and_names_every_command() -> None:
     assert len(README.splitlines()) < 240
     for name in COMMANDS:
         assert f"python -m pipeline.{name}" in README
-    for name in ("speed", "results"):
+    for name in ("sample", "speed", "results"):
         assert f"python -m benchmarks.{name}" in README
 
 

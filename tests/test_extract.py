@@ -118,7 +118,7 @@ def test_unknown_choice_from_a_notebook_names_the_choices(drawn_set: Path, optio
     ("arguments", "code", "says"),
     [
         (["nowhere"], 66, "does not exist"),
-        ([], 66, "pipeline.sample textile"),
+        ([], 66, "benchmarks.sample textile"),
         (["drawn", "--base", "vgg99"], 2, "did you mean"),
         (["drawn", "--base", "pixels", "--layer", "block5_pool"], 2, "one layer, pixels"),
         (["drawn", "--base", "vgg16", "--image-size", "20"], 2, "at least 32 pixels"),

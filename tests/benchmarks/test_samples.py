@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.download import Archive, Wheel
+from benchmarks import samples
+from benchmarks.archive import Archive
+from benchmarks.samples import CATS_AND_DOGS, SAMPLES, ClassSource, Sample, place_sample
 from pipeline.errors import (
     BadDataError,
     CannotCreateError,
@@ -23,9 +25,8 @@ from pipeline.errors import (
     UnreachableError,
     UsageError,
 )
-from pipeline.images import samples
-from pipeline.images.samples import CATS_AND_DOGS, SAMPLES, ClassSource, Sample, place_sample
 from pipeline.images.scan import scan_folder
+from pipeline.package_index import Wheel
 
 NOWHERE = "http://127.0.0.1:9/pets.zip"  # the discard port: nobody listens
 

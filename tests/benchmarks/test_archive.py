@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import download as download_module
-from pipeline.download import Archive, download
+from benchmarks import archive as download_module
+from benchmarks.archive import Archive, download
 from pipeline.errors import BadDataError, UnreachableError
 
 CONTENT = random.Random(0).randbytes(2_500_000)

