@@ -33,13 +33,16 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "my data"
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.sample", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": os.fspath(ROOT)} | environment,
     )
 
 
@@ -108,7 +111,11 @@ def test_help_has_an_example_and_the_sources_and_loads_nothing_heavy() -> None:
         "runpy.run_module('benchmarks.sample', run_name='__main__')"
     )
     finished = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.fspath(ROOT)},
     )
     assert finished.returncode == 0
     assert "python -m benchmarks.sample textile --per-class 300" in finished.stdout
