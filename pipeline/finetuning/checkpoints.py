@@ -1,7 +1,7 @@
 """A training's state on the disk, so that a killed run goes on from its last epoch.
 
-One .safetensors file: the arrays of weights, optimiser and random streams, and in its metadata
-JSON "run", which says whose state it is, and "state", plain values. Reading it executes nothing.
+One .safetensors file: arrays, and in its metadata JSON "run", which says whose state it is, and
+"state", plain values. Reading it executes nothing.
 """
 
 import json
@@ -22,8 +22,6 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Checkpoint(NamedTuple):
-    """Arrays by name, and plain values."""
-
     arrays: Arrays
     state: Mapping[str, Any]
 
@@ -31,9 +29,7 @@ class Checkpoint(NamedTuple):
 def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run: Mapping[str, Any]) -> None:
     """Write durably: after a crash the file is the last one or this one, whole.
 
-    Parameters
-    ----------
-    run : all that makes this run another than others, as JSON has it.
+    ``run`` is all that tells this run from others, as JSON has it.
     """
     remove_temporaries(path)
     metadata = {"run": _canonical(run), "state": json.dumps(checkpoint.state)}
@@ -43,10 +39,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run: Mapping[str, An
 
 
 def read_checkpoint(path: Path, *, run: Mapping[str, Any]) -> Checkpoint | None:
-    """What `write_checkpoint` wrote for this very run; None if there is no such.
-
-    Raises BadDataError if the file is damaged.
-    """
+    """What was written for this very run, or None; raises BadDataError if the file is damaged."""
     if not path.exists():
         return None
     try:

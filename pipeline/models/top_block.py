@@ -112,7 +112,7 @@ def top_block(
     Parameters
     ----------
     base_model : the base that it was trained in; what was not trained is taken from it.
-    weights : of `pipeline.finetuning.result.Trained`: all that was trained, by name.
+    weights : of `pipeline.finetuning.training.Trained`: all that was trained, by name.
 
     Raises UnsavableError if it does not stand alone: layers above the boundary depend on more than
     their weights.
