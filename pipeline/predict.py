@@ -17,7 +17,6 @@ from pipeline.models.config import PredictConfig
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
-    from pipeline.models.imagenet import ImagenetModel
     from pipeline.report.predictions import Tally
 
 log = logging.getLogger("pipeline")
@@ -32,7 +31,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     started = time.monotonic()
     sheet = _sheet(arguments)
-    options: dict[str, Any] = {"model": _ready_made(arguments)} if arguments.imagenet else {}
+    options: dict[str, Any] = {}
+    if arguments.imagenet:
+        from pipeline.models.imagenet import ImagenetModel
+
+        options["model"] = ImagenetModel(
+            arguments.imagenet,
+            weights=arguments.weights or "imagenet",
+            labels=arguments.labels,
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+        )
     predictions = predict_images(
         _names(arguments.images), cli.config_from(arguments, PredictConfig, **options)
     )
@@ -100,20 +109,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--sheet names a PNG file; received {printable(arguments.sheet)}")
 
 
-def _ready_made(arguments: argparse.Namespace) -> "ImagenetModel":
-    from pipeline.models.imagenet import ImagenetModel
-
-    return ImagenetModel(
-        arguments.imagenet,
-        weights=arguments.weights or "imagenet",
-        labels=arguments.labels,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-    )
-
-
 def _names(images: Sequence[str]) -> Iterator[str]:
-    """What was named, with the list on stdin in the place of ``-``."""
+    """With the list on stdin in the place of ``-``."""
     from pipeline.images.scan import split_list
 
     for name in images:

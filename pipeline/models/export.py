@@ -78,23 +78,23 @@ def export_bundle(
     Parameters
     ----------
     path : the bundle's file.
-    format : ``keras`` or ``onnx``.
     weights : the base's, ``imagenet`` or a file; None for those that the bundle names.
     out : the folder to make; by default ``exports/<head>-<format>`` in the bundle's run.
     cache_dir : where ImageNet weights were fetched to.
-    check_images : how many of the test images are tried: half of them those that the head decides
-        by the smallest margin, the others evenly spread.
+    check_images : so many test images are tried, as in `reference_images` with ``closest``.
 
-    Raises UsageError for a head that cannot be exported, BadDataError if the exported model differs
-    by more than 1e-4 (of a float16 cache 1e-3) or in any decision or if the run's ``exports`` leads
-    out of it, UnreachableError if a package is missing, CannotCreateError if ``out`` is there
-    already. Whatever is raised, nothing is left.
+    Raises UsageError for a head that cannot be exported, BadDataError if the model differs by more
+    than `TOLERANCES` or in any decision or if the run's ``exports`` leads out of it,
+    UnreachableError if a package is missing, CannotCreateError if ``out`` is there already.
+    Whatever is raised, nothing is left.
     """
     if format not in FORMATS:
         raise UsageError(f"--format is one of {', '.join(FORMATS)}; received {format!r}")
     if check_images < 1:
         raise UsageError(f"--check-images needs at least 1; received {check_images}")
-    _check_packages(format)
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
     bundle = load_bundle(path)
     head_layers(bundle)  # refuses what is no network before anything is loaded
     folder = _exports_of(path) / f"{path.stem}-{format}" if out is None else out
@@ -109,7 +109,11 @@ def export_bundle(
     for parent in parents[:2]:
         _remove_stale(parent)
     near = next(parent for parent in parents if parent.is_dir())
-    with _scratch_folder(near) as scratch:
+    try:  # on the disk of what is to be made, so that a rename can publish it
+        temporary = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=near)
+    except PermissionError as error:
+        raise CannotCreateError(f"{printable(near)} cannot be written to: choose --out") from error
+    with temporary as scratch:
         made = Path(scratch) / folder.name
         made.mkdir()
         save = composition.save_onnx if format == "onnx" else composition.save_keras
@@ -120,12 +124,6 @@ def export_bundle(
         (made / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
         publish_folder(made, folder)
     return Export(folder, parity)
-
-
-def _check_packages(format: str) -> None:
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if format == "onnx" and missing:
-        raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
 
 
 def _exports_of(bundle: Path) -> Path:
@@ -147,14 +145,6 @@ def _remove_stale(folder: Path) -> None:
         ours = re.fullmatch(rf"{re.escape(SCRATCH)}[a-z0-9_]{{8}}", path.name)
         if ours and path.is_dir() and not path.is_symlink() and path.stat().st_mtime < oldest:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _scratch_folder(near: Path) -> tempfile.TemporaryDirectory[str]:
-    """On the disk of what is to be made, so that a rename can publish it."""
-    try:
-        return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=near)
-    except PermissionError as error:
-        raise CannotCreateError(f"{printable(near)} cannot be written to: choose --out") from error
 
 
 def _about(bundle: Bundle) -> dict[str, Any]:
@@ -189,7 +179,7 @@ def _check(bundle: Bundle, images: ReferenceImages, script: Path) -> Parity:
 def predict_elsewhere(script: Path, paths: list[Path]) -> npt.NDArray[np.float32]:
     """What an exported predict.py says of image files: (n, K), computed without this project.
 
-    Raises BadDataError with its last words if it fails, or if it takes half an hour.
+    Raises BadDataError if it fails or takes half an hour.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         answer = Path(elsewhere) / "answer.npy"

@@ -1,9 +1,9 @@
 """Parity: raw images end to end must give what the cached features gave.
 
 Most models fail between the laboratory and use: another preprocessing, order of classes, weights
-file or resize. So test images are decoded once more, go through the base and the head, and the
-probabilities are compared with those that the head gives from the cache. A head that is sure of
-everything hides wrong pixels; so the features are compared as well.
+file or resize. So test images are decoded anew and go through base and head; the probabilities are
+compared with those from the cache. A head that is sure of everything hides wrong pixels: so the
+features are compared as well.
 """
 
 import logging
@@ -53,11 +53,9 @@ class Parity:
     Attributes
     ----------
     max_difference : of any probability; infinite where one is not finite.
-    changed : decisions that changed, outside ties.
+    changed : decisions that changed, outside ties; none may.
     count : images compared.
-    tolerance : what is allowed of the difference; of changed decisions, none is.
     feature_error : the largest of `relative_errors`; 0 where features were not compared.
-    feature_tolerance : what is allowed of that.
     """
 
     max_difference: float
@@ -69,7 +67,6 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the two agree."""
         return (
             self.count > 0
             and self.max_difference <= self.tolerance
@@ -102,12 +99,10 @@ class Parity:
 def compare_predictions(
     expected: Probabilities, found: Probabilities, *, tolerance: float
 ) -> Parity:
-    """Compare class probabilities (n, K) with those that they should be.
+    """Compare class probabilities (n, K); raises BadDataError if the shapes differ.
 
-    A decision may change where it is a tie: the probabilities expected of the two classes differ
-    by no more than the tolerance.
-
-    Raises BadDataError if the shapes differ.
+    A decision may change in a tie: where the probabilities expected of the two classes differ by no
+    more than the tolerance.
     """
     if expected.shape != found.shape:
         raise BadDataError(f"expected probabilities {expected.shape}; received {found.shape}")
@@ -135,9 +130,8 @@ def check_parity(
 
     Parameters
     ----------
-    cache_dir, weights : where the base's weights come from, as in `Predictor`.
-    keys : (n,) digests of the images to take; by default those of the cache's test split, or all
-        of a cache without one.
+    cache_dir, weights : as in `Predictor`.
+    keys : (n,) digests of the images; by default the cache's test split, or all without one.
     most : of these, so many, evenly spread.
     progress : called with (images done, images in all).
 
@@ -168,11 +162,9 @@ def check_parity(
             start += len(pixels)
         for place, bundle, part in zip(places, group, parts, strict=True):
             expected, dtype = images.predictions(bundle), bundle.spec.dtype
-            compared = compare_predictions(
-                expected, np.concatenate(part), tolerance=TOLERANCES[dtype]
-            )
+            answers = np.concatenate(part)
             found[place] = replace(
-                compared,
+                compare_predictions(expected, answers, tolerance=TOLERANCES[dtype]),
                 feature_error=float(feature_error),
                 feature_tolerance=FEATURE_TOLERANCES[dtype],
             )
@@ -188,14 +180,7 @@ def check_parity(
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Image files, unchanged since their features were cached, and those features.
-
-    Attributes
-    ----------
-    table : the cache.
-    rows : (n,) theirs in it.
-    root : the folder that they are in.
-    """
+    """Image files in the folder ``root``, and their rows (n,) of the cache."""
 
     table: FeatureTable
     rows: Rows
@@ -203,19 +188,14 @@ class ReferenceImages:
 
     @property
     def paths(self) -> list[Path]:
-        """The files, in order."""
         return [self.root / os.fsdecode(path) for path in self.table.columns.paths[self.rows]]
 
     @property
     def digests(self) -> list[bytes]:
-        """SHA-256 of the files, in order."""
         return [digest.tobytes() for digest in self.table.columns.digests[self.rows]]
 
     def features(self, layer: str, view: int = 0) -> npt.NDArray[np.float32]:
-        """Those cached of a layer, in order: (n, *shape of a row).
-
-        Raises BadDataError if the cache lacks that view of one of the images.
-        """
+        """(n, *shape of a row); raises BadDataError if the cache lacks the view of an image."""
         return self.table.features(layer, self._rows_of_view(view))
 
     def predictions(self, bundle: Bundle) -> Probabilities:
@@ -251,10 +231,7 @@ class ReferenceImages:
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """The images decoded, up to 64 at a time: (b, S, S, 3).
-
-        Raises BadDataError for one that is unreadable or not what was cached.
-        """
+        """Up to 64 at a time: (b, S, S, 3); raises BadDataError for one that was cached otherwise."""
         spec = self.table.spec
         paths: list[bytes] = self.table.columns.paths[self.rows].tolist()
         digests = dict(zip(paths, self.digests, strict=True))
@@ -282,11 +259,11 @@ def reference_images(
     Parameters
     ----------
     keys, most : as in `check_parity`.
-    closest : take as half of them those that the head decides by the smallest margin, where an
-        error shows first; the others are evenly spread.
+    closest : half of them are those that the head decides by the smallest margin, where an error
+        shows first; the others are evenly spread.
 
-    Raises NoInputError if the cache or the image folder is gone; BadDataError, naming both sides,
-    if the cache holds other features than the bundle was trained on, or the folder other classes.
+    Raises NoInputError if the cache or the image folder is gone; BadDataError if the bundle was
+    trained on other features than the cache's, or other classes than the folder's.
     """
     table = read_table(Path(bundle.document["cache"]))
     _check_same_features(bundle, table)
@@ -322,7 +299,6 @@ def reference_images(
 
 
 def _spread(rows: Rows, most: int) -> Rows:
-    """So many of the rows, evenly spread."""
     places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
     return rows[places]
 
