@@ -53,7 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             out.write(text)
             out.flush()
     if sheet is not None:
-        _draw(sheet, tally, arguments)
+        from pipeline.durable import make_folder
+        from pipeline.report.sheets import write_contact_sheet
+
+        make_folder(sheet.parent)
+        part = f"the first {len(tally.first)} of " if tally.images > len(tally.first) else ""
+        title = f"{part}{counted(tally.images, 'image')}, {predictions.model.name}"
+        top = min(arguments.top, len(predictions.model.classes))
+        write_contact_sheet(sheet, tally.first, top=top, title=title)
+        log.info("contact sheet: %s", printable(sheet))
     log.info(
         "%s (%s), %s skipped, %s",
         counted(tally.images, "image"),
@@ -158,19 +166,6 @@ def _sheet(arguments: argparse.Namespace) -> Path | None:
         if path.is_dir():
             raise CannotCreateError(f"{printable(path)} is a folder; --sheet names a file")
     return path
-
-
-def _draw(sheet: Path, tally: "Tally", arguments: argparse.Namespace) -> None:
-    from pipeline.durable import make_folder
-    from pipeline.report.sheets import write_contact_sheet
-
-    make_folder(sheet.parent)
-
-    shown = f"the first {len(tally.first)} of " if tally.images > len(tally.first) else ""
-    title = f"{shown}{counted(tally.images, 'image')}, {tally.predictions.model.name}"
-    top = min(arguments.top, len(tally.predictions.model.classes))
-    write_contact_sheet(sheet, tally.first, top=top, title=title)
-    log.info("contact sheet: %s", printable(sheet))
 
 
 if __name__ == "__main__":

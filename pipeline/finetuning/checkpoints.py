@@ -1,7 +1,6 @@
 """A training's state on the disk, so that a killed run goes on from its last epoch.
 
-One .safetensors file: arrays, and in its metadata JSON "run", which says whose state it is, and
-"state", plain values. Reading it executes nothing.
+It is one .safetensors file: reading it executes nothing.
 """
 
 import json
@@ -27,10 +26,7 @@ class Checkpoint(NamedTuple):
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run: Mapping[str, Any]) -> None:
-    """Write durably: after a crash the file is the last one or this one, whole.
-
-    ``run`` is all that tells this run from others, as JSON has it.
-    """
+    """Write durably: after a crash the file is the last one or this one, whole."""
     remove_temporaries(path)
     metadata = {"run": _canonical(run), "state": json.dumps(checkpoint.state)}
     arrays = {name: np.asarray(each, order="C") for name, each in checkpoint.arrays.items()}

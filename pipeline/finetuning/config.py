@@ -24,15 +24,12 @@ FIRST_UNFROZEN = {"vgg16": "block5_conv1", "vgg19": "block5_conv1"}  # the book'
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """At most so many epochs of RMSprop; ``patience`` counts those without a lower validation loss.
-
-    Raises UsageError for a setting that no training can have.
-    """
+    """At most so many epochs of RMSprop; raises UsageError for what no training can have."""
 
     epochs: int
     learning_rate: float
     batch_size: int = 20  # the book's
-    patience: int = 5
+    patience: int = 5  # epochs without a lower validation loss
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):

@@ -1,7 +1,4 @@
-"""Fine-tuning from the freeze boundary (*Deep Learning with Python*, 5.3).
-
-The lower layers run once, what learns reads their maps.
-"""
+"""Fine-tuning (*Deep Learning with Python*, 5.3) from cached maps of the freeze boundary."""
 
 import logging
 import math
@@ -49,10 +46,7 @@ def train_from_cache(
     extracting: Progress | None,
     training: TrainingProgress | None,
 ) -> Measured:
-    """Cache what lies before the boundary, then train the head, then what lies behind it, too.
-
-    ``stack`` closes the training data, which lie on the disk.
-    """
+    """Cache, train the head, then the layers, too; ``stack`` closes the data on the disk."""
     base, size = config.extract.network, config.extract.size
     base_model, _ = build_base(config.extract)
     boundary = find_boundary(base_model, base, config.first_unfrozen)

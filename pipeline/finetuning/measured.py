@@ -22,15 +22,12 @@ from pipeline.text import counted, printable
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a method gave: rows of the table, and ``source``, what results.json says of the images.
-
-    The checkpoints are to be removed once the results are written.
-    """
+    """What a method gave; the checkpoints are to be removed once it is written."""
 
     outcomes: Sequence[Outcome]
     classes: tuple[str, ...]
     division: Division
-    source: Mapping[str, Any]
+    source: Mapping[str, Any]  # what results.json says of the images
     checkpoints: "Checkpoints"
     notices: Sequence[str]
 

@@ -63,10 +63,8 @@ def scratch_array(
 ) -> Iterator[Array]:
     """Put rows on the disk, uncompressed, where a shuffled batch is read in milliseconds.
 
-    Parameters
-    ----------
-    blocks : (n, …) each, together no more rows than ``shape``, (N, …), says.
-    folder : for a file without a name, which is gone with the process, however that ends.
+    The blocks (n, …) have together at most the N rows of ``shape``. Their file has no name: it is
+    gone with the process, however that ends.
 
     Yields the array, read-only, of as many rows as there were. Raises StorageError without room.
     """

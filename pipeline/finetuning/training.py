@@ -71,17 +71,11 @@ class Network(NamedTuple):
 
     Two Keras models, not one: ``training=True`` reaches every model inside another, even one put
     in with ``training=False``, and would turn on BatchNorm and dropout of the base.
-
-    Attributes
-    ----------
-    top : gives the probabilities; its dropout is on while it learns.
-    learns : variables of both by name.
-    body : comes before it, always in inference mode.
     """
 
     top: Any
-    learns: Mapping[str, Any]
-    body: Any | None = None
+    learns: Mapping[str, Any]  # variables of both by name
+    body: Any | None = None  # comes before top, always in inference mode
 
     def __call__(self, inputs: Any, *, training: bool) -> Any:
         features = inputs if self.body is None else self.body(inputs, training=False)
@@ -100,7 +94,6 @@ class RunOptions:
 
     Attributes
     ----------
-    seed : draws initial weights, the order of rows, and dropout.
     checkpoints : folder for a file a stage, deleted by who has saved the result; None keeps none.
     identity : what tells this run from others that would use the folder, as JSON has it; a
         checkpoint of another is passed over.
@@ -153,7 +146,7 @@ def train(
                     options.progress(stage, epoch * len(order) + measured.rows, in_all)
         seconds = time.monotonic() - began
         watched = learner.measure(task.validation, schedule.batch_size)
-        values = (measured.loss, measured.accuracy, watched.loss, watched.accuracy)
+        values = (*measured.means, *watched.means)
         if not all(map(math.isfinite, values)):
             raise UsageError(
                 f"{stage}: training diverged in epoch {epoch + 1}, its loss is not finite; choose "
@@ -185,8 +178,6 @@ def train(
 
 
 class _Measured:
-    """Mean loss and accuracy over rows, and their probabilities."""
-
     def __init__(self) -> None:
         self.rows = 0
         self._loss = 0.0
@@ -202,12 +193,9 @@ class _Measured:
         self._outputs.append(outputs)
 
     @property
-    def loss(self) -> float:
-        return self._loss / self.rows
-
-    @property
-    def accuracy(self) -> float:
-        return self._right / self.rows
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy."""
+        return self._loss / self.rows, self._right / self.rows
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:

@@ -1,8 +1,4 @@
-"""One Keras model of all that stands between an image and its class probabilities.
-
-Preprocessing, base and head are Keras' own layers: what is saved of them loads without this
-project and holds no code.
-"""
+"""One Keras model from image to class probabilities: it loads without this project, has no code."""
 
 import json
 import logging

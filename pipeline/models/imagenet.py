@@ -76,8 +76,6 @@ class ImagenetModel:
 def read_labels(path: Path) -> tuple[str, ...]:
     """Class names from Keras' ``imagenet_class_index.json`` or a text file with one a line.
 
-    The JSON is ``{"0": ["n01440764", "tench"], …}``: number -> WordNet's number and the name.
-
     Raises NoInputError if there is no such file, BadDataError if it is something else.
     """
     if not path.is_file():
@@ -86,7 +84,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         text = path.read_text("utf-8")
         if not text.lstrip().startswith("{"):
             return tuple(line.strip() for line in text.splitlines() if line.strip())
-        entries = json.loads(text)
+        entries = json.loads(text)  # {"0": ["n01440764", "tench"], …}
         names = tuple(entries[str(number)][1] for number in range(len(entries)))
         if all(isinstance(name, str) for name in names):
             return names

@@ -48,21 +48,13 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far two predictions of the same images are apart.
+    """How far two predictions of the same images are apart."""
 
-    Attributes
-    ----------
-    max_difference : of any probability; infinite where one is not finite.
-    changed : decisions that changed, outside ties; none may.
-    count : images compared.
-    feature_error : the largest of `relative_errors`; 0 where features were not compared.
-    """
-
-    max_difference: float
-    changed: int
-    count: int
+    max_difference: float  # of any probability; infinite where one is not finite
+    changed: int  # decisions, outside ties; none may
+    count: int  # images compared
     tolerance: float
-    feature_error: float = 0.0
+    feature_error: float = 0.0  # the largest of `relative_errors`; 0 where none were compared
     feature_tolerance: float = FEATURE_TOLERANCES["float32"]
 
     @property
@@ -196,26 +188,8 @@ class ReferenceImages:
 
     def features(self, layer: str, view: int = 0) -> npt.NDArray[np.float32]:
         """(n, *shape of a row); raises BadDataError if the cache lacks the view of an image."""
-        return self.table.features(layer, self._rows_of_view(view))
-
-    def predictions(self, bundle: Bundle) -> Probabilities:
-        """What the bundle's head says of the cached features: (n, K)."""
-        starts = range(0, len(self.rows), ROWS_AT_ONCE)
-        blocks = [replace(self, rows=self.rows[start : start + ROWS_AT_ONCE]) for start in starts]
-        return np.concatenate([block._predictions(bundle) for block in blocks])
-
-    def _predictions(self, bundle: Bundle) -> Probabilities:
-        views = (self.features(bundle.layer, view) for view in range(bundle.plan.views + 1))
-        return mean_over_views(
-            class_scores(
-                bundle.estimator, flatten_or_pool(features, bundle.input), len(bundle.classes)
-            )
-            for features in views
-        )
-
-    def _rows_of_view(self, view: int) -> Rows:
         if view == 0:
-            return self.rows
+            return self.table.features(layer, self.rows)
         columns = self.table.columns
         of_view = np.flatnonzero(columns.views == view)
         row_of = dict(zip(columns.digests[of_view].tolist(), of_view.tolist(), strict=True))
@@ -226,12 +200,26 @@ class ReferenceImages:
                 f"of {counted(len(rows), 'image')}; the model was measured on it: extract and "
                 f"classify again with --tta"
             )
-        return np.array(rows)
+        return self.table.features(layer, np.array(rows))
+
+    def predictions(self, bundle: Bundle) -> Probabilities:
+        """What the bundle's head says of the cached features: (n, K)."""
+
+        def scores(features: npt.NDArray[np.float32]) -> Probabilities:
+            rows = flatten_or_pool(features, bundle.input)
+            return class_scores(bundle.estimator, rows, len(bundle.classes))
+
+        parts = []
+        for start in range(0, len(self.rows), ROWS_AT_ONCE):
+            block = replace(self, rows=self.rows[start : start + ROWS_AT_ONCE])
+            views = (block.features(bundle.layer, view) for view in range(bundle.plan.views + 1))
+            parts.append(mean_over_views(map(scores, views)))
+        return np.concatenate(parts)
 
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Up to 64 at a time: (b, S, S, 3); raises BadDataError for one that was cached otherwise."""
+        """Up to 64 decoded: (b, S, S, 3); raises BadDataError for one unlike what was cached."""
         spec = self.table.spec
         paths: list[bytes] = self.table.columns.paths[self.rows].tolist()
         digests = dict(zip(paths, self.digests, strict=True))

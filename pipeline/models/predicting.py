@@ -56,19 +56,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """What a model says of one image."""
 
-    Attributes
-    ----------
-    path : of the file, as it was named.
-    probabilities : (K,) float64 of the K classes, they sum to 1.
-    cached : whether the features came from a cache.
-    """
-
-    path: bytes
+    path: bytes  # as it was named
     classes: tuple[str, ...]
-    probabilities: Probabilities
-    cached: bool = False
+    probabilities: Probabilities  # (K,), they sum to 1
+    cached: bool = False  # whether the features came from a cache
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The most probable classes with their probabilities, the first of equals first."""
@@ -95,10 +88,6 @@ class Predictions:
     """Predictions for files in their order, made while one iterates; unreadable ones are skipped.
 
     Identical files are looked at once; some hundred decoded images are held at a time.
-
-    Attributes
-    ----------
-    total : how many items there will be, what was skipped before included.
     """
 
     def __init__(
@@ -111,7 +100,7 @@ class Predictions:
     ) -> None:
         self.model = model
         self.paths = paths
-        self.total = len(paths) + len(skipped)
+        self.total = len(paths) + len(skipped)  # items that there will be
         self._skipped = skipped
         self._strict = strict
 

@@ -62,7 +62,15 @@ class Predictor:
         self.batch_size = batch_size
         self._weights = weights
         self._cache_folder = cache_dir
-        _check_pixels(bundle)
+        here = pixels_digest(bundle.spec.image_size, bundle.spec.resize)
+        if here != bundle.spec.pixels:  # this machine's decoder gives others than the training's
+            versions = bundle.document.get("versions")
+            there = versions.get("pillow", "unknown") if isinstance(versions, dict) else "unknown"
+            raise BadDataError(
+                f"the model was trained on images decoded with Pillow {printable(str(there))} "
+                f"(pixels {_short(bundle.spec.pixels)}); received pixels {_short(here)} of Pillow "
+                f"{PIL.__version__}: install that Pillow, or extract and classify again here"
+            )
         if weights is not None:  # said to be the right ones: looked at even if no image needs them
             self.base_config()
         self._features = KnownFeatures(bundle, cache_dir) if use_cache else None
@@ -120,7 +128,7 @@ class Predictor:
             yield np.stack([plan.draw(*each) for each in zip(keys, pixels, strict=True)])
 
     def features(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        """(B, S, S, 3) uint8 RGB -> (B, *shape of the layer) float32; raises like `probabilities`."""
+        """(B, S, S, 3) uint8 RGB -> (B, *shape) float32; raises like `probabilities`."""
         size = self.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
             raise UsageError(
@@ -264,20 +272,6 @@ def mean_over_views(
 ) -> npt.NDArray[np.float64]:
     """V times (B, K) -> (B, K)."""
     return np.asarray(np.mean(list(probabilities), axis=0))
-
-
-def _check_pixels(bundle: Bundle) -> None:
-    """Raise BadDataError if this machine's decoder gives other pixels than the training's."""
-    spec = bundle.spec
-    here = pixels_digest(spec.image_size, spec.resize)
-    if here != spec.pixels:
-        versions = bundle.document.get("versions")
-        there = versions.get("pillow", "unknown") if isinstance(versions, dict) else "unknown"
-        raise BadDataError(
-            f"the model was trained on images decoded with Pillow {printable(str(there))} (pixels "
-            f"{_short(spec.pixels)}); received pixels {_short(here)} of Pillow {PIL.__version__}: "
-            f"install that Pillow, or extract and classify again here"
-        )
 
 
 def _short(digest: str) -> str:

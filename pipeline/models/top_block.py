@@ -28,10 +28,7 @@ Array = npt.NDArray[np.float32]
 class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """The layers of a base that follow the layer ``boundary``, and the dense head behind them.
 
-    Parameters
-    ----------
-    block : their weights by name, ``block5_conv1/kernel``; float32, in Keras' shapes.
-    head : a trained `DenseClassifier` of what the base's last layer gives.
+    ``block`` are their weights by name, ``block5_conv1/kernel``, float32 in Keras' shapes.
     """
 
     def __init__(
@@ -61,7 +58,6 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """(N, H·W·C) float32 -> (N, K) float64; the first call loads TensorFlow.
 
         Every batch is padded to one size, so that no image's probabilities depend on the others.
-
         Raises ForeignFileError if the base has no such layers, or the head does not fit them.
         """
         if not hasattr(self, "_upper"):
@@ -103,11 +99,7 @@ def top_block(
     class_count: int,
     config: DenseConfig,
 ) -> TopBlockClassifier:
-    """What was fine-tuned, as it will come back from the disk.
-
-    Parameters
-    ----------
-    base_model : the base that it was trained in; what ``weights`` lacks is taken from it.
+    """What was fine-tuned, as it will come back from the disk; what was not is the base model's.
 
     Raises UnsavableError if layers above the boundary depend on more than their weights.
     """
