@@ -24,12 +24,11 @@ from pipeline.evaluation.protocol import Division
 from pipeline.evaluation.result import Fit, Outcome, Result
 from pipeline.evaluation.scoring import summarize
 from pipeline.evaluation.splits import Trial
+from pipeline.finetuning.config import Plan, Schedule
+from pipeline.finetuning.from_cache import HEAD_STAGE, JOINT_STAGE, head_variables
 from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
-from pipeline.finetuning.methods import HEAD_STAGE, JOINT_STAGE, head_variables
-from pipeline.finetuning.result import Trained
 from pipeline.finetuning.rows import Array, Indices, Rows, scratch_array
-from pipeline.finetuning.settings import Plan, Schedule
-from pipeline.finetuning.training import Network, Progress, RunOptions, Task, train
+from pipeline.finetuning.training import Network, Progress, RunOptions, Task, Trained, train
 from pipeline.heads.calibration import fit_temperature
 from pipeline.heads.dense import build_dense
 from pipeline.images.hashes import hash_files

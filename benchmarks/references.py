@@ -10,8 +10,7 @@ from pipeline import cli
 from pipeline.config import count, documented, option
 from pipeline.errors import UsageError
 from pipeline.finetune import add_options, extract_config, print_results
-from pipeline.finetuning.config import FinetuneConfig
-from pipeline.finetuning.settings import Plan
+from pipeline.finetuning.config import FinetuneConfig, Plan
 from pipeline.text import printable
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from pipeline.models.config import PredictConfig
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
-    from pipeline.models.imagenet import ImagenetModel
     from pipeline.report.predictions import Tally
 
 log = logging.getLogger("pipeline")
@@ -32,7 +31,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     started = time.monotonic()
     sheet = _sheet(arguments)
-    options: dict[str, Any] = {"model": _ready_made(arguments)} if arguments.imagenet else {}
+    options: dict[str, Any] = {}
+    if arguments.imagenet:
+        from pipeline.models.imagenet import ImagenetModel
+
+        options["model"] = ImagenetModel(
+            arguments.imagenet,
+            weights=arguments.weights or "imagenet",
+            labels=arguments.labels,
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+        )
     predictions = predict_images(
         _names(arguments.images), cli.config_from(arguments, PredictConfig, **options)
     )
@@ -44,7 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             out.write(text)
             out.flush()
     if sheet is not None:
-        _draw(sheet, tally, arguments)
+        from pipeline.durable import make_folder
+        from pipeline.report.sheets import write_contact_sheet
+
+        make_folder(sheet.parent)
+        part = f"the first {len(tally.first)} of " if tally.images > len(tally.first) else ""
+        title = f"{part}{counted(tally.images, 'image')}, {predictions.model.name}"
+        top = min(arguments.top, len(predictions.model.classes))
+        write_contact_sheet(sheet, tally.first, top=top, title=title)
+        log.info("contact sheet: %s", printable(sheet))
     log.info(
         "%s (%s), %s skipped, %s",
         counted(tally.images, "image"),
@@ -100,20 +117,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--sheet names a PNG file; received {printable(arguments.sheet)}")
 
 
-def _ready_made(arguments: argparse.Namespace) -> "ImagenetModel":
-    from pipeline.models.imagenet import ImagenetModel
-
-    return ImagenetModel(
-        arguments.imagenet,
-        weights=arguments.weights or "imagenet",
-        labels=arguments.labels,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-    )
-
-
 def _names(images: Sequence[str]) -> Iterator[str]:
-    """What was named, with the list on stdin in the place of ``-``."""
+    """With the list on stdin in the place of ``-``."""
     from pipeline.images.scan import split_list
 
     for name in images:
@@ -161,19 +166,6 @@ def _sheet(arguments: argparse.Namespace) -> Path | None:
         if path.is_dir():
             raise CannotCreateError(f"{printable(path)} is a folder; --sheet names a file")
     return path
-
-
-def _draw(sheet: Path, tally: "Tally", arguments: argparse.Namespace) -> None:
-    from pipeline.durable import make_folder
-    from pipeline.report.sheets import write_contact_sheet
-
-    make_folder(sheet.parent)
-
-    shown = f"the first {len(tally.first)} of " if tally.images > len(tally.first) else ""
-    title = f"{shown}{counted(tally.images, 'image')}, {tally.predictions.model.name}"
-    top = min(arguments.top, len(tally.predictions.model.classes))
-    write_contact_sheet(sheet, tally.first, top=top, title=title)
-    log.info("contact sheet: %s", printable(sheet))
 
 
 if __name__ == "__main__":

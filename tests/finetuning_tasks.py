@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from pipeline.finetuning.methods import head_variables
-from pipeline.finetuning.result import Trained
+from pipeline.finetuning.config import Schedule
+from pipeline.finetuning.from_cache import head_variables
 from pipeline.finetuning.rows import Rows
-from pipeline.finetuning.settings import Schedule
-from pipeline.finetuning.training import Network, RunOptions, Task, train
+from pipeline.finetuning.training import Network, RunOptions, Task, Trained, train
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import build_dense
 

@@ -1,7 +1,6 @@
 """A training's state on the disk, so that a killed run goes on from its last epoch.
 
-One .safetensors file: the arrays of weights, optimiser and random streams, and in its metadata
-JSON "run", which says whose state it is, and "state", plain values. Reading it executes nothing.
+It is one .safetensors file: reading it executes nothing.
 """
 
 import json
@@ -22,19 +21,12 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Checkpoint(NamedTuple):
-    """Arrays by name, and plain values."""
-
     arrays: Arrays
     state: Mapping[str, Any]
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run: Mapping[str, Any]) -> None:
-    """Write durably: after a crash the file is the last one or this one, whole.
-
-    Parameters
-    ----------
-    run : all that makes this run another than others, as JSON has it.
-    """
+    """Write durably: after a crash the file is the last one or this one, whole."""
     remove_temporaries(path)
     metadata = {"run": _canonical(run), "state": json.dumps(checkpoint.state)}
     arrays = {name: np.asarray(each, order="C") for name, each in checkpoint.arrays.items()}
@@ -43,10 +35,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run: Mapping[str, An
 
 
 def read_checkpoint(path: Path, *, run: Mapping[str, Any]) -> Checkpoint | None:
-    """What `write_checkpoint` wrote for this very run; None if there is no such.
-
-    Raises BadDataError if the file is damaged.
-    """
+    """What was written for this very run, or None; raises BadDataError if the file is damaged."""
     if not path.exists():
         return None
     try:

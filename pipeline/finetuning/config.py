@@ -15,12 +15,43 @@ from pipeline.config import (
 )
 from pipeline.errors import UsageError
 from pipeline.evaluation.config import ClassifyConfig
-from pipeline.finetuning.settings import FINE_TUNING, HEAD, Plan, Schedule
 from pipeline.heads.config import DenseConfig
 from pipeline.spec import check_seed
 
 USUAL_SPLIT = "60/20/20"  # of a set without split folders
 FIRST_UNFROZEN = {"vgg16": "block5_conv1", "vgg19": "block5_conv1"}  # the book's last block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """At most so many epochs of RMSprop; raises UsageError for what no training can have."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 20  # the book's
+    patience: int = 5  # epochs without a lower validation loss
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is a number from 1; received {getattr(self, name)}")
+        if not 0 < self.learning_rate < 1:
+            raise UsageError(f"learning_rate is above 0 and below 1; received {self.learning_rate}")
+
+
+# Of Deep Learning with Python: listings 5.18 and 5.21, and 5.22
+HEAD = Schedule(epochs=30, learning_rate=2e-5)
+FINE_TUNING = Schedule(epochs=100, learning_rate=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The head's network, and how each stage is trained."""
+
+    network: DenseConfig
+    head: Schedule
+    joint: Schedule
+
 
 _training = partial(option, group="training: defaults: Deep Learning with Python, 5.3")
 _judging = partial(option, group="how it is judged")
@@ -30,10 +61,7 @@ _NETWORK = DenseConfig()
 @documented
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Config):
-    """What to train, and how.
-
-    Raises a `pipeline.errors.PipelineError` for values that cannot be.
-    """
+    """What to train, and how; raises a `pipeline.errors.PipelineError` for odd values."""
 
     extract: ExtractConfig = option(
         ExtractConfig(), flag="", help="the base, and what views are drawn from"

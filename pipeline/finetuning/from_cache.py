@@ -1,4 +1,4 @@
-"""Fine-tuning from the freeze boundary: the lower layers run once, what learns reads their maps."""
+"""Fine-tuning (*Deep Learning with Python*, 5.3) from cached maps of the freeze boundary."""
 
 import logging
 import math
@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.api import extract_features
-from pipeline.bases.boundary import Boundary, find_boundary
+from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base
 from pipeline.cache.fill import Progress
 from pipeline.durable import make_folder
@@ -22,15 +23,17 @@ from pipeline.evaluation.refit import with_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.search import fit_of
-from pipeline.finetuning.config import FinetuneConfig
+from pipeline.finetuning.config import FinetuneConfig, Plan
 from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
-from pipeline.finetuning.methods import finetune_from_cache
 from pipeline.finetuning.rows import Rows, scratch_maps
+from pipeline.finetuning.training import Network, RunOptions, Task, Trained, train
 from pipeline.finetuning.training import Progress as TrainingProgress
-from pipeline.finetuning.training import Task
+from pipeline.heads.dense import build_dense
 from pipeline.images.scan import NO_SPLIT, scan_folder
-from pipeline.models.top_block import dense_classifier, top_block
+from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier, top_block
 from pipeline.text import file_size, printable
+
+HEAD_STAGE, JOINT_STAGE = "head", "fine-tuning"
 
 log = logging.getLogger("pipeline")
 
@@ -43,12 +46,7 @@ def train_from_cache(
     extracting: Progress | None,
     training: TrainingProgress | None,
 ) -> Measured:
-    """Cache what lies before the boundary, then train the head, then what lies behind it, too.
-
-    Parameters
-    ----------
-    stack : closes the training data, which lie on the disk.
-    """
+    """Cache, train the head, then the layers, too; ``stack`` closes the data on the disk."""
     base, size = config.extract.network, config.extract.size
     base_model, _ = build_base(config.extract)
     boundary = find_boundary(base_model, base, config.first_unfrozen)
@@ -129,11 +127,41 @@ def train_from_cache(
         division=cache.division,
         source=cache.describe(),
         checkpoints=checkpoints,
-        notices=[
-            *unread(extracted.skipped),
-            *shortfalls(all_trained, trial.seeds),
-        ],
+        notices=[*unread(extracted.skipped), *shortfalls(all_trained, trial.seeds)],
     )
+
+
+def finetune_from_cache(
+    base_model: Any,
+    boundary: Boundary,
+    task: Task,
+    options: RunOptions,
+    *,
+    plan: Plan,
+    features: Task,
+) -> Trained:
+    """Train the head, then the layers above the boundary with it, reading only cached maps.
+
+    Parameters
+    ----------
+    base_model : frozen, as `build_base` makes it; left as it was.
+    task : rows of the boundary's maps (N, H, W, C).
+    features : the same rows of the base's last layer.
+    """
+    upper = upper_model(base_model, boundary)
+    head = build_dense(upper.output_shape[1:], task.class_count, plan.network, options.seed)
+    on_features = Network(head, head_variables(head))
+    frozen = train(on_features, features, plan.head, options, stage=HEAD_STAGE)
+    with unfrozen(base_model, boundary) as learns:
+        network = Network(head, learns | head_variables(head), body=upper)
+        tuned = train(network, task, plan.joint, options, stage=JOINT_STAGE)
+    return replace(tuned, frozen_head=frozen)
+
+
+def head_variables(head: Any) -> dict[str, Any]:
+    """A dense head's variables by name, ``head/hidden_kernel`` and so on."""
+    names = (f"head/{name}" for name in HEAD_WEIGHTS)
+    return dict(zip(names, head.trainable_variables, strict=True))
 
 
 def _check_scratch(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:

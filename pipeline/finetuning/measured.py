@@ -15,30 +15,19 @@ from pipeline.evaluation.protocol import Division
 from pipeline.evaluation.result import Outcome
 from pipeline.evaluation.splits import Trial
 from pipeline.finetuning.config import FinetuneConfig
-from pipeline.finetuning.result import Trained
-from pipeline.finetuning.training import Progress, RunOptions
+from pipeline.finetuning.training import Progress, RunOptions, Trained
 from pipeline.images.scan import Skipped
 from pipeline.text import counted, printable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a method gave.
-
-    Attributes
-    ----------
-    outcomes : a row of the table each.
-    classes : class names.
-    division : how the images are divided.
-    source : what results.json says of them.
-    checkpoints : to be removed once the results are written.
-    notices : what to know before reading the table.
-    """
+    """What a method gave; the checkpoints are to be removed once it is written."""
 
     outcomes: Sequence[Outcome]
     classes: tuple[str, ...]
     division: Division
-    source: Mapping[str, Any]
+    source: Mapping[str, Any]  # what results.json says of the images
     checkpoints: "Checkpoints"
     notices: Sequence[str]
 
@@ -47,8 +36,7 @@ class Measured:
 class Checkpoints:
     """Where the checkpoints of a run are until its results are there: a folder a seed.
 
-    The folder's name is a digest of all that decides what is trained, so that another run never
-    goes on from them.
+    Its name is a digest of all that decides what is trained: another run never goes on from them.
     """
 
     folder: Path
@@ -58,7 +46,7 @@ class Checkpoints:
     def of(
         cls, config: FinetuneConfig, columns: Columns, trial: Trial, *, features: str
     ) -> "Checkpoints":
-        """The folder of a run; ``features`` says what the network sees of the images."""
+        """The folder of a run; ``features``: what the network sees of the images."""
         content = hashlib.sha256()
         for rows in (trial.splits.train, trial.splits.validation, trial.splits.test):
             part = columns.take(rows)
@@ -84,7 +72,6 @@ class Checkpoints:
         )
 
     def remove(self) -> None:
-        """Once what they lead to is written."""
         for seed in self.folder.glob("seed-*"):
             remove_folder(seed)
         with suppress(OSError):
@@ -92,7 +79,6 @@ class Checkpoints:
 
 
 def unread(skipped: Sequence[Skipped]) -> list[str]:
-    """A line that says what could not be read, if anything."""
     if not skipped:
         return []
     first = skipped[0]

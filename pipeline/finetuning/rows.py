@@ -29,13 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs with their labels.
-
-    Attributes
-    ----------
-    inputs : (N, …) float32; may lie on the disk.
-    labels : (N,) int64 in 0 … K - 1.
-    """
+    """Inputs (N, …) float32, which may lie on the disk, and their labels (N,) in 0 … K - 1."""
 
     inputs: Array
     labels: Indices
@@ -69,16 +63,11 @@ def scratch_array(
 ) -> Iterator[Array]:
     """Put rows on the disk, uncompressed, where a shuffled batch is read in milliseconds.
 
-    Parameters
-    ----------
-    blocks : (n, …) each, together no more rows than ``shape`` says; read one by one.
-    shape : of the whole (N, …), to check that there is room.
-    folder : for a file without a name, which is gone with the process, however that ends.
+    The blocks (n, …) have together at most the N rows of ``shape``. Their file has no name: it is
+    gone with the process, however that ends.
 
-    Yields the array, read-only, of as many rows as there were. Raises StorageError if there is no
-    room.
+    Yields the array, read-only, of as many rows as there were. Raises StorageError without room.
     """
-    shape = tuple(shape)
     needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(folder).free
     log.info("training data takes %s of the disk while it runs", file_size(needed))
@@ -102,13 +91,7 @@ def scratch_array(
 def scratch_maps(
     read: Callable[[Indices], Array], rows: Indices, *, row_shape: Sequence[int], folder: Path
 ) -> contextlib.AbstractContextManager[Array]:
-    """Cached maps, float32, as a `scratch_array`.
-
-    Parameters
-    ----------
-    read : gives some rows, e.g. ``functools.partial(table.features, "block4_pool")``.
-    rows : which ones; ascending ones are read fastest.
-    """
+    """Cached maps of rows, float32, as a `scratch_array`; ascending rows are read fastest."""
     size = max(1, BLOCK_BYTES // (4 * math.prod(row_shape)))
     blocks = (read(rows[start : start + size]) for start in range(0, len(rows), size))
     return scratch_array(blocks, shape=(len(rows), *row_shape), dtype="float32", folder=folder)

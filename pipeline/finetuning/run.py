@@ -33,19 +33,17 @@ def finetune(
 ) -> tuple[Comparison, Path]:
     """Train, once with each of ``repeats`` seeds, and measure on validation and test.
 
-    A run that is killed goes on from its last checkpoint when it is started again with the same
-    settings.
+    A killed run that is started again with the same settings goes on from its last checkpoint.
 
     Parameters
     ----------
     data : image folder, as for `pipeline.extract_features`.
-    results : where the run's folder is made; ``command``, ``smoothing`` and ``save`` as for
-        `pipeline.report.run_folder.write_run`.
+    results, command, smoothing, save : as for `pipeline.report.run_folder.write_run`.
     extracting : called with (rows done, rows in all) while features are computed.
     training : called with the stage's name, and how many rows of how many were learned from.
 
-    Returns the rows of the table and the folder that holds them. Raises a
-    `pipeline.errors.PipelineError` for every expected failure.
+    Returns the rows of the table and the run's folder. Raises a `pipeline.errors.PipelineError`
+    for every expected failure.
     """
     check_writable(results)
     with ExitStack() as stack:
@@ -67,12 +65,7 @@ def write_results(
     smoothing: float,
     save: Save,
 ) -> tuple[Comparison, Path]:
-    """Write the run's folder; parameters and what is returned as for `finetune`.
-
-    Parameters
-    ----------
-    how : ``method``, ``views`` and ``augmentation``, for results.json.
-    """
+    """Write the run's folder; as `finetune`, ``how`` is its method and views for results.json."""
     outcomes, recommendation = judge(measured.outcomes)
     comparison = Comparison(
         outcomes=tuple(outcomes),

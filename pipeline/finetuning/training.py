@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,9 +16,8 @@ import numpy.typing as npt
 from pipeline.durable import make_folder
 from pipeline.errors import UsageError
 from pipeline.finetuning.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from pipeline.finetuning.result import Trained, named
+from pipeline.finetuning.config import Schedule
 from pipeline.finetuning.rows import Rows, row_order
-from pipeline.finetuning.settings import Schedule
 from pipeline.keras_backend import keras, tf
 from pipeline.text import counted
 
@@ -29,23 +28,54 @@ MEASURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 Progress = Callable[[str, int, int], None]
 
 
-class Network(NamedTuple):
-    """What turns inputs (B, …) into probabilities (B, 1) or (B, K), and what of it learns.
-
-    Two Keras models, not one of both: what calls a model with ``training=True`` passes that on to
-    every model inside, also where it was put in with ``training=False``, and BatchNorm and dropout
-    of the base would be on.
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network as it was after its best epoch, the one of lowest validation loss.
 
     Attributes
     ----------
-    top : gives the probabilities; its dropout is on while it learns.
-    learns : variables of both by name.
-    body : comes before it, always in inference mode; None if there is nothing.
+    weights : all that was trained, by name: ``block5_conv1/kernel``, ``head/hidden_kernel``.
+    history : `MEASURES` by epoch; of training rows as each batch found them, before it learned.
+    seconds : each epoch's training, without validation and checkpoint.
+    best_epoch : from 1.
+    validation_probabilities : (N, K) float64.
+    frozen_head : the head alone on the frozen base, where it was trained before.
+    """
+
+    weights: Mapping[str, npt.NDArray[np.float32]]
+    history: Mapping[str, Sequence[float]]
+    seconds: Sequence[float]
+    best_epoch: int
+    validation_probabilities: npt.NDArray[np.float64]
+    frozen_head: "Trained | None" = None
+
+    @property
+    def validation_accuracy(self) -> float:
+        """Of the best epoch, 0 … 1."""
+        return self.history["val_accuracy"][self.best_epoch - 1]
+
+    @property
+    def shortfall(self) -> str | None:
+        """A line if it ends below the frozen head in validation accuracy."""
+        before = self.frozen_head
+        if before is None or self.validation_accuracy >= before.validation_accuracy:
+            return None
+        return (
+            f"fine-tuning ends below the frozen head: {100 * self.validation_accuracy:.1f} % "
+            f"of validation instead of {100 * before.validation_accuracy:.1f} %"
+        )
+
+
+class Network(NamedTuple):
+    """What turns inputs (B, …) into probabilities (B, 1) or (B, K), and what of it learns.
+
+    Two Keras models, not one: ``training=True`` reaches every model inside another, even one put
+    in with ``training=False``, and would turn on BatchNorm and dropout of the base.
     """
 
     top: Any
-    learns: Mapping[str, Any]
-    body: Any | None = None
+    learns: Mapping[str, Any]  # variables of both by name
+    body: Any | None = None  # comes before top, always in inference mode
 
     def __call__(self, inputs: Any, *, training: bool) -> Any:
         features = inputs if self.body is None else self.body(inputs, training=False)
@@ -53,8 +83,6 @@ class Network(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is to be learned."""
-
     train: Rows
     validation: Rows
     class_count: int
@@ -66,11 +94,9 @@ class RunOptions:
 
     Attributes
     ----------
-    seed : draws initial weights, the order of rows, and dropout.
-    checkpoints : folder for a file a stage; None keeps none. Who has saved the result deletes it.
-    identity : what tells this run from others that would use the folder, as JSON has it, such as
-        the fingerprint of the features and the digests of images; a checkpoint of another is
-        passed over.
+    checkpoints : folder for a file a stage, deleted by who has saved the result; None keeps none.
+    identity : what tells this run from others that would use the folder, as JSON has it; a
+        checkpoint of another is passed over.
     progress : called with the stage's name, and how many rows of how many were learned from.
     """
 
@@ -85,11 +111,15 @@ def train(
 ) -> Trained:
     """Train what ``network.learns``; afterwards it has the weights of its best epoch.
 
-    The same seed gives the same result, however often it was killed and run again.
-
-    Raises UsageError if a loss is not finite.
+    A seed gives the same result, however often it was killed. Raises UsageError if a loss is not
+    finite.
     """
-    log.info("%s: trains %s", stage, named(network.learns))
+    count = sum(math.prod(each.shape) for each in network.learns.values())
+    names = (f"{name} ({' × '.join(map(str, v.shape))})" for name, v in network.learns.items())
+    log.info(
+        "%s: trains %s tensors, %s parameters: %s",
+        *(stage, len(network.learns), f"{count:,}", ", ".join(names)),
+    )
     learner = _Learner(network, task.class_count, schedule.learning_rate, options.seed)
     path = None
     if options.checkpoints:
@@ -103,7 +133,7 @@ def train(
         path.touch()  # or it looks abandoned until the first epoch ends
         log.info("%s: goes on after epoch %d", stage, course.epochs)
     in_all = schedule.epochs * len(task.train)
-    while course.epochs < schedule.epochs and course.since_best < schedule.patience:
+    while course.epochs < min(schedule.epochs, course.best_epoch + schedule.patience):
         epoch = course.epochs
         began = time.monotonic()
         order = row_order(len(task.train), seed=options.seed, epoch=epoch)
@@ -116,7 +146,7 @@ def train(
                     options.progress(stage, epoch * len(order) + measured.rows, in_all)
         seconds = time.monotonic() - began
         watched = learner.measure(task.validation, schedule.batch_size)
-        values = (measured.loss, measured.accuracy, watched.loss, watched.accuracy)
+        values = (*measured.means, *watched.means)
         if not all(map(math.isfinite, values)):
             raise UsageError(
                 f"{stage}: training diverged in epoch {epoch + 1}, its loss is not finite; choose "
@@ -129,8 +159,10 @@ def train(
             *(values[0], 100 * values[1], values[2], 100 * values[3]),
         )
         if path:
-            arrays = _named_parts({"best/": course.best, "now/": _values(learner.state)})
-            write_checkpoint(path, Checkpoint(arrays, course.plain()), run=run)
+            arrays = {f"best/{name}": each for name, each in course.best.items()}
+            arrays |= {f"now/{name}": each for name, each in _values(learner.state).items()}
+            state = {name: each for name, each in vars(course).items() if name != "best"}
+            write_checkpoint(path, Checkpoint(arrays, state), run=run)
     if course.epochs < schedule.epochs:
         patience = counted(schedule.patience, "epoch")
         log.info("%s: stopped, for validation loss has not fallen in %s", stage, patience)
@@ -146,8 +178,6 @@ def train(
 
 
 class _Measured:
-    """Mean loss and accuracy over rows, and their probabilities."""
-
     def __init__(self) -> None:
         self.rows = 0
         self._loss = 0.0
@@ -163,12 +193,9 @@ class _Measured:
         self._outputs.append(outputs)
 
     @property
-    def loss(self) -> float:
-        return self._loss / self.rows
-
-    @property
-    def accuracy(self) -> float:
-        return self._right / self.rows
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy."""
+        return self._loss / self.rows, self._right / self.rows
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
@@ -256,10 +283,6 @@ class _Course:
     def epochs(self) -> int:
         return len(self.seconds)
 
-    @property
-    def since_best(self) -> int:
-        return self.epochs - self.best_epoch
-
     def add(self, values: tuple[float, ...], seconds: float, network: Network) -> None:
         for name, value in zip(MEASURES, values, strict=True):
             self.history[name].append(value)
@@ -267,9 +290,6 @@ class _Course:
         losses = self.history["val_loss"]
         if losses[-1] < min(losses[:-1], default=math.inf):
             self.best_epoch, self.best = self.epochs, _values(network.learns)
-
-    def plain(self) -> dict[str, Any]:
-        return {"history": self.history, "seconds": self.seconds, "best_epoch": self.best_epoch}
 
 
 def _run_identity(
@@ -289,10 +309,6 @@ def _run_identity(
         "schedule": asdict(schedule),
         "identity": options.identity,
     }
-
-
-def _named_parts(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {prefix + name: each for prefix, part in parts.items() for name, each in part.items()}
 
 
 def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -65,14 +65,12 @@ class Bundle:
     ----------
     head, params : as in the table of results: ``logistic``, ``C=1``.
     estimator : takes `flatten_or_pool` of the layer's features; has ``predict_proba``.
-    spec : what those features are.
     layer : layer key, ``block5_pool`` or ``block5_pool:avg``.
-    input : ``flat`` or ``pooled``.
     shape : of one row of that layer as cached, (4, 4, 512).
-    classes : class names; probabilities are in their order.
+    classes : class names, in the order of the probabilities.
     document : where it comes from: the cache (its path), set, root and weights_from as the cache
-        has them, engine, versions, fitted_on, created; where probabilities are means over views
-        of an image, over how many (tta), and what these are drawn from (augmentation).
+        has them, engine, versions, fitted_on, created; of means over views of an image, over how
+        many (tta) and what these are drawn from (augmentation).
     """
 
     head: str
@@ -92,10 +90,7 @@ class Bundle:
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
-    """Write a bundle durably; the file is whole or not there.
-
-    Raises UnsavableError for an estimator that cannot be saved.
-    """
+    """Write a bundle durably; raises UnsavableError for an estimator that cannot be saved."""
     description = {
         "format": FORMAT_VERSION,
         "head": bundle.head,
@@ -152,10 +147,15 @@ def _read(path: Path) -> Bundle:
         raise ForeignFileError("it is of format 1, which this version cannot read: classify again")
     if not path.is_file():
         raise ForeignFileError(f"expected a model file ({SUFFIX})")
-    _check_size(path)
+    status = path.stat()
+    size, held = status.st_size, getattr(status, "st_blocks", 0) * 512
+    if size > MOST_BYTES:
+        raise ForeignFileError(f"it is of {size:,} bytes, more than {MOST_BYTES:,}")
+    if size > SPARSE_BYTES and 0 < held * SPARSE_TIMES < size:
+        raise ForeignFileError(f"of its {size:,} bytes only {held:,} were ever written")
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_members(archive, path.stat().st_size)
+            _check_members(archive, size)
             if archive.read(DIGEST).decode() != digest_of(archive):
                 raise ForeignFileError("it is damaged: what it holds is not what was written")
             description = json.loads(
@@ -167,12 +167,11 @@ def _read(path: Path) -> Bundle:
             if not isinstance(description, dict):
                 raise ForeignFileError("its description is no JSON object")
             fields = _check(description)
-            width = feature_count(fields["shape"], fields["input"])
             spec = fields["spec"]
             estimator = load_estimator(
                 path,
                 archive,
-                feature_count=width,
+                feature_count=feature_count(fields["shape"], fields["input"]),
                 class_count=len(fields["classes"]),
                 top_block={
                     "base": spec.base,
@@ -185,16 +184,6 @@ def _read(path: Path) -> Bundle:
     except Exception as error:  # of what a stranger wrote, anything may go wrong
         raise ForeignFileError(f"it is no model file ({SUFFIX}) of ours, or damaged") from error
     return Bundle(**fields, estimator=estimator)
-
-
-def _check_size(path: Path) -> None:
-    """Raise ForeignFileError for a file that cannot be a bundle, or whose bytes are not there."""
-    status = path.stat()
-    size, held = status.st_size, getattr(status, "st_blocks", 0) * 512
-    if size > MOST_BYTES:
-        raise ForeignFileError(f"it is of {size:,} bytes, more than {MOST_BYTES:,}")
-    if size > SPARSE_BYTES and 0 < held * SPARSE_TIMES < size:
-        raise ForeignFileError(f"of its {size:,} bytes only {held:,} were ever written")
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
@@ -235,7 +224,12 @@ def _check(description: Mapping[str, Any]) -> dict[str, Any]:
     names = {name: _text(description, name) for name in ("head", "params", "layer")}
     if not _is_name(names["head"]) or not _is_name(names["params"] or "none"):
         raise ForeignFileError("its head or params are no name that a file could have")
-    _check_layer(names["layer"])
+    key = names["layer"]
+    layer, pooling = split_layer_key(key)
+    if not _is_name(layer) or pooling not in POOLING_POLICIES or layer_key(layer, pooling) != key:
+        raise ForeignFileError(
+            f"its layer is {short(key)}; expected one such as block5_pool or block5_pool:avg"
+        )
     try:
         spec = FeatureSpec.from_dict(description["spec"])
     except ValueError as error:
@@ -293,7 +287,7 @@ def _check_spec(spec: FeatureSpec) -> None:
 
 
 def _plan_of(document: Mapping[str, Any]) -> ViewPlan:
-    """See `Bundle.plan`; raises ForeignFileError if what a document says of it is odd."""
+    """See `Bundle.plan`; raises ForeignFileError if it is odd."""
     views = document.get("tta", 0)
     if type(views) is not int:
         raise ForeignFileError(f"its tta is {short(views)}; expected a number of views")
@@ -302,15 +296,6 @@ def _plan_of(document: Mapping[str, Any]) -> ViewPlan:
     except ValueError as error:
         raise ForeignFileError(str(error)) from error
     return ViewPlan(views, augmentation, tta=views != 0)
-
-
-def _check_layer(key: str) -> None:
-    """Raise ForeignFileError for a layer that no cache could have."""
-    layer, pooling = split_layer_key(key)
-    if not _is_name(layer) or pooling not in POOLING_POLICIES or layer_key(layer, pooling) != key:
-        raise ForeignFileError(
-            f"its layer is {short(key)}; expected one such as block5_pool or block5_pool:avg"
-        )
 
 
 def _is_name(text: str) -> bool:

@@ -1,8 +1,4 @@
-"""One Keras model of all that stands between an image and its class probabilities.
-
-Preprocessing, base and head are Keras' own layers: what is saved of them loads without this
-project and holds no code.
-"""
+"""One Keras model from image to class probabilities: it loads without this project, has no code."""
 
 import json
 import logging
@@ -29,14 +25,10 @@ OPSET = 15  # ONNX Runtime reads it since 1.10, of 2021
 def compose(bundle: Bundle, config: BaseConfig) -> Any:
     """Build the model: "images" (B, H, W, 3) uint8 RGB -> probabilities (B, K) float32.
 
-    The base stands in it as one layer of its own name, frozen, so that the book's second method
+    The base stands in it as one frozen layer of its own name, so that the book's second method
     works on what was saved: unfreeze its last block, compile with a low learning rate, fit.
 
-    Parameters
-    ----------
-    config : of the base that made the features.
-
-    Raises UsageError for a head that is no network, BadDataError for weights other than those that
+    Raises UsageError for a head that is no network, BadDataError for other weights than those that
     the features were made with, or features of another shape.
     """
     images, values = _feature_tensors(bundle, config)
@@ -71,10 +63,7 @@ def _dense(layer: Layer, activation: str, *, name: str) -> Any:
 
 
 def _feature_tensors(bundle: Bundle, config: BaseConfig) -> tuple[Any, Any]:
-    """The symbolic images, and the features of the bundle's layer.
-
-    Of what was fine-tuned, those of the base's last layer, its upper layers as they were trained.
-    """
+    """The symbolic images and the layer's features; of what was fine-tuned, the last layer's."""
     spec = bundle.spec
     layer, pooling = split_layer_key(bundle.layer)
     if spec.base == PIXELS:

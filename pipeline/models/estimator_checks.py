@@ -115,7 +115,16 @@ def _check_step(step: Any, class_count: int) -> None:
                 f"its {attribute} has shape {np.shape(array)}; expected numbers of {expected}"
             )
     if name == SVC:
-        _check_libsvm(step)
+        supports = step._n_support
+        if (  # libsvm would read beyond an array
+            step.kernel not in ("linear", "poly", "rbf", "sigmoid")
+            or step._sparse
+            or supports.min() < 0
+            or supports.sum(dtype=np.int64) != len(step.support_)
+            or np.size(step._probA)
+            or np.size(step._probB)
+        ):
+            raise ForeignFileError("its support vectors do not fit together")
     elif name == NEIGHBORS:
         if (
             step._fit_method != "brute"
@@ -144,20 +153,6 @@ def _check_step(step: Any, class_count: int) -> None:
             raise ForeignFileError(f"its dense layers have weights {short(received)}")
     if hasattr(step, "n_jobs"):
         step.n_jobs = None  # a file does not decide how many threads start
-
-
-def _check_libsvm(svc: Any) -> None:
-    """Raise ForeignFileError where libsvm would read beyond an array."""
-    counts = svc._n_support
-    if (
-        svc.kernel not in ("linear", "poly", "rbf", "sigmoid")
-        or svc._sparse
-        or counts.min() < 0
-        or counts.sum(dtype=np.int64) != len(svc.support_)
-        or np.size(svc._probA)
-        or np.size(svc._probB)
-    ):
-        raise ForeignFileError("its support vectors do not fit together")
 
 
 def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:

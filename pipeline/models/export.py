@@ -16,7 +16,6 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +28,6 @@ from pipeline.models.parity import (
     MOST_IMAGES,
     TOLERANCES,
     Parity,
-    ReferenceImages,
     compare_predictions,
     reference_images,
 )
@@ -77,24 +75,23 @@ def export_bundle(
 
     Parameters
     ----------
-    path : the bundle's file.
-    format : ``keras`` or ``onnx``.
     weights : the base's, ``imagenet`` or a file; None for those that the bundle names.
     out : the folder to make; by default ``exports/<head>-<format>`` in the bundle's run.
     cache_dir : where ImageNet weights were fetched to.
-    check_images : how many of the test images are tried: half of them those that the head decides
-        by the smallest margin, the others evenly spread.
+    check_images : so many test images are tried, as in `reference_images` with ``closest``.
 
-    Raises UsageError for a head that cannot be exported, BadDataError if the exported model differs
-    by more than 1e-4 (of a float16 cache 1e-3) or in any decision or if the run's ``exports`` leads
-    out of it, UnreachableError if a package is missing, CannotCreateError if ``out`` is there
-    already. Whatever is raised, nothing is left.
+    Raises UsageError for a head that cannot be exported, BadDataError if the model differs by more
+    than `TOLERANCES` or in any decision or if the run's ``exports`` leads out of it,
+    UnreachableError if a package is missing, CannotCreateError if ``out`` is there already.
+    Whatever is raised, nothing is left.
     """
     if format not in FORMATS:
         raise UsageError(f"--format is one of {', '.join(FORMATS)}; received {format!r}")
     if check_images < 1:
         raise UsageError(f"--check-images needs at least 1; received {check_images}")
-    _check_packages(format)
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
     bundle = load_bundle(path)
     head_layers(bundle)  # refuses what is no network before anything is loaded
     folder = _exports_of(path) / f"{path.stem}-{format}" if out is None else out
@@ -109,30 +106,37 @@ def export_bundle(
     for parent in parents[:2]:
         _remove_stale(parent)
     near = next(parent for parent in parents if parent.is_dir())
-    with _scratch_folder(near) as scratch:
+    try:  # on the disk of what is to be made, so that a rename can publish it
+        temporary = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=near)
+    except PermissionError as error:
+        raise CannotCreateError(f"{printable(near)} cannot be written to: choose --out") from error
+    with temporary as scratch:
         made = Path(scratch) / folder.name
         made.mkdir()
         save = composition.save_onnx if format == "onnx" else composition.save_keras
         log.info("writing model.%s", format)
-        save(model, _about(bundle), made / f"model.{format}")
+        about = {
+            "classes": list(bundle.classes),
+            "fingerprint": bundle.spec.fingerprint,
+            "spec": asdict(bundle.spec),
+            **{name: getattr(bundle, name) for name in ("head", "params", "layer", "input")},
+        }
+        save(model, about, made / f"model.{format}")
         (made / "predict.py").write_text(_template("predict.py"), "utf-8")
-        parity = _check(bundle, images, made / "predict.py")
+        for _ in images.pixels():
+            pass  # it raises for a file that is not what was cached any more
+        log.info("checking %s through predict.py", counted(len(images.paths), "image"))
+        found = predict_elsewhere(made / "predict.py", images.paths)
+        tolerance = TOLERANCES[bundle.spec.dtype]
+        parity = compare_predictions(images.predictions(bundle), found, tolerance=tolerance)
+        parity.demand("the exported model")
         (made / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
         publish_folder(made, folder)
     return Export(folder, parity)
 
 
-def _check_packages(format: str) -> None:
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if format == "onnx" and missing:
-        raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
-
-
 def _exports_of(bundle: Path) -> Path:
-    """``exports`` in the run that a bundle belongs to, or in the folder that it was copied to.
-
-    Raises BadDataError if it leads elsewhere: a run may be a stranger's.
-    """
+    """``exports`` beside a bundle; raises BadDataError if it leads out of a stranger's run."""
     run = bundle.parent.parent if bundle.parent.name == "models" else bundle.parent
     exports = run / "exports"
     if exports.is_symlink() or not exports.resolve().is_relative_to(run.resolve()):
@@ -149,48 +153,12 @@ def _remove_stale(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _scratch_folder(near: Path) -> tempfile.TemporaryDirectory[str]:
-    """On the disk of what is to be made, so that a rename can publish it."""
-    try:
-        return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=near)
-    except PermissionError as error:
-        raise CannotCreateError(f"{printable(near)} cannot be written to: choose --out") from error
-
-
-def _about(bundle: Bundle) -> dict[str, Any]:
-    """What the model's metadata says."""
-    return {
-        "classes": list(bundle.classes),
-        "fingerprint": bundle.spec.fingerprint,
-        "spec": asdict(bundle.spec),
-        "head": bundle.head,
-        "params": bundle.params,
-        "layer": bundle.layer,
-        "input": bundle.input,
-    }
-
-
 def _template(name: str) -> str:
     return resources.files("pipeline.models").joinpath("templates", name).read_text("utf-8")
 
 
-def _check(bundle: Bundle, images: ReferenceImages, script: Path) -> Parity:
-    """Compare the exported model's answers with the cache's; raises BadDataError if they differ."""
-    for _ in images.pixels():
-        pass  # it raises for a file that is not what was cached any more
-    log.info("checking %s through predict.py", counted(len(images.paths), "image"))
-    found = predict_elsewhere(script, images.paths)
-    tolerance = TOLERANCES[bundle.spec.dtype]
-    parity = compare_predictions(images.predictions(bundle), found, tolerance=tolerance)
-    parity.demand("the exported model")
-    return parity
-
-
 def predict_elsewhere(script: Path, paths: list[Path]) -> npt.NDArray[np.float32]:
-    """What an exported predict.py says of image files: (n, K), computed without this project.
-
-    Raises BadDataError with its last words if it fails, or if it takes half an hour.
-    """
+    """What an exported predict.py says: (n, K); raises BadDataError if it fails or takes 30 min."""
     with tempfile.TemporaryDirectory() as elsewhere:
         answer = Path(elsewhere) / "answer.npy"
         try:

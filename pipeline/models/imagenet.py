@@ -14,7 +14,7 @@ from pipeline.text import printable
 
 
 class ImagenetModel:
-    """A network of keras.applications with its classifier; takes seconds to open.
+    """A network of keras.applications with its classifier, a `Model`; takes seconds to open.
 
     Parameters
     ----------
@@ -22,18 +22,11 @@ class ImagenetModel:
     weights : ``imagenet``, ``random`` or a Keras weights file of the whole network.
     labels : see `read_labels`; None for Keras' own list, from its cache or its host.
     image_size : pixels; None for the size that the network was trained with.
-    batch_size : images per forward pass.
 
     Raises UnreachableError if weights or names cannot be had, BadDataError if they do not fit.
-
-    Attributes
-    ----------
-    name : of the base, as the table of bases has it.
-    classes : the names, in the order of the network's outputs.
-    image_size, resize : the square that it takes; images are squashed, as Keras' loaders do.
     """
 
-    resize = "squash"
+    resize = "squash"  # as Keras' loaders do
 
     def __init__(
         self,
@@ -63,13 +56,12 @@ class ImagenetModel:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Who predicts, for JSON."""
         return {"imagenet": self.name, "image_size": self.image_size, "resize": self.resize}
 
     def probabilities(
         self, pixels: npt.NDArray[np.uint8], digests: Sequence[bytes] = ()
     ) -> npt.NDArray[np.float64]:
-        """(B, image_size, image_size, 3) uint8 RGB, B up to batch_size -> (B, K) float64."""
+        """(B, S, S, 3) uint8 RGB, B up to batch_size -> (B, K) float64."""
         missing = self.batch_size - len(pixels)  # one shape of batch, so that Keras traces once
         padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))
         return np.asarray(self._network.predict_on_batch(padded)[: len(pixels)], np.float64)
@@ -84,8 +76,6 @@ class ImagenetModel:
 def read_labels(path: Path) -> tuple[str, ...]:
     """Class names from Keras' ``imagenet_class_index.json`` or a text file with one a line.
 
-    The JSON is ``{"0": ["n01440764", "tench"], …}``: number -> WordNet's number and the name.
-
     Raises NoInputError if there is no such file, BadDataError if it is something else.
     """
     if not path.is_file():
@@ -94,7 +84,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         text = path.read_text("utf-8")
         if not text.lstrip().startswith("{"):
             return tuple(line.strip() for line in text.splitlines() if line.strip())
-        entries = json.loads(text)
+        entries = json.loads(text)  # {"0": ["n01440764", "tench"], …}
         names = tuple(entries[str(number)][1] for number in range(len(entries)))
         if all(isinstance(name, str) for name in names):
             return names

@@ -18,10 +18,7 @@ ROWS_AT_ONCE = 64  # 32 MiB of InceptionV3's maps, a chunk or two of the file
 
 
 class KnownFeatures:
-    """The rows of all caches that hold what a bundle takes: fingerprint, layer and views.
-
-    Looked at are the cache that it was trained on, where it was then, and those of a folder.
-    """
+    """What a bundle takes, in the cache that it was trained on and in those of a folder."""
 
     def __init__(self, bundle: Bundle, cache_dir: Path) -> None:
         self._layer = bundle.layer
@@ -55,10 +52,7 @@ class KnownFeatures:
     def features(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float32]]]:
-        """Read what is known of some images, in blocks: their digests, (V, b, *shape) float32.
-
-        V counts the views that the bundle's probabilities are means over, the image as it is first.
-        """
+        """Read what is known, in blocks: digests, (V, b, *shape) float32, view 0 the image."""
         left = set(digests)
         at_once = max(1, ROWS_AT_ONCE // (self._plan.views + 1))
         for table, rows in self._rows:

@@ -25,10 +25,9 @@ class Layer(NamedTuple):
 
 
 def head_layers(bundle: Bundle) -> Sequence[Layer]:
-    """The head's layers, a ReLU between two; the last one's sigmoid (U = 1) is the probability of
-    the second of two classes, its softmax (U = K) that of each.
+    """The head's layers, a ReLU between two; raises UsageError for a head that is no such network.
 
-    Raises UsageError for a head that is no such network.
+    The last one's sigmoid (U = 1) is the second class's probability, its softmax (U = K) each's.
     """
     estimator = bundle.estimator
     if views := bundle.plan.views:
@@ -42,11 +41,9 @@ def head_layers(bundle: Bundle) -> Sequence[Layer]:
     if isinstance(estimator, DenseClassifier):
         kernel, bias, output_kernel, output_bias = estimator.weights_
         return Layer(kernel, bias), Layer(output_kernel, output_bias)
-    scale = 1.0
-    has_probabilities = True
-    if isinstance(estimator, TemperatureScaling):
-        scale, has_probabilities = 1 / estimator.temperature, False
-        estimator = estimator.estimator
+    scale, is_scaled = 1.0, isinstance(estimator, TemperatureScaling)
+    if is_scaled:
+        scale, estimator = 1 / estimator.temperature, estimator.estimator
     found = _decision_weights(estimator)
     if found is None:
         raise UsageError(
@@ -55,7 +52,7 @@ def head_layers(bundle: Bundle) -> Sequence[Layer]:
         )
     weights, intercepts = found
     # of two classes with a decision value d, the scores are -d and d: softmax is the sigmoid of 2 d
-    if len(intercepts) == 1 and not has_probabilities:
+    if len(intercepts) == 1 and is_scaled:
         scale *= 2
     weights, intercepts = weights.T * scale, intercepts * scale
     return (Layer(weights.astype(np.float32), intercepts.astype(np.float32)),)
@@ -66,10 +63,8 @@ def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any
 
     The affine steps before a linear model are folded into its coefficients.
     """
-    steps = (
-        [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
-    )
-    *before, model = steps
+    is_pipeline = isinstance(estimator, Pipeline)
+    *before, model = [step for _, step in estimator.steps] if is_pipeline else [estimator]
     is_linear = hasattr(model, "coef_") and hasattr(model, "intercept_")
     if not is_linear or not all(type(step) in (CommonScaler, PCA) for step in before):
         return None

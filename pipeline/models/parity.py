@@ -1,9 +1,9 @@
 """Parity: raw images end to end must give what the cached features gave.
 
 Most models fail between the laboratory and use: another preprocessing, order of classes, weights
-file or resize. So test images are decoded once more, go through the base and the head, and the
-probabilities are compared with those that the head gives from the cache. A head that is sure of
-everything hides wrong pixels; so the features are compared as well.
+file or resize. So test images are decoded anew and go through base and head; the probabilities are
+compared with those from the cache. A head that is sure of everything hides wrong pixels: so the
+features are compared as well.
 """
 
 import logging
@@ -48,28 +48,17 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far two predictions of the same images are apart.
+    """How far two predictions of the same images are apart."""
 
-    Attributes
-    ----------
-    max_difference : of any probability; infinite where one is not finite.
-    changed : decisions that changed, outside ties.
-    count : images compared.
-    tolerance : what is allowed of the difference; of changed decisions, none is.
-    feature_error : the largest of `relative_errors`; 0 where features were not compared.
-    feature_tolerance : what is allowed of that.
-    """
-
-    max_difference: float
-    changed: int
-    count: int
+    max_difference: float  # of any probability; infinite where one is not finite
+    changed: int  # decisions, outside ties; none may
+    count: int  # images compared
     tolerance: float
-    feature_error: float = 0.0
+    feature_error: float = 0.0  # the largest of `relative_errors`; 0 where none were compared
     feature_tolerance: float = FEATURE_TOLERANCES["float32"]
 
     @property
     def holds(self) -> bool:
-        """Whether the two agree."""
         return (
             self.count > 0
             and self.max_difference <= self.tolerance
@@ -102,12 +91,10 @@ class Parity:
 def compare_predictions(
     expected: Probabilities, found: Probabilities, *, tolerance: float
 ) -> Parity:
-    """Compare class probabilities (n, K) with those that they should be.
+    """Compare class probabilities (n, K); raises BadDataError if the shapes differ.
 
-    A decision may change where it is a tie: the probabilities expected of the two classes differ
-    by no more than the tolerance.
-
-    Raises BadDataError if the shapes differ.
+    A decision may change in a tie: where the probabilities expected of the two classes differ by no
+    more than the tolerance.
     """
     if expected.shape != found.shape:
         raise BadDataError(f"expected probabilities {expected.shape}; received {found.shape}")
@@ -135,9 +122,8 @@ def check_parity(
 
     Parameters
     ----------
-    cache_dir, weights : where the base's weights come from, as in `Predictor`.
-    keys : (n,) digests of the images to take; by default those of the cache's test split, or all
-        of a cache without one.
+    cache_dir, weights : as in `Predictor`.
+    keys : (n,) digests of the images; by default the cache's test split, or all without one.
     most : of these, so many, evenly spread.
     progress : called with (images done, images in all).
 
@@ -168,11 +154,9 @@ def check_parity(
             start += len(pixels)
         for place, bundle, part in zip(places, group, parts, strict=True):
             expected, dtype = images.predictions(bundle), bundle.spec.dtype
-            compared = compare_predictions(
-                expected, np.concatenate(part), tolerance=TOLERANCES[dtype]
-            )
+            answers = np.concatenate(part)
             found[place] = replace(
-                compared,
+                compare_predictions(expected, answers, tolerance=TOLERANCES[dtype]),
                 feature_error=float(feature_error),
                 feature_tolerance=FEATURE_TOLERANCES[dtype],
             )
@@ -188,14 +172,7 @@ def check_parity(
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Image files, unchanged since their features were cached, and those features.
-
-    Attributes
-    ----------
-    table : the cache.
-    rows : (n,) theirs in it.
-    root : the folder that they are in.
-    """
+    """Image files in the folder ``root``, and their rows (n,) of the cache."""
 
     table: FeatureTable
     rows: Rows
@@ -203,39 +180,16 @@ class ReferenceImages:
 
     @property
     def paths(self) -> list[Path]:
-        """The files, in order."""
         return [self.root / os.fsdecode(path) for path in self.table.columns.paths[self.rows]]
 
     @property
     def digests(self) -> list[bytes]:
-        """SHA-256 of the files, in order."""
         return [digest.tobytes() for digest in self.table.columns.digests[self.rows]]
 
     def features(self, layer: str, view: int = 0) -> npt.NDArray[np.float32]:
-        """Those cached of a layer, in order: (n, *shape of a row).
-
-        Raises BadDataError if the cache lacks that view of one of the images.
-        """
-        return self.table.features(layer, self._rows_of_view(view))
-
-    def predictions(self, bundle: Bundle) -> Probabilities:
-        """What the bundle's head says of the cached features: (n, K)."""
-        starts = range(0, len(self.rows), ROWS_AT_ONCE)
-        blocks = [replace(self, rows=self.rows[start : start + ROWS_AT_ONCE]) for start in starts]
-        return np.concatenate([block._predictions(bundle) for block in blocks])
-
-    def _predictions(self, bundle: Bundle) -> Probabilities:
-        views = (self.features(bundle.layer, view) for view in range(bundle.plan.views + 1))
-        return mean_over_views(
-            class_scores(
-                bundle.estimator, flatten_or_pool(features, bundle.input), len(bundle.classes)
-            )
-            for features in views
-        )
-
-    def _rows_of_view(self, view: int) -> Rows:
+        """(n, *shape of a row); raises BadDataError if the cache lacks the view of an image."""
         if view == 0:
-            return self.rows
+            return self.table.features(layer, self.rows)
         columns = self.table.columns
         of_view = np.flatnonzero(columns.views == view)
         row_of = dict(zip(columns.digests[of_view].tolist(), of_view.tolist(), strict=True))
@@ -246,15 +200,26 @@ class ReferenceImages:
                 f"of {counted(len(rows), 'image')}; the model was measured on it: extract and "
                 f"classify again with --tta"
             )
-        return np.array(rows)
+        return self.table.features(layer, np.array(rows))
+
+    def predictions(self, bundle: Bundle) -> Probabilities:
+        """What the bundle's head says of the cached features: (n, K)."""
+
+        def scores(features: npt.NDArray[np.float32]) -> Probabilities:
+            rows = flatten_or_pool(features, bundle.input)
+            return class_scores(bundle.estimator, rows, len(bundle.classes))
+
+        parts = []
+        for start in range(0, len(self.rows), ROWS_AT_ONCE):
+            block = replace(self, rows=self.rows[start : start + ROWS_AT_ONCE])
+            views = (block.features(bundle.layer, view) for view in range(bundle.plan.views + 1))
+            parts.append(mean_over_views(map(scores, views)))
+        return np.concatenate(parts)
 
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """The images decoded, up to 64 at a time: (b, S, S, 3).
-
-        Raises BadDataError for one that is unreadable or not what was cached.
-        """
+        """Up to 64 decoded: (b, S, S, 3); raises BadDataError for one unlike what was cached."""
         spec = self.table.spec
         paths: list[bytes] = self.table.columns.paths[self.rows].tolist()
         digests = dict(zip(paths, self.digests, strict=True))
@@ -282,11 +247,11 @@ def reference_images(
     Parameters
     ----------
     keys, most : as in `check_parity`.
-    closest : take as half of them those that the head decides by the smallest margin, where an
-        error shows first; the others are evenly spread.
+    closest : half of them are those that the head decides by the smallest margin, where an error
+        shows first; the others are evenly spread.
 
-    Raises NoInputError if the cache or the image folder is gone; BadDataError, naming both sides,
-    if the cache holds other features than the bundle was trained on, or the folder other classes.
+    Raises NoInputError if the cache or the image folder is gone; BadDataError if the bundle was
+    trained on other features than the cache's, or other classes than the folder's.
     """
     table = read_table(Path(bundle.document["cache"]))
     _check_same_features(bundle, table)
@@ -322,7 +287,6 @@ def reference_images(
 
 
 def _spread(rows: Rows, most: int) -> Rows:
-    """So many of the rows, evenly spread."""
     places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
     return rows[places]
 

@@ -26,12 +26,8 @@ Probabilities = npt.NDArray[np.float64]
 class Model(Protocol):
     """What turns pixels into class probabilities: a head of ours or a ready-made network.
 
-    Attributes
-    ----------
-    name : for people.
-    classes : K class names.
-    image_size, resize : the square of pixels that it takes, and how an image becomes one.
-    batch_size : images per call.
+    It takes ``batch_size`` images a call, squares of ``image_size`` (S) pixels; ``resize`` says how
+    an image becomes one.
     """
 
     @property
@@ -50,34 +46,25 @@ class Model(Protocol):
         ...
 
     def probabilities(self, pixels: Pixels, digests: Sequence[bytes]) -> Probabilities:
-        """(B, image_size, image_size, 3) uint8 RGB and the SHA-256 of their files -> (B, K)."""
+        """(B, S, S, 3) uint8 RGB and the SHA-256 of their files -> (B, K)."""
         ...
 
     def known(self, digests: Collection[bytes]) -> Iterator[tuple[list[bytes], Probabilities]]:
-        """Of images by the SHA-256 of their files, what is known without looking at them."""
+        """What is known without looking, by the SHA-256 of files."""
         ...
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """What a model says of one image."""
 
-    Attributes
-    ----------
-    path : of the file, as it was named.
-    classes : K class names.
-    probabilities : (K,) float64, they sum to 1.
-    cached : whether the features came from a cache.
-    """
-
-    path: bytes
+    path: bytes  # as it was named
     classes: tuple[str, ...]
-    probabilities: Probabilities
-    cached: bool = False
+    probabilities: Probabilities  # (K,), they sum to 1
+    cached: bool = False  # whether the features came from a cache
 
     def top(self, count: int) -> list[tuple[str, float]]:
-        """The ``count`` most probable classes with their probabilities, the first class of equals
-        first."""
+        """The most probable classes with their probabilities, the first of equals first."""
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.classes[place], float(self.probabilities[place])) for place in order]
 
@@ -88,7 +75,6 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the most probable class."""
         return float(self.probabilities.max())
 
     @property
@@ -101,14 +87,7 @@ class Prediction:
 class Predictions:
     """Predictions for files in their order, made while one iterates; unreadable ones are skipped.
 
-    Identical files are looked at once. Of the decoded images some hundred are held at a time,
-    however many files there are.
-
-    Attributes
-    ----------
-    model : who predicts.
-    paths : the files.
-    total : how many items there will be, what was skipped before included.
+    Identical files are looked at once; some hundred decoded images are held at a time.
     """
 
     def __init__(
@@ -121,7 +100,7 @@ class Predictions:
     ) -> None:
         self.model = model
         self.paths = paths
-        self.total = len(paths) + len(skipped)
+        self.total = len(paths) + len(skipped)  # items that there will be
         self._skipped = skipped
         self._strict = strict
 
@@ -148,18 +127,15 @@ class Predictions:
     def _items(self) -> Iterator[Prediction | Skipped]:
         yield from self._skipped
         for start in range(0, len(self.paths), FILES_AT_ONCE):
-            yield from self._window(self.paths[start : start + FILES_AT_ONCE])
-
-    def _window(self, paths: Sequence[bytes]) -> Iterator[Prediction | Skipped]:
-        """Predictions for so few files that they can be hashed at one go."""
-        digests, unreadable = hash_files(Path(), paths)
-        skipped = {item.path: item for item in unreadable}
-        answers = _Answers(self.model, digests)
-        waiting = deque(paths)
-        for _ in answers.fill():
-            while waiting and (waiting[0] in skipped or answers.has(waiting[0])):
-                path = waiting.popleft()
-                yield skipped.get(path) or answers.of(path)
+            paths = self.paths[start : start + FILES_AT_ONCE]
+            digests, unreadable = hash_files(Path(), paths)
+            skipped = {item.path: item for item in unreadable}
+            answers = _Answers(self.model, digests)
+            waiting = deque(paths)
+            for _ in answers.fill():
+                while waiting and (waiting[0] in skipped or answers.has(waiting[0])):
+                    path = waiting.popleft()
+                    yield skipped.get(path) or answers.of(path)
 
 
 class _Answers:
@@ -204,13 +180,11 @@ class _Answers:
                     yield
         yield
 
-    def _keep(
-        self, batch: Sequence[tuple[bytes, Pixels]], probabilities: npt.NDArray[np.float64]
-    ) -> None:
+    def _keep(self, batch: Sequence[tuple[bytes, Pixels]], probabilities: Probabilities) -> None:
         digests = [digest for digest, _ in batch]
         self._computed.update(zip(digests, probabilities, strict=True))
 
-    def _probabilities(self, batch: Sequence[tuple[bytes, Pixels]]) -> npt.NDArray[np.float64]:
+    def _probabilities(self, batch: Sequence[tuple[bytes, Pixels]]) -> Probabilities:
         pixels = np.stack([pixels for _, pixels in batch])  # (B, S, S, 3)
         return self._model.probabilities(pixels, [digest for digest, _ in batch])
 
@@ -220,8 +194,7 @@ class _Answers:
             path: digest for digest, path in self._paths.items() if digest not in self._cached
         }
         size, resize = self._model.image_size, self._model.resize
-        images = read_images(Path(), unknown, image_size=size, resize=resize)
-        with closing(images):
+        with closing(read_images(Path(), unknown, image_size=size, resize=resize)) as images:
             for path, pixels in images:
                 if isinstance(pixels, Skipped):
                     self._broken[unknown[path]] = pixels.reason

@@ -35,16 +35,13 @@ log = logging.getLogger(__name__)
 
 
 class Predictor:
-    """A trained head behind its base; the base is loaded when the first image needs it.
+    """A trained head behind its base, a `Model`; the first image that needs the base loads it.
 
     Parameters
     ----------
-    bundle : what was trained.
     weights : ``imagenet`` or a Keras weights file; None for those that the bundle names.
     cache_dir : ImageNet weights that were fetched earlier are in its ``weights/``.
-    batch_size : images per forward pass.
-    use_cache : let `known` look for features in the cache that the head was trained on, and in
-        ``cache_dir``.
+    use_cache : let `known` look for features where the head was trained, and in ``cache_dir``.
 
     Raises BadDataError if images become other pixels here than where the head was trained, or if
     ``weights`` are not those it was trained with.
@@ -65,7 +62,15 @@ class Predictor:
         self.batch_size = batch_size
         self._weights = weights
         self._cache_folder = cache_dir
-        _check_pixels(bundle)
+        here = pixels_digest(bundle.spec.image_size, bundle.spec.resize)
+        if here != bundle.spec.pixels:  # this machine's decoder gives others than the training's
+            versions = bundle.document.get("versions")
+            there = versions.get("pillow", "unknown") if isinstance(versions, dict) else "unknown"
+            raise BadDataError(
+                f"the model was trained on images decoded with Pillow {printable(str(there))} "
+                f"(pixels {_short(bundle.spec.pixels)}); received pixels {_short(here)} of Pillow "
+                f"{PIL.__version__}: install that Pillow, or extract and classify again here"
+            )
         if weights is not None:  # said to be the right ones: looked at even if no image needs them
             self.base_config()
         self._features = KnownFeatures(bundle, cache_dir) if use_cache else None
@@ -77,21 +82,17 @@ class Predictor:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the probabilities."""
         return self.bundle.classes
 
     @property
     def image_size(self) -> int:
-        """Height and width of the pixels that it takes."""
         return self.bundle.spec.image_size
 
     @property
     def resize(self) -> str:
-        """How an image becomes a square: ``squash``, ``crop`` or ``pad``."""
         return self.bundle.spec.resize
 
     def describe(self) -> dict[str, Any]:
-        """Who predicts, for JSON."""
         bundle, spec = self.bundle, self.bundle.spec
         return {
             "head": bundle.head,
@@ -110,12 +111,7 @@ class Predictor:
     def probabilities(self, pixels: Pixels, digests: Sequence[bytes]) -> npt.NDArray[np.float64]:
         """Class probabilities of decoded images: (B, S, S, 3) uint8 RGB -> (B, K) float64.
 
-        S is the bundle's image size, K counts its classes, B is at least 1. The first call opens
-        the base.
-
-        Parameters
-        ----------
-        digests : SHA-256 of the B image files, which decide what their views are.
+        B is at least 1; the SHA-256 of the B files decide what their views are.
 
         Raises BadDataError if the weights here are not those of the training, or the features are
         not finite; UnreachableError if ImageNet weights cannot be had.
@@ -124,7 +120,7 @@ class Predictor:
         return mean_over_views(self.classify(self.features(view)) for view in views)
 
     def views(self, pixels: Pixels, digests: Sequence[bytes]) -> Iterator[Pixels]:
-        """What probabilities are means over: the images, then every further view of them."""
+        """What probabilities are means over: the images, then each further view of them."""
         yield pixels
         plan = self.bundle.plan
         for view in range(1, plan.views + 1):
@@ -132,10 +128,7 @@ class Predictor:
             yield np.stack([plan.draw(*each) for each in zip(keys, pixels, strict=True)])
 
     def features(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        """The bundle's layer of decoded images: (B, S, S, 3) uint8 RGB -> (B, *shape) float32.
-
-        Raises like `probabilities`.
-        """
+        """(B, S, S, 3) uint8 RGB -> (B, *shape) float32; raises like `probabilities`."""
         size = self.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
             raise UsageError(
@@ -151,12 +144,7 @@ class Predictor:
     def known(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
-        """Class probabilities from cached features, in blocks: digests, (b, K) float64.
-
-        Parameters
-        ----------
-        digests : SHA-256 of image files. Those that no cache has are passed over.
-        """
+        """From cached features, in blocks: digests, (b, K) float64; others are passed over."""
         if self._features is not None:
             for found, views in self._features.features(digests):
                 yield found, mean_over_views(map(self.classify, views))
@@ -164,10 +152,8 @@ class Predictor:
     def classify(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Class probabilities of the bundle's layer: (B, *shape) float32 -> (B, K) float64.
 
-        Features are rounded as the cache rounded them that the head was trained on, so that an
-        image has the same probabilities whether it is cached or not.
-
-        Raises BadDataError if those are not finite, or the head's scores are no probabilities.
+        Features are rounded as in the cache of the training: cached or not, an image has the same
+        probabilities. Raises BadDataError if they are not finite, or the scores no probabilities.
         """
         spec = self.bundle.spec
         with np.errstate(over="ignore"):
@@ -190,10 +176,7 @@ class Predictor:
 
     @cached_property
     def _engine(self) -> Engine:
-        """The cache's engine where it was tried on this machine, else TensorFlow.
-
-        Raises BadDataError if its weights are not those of the training.
-        """
+        """The cache's engine where it was tried on this machine, else TensorFlow."""
         bundle = self.bundle
         try:
             made_by = str((bundle.document.get("engine") or {}).get("name"))
@@ -215,7 +198,12 @@ class Predictor:
         drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
         weights = self._weights or RANDOM
         if self._weights is None and not drawn:
-            weights = _named_weights(str(self.bundle.document["weights_from"]))
+            weights = str(self.bundle.document["weights_from"])
+            if weights != IMAGENET and not Path(weights).is_file():
+                raise NoInputError(
+                    f"the weights that the model was trained with are gone from "
+                    f"{printable(weights)}: name them with --weights FILE"
+                )
         try:
             config = BaseConfig(
                 base=spec.base,
@@ -282,34 +270,9 @@ def open_predictor(config: PredictConfig) -> Predictor:
 def mean_over_views(
     probabilities: Iterable[npt.NDArray[np.floating[Any]]],
 ) -> npt.NDArray[np.float64]:
-    """What is said of images by what is said of their views: V times (B, K) -> (B, K)."""
+    """V times (B, K) -> (B, K)."""
     return np.asarray(np.mean(list(probabilities), axis=0))
 
 
-def _check_pixels(bundle: Bundle) -> None:
-    """Raise BadDataError if this machine's decoder gives other pixels than the training's."""
-    spec = bundle.spec
-    here = pixels_digest(spec.image_size, spec.resize)
-    if here != spec.pixels:
-        versions = bundle.document.get("versions")
-        there = versions.get("pillow", "unknown") if isinstance(versions, dict) else "unknown"
-        raise BadDataError(
-            f"the model was trained on images decoded with Pillow {printable(str(there))} (pixels "
-            f"{_short(spec.pixels)}); received pixels {_short(here)} of Pillow {PIL.__version__}: "
-            f"install that Pillow, or extract and classify again here"
-        )
-
-
 def _short(digest: str) -> str:
-    """Enough of a digest to tell two apart."""
     return printable(digest if len(digest) <= 20 else f"{digest[:12]}…")
-
-
-def _named_weights(source: str) -> str:
-    """The weights that a bundle names; raises NoInputError if its file is gone."""
-    if source != IMAGENET and not Path(source).is_file():
-        raise NoInputError(
-            f"the weights that the model was trained with are gone from {printable(source)}: "
-            f"name them with --weights FILE"
-        )
-    return source

@@ -20,11 +20,11 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
     Parameters
     ----------
     run : a folder that classify wrote, or a bundle file itself.
-    head : as in the table, ``logistic``, or a model file's name without its ending. Of several
-        rows the best on validation. None for the head that the run recommends.
+    head : as in the table, ``logistic``, or a model file's name without its ending; of several
+        rows the best on validation. None for the one that the run recommends.
 
-    Raises NoInputError if there is no such run, UsageError if the head was not saved, naming those
-    that were; BadDataError if the run's results cannot be read.
+    Raises NoInputError if there is no such run, UsageError if the head was not saved, BadDataError
+    if the run's results cannot be read.
     """
     if run.is_file():
         if head is not None:
@@ -41,17 +41,17 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
         asked = "it recommends no head" if head is None else f"it has no head {printable(head)}"
         raise UsageError(f"{printable(run)}: {asked}; saved are: {names}")
     if not chosen["model"]:
-        reasons = [each.get("reason") for each in not_saved if _same_row(each, chosen)]
+        reasons = [
+            each.get("reason")
+            for each in not_saved
+            if all(each.get(name) == chosen[name] for name in ROW_IDENTITY)
+        ]
         raise UsageError(
             f"{printable(run)}: {printable(chosen['head'])} was not saved "
             f"({printable(str(reasons[0])) if reasons else 'by an older version'}); "
             f"saved are: {names}"
         )
-    return _inside(run, run / str(chosen["model"]))
-
-
-def _inside(run: Path, path: Path) -> Path:
-    """The path; raises BadDataError if links lead it out of the run."""
+    path = run / str(chosen["model"])
     try:
         inside = path.resolve().is_relative_to(run.resolve())
     except (OSError, RuntimeError):  # a link to itself
@@ -73,10 +73,6 @@ def newest_run(results: Path) -> Path:
 
 def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     return row["head"], f"{row['head']}:{row['input']}", Path(row["model"]).stem
-
-
-def _same_row(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(name) == other[name] for name in ROW_IDENTITY)
 
 
 def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

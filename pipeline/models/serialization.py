@@ -1,9 +1,8 @@
 """Fitted estimators as bytes and back: skops files, of which nothing is trusted.
 
-skops (``skops.io``) writes an estimator as a zip of ``.npy`` arrays and a ``schema.json`` that
-names types. Before it builds anything, a file is held against limits and an allow-list of types.
-What it built is held against itself, because compiled code (trees, libsvm) follows indices
-unchecked.
+skops writes a zip of ``.npy`` arrays and a ``schema.json`` that names types. Before it builds
+anything, a file is held against limits and an allow-list of types; what it built, see
+`pipeline.models.estimator_checks`.
 """
 
 import io
@@ -100,11 +99,8 @@ def load_estimator(
 ) -> Any:
     """The estimator in a skops file that is open as a zip archive; nothing in it is executed.
 
-    Parameters
-    ----------
-    top_block : the attributes that a `TopBlockClassifier` must have.
-
-    Raises ForeignFileError for a file that `dump_estimator` did not write.
+    ``top_block`` are the attributes that a `TopBlockClassifier` must have. Raises ForeignFileError
+    for a file that `dump_estimator` did not write.
     """
     _check_schema(archive)
     with warnings.catch_warnings():

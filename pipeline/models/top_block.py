@@ -1,7 +1,7 @@
 """A fine-tuned model: a base's layers above the freeze boundary, as trained, and a dense head.
 
 It takes the boundary's feature maps, as they are cached, and holds every weight above the boundary,
-those that fine-tuning leaves as they are (BatchNorm's) included.
+also those that fine-tuning leaves as they are (BatchNorm's).
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,9 @@ Array = npt.NDArray[np.float32]
 
 
 class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """The upper layers of a base and the dense head behind them, as trained.
+    """The layers of a base that follow the layer ``boundary``, and the dense head behind them.
 
-    Parameters
-    ----------
-    base, image_size, boundary : the layers are those that follow the layer ``boundary`` in that
-        base at that size.
-    block : their weights by name, ``block5_conv1/kernel``; float32, in Keras' shapes.
-    head : a trained `DenseClassifier` of what the base's last layer gives.
+    ``block`` are their weights by name, ``block5_conv1/kernel``, float32 in Keras' shapes.
     """
 
     def __init__(
@@ -63,7 +58,6 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """(N, H·W·C) float32 -> (N, K) float64; the first call loads TensorFlow.
 
         Every batch is padded to one size, so that no image's probabilities depend on the others.
-
         Raises ForeignFileError if the base has no such layers, or the head does not fit them.
         """
         if not hasattr(self, "_upper"):
@@ -75,11 +69,9 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     f"its head takes {self.head.n_features_in_:,} features; the layers before it "
                     f"give {self._upper.width:,}"
                 )
+        batches = self._upper.batches(np.asarray(X, np.float32))
         return np.concatenate(
-            [
-                self.head.predict_proba(values)[:count]
-                for values, count in self._upper.batches(np.asarray(X, np.float32))
-            ]
+            [self.head.predict_proba(values)[:count] for values, count in batches]
         )
 
     def predict(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
@@ -107,15 +99,9 @@ def top_block(
     class_count: int,
     config: DenseConfig,
 ) -> TopBlockClassifier:
-    """What was fine-tuned, as it will come back from the disk.
+    """What was fine-tuned, as it will come back from the disk; what was not is the base model's.
 
-    Parameters
-    ----------
-    base_model : the base that it was trained in; what was not trained is taken from it.
-    weights : of `pipeline.finetuning.result.Trained`: all that was trained, by name.
-
-    Raises UnsavableError if it does not stand alone: layers above the boundary depend on more than
-    their weights.
+    Raises UnsavableError if layers above the boundary depend on more than their weights.
     """
     untrained = {
         variable.path: variable.numpy()

@@ -21,13 +21,9 @@ BATCH_FEATURES = 2**22  # 16 MiB at once; what the first layers make of them is 
 
 
 class UpperLayers:
-    """The layers that follow a boundary, in inference mode.
+    """The layers that follow a boundary, in inference mode; of an image they give F = ``width``.
 
     Raises ForeignFileError if there are none, or the weights are not theirs.
-
-    Attributes
-    ----------
-    width : F features that the base's last layer gives of an image, flattened.
     """
 
     def __init__(
@@ -48,9 +44,7 @@ class UpperLayers:
         self._forward = tf.function(lambda maps: upper(maps, training=False))
 
     def batches(self, features: Array) -> Iterator[tuple[Array, int]]:
-        """What the base's last layer gives of maps (N, H·W·C): (batch_size, F) float32 each, and
-        how many of its rows are of maps; the others fill the batch.
-        """
+        """Of maps (N, H·W·C): (batch_size, F) float32 each, and how many rows are not padding."""
         if features.shape[1] != self._feature_count:
             raise ForeignFileError(
                 f"its layers take {self._feature_count:,} features; received {features.shape[1]:,}"

@@ -30,7 +30,7 @@ from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import PREPROCESSING, find_base
 from pipeline.cache.config import ExtractConfig
 from pipeline.errors import UsageError
-from pipeline.finetuning.settings import Plan, Schedule
+from pipeline.finetuning.config import Plan, Schedule
 from pipeline.finetuning.training import RunOptions
 from pipeline.heads.config import DenseConfig
 from pipeline.images.decode import decode

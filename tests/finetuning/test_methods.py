@@ -14,11 +14,10 @@ from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_mod
 from pipeline.bases.build import build_base, feature_model, preprocess
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import PREPROCESSING, Base, find_base
-from pipeline.finetuning.methods import finetune_from_cache, head_variables
-from pipeline.finetuning.result import Trained
+from pipeline.finetuning.config import Plan, Schedule
+from pipeline.finetuning.from_cache import finetune_from_cache, head_variables
 from pipeline.finetuning.rows import Rows, row_order
-from pipeline.finetuning.settings import Plan, Schedule
-from pipeline.finetuning.training import Network, RunOptions, Task, train
+from pipeline.finetuning.training import Network, RunOptions, Task, Trained, train
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import build_dense
 from pipeline.images.hashes import hash_files

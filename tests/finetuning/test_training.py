@@ -13,11 +13,10 @@ import pytest
 from finetuning_tasks import drawn_maps, train_head
 
 from pipeline.errors import BadDataError, UsageError
-from pipeline.finetuning.methods import head_variables
-from pipeline.finetuning.result import Trained
+from pipeline.finetuning.config import FINE_TUNING, Schedule
+from pipeline.finetuning.from_cache import head_variables
 from pipeline.finetuning.rows import row_order
-from pipeline.finetuning.settings import FINE_TUNING, Schedule
-from pipeline.finetuning.training import Network, RunOptions, train
+from pipeline.finetuning.training import Network, RunOptions, Trained, train
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import build_dense
 from pipeline.keras_backend import keras
@@ -92,7 +91,7 @@ from pathlib import Path
 
 from finetuning_tasks import drawn_maps, train_head
 
-from pipeline.finetuning.settings import Schedule
+from pipeline.finetuning.config import Schedule
 from pipeline.finetuning.training import RunOptions
 
 def die(stage, done, total):
