@@ -171,7 +171,9 @@ def test_more_features_than_rows_are_rotated_which_changes_nothing() -> None:
             atol=1e-3,
         )
     rotation = PCA(svd_solver="full").fit(scaled)
-    assert fit("lda", rows)[0][1]["lineardiscriminantanalysis"].n_features_in_ == 40
+    for width, expected in ((300, 300), (1600, 40)):
+        (_, estimator), *_ = fit("lda", draw_rows(40, width=width))
+        assert estimator["lineardiscriminantanalysis"].n_features_in_ == expected
     assert rotation.n_components_ == 40
     np.testing.assert_allclose(
         rotation.inverse_transform(rotation.transform(scaled)), scaled, atol=1e-9
