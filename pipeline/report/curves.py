@@ -37,9 +37,9 @@ def describe_curves(history: History) -> str:
     count = len(history["val_loss"])
     if count < FEWEST_EPOCHS:
         return "Too few epochs to tell overfitting from noise."
-    window = max(1, count // 10)
     loss, accuracy, train_loss = (
-        _centred_average(history[name], window) for name in ("val_loss", "val_accuracy", "loss")
+        _centred_average(history[name], count // 20)
+        for name in ("val_loss", "val_accuracy", "loss")
     )
     turn, last = int(loss.argmin()), count - 1
     fallen = loss[: turn + 1].max() - loss[turn]
@@ -86,8 +86,7 @@ def _noise(values: Sequence[float]) -> float:
     return float(2 * np.median(np.abs(np.diff(values, 2))))
 
 
-def _centred_average(values: Sequence[float], window: int) -> npt.NDArray[np.float64]:
-    """Mean of each value and ``window // 2`` neighbours on either side, fewer at the ends."""
-    reach = window // 2
+def _centred_average(values: Sequence[float], reach: int) -> npt.NDArray[np.float64]:
+    """Mean of each value and ``reach`` neighbours on either side, fewer at the ends."""
     array = np.asarray(values, np.float64)
     return np.array([array[max(0, i - reach) : i + reach + 1].mean() for i in range(len(array))])

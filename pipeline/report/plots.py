@@ -44,6 +44,7 @@ COLOURS = {
     "s4": "#946800",
     "s5": "#3d4b5c",
 }
+VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 STYLES = 6  # colours, dashes and markers that can be told apart
 DASHES = ("-", "--", ":", "-.", (0, (5, 2)), (0, (12, 3, 2, 3, 2, 3)))
 MARKERS, GLYPHS = "os^Dv*", "●■▲◆▼★"  # the same shapes as characters
@@ -55,33 +56,26 @@ MARGINS: dict[str, dict[str, float]] = {
 SHARES = LinearSegmentedColormap.from_list("shares", [COLOURS["s0"] + "00", COLOURS["s0"] + "80"])
 RC = {
     "axes.axisbelow": True,
-    "axes.edgecolor": COLOURS["rule"],
     "axes.grid": True,
     "axes.labelcolor": COLOURS["ink"],
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
     "font.size": 12,
-    "grid.color": COLOURS["rule"],
-    "legend.edgecolor": "none",
     "legend.facecolor": COLOURS["paper"],
     "legend.fontsize": 11,
     "lines.linewidth": 2,
     "svg.fonttype": "none",
     "text.color": COLOURS["ink"],
     "text.parse_math": False,  # a class may be called $5
-    "xtick.color": COLOURS["rule"],
-    "xtick.labelcolor": COLOURS["soft"],
-    "ytick.color": COLOURS["rule"],
-    "ytick.labelcolor": COLOURS["soft"],
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "legend.edgecolor"), "none"),
+    **dict.fromkeys(
+        ("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), COLOURS["rule"]
+    ),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), COLOURS["soft"]),
 }
 
 Shares = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-
-
-# ------------------------------------------------------------------------------- PNG files
 
 
 def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
@@ -121,9 +115,6 @@ def _render(figure: Figure, file: Any, **options: Any) -> None:
         figure.savefig(file, **options)
 
 
-# ------------------------------------------------------------------------------ report.html
-
-
 def inline_svg(
     draw: Callable[[Axes], None],
     *,
@@ -158,9 +149,12 @@ def inline_svg(
             element.remove(child)
         element.tag = element.tag.rpartition("}")[2]
         attributes = {name.rpartition("}")[2]: value for name, value in element.items()}
-        attributes |= _declarations(attributes.pop("style", ""))
+        # CSS as presentation attributes, colours as the page's variables; fonts are the page's
+        pairs = (each.split(": ", 1) for each in attributes.pop("style", "").split("; ") if each)
+        styles = {name: VARIABLES.get(value, value) for name, value in pairs}
+        styles.pop("font-family", None)
         element.attrib.clear()
-        element.attrib |= attributes
+        element.attrib |= attributes | styles
         if element.tag == "g":  # the other ids are referred to
             element.attrib.pop("id", None)
     for name in ("height", "version"):
@@ -173,16 +167,6 @@ def inline_svg(
     }
     text = ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
     return Markup(f"{text.removesuffix('</svg>')}{overlay}</svg>")
-
-
-def _declarations(style: str) -> dict[str, str]:
-    """CSS as presentation attributes, colours as the page's variables; fonts are the page's."""
-    variables = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
-    pairs = (each.split(": ", 1) for each in style.split("; ") if each)
-    return {name: variables.get(value, value) for name, value in pairs if name != "font-family"}
-
-
-# ---------------------------------------------------------------------------- onto any axes
 
 
 def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) -> None:

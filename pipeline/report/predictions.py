@@ -26,10 +26,8 @@ class Tally:
 
     Attributes
     ----------
-    predictions : who makes them.
     images, cached : how many there were so far, and how many of them came from a cache.
     first : the first hundred, for a contact sheet.
-    skipped : files without a prediction.
     """
 
     def __init__(self, predictions: Predictions, progress: Progress | None = None) -> None:
@@ -63,8 +61,8 @@ def table_lines(
     top: int,
 ) -> Iterator[str]:
     """Aligned lines, the titles first; widths come from all names before the first prediction."""
-    path_width = _widest("path", paths)
-    label_width = _widest("label", classes)
+    path_width = max(len("path"), *(cell_len(printable(path)) for path in paths))
+    label_width = max(len("label"), *(cell_len(printable(name)) for name in classes))
     titles = f"{set_cell_size('path', path_width)}{GAP}{set_cell_size('label', label_width)}{GAP}"
     titles += f"probability{GAP}margin{GAP * (top > 1)}{'then' if top > 1 else ''}\n"
     for prediction in predictions:
@@ -138,7 +136,3 @@ def _csv_line(values: Sequence[Any]) -> str:
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
-
-
-def _widest(title: str, names: Iterable[str | bytes]) -> int:
-    return max(len(title), *(cell_len(printable(name)) for name in names))

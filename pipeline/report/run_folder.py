@@ -45,9 +45,9 @@ def write_run(
 
     Parameters
     ----------
-    command : what was typed, for results.md and results.json.
+    command : what was typed.
     smoothing : factor of the moving average in curves.png, 0 for none.
-    save : which heads to save: all, the best (which is recommended) or none.
+    save : which heads to save; the best is the recommended one.
     """
     from pipeline.report.html import report_html  # 0.5 s of matplotlib
     from pipeline.report.markup import render
@@ -66,9 +66,8 @@ def write_run(
         writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
         writer.writeheader()
         writer.writerows(document["rows"])
-    trained = next(
-        (each for each in (comparison.shown, *comparison.outcomes) if each.history), None
-    )
+    with_history = (each for each in (comparison.shown, *comparison.outcomes) if each.history)
+    trained = next(with_history, None)
     markdown = render(
         "results.md",
         set_name=set_name,

@@ -71,10 +71,7 @@ def write_view_sheet(
 
     They are the very views that are cached, at the size that the base sees, smaller only where
     that is above `PICTURE` pixels. At most `MOST_VIEWS` are shown. Names are escaped.
-
-    Parameters
-    ----------
-    rows : path, digest and (S, S, 3) uint8 pixels of each image.
+    ``rows`` : path, digest and (S, S, 3) uint8 pixels of each image.
     """
     shown = min(views, MOST_VIEWS)
     side = min(PICTURE, max((len(pixels) for _, _, pixels in rows), default=PICTURE))
@@ -120,11 +117,7 @@ def _picture(path: bytes) -> Image.Image:
 
 
 def _write_class(
-    canvas: Canvas,
-    place: tuple[int, int],
-    label: str,
-    probability: float,
-    font: Font,
+    canvas: Canvas, place: tuple[int, int], label: str, probability: float, font: Font
 ) -> None:
     """A class and its probability, on a bar as long as it is probable."""
     left, upper = place

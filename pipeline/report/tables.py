@@ -90,13 +90,9 @@ def confusion(test: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         by_class.sort(key=lambda row: float(np.nan_to_num(row[3])))
     wrong = counts * ~np.eye(len(classes), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = [
-        (
-            classes[true],
-            classes[taken],
-            counts[true, taken],
-            counts[true, taken] / sum(counts[true]),
-        )
+        (classes[true], classes[taken], counts[true, taken], shares[true, taken])
         for true, taken in (divmod(int(place), len(classes)) for place in order)
         if wrong[true, taken]
     ]
