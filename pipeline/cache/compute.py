@@ -44,9 +44,8 @@ def compute_rows(
     recorded: Mapping[str, Any] | None,
     committed: Callable[[int], object] = lambda rows: None,
 ) -> None:
-    """Run images through an engine and commit their rows.
+    """Compute and commit at most ``row_count`` rows of (image_size, image_size, 3) uint8 RGB.
 
-    At most ``row_count`` rows are ``decoded``, with (image_size, image_size, 3) uint8 RGB pixels;
     ``committed`` is called with the number of rows whenever some are safe.
     """
     ahead = list(islice(decoded, max(batch_size, SAMPLE)))
@@ -110,7 +109,7 @@ class Commits:
         self._thread.shutdown(wait=True)
 
     def add(self, keys: list[RowKey], features: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Take rows; returns how many rows, of earlier calls too, were committed meanwhile.
+        """Take rows; returns how many, of earlier calls too, were committed meanwhile.
 
         Raises BadDataError if features are not finite, and what a commit raises.
         """
@@ -174,10 +173,7 @@ def _stored(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[A
 def check_disk_space(
     shards: ShardFolder, sample: Mapping[str, npt.NDArray[Any]], rows: int
 ) -> None:
-    """Log about how large the features will be, judged by the first ones, where that is much.
-
-    ``sample`` : layer key -> (n, *shape of a row). Raises StorageError if they cannot fit.
-    """
+    """Log the size of features like these, (n, *shape of a row); StorageError: they cannot fit."""
     size = 0
     for features in sample.values():
         with np.errstate(over="ignore"):  # `_stored` refuses what float16 cannot hold

@@ -47,10 +47,9 @@ def continue_engine(
     images: Pixels,
     recorded: Mapping[str, Any] | None,
 ) -> Engine:
-    """Open the engine that computes what a cache lacks, see `pipeline.engines.open_engine`.
+    """Open the engine ``recorded`` in a cache, None for an empty one, to compute what it lacks.
 
-    ``recorded`` computed what the cache holds already, None for an empty one. Raises
-    CannotCreateError for another engine, UnreachableError where that is not installed.
+    Raises CannotCreateError if another is asked for, UnreachableError where it is not installed.
     """
     there = recorded or {}
     name = config.engine

@@ -107,10 +107,9 @@ def publish_rows(
     layers: Sequence[str],
     document: Mapping[str, Any],
 ) -> bool:
-    """Write the cache file anew with rows whose image exists; False if it says all that already.
+    """Write the cache file anew, its rows as `arrange_rows`; False if it says all that already.
 
-    Rows of the file, ``table``, keep their order; new ones follow; those whose image is gone keep
-    their features under the label -1.
+    Rows whose image is gone keep their features under the label -1.
     """
     layers = sorted(index.row_shapes.keys() & set(layers))  # shards may hold others, half done
     rows = arrange_rows(table, rows)
@@ -209,9 +208,11 @@ def publish(
 
 def _open_source(path: Path) -> Opened:
     try:
-        return h5py.File(path, "r"), read_seal(path).chunk_digests()
+        chunks = read_seal(path).chunks
     except BrokenSeal:  # another writer's file: nothing to hold its chunks against
-        return h5py.File(path, "r"), {}
+        chunks = ()
+    digests = {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in chunks}
+    return h5py.File(path, "r"), digests
 
 
 def _copy_whole_chunk(

@@ -1,15 +1,14 @@
 """A seal behind the HDF5 data: a checksum for every byte, and a spare copy of the metadata.
 
-HDF5's own fletcher32 covers only chunks of features. The seal stands after the last byte that HDF5
-uses, where its readers never look. It says which layers and rows are wrong, and holds what is
-needed to mend all but features. docs/FORMAT.md specifies it.
+HDF5's own fletcher32 covers only chunks of features. The seal stands after HDF5's last byte, where
+its readers never look; it tells which rows are wrong and mends all but features (docs/FORMAT.md).
 """
 
 import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -75,10 +74,6 @@ class Seal:
         for offset, length in _gaps(self.chunks, self.end):
             yield offset, self.spare[used : used + length]
             used += length
-
-    def chunk_digests(self) -> Mapping[tuple[str, int], str]:
-        """(dataset, first row) -> SHA-256 of the chunk's stored bytes."""
-        return {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in self.chunks}
 
 
 def write_seal(stream: Stream) -> None:
@@ -152,10 +147,7 @@ def find_metadata_damage(path: Path, seal: Seal) -> list[Damage]:
 
 
 def write_mended(source: Path, target: Stream) -> None:
-    """Copy a file, its metadata taken from the seal's spare copy; chunks are copied as they are.
-
-    Raises BrokenSeal if the seal is damaged.
-    """
+    """Copy a file with its metadata from the seal's spare copy; raises BrokenSeal."""
     seal = read_seal(source)
     with source.open("rb") as stream:
         for piece in _pieces(stream, 0, source.stat().st_size):

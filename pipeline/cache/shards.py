@@ -54,12 +54,7 @@ class Shard:
 
 
 class ShardFolder:
-    """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``.
-
-    Attributes
-    ----------
-    shards : the committed ones, of earlier runs and of this one, in the order of commits.
-    """
+    """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``."""
 
     def __init__(
         self, cache_path: Path, spec: FeatureSpec, augmentation: Mapping[str, Any] | None = None
@@ -68,7 +63,7 @@ class ShardFolder:
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
         self.augmentation = augmentation
-        self.shards: list[Shard] = []
+        self.shards: list[Shard] = []  # of earlier runs and of this one, in the order of commits
 
     def settle(self) -> None:
         """Take over from a killed run: remove what it left half-written, sync what it left
@@ -170,10 +165,7 @@ def _image(
 
 @contextlib.contextmanager
 def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``<name>.lock`` beside ``<name>.h5``.
-
-    Raises BusyError, naming the process that holds it; under ``wait`` waits for it instead.
-    """
+    """Hold ``<name>.lock``; where another process does, wait for it or raise BusyError."""
     lock = FileLock(cache_path.with_suffix(".lock"))
     holder = cache_path.with_suffix(".holder")  # apart: whoever tries the lock truncates its file
     try:

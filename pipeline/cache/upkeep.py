@@ -38,10 +38,7 @@ LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # what write_durably calls its
 
 
 def verify_cache(path: Path) -> list[Damage]:
-    """Check every byte of a cache file and of its shards, then what the rows say of themselves.
-
-    Raises as `check_ours`.
-    """
+    """Check every byte of a cache file and its shards, then the rows; raises as `check_ours`."""
     damages = [damage for _, damage in _shard_damages(path)]
     if not path.exists() and any(path.with_suffix(".parts").glob("*.h5")):
         return damages
@@ -95,10 +92,7 @@ def _contradictions(table: FeatureTable) -> Iterator[Damage]:
 
 
 def mend_metadata(path: Path) -> None:
-    """Restore all that is not features from the seal, or seal anew a file whose seal is damaged.
-
-    Raises BadDataError if both are damaged.
-    """
+    """Restore all but features from the seal, or seal anew; BadDataError if both are damaged."""
     try:
         read_seal(path)
     except BrokenSeal:
@@ -236,12 +230,10 @@ def _rows_of_deleted_images(table: FeatureTable) -> list[int]:
 
 def skipped_files(path: Path) -> list[Skipped]:
     """The files that a cache's last run skipped."""
+    listed = path.with_suffix(SKIPPED_SUFFIX)
     try:
-        with path.with_suffix(SKIPPED_SUFFIX).open(
-            newline="", encoding="utf-8", errors="surrogateescape"
-        ) as file:
-            return [
-                Skipped(os.fsencode(row["path"]), row["reason"]) for row in csv.DictReader(file)
-            ]
+        with listed.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+    return [Skipped(os.fsencode(row["path"]), row["reason"]) for row in rows]

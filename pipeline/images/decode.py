@@ -1,7 +1,6 @@
-"""From the bytes of an image file to uint8 RGB pixels of one size. Never ends a run.
+"""From the bytes of an image file to uint8 RGB pixels of one size, see docs/POLICIES.md.
 
-Content decides what a file is, not its name. docs/POLICIES.md lists what is done with every odd
-kind of image. Whatever Pillow raises becomes an `UnreadableImage` with a reason for people.
+Content decides what a file is, not its name. Whatever Pillow raises becomes an `UnreadableImage`.
 """
 
 import contextlib
@@ -46,13 +45,11 @@ class UnreadableImage(Exception):
 
 
 def decode(data: bytes, *, image_size: int, resize: str = "squash") -> npt.NDArray[np.uint8]:
-    """Decode an image file: bytes -> (image_size, image_size, 3) uint8 RGB.
+    """Decode an image file: (image_size, image_size, 3) uint8 RGB; raises UnreadableImage.
 
     EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8, the first frame
     taken. ``squash`` resizes both sides alike, as Keras' loaders do by default; ``crop`` cuts the
     centre square; ``pad`` adds black bars. Bilinear, antialiased.
-
-    Raises UnreadableImage.
     """
     if not data:
         raise UnreadableImage("empty file")

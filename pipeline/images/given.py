@@ -38,8 +38,7 @@ class GivenImages:
         """
         wanted = {digest: self.contents[digest] for digest in digests}
         files = {path: digest for digest, path in wanted.items() if isinstance(path, bytes)}
-        read = read_images(Path(), files, image_size=image_size, resize=resize)
-        with closing(read):
+        with closing(read_images(Path(), files, image_size=image_size, resize=resize)) as read:
             for path, pixels in read:
                 if isinstance(pixels, Skipped):
                     raise _unusable(path, pixels.reason)
@@ -90,9 +89,7 @@ def array_images(arrays: Iterable[Any]) -> GivenImages:
     """Take arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
     checked = [_as_image(array) for array in arrays]
     digests = []
-    for (
-        array
-    ) in checked:  # shape and pixels, headed as in a PNM file: the key of rows cached earlier
+    for array in checked:  # headed as in a PNM file: the key of rows cached earlier
         kind = b"P6" if array.ndim == 3 else b"P5"
         header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
         digests.append(hashlib.sha256(header + array.tobytes()).digest())

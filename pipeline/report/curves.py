@@ -43,7 +43,10 @@ def describe_curves(history: History) -> str:
     )
     turn, last = int(loss.argmin()), count - 1
     fallen = loss[: turn + 1].max() - loss[turn]
-    least = max(LEAST, _noise(history["val_loss"]))
+    # How far apart chance alone puts two epochs: 3.3 standard deviations of Gaussian noise.
+    # From second differences, in which a steady fall leaves nothing; their median is half of it.
+    noise = 2 * np.median(np.abs(np.diff(history["val_loss"], 2)))
+    least = max(LEAST, float(noise))
     rise = loss[last] - loss[turn]
     if rise > max(least, SHARE * min(fallen, loss[turn])) and train_loss[last] < train_loss[turn]:
         return _overfitting(turn, loss, accuracy)
@@ -76,14 +79,6 @@ def _overfitting(
             f"few images that are wrong."
         )
     return text + f"Validation accuracy falls with it, from {then} to {now}."
-
-
-def _noise(values: Sequence[float]) -> float:
-    """How far apart chance alone puts two epochs: 3.3 standard deviations of Gaussian noise.
-
-    From second differences, in which a steady fall leaves nothing; their median is half of it.
-    """
-    return float(2 * np.median(np.abs(np.diff(values, 2))))
 
 
 def _centred_average(values: Sequence[float], reach: int) -> npt.NDArray[np.float64]:
