@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, and do one of the five."""
     made = parser(
         command="cache",
         summary="Look after the caches of extracted features.",

@@ -44,10 +44,7 @@ def compute_rows(
     recorded: Mapping[str, Any] | None,
     committed: Callable[[int], object] = lambda rows: None,
 ) -> None:
-    """Compute and commit at most ``row_count`` rows of (image_size, image_size, 3) uint8 RGB.
-
-    ``committed`` is called with the number of rows whenever some are safe.
-    """
+    """Compute rows of (S, S, 3) uint8 RGB; ``committed`` is told how many when some are safe."""
     ahead = list(islice(decoded, max(batch_size, SAMPLE)))
     if not ahead:
         return

@@ -84,7 +84,6 @@ class ExtractConfig(BaseConfig):
 
     @property
     def view_plan(self) -> "ViewPlan":
-        """Which views of which images are extracted."""
         ranges = self.augmentation_ranges  # an unknown policy is an error, views or none
         return ViewPlan(self.views, ranges if self.views else None, self.tta)
 
@@ -112,12 +111,10 @@ class ViewPlan:
             raise UsageError("--tta averages over views: say how many with --views")
 
     def views_of(self, split: int) -> range:
-        """The numbers of the views of an image in a split."""
         has_views = self.tta or split in (NO_SPLIT, TRAIN)
         return range(self.views + 1 if has_views else 1)
 
     def draw(self, key: "RowKey", pixels: "Pixels") -> "Pixels":
-        """The pixels of a row, from those of its image."""
         if self.augmentation is None:
             return pixels
         from pipeline.images.views import draw_view

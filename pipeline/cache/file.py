@@ -31,8 +31,6 @@ class RowKey(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the cache file, without its features."""
-
     key: RowKey
     path: bytes  # relative to the image root
     label: int
@@ -40,8 +38,6 @@ class Row(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a row's features are: a file and the row in it."""
-
     path: Path
     row: int
 
@@ -149,7 +145,6 @@ def _written(path: Path) -> tuple[int, ...]:
 
 
 def damaged(path: Path) -> DamagedError:
-    """The error that says how to find and mend what is wrong with a file."""
     return DamagedError(
         f"{printable(path)} is damaged: python -m pipeline.cache repair {printable(path)} computes "
         f"the bad rows again"

@@ -32,8 +32,6 @@ Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -
 
 @dataclass(frozen=True)
 class Filled:
-    """What a fill did."""
-
     computed: int  # forward passes of this run
     skipped: tuple[Skipped, ...]
     written: bool  # False where the file said all that already
@@ -67,12 +65,10 @@ def fill_cache(
     open_engine : called, only if something must be computed, with layer keys, the first images and
         the recorded engine.
     document : content of the file's ``spec`` dataset; the engine is added.
-    strict : raise BadDataError for the first skipped file.
-    wait : for another process that writes the file, instead of raising BusyError.
     plan : views that the file holds beyond it stay, hidden.
 
     Raises CannotCreateError if the path holds something else, BadDataError if more than half of
-    the files were skipped.
+    the files were skipped, or under ``strict`` one.
     """
     with writer_lock(path, wait=wait):
         table = _open_table(path, spec, images.root, plan)
@@ -143,10 +139,7 @@ def plan_rows(
     layers: Sequence[str],
     index: RowIndex,
 ) -> tuple[list[Row], Missing]:
-    """The rows that files with a digest should have, in order, and those that lack layers.
-
-    Of identical files, one is computed for all.
-    """
+    """Rows that files with a digest should have; those that lack layers, identical ones once."""
     rows = [
         Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
         for file in files

@@ -51,7 +51,6 @@ def load_features(
     views : how many augmented views of each image to add, where the cache has them. By default
         none: a row is an image, and whoever divides rows parts no views. With some, rows of an
         image share its path, and ``pandas`` and ``arrow`` have a column view, 0 for the image.
-    batch_size : images in a batch of the dataset.
     shuffle : mix the dataset's images anew in every epoch: 1,024 at a time, from 16 random places.
 
     Raises NoInputError if there is no such file or nothing in that split, BadDataError if it is

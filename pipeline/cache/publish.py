@@ -107,10 +107,7 @@ def publish_rows(
     layers: Sequence[str],
     document: Mapping[str, Any],
 ) -> bool:
-    """Write the cache file anew, its rows as `arrange_rows`; False if it says all that already.
-
-    Rows whose image is gone keep their features under the label -1.
-    """
+    """Write the cache file anew, its rows as `arrange_rows`; False if it says all that already."""
     layers = sorted(index.row_shapes.keys() & set(layers))  # shards may hold others, half done
     rows = arrange_rows(table, rows)
     columns = columns_of(
@@ -149,7 +146,7 @@ def publish_rows(
 
 
 def arrange_rows(table: FeatureTable | None, wanted: Sequence[Row]) -> list[Row]:
-    """The rows of the new file: those of the old one in their order, then new ones."""
+    """Rows of the old file in their order, under the label -1 if their image is gone; then new."""
     waiting: dict[RowKey, dict[bytes, Row]] = defaultdict(dict)
     for row in wanted:
         waiting[row.key][row.path] = row

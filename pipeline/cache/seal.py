@@ -46,12 +46,11 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes that are not what was written: the dataset, empty for HDF5's own structures and the
-    seal; the first and last row; words for people."""
+    """Bytes that are not what was written."""
 
-    dataset: str
-    rows: tuple[int, int] | None
-    what: str
+    dataset: str  # empty for HDF5's own structures and the seal
+    rows: tuple[int, int] | None  # the first and last
+    what: str  # for people
 
 
 class BrokenSeal(Exception):
@@ -60,13 +59,12 @@ class BrokenSeal(Exception):
 
 @dataclass(frozen=True)
 class Seal:
-    """What the file said when it was written: ``end`` is the length of the HDF5 data, ``spare``
-    all bytes of it that belong to no chunk of features."""
+    """What the file said when it was written."""
 
-    end: int
+    end: int  # length of the HDF5 data
     chunks: tuple[Chunk, ...]
     columns: tuple[Column, ...]
-    spare: bytes
+    spare: bytes  # all that belong to no chunk of features
 
     def metadata(self) -> Iterator[tuple[int, bytes]]:
         """Offset and spare copy of each stretch that belongs to no chunk of features."""

@@ -66,8 +66,7 @@ class ShardFolder:
         self.shards: list[Shard] = []  # of earlier runs and of this one, in the order of commits
 
     def settle(self) -> None:
-        """Take over from a killed run: remove what it left half-written, sync what it left
-        unsynced, and read its whole shards."""
+        """Take over from a killed run: remove half-written files, sync, read its whole shards."""
         remove_temporaries(self.cache)
         for leftover in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
             remove_file(leftover)
@@ -103,8 +102,7 @@ class ShardFolder:
         self.shards.append(shard)
 
     def remove_published(self, table: FeatureTable) -> None:
-        """Delete the shards of which the published file holds every row; others serve later runs,
-        e.g. after one with fewer images."""
+        """Delete the shards of which the file holds every row; others serve later runs."""
         published = set(table.columns.row_keys())
         needed = [
             shard.path

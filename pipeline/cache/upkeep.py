@@ -147,8 +147,7 @@ class Prunable:
 
 
 def find_prunable(folder: Path) -> list[Prunable]:
-    """Temporary files of dead runs, caches of deleted image folders, rows of deleted images,
-    checkpoints of trainings that nobody went on with."""
+    """What is left of dead runs, deleted folders and images, and trainings nobody went on with."""
     found = [
         Prunable(path, path.stat().st_size, "half-written by a run that died")
         for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
@@ -197,25 +196,21 @@ def prune(item: Prunable) -> None:
         return
     with writer_lock(item.path):
         if item.gone_rows:
-            _drop_gone_rows(item.path)
+            table = read_all_rows(item.path)
+            kept = np.setdiff1d(np.arange(len(table)), _rows_of_deleted_images(table))
+            sources = [Source(item.path, int(row)) for row in kept]
+            publish(
+                item.path,
+                document=table.document,
+                classes=table.classes,
+                columns=table.columns.take(kept),
+                layers={layer: (shape, sources) for layer, shape in table.layers.items()},
+            )
             return
         remove_folder(item.path.with_suffix(".parts"))
         remove_file(item.path.with_suffix(SKIPPED_SUFFIX))
         remove_file(item.path)
     remove_file(item.path.with_suffix(".lock"))
-
-
-def _drop_gone_rows(path: Path) -> None:
-    table = read_all_rows(path)
-    kept = np.setdiff1d(np.arange(len(table)), _rows_of_deleted_images(table))
-    sources = [Source(path, int(row)) for row in kept]
-    publish(
-        path,
-        document=table.document,
-        classes=table.classes,
-        columns=table.columns.take(kept),
-        layers={layer: (shape, sources) for layer, shape in table.layers.items()},
-    )
 
 
 def _rows_of_deleted_images(table: FeatureTable) -> list[int]:
@@ -229,7 +224,6 @@ def _rows_of_deleted_images(table: FeatureTable) -> list[int]:
 
 
 def skipped_files(path: Path) -> list[Skipped]:
-    """The files that a cache's last run skipped."""
     listed = path.with_suffix(SKIPPED_SUFFIX)
     try:
         with listed.open(newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -70,33 +70,29 @@ def to_pixels(image: Image.Image, *, image_size: int, resize: str) -> npt.NDArra
         memory *= 2  # it is turned before it is made small
     if memory > MAX_MEMORY:
         raise UnreadableImage(_too_large(pixels))
-    with _memory.taken(memory):
+    with _memory(memory):
         image.load()
         rgb = _to_rgb(_upright(image))
         return np.asarray(_resized(rgb, image_size, resize).convert("RGB"))
 
 
-class _MemoryBudget:
-    """Lets threads decode large images one after another, and small ones at a time."""
-
-    def __init__(self, size: int) -> None:
-        self._free = size
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def taken(self, size: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: size <= self._free)
-            self._free -= size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += size
-                self._changed.notify_all()
+_free_memory = MAX_MEMORY
+_freed = threading.Condition()
 
 
-_memory = _MemoryBudget(MAX_MEMORY)
+@contextlib.contextmanager
+def _memory(size: int) -> Iterator[None]:
+    """Let threads decode large images one after another, and small ones at a time."""
+    global _free_memory
+    with _freed:
+        _freed.wait_for(lambda: size <= _free_memory)
+        _free_memory -= size
+    try:
+        yield
+    finally:
+        with _freed:
+            _free_memory += size
+            _freed.notify_all()
 
 
 @cache

@@ -32,10 +32,7 @@ class GivenImages:
     def read(
         self, digests: Iterable[bytes], *, image_size: int, resize: str
     ) -> Generator[tuple[bytes, Pixels]]:
-        """Yield digests in order with their (image_size, image_size, 3) uint8 RGB pixels.
-
-        Raises BadDataError for the first image that cannot be decoded.
-        """
+        """Yield digests with (image_size, image_size, 3) uint8 RGB; raises BadDataError."""
         wanted = {digest: self.contents[digest] for digest in digests}
         files = {path: digest for digest, path in wanted.items() if isinstance(path, bytes)}
         with closing(read_images(Path(), files, image_size=image_size, resize=resize)) as read:
@@ -87,13 +84,22 @@ def _column(images: Iterable[Any]) -> Iterable[Any]:
 
 def array_images(arrays: Iterable[Any]) -> GivenImages:
     """Take arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
-    checked = [_as_image(array) for array in arrays]
-    digests = []
-    for array in checked:  # headed as in a PNM file: the key of rows cached earlier
-        kind = b"P6" if array.ndim == 3 else b"P5"
+    digests, contents = [], {}
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+            raise UsageError(
+                f"expected uint8 pixels, 0..255; received {getattr(array, 'dtype', array)}"
+            )
+        channels = array.shape[2] if array.ndim == 3 else 1
+        if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
+            raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
+        # headed as in a PNM file: the key of rows cached earlier
+        kind = b"P6" if channels == 3 else b"P5"
         header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
         digests.append(hashlib.sha256(header + array.tobytes()).digest())
-    return GivenImages(tuple(digests), dict(zip(digests, checked, strict=True)))
+        # Pillow takes no (H, W, 1)
+        contents[digests[-1]] = array if channels == 3 else array.reshape(array.shape[:2])
+    return GivenImages(tuple(digests), contents)
 
 
 def _file_images(paths: Iterable[Any]) -> GivenImages:
@@ -110,18 +116,6 @@ def _file_images(paths: Iterable[Any]) -> GivenImages:
         tuple(digests[name] for name in names),
         {digest: name for name, digest in reversed(digests.items())},
     )
-
-
-def _as_image(array: Any) -> npt.NDArray[np.uint8]:
-    """An array as Pillow takes it: (H, W, 3), or (H, W) for grey."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-        raise UsageError(
-            f"expected uint8 pixels, 0..255; received {getattr(array, 'dtype', array)}"
-        )
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
-        raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
-    return array if channels == 3 else array.reshape(array.shape[:2])
 
 
 def _unusable(name: bytes, reason: str) -> BadDataError:

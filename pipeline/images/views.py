@@ -132,10 +132,7 @@ def choose_augmentation(
     seed: int = 0,
     **ranges: float | None,
 ) -> Augmentation:
-    """A policy of `POLICIES`, fields replaced by those that are not None; ``shift`` is for both.
-
-    Raises UsageError if there is no such policy, or a range is out of bounds.
-    """
+    """A policy of `POLICIES`, fields that are not None replaced, by ``shift`` both; UsageError."""
     if policy not in POLICIES:
         raise UsageError(f"--augment is one of {', '.join(POLICIES)}; received {policy!r}")
     ranges |= {"width_shift": shift, "height_shift": shift}

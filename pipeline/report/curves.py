@@ -16,10 +16,7 @@ History = Mapping[str, Sequence[float]]
 
 
 def smooth(values: Sequence[float], factor: float) -> list[float]:
-    """Exponential moving average: each point is ``factor`` of the last one, the rest its own.
-
-    0 leaves the values as they are. (DLwP 5.3, listing 5.23.)
-    """
+    """Exponential moving average: ``factor`` of the last one (DLwP 5.3, listing 5.23)."""
     smoothed: list[float] = []
     for value in values:
         smoothed.append(smoothed[-1] * factor + value * (1 - factor) if smoothed else value)
@@ -49,7 +46,19 @@ def describe_curves(history: History) -> str:
     least = max(LEAST, float(noise))
     rise = loss[last] - loss[turn]
     if rise > max(least, SHARE * min(fallen, loss[turn])) and train_loss[last] < train_loss[turn]:
-        return _overfitting(turn, loss, accuracy)
+        text = (
+            f"Overfitting from epoch {turn + 1} on: validation loss is lowest there "
+            f"({loss[turn]:.3f}), then it rises to {loss[-1]:.3f} while training loss goes on "
+            f"falling. "
+        )
+        then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (turn, -1))
+        if accuracy[-1] < accuracy[turn] - HOLDS:
+            return text + f"Validation accuracy falls with it, from {then} to {now}."
+        return text + (
+            f"Validation accuracy holds all the same ({then} there, {now} at the end): accuracy "
+            f"counts only which class comes first, while loss grows with the certainty of the "
+            f"few images that are wrong."
+        )
     before = last - max(1, count // 5)
     if loss[before] - loss[last] > max(least, SHARE * fallen):
         return (
@@ -62,23 +71,6 @@ def describe_curves(history: History) -> str:
         f"Validation loss has levelled off at {loss[last]:.3f}, from about epoch {level + 1} on: "
         f"no overfitting to speak of, and little to gain from more epochs."
     )
-
-
-def _overfitting(
-    turn: int, loss: npt.NDArray[np.float64], accuracy: npt.NDArray[np.float64]
-) -> str:
-    text = (
-        f"Overfitting from epoch {turn + 1} on: validation loss is lowest there "
-        f"({loss[turn]:.3f}), then it rises to {loss[-1]:.3f} while training loss goes on falling. "
-    )
-    then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (turn, -1))
-    if accuracy[-1] >= accuracy[turn] - HOLDS:
-        return text + (
-            f"Validation accuracy holds all the same ({then} there, {now} at the end): accuracy "
-            f"counts only which class comes first, while loss grows with the certainty of the "
-            f"few images that are wrong."
-        )
-    return text + f"Validation accuracy falls with it, from {then} to {now}."
 
 
 def _centred_average(values: Sequence[float], reach: int) -> npt.NDArray[np.float64]:

@@ -89,7 +89,6 @@ def ranking(test: Predictions, classes: Sequence[str]) -> dict[str, Any] | None:
 
 
 def reliability(outcome: Outcome) -> dict[str, Any] | None:
-    """How true the probabilities are, before and after temperature scaling."""
     result, test = outcome.result, outcome.test
     if math.isnan(result.ece):
         return None
@@ -155,7 +154,6 @@ def _temperature_text(result: Result, validation: Predictions) -> str:
 
 
 def learning(findings: Findings) -> dict[str, Any] | None:
-    """Accuracy against the number of training images."""
     curve = findings.learning_curve
     if curve is None:
         return None

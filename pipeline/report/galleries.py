@@ -29,7 +29,6 @@ Points = npt.NDArray[np.float64]
 
 
 def feature_map(findings: Findings) -> dict[str, Any]:
-    """The features on a plane, with pictures."""
     table, classes = findings.table, findings.table.classes
     rows = spread_rows(table.columns.labels)
     points, (first, second) = lay_out(read_input(table, findings.layer, rows, "pooled"))
@@ -95,7 +94,6 @@ def mistakes(comparison: Comparison, findings: Findings) -> dict[str, Any] | Non
 
 
 def suspects(findings: Findings) -> dict[str, Any] | None:
-    """Rows whose label is probably wrong."""
     classes, shown = findings.table.classes, findings.suspects[:MOST_SUSPECTS]
     if not shown:
         return None
@@ -152,7 +150,6 @@ def _group_text(count: int, pairs: Sequence[DuplicatePair], parts: str) -> str:
 
 
 def _images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """Of each row its path and its thumbnail."""
     thumbnails = read_thumbnails(table, rows)
     return [{"path": table.columns.paths[row], "thumbnail": thumbnails[row]} for row in rows]
 

@@ -18,11 +18,7 @@ SHOWN_APART = {"created", "versions", "caches", "classes", "command", "folder"} 
 
 
 def report_html(comparison: Comparison, *, command: str | None, smoothing: float = 0.8) -> str:
-    """The report of a comparison as one HTML document.
-
-    ``command`` is what was typed, None where it was called from Python; ``smoothing`` the factor of
-    the moving average in the training curves, 0 for none.
-    """
+    """One HTML document; ``command`` is what was typed, ``smoothing`` that of training curves."""
     shown, classes, findings = comparison.shown, comparison.classes, comparison.findings
     # a section's anchor, which is also its template's name, its title, and the template's data
     sections = [

@@ -78,7 +78,6 @@ TEMPLATES.filters |= {
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of the folder ``templates``, with these values."""
     return TEMPLATES.get_template(template).render(values)
 
 

@@ -91,7 +91,6 @@ def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
 
 
 def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
-    """Write the confusion matrix of an outcome's test predictions."""
     counts = confusion_matrix(
         outcome.test.labels, outcome.test.predicted, labels=range(len(classes))
     )
@@ -170,7 +169,6 @@ def inline_svg(
 
 
 def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) -> None:
-    """Loss or accuracy by epoch, of train and validation."""
     for style, (name, prefix) in enumerate((("train", ""), ("validation", "val_"))):
         values, colour = history[prefix + measure], COLOURS[f"s{style}"]
         epochs = range(1, len(values) + 1)
@@ -187,8 +185,7 @@ def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) ->
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
 
 
-def confusion_size(class_count: int) -> tuple[float, float]:
-    """Inches that a confusion matrix needs."""
+def confusion_size(class_count: int) -> tuple[float, float]:  # inches
     side = min(12.0, 3.2 + 0.75 * min(class_count, MOST_WRITTEN_CLASSES))
     return side + 1.6, side + 0.4
 
@@ -259,7 +256,6 @@ def _percent(axes: Axes, x_title: str, y_title: str) -> None:
 
 
 def draw_learning_curve(axes: Axes, curve: LearningCurve) -> None:
-    """Accuracy against the number of training images."""
     draws = curve.accuracies.shape[1]
     axes.plot(np.repeat(curve.sizes, draws), curve.accuracies.ravel(), MARKERS[1], alpha=0.6,
               color=COLOURS["s1"], markersize=5, label="a random draw")  # fmt: skip

@@ -22,19 +22,13 @@ GAP = "  "
 
 
 class Tally:
-    """Predictions as they go by, counted; what is skipped is told on stderr and kept.
-
-    Attributes
-    ----------
-    images, cached : how many there were so far, and how many of them came from a cache.
-    first : the first hundred, for a contact sheet.
-    """
+    """Predictions as they go by, counted; what is skipped is told on stderr and kept."""
 
     def __init__(self, predictions: Predictions, progress: Progress | None = None) -> None:
         self.predictions = predictions
         self.images = 0
         self.cached = 0
-        self.first: list[Prediction] = []
+        self.first: list[Prediction] = []  # for a contact sheet
         self.skipped: list[Skipped] = []
         self._progress = progress
 

@@ -18,8 +18,6 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCurves:
-    """One class against the rest."""
-
     label: int
     roc: Points  # (n, 2) false and true positive rate
     precision_recall: Points  # (m, 2) recall and precision, up to the first threshold with all

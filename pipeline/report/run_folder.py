@@ -43,11 +43,7 @@ def write_run(
 ) -> Path:
     """Write a comparison's tables, plots, report and heads into a new folder below ``results``.
 
-    Parameters
-    ----------
-    command : what was typed.
-    smoothing : factor of the moving average in curves.png, 0 for none.
-    save : which heads to save; the best is the recommended one.
+    ``command`` is what was typed, ``smoothing`` that of curves.png; ``save`` says which heads.
     """
     from pipeline.report.html import report_html  # 0.5 s of matplotlib
     from pipeline.report.markup import render

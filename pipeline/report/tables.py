@@ -22,7 +22,6 @@ PLACES = {TEST: -1, "params": 1, "ms/image": 2}  # first what a phone shows with
 
 
 def heads(comparison: Comparison) -> dict[str, Any]:
-    """All heads, in the columns of the results table."""
     results = comparison.results
     columns = [each for each in columns_of(results) if each.title not in BESIDE_THE_HEAD]
     is_doubted = comparison.recommendation.startswith(DOUBT)
