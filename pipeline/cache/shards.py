@@ -73,7 +73,8 @@ class ShardFolder:
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)
-        self.shards = [shard for path in self._paths() if (shard := self._read(path))]
+        paths = sorted(self.path.glob("*.h5"))
+        self.shards = [shard for path in paths if (shard := self._read(path))]
 
     def commit(
         self,
@@ -88,7 +89,7 @@ class ShardFolder:
         """
         if not self.path.exists():
             make_folder(self.path)
-        number = max((int(path.stem) for path in self._paths()), default=-1) + 1
+        number = max((int(path.stem) for path in self.path.glob("*.h5")), default=-1) + 1
         shard = Shard(
             path=self.path / f"{number:06d}.h5",
             keys=tuple(keys),
@@ -112,9 +113,6 @@ class ShardFolder:
             )
         ]
         remove_folder(self.path, keep=needed)
-
-    def _paths(self) -> list[Path]:
-        return sorted(self.path.glob("*.h5"))
 
     def _read(self, path: Path) -> Shard | None:
         """A shard of this spec; None for another file, or a damaged one."""

@@ -66,13 +66,16 @@ def to_pixels(image: Image.Image, *, image_size: int, resize: str) -> npt.NDArra
     """Convert an opened image as `decode` does; raises UnreadableImage if it is too large."""
     pixels = image.width * image.height
     memory = pixels * BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
-    if _is_turned(image):
-        memory *= 2  # it is turned before it is made small
+    with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
+        if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            memory *= 2  # it is turned before it is made small
     if memory > MAX_MEMORY:
         raise UnreadableImage(_too_large(pixels))
     with _memory(memory):
         image.load()
-        rgb = _to_rgb(_upright(image))
+        with contextlib.suppress(Exception):  # see above
+            image = ImageOps.exif_transpose(image)
+        rgb = _to_rgb(image)
         return np.asarray(_resized(rgb, image_size, resize).convert("RGB"))
 
 
@@ -117,20 +120,6 @@ def register_heic() -> None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return False
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # see above
-        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

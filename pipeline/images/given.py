@@ -64,7 +64,20 @@ def given_images(images: Any) -> GivenImages:
     given = list(_column(images))
     if not given:
         raise NoInputError(f"expected {EXPECTED}; received none")
-    return array_images(given) if isinstance(given[0], np.ndarray) else _file_images(given)
+    if isinstance(given[0], np.ndarray):
+        return array_images(given)
+    names = []
+    for path in given:
+        if not isinstance(path, str | bytes | os.PathLike):
+            raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
+        names.append(os.fsencode(path))
+    digests, unreadable = hash_files(Path(), names)
+    for skipped in unreadable:
+        raise _unusable(skipped.path, skipped.reason)
+    return GivenImages(
+        tuple(digests[name] for name in names),
+        {digest: name for name, digest in reversed(digests.items())},
+    )
 
 
 def _column(images: Iterable[Any]) -> Iterable[Any]:
@@ -100,22 +113,6 @@ def array_images(arrays: Iterable[Any]) -> GivenImages:
         # Pillow takes no (H, W, 1)
         contents[digests[-1]] = array if channels == 3 else array.reshape(array.shape[:2])
     return GivenImages(tuple(digests), contents)
-
-
-def _file_images(paths: Iterable[Any]) -> GivenImages:
-    """Take image files by their paths, relative ones from the working folder."""
-    names = []
-    for path in paths:
-        if not isinstance(path, str | bytes | os.PathLike):
-            raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
-        names.append(os.fsencode(path))
-    digests, unreadable = hash_files(Path(), names)
-    for skipped in unreadable:
-        raise _unusable(skipped.path, skipped.reason)
-    return GivenImages(
-        tuple(digests[name] for name in names),
-        {digest: name for name, digest in reversed(digests.items())},
-    )
 
 
 def _unusable(name: bytes, reason: str) -> BadDataError:
