@@ -170,7 +170,7 @@ def _stored(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[A
 def check_disk_space(
     shards: ShardFolder, sample: Mapping[str, npt.NDArray[Any]], rows: int
 ) -> None:
-    """Log the size of features like these, (n, *shape of a row); StorageError: they cannot fit."""
+    """Log the size of rows like the (n, ...) sample; raises StorageError if they cannot fit."""
     size = 0
     for features in sample.values():
         with np.errstate(over="ignore"):  # `_stored` refuses what float16 cannot hold

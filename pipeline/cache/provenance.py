@@ -42,10 +42,7 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
 
 
 def continue_engine(
-    config: ExtractConfig,
-    layers: Sequence[str],
-    images: Pixels,
-    recorded: Mapping[str, Any] | None,
+    config: ExtractConfig, layers: Sequence[str], images: Pixels, recorded: Mapping[str, Any] | None
 ) -> Engine:
     """Open the engine ``recorded`` in a cache, None for an empty one, to compute what it lacks.
 

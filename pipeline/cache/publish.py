@@ -204,12 +204,12 @@ def publish(
 
 
 def _open_source(path: Path) -> Opened:
+    file = h5py.File(path, "r")
     try:
         chunks = read_seal(path).chunks
     except BrokenSeal:  # another writer's file: nothing to hold its chunks against
-        chunks = ()
-    digests = {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in chunks}
-    return h5py.File(path, "r"), digests
+        return file, {}
+    return file, {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in chunks}
 
 
 def _copy_whole_chunk(

@@ -138,10 +138,8 @@ def _unreadable_rows(table: FeatureTable, layer: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Prunable:
-    """Something that can go: the path, its bytes, and why."""
-
     path: Path
-    size: int
+    size: int  # bytes
     reason: str
     gone_rows: int = 0
 

@@ -25,11 +25,7 @@ Entry = list[Any]  # size, mtime_ns, ctime_ns, inode, when hashed (ns), digest (
 
 
 def hash_files(
-    root: Path,
-    paths: Iterable[bytes],
-    *,
-    index_folder: Path | None = None,
-    rehash: bool = False,
+    root: Path, paths: Iterable[bytes], *, index_folder: Path | None = None, rehash: bool = False
 ) -> tuple[dict[bytes, bytes], list[Skipped]]:
     """SHA-256 of each file, by its path relative to ``root``, in order; and unreadable files."""
     name = hashlib.sha256(bytes(root)).hexdigest()[:16]

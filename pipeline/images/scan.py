@@ -187,13 +187,17 @@ def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
     """
     files: dict[bytes, None] = {}
     skipped: list[Skipped] = []
-    for path in (path for name in names for path in _matches(name)):
-        below = sorted(_walk(path, skipped)) if Path(path).is_dir() else [os.fsencode(path)]
-        for file in below:
-            if reason := _why_no_file(Path(os.fsdecode(file))):
-                skipped.append(Skipped(file, reason))
-            else:
-                files[file] = None
+    for name in names:
+        found = [name]
+        if glob.has_magic(name) and not (Path(name).exists() or Path(name).is_symlink()):
+            found = sorted(glob.glob(name, recursive=True), key=os.fsencode) or found  # noqa: PTH207 - pathlib takes no absolute patterns
+        for path in found:
+            below = sorted(_walk(path, skipped)) if Path(path).is_dir() else [os.fsencode(path)]
+            for file in below:
+                if reason := _why_no_file(Path(os.fsdecode(file))):
+                    skipped.append(Skipped(file, reason))
+                else:
+                    files[file] = None
     return list(files), skipped
 
 
@@ -204,13 +208,6 @@ def split_list(text: bytes) -> list[str]:
     else:
         names = [line.removesuffix(b"\r") for line in text.split(b"\n")]
     return [os.fsdecode(name) for name in names if name]
-
-
-def _matches(name: str) -> list[str]:
-    path = Path(name)
-    if path.exists() or path.is_symlink() or not glob.has_magic(name):
-        return [name]
-    return sorted(glob.glob(name, recursive=True), key=os.fsencode) or [name]  # noqa: PTH207 - pathlib takes no absolute patterns
 
 
 def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:

@@ -126,13 +126,9 @@ POLICIES = {
 
 
 def choose_augmentation(
-    policy: str = "book",
-    *,
-    shift: float | None = None,
-    seed: int = 0,
-    **ranges: float | None,
+    policy: str = "book", *, shift: float | None = None, seed: int = 0, **ranges: float | None
 ) -> Augmentation:
-    """A policy of `POLICIES`, fields that are not None replaced, by ``shift`` both; UsageError."""
+    """A policy of `POLICIES`, what is not None replaced; raises UsageError as `Augmentation`."""
     if policy not in POLICIES:
         raise UsageError(f"--augment is one of {', '.join(POLICIES)}; received {policy!r}")
     ranges |= {"width_shift": shift, "height_shift": shift}

@@ -16,7 +16,7 @@ History = Mapping[str, Sequence[float]]
 
 
 def smooth(values: Sequence[float], factor: float) -> list[float]:
-    """Exponential moving average: ``factor`` of the last one (DLwP 5.3, listing 5.23)."""
+    """Exponential moving average, each point ``factor`` of the last (DLwP 5.3, listing 5.23)."""
     smoothed: list[float] = []
     for value in values:
         smoothed.append(smoothed[-1] * factor + value * (1 - factor) if smoothed else value)

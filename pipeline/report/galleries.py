@@ -184,10 +184,7 @@ def lay_out(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, flo
 
 
 def choose_pictures(points: Points) -> tuple[Rows, Points]:
-    """Which points (n, 2) to show as pictures: in each cell of a grid the nearest its middle.
-
-    Returns their places in the points (m,), and the middles of their cells (m, 2).
-    """
+    """In each cell of a grid the point (n, 2) nearest its middle: places (m,), middles (m, 2)."""
     grid = np.array([PICTURE_COLUMNS, PICTURE_ROWS])
     scaled = points.clip(0, 1 - 1e-9) * grid
     cells = np.floor(scaled)

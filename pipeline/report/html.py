@@ -18,7 +18,7 @@ SHOWN_APART = {"created", "versions", "caches", "classes", "command", "folder"} 
 
 
 def report_html(comparison: Comparison, *, command: str | None, smoothing: float = 0.8) -> str:
-    """One HTML document; ``command`` is what was typed, ``smoothing`` that of training curves."""
+    """One HTML document; ``command`` was typed, ``smoothing`` is that of `curves.smooth`."""
     shown, classes, findings = comparison.shown, comparison.classes, comparison.findings
     # a section's anchor, which is also its template's name, its title, and the template's data
     sections = [

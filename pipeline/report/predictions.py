@@ -48,11 +48,7 @@ class Tally:
 
 
 def table_lines(
-    predictions: Iterable[Prediction],
-    *,
-    paths: Sequence[bytes],
-    classes: Sequence[str],
-    top: int,
+    predictions: Iterable[Prediction], *, paths: Sequence[bytes], classes: Sequence[str], top: int
 ) -> Iterator[str]:
     """Aligned lines, the titles first; widths come from all names before the first prediction."""
     path_width = max(len("path"), *(cell_len(printable(path)) for path in paths))
