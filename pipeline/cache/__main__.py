@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, and do one of the five."""
-    arguments = _parser().parse_args(argv)
-    arguments.do(arguments)
-
-
-def _parser() -> argparse.ArgumentParser:
     made = parser(
         command="cache",
         summary="Look after the caches of extracted features.",
@@ -51,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
         if do is _prune:
             command.add_argument("--yes", action="store_true", help="do not ask")
-    return made
+    arguments = made.parse_args(argv)
+    arguments.do(arguments)
 
 
 def _ls(arguments: argparse.Namespace) -> None:
@@ -219,9 +214,12 @@ def _prune(arguments: argparse.Namespace) -> None:
         if not found:
             print("nothing to prune")
             return
-    if not arguments.yes and not _confirmed(len(found)):
-        print("nothing was deleted")
-        return
+    if not arguments.yes:
+        what = "this" if len(found) == 1 else f"these {len(found)}"
+        print(f"delete {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):  # no answer is no
+            print("nothing was deleted")
+            return
     for item in found:
         prune(item)
     freed = sum(item.size for item in found)
@@ -230,13 +228,6 @@ def _prune(arguments: argparse.Namespace) -> None:
         print_json({"pruned": pruned, "bytes": freed})
     else:
         print(f"freed {file_size(freed)}")
-
-
-def _confirmed(count: int) -> bool:
-    """Ask on the terminal; no answer is no."""
-    print(f"delete {'this' if count == 1 else f'these {count}'}? [y/N] ", end="", file=sys.stderr)
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 if __name__ == "__main__":

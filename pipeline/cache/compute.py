@@ -44,11 +44,7 @@ def compute_rows(
     recorded: Mapping[str, Any] | None,
     committed: Callable[[int], object] = lambda rows: None,
 ) -> None:
-    """Run images through an engine and commit their rows.
-
-    At most ``row_count`` rows are ``decoded``, with (image_size, image_size, 3) uint8 RGB pixels;
-    ``committed`` is called with the number of rows whenever some are safe.
-    """
+    """Compute rows of (S, S, 3) uint8 RGB; ``committed`` is told how many when some are safe."""
     ahead = list(islice(decoded, max(batch_size, SAMPLE)))
     if not ahead:
         return
@@ -110,7 +106,7 @@ class Commits:
         self._thread.shutdown(wait=True)
 
     def add(self, keys: list[RowKey], features: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Take rows; returns how many rows, of earlier calls too, were committed meanwhile.
+        """Take rows; returns how many, of earlier calls too, were committed meanwhile.
 
         Raises BadDataError if features are not finite, and what a commit raises.
         """
@@ -174,10 +170,7 @@ def _stored(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[A
 def check_disk_space(
     shards: ShardFolder, sample: Mapping[str, npt.NDArray[Any]], rows: int
 ) -> None:
-    """Log about how large the features will be, judged by the first ones, where that is much.
-
-    ``sample`` : layer key -> (n, *shape of a row). Raises StorageError if they cannot fit.
-    """
+    """Log the size of rows like the (n, ...) sample; raises StorageError if they cannot fit."""
     size = 0
     for features in sample.values():
         with np.errstate(over="ignore"):  # `_stored` refuses what float16 cannot hold

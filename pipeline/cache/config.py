@@ -84,7 +84,6 @@ class ExtractConfig(BaseConfig):
 
     @property
     def view_plan(self) -> "ViewPlan":
-        """Which views of which images are extracted."""
         ranges = self.augmentation_ranges  # an unknown policy is an error, views or none
         return ViewPlan(self.views, ranges if self.views else None, self.tta)
 
@@ -94,19 +93,14 @@ MOST_VIEWS = 1000  # 16 bits number them; more than some dozens were never of us
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """View 0, the image as it is, of every image; of some, further ones.
+    """View 0, the image as it is, of every image; ``views`` random ones of each training image.
 
-    Attributes
-    ----------
-    views : K, random views of each training image; of every image where a set has no split
-        folders, since stage two makes the split.
-    augmentation : what they are drawn from; None only if there are none.
-    tta : draw them of validation and test images, too, for test-time averaging.
+    In a set without split folders, of every image: stage two makes the split.
     """
 
     views: int = 0
-    augmentation: "Augmentation | None" = None
-    tta: bool = False
+    augmentation: "Augmentation | None" = None  # None only if there are no views
+    tta: bool = False  # of validation and test images, too, for test-time averaging
 
     def __post_init__(self) -> None:
         if not 0 <= self.views <= MOST_VIEWS:
@@ -117,12 +111,10 @@ class ViewPlan:
             raise UsageError("--tta averages over views: say how many with --views")
 
     def views_of(self, split: int) -> range:
-        """The numbers of the views of an image in a split."""
         has_views = self.tta or split in (NO_SPLIT, TRAIN)
         return range(self.views + 1 if has_views else 1)
 
     def draw(self, key: "RowKey", pixels: "Pixels") -> "Pixels":
-        """The pixels of a row, from those of its image."""
         if self.augmentation is None:
             return pixels
         from pipeline.images.views import draw_view
@@ -157,7 +149,6 @@ _GROUP = "what views are drawn from: a policy; the other flags change parts of i
 
 
 def _part(metavar: str, text: str) -> Any:
-    """A range of the policy, replaced."""
     return option(None, type=float, metavar=metavar, help=text, group=_GROUP)
 
 

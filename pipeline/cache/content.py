@@ -1,8 +1,7 @@
 """Features by content alone: of images that belong to no set, wherever they come from.
 
-Their rows are in cache files of their own, ``images/<layer>-<base>-<fingerprint>.h5`` below the
-folder of caches: one class, no splits, every row's path is its digest. What other caches of the
-same fingerprint hold is read there.
+They have cache files of their own, ``images/<layer>-<base>-<fingerprint>.h5``: one class, no
+splits, every row's path its digest. What other caches of the fingerprint hold is read there.
 """
 
 import logging
@@ -46,11 +45,10 @@ def features_by_content(
 ) -> npt.NDArray[np.float32]:
     """Features of images in their order, (N, *shape of a row) float32; computed ones are cached.
 
-    Processes that lack images wait for one another, so that each image is computed once. A damaged
-    file is passed over: what it held is computed again. ``document`` names the files' own folder as
-    root, which exists as long as they do, so that there is nothing to prune.
-
-    Raises BadDataError for an image that cannot be decoded; what was computed before it is kept.
+    Processes that lack images wait for one another: each image is computed once. What a damaged
+    file held is computed again. ``document`` names the files' own folder as root, which exists as
+    long as they do: there is nothing to prune. Raises BadDataError for an image that cannot be
+    decoded; what was computed before it is kept.
     """
     ending = f"-{spec.base}-{spec.fingerprint}.h5"
     path = folder / FOLDER / (re.sub(r"[^\w.-]", ".", layer) + ending)
@@ -64,8 +62,12 @@ def features_by_content(
         log.info("%s", error)
     make_folder(path.parent)
     with writer_lock(path, wait=True):
-        whole = [each for each in _files(folder, patterns) if not _is_damaged(each)]
-        tables = [read_all_rows(each) for each in whole]
+        tables = []
+        for each in _files(folder, patterns):
+            if find_damage(each):
+                log.warning("%s is damaged: its images are computed again", printable(each))
+            else:
+                tables.append(read_all_rows(each))
         stored = _stored_rows(tables, layer)
         table = next((each for each in tables if each.path == path), None)
         shards = ShardFolder(path, spec)
@@ -110,15 +112,7 @@ def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
-def _is_damaged(path: Path) -> bool:
-    if not find_damage(path):
-        return False
-    log.warning("%s is damaged: its images are computed again", printable(path))
-    return True
-
-
 def _stored_rows(tables: Sequence[FeatureTable], layer: str) -> Stored:
-    """Where the rows of a layer are."""
     return {
         key: (table, source.row)
         for table in tables
@@ -127,10 +121,7 @@ def _stored_rows(tables: Sequence[FeatureTable], layer: str) -> Stored:
 
 
 def _read(stored: Stored, keys: Sequence[RowKey], layer: str) -> npt.NDArray[np.float32]:
-    """Rows in the order of their keys, from whichever files hold them.
-
-    Raises DamagedError, or BusyError if a file was written anew since it was opened.
-    """
+    """Rows in the order of their keys; raises DamagedError, or BusyError as `FeatureTable`."""
     found = [stored[key] for key in keys]
     features = np.empty((len(found), *found[0][0].layers[layer]), np.float32)
     for path, table in {table.path: table for table, _ in found}.items():

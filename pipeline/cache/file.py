@@ -1,7 +1,4 @@
-"""The published HDF5 file: its layout, reading it lazily, writing it at one go.
-
-The layout is plain HDF5 (gzip level 1, no shuffle, fletcher32), specified in docs/FORMAT.md.
-"""
+"""The published HDF5 file, plain and specified in docs/FORMAT.md, read lazily."""
 
 import contextlib
 import hashlib
@@ -34,8 +31,6 @@ class RowKey(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the cache file, without its features."""
-
     key: RowKey
     path: bytes  # relative to the image root
     label: int
@@ -43,8 +38,6 @@ class Row(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a row's features are: a file and the row in it."""
-
     path: Path
     row: int
 
@@ -133,10 +126,7 @@ class FeatureTable:
     def features(
         self, layer: str, rows: npt.NDArray[np.int64] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Read features of one layer: (n, *shape of a row) float32, only the chunks that hold them.
-
-        Raises BadDataError if the file is damaged there.
-        """
+        """Read (n, *shape of a row) float32; raises BadDataError if the file is damaged there."""
         wanted = self.file_rows if rows is None else self.file_rows[rows]
         with h5py.File(self.path, "r") as file:
             # after it was opened: what is renamed to its place now stays unread
@@ -155,7 +145,6 @@ def _written(path: Path) -> tuple[int, ...]:
 
 
 def damaged(path: Path) -> DamagedError:
-    """The error that says how to find and mend what is wrong with a file."""
     return DamagedError(
         f"{printable(path)} is damaged: python -m pipeline.cache repair {printable(path)} computes "
         f"the bad rows again"
@@ -274,12 +263,11 @@ def cache_file(
     variant: str = "",
     digests: Collection[bytes],
 ) -> Path:
-    """Where the features of a set belong: ``<set>-<base>-<fingerprint>.h5``.
+    """Where a set's features belong: ``<set>-<base>-<fingerprint>.h5``, or ``<set>+<variant>-…``.
 
-    Two folders of one name never share a file: while the folder that a file was made from still
-    exists elsewhere, or none of its images is here, the other one's file carries six digits of its
-    own path's digest. A folder that was moved keeps its file: its images are known by content.
-    With ``variant`` it is ``<set>+<variant>-…``.
+    A folder that was moved keeps its file: its images are known by content. While the folder that a
+    file was made from still exists, or none of its images is here, another folder of the same name
+    gets a file with six digits of its path's digest.
     """
     name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
     name += f"+{variant}" * bool(variant)

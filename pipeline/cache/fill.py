@@ -32,8 +32,6 @@ Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -
 
 @dataclass(frozen=True)
 class Filled:
-    """What a fill did."""
-
     computed: int  # forward passes of this run
     skipped: tuple[Skipped, ...]
     written: bool  # False where the file said all that already
@@ -64,16 +62,13 @@ def fill_cache(
     Parameters
     ----------
     digests : path -> SHA-256 of the image files; files without one give no row.
-    open_engine : called only if something must be computed, with layer keys, the first images, and
-        the recorded engine of the rows that are there.
+    open_engine : called, only if something must be computed, with layer keys, the first images and
+        the recorded engine.
     document : content of the file's ``spec`` dataset; the engine is added.
-    strict : raise BadDataError for the first skipped file.
-    wait : wait for another process that writes the file, instead of raising BusyError.
-    damaged : layer key -> rows of the file to compute again.
-    plan : which views of each image; those that the file holds beyond it stay, hidden.
+    plan : views that the file holds beyond it stay, hidden.
 
     Raises CannotCreateError if the path holds something else, BadDataError if more than half of
-    the files were skipped.
+    the files were skipped, or under ``strict`` one.
     """
     with writer_lock(path, wait=wait):
         table = _open_table(path, spec, images.root, plan)
@@ -94,12 +89,11 @@ def fill_cache(
 
         earlier = len(shards.shards)
         for lacking, group in missing.items():
-            rows_of_group = decode_rows(
-                group, images.root, plan, spec, reasons=None if strict else reasons
-            )
-            with closing(rows_of_group):
+            with closing(
+                decode_rows(group, images.root, plan, spec, reasons=None if strict else reasons)
+            ) as decoded:
                 compute_rows(
-                    rows_of_group,
+                    decoded,
                     lacking,
                     shards,
                     open_engine,
@@ -145,10 +139,7 @@ def plan_rows(
     layers: Sequence[str],
     index: RowIndex,
 ) -> tuple[list[Row], Missing]:
-    """The rows that image files should have, in order, and those that lack layers.
-
-    Files without a digest have none. Of identical files, one is computed for all.
-    """
+    """Rows that files with a digest should have; those that lack layers, identical ones once."""
     rows = [
         Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
         for file in files
@@ -175,10 +166,8 @@ def decode_rows(
 ) -> Generator[tuple[RowKey, Pixels]]:
     """Yield rows with their pixels, (image_size, image_size, 3) uint8 RGB; decode each image once.
 
-    Parameters
-    ----------
-    group : path of an image -> its rows.
-    reasons : takes the digest of each unreadable image and why; None raises BadDataError for it.
+    ``group`` : path of an image -> its rows; ``reasons`` takes the digest of each unreadable image
+    and why, None raises BadDataError for it.
     """
     digests = {path: keys[0].digest for path, keys in group.items()}
     images = read_images(
@@ -204,10 +193,7 @@ def _strict_error(item: Skipped) -> BadDataError:
 
 
 def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:
-    """List skipped files in a CSV beside the cache; none removes it.
-
-    Raises BadDataError if more than half of the set is skipped: it is not what it should be.
-    """
+    """List skipped files in a CSV; raises BadDataError if they are more than half of the set."""
     if not skipped:
         remove_file(target)
         return
@@ -261,10 +247,7 @@ def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> Fe
 
 
 def _open_shards(path: Path, spec: FeatureSpec, plan: ViewPlan) -> ShardFolder:
-    """The shards beside a cache, settled after a killed run.
-
-    Raises CannotCreateError if that run drew views of another augmentation.
-    """
+    """The shards of a killed run; raises CannotCreateError if it drew other views."""
     shards = ShardFolder(path, spec, plan.to_document().get("augmentation"))
     remove_temporaries(path.with_suffix(SKIPPED_SUFFIX))
     shards.settle()

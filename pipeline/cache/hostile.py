@@ -46,29 +46,26 @@ def check_layout(file: h5py.File) -> None:
     if not isinstance(features, h5py.Group) or not len(features):
         raise ForeignLayout("it holds no features")
     for layer in features:
-        lengths.add(_check_features(_dataset(file, f"features/{layer}")))
+        rows = _dataset(file, f"features/{layer}")
+        name = rows.name
+        if rows.dtype not in ("<f4", "<f2") or rows.ndim < 2:
+            raise ForeignLayout(f"its {name} have the type {rows.dtype}, shape {rows.shape}")
+        if not rows.chunks or rows.chunks[1:] != rows.shape[1:]:
+            raise ForeignLayout(f"its {name} are not stored in chunks of whole rows")
+        plist = rows.id.get_create_plist()
+        filters = {plist.get_filter(number)[0] for number in range(plist.get_nfilters())}
+        if not filters <= FILTERS:
+            raise ForeignLayout(f"its {name} need filters other than gzip and fletcher32")
+        stored = rows.id.get_storage_size()
+        if math.prod(rows.chunks) * rows.dtype.itemsize > MAX_CHUNK_BYTES:
+            raise ForeignLayout(f"its {name} have chunks of more than {MAX_CHUNK_BYTES:,} bytes")
+        if rows.nbytes > stored * GZIP_LIMIT:
+            raise ForeignLayout(f"its {name} declare {rows.nbytes:,} bytes, {stored:,} are stored")
+        if rows.id.get_num_chunks() != math.ceil(len(rows) / rows.chunks[0]):
+            raise ForeignLayout(f"its {name} have chunks that were never written")
+        lengths.add(len(rows))
     if len(lengths) != 1 or max(lengths) > MAX_ROWS:
         raise ForeignLayout(f"its datasets have different numbers of rows: {sorted(lengths)}")
-
-
-def _check_features(rows: h5py.Dataset) -> int:
-    name = rows.name
-    if rows.dtype not in ("<f4", "<f2") or rows.ndim < 2:
-        raise ForeignLayout(f"its {name} have the type {rows.dtype}, shape {rows.shape}")
-    if not rows.chunks or rows.chunks[1:] != rows.shape[1:]:
-        raise ForeignLayout(f"its {name} are not stored in chunks of whole rows")
-    plist = rows.id.get_create_plist()
-    filters = {plist.get_filter(number)[0] for number in range(plist.get_nfilters())}
-    if not filters <= FILTERS:
-        raise ForeignLayout(f"its {name} need filters other than gzip and fletcher32")
-    stored = rows.id.get_storage_size()
-    if math.prod(rows.chunks) * rows.dtype.itemsize > MAX_CHUNK_BYTES:
-        raise ForeignLayout(f"its {name} have chunks of more than {MAX_CHUNK_BYTES:,} bytes")
-    if rows.nbytes > stored * GZIP_LIMIT:
-        raise ForeignLayout(f"its {name} declare {rows.nbytes:,} bytes, {stored:,} are stored")
-    if rows.id.get_num_chunks() != math.ceil(len(rows) / rows.chunks[0]):
-        raise ForeignLayout(f"its {name} have chunks that were never written")
-    return len(rows)
 
 
 def check_values(columns: Mapping[str, npt.NDArray[Any]], class_count: int) -> None:

@@ -37,7 +37,6 @@ def load_features(
 
     Parameters
     ----------
-    path : the cache file.
     as_ : what to return:
 
         - ``table``: a `FeatureTable`, which reads features when it is asked for them;
@@ -52,9 +51,7 @@ def load_features(
     views : how many augmented views of each image to add, where the cache has them. By default
         none: a row is an image, and whoever divides rows parts no views. With some, rows of an
         image share its path, and ``pandas`` and ``arrow`` have a column view, 0 for the image.
-    batch_size : images in a batch of the dataset.
     shuffle : mix the dataset's images anew in every epoch: 1,024 at a time, from 16 random places.
-    seed : of the mixing.
 
     Raises NoInputError if there is no such file or nothing in that split, BadDataError if it is
     not one of ours, UsageError for an unknown layer, UnreachableError if a package is missing.
@@ -85,7 +82,8 @@ def load_features(
         return table.features(key, rows), table.columns.labels[rows]
     if as_ == "dataset":
         check_seed(seed, "seed")
-        return _dataset(table, key, rows, batch_size, np.random.default_rng(seed), shuffle=shuffle)
+        random = np.random.default_rng(seed) if shuffle else None
+        return _dataset(table, key, rows, batch_size, random)
     if as_ == "pandas":
         return _pandas(table, key, rows, with_views=views > 0)
     return _arrow(table, key, rows, with_views=views > 0)
@@ -107,10 +105,10 @@ def _rows(table: FeatureTable, split: str | None, views: int) -> Rows:
     chosen = np.full(len(table), True)
     if split is not None:
         chosen = columns.splits == SPLIT_NAMES.index(split)
-    if split is not None and not chosen.any():
-        raise NoInputError(
-            f"{printable(table.path)} has no {split} images: its set has no such folder"
-        )
+        if not chosen.any():
+            raise NoInputError(
+                f"{printable(table.path)} has no {split} images: its set has no such folder"
+            )
     cached = int(columns.views[chosen].max(initial=0))
     if not 0 <= views <= cached:
         raise UsageError(
@@ -121,13 +119,7 @@ def _rows(table: FeatureTable, split: str | None, views: int) -> Rows:
 
 
 def _dataset(
-    table: FeatureTable,
-    layer: str,
-    rows: Rows,
-    batch_size: int,
-    random: np.random.Generator,
-    *,
-    shuffle: bool,
+    table: FeatureTable, layer: str, rows: Rows, batch_size: int, random: np.random.Generator | None
 ) -> Any:
     from pipeline.keras_backend import tf
 
@@ -135,7 +127,7 @@ def _dataset(
         raise UsageError(f"batch_size is at least 1; received {batch_size}")
     return (
         tf.data.Dataset.from_generator(
-            lambda: _blocks(table, layer, rows, random if shuffle else None),
+            lambda: _blocks(table, layer, rows, random),
             output_signature=(
                 tf.TensorSpec((None, *table.layers[layer]), tf.float32),
                 tf.TensorSpec((None,), tf.int64),

@@ -42,15 +42,11 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
 
 
 def continue_engine(
-    config: ExtractConfig,
-    layers: Sequence[str],
-    images: Pixels,
-    recorded: Mapping[str, Any] | None,
+    config: ExtractConfig, layers: Sequence[str], images: Pixels, recorded: Mapping[str, Any] | None
 ) -> Engine:
-    """Open the engine that computes what a cache lacks, see `pipeline.engines.open_engine`.
+    """Open the engine ``recorded`` in a cache, None for an empty one, to compute what it lacks.
 
-    ``recorded`` computed what the cache holds already, None for an empty one. Raises
-    CannotCreateError for another engine, UnreachableError where that is not installed.
+    Raises CannotCreateError if another is asked for, UnreachableError where it is not installed.
     """
     there = recorded or {}
     name = config.engine

@@ -107,11 +107,7 @@ def publish_rows(
     layers: Sequence[str],
     document: Mapping[str, Any],
 ) -> bool:
-    """Write the cache file anew with rows whose image exists; False if it says all that already.
-
-    Rows of the file, ``table``, keep their order; new ones follow; those whose image is gone keep
-    their features under the label -1.
-    """
+    """Write the cache file anew, its rows as `arrange_rows`; False if it says all that already."""
     layers = sorted(index.row_shapes.keys() & set(layers))  # shards may hold others, half done
     rows = arrange_rows(table, rows)
     columns = columns_of(
@@ -150,7 +146,7 @@ def publish_rows(
 
 
 def arrange_rows(table: FeatureTable | None, wanted: Sequence[Row]) -> list[Row]:
-    """The rows of the new file: those of the old one in their order, then new ones."""
+    """Rows of the old file in their order, under the label -1 if their image is gone; then new."""
     waiting: dict[RowKey, dict[bytes, Row]] = defaultdict(dict)
     for row in wanted:
         waiting[row.key][row.path] = row
@@ -208,10 +204,12 @@ def publish(
 
 
 def _open_source(path: Path) -> Opened:
+    file = h5py.File(path, "r")
     try:
-        return h5py.File(path, "r"), read_seal(path).chunk_digests()
+        chunks = read_seal(path).chunks
     except BrokenSeal:  # another writer's file: nothing to hold its chunks against
-        return h5py.File(path, "r"), {}
+        return file, {}
+    return file, {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in chunks}
 
 
 def _copy_whole_chunk(

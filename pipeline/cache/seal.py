@@ -1,15 +1,14 @@
 """A seal behind the HDF5 data: a checksum for every byte, and a spare copy of the metadata.
 
-HDF5's own fletcher32 covers only chunks of features. The seal stands after the last byte that HDF5
-uses, where its readers never look. It says which layers and rows are wrong, and holds what is
-needed to mend all but features. docs/FORMAT.md specifies it.
+HDF5's own fletcher32 covers only chunks of features. The seal stands after HDF5's last byte, where
+its readers never look; it tells which rows are wrong and mends all but features (docs/FORMAT.md).
 """
 
 import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -47,12 +46,11 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes that are not what was written: the dataset, empty for HDF5's own structures and the
-    seal; the first and last row; words for people."""
+    """Bytes that are not what was written."""
 
-    dataset: str
-    rows: tuple[int, int] | None
-    what: str
+    dataset: str  # empty for HDF5's own structures and the seal
+    rows: tuple[int, int] | None  # the first and last
+    what: str  # for people
 
 
 class BrokenSeal(Exception):
@@ -61,13 +59,12 @@ class BrokenSeal(Exception):
 
 @dataclass(frozen=True)
 class Seal:
-    """What the file said when it was written: ``end`` is the length of the HDF5 data, ``spare``
-    all bytes of it that belong to no chunk of features."""
+    """What the file said when it was written."""
 
-    end: int
+    end: int  # length of the HDF5 data
     chunks: tuple[Chunk, ...]
     columns: tuple[Column, ...]
-    spare: bytes
+    spare: bytes  # all that belong to no chunk of features
 
     def metadata(self) -> Iterator[tuple[int, bytes]]:
         """Offset and spare copy of each stretch that belongs to no chunk of features."""
@@ -75,10 +72,6 @@ class Seal:
         for offset, length in _gaps(self.chunks, self.end):
             yield offset, self.spare[used : used + length]
             used += length
-
-    def chunk_digests(self) -> Mapping[tuple[str, int], str]:
-        """(dataset, first row) -> SHA-256 of the chunk's stored bytes."""
-        return {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in self.chunks}
 
 
 def write_seal(stream: Stream) -> None:
@@ -152,10 +145,7 @@ def find_metadata_damage(path: Path, seal: Seal) -> list[Damage]:
 
 
 def write_mended(source: Path, target: Stream) -> None:
-    """Copy a file, its metadata taken from the seal's spare copy; chunks are copied as they are.
-
-    Raises BrokenSeal if the seal is damaged.
-    """
+    """Copy a file with its metadata from the seal's spare copy; raises BrokenSeal."""
     seal = read_seal(source)
     with source.open("rb") as stream:
         for piece in _pieces(stream, 0, source.stat().st_size):

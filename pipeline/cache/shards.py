@@ -54,12 +54,7 @@ class Shard:
 
 
 class ShardFolder:
-    """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``.
-
-    Attributes
-    ----------
-    shards : the committed ones, of earlier runs and of this one, in the order of commits.
-    """
+    """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``."""
 
     def __init__(
         self, cache_path: Path, spec: FeatureSpec, augmentation: Mapping[str, Any] | None = None
@@ -68,18 +63,18 @@ class ShardFolder:
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
         self.augmentation = augmentation
-        self.shards: list[Shard] = []
+        self.shards: list[Shard] = []  # of earlier runs and of this one, in the order of commits
 
     def settle(self) -> None:
-        """Take over from a killed run: remove what it left half-written, sync what it left
-        unsynced, and read its whole shards."""
+        """Take over from a killed run: remove half-written files, sync, read its whole shards."""
         remove_temporaries(self.cache)
         for leftover in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
             remove_file(leftover)
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)
-        self.shards = [shard for path in self._paths() if (shard := self._read(path))]
+        paths = sorted(self.path.glob("*.h5"))
+        self.shards = [shard for path in paths if (shard := self._read(path))]
 
     def commit(
         self,
@@ -94,7 +89,7 @@ class ShardFolder:
         """
         if not self.path.exists():
             make_folder(self.path)
-        number = max((int(path.stem) for path in self._paths()), default=-1) + 1
+        number = max((int(path.stem) for path in self.path.glob("*.h5")), default=-1) + 1
         shard = Shard(
             path=self.path / f"{number:06d}.h5",
             keys=tuple(keys),
@@ -108,8 +103,7 @@ class ShardFolder:
         self.shards.append(shard)
 
     def remove_published(self, table: FeatureTable) -> None:
-        """Delete the shards of which the published file holds every row; others serve later runs,
-        e.g. after one with fewer images."""
+        """Delete the shards of which the file holds every row; others serve later runs."""
         published = set(table.columns.row_keys())
         needed = [
             shard.path
@@ -119,9 +113,6 @@ class ShardFolder:
             )
         ]
         remove_folder(self.path, keep=needed)
-
-    def _paths(self) -> list[Path]:
-        return sorted(self.path.glob("*.h5"))
 
     def _read(self, path: Path) -> Shard | None:
         """A shard of this spec; None for another file, or a damaged one."""
@@ -170,10 +161,7 @@ def _image(
 
 @contextlib.contextmanager
 def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``<name>.lock`` beside ``<name>.h5``.
-
-    Raises BusyError, naming the process that holds it; under ``wait`` waits for it instead.
-    """
+    """Hold ``<name>.lock``; where another process does, wait for it or raise BusyError."""
     lock = FileLock(cache_path.with_suffix(".lock"))
     holder = cache_path.with_suffix(".holder")  # apart: whoever tries the lock truncates its file
     try:

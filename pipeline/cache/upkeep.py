@@ -38,10 +38,7 @@ LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # what write_durably calls its
 
 
 def verify_cache(path: Path) -> list[Damage]:
-    """Check every byte of a cache file and of its shards, then what the rows say of themselves.
-
-    Raises as `check_ours`.
-    """
+    """Check every byte of a cache file and its shards, then the rows; raises as `check_ours`."""
     damages = [damage for _, damage in _shard_damages(path)]
     if not path.exists() and any(path.with_suffix(".parts").glob("*.h5")):
         return damages
@@ -95,10 +92,7 @@ def _contradictions(table: FeatureTable) -> Iterator[Damage]:
 
 
 def mend_metadata(path: Path) -> None:
-    """Restore all that is not features from the seal, or seal anew a file whose seal is damaged.
-
-    Raises BadDataError if both are damaged.
-    """
+    """Restore all but features from the seal, or seal anew; BadDataError if both are damaged."""
     try:
         read_seal(path)
     except BrokenSeal:
@@ -144,17 +138,14 @@ def _unreadable_rows(table: FeatureTable, layer: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Prunable:
-    """Something that can go: the path, its bytes, and why."""
-
     path: Path
-    size: int
+    size: int  # bytes
     reason: str
     gone_rows: int = 0
 
 
 def find_prunable(folder: Path) -> list[Prunable]:
-    """Temporary files of dead runs, caches of deleted image folders, rows of deleted images,
-    checkpoints of trainings that nobody went on with."""
+    """What is left of dead runs, deleted folders and images, and trainings nobody went on with."""
     found = [
         Prunable(path, path.stat().st_size, "half-written by a run that died")
         for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
@@ -203,25 +194,21 @@ def prune(item: Prunable) -> None:
         return
     with writer_lock(item.path):
         if item.gone_rows:
-            _drop_gone_rows(item.path)
+            table = read_all_rows(item.path)
+            kept = np.setdiff1d(np.arange(len(table)), _rows_of_deleted_images(table))
+            sources = [Source(item.path, int(row)) for row in kept]
+            publish(
+                item.path,
+                document=table.document,
+                classes=table.classes,
+                columns=table.columns.take(kept),
+                layers={layer: (shape, sources) for layer, shape in table.layers.items()},
+            )
             return
         remove_folder(item.path.with_suffix(".parts"))
         remove_file(item.path.with_suffix(SKIPPED_SUFFIX))
         remove_file(item.path)
     remove_file(item.path.with_suffix(".lock"))
-
-
-def _drop_gone_rows(path: Path) -> None:
-    table = read_all_rows(path)
-    kept = np.setdiff1d(np.arange(len(table)), _rows_of_deleted_images(table))
-    sources = [Source(path, int(row)) for row in kept]
-    publish(
-        path,
-        document=table.document,
-        classes=table.classes,
-        columns=table.columns.take(kept),
-        layers={layer: (shape, sources) for layer, shape in table.layers.items()},
-    )
 
 
 def _rows_of_deleted_images(table: FeatureTable) -> list[int]:
@@ -235,13 +222,10 @@ def _rows_of_deleted_images(table: FeatureTable) -> list[int]:
 
 
 def skipped_files(path: Path) -> list[Skipped]:
-    """The files that a cache's last run skipped."""
+    listed = path.with_suffix(SKIPPED_SUFFIX)
     try:
-        with path.with_suffix(SKIPPED_SUFFIX).open(
-            newline="", encoding="utf-8", errors="surrogateescape"
-        ) as file:
-            return [
-                Skipped(os.fsencode(row["path"]), row["reason"]) for row in csv.DictReader(file)
-            ]
+        with listed.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+    return [Skipped(os.fsencode(row["path"]), row["reason"]) for row in rows]

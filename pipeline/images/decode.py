@@ -1,7 +1,6 @@
-"""From the bytes of an image file to uint8 RGB pixels of one size. Never ends a run.
+"""From the bytes of an image file to uint8 RGB pixels of one size, see docs/POLICIES.md.
 
-Content decides what a file is, not its name. docs/POLICIES.md lists what is done with every odd
-kind of image. Whatever Pillow raises becomes an `UnreadableImage` with a reason for people.
+Content decides what a file is, not its name. Whatever Pillow raises becomes an `UnreadableImage`.
 """
 
 import contextlib
@@ -46,13 +45,11 @@ class UnreadableImage(Exception):
 
 
 def decode(data: bytes, *, image_size: int, resize: str = "squash") -> npt.NDArray[np.uint8]:
-    """Decode an image file: bytes -> (image_size, image_size, 3) uint8 RGB.
+    """Decode an image file: (image_size, image_size, 3) uint8 RGB; raises UnreadableImage.
 
     EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8, the first frame
     taken. ``squash`` resizes both sides alike, as Keras' loaders do by default; ``crop`` cuts the
     centre square; ``pad`` adds black bars. Bilinear, antialiased.
-
-    Raises UnreadableImage.
     """
     if not data:
         raise UnreadableImage("empty file")
@@ -69,37 +66,36 @@ def to_pixels(image: Image.Image, *, image_size: int, resize: str) -> npt.NDArra
     """Convert an opened image as `decode` does; raises UnreadableImage if it is too large."""
     pixels = image.width * image.height
     memory = pixels * BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
-    if _is_turned(image):
-        memory *= 2  # it is turned before it is made small
+    with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
+        if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            memory *= 2  # it is turned before it is made small
     if memory > MAX_MEMORY:
         raise UnreadableImage(_too_large(pixels))
-    with _memory.taken(memory):
+    with _memory(memory):
         image.load()
-        rgb = _to_rgb(_upright(image))
+        with contextlib.suppress(Exception):  # see above
+            image = ImageOps.exif_transpose(image)
+        rgb = _to_rgb(image)
         return np.asarray(_resized(rgb, image_size, resize).convert("RGB"))
 
 
-class _MemoryBudget:
-    """Lets threads decode large images one after another, and small ones at a time."""
-
-    def __init__(self, size: int) -> None:
-        self._free = size
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def taken(self, size: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: size <= self._free)
-            self._free -= size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += size
-                self._changed.notify_all()
+_free_memory = MAX_MEMORY
+_freed = threading.Condition()
 
 
-_memory = _MemoryBudget(MAX_MEMORY)
+@contextlib.contextmanager
+def _memory(size: int) -> Iterator[None]:
+    """Let threads decode large images one after another, and small ones at a time."""
+    global _free_memory
+    with _freed:
+        _freed.wait_for(lambda: size <= _free_memory)
+        _free_memory -= size
+    try:
+        yield
+    finally:
+        with _freed:
+            _free_memory += size
+            _freed.notify_all()
 
 
 @cache
@@ -124,20 +120,6 @@ def register_heic() -> None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return False
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # see above
-        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

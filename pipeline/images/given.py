@@ -32,14 +32,10 @@ class GivenImages:
     def read(
         self, digests: Iterable[bytes], *, image_size: int, resize: str
     ) -> Generator[tuple[bytes, Pixels]]:
-        """Yield digests in order with their (image_size, image_size, 3) uint8 RGB pixels.
-
-        Raises BadDataError for the first image that cannot be decoded.
-        """
+        """Yield digests with (image_size, image_size, 3) uint8 RGB; raises BadDataError."""
         wanted = {digest: self.contents[digest] for digest in digests}
         files = {path: digest for digest, path in wanted.items() if isinstance(path, bytes)}
-        read = read_images(Path(), files, image_size=image_size, resize=resize)
-        with closing(read):
+        with closing(read_images(Path(), files, image_size=image_size, resize=resize)) as read:
             for path, pixels in read:
                 if isinstance(pixels, Skipped):
                     raise _unusable(path, pixels.reason)
@@ -68,7 +64,20 @@ def given_images(images: Any) -> GivenImages:
     given = list(_column(images))
     if not given:
         raise NoInputError(f"expected {EXPECTED}; received none")
-    return array_images(given) if isinstance(given[0], np.ndarray) else _file_images(given)
+    if isinstance(given[0], np.ndarray):
+        return array_images(given)
+    names = []
+    for path in given:
+        if not isinstance(path, str | bytes | os.PathLike):
+            raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
+        names.append(os.fsencode(path))
+    digests, unreadable = hash_files(Path(), names)
+    for skipped in unreadable:
+        raise _unusable(skipped.path, skipped.reason)
+    return GivenImages(
+        tuple(digests[name] for name in names),
+        {digest: name for name, digest in reversed(digests.items())},
+    )
 
 
 def _column(images: Iterable[Any]) -> Iterable[Any]:
@@ -88,43 +97,22 @@ def _column(images: Iterable[Any]) -> Iterable[Any]:
 
 def array_images(arrays: Iterable[Any]) -> GivenImages:
     """Take arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
-    checked = [_as_image(array) for array in arrays]
-    digests = []
-    for (
-        array
-    ) in checked:  # shape and pixels, headed as in a PNM file: the key of rows cached earlier
-        kind = b"P6" if array.ndim == 3 else b"P5"
+    digests, contents = [], {}
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+            raise UsageError(
+                f"expected uint8 pixels, 0..255; received {getattr(array, 'dtype', array)}"
+            )
+        channels = array.shape[2] if array.ndim == 3 else 1
+        if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
+            raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
+        # headed as in a PNM file: the key of rows cached earlier
+        kind = b"P6" if channels == 3 else b"P5"
         header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
         digests.append(hashlib.sha256(header + array.tobytes()).digest())
-    return GivenImages(tuple(digests), dict(zip(digests, checked, strict=True)))
-
-
-def _file_images(paths: Iterable[Any]) -> GivenImages:
-    """Take image files by their paths, relative ones from the working folder."""
-    names = []
-    for path in paths:
-        if not isinstance(path, str | bytes | os.PathLike):
-            raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
-        names.append(os.fsencode(path))
-    digests, unreadable = hash_files(Path(), names)
-    for skipped in unreadable:
-        raise _unusable(skipped.path, skipped.reason)
-    return GivenImages(
-        tuple(digests[name] for name in names),
-        {digest: name for name, digest in reversed(digests.items())},
-    )
-
-
-def _as_image(array: Any) -> npt.NDArray[np.uint8]:
-    """An array as Pillow takes it: (H, W, 3), or (H, W) for grey."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-        raise UsageError(
-            f"expected uint8 pixels, 0..255; received {getattr(array, 'dtype', array)}"
-        )
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
-        raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
-    return array if channels == 3 else array.reshape(array.shape[:2])
+        # Pillow takes no (H, W, 1)
+        contents[digests[-1]] = array if channels == 3 else array.reshape(array.shape[:2])
+    return GivenImages(tuple(digests), contents)
 
 
 def _unusable(name: bytes, reason: str) -> BadDataError:

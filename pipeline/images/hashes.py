@@ -1,8 +1,8 @@
 """Remember the digests of files that have not changed, as git's index does.
 
-A stored digest is trusted while size, mtime, ctime and inode are those it was taken with and none
-of the times is so recent that a change could hide behind the clock's granularity. A program can
-set mtime back, but not ctime. Where ctime is no change time (Windows), every file is hashed.
+A stored digest is trusted while size, mtime, ctime and inode are the same and neither time is so
+recent that a change could hide behind the clock's granularity. A program can set mtime back, but
+not ctime. Where ctime is no change time (Windows), every file is hashed.
 """
 
 import hashlib
@@ -25,16 +25,9 @@ Entry = list[Any]  # size, mtime_ns, ctime_ns, inode, when hashed (ns), digest (
 
 
 def hash_files(
-    root: Path,
-    paths: Iterable[bytes],
-    *,
-    index_folder: Path | None = None,
-    rehash: bool = False,
+    root: Path, paths: Iterable[bytes], *, index_folder: Path | None = None, rehash: bool = False
 ) -> tuple[dict[bytes, bytes], list[Skipped]]:
-    """SHA-256 of each file, by its path relative to ``root``, in order; and unreadable files.
-
-    Digests are remembered in ``index_folder``, if there is one.
-    """
+    """SHA-256 of each file, by its path relative to ``root``, in order; and unreadable files."""
     name = hashlib.sha256(bytes(root)).hexdigest()[:16]
     path = None if index_folder is None else index_folder / f"{name}.json"
     before = {} if path is None or rehash else _read(path)

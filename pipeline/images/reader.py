@@ -33,10 +33,8 @@ def read_images(
 ) -> Generator[tuple[bytes, Any]]:
     """Yield each path in order with its (image_size, image_size, 3) uint8 RGB pixels, or `Skipped`.
 
-    A caller that may stop before the end closes the generator, see `pipeline.ahead.in_order`.
-
-    Files must have their ``digests``. ``make`` is called in the decoding thread with path and
-    pixels, and its result yielded instead, at most ``made_of_each`` times as large as the pixels.
+    ``make`` is called in the decoding thread, its result yielded instead: at most ``made_of_each``
+    times as large. Whoever stops early closes the generator, see `pipeline.ahead.in_order`.
     """
     register_heic()
 

@@ -68,9 +68,8 @@ class ImageSet:
 
 
 def scan_folder(root: Path) -> ImageSet:
-    """Find class folders, inside ``train/ validation/ test/`` or alone, and their files.
+    """Find class folders, inside ``train/ validation/ test/`` or alone, and their visible files.
 
-    Hidden files are passed over; everything else counts as an image until decoding says otherwise.
     Raises NoInputError, or BadDataError for another layout, an empty class, fewer than two.
     """
     if not root.is_dir():
@@ -110,7 +109,8 @@ def scan_folder(root: Path) -> ImageSet:
     return ImageSet(
         root=root,
         name=root.name,
-        classes=tuple(_text(name) for name in names),
+        # as text that any UTF-8 store takes
+        classes=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names),
         files=tuple(sorted(found, key=lambda file: (file.split, file.path))),
         skipped=tuple(dict.fromkeys(skipped)),
         ignored=tuple(sorted(ignored + files)),
@@ -155,7 +155,7 @@ def _entries(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str
 
 
 def _files_below(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes]:
-    """Relative paths of the regular files below a class folder; odd entries go to ``skipped``."""
+    """Relative paths of the regular files below a folder, sorted."""
     folders, files = _entries(folder, root, skipped)
     below = [path for name in folders for path in _files_below(folder / name, root, skipped)]
     return sorted([*below, *(_relative(folder / name, root) for name in files)])
@@ -179,26 +179,25 @@ def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str | None:
     return "neither a file nor a folder"
 
 
-def _text(name: str) -> str:
-    """A folder name as text that any UTF-8 store takes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
     """The files behind names, each once and as it was written, and what is no file, with reasons.
 
-    A folder stands for all files below it, by path, but hidden ones and links to other folders. A
-    name that does not exist counts as a pattern, in which ``**`` stands for any folders.
+    A folder stands for all files below it, by path, but hidden ones and links to other folders; a
+    name that does not exist for what it matches as a pattern, ``**`` for any folders.
     """
     files: dict[bytes, None] = {}
     skipped: list[Skipped] = []
-    for path in (path for name in names for path in _matches(name)):
-        below = sorted(_walk(path, skipped)) if Path(path).is_dir() else [os.fsencode(path)]
-        for file in below:
-            if reason := _why_no_file(Path(os.fsdecode(file))):
-                skipped.append(Skipped(file, reason))
-            else:
-                files[file] = None
+    for name in names:
+        found = [name]
+        if glob.has_magic(name) and not (Path(name).exists() or Path(name).is_symlink()):
+            found = sorted(glob.glob(name, recursive=True), key=os.fsencode) or found  # noqa: PTH207 - pathlib takes no absolute patterns
+        for path in found:
+            below = sorted(_walk(path, skipped)) if Path(path).is_dir() else [os.fsencode(path)]
+            for file in below:
+                if reason := _why_no_file(Path(os.fsdecode(file))):
+                    skipped.append(Skipped(file, reason))
+                else:
+                    files[file] = None
     return list(files), skipped
 
 
@@ -209,14 +208,6 @@ def split_list(text: bytes) -> list[str]:
     else:
         names = [line.removesuffix(b"\r") for line in text.split(b"\n")]
     return [os.fsdecode(name) for name in names if name]
-
-
-def _matches(name: str) -> list[str]:
-    """The name itself, or, if nothing is called so, what it matches as a pattern."""
-    path = Path(name)
-    if path.exists() or path.is_symlink() or not glob.has_magic(name):
-        return [name]
-    return sorted(glob.glob(name, recursive=True), key=os.fsencode) or [name]  # noqa: PTH207 - pathlib takes no absolute patterns
 
 
 def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:

@@ -1,9 +1,8 @@
 """Random transforms of an image, its views: the same for ever, everywhere, in any order.
 
-A view is determined by a seed, the digest of the image file and the number of the view. Nothing
-else enters: no generator's state, no library's version, no thread, no machine. So views that are
-cached resume, grow from four to eight and repeat to the last bit. Random numbers are bits of
-SHAKE-256; geometry is sums and products of IEEE doubles, in an order that is written here.
+A seed, the digest of the image file and the number of the view determine it, no generator, library,
+thread or machine: cached views resume, grow from four to eight and repeat to the last bit. Random
+numbers are bits of SHAKE-256; geometry is sums and products of IEEE doubles, in the order here.
 """
 
 import hashlib
@@ -46,14 +45,11 @@ class Augmentation:
 
     Attributes
     ----------
-    rotation : greatest angle in degrees, either way, 0 to 180.
-    width_shift, height_shift : greatest shift as a share of the width or height, 0 to 0.9.
-    shear : greatest angle in degrees, 0 to 45.
+    rotation, shear : greatest angle in degrees, either way, up to 180 and 45.
+    width_shift, height_shift : greatest shift as a share of the width or height, up to 0.9.
     zoom : width and height are scaled by factors of their own, from 1 - zoom to 1 + zoom.
     flip : whether every other view, by chance, is mirrored left to right.
-    jitter : brightness, contrast and saturation are scaled by factors of their own, from
-        1 - jitter to 1 + jitter, 0 to 0.9.
-    seed : another one draws other views.
+    jitter : the same as zoom for brightness, contrast and saturation, up to 0.9.
 
     Raises UsageError, naming the flag, where a range is out of bounds.
     """
@@ -130,16 +126,9 @@ POLICIES = {
 
 
 def choose_augmentation(
-    policy: str = "book",
-    *,
-    shift: float | None = None,
-    seed: int = 0,
-    **ranges: float | None,
+    policy: str = "book", *, shift: float | None = None, seed: int = 0, **ranges: float | None
 ) -> Augmentation:
-    """A policy of `POLICIES`, fields replaced by those that are not None; ``shift`` is for both.
-
-    Raises UsageError if there is no such policy, or a range is out of bounds.
-    """
+    """A policy of `POLICIES`, what is not None replaced; raises UsageError as `Augmentation`."""
     if policy not in POLICIES:
         raise UsageError(f"--augment is one of {', '.join(POLICIES)}; received {policy!r}")
     ranges |= {"width_shift": shift, "height_shift": shift}
@@ -207,11 +196,10 @@ def draw_transform(augmentation: Augmentation, image_digest: bytes, view: int) -
 def transform_pixels(pixels: Pixels, transform: Transform) -> Pixels:
     """Transform an image: (S, S, 3) uint8 -> (S, S, 3) uint8.
 
-    The geometry is that of Keras' `apply_affine_transform`, rounded to whole values: about the
-    centre, each place of the result looks at the image through zoom, then shear, then shift, then
-    rotation, bilinearly; beyond an edge it sees the edge. Then the image is mirrored, then its
-    colours are changed. Keras' ImageDataGenerator hands its shift in height over as the one in
-    width, and the other way round; here each is what it is called.
+    The geometry is that of Keras' `apply_affine_transform`: about the centre, each place of the
+    result looks at the image through zoom, shear, shift, rotation, in this order, bilinearly, and
+    beyond an edge sees the edge. Mirroring and colours follow. Keras' ImageDataGenerator hands its
+    shift in height over as the one in width, and the other way round; here each is what it says.
     """
     size = len(pixels)
     # (S,) pixels from the centre, to the right or down
@@ -248,8 +236,8 @@ def _sine(degrees: float) -> float:
 
 def _geometry(transform: Transform, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Factors of (distance right of the centre, distance below it, 1) for row and for column."""
-    turn, slant = transform.rotation, transform.rotation + transform.shear
-    sine, cosine = _sine(turn), _sine(turn + 90)
+    slant = transform.rotation + transform.shear
+    sine, cosine = _sine(transform.rotation), _sine(transform.rotation + 90)
     right, below = transform.width_shift * size, transform.height_shift * size
     centre = (size - 1) / 2
     row = (

@@ -16,10 +16,7 @@ History = Mapping[str, Sequence[float]]
 
 
 def smooth(values: Sequence[float], factor: float) -> list[float]:
-    """Exponential moving average: each point is ``factor`` of the last one, the rest its own.
-
-    0 leaves the values as they are. (DLwP 5.3, listing 5.23.)
-    """
+    """Exponential moving average, each point ``factor`` of the last (DLwP 5.3, listing 5.23)."""
     smoothed: list[float] = []
     for value in values:
         smoothed.append(smoothed[-1] * factor + value * (1 - factor) if smoothed else value)
@@ -37,16 +34,31 @@ def describe_curves(history: History) -> str:
     count = len(history["val_loss"])
     if count < FEWEST_EPOCHS:
         return "Too few epochs to tell overfitting from noise."
-    window = max(1, count // 10)
     loss, accuracy, train_loss = (
-        _centred_average(history[name], window) for name in ("val_loss", "val_accuracy", "loss")
+        _centred_average(history[name], count // 20)
+        for name in ("val_loss", "val_accuracy", "loss")
     )
     turn, last = int(loss.argmin()), count - 1
     fallen = loss[: turn + 1].max() - loss[turn]
-    least = max(LEAST, _noise(history["val_loss"]))
+    # How far apart chance alone puts two epochs: 3.3 standard deviations of Gaussian noise.
+    # From second differences, in which a steady fall leaves nothing; their median is half of it.
+    noise = 2 * np.median(np.abs(np.diff(history["val_loss"], 2)))
+    least = max(LEAST, float(noise))
     rise = loss[last] - loss[turn]
     if rise > max(least, SHARE * min(fallen, loss[turn])) and train_loss[last] < train_loss[turn]:
-        return _overfitting(turn, loss, accuracy)
+        text = (
+            f"Overfitting from epoch {turn + 1} on: validation loss is lowest there "
+            f"({loss[turn]:.3f}), then it rises to {loss[-1]:.3f} while training loss goes on "
+            f"falling. "
+        )
+        then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (turn, -1))
+        if accuracy[-1] < accuracy[turn] - HOLDS:
+            return text + f"Validation accuracy falls with it, from {then} to {now}."
+        return text + (
+            f"Validation accuracy holds all the same ({then} there, {now} at the end): accuracy "
+            f"counts only which class comes first, while loss grows with the certainty of the "
+            f"few images that are wrong."
+        )
     before = last - max(1, count // 5)
     if loss[before] - loss[last] > max(least, SHARE * fallen):
         return (
@@ -61,33 +73,7 @@ def describe_curves(history: History) -> str:
     )
 
 
-def _overfitting(
-    turn: int, loss: npt.NDArray[np.float64], accuracy: npt.NDArray[np.float64]
-) -> str:
-    text = (
-        f"Overfitting from epoch {turn + 1} on: validation loss is lowest there "
-        f"({loss[turn]:.3f}), then it rises to {loss[-1]:.3f} while training loss goes on falling. "
-    )
-    then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (turn, -1))
-    if accuracy[-1] >= accuracy[turn] - HOLDS:
-        return text + (
-            f"Validation accuracy holds all the same ({then} there, {now} at the end): accuracy "
-            f"counts only which class comes first, while loss grows with the certainty of the "
-            f"few images that are wrong."
-        )
-    return text + f"Validation accuracy falls with it, from {then} to {now}."
-
-
-def _noise(values: Sequence[float]) -> float:
-    """How far apart chance alone puts two epochs: 3.3 standard deviations of Gaussian noise.
-
-    From second differences, in which a steady fall leaves nothing; their median is half of it.
-    """
-    return float(2 * np.median(np.abs(np.diff(values, 2))))
-
-
-def _centred_average(values: Sequence[float], window: int) -> npt.NDArray[np.float64]:
-    """Mean of each value and ``window // 2`` neighbours on either side, fewer at the ends."""
-    reach = window // 2
+def _centred_average(values: Sequence[float], reach: int) -> npt.NDArray[np.float64]:
+    """Mean of each value and ``reach`` neighbours on either side, fewer at the ends."""
     array = np.asarray(values, np.float64)
     return np.array([array[max(0, i - reach) : i + reach + 1].mean() for i in range(len(array))])

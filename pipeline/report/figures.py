@@ -39,16 +39,15 @@ def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
     else:
         return None
     sentence = describe_curves(history)
-    drawings = {
-        measure: inline_svg(
-            partial(draw_epochs, history=history, measure=measure, smoothing=smoothing),
-            label=f"{measure.capitalize()}. {sentence}",
-        )
-        for measure in ("loss", "accuracy")
-    }
     return {
         "sentence": sentence,
-        **drawings,
+        **{
+            measure: inline_svg(
+                partial(draw_epochs, history=history, measure=measure, smoothing=smoothing),
+                label=f"{measure.capitalize()}. {sentence}",
+            )
+            for measure in ("loss", "accuracy")
+        },
         "head": head_name(outcome.result),
         "smoothing": smoothing,
         "of_views": outcome.result.views > 0,
@@ -90,7 +89,6 @@ def ranking(test: Predictions, classes: Sequence[str]) -> dict[str, Any] | None:
 
 
 def reliability(outcome: Outcome) -> dict[str, Any] | None:
-    """How true the probabilities are, before and after temperature scaling."""
     result, test = outcome.result, outcome.test
     if math.isnan(result.ece):
         return None
@@ -128,9 +126,8 @@ def _temperature_text(result: Result, validation: Predictions) -> str:
     """What temperature scaling shows: on validation, where it was fitted, and on test."""
     temperature = f"a temperature of {result.temperature:.2f}"
     scaled = apply_temperature(validation.scores, result.temperature, has_probabilities=True)
-    gain = log_loss_of(validation.labels, validation.scores) - log_loss_of(
-        validation.labels, scaled
-    )
+    before, after = (log_loss_of(validation.labels, each) for each in (validation.scores, scaled))
+    gain = before - after
     if result.fits > 1:  # some may be too sure and others not enough: their mean says nothing
         text = (
             f"Each of the {result.fits} fits has a temperature of its own, fitted on validation: "
@@ -157,7 +154,6 @@ def _temperature_text(result: Result, validation: Predictions) -> str:
 
 
 def learning(findings: Findings) -> dict[str, Any] | None:
-    """Accuracy against the number of training images."""
     curve = findings.learning_curve
     if curve is None:
         return None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
 from pipeline.evaluation.audit import Findings
@@ -11,26 +12,23 @@ from pipeline.evaluation.duplicates import DuplicatePair, linked_rows
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.table import percent
-from pipeline.report.feature_map import (
-    PICTURE_COLUMNS,
-    PICTURE_ROWS,
-    choose_pictures,
-    lay_out,
-    spread_rows,
-)
 from pipeline.report.markup import name_text, render
 from pipeline.report.plots import GLYPHS, POINTS, STYLES, draw_dots, inline_svg
 from pipeline.report.thumbnails import read_thumbnails
 from pipeline.text import counted
 
+MOST_POINTS = 2000  # more only cover each other
+PICTURE_COLUMNS, PICTURE_ROWS = 13, 8  # a grid that pictures keep to, so that none overlap
 MOST_MISTAKES, MOST_SUSPECTS, MOST_GROUPS = 24, 40, 20
 MOST_ALIKE = 4  # pictures of a group; more show nothing new
 CELL, PICTURE = 80, 54  # sides of a cell of the map and of the picture in it, in the map's units
 MARGIN = 26  # around the map, for the outermost dots
 
+Rows = npt.NDArray[np.int64]
+Points = npt.NDArray[np.float64]
+
 
 def feature_map(findings: Findings) -> dict[str, Any]:
-    """The features on a plane, with pictures."""
     table, classes = findings.table, findings.table.classes
     rows = spread_rows(table.columns.labels)
     points, (first, second) = lay_out(read_input(table, findings.layer, rows, "pooled"))
@@ -96,7 +94,6 @@ def mistakes(comparison: Comparison, findings: Findings) -> dict[str, Any] | Non
 
 
 def suspects(findings: Findings) -> dict[str, Any] | None:
-    """Rows whose label is probably wrong."""
     classes, shown = findings.table.classes, findings.suspects[:MOST_SUSPECTS]
     if not shown:
         return None
@@ -153,6 +150,46 @@ def _group_text(count: int, pairs: Sequence[DuplicatePair], parts: str) -> str:
 
 
 def _images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """Of each row its path and its thumbnail."""
     thumbnails = read_thumbnails(table, rows)
     return [{"path": table.columns.paths[row], "thumbnail": thumbnails[row]} for row in rows]
+
+
+def spread_rows(labels: Rows) -> Rows:
+    """At most `MOST_POINTS` rows (n,), evenly spread over the classes; ascending."""
+    by_class = np.argsort(labels, kind="stable")
+    if len(labels) > MOST_POINTS:
+        places = np.linspace(0, len(labels) - 1, MOST_POINTS).round().astype(np.int64)
+        by_class = by_class[places]
+    return np.sort(by_class)
+
+
+def lay_out(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, float]]:
+    """Principal component analysis of features (n, D) to two dimensions; needs three rows.
+
+    Returns points (n, 2) in 0 … 1, of which the outermost 1 % may lie a little outside, and the
+    share of the variance along each axis.
+    """
+    from sklearn.decomposition import PCA
+
+    # ARPACK needs a third column
+    wide = np.pad(features, ((0, 0), (0, max(0, 3 - features.shape[1]))))
+    if (wide == wide[0]).all():
+        return np.full((len(wide), 2), 0.5), (0.0, 0.0)
+    components = PCA(2, svd_solver="arpack", random_state=0)
+    points = components.fit_transform(wide.astype(np.float64))
+    first, second = components.explained_variance_ratio_.tolist()
+    low, high = np.quantile(points, (0.005, 0.995), axis=0)
+    points = (points - low) / np.where(high > low, high - low, 1)
+    return points.clip(-0.02, 1.02), (first, second)
+
+
+def choose_pictures(points: Points) -> tuple[Rows, Points]:
+    """In each cell of a grid the point (n, 2) nearest its middle: places (m,), middles (m, 2)."""
+    grid = np.array([PICTURE_COLUMNS, PICTURE_ROWS])
+    scaled = points.clip(0, 1 - 1e-9) * grid
+    cells = np.floor(scaled)
+    distance = np.square(scaled - cells - 0.5).sum(axis=1)
+    order = np.argsort(distance, kind="stable")
+    _, first = np.unique(cells[order] @ (1, PICTURE_COLUMNS), return_index=True)
+    chosen = np.sort(order[first])
+    return chosen, (cells[chosen] + 0.5) / grid

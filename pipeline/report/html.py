@@ -18,13 +18,7 @@ SHOWN_APART = {"created", "versions", "caches", "classes", "command", "folder"} 
 
 
 def report_html(comparison: Comparison, *, command: str | None, smoothing: float = 0.8) -> str:
-    """The report of a comparison as one HTML document.
-
-    Parameters
-    ----------
-    command : what was typed; None where it was called from Python.
-    smoothing : factor of the moving average in the training curves, 0 for none.
-    """
+    """One HTML document; ``command`` was typed, ``smoothing`` is that of `curves.smooth`."""
     shown, classes, findings = comparison.shown, comparison.classes, comparison.findings
     # a section's anchor, which is also its template's name, its title, and the template's data
     sections = [
@@ -68,8 +62,7 @@ def _run(run: Mapping[str, Any], command: str | None) -> dict[str, Any]:
         "command": command,
         "facts": {"date": run.get("created"), **facts, "versions": run.get("versions")},
         "caches": [
-            (str(cache.get("path", "cache")), _cache_facts(cache))
-            for cache in run.get("caches") or ()
+            (str(each.get("path", "cache")), _cache_facts(each)) for each in run.get("caches") or ()
         ],
     }
 

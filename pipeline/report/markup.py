@@ -37,11 +37,6 @@ def _isolated(name: str | bytes) -> str:
     return text
 
 
-def _bdi(name: str | bytes) -> Markup:
-    """A class or file name in running text."""
-    return Markup("<bdi>{}</bdi>").format(name_text(name))
-
-
 def _chance(probability: float) -> str:
     """In percent; only 1 is 100 and only 0 is 0.0."""
     if 0.9995 <= probability < 1:
@@ -60,11 +55,6 @@ def _fact(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _markdown(text: str) -> str:
-    """A name as plain text in Markdown."""
-    return re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text))
-
-
 TEMPLATES = Environment(
     loader=PackageLoader("pipeline.report"),
     autoescape=select_autoescape(["html"]),
@@ -74,12 +64,12 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 TEMPLATES.filters |= {
-    "bdi": _bdi,
+    "bdi": lambda name: Markup("<bdi>{}</bdi>").format(name_text(name)),  # in running text
     "chance": _chance,
     "counted": counted,
     "fact": _fact,
     "isolated": _isolated,
-    "md": _markdown,
+    "md": lambda text: re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text)),  # as plain text
     "name": name_text,
     "percent": percent,
     "printable": printable,
@@ -88,7 +78,6 @@ TEMPLATES.filters |= {
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of the folder ``templates``, with these values."""
     return TEMPLATES.get_template(template).render(values)
 
 

@@ -44,6 +44,7 @@ COLOURS = {
     "s4": "#946800",
     "s5": "#3d4b5c",
 }
+VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 STYLES = 6  # colours, dashes and markers that can be told apart
 DASHES = ("-", "--", ":", "-.", (0, (5, 2)), (0, (12, 3, 2, 3, 2, 3)))
 MARKERS, GLYPHS = "os^Dv*", "●■▲◆▼★"  # the same shapes as characters
@@ -55,33 +56,26 @@ MARGINS: dict[str, dict[str, float]] = {
 SHARES = LinearSegmentedColormap.from_list("shares", [COLOURS["s0"] + "00", COLOURS["s0"] + "80"])
 RC = {
     "axes.axisbelow": True,
-    "axes.edgecolor": COLOURS["rule"],
     "axes.grid": True,
     "axes.labelcolor": COLOURS["ink"],
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
     "font.size": 12,
-    "grid.color": COLOURS["rule"],
-    "legend.edgecolor": "none",
     "legend.facecolor": COLOURS["paper"],
     "legend.fontsize": 11,
     "lines.linewidth": 2,
     "svg.fonttype": "none",
     "text.color": COLOURS["ink"],
     "text.parse_math": False,  # a class may be called $5
-    "xtick.color": COLOURS["rule"],
-    "xtick.labelcolor": COLOURS["soft"],
-    "ytick.color": COLOURS["rule"],
-    "ytick.labelcolor": COLOURS["soft"],
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "legend.edgecolor"), "none"),
+    **dict.fromkeys(
+        ("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), COLOURS["rule"]
+    ),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), COLOURS["soft"]),
 }
 
 Shares = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-
-
-# ------------------------------------------------------------------------------- PNG files
 
 
 def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
@@ -97,7 +91,6 @@ def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
 
 
 def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
-    """Write the confusion matrix of an outcome's test predictions."""
     counts = confusion_matrix(
         outcome.test.labels, outcome.test.predicted, labels=range(len(classes))
     )
@@ -119,9 +112,6 @@ def _render(figure: Figure, file: Any, **options: Any) -> None:
         # a name in a script that the font lacks is drawn as boxes; results.json has it in full
         warnings.filterwarnings("ignore", message=".*[Gg]lyph", category=UserWarning)
         figure.savefig(file, **options)
-
-
-# ------------------------------------------------------------------------------ report.html
 
 
 def inline_svg(
@@ -158,9 +148,12 @@ def inline_svg(
             element.remove(child)
         element.tag = element.tag.rpartition("}")[2]
         attributes = {name.rpartition("}")[2]: value for name, value in element.items()}
-        attributes |= _declarations(attributes.pop("style", ""))
+        # CSS as presentation attributes, colours as the page's variables; fonts are the page's
+        pairs = (each.split(": ", 1) for each in attributes.pop("style", "").split("; ") if each)
+        styles = {name: VARIABLES.get(value, value) for name, value in pairs}
+        styles.pop("font-family", None)
         element.attrib.clear()
-        element.attrib |= attributes
+        element.attrib |= attributes | styles
         if element.tag == "g":  # the other ids are referred to
             element.attrib.pop("id", None)
     for name in ("height", "version"):
@@ -175,18 +168,7 @@ def inline_svg(
     return Markup(f"{text.removesuffix('</svg>')}{overlay}</svg>")
 
 
-def _declarations(style: str) -> dict[str, str]:
-    """CSS as presentation attributes, colours as the page's variables; fonts are the page's."""
-    variables = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
-    pairs = (each.split(": ", 1) for each in style.split("; ") if each)
-    return {name: variables.get(value, value) for name, value in pairs if name != "font-family"}
-
-
-# ---------------------------------------------------------------------------- onto any axes
-
-
 def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) -> None:
-    """Loss or accuracy by epoch, of train and validation."""
     for style, (name, prefix) in enumerate((("train", ""), ("validation", "val_"))):
         values, colour = history[prefix + measure], COLOURS[f"s{style}"]
         epochs = range(1, len(values) + 1)
@@ -203,8 +185,7 @@ def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) ->
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
 
 
-def confusion_size(class_count: int) -> tuple[float, float]:
-    """Inches that a confusion matrix needs."""
+def confusion_size(class_count: int) -> tuple[float, float]:  # inches
     side = min(12.0, 3.2 + 0.75 * min(class_count, MOST_WRITTEN_CLASSES))
     return side + 1.6, side + 0.4
 
@@ -275,7 +256,6 @@ def _percent(axes: Axes, x_title: str, y_title: str) -> None:
 
 
 def draw_learning_curve(axes: Axes, curve: LearningCurve) -> None:
-    """Accuracy against the number of training images."""
     draws = curve.accuracies.shape[1]
     axes.plot(np.repeat(curve.sizes, draws), curve.accuracies.ravel(), MARKERS[1], alpha=0.6,
               color=COLOURS["s1"], markersize=5, label="a random draw")  # fmt: skip

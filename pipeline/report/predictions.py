@@ -22,21 +22,13 @@ GAP = "  "
 
 
 class Tally:
-    """Predictions as they go by, counted; what is skipped is told on stderr and kept.
-
-    Attributes
-    ----------
-    predictions : who makes them.
-    images, cached : how many there were so far, and how many of them came from a cache.
-    first : the first hundred, for a contact sheet.
-    skipped : files without a prediction.
-    """
+    """Predictions as they go by, counted; what is skipped is told on stderr and kept."""
 
     def __init__(self, predictions: Predictions, progress: Progress | None = None) -> None:
         self.predictions = predictions
         self.images = 0
         self.cached = 0
-        self.first: list[Prediction] = []
+        self.first: list[Prediction] = []  # for a contact sheet
         self.skipped: list[Skipped] = []
         self._progress = progress
 
@@ -56,15 +48,11 @@ class Tally:
 
 
 def table_lines(
-    predictions: Iterable[Prediction],
-    *,
-    paths: Sequence[bytes],
-    classes: Sequence[str],
-    top: int,
+    predictions: Iterable[Prediction], *, paths: Sequence[bytes], classes: Sequence[str], top: int
 ) -> Iterator[str]:
     """Aligned lines, the titles first; widths come from all names before the first prediction."""
-    path_width = _widest("path", paths)
-    label_width = _widest("label", classes)
+    path_width = max(len("path"), *(cell_len(printable(path)) for path in paths))
+    label_width = max(len("label"), *(cell_len(printable(name)) for name in classes))
     titles = f"{set_cell_size('path', path_width)}{GAP}{set_cell_size('label', label_width)}{GAP}"
     titles += f"probability{GAP}margin{GAP * (top > 1)}{'then' if top > 1 else ''}\n"
     for prediction in predictions:
@@ -138,7 +126,3 @@ def _csv_line(values: Sequence[Any]) -> str:
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
-
-
-def _widest(title: str, names: Iterable[str | bytes]) -> int:
-    return max(len(title), *(cell_len(printable(name)) for name in names))

@@ -18,18 +18,9 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCurves:
-    """One class against the rest.
-
-    Attributes
-    ----------
-    roc : (n, 2) false and true positive rate.
-    precision_recall : (m, 2) recall and precision, up to the first threshold that finds all.
-    roc_auc, average_precision : the areas.
-    """
-
     label: int
-    roc: Points
-    precision_recall: Points
+    roc: Points  # (n, 2) false and true positive rate
+    precision_recall: Points  # (m, 2) recall and precision, up to the first threshold with all
     roc_auc: float
     average_precision: float
 
@@ -65,10 +56,8 @@ def macro_precision_recall(curves: list[ClassCurves]) -> Points:
     In steps, as the average precision counts them, not from point to point.
     """
     recalls = np.linspace(0, 1, 101)
-    mean = np.mean([_precision_at(recalls, each.precision_recall) for each in curves], axis=0)
-    return np.column_stack([recalls, mean])
-
-
-def _precision_at(recalls: Points, curve: Points) -> Points:
-    recall, precision = curve.T
-    return np.asarray(precision[np.searchsorted(recall, recalls - 1e-9)])  # 0.07 is not 7 / 100
+    by_class = [
+        precision[np.searchsorted(recall, recalls - 1e-9)]  # 0.07 is not 7 / 100
+        for recall, precision in (each.precision_recall.T for each in curves)
+    ]
+    return np.column_stack([recalls, np.mean(by_class, axis=0)])

@@ -43,11 +43,7 @@ def write_run(
 ) -> Path:
     """Write a comparison's tables, plots, report and heads into a new folder below ``results``.
 
-    Parameters
-    ----------
-    command : what was typed, for results.md and results.json.
-    smoothing : factor of the moving average in curves.png, 0 for none.
-    save : which heads to save: all, the best (which is recommended) or none.
+    ``command`` is what was typed, ``smoothing`` that of curves.png; ``save`` says which heads.
     """
     from pipeline.report.html import report_html  # 0.5 s of matplotlib
     from pipeline.report.markup import render
@@ -66,9 +62,8 @@ def write_run(
         writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
         writer.writeheader()
         writer.writerows(document["rows"])
-    trained = next(
-        (each for each in (comparison.shown, *comparison.outcomes) if each.history), None
-    )
+    with_history = (each for each in (comparison.shown, *comparison.outcomes) if each.history)
+    trained = next(with_history, None)
     markdown = render(
         "results.md",
         set_name=set_name,

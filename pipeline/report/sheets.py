@@ -27,7 +27,6 @@ MOST_VIEWS = 16  # beside the image: a sheet of 3,600 pixels' width
 NARROWEST = 50  # pixels from one picture to the next: "view 16" fits
 
 Canvas = ImageDraw.ImageDraw
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def write_contact_sheet(
@@ -46,17 +45,17 @@ def write_contact_sheet(
     header = 2 * MARGIN + LINE
     sheet = Image.new("RGB", (width, header + rows * cell_height), "white")
     canvas = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(TEXT_SIZE)  # Pillow's own: the same on every system
-    _write_line(canvas, (MARGIN, MARGIN), title, font, width - 2 * MARGIN)
+    canvas.font = ImageFont.load_default(TEXT_SIZE)  # Pillow's own: the same on every system
+    _write_line(canvas, (MARGIN, MARGIN), title, width - 2 * MARGIN)
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
         left, upper = MARGIN + column * (PICTURE + MARGIN), header + row * cell_height
         sheet.paste(_picture(prediction.path), (left, upper))
         name = Path(os.fsdecode(prediction.path)).name
         lower = upper + PICTURE + 4
-        _write_line(canvas, (left, lower), name, font, PICTURE, colour="dimgray")
+        _write_line(canvas, (left, lower), name, PICTURE, colour="dimgray")
         for place, (label, probability) in enumerate(prediction.top(top), start=1):
-            _write_class(canvas, (left, lower + place * LINE), label, probability, font)
+            _write_class(canvas, (left, lower + place * LINE), label, probability)
     _save(sheet, path)
 
 
@@ -71,10 +70,7 @@ def write_view_sheet(
 
     They are the very views that are cached, at the size that the base sees, smaller only where
     that is above `PICTURE` pixels. At most `MOST_VIEWS` are shown. Names are escaped.
-
-    Parameters
-    ----------
-    rows : path, digest and (S, S, 3) uint8 pixels of each image.
+    ``rows`` : path, digest and (S, S, 3) uint8 pixels of each image.
     """
     shown = min(views, MOST_VIEWS)
     side = min(PICTURE, max((len(pixels) for _, _, pixels in rows), default=PICTURE))
@@ -87,14 +83,15 @@ def write_view_sheet(
     row_height = LINE + side + MARGIN
     sheet = Image.new("RGB", (width, header + len(rows) * row_height), "white")
     canvas = ImageDraw.Draw(sheet)
-    canvas.text((MARGIN, MARGIN), title, "black", font=font)
+    canvas.font = font
+    canvas.text((MARGIN, MARGIN), title, "black")
     for view in range(1 + shown):
         place = (MARGIN + view * step, MARGIN + LINE)
         heading = f"view {view}" if view else "as it is"
-        _write_line(canvas, place, heading, font, step, colour="dimgray")
+        _write_line(canvas, place, heading, step, colour="dimgray")
     for row, (name, digest, pixels) in enumerate(rows):
         upper = header + row * row_height
-        _write_line(canvas, (MARGIN, upper), os.fsdecode(name), font, width - 2 * MARGIN)
+        _write_line(canvas, (MARGIN, upper), os.fsdecode(name), width - 2 * MARGIN)
         for view in range(1 + shown):
             drawn = draw_view(pixels, augmentation=augmentation, image_digest=digest, view=view)
             picture = Image.fromarray(drawn)
@@ -119,35 +116,23 @@ def _picture(path: bytes) -> Image.Image:
         return Image.new("RGB", (PICTURE, PICTURE), "lightgray")
 
 
-def _write_class(
-    canvas: Canvas,
-    place: tuple[int, int],
-    label: str,
-    probability: float,
-    font: Font,
-) -> None:
+def _write_class(canvas: Canvas, place: tuple[int, int], label: str, probability: float) -> None:
     """A class and its probability, on a bar as long as it is probable."""
     left, upper = place
     bar = (left, upper, left + round(probability * (PICTURE - 1)), upper + LINE - 3)
     canvas.rectangle(bar, fill="lightblue")
     number = f"{probability:.3f}"
-    number_width = round(canvas.textlength(number, font=font))
-    canvas.text((left + PICTURE - number_width - 2, upper), number, "black", font=font)
-    _write_line(canvas, (left + 2, upper), label, font, PICTURE - number_width - 8)
+    number_width = round(canvas.textlength(number))
+    canvas.text((left + PICTURE - number_width - 2, upper), number, "black")
+    _write_line(canvas, (left + 2, upper), label, PICTURE - number_width - 8)
 
 
 def _write_line(
-    canvas: Canvas,
-    place: tuple[int, int],
-    text: str,
-    font: Font,
-    width: int,
-    *,
-    colour: str = "black",
+    canvas: Canvas, place: tuple[int, int], text: str, width: int, *, colour: str = "black"
 ) -> None:
     """One line of text from outside, cut to a width in pixels."""
     text = printable(text)
     shown = text[:LONGEST]
-    while canvas.textlength(shown + "…" * (shown != text), font=font) > width and shown:
+    while canvas.textlength(shown + "…" * (shown != text)) > width and shown:
         shown = shown[:-1]
-    canvas.text(place, shown + "…" * (shown != text), colour, font=font)
+    canvas.text(place, shown + "…" * (shown != text), colour)

@@ -22,7 +22,6 @@ PLACES = {TEST: -1, "params": 1, "ms/image": 2}  # first what a phone shows with
 
 
 def heads(comparison: Comparison) -> dict[str, Any]:
-    """All heads, in the columns of the results table."""
     results = comparison.results
     columns = [each for each in columns_of(results) if each.title not in BESIDE_THE_HEAD]
     is_doubted = comparison.recommendation.startswith(DOUBT)
@@ -90,13 +89,9 @@ def confusion(test: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         by_class.sort(key=lambda row: float(np.nan_to_num(row[3])))
     wrong = counts * ~np.eye(len(classes), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = [
-        (
-            classes[true],
-            classes[taken],
-            counts[true, taken],
-            counts[true, taken] / sum(counts[true]),
-        )
+        (classes[true], classes[taken], counts[true, taken], shares[true, taken])
         for true, taken in (divmod(int(place), len(classes)) for place in order)
         if wrong[true, taken]
     ]

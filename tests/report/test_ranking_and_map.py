@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from pipeline.evaluation.result import Predictions
-from pipeline.report.feature_map import (
+from pipeline.report.galleries import (
     MOST_POINTS,
     PICTURE_COLUMNS,
     PICTURE_ROWS,
