@@ -64,7 +64,13 @@ def is_chance(result: Result, images: int) -> bool:
     return bool(low / images <= result.test_accuracy <= high / images)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+SLOW = ("folds of groups", "folds, refit", "repeated folds, balanced")  # 10 to 20 s each
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PROTOCOLS],
+)
 def test_random_labels_give_chance_accuracy(random_labels: Path, protocol: str) -> None:
     options = PROTOCOLS[protocol]
     comparison = compare_heads(random_labels, heads="all", dense=QUICK_DENSE, look=False, **options)
