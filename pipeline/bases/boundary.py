@@ -65,9 +65,7 @@ def unfrozen(base_model: Any, boundary: Boundary) -> Iterator[dict[str, Any]]:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = layer.name in boundary.unfrozen and not is_norm
     try:
-        yield {
-            variable.path: variable for layer in layers for variable in layer.trainable_variables
-        }
+        yield {weight.path: weight for layer in layers for weight in layer.trainable_variables}
     finally:
         base_model.trainable = False
         for layer, weights in zip(layers, before, strict=True):
@@ -100,22 +98,17 @@ def _boundaries(base_model: Any) -> dict[str, Boundary]:
         if not isinstance(layer, keras.Layer) or not parents[place] or crossing != {place}:
             return None
         layers = [operations[each] for each in above if isinstance(operations[each], keras.Layer)]
-        learn = any(
-            each.weights and not isinstance(each, keras.layers.BatchNormalization)
-            for each in layers
-        )
+        norm = keras.layers.BatchNormalization
+        learn = any(each.weights and not isinstance(each, norm) for each in layers)
         if len(layer.output.shape) != 4 or not learn:
             return None
         names = tuple(each.name for each in layers)
         return Boundary(layer.name, names, tuple(layer.output.shape[1:]))
 
-    cuts: dict[int, Boundary | None] = {}
-    found = {}
-    for place, operation in enumerate(operations):
-        if len(parents[place]) == 1:
-            (parent,) = parents[place]
-            if parent not in cuts:
-                cuts[parent] = cut_after(parent)
-            if boundary := cuts[parent]:
-                found[operation.name] = boundary
-    return found
+    single = {place: above[0] for place, above in enumerate(parents) if len(above) == 1}
+    cuts = {parent: cut_after(parent) for parent in set(single.values())}
+    return {
+        operations[place].name: boundary
+        for place, parent in single.items()
+        if (boundary := cuts[parent])
+    }

@@ -16,6 +16,7 @@ from pipeline.bases.config import BaseConfig
 from pipeline.engines.network import (
     IMAGE,
     Affine,
+    Array,
     CannotConvert,
     Conv,
     Crop,
@@ -34,18 +35,8 @@ from pipeline.keras_backend import keras
 Inputs = tuple[str, ...]
 Numbers = npt.NDArray[Any] | float
 
-_ACTIVATIONS = {  # Keras' names
-    "relu": "relu",
-    "relu6": "relu6",
-    "sigmoid": "sigmoid",
-    "silu": "swish",
-    "swish": "swish",
-    "hard_sigmoid": "hard_sigmoid",
-    "hard_silu": "hard_swish",
-    "hard_swish": "hard_swish",
-    "tanh": "tanh",
-    "gelu": "gelu",
-}
+_SAME_NAME = ("relu", "relu6", "sigmoid", "swish", "hard_sigmoid", "hard_swish", "tanh", "gelu")
+_ACTIVATIONS = {name: name for name in _SAME_NAME} | {"silu": "swish", "hard_silu": "hard_swish"}
 
 
 def read_network(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> Network:
@@ -54,11 +45,10 @@ def read_network(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> 
     Raises UsageError for another layer, CannotConvert for an unsupported one.
     """
     outputs = {layer: feature_maps(base_model, config.network, layer) for layer in layers}
-    operations = _read(base_model, outputs)
     return Network(
         image_size=config.size,
         preprocessing=config.rescale,
-        operations=simplified(operations, layers),
+        operations=simplified(_read(base_model, outputs), layers),
         outputs={layer: tuple(maps.shape[1:]) for layer, maps in outputs.items()},
     )
 
@@ -107,14 +97,10 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
             depthwise = _depthwise(layer, layer.depthwise_kernel, f"{name}/depthwise", inputs)
             yield replace(depthwise, bias=np.zeros(len(depthwise.weight), np.float32))
             weight = _array(layer.pointwise_kernel).transpose(3, 2, 0, 1)
-            bias = _bias(layer, len(weight))
-            conv = Conv(name=name, inputs=(depthwise.name,), weight=weight, bias=bias)
-            yield from _activated(layer, conv)
+            yield from _activated(layer, _pointwise(layer, name, (depthwise.name,), weight))
         case "Dense":
             weight = _array(layer.kernel).T[:, :, None, None]
-            bias = _bias(layer, len(weight))
-            conv = Conv(name=name, inputs=inputs, weight=weight, bias=bias)
-            yield from _activated(layer, conv)
+            yield from _activated(layer, _pointwise(layer, name, inputs, weight))
         case "BatchNormalization":
             mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
             scale = _scale(layer) / np.sqrt(variance.astype(float) + layer.epsilon)
@@ -192,16 +178,17 @@ def _demand(layer: Any, is_known: bool, reason: str) -> None:
         )
 
 
-def _conv(
-    layer: Any, name: str, inputs: Inputs, weight: npt.NDArray[np.float32], groups: int
-) -> Conv:
+def _pointwise(layer: Any, name: str, inputs: Inputs, weight: Array) -> Conv:
+    """A convolution of single places with weight (O, I, 1, 1)."""
+    bias = _array(layer.bias) if layer.use_bias else np.zeros(len(weight), np.float32)
+    return Conv(name=name, inputs=inputs, weight=weight, bias=bias)
+
+
+def _conv(layer: Any, name: str, inputs: Inputs, weight: Array, groups: int) -> Conv:
     """A convolution with weight (O, I / groups, height, width)."""
     size = (weight.shape[2], weight.shape[3])
-    return Conv(
-        name=name,
-        inputs=inputs,
-        weight=weight,
-        bias=_bias(layer, len(weight)),
+    return replace(
+        _pointwise(layer, name, inputs, weight),
         stride=layer.strides,
         pads=_pads(layer, size, layer.dilation_rate),
         dilation=layer.dilation_rate,
@@ -216,12 +203,8 @@ def _depthwise(layer: Any, kernel: Any, name: str, inputs: Inputs) -> Conv:
     return _conv(layer, name, inputs, weight, channels)
 
 
-def _array(variable: Any) -> npt.NDArray[np.float32]:
+def _array(variable: Any) -> Array:
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float32)
-
-
-def _bias(layer: Any, channels: int) -> npt.NDArray[np.float32]:
-    return _array(layer.bias) if layer.use_bias else np.zeros(channels, np.float32)
 
 
 def _scale(norm: Any) -> Numbers:
@@ -271,14 +254,13 @@ def _pads(layer: Any, size: Pair, dilation: Pair = (1, 1)) -> Sides:
     """The zeros that TensorFlow puts around: what is odd goes below and to the right."""
     if layer.padding == "valid":
         return (0, 0, 0, 0)
-    before, after = [], []
+    missing = []
     for sides in zip(layer.input.shape[1:3], size, layer.strides, dilation, strict=True):
         length, window, stride, step = sides
         reach = (-(-length // stride) - 1) * stride + (window - 1) * step + 1
-        missing = max(reach - length, 0)
-        before.append(missing // 2)
-        after.append(missing - missing // 2)
-    return (before[0], before[1], after[0], after[1])
+        missing.append(max(reach - length, 0))
+    high, wide = missing
+    return (high // 2, wide // 2, high - high // 2, wide - wide // 2)
 
 
 def _affine(

@@ -32,9 +32,8 @@ def convert(network: Network, folder: Path) -> None:
 class OnnxEngine(Engine):
     """One thread a run, as many runs of a few images at a time as there are cores.
 
-    Threads that share a run wait for each other at each layer, the more so where decoding threads
-    want the same cores. Memory does not grow with the batch. Every run has the same size, so that
-    an image's features do not depend on how many stand beside it.
+    Threads that share a run wait for each other at each layer. Memory does not grow with the batch.
+    Every run has the same size: an image's features do not depend on how many stand beside it.
     """
 
     name = "onnx"
@@ -89,8 +88,5 @@ class OnnxEngine(Engine):
     def _run(self, images: npt.NDArray[np.uint8]) -> Features:
         found = self._session.run(self._layers, {"images": images})
         maps = dict(zip(self._layers, found, strict=True))
-        return {
-            key: pooled(maps[layer], pooling)
-            for key in self.row_shapes
-            for layer, pooling in [split_layer_key(key)]
-        }
+        split = {key: split_layer_key(key) for key in self.row_shapes}
+        return {key: pooled(maps[layer], pooling) for key, (layer, pooling) in split.items()}

@@ -130,13 +130,10 @@ class _Graph:
                 self.node("BatchNormalization", inputs, target, epsilon=0.0)
             case LayerNorm():
                 rows = self.node("Transpose", inputs, f"{name}/in", perm=_TO_ROWS)
-                rows_and_numbers = [
-                    rows,
-                    self.constant(f"{name}/scale", operation.scale),
-                    self.constant(f"{name}/offset", operation.offset),
-                ]
+                factors = self.constant(f"{name}/scale", operation.scale)
+                taken = [rows, factors, self.constant(f"{name}/offset", operation.offset)]
                 epsilon, out = operation.epsilon, f"{name}/out"
-                normed = self.node("LayerNormalization", rows_and_numbers, out, epsilon=epsilon)
+                normed = self.node("LayerNormalization", taken, out, epsilon=epsilon)
                 self.node("Transpose", [normed], target, perm=_TO_MAPS)
             case Function(function="relu6"):
                 low = self.constant(f"{name}/low", np.float32(0))

@@ -18,9 +18,8 @@ log = logging.getLogger(__name__)
 class TensorFlowEngine(Engine):
     """Runs the whole model, preprocessing included, in one traced function.
 
-    Every batch is padded to the same size, so that the function is traced once and an image's
-    features do not depend on how many stand beside it. On a GPU, products keep all their digits:
-    TensorFloat-32, TensorFlow's default there, has an error of 1e-3.
+    Every batch is padded to the same size: the function is traced once, and an image's features do
+    not depend on how many stand beside it. On a GPU, TensorFloat-32 would have an error of 1e-3.
     """
 
     name = TENSORFLOW
