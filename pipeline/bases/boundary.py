@@ -20,8 +20,8 @@ class Boundary(NamedTuple):
 def find_boundary(base_model: Any, base: Base, first_unfrozen: str) -> Boundary:
     """Find the tensor that ``first_unfrozen`` and everything beside and behind it hangs on.
 
-    VGG16's ``block5_conv1`` -> ``block4_pool``, (9, 9, 512) at 150 pixels. Where a block begins
-    with several branches, the first layer of any of them stands for all.
+    VGG16's ``block5_conv1`` -> ``block4_pool``, (9, 9, 512) at 150 pixels. Of several branches that
+    a block begins with, the first layer of any stands for all.
 
     Raises UsageError for an unknown layer, and for one before which several tensors cross.
     """
@@ -31,8 +31,8 @@ def find_boundary(base_model: Any, base: Base, first_unfrozen: str) -> Boundary:
             f"{base.name} has no layer {first_unfrozen!r}: --list-layers {base.name} shows them"
         )
     boundaries = _boundaries(base_model)
-    if first_unfrozen in boundaries:
-        return boundaries[first_unfrozen]
+    if boundary := boundaries.get(first_unfrozen):
+        return boundary
     place = names.index(first_unfrozen)
     before = [name for name in names[:place] if name in boundaries][-1:]
     after = [name for name in names[place:] if name in boundaries][:1]

@@ -52,10 +52,7 @@ class OnnxEngine(Engine):
         path = folder / MODEL_FILE
         try:
             self._session = onnxruntime.InferenceSession(
-                path,
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=WRONG_OPTIMIZERS,
+                path, options, ["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS
             )
         except Exception as error:  # its exceptions have no common ancestor but this
             raise BadDataError(
@@ -80,10 +77,8 @@ class OnnxEngine(Engine):
         starts = range(0, len(padded), IMAGES_PER_RUN)
         runs = [padded[start : start + IMAGES_PER_RUN] for start in starts]
         rows = list(self._threads.map(self._run, runs))
-        return {
-            key: np.concatenate([each[key] for each in rows])[: len(images)]
-            for key in self.row_shapes
-        }
+        count, keys = len(images), self.row_shapes
+        return {key: np.concatenate([each[key] for each in rows])[:count] for key in keys}
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Features:
         found = self._session.run(self._layers, {"images": images})

@@ -32,8 +32,8 @@ _FUNCTIONS: Mapping[str, str] = {
 def write_onnx(network: ops.Network, path: Path) -> None:
     """Write a network.
 
-    Messages that follow each other in a file are one to who reads it, repeated fields appended: so
-    each weight is written by itself, and no second copy of all of them is ever in memory.
+    Messages that follow each other in a file are one to who reads it, repeated fields appended:
+    each weight is written by itself, without a second copy of all in memory.
     """
     opsets = [helper.make_opsetid("", _OPSET)]
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), opset_import=opsets)
@@ -45,10 +45,9 @@ def write_onnx(network: ops.Network, path: Path) -> None:
             graph.add(operation)
         for layer in network.outputs:
             graph.node("Transpose", [_maps(layer)], layer, perm=_TO_ROWS)
-        size = network.image_size
-        model.graph.input.append(
-            helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", size, size, 3])
-        )
+        shape = ["batch", network.image_size, network.image_size, 3]
+        images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, shape)
+        model.graph.input.append(images)
         model.graph.output.extend(
             helper.make_tensor_value_info(layer, TensorProto.FLOAT, ["batch", *shape])
             for layer, shape in network.outputs.items()

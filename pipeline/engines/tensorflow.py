@@ -42,9 +42,8 @@ class TensorFlowEngine(Engine):
             key: tuple(output.shape[1:])
             for key, output in zip(layers, self._model.outputs, strict=True)
         }
-        self._forward = tf.function(
-            lambda images: tf.nest.flatten(self._model(images, training=False))
-        )
+        model = self._model
+        self._forward = tf.function(lambda images: tf.nest.flatten(model(images, training=False)))
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         missing = self._batch_size - len(images)

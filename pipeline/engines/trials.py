@@ -73,8 +73,7 @@ class Trial:
 def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | None) -> Engine | None:
     """Open the engine that ``config`` names, or the fastest; None for TensorFlow.
 
-    A conversion that is gone or damaged is made anew. Parameters and errors are those of
-    `pipeline.engines.open_engine`.
+    A conversion that is gone or damaged is made anew. Raises as `pipeline.engines.open_engine`.
     """
     wanted, weights = config.engine, name_weights(config)
     versions = _installed(wanted)
@@ -117,11 +116,7 @@ def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | Non
 
 
 def _try(
-    config: BaseConfig,
-    layers: Sequence[str],
-    folder: Path,
-    versions: Mapping[str, str],
-    images: Images,
+    config: BaseConfig, layers: list[str], folder: Path, versions: dict[str, str], images: Images
 ) -> dict[str, Trial]:
     """Convert, then run each engine on the images; TensorFlow's features are the reference."""
     names = " and ".join(versions)
@@ -199,8 +194,8 @@ def _machine() -> str:
 def _processor() -> str:
     named_by = ("model name", "CPU implementer", "CPU part")  # x86; ARM
     try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith(named_by)]
-            return " ".join(dict.fromkeys(names))
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n")
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith(named_by)]
+        return " ".join(dict.fromkeys(names))
     except OSError:  # not Linux
         return platform.processor()

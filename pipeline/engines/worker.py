@@ -178,11 +178,7 @@ def _name_weights(config: BaseConfig) -> dict[str, Any]:
 
 
 def _reference(
-    config: BaseConfig,
-    layers: Sequence[str],
-    images: str,
-    reference: str,
-    folders: Mapping[str, str],
+    config: BaseConfig, layers: Sequence[str], images: str, reference: str, folders: dict[str, str]
 ) -> dict[str, Any]:
     """TensorFlow's features; converts the base. Engine -> what is known of its trial by now."""
     from pipeline.engines.tensorflow import TensorFlowEngine
@@ -223,12 +219,7 @@ def _convert_base(
 
 
 def _try_runtime(
-    config: BaseConfig,
-    layers: Sequence[str],
-    engine: str,
-    folder: str,
-    images: str,
-    reference: str,
+    config: BaseConfig, layers: list[str], engine: str, folder: str, images: str, reference: str
 ) -> dict[str, Any]:
     """How fast another engine is, and how far from TensorFlow."""
     runtime, sample = load_runtime(engine)(Path(folder), layers=layers), np.load(images)
