@@ -151,10 +151,8 @@ def preview_views(
     paths = [file.path for file in found.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
     digests, _ = hash_files(found.root, paths)
     read = read_images(found.root, digests, image_size=config.size, resize=config.resize)
-    with closing(read) as images:
-        rows = [
-            (path, digests[path], each) for path, each in images if not isinstance(each, Skipped)
-        ]
+    with closing(read):
+        rows = [(path, digests[path], each) for path, each in read if not isinstance(each, Skipped)]
     make_folder(config.cache_dir)
     sheet = config.cache_dir / f"{found.name}+{augmentation.digest[:VARIANT_DIGITS]}-views.png"
     write_view_sheet(sheet, rows, augmentation=augmentation, views=views)

@@ -99,11 +99,8 @@ def _say_what_was_found(images: "ImageSet") -> None:
     counts = Counter((file.split, file.label) for file in images.files)
     for split in sorted({split for split, _ in counts}):
         name = SPLIT_NAMES[split] if split else "no split folders, classify will split"
-        listed = [
-            f"{printable(label)} {counts[split, number]:,}"
-            for number, label in enumerate(images.classes)
-        ]
-        log.info("  %s: %s", name, ", ".join(listed[:20] + ["…"] * (len(listed) > 20)))
+        shown = [f"{printable(each)} {counts[split, n]:,}" for n, each in enumerate(images.classes)]
+        log.info("  %s: %s", name, ", ".join(shown[:20] + ["…"] * (len(shown) > 20)))
     if images.ignored:
         log.warning("ignored beside the class folders: %s", printable(", ".join(images.ignored)))
 

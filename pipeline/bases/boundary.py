@@ -107,8 +107,4 @@ def _boundaries(base_model: Any) -> dict[str, Boundary]:
 
     single = {place: above[0] for place, above in enumerate(parents) if len(above) == 1}
     cuts = {parent: cut_after(parent) for parent in set(single.values())}
-    return {
-        operations[place].name: boundary
-        for place, parent in single.items()
-        if (boundary := cuts[parent])
-    }
+    return {operations[at].name: cut for at, parent in single.items() if (cut := cuts[parent])}

@@ -111,10 +111,7 @@ def build_untrained(base: Base, image_size: int, weights: str | None = None) -> 
 
 @contextlib.contextmanager
 def downloading(what: str, option: str) -> Iterator[None]:
-    """What Keras tells goes to stderr; a failed download is an UnreachableError.
-
-    ``option`` takes a file instead.
-    """
+    """Keras' words go to stderr; a failed download raises UnreachableError, naming ``option``."""
     # Keras' download sets no timeout of its own and would hang behind a silent firewall
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT_SECONDS)

@@ -157,9 +157,8 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operation
 def _demand(layer: Any, is_known: bool, reason: str) -> None:
     """Raise CannotConvert unless a layer's settings are known here."""
     if not is_known:
-        raise ops.CannotConvert(
-            f"layer {layer.name} ({type(layer).__name__}) cannot be converted: {reason}"
-        )
+        kind = type(layer).__name__
+        raise ops.CannotConvert(f"layer {layer.name} ({kind}) cannot be converted: {reason}")
 
 
 def _pointwise(layer: Any, name: str, inputs: Inputs, weight: ops.Array) -> ops.Conv:

@@ -119,13 +119,10 @@ def _layers(network: ops.Network) -> Iterator[_Layer]:
     yield from _affine(ops.Affine(name=ops.IMAGE, inputs=(PIXELS,), scale=scale, offset=offset))
     activations = _activations_to_fuse(network)
     for operation in network.operations:
-        match operation:
-            case ops.Conv():
-                yield _convolution(operation, activations.get(operation.name))
-            case ops.Function() if operation in activations.values():
-                pass
-            case _:
-                yield from _other(operation)
+        if isinstance(operation, ops.Conv):
+            yield _convolution(operation, activations.get(operation.name))
+        elif operation not in activations.values():
+            yield from _other(operation)
 
 
 def _activations_to_fuse(network: ops.Network) -> dict[str, ops.Function]:

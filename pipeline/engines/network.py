@@ -130,8 +130,7 @@ def simplified(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple
 def _with_affines_folded(
     operations: Sequence[Operation], outputs: Sequence[str]
 ) -> list[Operation]:
-    """An affine operation becomes part of the convolution, or affine operation, that it follows,
-    where nobody else wants that one's result."""
+    """Fold an affine operation into the Conv or Affine before it, where only it wants that one."""
     readers = Counter(name for operation in operations for name in operation.inputs)
     made: dict[str, Operation] = {}
     for operation in operations:

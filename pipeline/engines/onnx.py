@@ -59,16 +59,14 @@ class OnnxEngine(Engine):
                 f"{printable(path)} cannot be opened by ONNX Runtime: delete it, and it is made "
                 f"anew ({' '.join(str(error).split())[:200]})"
             ) from error
-        shapes = {output.name: tuple(output.shape[1:]) for output in self._session.get_outputs()}
+        maps = {output.name: tuple(output.shape[1:]) for output in self._session.get_outputs()}
         self._layers = list(dict.fromkeys(split_layer_key(key)[0] for key in layers))
-        if missing := [layer for layer in self._layers if layer not in shapes]:
+        if missing := [layer for layer in self._layers if layer not in maps]:
             raise BadDataError(
-                f"{printable(path)} holds {', '.join(shapes)}; received {', '.join(missing)}: "
+                f"{printable(path)} holds {', '.join(maps)}; received {', '.join(missing)}: "
                 f"delete it, and it is made anew"
             )
-        self.row_shapes = {
-            key: pooled_shape(shapes[split_layer_key(key)[0]], key) for key in layers
-        }
+        self.row_shapes = {key: pooled_shape(maps[split_layer_key(key)[0]], key) for key in layers}
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Features:

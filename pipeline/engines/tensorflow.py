@@ -36,20 +36,15 @@ class TensorFlowEngine(Engine):
         if self.gpus:
             log.info("TensorFlow computes on %s", printable(", ".join(self.gpus)))
         self.base_model, self.weights = build_base(config)
-        self._model = feature_model(self.base_model, config, layers)
+        model = feature_model(self.base_model, config, layers)
         self._batch_size = config.batch_size
-        self.row_shapes = {
-            key: tuple(output.shape[1:])
-            for key, output in zip(layers, self._model.outputs, strict=True)
-        }
-        model = self._model
+        shapes = [tuple(output.shape[1:]) for output in model.outputs]
+        self.row_shapes = dict(zip(layers, shapes, strict=True))
         self._forward = tf.function(lambda images: tf.nest.flatten(model(images, training=False)))
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         missing = self._batch_size - len(images)
         padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
         outputs = self._forward(tf.constant(padded))
-        return {
-            key: output.numpy()[: len(images)]
-            for key, output in zip(self.row_shapes, outputs, strict=True)
-        }
+        found = zip(self.row_shapes, outputs, strict=True)
+        return {key: output.numpy()[: len(images)] for key, output in found}
