@@ -19,7 +19,7 @@ class TensorFlowEngine(Engine):
     """Runs the whole model, preprocessing included, in one traced function.
 
     Every batch is padded to the same size: the function is traced once, and an image's features do
-    not depend on how many stand beside it. On a GPU, TensorFloat-32 would have an error of 1e-3.
+    not depend on how many stand beside it. TensorFloat-32, a GPU's default, has an error of 1e-3.
     """
 
     name = TENSORFLOW
