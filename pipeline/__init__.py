@@ -11,24 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import extract_features, predict_images
-    from pipeline.cache.config import ExtractConfig
-    from pipeline.cache.loading import load_features
-    from pipeline.estimator import FeatureExtractor, load_model
-    from pipeline.evaluation.compare import compare_heads
-    from pipeline.models.config import PredictConfig
+    from pipeline.api import extract_features as extract_features
+    from pipeline.api import predict_images as predict_images
+    from pipeline.cache.config import ExtractConfig as ExtractConfig
+    from pipeline.cache.loading import load_features as load_features
+    from pipeline.estimator import FeatureExtractor as FeatureExtractor
+    from pipeline.estimator import load_model as load_model
+    from pipeline.evaluation.compare import compare_heads as compare_heads
+    from pipeline.models.config import PredictConfig as PredictConfig
 
 __version__ = "0.1.0"
-__all__ = [
-    "ExtractConfig",
-    "FeatureExtractor",
-    "PredictConfig",
-    "compare_heads",
-    "extract_features",
-    "load_features",
-    "load_model",
-    "predict_images",
-]
 _HOMES = {
     "ExtractConfig": "pipeline.cache.config",
     "FeatureExtractor": "pipeline.estimator",
@@ -39,6 +31,7 @@ _HOMES = {
     "load_model": "pipeline.estimator",
     "predict_images": "pipeline.api",
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

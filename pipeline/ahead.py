@@ -23,8 +23,8 @@ def in_order(
     none of these is ever idle. Raises what an item's computation raised, in its place, and what
     taking the next item raised, behind the results of all before it.
 
-    Who may stop before the end closes it. Left to the garbage collector, its threads are joined
-    wherever that happens to run, and inside `threading` itself that is a deadlock.
+    Who may stop before the end closes it: the garbage collector would join its threads wherever
+    it happens to run, and inside `threading` itself that is a deadlock.
     """
     most = threads + 1 if waiting is None else waiting
     with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:

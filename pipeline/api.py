@@ -28,15 +28,7 @@ from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import (
-    NO_SPLIT,
-    TRAIN,
-    FoundFile,
-    ImageSet,
-    Skipped,
-    find_images,
-    scan_folder,
-)
+from pipeline.images.scan import NO_SPLIT, TRAIN, ImageSet, Skipped, find_images, scan_folder
 from pipeline.models.config import PredictConfig
 from pipeline.models.predicting import Predictions
 from pipeline.text import counted, printable
@@ -53,11 +45,8 @@ LISTED = 10  # duplicates named in a warning
 class Extraction:
     """What stage one did.
 
-    Attributes
-    ----------
-    table : the cache, to read features from.
-    computed : forward passes of this run.
-    skipped : files without a row, each with the reason; also in ``skipped_file``.
+    ``table`` is the cache, ``computed`` counts the forward passes of this run; ``skipped`` are
+    files without a row, each with the reason, listed in ``skipped_file``, too.
     """
 
     table: FeatureTable
@@ -83,11 +72,10 @@ def extract_features(
     Parameters
     ----------
     data : folder with ``train/ validation/ test/`` of class folders, or class folders alone.
-    config : how; None for the defaults.
     progress : called with (images done, images in all).
     on_scan : called with the folder's contents before the work begins.
-    **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; its docstring lists
-        them. They replace those of ``config``.
+    **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they replace those
+        of ``config``.
 
     Raises a `pipeline.errors.PipelineError` for every expected failure.
 
@@ -152,7 +140,7 @@ def preview_views(
 ) -> Path:
     """Draw some training images and their views, as a base would see them, on a PNG sheet.
 
-    Takes what `extract_features` takes; returns ``<cache_dir>/<set>+<augmentation>-views.png``.
+    Returns ``<cache_dir>/<set>+<augmentation>-views.png``.
     """
     from pipeline.report.sheets import write_view_sheet
 
@@ -163,12 +151,8 @@ def preview_views(
     paths = [file.path for file in found.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
     digests, _ = hash_files(found.root, paths)
     read = read_images(found.root, digests, image_size=config.size, resize=config.resize)
-    with closing(read) as images:
-        rows = [
-            (path, digests[path], pixels)
-            for path, pixels in images
-            if not isinstance(pixels, Skipped)
-        ]
+    with closing(read):
+        rows = [(path, digests[path], each) for path, each in read if not isinstance(each, Skipped)]
     make_folder(config.cache_dir)
     sheet = config.cache_dir / f"{found.name}+{augmentation.digest[:VARIANT_DIGITS]}-views.png"
     write_view_sheet(sheet, rows, augmentation=augmentation, views=views)
@@ -193,10 +177,8 @@ def repair_cache(
 ) -> Repair:
     """Mend a damaged cache file, computing again only the rows that are bad.
 
-    Parameters
-    ----------
-    weights : the weights file, where the one that the cache was made with has moved.
-    cache_dir : where fetched ImageNet weights are.
+    ``weights`` names the weights file where the one that the cache was made with has moved;
+    fetched ImageNet weights are below ``cache_dir``.
 
     Raises BadDataError if the file is past mending, NoInputError if the image folder is gone.
     """
@@ -251,7 +233,7 @@ def repair_cache(
 
 def warn_of_duplicates(found: ImageSet, digests: Mapping[bytes, bytes]) -> None:
     """Log which identical files have two labels or are in two splits: they inflate scores."""
-    by_digest: dict[bytes, list[FoundFile]] = defaultdict(list)
+    by_digest = defaultdict(list)
     for file in found.files:
         if file.path in digests:
             by_digest[digests[file.path]].append(file)
@@ -271,17 +253,16 @@ def predict_images(
 ) -> Predictions:
     """Classify image files with a trained head.
 
-    The files are found and the head is loaded at once; images are looked at while one iterates
-    over what is returned. An image whose features a cache holds is neither decoded nor run; of a
-    head that was trained on float16 features, new ones are rounded in the same way.
+    The files are found and the head is loaded at once, images are looked at while one iterates.
+    An image whose features a cache holds is neither decoded nor run; for a head that was trained on
+    float16 features, new ones are rounded, too.
 
     Parameters
     ----------
     images : files, folders (all files below them) and patterns, ``photos/**/*.jpg``.
-    config : how; None for the defaults.
-    **options : fields of `pipeline.PredictConfig`, such as ``model="results/<run>"``; its docstring
-        lists them. They replace those of ``config``. ``model`` may also be what is already open,
-        such as an `pipeline.models.imagenet.ImagenetModel`.
+    **options : fields of `pipeline.PredictConfig`, such as ``model="results/<run>"``; they replace
+        those of ``config``. ``model`` may be what is already open, such as an
+        `pipeline.models.imagenet.ImagenetModel`.
 
     Raises a `pipeline.errors.PipelineError` for every expected failure.
 

@@ -74,12 +74,9 @@ def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentatio
 
 def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -> C:
     """Make a config from parsed arguments; ``values`` replace or complete them."""
-    parsed = {
-        each.name: getattr(arguments, each.name)
-        for each in fields(config)
-        if flag_of(each) and hasattr(arguments, each.name)
-    }
-    return config(**{**parsed, **values})
+    named = vars(arguments)
+    names = [each.name for each in fields(config) if flag_of(each) and each.name in named]
+    return config(**{**{name: named[name] for name in names}, **values})
 
 
 def run(
@@ -140,8 +137,7 @@ def print_json(document: Any) -> None:
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    """Plain lines, warnings and errors say so, to whatever stderr is now: while a progress bar is
-    drawn, rich stands in for it and puts the line above the bar."""
+    """Plain lines to whatever stderr is now: rich, while it draws a bar, puts them above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -153,9 +149,9 @@ class _StderrHandler(logging.StreamHandler[Any]):
 
 
 class ProgressBar:
-    """How far a long step, ``label``, is, with its rate and the time left; on stderr.
+    """How far a long step is, its rate and the time left, on stderr: ``bar(done, total)``.
 
-    A bar where stderr is a terminal, else a line every ten seconds. Called as ``bar(done, total)``.
+    A bar where stderr is a terminal, else a line every ten seconds.
     """
 
     def __init__(self, label: str, *, unit: str) -> None:
@@ -185,24 +181,17 @@ class ProgressBar:
             self._draw(done, total, note)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            print(
-                f"{self.label}: {done:,} of {counted(total, self.unit)}, {note}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self.label}: {done:,} of {counted(total, self.unit)}, {note}"
+            print(line, file=sys.stderr, flush=True)
 
     def _draw(self, done: int, total: int, note: str) -> None:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            self._bar = Progress(
-                TextColumn(self.label),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-            )
+            note_column = TextColumn("{task.fields[note]}")
+            columns = (TextColumn(self.label), BarColumn(), MofNCompleteColumn(), note_column)
+            self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=total, note=note)
         self._bar.update(self._task, completed=done, total=total, note=note)

@@ -63,13 +63,14 @@ class Config:
         for each in fields(self):
             value, kind = getattr(self, each.name), each.metadata.get("type")
             choices = each.metadata.get("choices")
-            if choices and value is not None and value not in choices:
-                raise UsageError(
-                    f"{flag_of(each)} is one of {', '.join(choices)}; received {value!r}"
-                )
-            if kind in (str, Path) and value is not None:
+            if value is None:
+                continue
+            if choices and value not in choices:
+                known = ", ".join(choices)
+                raise UsageError(f"{flag_of(each)} is one of {known}; received {value!r}")
+            if kind in (str, Path):
                 object.__setattr__(self, each.name, kind(value))
-            elif kind is int and value is not None:
+            elif kind is int:
                 try:  # NumPy's integers become Python's, which JSON has
                     object.__setattr__(self, each.name, operator.index(value))
                 except TypeError as error:
@@ -96,9 +97,8 @@ def documented(config: Class) -> Class:
         default = str(each.default) if isinstance(each.default, Path) else each.default
         lines.append(f"{each.name} : {kind}, default={default!r}")
         text = each.metadata.get("help", "") % {"default": each.default}
-        lines += textwrap.wrap(
-            f"{text[:1].upper()}{text[1:]}.", 92, initial_indent="    ", subsequent_indent="    "
-        )
+        wrapped = textwrap.fill(f"{text[:1].upper()}{text[1:]}.", 88)
+        lines.append(textwrap.indent(wrapped, "    "))
     config.__doc__ = "\n".join([*lines, "", examples + tail])
     return config
 

@@ -30,9 +30,8 @@ from pipeline.spec import FeatureSpec
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turn images into features of a frozen convolutional base, each image once.
 
-    A scikit-learn transformer. Features are cached on the disk by the content of the images: a
-    second fit, another fold, a clone, another process, an image set that was extracted before cost
-    no forward pass.
+    A scikit-learn transformer. Features are cached on the disk by the images' content: a second
+    fit, another fold, a clone, another process, a set extracted before cost no forward pass.
 
     Parameters
     ----------
@@ -40,11 +39,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     image_shape : None where images are paths or uint8 arrays (N, H, W, 3). Else rows of X are
         flattened images of this shape: ``(28, 28)`` for grey, ``(32, 32, 3)`` for RGB; one side
         may be -1, as in `numpy.reshape`.
-    value_range : the least and the greatest value in such rows, black and white; what is beyond
-        is cut off.
-    base, pooling, image_size, weights, preprocessing, resize, dtype : as for
-        `pipeline.ExtractConfig`; maps that are not pooled are flattened, (N, H·W·C).
-    batch_size, engine, seed, cache_dir : as for `pipeline.ExtractConfig`.
+    value_range : black and white in such rows; what is beyond is cut off.
+    others : as for `pipeline.ExtractConfig`; maps that are not pooled are flattened, (N, H·W·C).
 
     Attributes
     ----------
@@ -100,18 +96,14 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self._fit(X)
 
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
-        """Features of the images in their order: (N, D) float32.
-
-        Only those of images that no cache holds are computed.
-        """
+        """Features of the images in their order, (N, D) float32; computes what no cache holds."""
         check_is_fitted(self)
         images = self._images(X, reset=False)
         if not hasattr(self, "_config"):  # unpickled, maybe on another machine
             config = self._make_config()
             if (here := feature_spec(config)) != self.spec_:
-                names = [
-                    name for name, value in vars(here).items() if value != vars(self.spec_)[name]
-                ]
+                there = vars(self.spec_)
+                names = [name for name, value in vars(here).items() if value != there[name]]
                 raise BadDataError(
                     f"this FeatureExtractor was fitted with other {' and '.join(names)}: "
                     f"fingerprint {self.spec_.fingerprint}, here {here.fingerprint}; fit it again"
@@ -164,15 +156,14 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _features(self, images: GivenImages) -> npt.NDArray[np.float32]:
         config = self._config
+        folder = (config.cache_dir / FOLDER).resolve()
         features = features_by_content(
             config.cache_dir,
             images,
             spec=self.spec_,
             layer=self.layer_,
             open_engine=self._open_engine,
-            document=cache_document(
-                FOLDER, (config.cache_dir / FOLDER).resolve(), config, self.spec_
-            ),
+            document=cache_document(FOLDER, folder, config, self.spec_),
             batch_size=config.batch_size,
         )
         return features.reshape(len(features), -1)
@@ -207,9 +198,8 @@ class TrainedModel:
 
         Parameters
         ----------
-        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3). Where
-            probabilities are means over views (``--tta``), these are drawn by content: an array
-            has other views than a file of the same picture.
+        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3). Views
+            (``--tta``) are drawn by content: an array has others than a file of the same picture.
 
         Raises BadDataError for an image that cannot be decoded.
         """
@@ -238,7 +228,7 @@ def load_model(
     Parameters
     ----------
     path : the folder of a run, ``results/<run>``, or one of its model files.
-    head : name of the head; None for the one that the run recommends.
+    head : None for the one that the run recommends.
     weights : the base's weights file, where the one that it was trained with has moved.
     cache_dir : where fetched ImageNet weights are.
 
@@ -254,12 +244,10 @@ def load_model(
     >>> model.predict(["photos/test/striped/000.png"]).tolist()
     ['striped']
     """
-    bundle = load_bundle(find_bundle(Path(path), head))
-    return TrainedModel(
-        Predictor(
-            bundle,
-            weights=None if weights is None else os.fspath(weights),
-            cache_dir=Path(cache_dir),
-            batch_size=batch_size,
-        )
+    predictor = Predictor(
+        load_bundle(find_bundle(Path(path), head)),
+        weights=None if weights is None else os.fspath(weights),
+        cache_dir=Path(cache_dir),
+        batch_size=batch_size,
     )
+    return TrainedModel(predictor)

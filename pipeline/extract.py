@@ -1,14 +1,19 @@
 """``python -m pipeline.extract``: run a frozen base once over image folders, cache its features."""
 
 import argparse
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import cli
 from pipeline.bases.config import BaseConfig
+from pipeline.bases.registry import BASES
 from pipeline.cache.config import AugmentConfig, ExtractConfig
+from pipeline.errors import NoInputError, UsageError
+from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
@@ -52,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _extract(arguments: argparse.Namespace) -> None:
     from pipeline.api import extract_features, preview_views
-    from pipeline.text import printable
 
     data = arguments.data or _only_set(Path("data"))
     config = cli.config_from(
@@ -72,14 +76,8 @@ def _extract(arguments: argparse.Namespace) -> None:
 
 def _only_set(folder: Path) -> Path:
     """The one image set in ``data/``; raises if there is none, or more than one."""
-    from pipeline.errors import NoInputError, UsageError
-    from pipeline.text import printable
-
-    found = []
-    if folder.is_dir():
-        found = sorted(
-            entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-        )
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = sorted(entry for entry in entries if entry.is_dir() and entry.name[0] != ".")
     if not found:
         raise NoInputError(
             f"no image set in {folder}/: name an image folder, or get a sample with "
@@ -93,32 +91,21 @@ def _only_set(folder: Path) -> Path:
 
 def _say_what_was_found(images: "ImageSet") -> None:
     """Counts per split and class on stderr, before the long part begins."""
-    import logging
-    from collections import Counter
-
     from pipeline.cache.file import SPLIT_NAMES
-    from pipeline.text import counted, printable
 
     log = logging.getLogger("pipeline")
-    log.info(
-        "%s: %s in %s", printable(images.root), counted(len(images.files), "file"),
-        counted(len(images.classes), "class", "classes"),
-    )  # fmt: skip
+    files, classes = len(images.files), counted(len(images.classes), "class", "classes")
+    log.info("%s: %s in %s", printable(images.root), counted(files, "file"), classes)
     counts = Counter((file.split, file.label) for file in images.files)
     for split in sorted({split for split, _ in counts}):
         name = SPLIT_NAMES[split] if split else "no split folders, classify will split"
-        listed = [
-            f"{printable(label)} {counts[split, number]:,}"
-            for number, label in enumerate(images.classes)
-        ]
-        log.info("  %s: %s", name, ", ".join(listed[:20] + ["…"] * (len(listed) > 20)))
+        shown = [f"{printable(each)} {counts[split, n]:,}" for n, each in enumerate(images.classes)]
+        log.info("  %s: %s", name, ", ".join(shown[:20] + ["…"] * (len(shown) > 20)))
     if images.ignored:
         log.warning("ignored beside the class folders: %s", printable(", ".join(images.ignored)))
 
 
 def _print_summary(done: "Extraction") -> None:
-    from pipeline.text import counted, duration, file_size, printable
-
     table = done.table
     for layer, shape in table.layers.items():
         print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
@@ -144,7 +131,7 @@ def _as_json(done: "Extraction") -> dict[str, object]:
         "views": int((table.columns.views > 0).sum()),
         "computed": done.computed,
         "skipped": [
-            {"path": os.fsdecode(item.path), "reason": item.reason} for item in done.skipped
+            {"path": os.fsdecode(each.path), "reason": each.reason} for each in done.skipped
         ],
         "layers": {layer: [len(table), *shape] for layer, shape in table.layers.items()},
         "bytes": table.path.stat().st_size,
@@ -153,8 +140,6 @@ def _as_json(done: "Extraction") -> dict[str, object]:
 
 
 def _list_bases(*, as_json: bool) -> None:
-    from pipeline.bases.registry import BASES
-
     if as_json:
         cli.print_json([base._asdict() for base in BASES.values()])
         return
@@ -168,8 +153,6 @@ def _list_bases(*, as_json: bool) -> None:
 def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
     config = BaseConfig(base=name, image_size=image_size)
     if not config.network.module:
-        from pipeline.errors import UsageError
-
         raise UsageError("the base pixels has no layers: the image itself is its features")
     from pipeline.bases.build import list_layers
 

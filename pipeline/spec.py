@@ -16,23 +16,14 @@ FINGERPRINT_DIGITS = 12  # 48 bits: a clash among a million caches has a chance 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """All that changes every number of a feature; nothing else.
+    """All that changes every number of a feature; nothing else."""
 
-    Attributes
-    ----------
-    base : registry name of the convolutional base, e.g. ``vgg16``, or ``pixels``.
-    weights : SHA-256 over the weight arrays, ``random-<seed>``, or ``none``.
-    preprocessing : ``native`` (the base's own) or ``rescale`` (1/255, as the book does).
-    image_size : height and width in pixels that the base sees.
-    pixels : SHA-256 over the probe images, see `pipeline.images.decode.pixels_digest`.
-    """
-
-    base: str
-    weights: str
+    base: str  # its name in the registry
+    weights: str  # SHA-256 over the weight arrays, ``random-<seed>``, or ``none``
     preprocessing: str
-    image_size: int
+    image_size: int  # height and width that the base sees
     resize: str
-    pixels: str
+    pixels: str  # SHA-256 over probe images, see `pipeline.images.decode.pixels_digest`
     dtype: str
 
     @property

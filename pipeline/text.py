@@ -34,8 +34,7 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:

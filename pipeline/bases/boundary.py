@@ -20,8 +20,8 @@ class Boundary(NamedTuple):
 def find_boundary(base_model: Any, base: Base, first_unfrozen: str) -> Boundary:
     """Find the tensor that ``first_unfrozen`` and everything beside and behind it hangs on.
 
-    VGG16's ``block5_conv1`` -> ``block4_pool``, (9, 9, 512) at 150 pixels. Where a block begins
-    with several branches, the first layer of any of them stands for all.
+    VGG16's ``block5_conv1`` -> ``block4_pool``, (9, 9, 512) at 150 pixels. Of several branches that
+    a block begins with, the first layer of any stands for all.
 
     Raises UsageError for an unknown layer, and for one before which several tensors cross.
     """
@@ -31,8 +31,8 @@ def find_boundary(base_model: Any, base: Base, first_unfrozen: str) -> Boundary:
             f"{base.name} has no layer {first_unfrozen!r}: --list-layers {base.name} shows them"
         )
     boundaries = _boundaries(base_model)
-    if first_unfrozen in boundaries:
-        return boundaries[first_unfrozen]
+    if boundary := boundaries.get(first_unfrozen):
+        return boundary
     place = names.index(first_unfrozen)
     before = [name for name in names[:place] if name in boundaries][-1:]
     after = [name for name in names[place:] if name in boundaries][:1]
@@ -65,9 +65,7 @@ def unfrozen(base_model: Any, boundary: Boundary) -> Iterator[dict[str, Any]]:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = layer.name in boundary.unfrozen and not is_norm
     try:
-        yield {
-            variable.path: variable for layer in layers for variable in layer.trainable_variables
-        }
+        yield {weight.path: weight for layer in layers for weight in layer.trainable_variables}
     finally:
         base_model.trainable = False
         for layer, weights in zip(layers, before, strict=True):
@@ -100,22 +98,13 @@ def _boundaries(base_model: Any) -> dict[str, Boundary]:
         if not isinstance(layer, keras.Layer) or not parents[place] or crossing != {place}:
             return None
         layers = [operations[each] for each in above if isinstance(operations[each], keras.Layer)]
-        learn = any(
-            each.weights and not isinstance(each, keras.layers.BatchNormalization)
-            for each in layers
-        )
+        norm = keras.layers.BatchNormalization
+        learn = any(each.weights and not isinstance(each, norm) for each in layers)
         if len(layer.output.shape) != 4 or not learn:
             return None
         names = tuple(each.name for each in layers)
         return Boundary(layer.name, names, tuple(layer.output.shape[1:]))
 
-    cuts: dict[int, Boundary | None] = {}
-    found = {}
-    for place, operation in enumerate(operations):
-        if len(parents[place]) == 1:
-            (parent,) = parents[place]
-            if parent not in cuts:
-                cuts[parent] = cut_after(parent)
-            if boundary := cuts[parent]:
-                found[operation.name] = boundary
-    return found
+    single = {place: above[0] for place, above in enumerate(parents) if len(above) == 1}
+    cuts = {parent: cut_after(parent) for parent in set(single.values())}
+    return {operations[at].name: cut for at, parent in single.items() if (cut := cuts[parent])}

@@ -17,13 +17,7 @@ import numpy as np
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import PIXELS, Base, Rescale
-from pipeline.bases.weights import (
-    arrays_digest,
-    fetch_imagenet,
-    file_arrays,
-    file_digest,
-    imagenet_copy,
-)
+from pipeline.bases.weights import arrays_digest, fetch_imagenet, file_arrays, imagenet_copy
 from pipeline.errors import BadDataError, UnreachableError, UsageError
 from pipeline.keras_backend import keras
 from pipeline.spec import split_layer_key
@@ -52,11 +46,9 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
     if config.weights == RANDOM:
         keras.utils.set_random_seed(config.seed)
         return build_untrained(base, config.size), f"random-{config.seed}"
-    if path is None:
-        fetched = imagenet_copy(base, config.weights_folder)
-        if fetched.is_file():
-            path = fetched
-            log.info("Using %s's ImageNet weights fetched earlier: %s", base.keras_name, path)
+    if path is None and (fetched := imagenet_copy(base, config.weights_folder)).is_file():
+        path = fetched
+        log.info("Using %s's ImageNet weights fetched earlier: %s", base.keras_name, path)
     if path is None:
         log.info(
             "Looking for %s's ImageNet weights in Keras' own cache (~/.keras/models); if they are "
@@ -76,7 +68,7 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
     model = build_untrained(base, config.size)
     load_file(model, path, base)
     digest = arrays_digest(model.get_weights())
-    if digest != file_digest(path):
+    if digest != arrays_digest(file_arrays(path)):
         raise BadDataError(f"weights file {path} does not fit {base.name}: arrays left over")
     restore_imagenet_rescaling(model, base)
     return model, digest
@@ -97,36 +89,29 @@ def feature_model(base_model: Any, config: BaseConfig, layers: Sequence[str]) ->
 
 def list_layers(config: BaseConfig) -> list[LayerInfo]:
     """Name, kind, output shape and parameters of each layer, as ``model.summary()`` has them."""
+    layers = build_untrained(config.network, config.size).layers
     return [
-        LayerInfo(
-            layer.name, type(layer).__name__, tuple(layer.output.shape[1:]), layer.count_params()
-        )
-        for layer in build_untrained(config.network, config.size).layers
+        LayerInfo(each.name, type(each).__name__, tuple(each.output.shape[1:]), each.count_params())
+        for each in layers
     ]
 
 
 def build_untrained(base: Base, image_size: int, weights: str | None = None) -> Any:
     """The frozen base with random or Keras' own weights, its unnamed layers named alike every time.
 
-    Keras numbers unnamed layers by a counter that each thread has of its own: in a new thread it
-    starts at the beginning, whatever was built before.
+    Keras numbers unnamed layers by a counter of the thread: in a new one it starts anew.
     """
     constructor = getattr(keras.applications, base.keras_name)
-    shape = (image_size, image_size, 3)
+    options = {"include_top": False, "input_shape": (image_size, image_size, 3)}
     with ThreadPoolExecutor(1) as fresh_thread:
-        model = fresh_thread.submit(
-            constructor, weights=weights, include_top=False, input_shape=shape
-        ).result()
+        model = fresh_thread.submit(constructor, weights=weights, **options).result()
     model.trainable = False
     return model
 
 
 @contextlib.contextmanager
 def downloading(what: str, option: str) -> Iterator[None]:
-    """What Keras tells goes to stderr; a failed download is an UnreachableError.
-
-    ``option`` takes a file instead.
-    """
+    """Keras' words go to stderr; a failed download raises UnreachableError, naming ``option``."""
     # Keras' download sets no timeout of its own and would hang behind a silent firewall
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT_SECONDS)
@@ -171,9 +156,7 @@ def load_file(model: Any, path: Path, base: Base, *, top: str = "without top") -
 
 
 def _shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
-    return sorted(
-        array.shape for array in arrays if array.ndim and np.issubdtype(array.dtype, np.floating)
-    )
+    return sorted(each.shape for each in arrays if each.ndim and each.dtype.kind == "f")
 
 
 def _describe(arrays: Sequence[Any]) -> str:
@@ -203,9 +186,8 @@ def preprocess(images: Any, rescale: Rescale) -> Any:
     if rescale.bgr:
         values = keras.ops.flip(values, axis=-1)
     if rescale != Rescale():
-        values = keras.layers.Rescaling(
-            list(rescale.scale), list(rescale.offset), name="preprocessing"
-        )(values)
+        scale, offset = list(rescale.scale), list(rescale.offset)
+        values = keras.layers.Rescaling(scale, offset, name="preprocessing")(values)
     return values
 
 
@@ -225,12 +207,10 @@ def feature_maps(model: Any, base: Base, layer: str) -> Any:
 def _tap(model: Any, base: Base, key: str) -> Any:
     layer, pooling = split_layer_key(key)
     maps = feature_maps(model, base, layer)
-    name = key.replace(":", "_pooled_")
-    if pooling == "avg":
-        return keras.layers.GlobalAveragePooling2D(name=name)(maps)
-    if pooling == "max":
-        return keras.layers.GlobalMaxPooling2D(name=name)(maps)
-    return maps
+    if pooling == "none":
+        return maps
+    kinds = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
+    return kinds[pooling](name=key.replace(":", "_pooled_"))(maps)
 
 
 LABELS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json"
@@ -269,12 +249,6 @@ def build_full_model(config: BaseConfig) -> Any:
 
 def fetch_labels() -> Path:
     """Keras' list of the 1,000 classes, from its cache or its host; raises UnreachableError."""
+    name, options = "imagenet_class_index.json", {"cache_subdir": "models", "file_hash": LABELS_MD5}
     with downloading("the names of ImageNet's classes", "--labels"):
-        return Path(
-            keras.utils.get_file(
-                "imagenet_class_index.json",
-                LABELS_URL,
-                cache_subdir="models",
-                file_hash=LABELS_MD5,
-            )
-        )
+        return Path(keras.utils.get_file(name, LABELS_URL, **options))

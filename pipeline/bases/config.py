@@ -93,7 +93,6 @@ class BaseConfig(Config):
 
     @property
     def size(self) -> int:
-        """Height and width of the images that the base takes."""
         return self.network.image_size if self.image_size is None else self.image_size
 
     @property
@@ -103,7 +102,6 @@ class BaseConfig(Config):
 
     @property
     def weights_file(self) -> Path | None:
-        """The Keras weights file, if there is one."""
         return None if self.weights in (IMAGENET, RANDOM) else Path(self.weights).expanduser()
 
     @property

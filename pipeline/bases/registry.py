@@ -40,9 +40,8 @@ PREPROCESSING: Mapping[str, Rescale] = {
 class Base(NamedTuple):
     """A convolutional base without its classifier ("top").
 
-    `image_size` is the default side in pixels, `min_size` the least that Keras accepts,
-    `feature_shape` that of the last layer at the default size; `parameters` counts the base,
-    `parameters_with_top` the published whole network.
+    `image_size` is the default, `min_size` the least that Keras accepts, `feature_shape` the last
+    layer's at the default size; `parameters_with_top` counts the published whole network.
     """
 
     name: str
@@ -114,8 +113,7 @@ def find_base(name: str) -> Base:
     Raises UsageError, with a suggestion for a near miss.
     """
     spellings = {_plain(base.name): base for base in _TABLE}
-    found = spellings.get(_plain(name))
-    if found is not None:
+    if found := spellings.get(_plain(name)):
         return found
     near = difflib.get_close_matches(_plain(name), spellings, n=1, cutoff=0.6)
     hint = f"did you mean {spellings[near[0]].name}? " if near else ""
@@ -134,4 +132,4 @@ def check_image_size(base: Base, image_size: int) -> None:
 
 
 def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
+    return "".join(filter(str.isalnum, name.lower()))

@@ -1,8 +1,7 @@
 """Where a base's weights come from, and the digest that names them.
 
-The digest is taken over the arrays themselves, whatever file format holds them and in whatever
-order, so that Keras' legacy .h5, its .weights.h5 and our own copy of the same numbers are the
-same weights. None of this needs TensorFlow.
+The digest is taken over the arrays, in no order: Keras' legacy .h5, its .weights.h5 and our own
+copy of the same numbers are the same weights. None of this needs TensorFlow.
 """
 
 import hashlib
@@ -32,10 +31,7 @@ Array = npt.NDArray[np.float32]
 
 
 def known_digest(config: BaseConfig) -> str | None:
-    """The name of the weights, as far as it can be told without building the network.
-
-    None for ImageNet weights that were never loaded here.
-    """
+    """The name of the weights; None for ImageNet weights that were never loaded here."""
     if config.network.name == PIXELS:
         return "none"
     if config.weights == RANDOM:
@@ -63,14 +59,12 @@ def _digest_note(config: BaseConfig) -> Path:
 
 def arrays_digest(arrays: Iterable[npt.NDArray[np.generic]]) -> str:
     """SHA-256 over the floating-point arrays as float32, order-free; counters do not count."""
-    digests = sorted(
-        hashlib.sha256(
-            str(array.shape).encode() + np.ascontiguousarray(array, "<f4").tobytes()
-        ).digest()
+    parts = (
+        str(array.shape).encode() + np.ascontiguousarray(array, "<f4").tobytes()
         for array in arrays
-        if np.issubdtype(array.dtype, np.floating) and array.ndim
+        if array.dtype.kind == "f" and array.ndim
     )
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(p).digest() for p in parts))).hexdigest()
 
 
 def file_digest(path: Path) -> str:

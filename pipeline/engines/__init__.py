@@ -19,11 +19,11 @@ from pipeline.spec import split_layer_key
 
 
 class Engine(Protocol):
-    """Computes features of images; TensorFlow's is the reference.
+    """Computes features of images.
 
     Attributes
     ----------
-    name, version : recorded with the cache, e.g. ``tensorflow``.
+    name, version : recorded with the cache.
     weights : digest of the weights in use, as `pipeline.bases.weights` defines it.
     row_shapes : layer key -> shape of one row, (H, W, C) or (C,).
     error : layer -> largest `relative_errors` against TensorFlow; empty for TensorFlow itself.
@@ -43,32 +43,22 @@ class Engine(Protocol):
 
 
 def open_engine(
-    config: BaseConfig,
-    layers: Sequence[str],
-    *,
-    images: npt.NDArray[np.uint8] | None = None,
+    config: BaseConfig, layers: Sequence[str], *, images: npt.NDArray[np.uint8] | None = None
 ) -> Engine:
-    """Choose and open an engine; takes seconds where TensorFlow is loaded.
+    """Choose and open an engine for layer keys; takes seconds where TensorFlow is loaded.
 
-    Parameters
-    ----------
-    config : its ``engine`` may be ``auto``, the fastest of those that agree with TensorFlow.
-    layers : layer keys, see `pipeline.spec.layer_key`.
-    images : (n, S, S, 3) uint8 RGB to try engines on that were not tried here yet. None: TensorFlow
-        takes their place.
+    ``auto`` is the fastest of those that agree with TensorFlow. Engines not tried here yet are
+    tried on ``images``, (n, S, S, 3) uint8 RGB; without images, TensorFlow takes their place.
 
     Raises UsageError for an unknown layer, UnreachableError for an engine that is not installed,
     BadDataError for one that does not agree with TensorFlow, and what `build_base` raises.
     """
     if config.network.name == PIXELS:
-        from pipeline.engines import PixelsEngine
-
         return PixelsEngine(image_size=config.size, layers=layers)
     if config.engine != TENSORFLOW:
         from pipeline.engines.trials import open_fastest
 
-        engine = open_fastest(config, layers, images)
-        if engine is not None:
+        if engine := open_fastest(config, layers, images):
             return engine
     from pipeline.engines.tensorflow import TensorFlowEngine
 
@@ -77,10 +67,8 @@ def open_engine(
 
 def is_installed(engine: str) -> bool:
     """Whether something is the name of an engine, and that is here."""
-    if engine == TENSORFLOW:
-        return True
     try:
-        return engine in RUNTIMES and bool(version(RUNTIMES[engine]))
+        return engine == TENSORFLOW or (engine in RUNTIMES and bool(version(RUNTIMES[engine])))
     except PackageNotFoundError:
         return False
 

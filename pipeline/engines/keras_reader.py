@@ -13,57 +13,31 @@ import numpy.typing as npt
 
 from pipeline.bases.build import feature_maps
 from pipeline.bases.config import BaseConfig
-from pipeline.engines.network import (
-    IMAGE,
-    Affine,
-    CannotConvert,
-    Conv,
-    Crop,
-    Function,
-    LayerNorm,
-    Network,
-    Operation,
-    Pad,
-    Pair,
-    Pool,
-    Sides,
-    simplified,
-)
+from pipeline.engines import network as ops
 from pipeline.keras_backend import keras
 
 Inputs = tuple[str, ...]
 Numbers = npt.NDArray[Any] | float
 
-_ACTIVATIONS = {  # Keras' names
-    "relu": "relu",
-    "relu6": "relu6",
-    "sigmoid": "sigmoid",
-    "silu": "swish",
-    "swish": "swish",
-    "hard_sigmoid": "hard_sigmoid",
-    "hard_silu": "hard_swish",
-    "hard_swish": "hard_swish",
-    "tanh": "tanh",
-    "gelu": "gelu",
-}
+_SAME_NAME = ("relu", "relu6", "sigmoid", "swish", "hard_sigmoid", "hard_swish", "tanh", "gelu")
+_ACTIVATIONS = {name: name for name in _SAME_NAME} | {"silu": "swish", "hard_silu": "hard_swish"}
 
 
-def read_network(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> Network:
+def read_network(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> ops.Network:
     """Read what a base (`pipeline.bases.build.build_base`) computes up to layers that give maps.
 
     Raises UsageError for another layer, CannotConvert for an unsupported one.
     """
     outputs = {layer: feature_maps(base_model, config.network, layer) for layer in layers}
-    operations = _read(base_model, outputs)
-    return Network(
+    return ops.Network(
         image_size=config.size,
         preprocessing=config.rescale,
-        operations=simplified(operations, layers),
+        operations=ops.simplified(_read(base_model, outputs), layers),
         outputs={layer: tuple(maps.shape[1:]) for layer, maps in outputs.items()},
     )
 
 
-def _read(model: Any, outputs: Mapping[str, Any]) -> list[Operation]:
+def _read(model: Any, outputs: Mapping[str, Any]) -> list[ops.Operation]:
     """What the outputs need, each operation behind those that it takes its inputs from."""
     wanted = {id(tensor) for tensor in outputs.values()}
     needed = []
@@ -71,10 +45,10 @@ def _read(model: Any, outputs: Mapping[str, Any]) -> list[Operation]:
         if id(layer.output) in wanted:
             needed.append(layer)
             wanted |= {id(tensor) for tensor in _input_tensors(layer)}
-    operations: list[Operation] = []
+    operations: list[ops.Operation] = []
     names: dict[int, str] = {}  # Keras' tensor -> the operation that computes it
     for layer in reversed(needed):
-        inputs = tuple(names[id(tensor)] for tensor in _input_tensors(layer)) or (IMAGE,)
+        inputs = tuple(names[id(tensor)] for tensor in _input_tensors(layer)) or (ops.IMAGE,)
         made = list(_operations(layer, layer.name, inputs))
         if not made and layer.name in outputs:
             made = [_affine(layer, layer.name, inputs)]
@@ -89,7 +63,7 @@ def _input_tensors(layer: Any) -> list[Any]:
     return layer.input if isinstance(layer.input, list) else [layer.input]
 
 
-def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
+def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operation]:
     """What a layer computes: none if it only acts in training; the last has the name given."""
     match type(layer).__name__:
         case "InputLayer" | "Dropout" | "StochasticDepth":
@@ -107,14 +81,10 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
             depthwise = _depthwise(layer, layer.depthwise_kernel, f"{name}/depthwise", inputs)
             yield replace(depthwise, bias=np.zeros(len(depthwise.weight), np.float32))
             weight = _array(layer.pointwise_kernel).transpose(3, 2, 0, 1)
-            bias = _bias(layer, len(weight))
-            conv = Conv(name=name, inputs=(depthwise.name,), weight=weight, bias=bias)
-            yield from _activated(layer, conv)
+            yield from _activated(layer, _pointwise(layer, name, (depthwise.name,), weight))
         case "Dense":
             weight = _array(layer.kernel).T[:, :, None, None]
-            bias = _bias(layer, len(weight))
-            conv = Conv(name=name, inputs=inputs, weight=weight, bias=bias)
-            yield from _activated(layer, conv)
+            yield from _activated(layer, _pointwise(layer, name, inputs, weight))
         case "BatchNormalization":
             mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
             scale = _scale(layer) / np.sqrt(variance.astype(float) + layer.epsilon)
@@ -133,17 +103,17 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
             is_known = axes in ([-1], [3]) and not getattr(layer, "rms_scaling", False)
             _demand(layer, is_known, "it does not normalise over the channels alone")
             both = _affine(layer, name, inputs, _scale(layer), _offset(layer))
-            yield LayerNorm(**vars(both), epsilon=layer.epsilon)
+            yield ops.LayerNorm(**vars(both), epsilon=layer.epsilon)
         case "Activation":
             if function := _function(layer):
-                yield Function(name=name, inputs=inputs, function=function)
+                yield ops.Function(name=name, inputs=inputs, function=function)
         case "ReLU":
             is_known = layer.max_value in (None, 6) and not layer.negative_slope + layer.threshold
             _demand(layer, is_known, "it is neither a ReLU nor a ReLU6")
             function = "relu" if layer.max_value is None else "relu6"
-            yield Function(name=name, inputs=inputs, function=function)
+            yield ops.Function(name=name, inputs=inputs, function=function)
         case "MaxPooling2D" | "AveragePooling2D" as kind:
-            yield Pool(
+            yield ops.Pool(
                 name=name,
                 inputs=inputs,
                 function=kind[:3].lower().replace("ave", "avg"),
@@ -152,11 +122,11 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
                 pads=_pads(layer, layer.pool_size),
             )
         case "GlobalAveragePooling2D":
-            yield Function(name=name, inputs=inputs, function="global_average")
+            yield ops.Function(name=name, inputs=inputs, function="global_average")
         case "ZeroPadding2D":
-            yield Pad(name=name, inputs=inputs, pads=_sides(layer.padding))
+            yield ops.Pad(name=name, inputs=inputs, pads=_sides(layer.padding))
         case "Cropping2D":
-            yield Crop(name=name, inputs=inputs, sides=_sides(layer.cropping))
+            yield ops.Crop(name=name, inputs=inputs, sides=_sides(layer.cropping))
         case "Add" if len(inputs) == 1:  # x + 3.0
             yield _affine(layer, name, inputs, 1.0, _constant(layer))
         case "Multiply" if len(inputs) == 1:  # x * 2.0
@@ -168,13 +138,13 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
                 yield scaled
                 inputs = (inputs[0], scaled.name)
             function = "multiply" if kind == "Multiply" else "add"
-            yield Function(name=name, inputs=inputs, function=function)
+            yield ops.Function(name=name, inputs=inputs, function=function)
         case "Concatenate":
             reason = f"it puts axis {layer.axis} together, not the channels"
             _demand(layer, layer.axis in (-1, 3), reason)
-            yield Function(name=name, inputs=inputs, function="concat")
+            yield ops.Function(name=name, inputs=inputs, function="concat")
         case "Sequential":
-            made: list[Operation] = []
+            made: list[ops.Operation] = []
             for inner in layer.layers:
                 made += _operations(inner, f"{name}/{inner.name}", inputs)
                 inputs = (made[-1].name,) if made else inputs
@@ -187,21 +157,21 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[Operation]:
 def _demand(layer: Any, is_known: bool, reason: str) -> None:
     """Raise CannotConvert unless a layer's settings are known here."""
     if not is_known:
-        raise CannotConvert(
-            f"layer {layer.name} ({type(layer).__name__}) cannot be converted: {reason}"
-        )
+        kind = type(layer).__name__
+        raise ops.CannotConvert(f"layer {layer.name} ({kind}) cannot be converted: {reason}")
 
 
-def _conv(
-    layer: Any, name: str, inputs: Inputs, weight: npt.NDArray[np.float32], groups: int
-) -> Conv:
+def _pointwise(layer: Any, name: str, inputs: Inputs, weight: ops.Array) -> ops.Conv:
+    """A convolution of single places with weight (O, I, 1, 1)."""
+    bias = _array(layer.bias) if layer.use_bias else np.zeros(len(weight), np.float32)
+    return ops.Conv(name=name, inputs=inputs, weight=weight, bias=bias)
+
+
+def _conv(layer: Any, name: str, inputs: Inputs, weight: ops.Array, groups: int) -> ops.Conv:
     """A convolution with weight (O, I / groups, height, width)."""
     size = (weight.shape[2], weight.shape[3])
-    return Conv(
-        name=name,
-        inputs=inputs,
-        weight=weight,
-        bias=_bias(layer, len(weight)),
+    return replace(
+        _pointwise(layer, name, inputs, weight),
         stride=layer.strides,
         pads=_pads(layer, size, layer.dilation_rate),
         dilation=layer.dilation_rate,
@@ -209,19 +179,15 @@ def _conv(
     )
 
 
-def _depthwise(layer: Any, kernel: Any, name: str, inputs: Inputs) -> Conv:
+def _depthwise(layer: Any, kernel: Any, name: str, inputs: Inputs) -> ops.Conv:
     """Kernel (height, width, C, M); channel c's results stand at c · M to c · M + M - 1."""
     height, width, channels, multiplier = kernel.shape
     weight = _array(kernel).transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
     return _conv(layer, name, inputs, weight, channels)
 
 
-def _array(variable: Any) -> npt.NDArray[np.float32]:
+def _array(variable: Any) -> ops.Array:
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float32)
-
-
-def _bias(layer: Any, channels: int) -> npt.NDArray[np.float32]:
-    return _array(layer.bias) if layer.use_bias else np.zeros(channels, np.float32)
 
 
 def _scale(norm: Any) -> Numbers:
@@ -232,7 +198,7 @@ def _offset(norm: Any) -> Numbers:
     return _array(norm.beta) if norm.center else 0.0
 
 
-def _sides(pairs: tuple[Pair, Pair]) -> Sides:
+def _sides(pairs: tuple[ops.Pair, ops.Pair]) -> ops.Sides:
     (top, bottom), (left, right) = pairs
     return (top, left, bottom, right)
 
@@ -257,35 +223,34 @@ def _function(layer: Any) -> str | None:
     return _ACTIVATIONS[name]
 
 
-def _activated(layer: Any, operation: Operation) -> Iterator[Operation]:
+def _activated(layer: Any, operation: ops.Operation) -> Iterator[ops.Operation]:
     """An operation and the activation behind it; the last of both goes by the layer's name."""
     if function := _function(layer):
         before = replace(operation, name=f"{operation.name}/linear")
         yield before
-        yield Function(name=operation.name, inputs=(before.name,), function=function)
+        yield ops.Function(name=operation.name, inputs=(before.name,), function=function)
     else:
         yield operation
 
 
-def _pads(layer: Any, size: Pair, dilation: Pair = (1, 1)) -> Sides:
+def _pads(layer: Any, size: ops.Pair, dilation: ops.Pair = (1, 1)) -> ops.Sides:
     """The zeros that TensorFlow puts around: what is odd goes below and to the right."""
     if layer.padding == "valid":
         return (0, 0, 0, 0)
-    before, after = [], []
+    missing = []
     for sides in zip(layer.input.shape[1:3], size, layer.strides, dilation, strict=True):
         length, window, stride, step = sides
         reach = (-(-length // stride) - 1) * stride + (window - 1) * step + 1
-        missing = max(reach - length, 0)
-        before.append(missing // 2)
-        after.append(missing - missing // 2)
-    return (before[0], before[1], after[0], after[1])
+        missing.append(max(reach - length, 0))
+    high, wide = missing
+    return (high // 2, wide // 2, high - high // 2, wide - wide // 2)
 
 
 def _affine(
     layer: Any, name: str, inputs: Inputs, scale: Numbers = 1.0, offset: Numbers = 0.0
-) -> Affine:
+) -> ops.Affine:
     scale, offset = (
         np.array(np.broadcast_to(values, layer.output.shape[-1]), np.float32)
         for values in (scale, offset)
     )
-    return Affine(name=name, inputs=inputs, scale=scale, offset=offset)
+    return ops.Affine(name=name, inputs=inputs, scale=scale, offset=offset)

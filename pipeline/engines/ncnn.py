@@ -30,8 +30,7 @@ def convert(network: Network, folder: Path) -> None:
     description = {
         "bgr": network.preprocessing.bgr,
         "outputs": {
-            layer: {"blob": blobs[layer], "shape": shape}
-            for layer, shape in network.outputs.items()
+            name: {"blob": blobs[name], "shape": shape} for name, shape in network.outputs.items()
         },
     }
     (folder / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2))
@@ -55,9 +54,7 @@ class NcnnEngine(Engine):
             bgr = bool(description["bgr"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._unusable(f"{_DESCRIPTION_FILE} does not describe {layers}") from error
-        self.row_shapes = {
-            key: pooled_shape(shape, key) for key, (_, shape) in self._outputs.items()
-        }
+        self.row_shapes = {key: pooled_shape(self._outputs[key][1], key) for key in layers}
         self._ncnn = importlib.import_module("ncnn")
         kinds = self._ncnn.Mat.PixelType
         self._pixel_order = kinds.PIXEL_RGB2BGR if bgr else kinds.PIXEL_RGB
@@ -65,17 +62,14 @@ class NcnnEngine(Engine):
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        features = {
-            key: np.empty((len(images), *shape), np.float32)
-            for key, shape in self.row_shapes.items()
-        }
+        count, shapes = len(images), self.row_shapes
+        features = {key: np.empty((count, *shape), np.float32) for key, shape in shapes.items()}
 
         def compute(row: int) -> None:
             for key, maps in self._maps(images[row]).items():
                 features[key][row] = pooled(maps[np.newaxis], split_layer_key(key)[1])[0]
 
-        for _ in self._threads.map(compute, range(len(images))):
-            pass  # raises what a thread raised
+        list(self._threads.map(compute, range(count)))  # raises what a thread raised
         return features
 
     def _maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
@@ -83,9 +77,8 @@ class NcnnEngine(Engine):
         height, width, _ = image.shape
         pixels = np.ascontiguousarray(image)
         extractor = self._net.create_extractor()
-        code = extractor.input(
-            PIXELS, self._ncnn.Mat.from_pixels(pixels, self._pixel_order, width, height)
-        )
+        mat = self._ncnn.Mat.from_pixels(pixels, self._pixel_order, width, height)
+        code = extractor.input(PIXELS, mat)
         found: dict[str, npt.NDArray[np.float32]] = {}  # by blob: two keys may pool the same maps
         for blob, shape in dict.fromkeys(self._outputs.values()):
             if code == 0:

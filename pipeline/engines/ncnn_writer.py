@@ -12,22 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.engines.network import (
-    IMAGE,
-    Affine,
-    Array,
-    CannotConvert,
-    Conv,
-    Crop,
-    Function,
-    LayerNorm,
-    Network,
-    Operation,
-    Pad,
-    Pair,
-    Pool,
-    Sides,
-)
+from pipeline.engines import network as ops
 
 PARAM_FILE, WEIGHTS_FILE = "model.param", "model.bin"
 PIXELS = "pixels"  # what ncnn calls the image
@@ -66,17 +51,16 @@ _FUSED: Mapping[str, Parameters] = {  # those that a convolution applies by itse
 
 
 class _Layer(NamedTuple):
-    """A layer of ncnn: its class, the values it takes, the one it makes, its parameters by number,
-    its weights in the order in which it reads them."""
+    """A layer of ncnn; its weights stand in the order in which it reads them."""
 
     kind: str
     inputs: tuple[str, ...]
     result: str
-    parameters: Parameters
-    weights: tuple[Array, ...] = ()
+    parameters: Parameters  # by number
+    weights: tuple[ops.Array, ...] = ()
 
 
-def write_ncnn(network: Network, folder: Path) -> dict[str, str]:
+def write_ncnn(network: ops.Network, folder: Path) -> dict[str, str]:
     """Write a network that takes the blob `PIXELS`, float32 (3, S, S) 0..255.
 
     Returns the blob of each output, (C, H, W); raises CannotConvert for an unsupported operation.
@@ -105,11 +89,7 @@ def write_ncnn(network: Network, folder: Path) -> dict[str, str]:
 
 
 def _line(
-    kind: str,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    parameters: Parameters,
-    shape: Shape | None,
+    kind: str, inputs: list[str], outputs: list[str], parameters: Parameters, shape: Shape | None
 ) -> str:
     """A layer that goes by its first output's name."""
     if shape:  # known beforehand, convolutions take the fastest way: VGG16 gains 10 %, ResNet50 20
@@ -131,39 +111,34 @@ def _text(value: int | float) -> str:
     return f"{value:.8e}" if isinstance(value, float) else str(value)
 
 
-def _layers(network: Network) -> Iterator[_Layer]:
+def _layers(network: ops.Network) -> Iterator[_Layer]:
     """The network in ncnn's layers; a convolution that only an activation reads applies it."""
     side, preprocessing = network.image_size, network.preprocessing
     scale, offset = np.array([preprocessing.scale, preprocessing.offset], np.float32)
     yield _Layer("Input", (), PIXELS, {0: side, 1: side, 2: 3})
-    yield from _affine(Affine(name=IMAGE, inputs=(PIXELS,), scale=scale, offset=offset))
+    yield from _affine(ops.Affine(name=ops.IMAGE, inputs=(PIXELS,), scale=scale, offset=offset))
     activations = _activations_to_fuse(network)
     for operation in network.operations:
-        match operation:
-            case Conv():
-                yield _convolution(operation, activations.get(operation.name))
-            case Function() if operation in activations.values():
-                pass
-            case _:
-                yield from _other(operation)
+        if isinstance(operation, ops.Conv):
+            yield _convolution(operation, activations.get(operation.name))
+        elif operation not in activations.values():
+            yield from _other(operation)
 
 
-def _activations_to_fuse(network: Network) -> dict[str, Function]:
+def _activations_to_fuse(network: ops.Network) -> dict[str, ops.Function]:
     """Convolution -> the activation that is the only one to read it."""
     readers = Counter(value for operation in network.operations for value in operation.inputs)
     readers.update(list(network.outputs))
-    convolutions = {each.name for each in network.operations if isinstance(each, Conv)}
+    convolutions = {each.name for each in network.operations if isinstance(each, ops.Conv)}
     return {
         each.inputs[0]: each
         for each in network.operations
-        if isinstance(each, Function)
-        and each.function in _FUSED
-        and each.inputs[0] in convolutions
-        and readers[each.inputs[0]] == 1
+        if isinstance(each, ops.Function) and each.function in _FUSED
+        if each.inputs[0] in convolutions and readers[each.inputs[0]] == 1
     }
 
 
-def _convolution(conv: Conv, activation: Function | None) -> _Layer:
+def _convolution(conv: ops.Conv, activation: ops.Function | None) -> _Layer:
     count, depth, height, width = conv.weight.shape
     top, left, bottom, right = conv.pads
     parameters: Parameters = {
@@ -189,22 +164,20 @@ def _convolution(conv: Conv, activation: Function | None) -> _Layer:
     return _Layer(kind, conv.inputs, result, parameters, (_RAW, conv.weight, conv.bias))
 
 
-def _other(operation: Operation) -> Iterator[_Layer]:
+def _other(operation: ops.Operation) -> Iterator[_Layer]:
     """An operation that is no convolution."""
     inputs, name = operation.inputs, operation.name
     parameters: Parameters
     match operation:
-        case Affine():
+        case ops.Affine():
             yield from _affine(operation)
-        case LayerNorm(scale=scale, offset=offset, epsilon=epsilon):
+        case ops.LayerNorm(scale=scale, offset=offset, epsilon=epsilon):
             # ncnn normalises along the last axis.
             yield _Layer("Permute", inputs, f"{name}/last", {0: 3})  # (C, H, W) -> (H, W, C)
-            parameters = {0: scale.size, 1: epsilon}
-            yield _Layer(
-                "LayerNorm", (f"{name}/last",), f"{name}/scaled", parameters, (scale, offset)
-            )
-            yield _Layer("Permute", (f"{name}/scaled",), name, {0: 4})  # and back
-        case Pool(function=function, size=size, stride=stride, pads=(top, left, bottom, right)):
+            last, scaled, parameters = f"{name}/last", f"{name}/scaled", {0: scale.size, 1: epsilon}
+            yield _Layer("LayerNorm", (last,), scaled, parameters, (scale, offset))
+            yield _Layer("Permute", (scaled,), name, {0: 4})  # and back
+        case ops.Pool(function=function, size=size, stride=stride, pads=(top, left, bottom, right)):
             parameters = {
                 0: ("max", "avg").index(function),
                 1: size[1],
@@ -218,48 +191,48 @@ def _other(operation: Operation) -> Iterator[_Layer]:
                 5: 1,  # no other padding than this
             }
             yield _Layer("Pooling", inputs, name, parameters)
-        case Function(function="global_average"):
+        case ops.Function(function="global_average"):
             yield _Layer("Pooling", inputs, f"{name}/flat", {0: 1, 4: 1})  # (C,)
             yield _Layer("Reshape", (f"{name}/flat",), name, {0: 1, 1: 1, 2: -1})  # (C, 1, 1)
-        case Function(function=function):
+        case ops.Function(function=function):
             if function not in _FUNCTIONS:
-                raise CannotConvert(f"{name}: ncnn has no activation {function}")
+                raise ops.CannotConvert(f"{name}: ncnn has no activation {function}")
             yield _Layer(_FUNCTIONS[function][0], inputs, name, _FUNCTIONS[function][1])
-        case Pad(pads=(top, left, bottom, right)):
+        case ops.Pad(pads=(top, left, bottom, right)):
             yield _Layer("Padding", inputs, name, {0: top, 1: bottom, 2: left, 3: right})
-        case Crop(sides=(top, left, bottom, right)):
+        case ops.Crop(sides=(top, left, bottom, right)):
             parameters = {0: left, 1: top, 3: _WHOLE, 4: _WHOLE, 5: _WHOLE, 6: right, 7: bottom}
             yield _Layer("Crop", inputs, name, parameters)
         case _:
-            raise CannotConvert(f"{name}: ncnn has no {type(operation).__name__}")
+            raise ops.CannotConvert(f"{name}: ncnn has no {type(operation).__name__}")
 
 
-def _affine(affine: Affine) -> Iterator[_Layer]:
+def _affine(affine: ops.Affine) -> Iterator[_Layer]:
     parameters = {0: affine.scale.size, 1: 1}
     yield _Layer("Scale", affine.inputs, affine.name, parameters, (affine.scale, affine.offset))
 
 
-def _shapes(network: Network) -> dict[str, Shape]:
+def _shapes(network: ops.Network) -> dict[str, Shape]:
     """Value -> its shape."""
-    shapes: dict[str, Shape] = {IMAGE: (3, network.image_size, network.image_size)}
+    shapes: dict[str, Shape] = {ops.IMAGE: (3, network.image_size, network.image_size)}
     for operation in network.operations:
         taken = [shapes[name] for name in operation.inputs]
         channels, height, width = taken[0]
         match operation:
-            case Conv(weight=weight, stride=stride, pads=pads, dilation=dilation):
+            case ops.Conv(weight=weight, stride=stride, pads=pads, dilation=dilation):
                 size = (weight.shape[2], weight.shape[3])
                 shape = (len(weight), *_places(taken[0], size, stride, pads, dilation))
-            case Pool(size=size, stride=stride, pads=pads):
+            case ops.Pool(size=size, stride=stride, pads=pads):
                 shape = (channels, *_places(taken[0], size, stride, pads))
-            case Function(function="global_average"):
+            case ops.Function(function="global_average"):
                 shape = (channels, 1, 1)
-            case Pad(pads=(top, left, bottom, right)):
+            case ops.Pad(pads=(top, left, bottom, right)):
                 shape = (channels, height + top + bottom, width + left + right)
-            case Crop(sides=(top, left, bottom, right)):
+            case ops.Crop(sides=(top, left, bottom, right)):
                 shape = (channels, height - top - bottom, width - left - right)
-            case Function(function="multiply"):  # one may be (C, 1, 1)
+            case ops.Function(function="multiply"):  # one may be (C, 1, 1)
                 shape = max(taken)
-            case Function(function="concat"):
+            case ops.Function(function="concat"):
                 shape = (sum(each[0] for each in taken), height, width)
             case _:
                 shape = taken[0]
@@ -267,9 +240,10 @@ def _shapes(network: Network) -> dict[str, Shape]:
     return shapes
 
 
-def _places(shape: Shape, size: Pair, stride: Pair, pads: Sides, dilation: Pair = (1, 1)) -> Pair:
+def _places(
+    shape: Shape, size: ops.Pair, stride: ops.Pair, pads: ops.Sides, dilation: ops.Pair = (1, 1)
+) -> ops.Pair:
     """How many rows and columns of windows there are."""
-    _, height, width = shape
-    tall = height + pads[0] + pads[2] - (size[0] - 1) * dilation[0] - 1
-    wide = width + pads[1] + pads[3] - (size[1] - 1) * dilation[1] - 1
+    tall = shape[1] + pads[0] + pads[2] - (size[0] - 1) * dilation[0] - 1
+    wide = shape[2] + pads[1] + pads[3] - (size[1] - 1) * dilation[1] - 1
     return tall // stride[0] + 1, wide // stride[1] + 1

@@ -28,8 +28,7 @@ class CannotConvert(PipelineError):
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One step; its result goes by its name, which is a Keras layer's where it is that layer's
-    output."""
+    """One step; its result goes by its name, a Keras layer's where it is that layer's output."""
 
     name: str
     inputs: tuple[str, ...]
@@ -71,8 +70,7 @@ class LayerNorm(Operation):
 class Function(Operation):
     """What has no weights. Elementwise: relu, relu6, sigmoid, swish, hard_sigmoid (x/6 + 1/2 in
     0..1), hard_swish, tanh, gelu (exact). Of two maps: add, multiply, where one may be (C, 1, 1).
-    Of two or more, their channels behind one another: concat. (C, H, W) -> (C, 1, 1):
-    global_average.
+    Of their channels: concat. (C, H, W) -> (C, 1, 1): global_average.
     """
 
     function: str
@@ -132,8 +130,7 @@ def simplified(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple
 def _with_affines_folded(
     operations: Sequence[Operation], outputs: Sequence[str]
 ) -> list[Operation]:
-    """An affine operation becomes part of the convolution, or affine operation, that it follows,
-    where nobody else wants that one's result."""
+    """Fold an affine operation into the Conv or Affine before it, where only it wants that one."""
     readers = Counter(name for operation in operations for name in operation.inputs)
     made: dict[str, Operation] = {}
     for operation in operations:
@@ -150,12 +147,8 @@ def _with_affines_folded(
 def _folded(before: Conv | Affine, affine: Affine) -> Operation:
     scale, offset, name = affine.scale, affine.offset, affine.name
     if isinstance(before, Affine):
-        return replace(
-            before,
-            name=name,
-            scale=before.scale * scale,
-            offset=before.offset * scale + offset,
-        )
+        offset = before.offset * scale + offset
+        return replace(before, name=name, scale=before.scale * scale, offset=offset)
     weight = before.weight * scale[:, None, None, None]
     return replace(before, name=name, weight=weight, bias=before.bias * scale + offset)
 
@@ -176,8 +169,7 @@ def _with_pads_merged(operations: Sequence[Operation]) -> list[Operation]:
 
 
 def _ignores_zeros(pool: Pool, padded: Operation | None) -> bool:
-    """Whether zeros around have no say: where nothing is below zero, each window's largest value
-    is the same without them, if it holds any other."""
+    """Whether zeros around have no say: nothing is below, and each window holds another value."""
     return (
         pool.function == "max"
         and isinstance(padded, Function)

@@ -32,9 +32,8 @@ def convert(network: Network, folder: Path) -> None:
 class OnnxEngine(Engine):
     """One thread a run, as many runs of a few images at a time as there are cores.
 
-    Threads that share a run wait for each other at each layer, the more so where decoding threads
-    want the same cores. Memory does not grow with the batch. Every run has the same size, so that
-    an image's features do not depend on how many stand beside it.
+    Threads that share a run wait for each other at each layer. Memory does not grow with the batch.
+    Every run has the same size: an image's features do not depend on how many stand beside it.
     """
 
     name = "onnx"
@@ -53,26 +52,21 @@ class OnnxEngine(Engine):
         path = folder / MODEL_FILE
         try:
             self._session = onnxruntime.InferenceSession(
-                path,
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=WRONG_OPTIMIZERS,
+                path, options, ["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS
             )
         except Exception as error:  # its exceptions have no common ancestor but this
             raise BadDataError(
                 f"{printable(path)} cannot be opened by ONNX Runtime: delete it, and it is made "
                 f"anew ({' '.join(str(error).split())[:200]})"
             ) from error
-        shapes = {output.name: tuple(output.shape[1:]) for output in self._session.get_outputs()}
+        maps = {output.name: tuple(output.shape[1:]) for output in self._session.get_outputs()}
         self._layers = list(dict.fromkeys(split_layer_key(key)[0] for key in layers))
-        if missing := [layer for layer in self._layers if layer not in shapes]:
+        if missing := [layer for layer in self._layers if layer not in maps]:
             raise BadDataError(
-                f"{printable(path)} holds {', '.join(shapes)}; received {', '.join(missing)}: "
+                f"{printable(path)} holds {', '.join(maps)}; received {', '.join(missing)}: "
                 f"delete it, and it is made anew"
             )
-        self.row_shapes = {
-            key: pooled_shape(shapes[split_layer_key(key)[0]], key) for key in layers
-        }
+        self.row_shapes = {key: pooled_shape(maps[split_layer_key(key)[0]], key) for key in layers}
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Features:
@@ -81,16 +75,11 @@ class OnnxEngine(Engine):
         starts = range(0, len(padded), IMAGES_PER_RUN)
         runs = [padded[start : start + IMAGES_PER_RUN] for start in starts]
         rows = list(self._threads.map(self._run, runs))
-        return {
-            key: np.concatenate([each[key] for each in rows])[: len(images)]
-            for key in self.row_shapes
-        }
+        count, keys = len(images), self.row_shapes
+        return {key: np.concatenate([each[key] for each in rows])[:count] for key in keys}
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Features:
         found = self._session.run(self._layers, {"images": images})
         maps = dict(zip(self._layers, found, strict=True))
-        return {
-            key: pooled(maps[layer], pooling)
-            for key in self.row_shapes
-            for layer, pooling in [split_layer_key(key)]
-        }
+        split = {key: split_layer_key(key) for key in self.row_shapes}
+        return {key: pooled(maps[layer], pooling) for key, (layer, pooling) in split.items()}

@@ -10,18 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.bases.registry import Rescale
-from pipeline.engines.network import (
-    IMAGE,
-    Affine,
-    Conv,
-    Crop,
-    Function,
-    LayerNorm,
-    Network,
-    Operation,
-    Pad,
-    Pool,
-)
+from pipeline.engines import network as ops
 
 IMAGES = "images"  # the input's name; outputs go by their layers' names
 
@@ -40,11 +29,11 @@ _FUNCTIONS: Mapping[str, str] = {
 }
 
 
-def write_onnx(network: Network, path: Path) -> None:
+def write_onnx(network: ops.Network, path: Path) -> None:
     """Write a network.
 
-    Messages that follow each other in a file are one to who reads it, repeated fields appended: so
-    each weight is written by itself, and no second copy of all of them is ever in memory.
+    Messages that follow each other in a file are one to who reads it, repeated fields appended:
+    each weight is written by itself, without a second copy of all in memory.
     """
     opsets = [helper.make_opsetid("", _OPSET)]
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), opset_import=opsets)
@@ -56,10 +45,9 @@ def write_onnx(network: Network, path: Path) -> None:
             graph.add(operation)
         for layer in network.outputs:
             graph.node("Transpose", [_maps(layer)], layer, perm=_TO_ROWS)
-        size = network.image_size
-        model.graph.input.append(
-            helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", size, size, 3])
-        )
+        shape = ["batch", network.image_size, network.image_size, 3]
+        images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, shape)
+        model.graph.input.append(images)
         model.graph.output.extend(
             helper.make_tensor_value_info(layer, TensorProto.FLOAT, ["batch", *shape])
             for layer, shape in network.outputs.items()
@@ -102,14 +90,14 @@ class _Graph:
             factors = np.array(numbers, np.float32).reshape(3, 1, 1)
             constant = self.constant(f"preprocessing/{kind}/numbers", factors)
             value = self.node(kind, [value, constant], f"preprocessing/{kind}")
-        self.node("Identity", [value], _maps(IMAGE))
+        self.node("Identity", [value], _maps(ops.IMAGE))
 
-    def add(self, operation: Operation) -> None:
+    def add(self, operation: ops.Operation) -> None:
         """Add the nodes of an operation; the last gives its maps."""
         inputs, name = [_maps(each) for each in operation.inputs], operation.name
         target = _maps(name)
         match operation:
-            case Conv():
+            case ops.Conv():
                 weight = self.constant(f"{name}/weight", operation.weight)
                 bias = self.constant(f"{name}/bias", operation.bias)
                 self.node(
@@ -122,42 +110,39 @@ class _Graph:
                     dilations=operation.dilation,
                     group=operation.groups,
                 )
-            case Affine(scale=scale, offset=offset):
+            case ops.Affine(scale=scale, offset=offset):
                 # one node where Mul and Add would be two; ONNX Runtime's blocked layout takes it
                 numbers = {"scale": scale, "offset": offset}
                 numbers |= {"mean": np.zeros_like(scale), "variance": np.ones_like(scale)}
                 inputs += [self.constant(f"{name}/{key}", each) for key, each in numbers.items()]
                 self.node("BatchNormalization", inputs, target, epsilon=0.0)
-            case LayerNorm():
+            case ops.LayerNorm():
                 rows = self.node("Transpose", inputs, f"{name}/in", perm=_TO_ROWS)
-                rows_and_numbers = [
-                    rows,
-                    self.constant(f"{name}/scale", operation.scale),
-                    self.constant(f"{name}/offset", operation.offset),
-                ]
+                factors = self.constant(f"{name}/scale", operation.scale)
+                taken = [rows, factors, self.constant(f"{name}/offset", operation.offset)]
                 epsilon, out = operation.epsilon, f"{name}/out"
-                normed = self.node("LayerNormalization", rows_and_numbers, out, epsilon=epsilon)
+                normed = self.node("LayerNormalization", taken, out, epsilon=epsilon)
                 self.node("Transpose", [normed], target, perm=_TO_MAPS)
-            case Function(function="relu6"):
+            case ops.Function(function="relu6"):
                 low = self.constant(f"{name}/low", np.float32(0))
                 high = self.constant(f"{name}/high", np.float32(6))
                 self.node("Clip", [*inputs, low, high], target)
-            case Function(function="swish"):
+            case ops.Function(function="swish"):
                 gate = self.node("Sigmoid", inputs, f"{name}/sigmoid")
                 self.node("Mul", [*inputs, gate], target)
-            case Function(function="hard_sigmoid"):
+            case ops.Function(function="hard_sigmoid"):
                 self.node("HardSigmoid", inputs, target, alpha=1 / 6, beta=0.5)
-            case Function(function="concat"):
+            case ops.Function(function="concat"):
                 self.node("Concat", inputs, target, axis=1)
-            case Function(function=function):
+            case ops.Function(function=function):
                 self.node(_FUNCTIONS[function], inputs, target)
-            case Pool(function=function, size=size, stride=stride, pads=pads):
+            case ops.Pool(function=function, size=size, stride=stride, pads=pads):
                 kind = {"max": "MaxPool", "avg": "AveragePool"}[function]
                 self.node(kind, inputs, target, kernel_shape=size, strides=stride, pads=pads)
-            case Pad(pads=(top, left, bottom, right)):
+            case ops.Pad(pads=(top, left, bottom, right)):
                 sides = np.array([0, 0, top, left, 0, 0, bottom, right])
                 self.node("Pad", [*inputs, self.constant(f"{name}/pads", sides)], target)
-            case Crop(sides=(top, left, bottom, right)):
+            case ops.Crop(sides=(top, left, bottom, right)):
                 whole = np.iinfo(np.int64).max
                 numbers = {
                     "starts": np.array([top, left]),

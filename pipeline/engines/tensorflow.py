@@ -18,9 +18,8 @@ log = logging.getLogger(__name__)
 class TensorFlowEngine(Engine):
     """Runs the whole model, preprocessing included, in one traced function.
 
-    Every batch is padded to the same size, so that the function is traced once and an image's
-    features do not depend on how many stand beside it. On a GPU, products keep all their digits:
-    TensorFloat-32, TensorFlow's default there, has an error of 1e-3.
+    Every batch is padded to the same size: the function is traced once, and an image's features do
+    not depend on how many stand beside it. TensorFloat-32, a GPU's default, has an error of 1e-3.
     """
 
     name = TENSORFLOW
@@ -37,21 +36,15 @@ class TensorFlowEngine(Engine):
         if self.gpus:
             log.info("TensorFlow computes on %s", printable(", ".join(self.gpus)))
         self.base_model, self.weights = build_base(config)
-        self._model = feature_model(self.base_model, config, layers)
+        model = feature_model(self.base_model, config, layers)
         self._batch_size = config.batch_size
-        self.row_shapes = {
-            key: tuple(output.shape[1:])
-            for key, output in zip(layers, self._model.outputs, strict=True)
-        }
-        self._forward = tf.function(
-            lambda images: tf.nest.flatten(self._model(images, training=False))
-        )
+        shapes = [tuple(output.shape[1:]) for output in model.outputs]
+        self.row_shapes = dict(zip(layers, shapes, strict=True))
+        self._forward = tf.function(lambda images: tf.nest.flatten(model(images, training=False)))
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         missing = self._batch_size - len(images)
         padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
         outputs = self._forward(tf.constant(padded))
-        return {
-            key: output.numpy()[: len(images)]
-            for key, output in zip(self.row_shapes, outputs, strict=True)
-        }
+        found = zip(self.row_shapes, outputs, strict=True)
+        return {key: output.numpy()[: len(images)] for key, output in found}

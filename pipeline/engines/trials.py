@@ -1,8 +1,7 @@
 """Which engine computes: the fastest that agrees with TensorFlow on some of the user's images.
 
-Each engine is tried in another process, so that TensorFlow's memory is gone when the work begins
-and an engine that crashes takes nothing with it. Results are kept per machine, beside the
-conversions.
+Each is tried in another process, so that TensorFlow's memory is gone when the work begins and an
+engine that crashes takes nothing with it. Results are kept per machine, beside the conversions.
 """
 
 import contextlib
@@ -50,19 +49,15 @@ Images = npt.NDArray[np.uint8]
 class Trial:
     """What an engine did on this machine.
 
-    Attributes
-    ----------
-    error : layer -> largest relative error of a row against TensorFlow.
-    dropped : why it is not used; empty if it may be.
-    final : False where a process was killed or the disk was full.
+    ``error`` is the largest relative error of a row against TensorFlow, by layer.
     """
 
     engine: str
     version: str
     images_per_second: float = 0.0
     error: Mapping[str, float] = field(default_factory=dict)
-    dropped: str = ""
-    final: bool = True
+    dropped: str = ""  # why it is not used
+    final: bool = True  # False where a process was killed or the disk was full
     gpus: Sequence[str] = ()
 
     @property
@@ -78,8 +73,7 @@ class Trial:
 def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | None) -> Engine | None:
     """Open the engine that ``config`` names, or the fastest; None for TensorFlow.
 
-    A conversion that is gone or damaged is made anew. Parameters and errors are those of
-    `pipeline.engines.open_engine`.
+    A conversion that is gone or damaged is made anew. Raises as `pipeline.engines.open_engine`.
     """
     wanted, weights = config.engine, name_weights(config)
     versions = _installed(wanted)
@@ -122,17 +116,11 @@ def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | Non
 
 
 def _try(
-    config: BaseConfig,
-    layers: Sequence[str],
-    folder: Path,
-    versions: Mapping[str, str],
-    images: Images,
+    config: BaseConfig, layers: list[str], folder: Path, versions: dict[str, str], images: Images
 ) -> dict[str, Trial]:
     """Convert, then run each engine on the images; TensorFlow's features are the reference."""
-    log.info(
-        "trying %s on %d of the images, once for this machine",
-        " and ".join(versions), len(images),
-    )  # fmt: skip
+    names = " and ".join(versions)
+    log.info("trying %s on %d of the images, once for this machine", names, len(images))
     trials: dict[str, Trial] = {}
     with tempfile.TemporaryDirectory() as scratch:
         sample, reference = Path(scratch) / "images.npy", Path(scratch) / "reference.npz"
@@ -142,9 +130,9 @@ def _try(
         shared = {"layers": layers, "images": sample, "reference": reference}
         # engine -> fields of its trial
         facts = in_own_process("reference", config, folders=folders, **shared)
-        for name, folder in folders.items():
+        for name in folders:
             if name not in facts:
-                facts[name] = _run(config, engine=name, folder=folder, **shared)
+                facts[name] = _run(config, engine=name, folder=folders[name], **shared)
     for name, version in versions.items():
         trial = Trial(engine=name, version=version, **facts[name])
         if trial.dropped:
@@ -190,11 +178,10 @@ def _installed(wanted: str) -> dict[str, str]:
 def _read(record: Path) -> dict[str, Trial]:
     """What was found out on this machine; nothing if that cannot be read."""
     try:
-        found = json.loads(record.read_text())
-        trials = [Trial(**each) for each in found.values()]
+        trials = [Trial(**each) for each in json.loads(record.read_text()).values()]
+        return {trial.key: trial for trial in trials}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
-    return {trial.key: trial for trial in trials}
 
 
 def _machine() -> str:
@@ -207,8 +194,8 @@ def _machine() -> str:
 def _processor() -> str:
     named_by = ("model name", "CPU implementer", "CPU part")  # x86; ARM
     try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith(named_by)]
-            return " ".join(dict.fromkeys(names))
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n")
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith(named_by)]
+        return " ".join(dict.fromkeys(names))
     except OSError:  # not Linux
         return platform.processor()

@@ -41,6 +41,14 @@ CONVERTER = 2  # raised when the same base is converted otherwise
 MANIFEST = "files.json"  # file -> SHA-256
 SCRATCH = ".converting-"
 STALE_AFTER = 86_400  # seconds: what is older was left by a process that was killed
+RUNTIME_CLASSES = {"onnx": "OnnxEngine", "ncnn": "NcnnEngine"}  # modules: name -> class
+SHORTEST, LONGEST = 1.0, 5.0  # seconds that a speed is measured for, at least and at most
+LEAST_RUNS = 3
+
+Images = npt.NDArray[np.uint8]
+Features = npt.NDArray[np.float32]
+
+log = logging.getLogger("pipeline")
 
 
 def runtime_version(package: str) -> str:
@@ -52,8 +60,7 @@ def conversions_folder(config: BaseConfig, layers: Sequence[str], weights: str) 
     """Where the conversions of a base stand; pooling is done outside of them."""
     what = [weights, config.preprocessing, *maps_of(layers)]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
-    name = f"{config.network.name}-{config.size}-{key}"
-    return config.cache_dir / "engines" / name
+    return config.cache_dir / "engines" / f"{config.network.name}-{config.size}-{key}"
 
 
 def maps_of(layers: Sequence[str]) -> list[str]:
@@ -65,9 +72,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a conversion is there, every byte as it was written."""
     try:
         digests = json.loads((folder / MANIFEST).read_text())
-        return bool(digests) and all(
-            _digest(folder / name) == digest for name, digest in digests.items()
-        )
+        return bool(digests) and all(_digest(folder / name) == digests[name] for name in digests)
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 
@@ -95,16 +100,6 @@ def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:  # of a network of 350 million weights not all at once
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-RUNTIME_CLASSES = {"onnx": "OnnxEngine", "ncnn": "NcnnEngine"}  # modules: name -> class
-SHORTEST, LONGEST = 1.0, 5.0  # seconds that a speed is measured for, at least and at most
-LEAST_RUNS = 3
-
-Images = npt.NDArray[np.uint8]
-Features = npt.NDArray[np.float32]
-
-log = logging.getLogger("pipeline")
 
 
 class WorkerDied(PipelineError):
@@ -151,12 +146,9 @@ def in_own_process(job: str, config: BaseConfig, **details: Any) -> dict[str, An
 
 def load_runtime(name: str) -> Callable[..., Engine]:
     """The class of an engine that is not TensorFlow."""
-    runtime: Callable[..., Engine] = getattr(runtime_module(name), RUNTIME_CLASSES[name])
+    module = importlib.import_module(f"pipeline.engines.{name}")
+    runtime: Callable[..., Engine] = getattr(module, RUNTIME_CLASSES[name])
     return runtime
-
-
-def runtime_module(name: str) -> Any:
-    return importlib.import_module(f"pipeline.engines.{name}")
 
 
 def images_per_second(engine: Callable[[Images], object], images: Images, batch_size: int) -> float:
@@ -174,9 +166,8 @@ def run_all(
     engine: Callable[[Images], dict[str, Features]], images: Images, batch_size: int
 ) -> dict[str, Features]:
     """Features of any number of images, computed in batches."""
-    parts = [
-        engine(images[start : start + batch_size]) for start in range(0, len(images), batch_size)
-    ]
+    starts = range(0, len(images), batch_size)
+    parts = [engine(images[start : start + batch_size]) for start in starts]
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
 
@@ -187,11 +178,7 @@ def _name_weights(config: BaseConfig) -> dict[str, Any]:
 
 
 def _reference(
-    config: BaseConfig,
-    layers: Sequence[str],
-    images: str,
-    reference: str,
-    folders: Mapping[str, str],
+    config: BaseConfig, layers: Sequence[str], images: str, reference: str, folders: dict[str, str]
 ) -> dict[str, Any]:
     """TensorFlow's features; converts the base. Engine -> what is known of its trial by now."""
     from pipeline.engines.tensorflow import TensorFlowEngine
@@ -227,21 +214,15 @@ def _convert_base(
     if is_whole(folder):
         return
     network = read_network(base_model, config, maps_of(layers))
-    convert = runtime_module(engine).convert
+    convert = importlib.import_module(f"pipeline.engines.{engine}").convert
     write_conversion(folder, lambda made: convert(network, made))
 
 
 def _try_runtime(
-    config: BaseConfig,
-    layers: Sequence[str],
-    engine: str,
-    folder: str,
-    images: str,
-    reference: str,
+    config: BaseConfig, layers: list[str], engine: str, folder: str, images: str, reference: str
 ) -> dict[str, Any]:
     """How fast another engine is, and how far from TensorFlow."""
-    runtime = load_runtime(engine)(Path(folder), layers=layers)
-    sample = np.load(images)
+    runtime, sample = load_runtime(engine)(Path(folder), layers=layers), np.load(images)
     features = run_all(runtime, sample, config.batch_size)
     with np.load(reference) as expected:
         error = {layer: _worst(expected[layer], maps) for layer, maps in features.items()}

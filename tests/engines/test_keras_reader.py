@@ -14,7 +14,7 @@ if find_spec("onnxruntime") is None:  # importing it here would let it keep usag
 
 from pipeline.bases.build import feature_model
 from pipeline.bases.config import BaseConfig
-from pipeline.engines.keras_reader import read_network, simplified
+from pipeline.engines.keras_reader import read_network
 from pipeline.engines.network import (
     IMAGE,
     Affine,
@@ -25,6 +25,7 @@ from pipeline.engines.network import (
     Operation,
     Pad,
     Pool,
+    simplified,
 )
 from pipeline.engines.onnx import OnnxEngine, convert
 from pipeline.errors import UsageError
