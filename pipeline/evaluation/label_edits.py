@@ -31,9 +31,8 @@ log = logging.getLogger("pipeline")
 def write_suspects(path: Path, findings: Findings) -> None:
     """Write the suspects as CSV, the likeliest label error first, two columns left to fill in.
 
-    ``new_label`` takes the right class, ``drop`` takes ``yes``; what is left empty stays as it is.
-    The digest tells which image is meant. The file begins with a byte order mark, or Excel would
-    not take it for UTF-8.
+    ``new_label`` takes the right class, ``drop`` takes ``yes``. The file begins with a byte order
+    mark, or Excel would not take it for UTF-8.
     """
     table = findings.table
     with path.open("w", encoding="utf-8-sig", newline="") as file:
@@ -58,8 +57,8 @@ def write_suspects(path: Path, findings: Findings) -> None:
 def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> list[FeatureTable]:
     """The tables as the files want them: relabelled rows carry their class, dropped ones are gone.
 
-    Of several files the later goes before the earlier, image by image, so that a file of a second
-    round need not repeat the first. A class without any image left in any table is left out.
+    Of several files the later goes before the earlier, image by image. A class without any image
+    left in any table is left out.
 
     Raises BadDataError where a table would be left empty; otherwise as `read_label_edits` does.
     """
@@ -97,15 +96,12 @@ def _without_classes(table: FeatureTable, gone: Sequence[str]) -> FeatureTable:
 def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[int, int]]:
     """Read an edited suspects.csv, or any CSV with ``path`` or ``digest`` and an edit.
 
-    A digest goes before a path and stands for every copy of that image, and so for its augmented
-    views; to edit one of several identical files, leave its digest empty. A path stands for that
-    file's rows alone. Comma, semicolon or tab may separate; further columns are not read.
+    To edit one of several identical files, leave its digest empty (see `ImageFinder`).
 
     Returns, for each table, row -> its class number or `DROPPED`; rows to leave alone are missing.
 
-    Raises NoInputError if the file cannot be read; BadDataError, with its line, for what cannot be
-    done: an unknown class, an image that no table holds, one to be both dropped and relabelled, or
-    in two ways.
+    Raises NoInputError if the file cannot be read; BadDataError, with its line, for an unknown
+    class, an image that no table holds, or edits that contradict one another.
     """
     edits: list[dict[int, tuple[int, str]]] = [{} for _ in tables]
     finder = ImageFinder([table.columns for table in tables])
