@@ -44,7 +44,7 @@ def measure(labels: Labels, scores: Scores) -> dict[str, float]:
 
 
 def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> float:
-    """The share of rows whose highest score is the true class's; balanced, the mean over classes."""
+    """The share of rows whose highest score is the true class's, or its mean over classes."""
     right = scores.argmax(axis=1) == labels
     if balanced:
         counts = np.bincount(labels)
