@@ -183,14 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# argparse shows this name when a value is no number at all
 def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     """A comma list of these."""
 
     def numbers(text: str) -> list[T]:
         return [kind(word) for word in text.split(",")]
 
-    numbers.__name__ = f"comma list of {kind.__name__}"  # argparse shows it
+    numbers.__name__ = f"comma list of {kind.__name__}"  # argparse shows it for what is no number
     return numbers
 
 

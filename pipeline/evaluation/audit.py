@@ -91,7 +91,7 @@ def look_into(
 
 
 def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
-    """Features to look into (n, D): one vector per image, of images themselves 16 × 16 pixels."""
+    """Features to look into (n, D); of images themselves, 16 × 16 pixels."""
     features = read_input(table, layer, rows, input_of(table, layer, wanted=None, default="pooled"))
     shape = table.layers[layer]
     if table.spec.base != "pixels" or len(shape) != 3 or max(shape[:2]) <= PIXELS_A_SIDE:

@@ -1,7 +1,4 @@
-"""Which images belong together: one file under several names, a burst, photographs of one object.
-
-All rows of a group stand on one side of every split.
-"""
+"""Which images must not be parted: one file under several names, photographs of one object."""
 
 import hashlib
 import logging
@@ -56,10 +53,7 @@ def parse_group_rule(text: str) -> GroupOf:
 
 
 def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
-    """Raise BadDataError where a file of groups names an image that no table holds.
-
-    To be asked before rows are dropped: what is only no longer there is no mistake.
-    """
+    """Raise BadDataError where a file of groups names an image that no table (yet whole) holds."""
     if isinstance(group_of, _GroupFile):
         finder = ImageFinder(tables)
         for place, record in group_of.records:

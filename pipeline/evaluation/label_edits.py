@@ -106,7 +106,11 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[in
     edits: list[dict[int, tuple[int, str]]] = [{} for _ in tables]
     finder = ImageFinder([table.columns for table in tables])
     for place, record in read_records(path, option="--labels", values=("new_label", "drop")):
-        new_label, drop = record["new_label"], _is_drop(record["drop"], place)
+        new_label, answer = record["new_label"], record["drop"].strip().lower()
+        if answer not in DROP | KEEP:
+            received = printable(record["drop"])
+            raise BadDataError(f"{place}: drop takes yes or nothing; received {received!r}")
+        drop = answer in DROP
         if drop and new_label:
             raise BadDataError(f"{place} both drops and relabels the image; leave one empty")
         if not drop and not new_label:
@@ -133,10 +137,3 @@ def _class_number(name: str, classes: tuple[str, ...], place: str) -> int:
         + (" and others" if len(classes) > 10 else "")
     )
     raise BadDataError(f"{place}: {printable(name)} {problem}{hint}")
-
-
-def _is_drop(cell: str, place: str) -> bool:
-    answer = cell.strip().lower()
-    if answer not in DROP | KEEP:
-        raise BadDataError(f"{place}: drop takes yes or nothing; received {printable(cell)!r}")
-    return answer in DROP

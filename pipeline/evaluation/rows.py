@@ -1,8 +1,7 @@
 """Which rows of a cache a head learns from and is measured on, and their features.
 
-`pipeline.evaluation.splits` divides images: an image is a row of view 0, and its number is a place
-among those. Only this module turns image numbers (`Images`) into the rows of their augmented views
-(`Rows`).
+An image is a row of view 0, and its number is a place among those. Only this module turns image
+numbers (`Images`) into the rows of their augmented views (`Rows`).
 """
 
 from collections.abc import Sequence

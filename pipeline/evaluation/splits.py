@@ -1,7 +1,4 @@
-"""Which images train, which choose, which test: by folders, by content digest, or by folds.
-
-Numbers here are those of images; `pipeline.evaluation.rows` finds the rows of their views.
-"""
+"""Which images train, which choose, which test: by folders, by content digest, or by folds."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -96,29 +93,13 @@ def make_splits(
     remedy = "more images"
     if not columns.splits.any():
         remedy = f"another --split, another --split-seed or {remedy}"
-    check_every_class(splits, columns, classes, remedy=remedy, identities=identities)
-    return split_rows(splits, columns, classes, source=source)
+    return split_rows(splits, columns, classes, source=source, remedy=remedy, identities=identities)
 
 
 def check_two_classes(classes: Sequence[str]) -> None:
     if len(classes) < 2:
         found = printable(classes[0]) if classes else "none"
         raise BadDataError(f"a classifier needs two classes or more; the cache has one: {found}")
-
-
-def split_rows(
-    splits: npt.NDArray[np.uint8], columns: Columns, classes: Sequence[str], *, source: str
-) -> Splits:
-    return Splits(
-        train=np.flatnonzero(splits == TRAIN),
-        validation=np.flatnonzero(splits == VALIDATION),
-        test=np.flatnonzero(splits == TEST),
-        source=source,
-        counts={
-            name: _class_counts(columns.labels[splits == number], classes)
-            for number, name in enumerate(USED_SPLITS, TRAIN)
-        },
-    )
 
 
 def uniform_draws(digests: npt.NDArray[np.void], *, seed: int) -> npt.NDArray[np.float64]:
@@ -162,18 +143,23 @@ def _fill(
     return f"no validation folder: {100 * share:.3g} % of train, by content digest, validate"
 
 
-def check_every_class(
+def split_rows(
     splits: npt.NDArray[np.uint8],
     columns: Columns,
     classes: Sequence[str],
     *,
+    source: str,
     remedy: str,
     identities: npt.NDArray[np.void],
-) -> None:
-    """Raise BadDataError, with what to try, unless each split has images of each class."""
+) -> Splits:
+    """The images of each split number (N,); raises BadDataError where one lacks a class."""
+    images: dict[str, Images] = {}
+    counts: dict[str, dict[str, int]] = {}
     for number, name in enumerate(USED_SPLITS, TRAIN):
-        counts = _class_counts(columns.labels[splits == number], classes)
-        lacking = [label for label, count in enumerate(counts.values()) if count == 0]
+        images[name] = np.flatnonzero(splits == number)
+        of_class = np.bincount(columns.labels[images[name]], minlength=len(classes)).tolist()
+        counts[name] = dict(zip(classes, of_class, strict=True))
+        lacking = [label for label, count in enumerate(of_class) if count == 0]
         for label in lacking:
             check_enough(classes[label], label, columns, identities)
         if lacking:
@@ -183,6 +169,7 @@ def check_every_class(
             raise BadDataError(
                 f"the {name} split has no image of {shown} (of {total} in all); try {remedy}"
             )
+    return Splits(source=source, counts=counts, **images)
 
 
 def check_enough(name: str, label: int, columns: Columns, identities: npt.NDArray[np.void]) -> None:
@@ -199,11 +186,6 @@ def check_enough(name: str, label: int, columns: Columns, identities: npt.NDArra
             f"class {printable(name)} has {found}; train, validation and test need one each at "
             f"least: add images, or leave the class out with --labels"
         )
-
-
-def _class_counts(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, int]:
-    counts = np.bincount(labels, minlength=len(classes))
-    return dict(zip(classes, counts.tolist(), strict=True))
 
 
 def check_fold_count(folds: int) -> None:
@@ -260,6 +242,11 @@ def make_folds(
         splits = np.full(len(columns), TRAIN, np.uint8)
         splits[fold == (number + 1) % folds] = VALIDATION
         splits[fold == number] = TEST
-        remedy = "fewer folds, another --split-seed or more images"
-        check_every_class(splits, columns, classes, remedy=remedy, identities=identities)
-        yield split_rows(splits, columns, classes, source=f"fold {number + 1} of {folds}")
+        yield split_rows(
+            splits,
+            columns,
+            classes,
+            source=f"fold {number + 1} of {folds}",
+            remedy="fewer folds, another --split-seed or more images",
+            identities=identities,
+        )

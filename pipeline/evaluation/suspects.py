@@ -23,7 +23,7 @@ Probabilities = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """A row whose label is probably wrong: two class numbers and their out-of-fold probabilities."""
+    """A row whose label is probably wrong, with the out-of-fold probabilities of both classes."""
 
     row: int
     label: int

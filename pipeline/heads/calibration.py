@@ -48,7 +48,7 @@ def class_scores(
 
 
 def probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:
-    """What a Keras model of softmax outputs, or one of sigmoid, gives for rows (N, D): (N, K)."""
+    """Probabilities (N, K) of a Keras model of softmax outputs or one sigmoid, for rows (N, D)."""
     outputs = np.asarray(model(rows, training=False), np.float64)  # `predict` would compile anew
     if outputs.shape[1] == 1:
         return np.hstack([1 - outputs, outputs])

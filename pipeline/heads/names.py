@@ -49,10 +49,7 @@ def parse_heads(text: str | Iterable[str]) -> list[HeadRequest]:
 
 
 def parse_custom_head(text: str) -> HeadRequest:
-    """Read ``module:factory``, ``module:factory:flat`` or ``module:factory:pooled``.
-
-    Raises UsageError for anything else.
-    """
+    """Read ``module:factory``, with ``:flat`` or ``:pooled`` or without; else raises UsageError."""
     found = CUSTOM_HEAD.fullmatch(text.strip())
     if found is None:
         raise UsageError(
