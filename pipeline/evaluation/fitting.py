@@ -41,7 +41,7 @@ class NotFittedError(PipelineError):
 def fit_heads(
     heads: Mapping[HeadRequest, Head], data: TrialRows, config: ClassifyConfig
 ) -> dict[HeadRequest, list[Fits]]:
-    """Fit every head on every trial; in order of the heads, then of the trials."""
+    """Fit every head on every trial."""
     lock = Lock()
 
     @lru_cache(usable_cores() + 1)  # heads come to the trials in turn

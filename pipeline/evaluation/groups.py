@@ -53,7 +53,7 @@ def parse_group_rule(text: str) -> GroupOf:
 
 
 def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
-    """Raise BadDataError where a file of groups names an image that no table (yet whole) holds."""
+    """Raise BadDataError for a file of groups that names an image which no unedited table holds."""
     if isinstance(group_of, _GroupFile):
         finder = ImageFinder(tables)
         for place, record in group_of.records:

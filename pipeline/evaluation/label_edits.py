@@ -126,13 +126,12 @@ def _class_number(name: str, classes: tuple[str, ...], place: str) -> int:
     if name in classes:
         return classes.index(name)
     wanted = composed(name.strip())
-    spelled = {number: {composed(each), composed(printable(each))}
-               for number, each in enumerate(classes)}  # fmt: skip
-    numbers = [number for number, spellings in spelled.items() if wanted in spellings]
+    spelled = [{composed(each), composed(printable(each))} for each in classes]
+    numbers = [number for number, spellings in enumerate(spelled) if wanted in spellings]
     if len(numbers) == 1:
         return numbers[0]
     problem = "means several classes" if numbers else "is no class"
-    hint = did_you_mean(wanted, set().union(*spelled.values())) or (
+    hint = did_you_mean(wanted, set().union(*spelled)) or (
         f"; the classes are {', '.join(map(printable, classes[:10]))}"
         + (" and others" if len(classes) > 10 else "")
     )

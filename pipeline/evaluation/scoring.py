@@ -27,7 +27,6 @@ from pipeline.text import printable
 
 
 def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: ViewRows) -> Result:
-    """A head's row of the table before anything is measured."""
     spec = table.spec
     return Result(
         head=name,
@@ -104,7 +103,6 @@ def _calibrated(fit: Fit) -> Scores:
 
 
 def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
-    """What a row of the table says of its fits; those of a pass test every image once."""
     pairs = [pair for once in passes for pair in once]
     fits = [fit for fit, _ in pairs]
     tests = [trial.splits.test for _, trial in pairs]

@@ -117,7 +117,7 @@ def fit_of(
     settings: Sequence[Setting] = (),
     fit_seconds: float = math.nan,
 ) -> Fit:
-    """The record of a fitted estimator with probabilities, measured on validation."""
+    """Measure a fitted estimator with probabilities on validation."""
     labels = validation.labels
     scores = validation.averaged(estimator)
     is_scaled = isinstance(estimator, TemperatureScaling)

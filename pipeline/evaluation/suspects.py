@@ -51,10 +51,7 @@ def find_suspects(
 def out_of_fold(
     features: Floats, labels: Rows, fold: Rows, class_count: int, seed: int = 0
 ) -> Probabilities:
-    """Probabilities (N, K) of logistic regression fitted on the other folds; zero in fold -1.
-
-    Rows of fold -1 are only learned from. A fold learns from 5,000 rows at most.
-    """
+    """Probabilities (N, K) by the probe of the other folds; zero in fold -1, only learned from."""
     probabilities = np.zeros((len(labels), class_count))
     random = np.random.default_rng(seed)
     for number in range(FOLDS):

@@ -163,7 +163,6 @@ def plain_table(results: Sequence[Result]) -> str:
 
 
 def markdown_table(results: Sequence[Result]) -> str:
-    """All columns as a Markdown table."""
     columns = columns_of(results)
     lines = [[column.title for column in columns]]
     lines.append([":--" if column.is_text else "--:" for column in columns])

@@ -163,7 +163,6 @@ def _sentence(chosen: Outcome, tied: Outcomes, scored: Outcomes, balanced: bool)
 
 
 def _right(outcome: Outcome, balanced: bool) -> str:
-    """Its accuracy on test, and how sure that is."""
     result, folds = outcome.result, outcome.folds
     how = f"95 % interval {percent(result.test_low)}–{percent(result.test_high)}"
     if folds:

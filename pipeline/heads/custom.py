@@ -71,11 +71,11 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
 @contextmanager
 def failures_of(head: Head) -> Iterator[None]:
     """Turn what a custom head raises into a HeadFailedError; what it prints goes to stderr."""
-    if not head.name:
+    if not head.name:  # an error of the table's heads is a bug
         yield
         return
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr):  # stdout is for results
             yield
     except PipelineError:
         raise
