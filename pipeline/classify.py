@@ -67,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{comparison.recommendation}")
         if comparison.findings is not None and comparison.findings.learning_curve is not None:
             print(f"{comparison.findings.learning_curve.sentence}.")
-        print()
-        print(f"open {printable(folder / 'report.html')}")
+        print(f"\nopen {printable(folder / 'report.html')}")
         print(f"written to {printable(folder)}")
     if arguments.check:
         _check(comparison, folder, arguments)
@@ -106,7 +105,7 @@ def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace
 
 
 def _dense_grid(arguments: argparse.Namespace) -> list[DenseConfig]:
-    """Every combination of the dense head's options that were given."""
+    """Every combination of the dense head's options."""
     names = [each.name for each in fields(DenseConfig)]
     lists = [getattr(arguments, f"dense_{name}") for name in names]
     return [DenseConfig(**dict(zip(names, values, strict=True))) for values in product(*lists)]
@@ -184,14 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# argparse shows this name when a value is no number at all
 def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     """A comma list of these."""
 
     def numbers(text: str) -> list[T]:
         return [kind(word) for word in text.split(",")]
 
-    numbers.__name__ = f"comma list of {kind.__name__}"  # argparse shows it
+    numbers.__name__ = f"comma list of {kind.__name__}"  # argparse shows it for what is no number
     return numbers
 
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.duplicates import (
 )
 from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
 from pipeline.evaluation.rows import input_of, read_input
-from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION, Splits
+from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
 from pipeline.text import counted
 
@@ -26,19 +26,14 @@ PIXELS_A_SIDE = 16  # images as features are averaged to this: a crop moves edge
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-Sides = npt.NDArray[np.uint8]  # split numbers, as in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
     """Duplicates, likely label errors and the learning curve of one cached layer.
 
-    Attributes
-    ----------
-    table, layer : where the features are from, and what row numbers refer to.
-    duplicates : across splits first, then by similarity.
-    suspects : the most suspicious first.
-    learning_curve : None where there are too few images to draw one.
+    Row numbers are of ``table``. Of ``duplicates`` those across splits come first, of ``suspects``
+    the most suspicious; ``learning_curve`` is None where there are too few images.
     """
 
     table: FeatureTable
@@ -56,22 +51,17 @@ def look_into(
     folds: Sequence[Rows] = (),
     seed: int = 0,
 ) -> tuple[Findings, tuple[str, ...]]:
-    """Find duplicates and likely label errors, draw the learning curve; and say what to know.
+    """Find duplicates and likely label errors in the splits' rows, draw the learning curve.
 
-    Looks at the rows that stand in a split. The notices are a line each, to be read before the
-    table of results.
+    Returns the findings, and notices of a line each.
 
     Parameters
     ----------
-    table : of images as they are, without augmented views, with the labels that count; what a
-        person dropped is no row of it any more.
-    splits : of its rows.
+    table : of images as they are, without augmented views, after label edits.
     folds : the test rows of each, where every row is tested once.
-    seed : of folds and draws; the same gives the same findings.
     """
     side = np.zeros(len(table), np.uint8)  # the split number of each row, 0 for rows in none
-    for number, part in ((TRAIN, splits.train), (VALIDATION, splits.validation),
-                         (TEST, splits.test)):  # fmt: skip
+    for number, part in enumerate((splits.train, splits.validation, splits.test), TRAIN):
         side[part] = number
     rows = np.flatnonzero(side > 0)
     labels, side = table.columns.labels[rows], side[rows]
@@ -101,7 +91,7 @@ def look_into(
 
 
 def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
-    """Features to look into (n, D): one vector per image, of images themselves 16 × 16 pixels."""
+    """Features to look into (n, D); of images themselves, 16 × 16 pixels."""
     features = read_input(table, layer, rows, input_of(table, layer, wanted=None, default="pooled"))
     shape = table.layers[layer]
     if table.spec.base != "pixels" or len(shape) != 3 or max(shape[:2]) <= PIXELS_A_SIDE:
@@ -115,9 +105,14 @@ def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
     return images.reshape(len(rows), -1)
 
 
-def _notices(pairs: Sequence[DuplicatePair], side: Sides, *, in_folds: bool) -> Iterator[str]:
+def _notices(
+    pairs: Sequence[DuplicatePair], side: npt.NDArray[np.uint8], *, in_folds: bool
+) -> Iterator[str]:
     exact = [pair for pair in pairs if pair.exact]
-    of_files, leaked = (_test_rows_in_train(each, side) for each in (exact, pairs))
+    groups = [linked_rows(each, len(side)) for each in (exact, pairs)]
+    of_files, leaked = (
+        int(np.isin(each[side == TEST], each[side == TRAIN]).sum()) for each in groups
+    )
     files_across, across = (sum(pair.across for pair in each) for each in (exact, pairs))
     found = ""
     if leaked and not in_folds:
@@ -135,8 +130,3 @@ def _notices(pairs: Sequence[DuplicatePair], side: Sides, *, in_folds: bool) -> 
         yield f"only the {MOST_PAIRS:,} closest near duplicates are listed"
     if len(side) > MOST_ROWS:
         yield f"of more than {MOST_ROWS:,} images, near duplicates are sought only of test images"
-
-
-def _test_rows_in_train(pairs: Sequence[DuplicatePair], side: Sides) -> int:
-    groups = linked_rows(pairs, len(side))
-    return int(np.isin(groups[side == TEST], groups[side == TRAIN]).sum())

@@ -25,10 +25,8 @@ log = logging.getLogger("pipeline")
 class DividedCache:
     """A cache, which of its layers are compared, and how its images are divided.
 
-    Attributes
-    ----------
-    table : the images as they are, a row each; the division's row numbers are of it.
-    views : the rows of the augmented views, too.
+    ``table`` has a row for each image as it is, which the division's numbers refer to; ``views``
+    has the rows of the augmented views, too.
     """
 
     table: FeatureTable
@@ -72,11 +70,7 @@ class DividedCache:
 
 
 def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[DividedCache]:
-    """Open caches of the same classes and divide each; logs how.
-
-    A layer's name means all its poolings. A cache that holds none of the layers is left out with a
-    warning.
-    """
+    """Open caches of the same classes and divide each; a layer's name means all its poolings."""
     protocol, layers, edits = config.division, config.layers, config.label_files
     if not paths:
         raise UsageError("no cache was given to compare")
@@ -92,14 +86,12 @@ def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[DividedCa
         if not chosen:
             log.warning("%s holds none of the layers asked for and is left out", table.path)
             continue
-        everything = CachedViews.of(table)
-        images = everything.images
+        cached = CachedViews.of(table)
+        images = cached.images
         division = protocol.divide(images.columns, images.classes)
         train, judged = images_of(division.trials)
-        everything = everything.chosen(
-            train=train, judged=judged, views=config.views, tta=config.tta
-        )
-        cache = DividedCache(images, chosen, division, everything)
+        views = cached.chosen(train=train, judged=judged, views=config.views, tta=config.tta)
+        cache = DividedCache(images, chosen, division, views)
         log.info(
             "%s: %s, %s", printable(table.path), counted(len(images), "image"), division.source
         )

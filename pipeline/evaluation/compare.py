@@ -38,13 +38,9 @@ def compare_heads(
     config: ClassifyConfig | None = None,
     **options: Any,
 ) -> Comparison:
-    """Compare classifiers on cached features.
+    """Compare classifiers on cached features of the same classes.
 
-    Parameters
-    ----------
-    caches : one cache file or several of the same classes.
-    config : which heads, and how they are judged.
-    options : fields of `ClassifyConfig`, in place of a config or to change it.
+    ``options`` are fields of `ClassifyConfig`, in place of a config or to change it.
 
     Raises NoInputError, BadDataError or UsageError in one line.
 
@@ -151,8 +147,10 @@ def _score(
     if failed is not None:
         return Outcome(result=replace(result, status=failed))
     found = [each for each in fitted if not isinstance(each, str)]
-    if head.is_stochastic:
-        _warn_of_lost_seeds(result.head, found, data)
+    lost = sum(len(trial.seeds) for trial in data.trials) - sum(map(len, found))
+    if head.is_stochastic and lost:
+        name, seeds = printable(result.head), counted(lost, "seed")
+        log.warning("%s diverged with %s; its row is of the others", name, seeds)
     try:
         with failures_of(head):  # a custom head may fail on other rows
             return [
@@ -170,20 +168,8 @@ def _log_outcome(outcome: Outcome) -> None:
         hint = "; try a lower --learning-rate" if result.head == "dense" else ""
         log.warning("%s %s%s", name, result.status, hint if result.status == DIVERGED else "")
         return
-    log.info(
-        "%s: validation %.1f %%, %s",
-        name,
-        100 * result.validation_accuracy,
-        duration(result.fit_seconds),
-    )
-
-
-def _warn_of_lost_seeds(name: str, fits: Sequence[Sequence[Fit]], data: TrialRows) -> None:
-    lost = sum(len(trial.seeds) for trial in data.trials) - sum(map(len, fits))
-    if lost:
-        log.warning(
-            "%s diverged with %s; its row is of the others", printable(name), counted(lost, "seed")
-        )
+    share, seconds = 100 * result.validation_accuracy, duration(result.fit_seconds)
+    log.info("%s: validation %.1f %%, %s", name, share, seconds)
 
 
 def _other_images(opened: Sequence[DividedCache]) -> Iterator[str]:
@@ -243,7 +229,7 @@ def _looked_into(comparison: Comparison, opened: Sequence[DividedCache], seed: i
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes here; read from metadata, nothing is imported."""
+    """Versions of what computes here, without importing it."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

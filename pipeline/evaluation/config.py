@@ -6,14 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import (
-    Config,
-    count,
-    documented,
-    option,
-    positive_number,
-    whole_number,
-)
+from pipeline.config import Config, count, documented, option, positive_number, whole_number
 from pipeline.errors import UsageError
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import PROTOCOLS, HeadRequest, groups, parse_heads
@@ -132,22 +125,18 @@ class ClassifyConfig(Config):
 
     @property
     def dense_grid(self) -> tuple[DenseConfig, ...]:
-        """The configs that the dense head is fitted with."""
         grid = (self.dense,) if isinstance(self.dense, DenseConfig) else tuple(self.dense)
         return grid or (DenseConfig(),)
 
     @property
     def label_files(self) -> list[Path]:
-        """The files of corrected labels."""
         files = [self.labels] if isinstance(self.labels, str | Path) else self.labels
         return [Path(each) for each in files]
 
     @property
     def requests(self) -> list[HeadRequest]:
         """The heads that are compared; raises UsageError for an unknown name."""
-        if self.protocol in PROTOCOLS:
-            return parse_heads(self.protocol)
-        return parse_heads(self.heads or "all")
+        return parse_heads(self.protocol if self.protocol in PROTOCOLS else self.heads or "all")
 
     @property
     def division(self) -> "Protocol":

@@ -33,14 +33,13 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatePair:
-    """Two rows that show the same picture.
+    """Two rows that show the same picture, the lower row number first.
 
     Attributes
     ----------
-    first, second : row numbers, the first the lower one.
-    similarity : cosine of their centred features, 1 for identical files. What is near is not
-        decided by it, but by how far other images are.
-    exact : whether the files are identical, and not only their features nearly so.
+    similarity : cosine of their centred features, 1 for identical files. It does not decide what
+        is near: how far other images are does.
+    exact : whether the files are identical.
     across : whether they stand in different splits or folds, which inflates test accuracy.
     """
 
@@ -65,25 +64,23 @@ def find_duplicates(
 ) -> list[DuplicatePair]:
     """Find rows that show the same picture: across splits first, then the most similar.
 
-    Identical files are those of equal keys. Each is paired with the first of its split, and the
-    first ones of the splits with each other, so that n copies make about n pairs.
+    Each identical file is paired with the first of its split, and the first ones of the splits with
+    each other, so that n copies make about n pairs.
 
-    Near duplicates are much closer to each other than each is to its tenth neighbour: at 0.45 of
-    that distance or less. The measure is the distance of normalised principal components, each
-    divided by its own deviation and the mean one, so that what all pictures share counts little.
-    Where features vary in few dimensions chance brings neighbours close, too: the share is then
-    lowered until one pair is expected by chance, with the dimension estimated from the distances of
-    the ten nearest (Levina & Bickel 2004).
+    Near duplicates lie at 0.45 or less of the distance to the tenth neighbour of either. Distances
+    are of normalised principal components, each divided by its own deviation and the mean one, so
+    that what all pictures share counts little. In few dimensions chance brings neighbours close,
+    too: the share is then lowered until one pair is expected by chance, with the dimension
+    estimated from the ten nearest (Levina & Bickel 2004).
 
-    What it does not find: crops of a mere texture, such as cloth, which are other pictures to a
-    convolutional base; all pairs of a group of more than ten near copies; anything near in fewer
-    than 20 pictures. Of more than 20,000, only pairs with one of the highest split number (test)
-    are sought.
+    Not found: crops of a mere texture, such as cloth, which a convolutional base takes for other
+    pictures; all pairs of more than ten near copies; anything near in fewer than 20 pictures. Of
+    more than 20,000, only pairs with one of the highest split number (test) are sought.
 
     Parameters
     ----------
-    features : (N, D) float32, one vector per row; not all equal.
-    keys : (N,) void, what identical files share: their digests.
+    features : (N, D) float32, not all equal.
+    keys : (N,) void, the digests that identical files share.
     splits : (N,) split numbers.
     folds : (N,) fold numbers, where pairs are across these and not across splits.
     """

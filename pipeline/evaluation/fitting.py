@@ -41,7 +41,7 @@ class NotFittedError(PipelineError):
 def fit_heads(
     heads: Mapping[HeadRequest, Head], data: TrialRows, config: ClassifyConfig
 ) -> dict[HeadRequest, list[Fits]]:
-    """Fit every head on every trial; in order of the heads, then of the trials."""
+    """Fit every head on every trial."""
     lock = Lock()
 
     @lru_cache(usable_cores() + 1)  # heads come to the trials in turn
@@ -83,10 +83,9 @@ def side_by_side(
 ) -> dict[HeadRequest, list[T]]:
     """Call ``fit(request, head, number)`` for every head and every number below ``times``.
 
-    Deterministic heads run side by side, one on each core; stochastic ones, which use all cores by
-    themselves, follow one after another. BLAS gets one thread for each: that of NumPy and that of
-    SciPy wait for each other's threads in busy loops (the logistic path on 1,200 × 512 takes 0.2 s
-    so, 2.5 s with two threads).
+    Deterministic heads run one on each core; stochastic ones, which use all cores by themselves,
+    follow one after another. Each has one BLAS thread: that of NumPy and that of SciPy wait for
+    each other's in busy loops (logistic on 1,200 × 512: 0.2 s so, 2.5 s with two threads).
     """
     found: dict[tuple[HeadRequest, int], Future[T]] = {}
     with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
@@ -109,9 +108,9 @@ def side_by_side(
 
 
 def within(config: ClassifyConfig, work: Callable[[Head], T], name: str) -> T:
-    """What ``work(head)`` returns; with a time limit, from a process that is killed when it is up.
+    """What ``work(head)`` returns or raises; with a time limit, from a process that may be killed.
 
-    Raises NotFittedError where that process was stopped or died, and whatever ``work`` raises.
+    Raises NotFittedError where that process was stopped or died.
     """
     if config.timeout is None:
         return _run(config, work, name)
@@ -151,9 +150,9 @@ def _why_it_ended(exit_code: int, *, started: bool) -> str:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Have a process that is started here wait with Ctrl-C until it asks for it.
+    """Hold Ctrl-C from a process started here, which would answer with a traceback as it imports.
 
-    While it imports it would answer with a traceback. It inherits the mask of this thread.
+    It inherits the mask of this thread.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

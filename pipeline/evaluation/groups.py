@@ -1,7 +1,4 @@
-"""Which images belong together: one file under several names, a burst, photographs of one object.
-
-All rows of a group stand on one side of every split.
-"""
+"""Which images must not be parted: one file under several names, photographs of one object."""
 
 import hashlib
 import logging
@@ -30,11 +27,10 @@ log = logging.getLogger("pipeline")
 def parse_group_rule(text: str) -> GroupOf:
     """Read ``folder``, a CSV file with the columns path and group, or a regular expression.
 
-    ``folder``: the folders below the class folder. Those of two classes are two groups even if
-    they are called the same, as ``cats/1`` and ``dogs/1`` usually are two objects; where they are
-    one, an expression joins them: ``/([^/]+)/[^/]+$``. A regular expression is searched in the
-    path; its first group, or all that it matches, names the group. A file may name images as that
-    of ``--labels`` does, by digest too (see `ImageFinder`).
+    ``folder``: the folders below the class folder, ``cats/1`` and ``dogs/1`` being two groups;
+    where they are one, ``/([^/]+)/[^/]+$`` joins them. An expression is searched in the path; its
+    first group, or all that it matches, names the group. A file names images as that of
+    ``--labels`` does (see `ImageFinder`).
 
     Raises UsageError, NoInputError or BadDataError in one line.
     """
@@ -57,12 +53,11 @@ def parse_group_rule(text: str) -> GroupOf:
 
 
 def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
-    """Raise BadDataError where a file of groups names an image that no table holds.
-
-    To be asked before rows are dropped: what is only no longer there is no mistake.
-    """
+    """Raise BadDataError for a file of groups that names an image which no unedited table holds."""
     if isinstance(group_of, _GroupFile):
-        group_of.check(tables)
+        finder = ImageFinder(tables)
+        for place, record in group_of.records:
+            finder.must_find(record, place)
 
 
 def _by_path(name_of: Callable[[str], str | None]) -> GroupOf:
@@ -81,17 +76,12 @@ class _GroupFile:
 
     def __init__(self, path: Path) -> None:
         records = read_records(path, option="--group", values=("group",))
-        self._records = [(place, record) for place, record in records if record["group"]]
-
-    def check(self, tables: Sequence[Columns]) -> None:
-        finder = ImageFinder(tables)
-        for place, record in self._records:
-            finder.must_find(record, place)
+        self.records = [(place, record) for place, record in records if record["group"]]
 
     def __call__(self, columns: Columns) -> list[str | None]:
         finder = ImageFinder([columns])
         groups: dict[int, tuple[str, str]] = {}
-        for place, record in self._records:
+        for place, record in self.records:
             (rows,) = finder.find(record, place)
             assign(record["group"], rows, place, groups, columns)
         return [groups[row][0] if row in groups else None for row in range(len(columns))]
@@ -100,9 +90,8 @@ class _GroupFile:
 def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDArray[np.void]:
     """What must not be parted (N,) V32: rows of one identity stand on one side.
 
-    Without a rule it is the content digest. With one, the SHA-256 of the group's name; groups that
-    share an identical file are one, under the name that sorts first. An image that the rule does
-    not place keeps its digest.
+    It is the content digest, or the SHA-256 of the name of the group that the rule finds, if any.
+    Groups that share an identical file are one, under the name that sorts first.
     """
     if group_of is None:
         return columns.digests
@@ -122,20 +111,15 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
         ),
         DIGEST_DTYPE,
     )
-    component = _joined(named, columns.digests)
+    # rows are linked with the first of their group and the first of their file
+    uniques = [np.unique(each, True, True) for each in (named, columns.digests)]
+    firsts = np.concatenate([first_row[entry] for _, first_row, entry in uniques])
+    component = linked(firsts, np.tile(np.arange(len(names)), 2), len(names))
     log.info("%s in %s", counted(len(names), "image"), counted(component.max() + 1, "group"))
     smallest = np.empty(component.max() + 1, DIGEST_DTYPE)
     descending = np.argsort(named)[::-1]
     smallest[component[descending]] = named[descending]  # the smallest of each is written last
     return smallest[component]
-
-
-def _joined(*entries: npt.NDArray[np.void]) -> Rows:
-    """Number (N,), from 0, the sets of rows that are linked by an equal entry in any array (N,)."""
-    count = len(entries[0])
-    found = [np.unique(each, return_index=True, return_inverse=True)[1:] for each in entries]
-    firsts = [first_row[entry] for first_row, entry in found]
-    return linked(np.concatenate(firsts), np.tile(np.arange(count), len(entries)), count)
 
 
 def linked(first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int) -> Rows:

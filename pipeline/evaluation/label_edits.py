@@ -31,9 +31,8 @@ log = logging.getLogger("pipeline")
 def write_suspects(path: Path, findings: Findings) -> None:
     """Write the suspects as CSV, the likeliest label error first, two columns left to fill in.
 
-    ``new_label`` takes the right class, ``drop`` takes ``yes``; what is left empty stays as it is.
-    The digest tells which image is meant. The file begins with a byte order mark, or Excel would
-    not take it for UTF-8.
+    ``new_label`` takes the right class, ``drop`` takes ``yes``. The file begins with a byte order
+    mark, or Excel would not take it for UTF-8.
     """
     table = findings.table
     with path.open("w", encoding="utf-8-sig", newline="") as file:
@@ -58,8 +57,8 @@ def write_suspects(path: Path, findings: Findings) -> None:
 def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> list[FeatureTable]:
     """The tables as the files want them: relabelled rows carry their class, dropped ones are gone.
 
-    Of several files the later goes before the earlier, image by image, so that a file of a second
-    round need not repeat the first. A class without any image left in any table is left out.
+    Of several files the later goes before the earlier, image by image. A class without any image
+    left in any table is left out.
 
     Raises BadDataError where a table would be left empty; otherwise as `read_label_edits` does.
     """
@@ -97,20 +96,21 @@ def _without_classes(table: FeatureTable, gone: Sequence[str]) -> FeatureTable:
 def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[int, int]]:
     """Read an edited suspects.csv, or any CSV with ``path`` or ``digest`` and an edit.
 
-    A digest goes before a path and stands for every copy of that image, and so for its augmented
-    views; to edit one of several identical files, leave its digest empty. A path stands for that
-    file's rows alone. Comma, semicolon or tab may separate; further columns are not read.
+    To edit one of several identical files, leave its digest empty (see `ImageFinder`).
 
     Returns, for each table, row -> its class number or `DROPPED`; rows to leave alone are missing.
 
-    Raises NoInputError if the file cannot be read; BadDataError, with its line, for what cannot be
-    done: an unknown class, an image that no table holds, one to be both dropped and relabelled, or
-    in two ways.
+    Raises NoInputError if the file cannot be read; BadDataError, with its line, for an unknown
+    class, an image that no table holds, or edits that contradict one another.
     """
     edits: list[dict[int, tuple[int, str]]] = [{} for _ in tables]
     finder = ImageFinder([table.columns for table in tables])
     for place, record in read_records(path, option="--labels", values=("new_label", "drop")):
-        new_label, drop = record["new_label"], _is_drop(record["drop"], place)
+        new_label, answer = record["new_label"], record["drop"].strip().lower()
+        if answer not in DROP | KEEP:
+            received = printable(record["drop"])
+            raise BadDataError(f"{place}: drop takes yes or nothing; received {received!r}")
+        drop = answer in DROP
         if drop and new_label:
             raise BadDataError(f"{place} both drops and relabels the image; leave one empty")
         if not drop and not new_label:
@@ -126,21 +126,13 @@ def _class_number(name: str, classes: tuple[str, ...], place: str) -> int:
     if name in classes:
         return classes.index(name)
     wanted = composed(name.strip())
-    spelled = {number: {composed(each), composed(printable(each))}
-               for number, each in enumerate(classes)}  # fmt: skip
-    numbers = [number for number, spellings in spelled.items() if wanted in spellings]
+    spelled = [{composed(each), composed(printable(each))} for each in classes]
+    numbers = [number for number, spellings in enumerate(spelled) if wanted in spellings]
     if len(numbers) == 1:
         return numbers[0]
     problem = "means several classes" if numbers else "is no class"
-    hint = did_you_mean(wanted, set().union(*spelled.values())) or (
+    hint = did_you_mean(wanted, set().union(*spelled)) or (
         f"; the classes are {', '.join(map(printable, classes[:10]))}"
         + (" and others" if len(classes) > 10 else "")
     )
     raise BadDataError(f"{place}: {printable(name)} {problem}{hint}")
-
-
-def _is_drop(cell: str, place: str) -> bool:
-    answer = cell.strip().lower()
-    if answer not in DROP | KEEP:
-        raise BadDataError(f"{place}: drop takes yes or nothing; received {printable(cell)!r}")
-    return answer in DROP

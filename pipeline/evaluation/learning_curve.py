@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +24,9 @@ class LearningCurve:
 
     Attributes
     ----------
-    sizes : (S,) numbers of training images, ascending; the last is all of them, or 5,000.
+    sizes : (S,) ascending; the last is all training images, or 5,000.
     accuracies : (S, R) on held-out images, of R random draws of each size.
-    head : which classifier, for people: ``logistic (C=1)``.
+    head : for people: ``logistic (C=1)``.
     sentence : whether more images would help.
     """
 
@@ -50,11 +49,8 @@ def learning_curve(
     Sizes halve from all images (5,000 at most) down to about ten per class; every draw has every
     class, in its share. C is chosen on validation with all images.
 
-    None where not even half of the images are ten per class, or a class is missing in train.
-
-    Parameters
-    ----------
-    features, labels, side : of the same rows: (N, D), (N,), and their split numbers (N,).
+    ``side`` (N,) are split numbers. None where not even half of the images are ten per class, or a
+    class is missing in train.
     """
     train = labels[side == TRAIN]
     counts = np.bincount(train, minlength=class_count)
@@ -71,19 +67,17 @@ def learning_curve(
     rows, held_out, tested = (
         components.transform(features[side == part]) for part in (TRAIN, VALIDATION, TEST)
     )
-
-    def fit(chosen: npt.NDArray[np.int64], C: float) -> Any:
-        return fit_probe(rows[chosen], train[chosen], C)
-
-    fits = {C: fit(orders[0][:whole], C) for C in PENALTIES}
+    first = orders[0][:whole]
+    fits = {C: fit_probe(rows[first], train[first], C) for C in PENALTIES}
     validation = labels[side == VALIDATION]
     losses = {C: log_loss_of(validation, fits[C].predict_proba(held_out)) for C in PENALTIES}
     penalty = min(PENALTIES, key=lambda C: losses[C])
     correct = np.empty((len(sizes), DRAWS, len(tested)), bool)
     for draw, order in enumerate(orders):
         for place, size in enumerate(sizes):
-            # every draw of all images is the same one
-            known = fits[penalty] if size == len(train) else fit(order[:size], penalty)
+            known, drawn = fits[penalty], order[:size]
+            if size < len(train):  # every draw of all images is the same one
+                known = fit_probe(rows[drawn], train[drawn], penalty)
             correct[place, draw] = known.predict(tested) == labels[side == TEST]
     return LearningCurve(
         sizes=np.asarray(sizes, np.int64),
@@ -96,16 +90,12 @@ def learning_curve(
 def conclude(
     half: int, whole: int, before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]
 ) -> str:
-    """One sentence on the last doubling: would more images help?
+    """One sentence on the last doubling, from half to whole: would more images help?
 
-    The gain is compared with its noise: the spread of the draws of half the images, and the
-    standard error of the gain as test images are drawn, paired by image. A gain within one such is
-    none, one beyond two is sure.
+    The gain's noise is the spread of the draws of half the images, and the standard error of the
+    gain paired by test image. A gain within one such is none, one beyond two is sure.
 
-    Parameters
-    ----------
-    half, whole : numbers of training images.
-    before, after : (R, n) bool: which test images each draw of either size has right.
+    ``before`` and ``after``, (R, n), say which test images each draw of either size has right.
     """
     spread = float(before.mean(axis=1).std(ddof=1))
     gains = after.mean(axis=0) - before.mean(axis=0)  # (n,)

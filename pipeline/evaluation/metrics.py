@@ -14,10 +14,7 @@ Scores = npt.NDArray[np.float64]
 
 
 class Reliability(NamedTuple):
-    """Of each bin of confidence: its mean confidence, its accuracy and its number of rows.
-
-    Each (CALIBRATION_BINS,); confidence and accuracy are NaN in an empty bin.
-    """
+    """Means and number of rows of each bin, (CALIBRATION_BINS,); means of an empty one are NaN."""
 
     confidence: npt.NDArray[np.float64]
     accuracy: npt.NDArray[np.float64]
@@ -27,28 +24,27 @@ class Reliability(NamedTuple):
 def measure(labels: Labels, scores: Scores) -> dict[str, float]:
     """Measure probabilities (N, K) against true labels (N,): column of the table -> value.
 
-    Shares are in 0 … 1, NaN where a measure does not apply. A class that is missing from the labels
-    (of a small fold) is left out of every mean over the classes that it makes undefined.
+    NaN where a measure does not apply. A class that is missing from the labels (of a small fold) is
+    left out of every mean over the classes that it makes undefined.
     """
     from sklearn.metrics import f1_score
 
     every, predicted = np.arange(scores.shape[1]), scores.argmax(axis=1)
     f1 = f1_score(labels, predicted, labels=every, average=None, zero_division=np.nan)
+    highest = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]  # of ties the first, as in argmax
+    top5 = float(np.mean((highest == labels[:, None]).any(axis=1)))
     return {
         "balanced_accuracy": accuracy_of(labels, scores, balanced=True),
         "macro_f1": float(np.nanmean(f1)),
         "roc_auc": roc_auc_of(labels, scores),
-        "top5_accuracy": _top_accuracy(labels, scores) if len(every) > TOP else math.nan,
+        "top5_accuracy": top5 if len(every) > TOP else math.nan,
         "log_loss": log_loss_of(labels, scores),
         "brier": brier_of(labels, scores),
     }
 
 
 def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> float:
-    """The share of rows whose highest score is the true class's.
-
-    ``balanced``: the mean of that share over the classes that are there.
-    """
+    """The share of rows whose highest score is the true class's, or its mean over classes."""
     right = scores.argmax(axis=1) == labels
     if balanced:
         counts = np.bincount(labels)
@@ -59,9 +55,8 @@ def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> fl
 def roc_auc_of(labels: Labels, scores: Scores) -> float:
     """Area under the ROC curve; of more than two classes, the mean of one against the rest.
 
-    That is how often a row of the class scores above another one, ties counting half
-    (Mann-Whitney). Classes without rows, or without others to tell them from, do not count; NaN if
-    none is left.
+    Computed as Mann-Whitney's statistic, ties counting half. Classes without rows, or without
+    others to tell them from, do not count; NaN if none is left.
     """
     from scipy.stats import rankdata
 
@@ -106,10 +101,3 @@ def reliability_bins(labels: Labels, probabilities: Scores) -> Reliability:
     )
     rows = np.bincount(places - 1, minlength=CALIBRATION_BINS)
     return Reliability(confident, accurate, rows)
-
-
-def _top_accuracy(labels: Labels, scores: Scores) -> float:
-    """The share of rows with the true class among the five highest; of ties the first come first,
-    as in argmax."""
-    highest = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-    return float(np.mean((highest == labels[:, None]).any(axis=1)))

@@ -25,12 +25,12 @@ DELIMITERS = ",;\t"  # what spreadsheets write, by country
 def read_records(
     path: Path, *, option: str, values: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The place, FILE:LINE, and the cells of each record: path, digest and ``values``.
+    """Yield the place, FILE:LINE, and the cells of each record: path, digest and ``values``.
 
-    Comma, semicolon or tab may separate; missing cells are empty, further columns are not read.
+    Missing cells are empty, further columns are not read.
 
     Raises NoInputError if the file, which ``option`` names, cannot be read; BadDataError, with its
-    line, if it is no CSV in UTF-8 or has not path or digest and one of ``values`` as columns.
+    line, if it is no CSV in UTF-8 or lacks path or digest, or every one of ``values``.
     """
     try:
         content = path.read_bytes()
@@ -82,10 +82,7 @@ class ImageFinder:
                 self._by_digest[-1].setdefault(digest.tobytes().hex(), []).append(row)
 
     def find(self, record: Mapping[str, str], place: str) -> list[list[int]]:
-        """The rows in each table; none where it does not hold the image.
-
-        Raises BadDataError, with the place, for a record that names no image or several.
-        """
+        """The rows in each table; raises BadDataError for a record of no image or of several."""
         digest, path = record["digest"].strip().lower(), record["path"]
         if digest:
             return [by_digest.get(digest, []) for by_digest in self._by_digest]
@@ -120,10 +117,7 @@ class ImageFinder:
 def assign(
     value: T, rows: Iterable[int], place: str, assigned: dict[int, tuple[T, str]], columns: Columns
 ) -> None:
-    """Note the value of rows, and the place that says so.
-
-    Raises BadDataError where another place says otherwise.
-    """
+    """Note the value of rows and the place that says so; raises BadDataError if another differs."""
     for row in rows:
         before, said = assigned.setdefault(row, (value, place))
         if before != value:
@@ -134,10 +128,7 @@ def assign(
 
 
 def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:
-    """Path as a person or suspects.csv spells it -> the paths that it may mean.
-
-    Exactly the name of one file is that file, whatever else it may spell.
-    """
+    """Spelling -> the paths that it may mean; a file's exact name means that file alone."""
     exact: dict[str, set[bytes]] = {}
     others: dict[str, set[bytes]] = {}
     for path in set(paths):
@@ -148,11 +139,11 @@ def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as the end of an error; empty where none is near."""
+    """The end of an error with the nearest known name; empty where none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {printable(close[0])}?" if close else ""
 
 
 def composed(text: str) -> str:
-    """A name in Unicode's composed form, so that two spellings compare equal."""
+    """The text in Unicode's composed form."""
     return unicodedata.normalize("NFC", text)

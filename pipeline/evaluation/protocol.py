@@ -38,10 +38,7 @@ log = logging.getLogger("pipeline")
 class Division:
     """All trials of a cache, and in one sentence where they come from.
 
-    Attributes
-    ----------
-    folds : how many trials together test every image once; 0 where a fixed test set does.
-    notices : what to know of it before reading the table.
+    ``folds`` is how many trials together test every image once; 0 of a fixed test set.
     """
 
     trials: tuple[Trial, ...]
@@ -56,13 +53,12 @@ class Protocol:
 
     Attributes
     ----------
-    folds : cross-validate with so many; None for the default: `USUAL_FOLDS` for fewer than
-        `FEW_IMAGES` images without split folders, else one division.
-    split : shares of the one division where there are no split folders, ``60/20/20``.
-    group : which images must not be parted, as `parse_group_rule` reads it.
-    split_seed : another division, or other folds.
-    seed, repeats : heads that draw at random are fitted with seed, seed + 1, …; each repeat of
-        the folds divides anew.
+    folds : None for `USUAL_FOLDS` of fewer than `FEW_IMAGES` images without split folders, else
+        one division.
+    split : shares where there are no split folders, ``60/20/20``.
+    group : as `parse_group_rule` reads it.
+    seed, repeats : stochastic heads are fitted with seed, seed + 1, …; each repeat of the folds
+        divides anew.
 
     Raises UsageError, NoInputError or BadDataError for rules that cannot be.
     """
@@ -108,36 +104,22 @@ class Protocol:
         if folds is None:
             self._check_that_folders_leave_a_choice(columns)
             splits = make_splits(
-                columns,
-                classes,
-                shares=self.shares,
-                seed=self.split_seed,
-                identities=identities,
+                columns, classes, shares=self.shares, seed=self.split_seed, identities=identities
             )
-            return Division(
-                (Trial(splits, seeds),),
-                splits.source,
-                notices=tuple(_parted(splits, identities)) if self.group_of else (),
-            )
+            notices = tuple(_parted(splits, identities)) if self.group_of else ()
+            return Division((Trial(splits, seeds),), splits.source, notices=notices)
         trials = tuple(
             Trial(splits, (seed,))
-            for repeat, seed in enumerate(seeds)
+            for split_seed, seed in enumerate(seeds, self.split_seed)
             for splits in make_folds(
-                columns,
-                classes,
-                folds=folds,
-                seed=self.split_seed + repeat,
-                identities=identities,
+                columns, classes, folds=folds, seed=split_seed, identities=identities
             )
         )
         ignored = "; the split folders are ignored" if columns.splits.max(initial=0) > TRAIN else ""
         grouped = ", groups kept together" if self.group_of else ""
         again = f", {counted(self.repeats, 'time')}" if self.repeats > 1 else ""
-        return Division(
-            trials,
-            f"cross-validated: {folds} folds stratified by class{grouped}{again}{ignored}",
-            folds,
-        )
+        source = f"cross-validated: {folds} folds stratified by class{grouped}{again}{ignored}"
+        return Division(trials, source, folds)
 
     def _check_that_folders_leave_a_choice(self, columns: Columns) -> None:
         """Refuse shares where the folders say it all, for they would do nothing."""
@@ -154,7 +136,7 @@ class Protocol:
 
 
 def _parted(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
-    """Say how many groups stand in two splits: folders may part what --group would not."""
+    """Say how many groups the folders part."""
     parts = [np.unique(identities[rows]) for rows in (splits.train, splits.validation, splits.test)]
     count = len(np.concatenate(parts)) - len(np.unique(np.concatenate(parts)))
     if count:

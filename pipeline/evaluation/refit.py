@@ -39,13 +39,9 @@ def with_bundles(
 ) -> list[Outcome]:
     """Each outcome with the classifier that may be saved, or with the reason why there is none.
 
-    Of one division it is exactly the one that was measured: of several seeds the first one's. Of
-    folds none of those measured saw all images, so the usual setting is fitted again, on all of
-    them (see `fit_on_all`).
-
-    Parameters
-    ----------
-    fits : of each head that has figures, of each of ``data.trials``.
+    Of one division it is the one that was measured, of several seeds the first one's. Of folds none
+    saw all images, so `fit_on_all` fits again. ``fits`` has those of each head with figures, of
+    each of ``data.trials``.
     """
     measured = {request: fits[request][0][0] for request in fits}
     fitted_on = "train and validation" if config.refit else "train"
@@ -73,7 +69,6 @@ def with_bundles(
 def with_bundle(
     outcome: Outcome, fit: Fit | None, table: FeatureTable, *, fitted_on: str
 ) -> Outcome:
-    """The outcome with a fit's classifier, or with the reason why it cannot be saved."""
     if fit is None or outcome.result.status:
         return replace(outcome, not_saved=outcome.result.status)
     try:
@@ -91,9 +86,8 @@ def fit_on_all(
 ) -> dict[HeadRequest, Fit | str]:
     """Fit the setting that most folds chose on the rows of all of them; the first of equals.
 
-    Heads run side by side, each within the time limit; one that fails has the reason in place of
-    its fit. None can be measured: there is no image left that it has not seen. A head without
-    probabilities keeps the temperature that these folds found on validation, their geometric mean.
+    A head that fails has the reason in place of its fit. None can be measured: it has seen every
+    image. A head without probabilities gets the geometric mean of these folds' temperatures.
     """
     splits = data.trials[0].splits
     train = data.to_learn_from(np.concatenate([splits.train, splits.validation, splits.test]))
@@ -123,14 +117,12 @@ def fit_on_all(
 
 
 def _usual(fits: Sequence[Fit]) -> list[Fit]:
-    """The fits with the setting that was chosen most often; with the first of equals."""
     texts = [params_text(fit.params) for fit in fits]
     (usual, _), *_ = Counter(texts).most_common(1)
     return [fit for fit, text in zip(fits, texts, strict=True) if text == usual]
 
 
 def _bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: str) -> Bundle:
-    """The bundle, with where its features come from for whoever uses it later."""
     origin = table.document
     document: dict[str, Any] = {
         "cache": os.fspath(table.path.resolve()),

@@ -18,35 +18,32 @@ if TYPE_CHECKING:
 class Result:
     """A chosen head on one layer of one cache; the fields are the columns of results.csv.
 
-    Later columns are added at the end. Accuracies and the like are shares in 0 … 1, NaN where a
-    measure does not apply.
+    Later columns are added at the end. Shares are in 0 … 1, NaN where a measure does not apply.
 
     Attributes
     ----------
-    input : ``flat`` or ``pooled`` features.
     params : the chosen settings, ``C=0.1``.
-    train_accuracy : of the training images as they are, without their augmented views.
-    test_low, test_high : 95 % Wilson interval of the test accuracy.
-    fit_seconds : all candidates of the head, from which one was chosen.
+    train_accuracy : of the training images without their augmented views.
+    test_low, test_high : 95 % Wilson interval.
+    fit_seconds : for all settings of the head.
     predict_ms : milliseconds per test image, from cached features to a class.
-    parameters : how many numbers the chosen classifier has learned; 0 where none was chosen.
+    parameters : how many numbers the classifier has learned; 0 where none was chosen.
     balanced_accuracy : mean over the classes of recall.
-    brier : half the mean squared distance of the probabilities from the truth, in 0 … 1.
+    brier : half the mean squared distance of the probabilities from the truth.
     ece : expected calibration error of the predicted class's probability, 15 bins of equal width.
-    temperature : by which the logarithms of the scores are divided before their softmax to fit
-        validation; above 1, the head is too sure of itself.
+    temperature : divides the logarithms of the scores, fitted on validation; above 1, the head is
+        too sure of itself.
     calibrated_log_loss, calibrated_ece : on test, with that temperature.
     fits : how many fits the measures are means of: folds, or seeds.
     test_spread : standard deviation of their test accuracies; NaN of a single fit.
     p_value, p_holm : exact McNemar test against the best head on the same test images, as it is
-        and Holm-corrected over the table. Reported; nothing is chosen by it.
+        and Holm-corrected over the table. Nothing is chosen by it.
     verdict : ``best`` or ``≈ best`` on validation, else empty.
-    recommended : the simplest of these; the sentence under the table may doubt it.
-    validation_balanced_accuracy : by which heads are judged where every class counts the same.
+    recommended : the simplest of these.
     status : empty, or why there are no figures: ``stopped after 10 s``, ``diverged``.
     model : the saved classifier's file in the run's folder, or empty.
-    views : how many augmented views of each training image it learned from, besides the image.
-    tta : over how many, besides the image, each validation and test probability is averaged.
+    views, tta : how many augmented views, besides the image, it learned from, and its validation
+        and test probabilities are averaged over.
     """
 
     head: str
@@ -110,9 +107,9 @@ class Predictions:
     Attributes
     ----------
     rows : (n,) row numbers in the cache.
-    keys : (n,) void; SHA-256 of each image file, the same in every cache of these images.
-    labels : (n,) int64, the true classes.
-    scores : (n, K) float64 probabilities, the highest for the predicted class.
+    keys : (n,) void, SHA-256 of each image file.
+    labels : (n,) true classes.
+    scores : (n, K) float64 probabilities.
     """
 
     rows: npt.NDArray[np.int64]
@@ -125,7 +122,7 @@ class Predictions:
 
     @property
     def predicted(self) -> npt.NDArray[np.int64]:
-        """(n,) int64: the class of the highest score."""
+        """(n,): the class of the highest score."""
         return np.asarray(self.scores.argmax(axis=1), np.int64)
 
     @property
@@ -157,17 +154,16 @@ class Fit:
 
     Attributes
     ----------
-    estimator : the fitted classifier, with ``predict_proba``; None where it is not at hand.
+    estimator : fitted, with ``predict_proba``; None where it is not at hand.
     params : its place in the head's grid.
     parameters : how many numbers it predicts with.
     own_probabilities : whether they are the head's own, nothing fitted on validation.
     temperature : fitted on validation.
     validation_scores : (V, K) probabilities.
-    settings : every setting of the grid.
     history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
     fit_seconds : for all settings and a refit.
-    test_scores : (T, K) probabilities; None until `pipeline.evaluation.scoring` computes them.
-    train_accuracy, predict_seconds : computed with them.
+    test_scores : (T, K) probabilities; with train_accuracy and predict_seconds, computed by
+        `pipeline.evaluation.scoring`.
     """
 
     estimator: Any = None
@@ -190,9 +186,7 @@ class Fit:
 def params_text(params: Mapping[str, Any]) -> str:
     """Settings on one line, without the names of a pipeline's steps: ``C=0.1``."""
     return " ".join(
-        f"{name.split('__')[-1]}={value:g}"
-        if isinstance(value, int | float)
-        else f"{name.split('__')[-1]}={value}"
+        f"{name.split('__')[-1]}={format(value, 'g') if isinstance(value, int | float) else value}"
         for name, value in params.items()
     )
 
@@ -201,17 +195,14 @@ def params_text(params: Mapping[str, Any]) -> str:
 class Outcome:
     """A result with what plots and statistics need.
 
-    Of several folds each image's prediction is the one of the fold that left it out, in the first
-    repeat; of several seeds it is the first one's.
+    Each image's prediction is of the fold that left it out, in the first repeat; of several seeds
+    it is the first one's. ``own_probabilities``, ``history`` and ``settings`` are the first fit's.
 
     Attributes
     ----------
     test, validation : predictions, none where the head has no figures (see `Result.status`).
-    own_probabilities : whether they are the head's own, nothing fitted on validation.
     folds : in how many parts every image was tested; 0 for one test set.
-    history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
-    settings : every setting tried, in the first fit.
-    bundle : the classifier with what it takes to use it (see `pipeline.evaluation.refit`).
+    bundle : the classifier with what it takes to use it.
     not_saved : why there is none.
     """
 
@@ -232,11 +223,10 @@ class Comparison:
 
     Attributes
     ----------
-    classes : class names; class numbers are places in it.
     run : what was compared and how: caches, splits, settings, versions.
     recommendation : one sentence for people.
     notices : what to know before reading the table: duplicates across splits, imbalance.
-    findings : what looking into the data found, with the recommended row's cache and layer.
+    findings : of the recommended row's cache and layer.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -248,18 +238,14 @@ class Comparison:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """The lines of the table."""
         return tuple(outcome.result for outcome in self.outcomes)
 
     @property
     def shown(self) -> Outcome:
-        """The outcome to look at closely: the one that validation recommends."""
+        """The outcome that validation recommends."""
         return next(each for each in self.outcomes if each.result.recommended)
 
     def document(self) -> dict[str, Any]:
         """The contents of results.json."""
-        run = dict(self.run) | {
-            "recommendation": self.recommendation,
-            "notices": list(self.notices),
-        }
-        return {"run": run, "rows": [result.row() for result in self.results]}
+        said = {"recommendation": self.recommendation, "notices": list(self.notices)}
+        return {"run": {**self.run, **said}, "rows": [result.row() for result in self.results]}

@@ -1,8 +1,7 @@
 """Which rows of a cache a head learns from and is measured on, and their features.
 
-`pipeline.evaluation.splits` divides images: an image is a row of view 0, and its number is a place
-among those. Only this module turns image numbers (`Images`) into the rows of their augmented views
-(`Rows`).
+An image is a row of view 0, and its number is a place among those. Only this module turns image
+numbers (`Images`) into the rows of their augmented views (`Rows`).
 """
 
 from collections.abc import Sequence
@@ -32,10 +31,9 @@ class ViewRows:
 
     Attributes
     ----------
-    images : (R,) image numbers.
-    views : (R,) view numbers; 0 is the image as it is.
-    learned : how many augmented views heads learn from, 1 … learned.
-    averaged : over how many, besides the image as it is, predictions are averaged.
+    images, views : (R,) numbers; view 0 is the image as it is.
+    learned, averaged : how many views, besides the image, heads learn from, and predictions are
+        averaged over.
     """
 
     images: Images
@@ -49,7 +47,7 @@ class ViewRows:
         return cls(images=np.arange(count), views=np.zeros(count, np.int64))
 
     def to_learn_from(self, images: Images) -> Rows:
-        """The rows that these images are learned from: every view, ascending."""
+        """The rows that these images are learned from, ascending."""
         return np.flatnonzero(np.isin(self.images, images) & (self.views <= self.learned))
 
     def of_view(self, images: Images, view: int = 0) -> Rows:
@@ -60,35 +58,25 @@ class ViewRows:
         return np.asarray(row_of[images])
 
     def count_of(self, images: Images, most: int) -> Rows:
-        """How many of the views 1 … most of each image there are."""
+        """How many of its views 1 … most each image has."""
         augmented = (self.views > 0) & (self.views <= most)
         counts = np.bincount(self.images[augmented], minlength=self.images.max(initial=-1) + 1)
         return np.asarray(counts[images])
 
     def take(self, rows: Rows) -> "ViewRows":
-        """These rows alone."""
         return replace(self, images=self.images[rows], views=self.views[rows])
 
 
 @dataclass(frozen=True)
 class CachedViews:
-    """Every row of a cache, by the images that they show.
-
-    Attributes
-    ----------
-    table : all rows; those of view 0 are the images, in their order.
-    rows : which image each shows.
-    """
+    """Every row of a cache, and the image that it shows; those of view 0 are in image order."""
 
     table: FeatureTable
     rows: ViewRows
 
     @classmethod
     def of(cls, table: FeatureTable) -> "CachedViews":
-        """Sort rows by image: a view belongs to the file of its path and digest.
-
-        What belongs to no image that is there is left out.
-        """
+        """Sort rows by image; views of no image, found by path and digest, are left out."""
         columns = table.columns
         if not columns.views.any():
             return cls(table, ViewRows.plain(len(table)))
@@ -117,13 +105,9 @@ class CachedViews:
     def chosen(
         self, *, train: Images, judged: Images, views: int | None, tta: bool
     ) -> "CachedViews":
-        """With the numbers of views to learn from and to average.
+        """With the numbers of views to learn from (None for all cached) and to average.
 
-        Parameters
-        ----------
-        train, judged : the images that are learned from, and that validation and test consist of.
-        views : how many views to learn from; None for all that are cached.
-        tta : average predictions over all that are cached.
+        ``judged`` are the images of validation and test.
 
         Raises UsageError where the cache holds fewer than were asked for; BadDataError where it
         holds them of some images only, for those would count more than others.
@@ -160,19 +144,13 @@ class CachedViews:
 
 
 def times_views(views: int) -> str:
-    """`` × 5 views`` of four beside the image as it is; empty for none."""
+    """`` × 5 views`` of four beside the image; empty for none."""
     return f" × {views + 1} views" if views else ""
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Features (N, D) float32 and labels (N,) int64 in 0 … K - 1.
-
-    Attributes
-    ----------
-    views : (V, N, D) float32, augmented views of the same images, which `averaged` averages with
-        them.
-    """
+    """Features (N, D), labels (N,) in 0 … K - 1, and views (V, N, D) to average with."""
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
@@ -182,7 +160,6 @@ class LabelledRows:
         return len(self.labels)
 
     def joined(self, others: "LabelledRows") -> "LabelledRows":
-        """These rows and the others."""
         return LabelledRows(
             np.concatenate([self.features, others.features]),
             np.concatenate([self.labels, others.labels]),
@@ -199,11 +176,7 @@ class LabelledRows:
 class TrialRows:
     """One input of one cached layer, with the trials that divide its images.
 
-    Attributes
-    ----------
-    features : (R, D) float32, of images and of their augmented views.
-    labels : (N,) int64, of the images.
-    rows : which image and which view each of the R shows.
+    Of R rows, views among them, ``features`` (R, D); of N images, ``labels`` (N,).
     """
 
     features: npt.NDArray[np.float32]
@@ -222,13 +195,9 @@ class TrialRows:
         *,
         refit: bool = False,
     ) -> Self:
-        """Read what a comparison needs, each row once.
+        """Read what a comparison needs, each row once; for a refit, views of validation, too.
 
         Of one division, what is learned from comes first, so that it need not be copied.
-
-        Parameters
-        ----------
-        refit : validation images are learned from, too.
         """
         rows = cached.rows
         train, judged = images_of(trials)
@@ -251,7 +220,6 @@ class TrialRows:
         return LabelledRows(self._features(rows), self.labels[self.rows.images[rows]])
 
     def as_they_are(self, images: Images) -> LabelledRows:
-        """Some images, without augmentation."""
         return LabelledRows(self._features(self.rows.of_view(images)), self.labels[images])
 
     def to_judge(self, images: Images) -> LabelledRows:
@@ -276,10 +244,10 @@ def images_of(trials: Sequence[Trial]) -> tuple[Images, Images]:
 
 
 def input_of(table: FeatureTable, layer: str, *, wanted: Input | None, default: Input) -> Input:
-    """Which input a head gets: the one asked for, else its default.
+    """The input asked for, else a head's default.
 
-    A layer that is one vector per image counts as pooled; pixels are flat unless asked otherwise,
-    for their mean colour says little.
+    A layer of one vector per image counts as pooled; pixels are flat unless asked otherwise, for
+    their mean colour says little.
     """
     if len(table.layers[layer]) == 1:
         return "pooled"

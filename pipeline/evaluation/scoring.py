@@ -27,7 +27,6 @@ from pipeline.text import printable
 
 
 def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: ViewRows) -> Result:
-    """A head's row of the table before anything is measured."""
     spec = table.spec
     return Result(
         head=name,
@@ -48,13 +47,8 @@ def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
     started = time.perf_counter()
     scores = test.averaged(fit.estimator)
     seconds = time.perf_counter() - started
-    trained = train.averaged(fit.estimator)
-    return replace(
-        fit,
-        test_scores=scores,
-        train_accuracy=accuracy_of(train.labels, trained),
-        predict_seconds=seconds,
-    )
+    accuracy = accuracy_of(train.labels, train.averaged(fit.estimator))
+    return replace(fit, test_scores=scores, train_accuracy=accuracy, predict_seconds=seconds)
 
 
 def summarize(
@@ -65,16 +59,10 @@ def summarize(
     *,
     folds: int,
 ) -> Outcome:
-    """Measure the test predictions of a head's fits: its row of the table.
+    """Measure the test predictions of a head's fits, of each trial one for each seed.
 
     Accuracies and calibration errors are over all images scored, other measures means over the
-    fits.
-
-    Parameters
-    ----------
-    result : says which head on which features.
-    fits : of each trial, one for each seed, with their test scores.
-    folds : how many trials test every image once; 0 where all have the same test images.
+    fits. ``folds`` is how many trials test every image once; 0 of a fixed test set.
     """
     if not all(np.isfinite(_tested(fit)).all() for of_trial in fits for fit in of_trial):
         return Outcome(result=replace(result, status="diverged"))
@@ -85,8 +73,7 @@ def summarize(
         if folds
         else [[pair] for pair in pairs[0]]
     )
-    once = passes[0]
-    first, _ = once[0]
+    first, once = fits[0][0], passes[0]
     return Outcome(
         result=replace(result, **_figures(passes, columns.labels)),
         test=_predictions(columns, [(trial.splits.test, _tested(fit)) for fit, trial in once]),
@@ -116,14 +103,12 @@ def _calibrated(fit: Fit) -> Scores:
 
 
 def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
-    """What a row of the table says of its fits; those of a pass test every image once."""
     pairs = [pair for once in passes for pair in once]
     fits = [fit for fit, _ in pairs]
     tests = [trial.splits.test for _, trial in pairs]
-    measured = [measure(labels[test], _tested(fit)) for fit, test in zip(fits, tests, strict=True)]
-    accuracies = [
-        accuracy_of(labels[test], _tested(fit)) for fit, test in zip(fits, tests, strict=True)
-    ]
+    scored = [(labels[test], _tested(fit)) for fit, test in zip(fits, tests, strict=True)]
+    measured = [measure(*each) for each in scored]
+    accuracies = [accuracy_of(*each) for each in scored]
     sizes = [len(test) for test in tests]
     images = len(np.unique(np.concatenate(tests)))
     accuracy = float(np.average(accuracies, weights=sizes))
@@ -175,9 +160,9 @@ def _usual(texts: Sequence[str]) -> str:
 
 def _predictions(columns: Columns, parts: Sequence[tuple[Images, Scores]]) -> Predictions:
     """Scores of several trials in the order of the images."""
-    images = np.concatenate([images for images, _ in parts])
-    order = np.argsort(images)
-    images = images[order]
+    unsorted = np.concatenate([images for images, _ in parts])
+    order = np.argsort(unsorted)
+    images = unsorted[order]
     return Predictions(
         rows=images,
         keys=columns.digests[images],

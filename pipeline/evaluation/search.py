@@ -47,17 +47,14 @@ def search(
     balanced: bool = False,
     refit: LabelledRows | None = None,
 ) -> Fit | None:
-    """Fit all settings and keep the one of the highest validation accuracy.
+    """Fit all settings and keep the one of the highest validation accuracy, balanced or not.
 
     Of equally accurate ones the lowest log loss decides, where there are probabilities: on an easy
     set many settings are right everywhere, and the most regularised of them are needlessly unsure.
-    Of what is still equal the first of the grid is kept, the most regularised one. Where classes
-    count equally (``balanced``), the balanced accuracy decides.
+    Of what is still equal the first of the grid is kept, the most regularised one.
 
     A classifier without probabilities gets a temperature fitted on validation and so has them.
-
-    Settings are chosen on the images as they are. Where validation has views to average, the chosen
-    one is measured by the mean of its probabilities over them.
+    Settings are chosen on the images as they are; the chosen one is measured over their views, too.
 
     Parameters
     ----------
@@ -120,19 +117,21 @@ def fit_of(
     settings: Sequence[Setting] = (),
     fit_seconds: float = math.nan,
 ) -> Fit:
-    """The record of a fitted estimator with probabilities, measured on validation."""
+    """Measure a fitted estimator with probabilities on validation."""
     labels = validation.labels
     scores = validation.averaged(estimator)
     is_scaled = isinstance(estimator, TemperatureScaling)
+    if is_scaled:
+        temperature = estimator.temperature
+    else:
+        temperature = fit_temperature(labels, scores, has_probabilities=True)
     return Fit(
         estimator=estimator,
         seed=seed,
         params=params,
         parameters=parameter_count(estimator),
         own_probabilities=not is_scaled,
-        temperature=estimator.temperature
-        if is_scaled
-        else fit_temperature(labels, scores, has_probabilities=True),
+        temperature=temperature,
         validation_scores=scores,
         validation_accuracy=accuracy_of(labels, scores),
         validation_balanced_accuracy=accuracy_of(labels, scores, balanced=True),
@@ -176,15 +175,10 @@ def fit_grid(
     balanced: bool = False,
     settings: Iterable[Params] | None = None,
 ) -> Iterator[tuple[Params, Any]]:
-    """Yield each setting of a head's grid with the estimator that is fitted with it.
+    """Yield each setting, of the grid or those given, with the estimator that is fitted with it.
 
-    Transformers of a `Pipeline` that no setting changes are fitted once.
-
-    Parameters
-    ----------
-    validation : watched by epoch by estimators whose ``fit`` takes ``validation_data``; nothing is
-        learned from it.
-    settings : only these instead of the grid.
+    Transformers of a `Pipeline` that no setting changes are fitted once. An estimator whose ``fit``
+    takes ``validation_data`` watches validation by epoch, and learns nothing from it.
 
     Raises BadDataError for more rows than the head takes.
     """
@@ -237,11 +231,9 @@ def balance(estimator: Any, labels: npt.NDArray[np.int64], class_count: int) -> 
         estimator, "priors", equal
     ):
         return {}
-    return (
-        {"sample_weight": compute_sample_weight("balanced", labels)}
-        if can_balance(estimator)
-        else {}
-    )
+    if not can_balance(estimator):
+        return {}
+    return {"sample_weight": compute_sample_weight("balanced", labels)}
 
 
 def can_balance(estimator: Any) -> bool:
@@ -272,8 +264,7 @@ def has_converged(estimator: Any) -> bool:
 def parameter_count(estimator: Any) -> int:
     """How many numbers a fitted estimator predicts with.
 
-    Coefficients and intercepts, nodes of trees, or whatever arrays its final step holds, such as
-    the training rows of nearest neighbors.
+    Coefficients, nodes of trees, or the arrays of its final step, such as neighbors' rows.
     """
     if isinstance(estimator, TemperatureScaling):
         return parameter_count(estimator.estimator)

@@ -1,7 +1,4 @@
-"""Which images train, which choose, which test: by folders, by content digest, or by folds.
-
-Numbers here are those of images; `pipeline.evaluation.rows` finds the rows of their views.
-"""
+"""Which images train, which choose, which test: by folders, by content digest, or by folds."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -52,13 +49,9 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Row numbers of each split, and where the splits come from.
+    """Ascending image numbers (n,) of each split.
 
-    Attributes
-    ----------
-    train, validation, test : (n,) ascending image numbers.
-    source : one sentence for people.
-    counts : split -> class -> number of images.
+    ``source`` says where they come from; ``counts`` is split -> class -> number of images.
     """
 
     train: Images
@@ -86,12 +79,11 @@ def make_splits(
 ) -> Splits:
     """The folders' splits where there are folders; what is missing is taken by content digest.
 
-    A row's place depends on its own identity alone: adding images moves none from test to train.
-    Rows of one identity (see `pipeline.evaluation.groups`; identical files unless told otherwise)
-    stand on one side, except where folders part them.
+    A row's place depends on its own identity alone (see `pipeline.evaluation.groups`; by default
+    its digest): adding images moves none from test to train, and only folders part an identity.
 
-    Raises BadDataError if there is only one class, if there are validation or test folders but
-    none to train on, or if a split lacks a class.
+    Raises BadDataError if there is only one class, no folder to train on beside others, or a split
+    that lacks a class.
     """
     shares = shares or Shares()
     identities = columns.digests if identities is None else identities
@@ -101,31 +93,13 @@ def make_splits(
     remedy = "more images"
     if not columns.splits.any():
         remedy = f"another --split, another --split-seed or {remedy}"
-    check_every_class(splits, columns, classes, remedy=remedy, identities=identities)
-    return split_rows(splits, columns, classes, source=source)
+    return split_rows(splits, columns, classes, source=source, remedy=remedy, identities=identities)
 
 
 def check_two_classes(classes: Sequence[str]) -> None:
-    """Raise BadDataError where there is nothing to tell apart."""
     if len(classes) < 2:
         found = printable(classes[0]) if classes else "none"
         raise BadDataError(f"a classifier needs two classes or more; the cache has one: {found}")
-
-
-def split_rows(
-    splits: npt.NDArray[np.uint8], columns: Columns, classes: Sequence[str], *, source: str
-) -> Splits:
-    """The rows of each split number (N,)."""
-    return Splits(
-        train=np.flatnonzero(splits == TRAIN),
-        validation=np.flatnonzero(splits == VALIDATION),
-        test=np.flatnonzero(splits == TEST),
-        source=source,
-        counts={
-            name: _class_counts(columns.labels[splits == number], classes)
-            for number, name in enumerate(USED_SPLITS, TRAIN)
-        },
-    )
 
 
 def uniform_draws(digests: npt.NDArray[np.void], *, seed: int) -> npt.NDArray[np.float64]:
@@ -169,18 +143,23 @@ def _fill(
     return f"no validation folder: {100 * share:.3g} % of train, by content digest, validate"
 
 
-def check_every_class(
+def split_rows(
     splits: npt.NDArray[np.uint8],
     columns: Columns,
     classes: Sequence[str],
     *,
+    source: str,
     remedy: str,
     identities: npt.NDArray[np.void],
-) -> None:
-    """Raise BadDataError, with what to try, unless each split has images of each class."""
+) -> Splits:
+    """The images of each split number (N,); raises BadDataError where one lacks a class."""
+    images: dict[str, Images] = {}
+    counts: dict[str, dict[str, int]] = {}
     for number, name in enumerate(USED_SPLITS, TRAIN):
-        counts = _class_counts(columns.labels[splits == number], classes)
-        lacking = [label for label, count in enumerate(counts.values()) if count == 0]
+        images[name] = np.flatnonzero(splits == number)
+        of_class = np.bincount(columns.labels[images[name]], minlength=len(classes)).tolist()
+        counts[name] = dict(zip(classes, of_class, strict=True))
+        lacking = [label for label, count in enumerate(of_class) if count == 0]
         for label in lacking:
             check_enough(classes[label], label, columns, identities)
         if lacking:
@@ -190,6 +169,7 @@ def check_every_class(
             raise BadDataError(
                 f"the {name} split has no image of {shown} (of {total} in all); try {remedy}"
             )
+    return Splits(source=source, counts=counts, **images)
 
 
 def check_enough(name: str, label: int, columns: Columns, identities: npt.NDArray[np.void]) -> None:
@@ -208,13 +188,7 @@ def check_enough(name: str, label: int, columns: Columns, identities: npt.NDArra
         )
 
 
-def _class_counts(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, int]:
-    counts = np.bincount(labels, minlength=len(classes))
-    return dict(zip(classes, counts.tolist(), strict=True))
-
-
 def check_fold_count(folds: int) -> None:
-    """Raise UsageError for fewer folds than a rotation needs."""
     if folds < FEWEST_FOLDS:
         raise UsageError(
             f"--cv needs {FEWEST_FOLDS} folds or more (to train, to choose and to test on); "
@@ -225,7 +199,7 @@ def check_fold_count(folds: int) -> None:
 def most_folds(
     columns: Columns, classes: Sequence[str], identities: npt.NDArray[np.void]
 ) -> tuple[int, str]:
-    """How many folds can each hold every class: the fewest identities of a class, and its name."""
+    """The fewest identities of a class, which is how many folds can hold it, and its name."""
     counts = [len(np.unique(identities[columns.labels == label])) for label in range(len(classes))]
     rarest = int(np.argmin(counts))
     return counts[rarest], classes[rarest]
@@ -239,9 +213,7 @@ def make_folds(
     seed: int,
     identities: npt.NDArray[np.void],
 ) -> Iterator[Splits]:
-    """Rotate stratified folds: fold i is the test, the next one chooses, the others train.
-
-    Rows of one identity are in one fold, so identical files do not straddle two.
+    """Rotate stratified folds of identities: fold i is the test, the next chooses, the rest train.
 
     Raises BadDataError if a class has fewer identities than there are folds.
     """
@@ -259,25 +231,22 @@ def make_folds(
     groups, first_rows, members = np.unique(identities, return_index=True, return_inverse=True)
     if len(groups) == len(columns):  # nobody shares an identity: the exact divider will do
         divider = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        parts = divider.split(first_rows, columns.labels[first_rows])
-        fold_of_group = np.empty(len(groups), np.int64)
-        for number, (_, held_out) in enumerate(parts):
-            fold_of_group[held_out] = number
-        fold = fold_of_group[members]
+        parts, row_of = divider.split(first_rows, columns.labels[first_rows]), first_rows
     else:
         divider = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        fold = np.empty(len(columns), np.int64)
-        for number, (_, held_out) in enumerate(divider.split(members, columns.labels, members)):
-            fold[held_out] = number
+        parts, row_of = divider.split(members, columns.labels, members), np.arange(len(columns))
+    fold = np.empty(len(columns), np.int64)
+    for number, (_, held_out) in enumerate(parts):
+        fold[row_of[held_out]] = number
     for number in range(folds):
         splits = np.full(len(columns), TRAIN, np.uint8)
         splits[fold == (number + 1) % folds] = VALIDATION
         splits[fold == number] = TEST
-        check_every_class(
+        yield split_rows(
             splits,
             columns,
             classes,
+            source=f"fold {number + 1} of {folds}",
             remedy="fewer folds, another --split-seed or more images",
             identities=identities,
         )
-        yield split_rows(splits, columns, classes, source=f"fold {number + 1} of {folds}")

@@ -15,7 +15,7 @@ def wilson_interval(correct: float, count: int) -> tuple[float, float]:
     """Bounds of a proportion's 95 % confidence interval (Wilson 1927).
 
     Unlike the normal approximation it stays within 0 … 1 and does not shrink to nothing when all
-    are correct. ``correct`` of ``count`` may be a mean over folds or seeds, so not whole.
+    are correct. ``correct`` may be a mean over fits, so not whole.
     """
     share, z = correct / count, Z_95
     centre = share + z**2 / (2 * count)
@@ -27,12 +27,8 @@ def wilson_interval(correct: float, count: int) -> tuple[float, float]:
 def mcnemar_exact(first: Correct, second: Correct) -> float:
     """Two-sided p-value that two classifiers are right equally often (McNemar 1947).
 
-    Only the images on which they differ tell: under the hypothesis each goes either way like a
-    fair coin. 1 where there is none.
-
-    Parameters
-    ----------
-    first, second : (N,) bool, whether each is right on the same images.
+    Of the same images (N,), only those on which they differ tell: under the hypothesis each goes
+    either way like a fair coin. 1 where there is none.
     """
     from scipy.stats import binomtest  # half a second to import
 
@@ -41,10 +37,7 @@ def mcnemar_exact(first: Correct, second: Correct) -> float:
 
 
 def holm(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """P-values (N,) corrected for how many they are, by the step-down method of Holm (1979).
-
-    NaN is no test: it stays NaN and does not count.
-    """
+    """P-values (N,) corrected for their number (Holm 1979); NaN stays NaN and does not count."""
     values = np.asarray(p_values, np.float64)
     corrected = np.full(len(values), math.nan)
     tests = np.flatnonzero(~np.isnan(values))

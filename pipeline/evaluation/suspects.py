@@ -16,7 +16,6 @@ FEATURES = 256  # principal components to learn from; all 1,280 take 5 times as 
 MOST_TRAINING_ROWS = 5000  # a fold learns from so many at most; every row is judged all the same
 MOST_SUSPECTS = 100  # what a person looks through
 
-
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
@@ -24,13 +23,7 @@ Probabilities = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """A row whose label is probably wrong, judged by a model that never saw the row.
-
-    Attributes
-    ----------
-    label, suggested : class numbers, as labelled and as predicted.
-    label_probability, suggested_probability : out-of-fold probabilities of both.
-    """
+    """A row whose label is probably wrong, with the out-of-fold probabilities of both classes."""
 
     row: int
     label: int
@@ -47,15 +40,7 @@ def find_suspects(
     Confident learning (Northcutt et al. 2021): each row's probabilities come from a model that saw
     neither it nor its duplicates; less the mean probability of each class among the rows that carry
     its label, a row is suspect where another class has the highest; the margin ranks. Rows of a
-    class of fewer than five groups are not judged.
-
-    Parameters
-    ----------
-    features : (N, D) float32.
-    labels : (N,) class numbers.
-    groups : (N,) numbers; rows of one number are in one fold.
-    class_count : K.
-    seed : of the folds.
+    class of fewer than five groups (N,) are not judged.
     """
     fold = _deal_folds(labels, groups, seed)
     features = fit_components(features, FEATURES).transform(features)
@@ -66,10 +51,7 @@ def find_suspects(
 def out_of_fold(
     features: Floats, labels: Rows, fold: Rows, class_count: int, seed: int = 0
 ) -> Probabilities:
-    """Probabilities (N, K) of logistic regression fitted on the other folds; zero in fold -1.
-
-    Rows of fold -1 are only learned from. A fold learns from 5,000 rows at most.
-    """
+    """Probabilities (N, K) by the probe of the other folds; zero in fold -1, only learned from."""
     probabilities = np.zeros((len(labels), class_count))
     random = np.random.default_rng(seed)
     for number in range(FOLDS):

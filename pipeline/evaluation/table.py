@@ -17,7 +17,7 @@ LONGEST_PARAMS, LONGEST_STATUS = 28, 40  # results.csv has them whole
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its title, a cell for a result, and how soon it leaves on a narrow terminal."""
+    """One column; the least important leaves a narrow terminal first."""
 
     title: str
     cell: Callable[[Result], str]
@@ -116,17 +116,16 @@ def columns_of(results: Sequence[Result]) -> list[Column]:
 def explain_views(results: Sequence[Result]) -> str:
     """What augmented views were used for, after a blank; empty if there were none."""
     learned, averaged = (sorted({getattr(each, of) for each in results}) for of in ("views", "tta"))
+    views, tta = (" or ".join(map(str, counts)) for counts in (learned, averaged))
     text = ""
     if any(learned):
-        counts = " or ".join(map(str, learned))
         text += (
-            f" Heads learned from each training image and {counts} augmented views of it; train is "
+            f" Heads learned from each training image and {views} augmented views of it; train is "
             f"of the images as they are."
         )
     if any(averaged):
-        counts = " or ".join(map(str, averaged))
         text += (
-            f" Probabilities on validation and test are means over each image and {counts} "
+            f" Probabilities on validation and test are means over each image and {tta} "
             f"augmented views of it."
         )
     return text
@@ -164,7 +163,6 @@ def plain_table(results: Sequence[Result]) -> str:
 
 
 def markdown_table(results: Sequence[Result]) -> str:
-    """All columns as a Markdown table."""
     columns = columns_of(results)
     lines = [[column.title for column in columns]]
     lines.append([":--" if column.is_text else "--:" for column in columns])
@@ -180,15 +178,10 @@ def rich_table(results: Sequence[Result], *, width: int) -> "Table":
 
     columns = fit_columns(results, width)
     missing = [column.title for column in columns_of(results) if column not in columns]
-    caption = f"not shown for lack of width: {', '.join(missing)}; see results.csv"
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, GAP - 1, 0, 0),
-        caption=caption if missing else None,
-        caption_justify="left",
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    if missing:
+        table.caption = f"not shown for lack of width: {', '.join(missing)}; see results.csv"
+        table.caption_justify = "left"
     for column in columns:
         justify = "left" if column.is_text else "right"
         table.add_column(column.title, justify=justify, no_wrap=True)  # type: ignore[arg-type]

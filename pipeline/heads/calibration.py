@@ -24,11 +24,7 @@ def class_scores(
 ) -> Scores:
     """Scores of a fitted estimator: (N, D) -> (N, K) float64, the highest for the predicted class.
 
-    Parameters
-    ----------
-    method : ``predict_proba``, ``decision_function``, or ``predict``, whose classes score 1.
-
-    Raises ValueError if they are not (N, K).
+    By ``predict``, the predicted class scores 1. Raises ValueError if they are not (N, K).
     """
     if not len(features):
         return np.empty((0, class_count))
@@ -52,7 +48,7 @@ def class_scores(
 
 
 def probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:
-    """What a Keras model of softmax outputs, or one of sigmoid, gives for rows (N, D): (N, K)."""
+    """Probabilities (N, K) of a Keras model of softmax outputs or one sigmoid, for rows (N, D)."""
     outputs = np.asarray(model(rows, training=False), np.float64)  # `predict` would compile anew
     if outputs.shape[1] == 1:
         return np.hstack([1 - outputs, outputs])
@@ -68,22 +64,21 @@ def scoring_method(estimator: Any) -> str:
 def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) -> float:
     """The temperature T of the lowest log loss of ``softmax(logits / T)``.
 
-    A convex problem in 1/T with one unknown. The logits are the logarithms of the probabilities,
-    or the decision values where there are none.
+    A convex problem in 1/T. The logits are the logarithms of the probabilities, or the decision
+    values where there are none.
 
     Where all (or nearly all) rows are right, the loss falls for ever as T goes to 0, and
     scikit-learn's ``CalibratedClassifierCV(method="temperature")`` returns probabilities of 0 and
-    1. So T is never so low that the mean confidence exceeds (N + 1) / (N + 2): after N right
-    answers and no wrong one, that is how sure of the next one can be (Laplace's rule of
-    succession).
+    1. So the mean confidence is at most (N + 1) / (N + 2), how sure of the next answer one can be
+    after N right ones (Laplace's rule of succession).
 
     Parameters
     ----------
     labels : (N,) true classes of rows that nothing was fitted on.
     scores : (N, K) of a classifier.
 
-    Returns above 1 for a classifier that is too sure of itself, below 1 for one that is not sure
-    enough; 1 where the scores are the same for every row or every class.
+    Returns above 1 for a classifier that is too sure of itself, 1 where the scores are the same for
+    every row or every class.
     """
     logits = _logits(scores, has_probabilities=has_probabilities)
     spread = float(np.sqrt(np.mean((logits - logits.mean(axis=1, keepdims=True)) ** 2)))
@@ -118,14 +113,8 @@ def apply_temperature(scores: Scores, temperature: float, *, has_probabilities: 
 class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A fitted classifier whose decision values, divided by a temperature, are logits.
 
-    There is no bias beside the temperature: with one, as Platt's sigmoid has it, a head would
-    predict other classes with its probabilities than it does without them.
-
-    Parameters
-    ----------
-    estimator : a fitted classifier of labels 0 … K - 1.
-    method : that scores: ``decision_function`` or ``predict``.
-    temperature : what `fit_temperature` found on validation.
+    There is no bias: with one, as Platt's sigmoid has it, a head would predict other classes with
+    its probabilities than without. ``method`` is ``decision_function`` or ``predict``.
     """
 
     def __init__(

@@ -29,9 +29,6 @@ class HeadFailedError(PipelineError):
 def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
     """The entry for what ``module:factory`` makes; the module may lie in the current folder.
 
-    The estimator learns from features as they are cached, unscaled, and labels 0 … K - 1. Random
-    states that are left open are set to the seed.
-
     Raises UsageError where there is no such module or factory, or it cannot be called.
     """
     module_name, _, path = name.partition(":")
@@ -73,15 +70,12 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
 
 @contextmanager
 def failures_of(head: Head) -> Iterator[None]:
-    """Turn what a custom head raises into a HeadFailedError of one line.
-
-    What it prints goes to stderr: stdout is for results. Of the table's heads an error is a bug.
-    """
-    if not head.name:
+    """Turn what a custom head raises into a HeadFailedError; what it prints goes to stderr."""
+    if not head.name:  # an error of the table's heads is a bug
         yield
         return
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr):  # stdout is for results
             yield
     except PipelineError:
         raise
@@ -92,10 +86,8 @@ def failures_of(head: Head) -> Iterator[None]:
 class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A custom Keras model, trained by its own ``fit``, as a scikit-learn classifier.
 
-    Parameters
-    ----------
-    build : returns a new model of (feature_count,) inputs and softmax of K outputs, or sigmoid of
-        one. If it is not compiled, it gets Adam and the loss of its outputs.
+    ``build`` returns a new model of softmax outputs (K,) or sigmoid (1,); one that is not compiled
+    gets Adam and the loss of its outputs.
     """
 
     not_savable = "a custom Keras model may hold layers that execute code when loaded"
@@ -132,16 +124,9 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             loss = "binary_crossentropy" if outputs == (1,) else "sparse_categorical_crossentropy"
             # XLA would compile once more for each batch size
             model.compile("adam", loss, metrics=["accuracy"], jit_compile=False)
-        self.history_ = model.fit(
-            X,
-            y,
-            sample_weight=sample_weight,
-            validation_data=validation_data,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            validation_batch_size=ROWS_PER_BATCH,
-            verbose=0,
-        ).history
+        sizes = {"batch_size": self.batch_size, "validation_batch_size": ROWS_PER_BATCH}
+        weighted = {"sample_weight": sample_weight, "validation_data": validation_data}
+        self.history_ = model.fit(X, y, epochs=self.epochs, verbose=0, **sizes, **weighted).history
         _check_probabilities(np.asarray(model(X[:ROWS_PER_BATCH])))
         return self
 

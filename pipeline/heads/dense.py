@@ -39,7 +39,7 @@ def build_dense(shape: tuple[int, ...], class_count: int, config: DenseConfig, s
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ignore[misc]
-    """A Keras network of one hidden layer, as a scikit-learn classifier; labels are 0 … K - 1.
+    """A Keras network of one hidden layer, as a scikit-learn classifier.
 
     Attributes
     ----------
@@ -88,8 +88,9 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
         model.test_step([each[:1] for each in tensors])  # creates the metrics' variables
         callbacks = []
         if self.patience and validation:
-            stop = keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True)
-            callbacks.append(stop)
+            callbacks.append(
+                keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True)
+            )
         if self.tensorboard:
             folder = f"{self.tensorboard}/dense-seed{self.random_state}"
             callbacks.append(keras.callbacks.TensorBoard(folder, write_graph=False))

@@ -11,10 +11,7 @@ from pipeline.heads.config import Input
 
 
 def flatten_or_pool(features: npt.NDArray[Any], input: Input) -> npt.NDArray[np.float32]:
-    """Flatten or average maps: (B, H, W, C) -> (B, H·W·C) flat or (B, C) pooled.
-
-    Vectors (B, C) stay as they are.
-    """
+    """Flatten or average maps: (B, H, W, C) -> (B, H·W·C) flat or (B, C) pooled."""
     if input == "flat" or features.ndim == 2:
         return features.reshape(len(features), -1)
     means: npt.NDArray[Any] = features.mean(axis=tuple(range(1, features.ndim - 1)))

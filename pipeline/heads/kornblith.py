@@ -13,11 +13,6 @@ class KornblithRegression(LogisticRegression):  # type: ignore[misc]
 
     Kornblith et al., "Do better ImageNet models transfer better?" (CVPR 2019), state the penalty
     so. It is scikit-learn's with ``C = 1 / (N · l2)``, on features that are not scaled.
-
-    Parameters
-    ----------
-    l2 : the penalty.
-    max_iter, tol : as in `LogisticRegression`.
     """
 
     def __init__(self, l2: float = 1.0, *, max_iter: int = 10_000, tol: float = 1e-12) -> None:

@@ -36,28 +36,20 @@ class HeadRequest:
 
 
 def parse_heads(text: str | Iterable[str]) -> list[HeadRequest]:
-    """Read ``all``, ``fast`` or ``logistic,dense:pooled``, without repeats.
-
-    Each word is a NAME or a custom MODULE:FACTORY, either with ``:flat`` or ``:pooled`` behind it.
+    """Read ``all``, ``fast``, ``logistic,dense:pooled`` or ``module:factory``, without repeats.
 
     Raises UsageError for an unknown head or input.
     """
     words = text.split(",") if isinstance(text, str) else list(text)
-    requests = [
-        request
-        for word in filter(None, (word.strip() for word in words))
-        for request in _parse_word(word)
-    ]
+    stripped = filter(None, map(str.strip, words))
+    requests = [request for word in stripped for request in _parse_word(word)]
     if not requests:
         raise UsageError(f"--heads names no head; {_choices()}")
     return list(dict.fromkeys(requests))
 
 
 def parse_custom_head(text: str) -> HeadRequest:
-    """Read ``module:factory``, ``module:factory:flat`` or ``module:factory:pooled``.
-
-    Raises UsageError for anything else.
-    """
+    """Read ``module:factory``, with ``:flat`` or ``:pooled`` or without; else raises UsageError."""
     found = CUSTOM_HEAD.fullmatch(text.strip())
     if found is None:
         raise UsageError(

@@ -111,14 +111,13 @@ class Head:
 
     Attributes
     ----------
-    make : returns an unfitted scikit-learn classifier or a Keras model; takes no arguments, or
-        (feature_count, class_count).
-    grid : settings as in `sklearn.model_selection.ParameterGrid`, the most regularised first.
-    input : what it learns from by default: ``pooled`` or ``flat`` features.
-    is_stochastic : another seed gives another fit. Such heads use all cores by themselves, so
-        nothing else runs beside them.
+    make : returns an unfitted scikit-learn classifier; takes no arguments, or (feature_count,
+        class_count).
+    grid : as in `sklearn.model_selection.ParameterGrid`, the most regularised setting first.
+    input : what it learns from by default.
+    is_stochastic : another seed gives another fit. Such heads use all cores by themselves.
     calibrate : replace its own probabilities, too extreme to be useful, by a temperature.
-    max_rows : most training rows that it takes; None for no limit.
+    max_rows : most training rows that it takes.
     name : ``module:factory`` of a custom head; empty for those of the table.
     """
 
@@ -131,7 +130,6 @@ class Head:
     name: str = ""
 
     def build(self, feature_count: int, class_count: int) -> Any:
-        """A new, unfitted estimator."""
         counts = (feature_count, class_count) if required_arguments(self.make) else ()
         return self.make(*counts)
 
@@ -184,12 +182,8 @@ HEADS: dict[str, Head] = {
 def load_head(name: str, dense: Sequence[DenseConfig] = (DenseConfig(),)) -> Head:
     """The entry of that name, or one made of a custom ``module:factory``.
 
-    Parameters
-    ----------
-    dense : the grid of the dense head; the first one's epochs and batch size train custom Keras
-        models.
-
-    Raises UsageError where a custom module or factory cannot be found.
+    ``dense`` is the grid of the dense head; the first one's epochs and batch size train custom
+    Keras models. Raises UsageError where a custom module or factory cannot be found.
     """
     if name == "dense":
         ordered = sorted(dense, key=lambda each: (-each.dropout, each.units, each.learning_rate))
