@@ -274,6 +274,8 @@ def parameter_count(estimator: Any) -> int:
         return parameter_count(estimator[-1])
     if hasattr(estimator, "coef_"):
         return int(np.size(estimator.coef_) + np.size(estimator.intercept_))
+    if hasattr(estimator, "centroids_"):
+        return int(np.size(estimator.centroids_))
     if hasattr(estimator, "tree_"):
         return int(estimator.tree_.node_count)
     if hasattr(estimator, "estimators_"):
