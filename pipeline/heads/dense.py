@@ -92,7 +92,7 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
                 keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True)
             )
         if self.tensorboard:
-            folder = f"{self.tensorboard}/dense-seed{self.random_state}"
+            folder = f"{self.tensorboard}/dense-seed{self.random_state}-{model.name}"
             callbacks.append(keras.callbacks.TensorBoard(folder, write_graph=False))
         run = keras.callbacks.CallbackList(callbacks, add_history=True, model=model)
         generator = np.random.default_rng(self.random_state)
