@@ -77,13 +77,13 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
         tensors, watched = ([tf.constant(each) for each in group] for group in (rows, validation))
         count, size = len(rows[0]), self.batch_size
 
-        def steps(batches: Any) -> None:  # (steps, rows of a batch)
+        def steps(batches: Any, tensors: Any) -> None:  # (steps, rows of a batch)
             for step in tf.range(tf.shape(batches)[0]):
                 model.train_step(tuple(tf.gather(each, batches[step]) for each in tensors))
 
         use_xla = count * self.epochs >= XLA_ROWS
         train, train_rest = tf.function(steps, jit_compile=use_xla), tf.function(steps)
-        evaluate = tf.function(lambda: model.test_step(watched))
+        evaluate = tf.function(model.test_step)
         model.optimizer.build(model.trainable_variables)
         model.test_step([each[:1] for each in tensors])  # creates the metrics' variables
         callbacks = []
@@ -101,13 +101,13 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
             run.on_epoch_begin(epoch)
             model.reset_metrics()
             whole, rest = np.split(generator.permutation(count), [count - count % size])
-            train(tf.constant(whole.reshape(-1, size)))
+            train(tf.constant(whole.reshape(-1, size)), tensors)
             if len(rest):
-                train_rest(tf.constant(rest[None]))
+                train_rest(tf.constant(rest[None]), tensors)
             logs = {name: float(value) for name, value in model.get_metrics_result().items()}
             if validation:
                 model.reset_metrics()
-                logs |= {f"val_{name}": float(value) for name, value in evaluate().items()}
+                logs |= {f"val_{name}": float(value) for name, value in evaluate(watched).items()}
             shown = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
             log.debug("epoch %d/%d: %s", epoch + 1, self.epochs, shown)
             run.on_epoch_end(epoch, logs)
