@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "example.ipynb"
@@ -19,6 +20,7 @@ def texts_of(notebook: Any) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_notebook_gives_the_outputs_that_it_shows(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)

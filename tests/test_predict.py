@@ -206,6 +206,7 @@ def test_damaged_cache_is_told_and_not_needed() -> None:
     assert "broken.h5 cannot be read" in finished.stderr
 
 
+@pytest.mark.slow
 def test_tensorflow_stays_out_where_every_image_is_known() -> None:
     pixels = pixels_digest(32, "squash")
     spec = replace(SPEC, image_size=32, weights="ab" * 32, pixels=pixels)  # nobody has these

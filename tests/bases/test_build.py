@@ -123,6 +123,7 @@ def _keras_efficientnet(monkeypatch: pytest.MonkeyPatch, file: Path) -> object:
     )
 
 
+@pytest.mark.slow
 def test_efficientnet_from_a_file_equals_the_named_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_efficientnet_from_a_file_equals_the_named_weights(
     assert relative_error(ours.predict(images, verbose=0), named.predict(images, verbose=0)) < 1e-5
 
 
+@pytest.mark.slow
 def test_efficientnet_trained_from_nothing_is_left_as_it_is(tmp_path: Path) -> None:
     base = find_base("efficientnet_b0")
     model, _ = build(base)

@@ -1,7 +1,9 @@
 """The memory of a process and its descendants is seen."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +42,11 @@ def test_a_process_that_has_ended_holds_nothing() -> None:
 def test_a_process_knows_its_own_peak_and_that_of_its_children() -> None:
     code = f"{HOLD}; del held; from benchmarks.memory import own_peak; print(own_peak())"
     finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.fspath(Path(__file__).parents[2])},
     )
     seen = int(finished.stdout)
     assert MEGABYTES * 2**20 < seen < 4 * MEGABYTES * 2**20

@@ -117,6 +117,7 @@ def error_of_ten_steps(
     return error / norm([expected[name] - before[name] for name in expected])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "first"),
     [("vgg16", 48, "block5_conv1"), ("mobilenet_v2", 32, "block_16_expand")],
