@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadDataError, PipelineError
-from pipeline.evaluation.audit import look_into
 from pipeline.evaluation.caches import DividedCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
@@ -218,6 +217,8 @@ def _looked_into(comparison: Comparison, opened: Sequence[DividedCache], seed: i
         if printable(each.table.path.as_posix()) == best.cache and best.layer in each.layers
     )
     folds = cache.division.trials[: cache.division.folds]
+    from pipeline.evaluation.audit import look_into  # 0.3 s, which --no-look does without
+
     findings, notices = look_into(
         cache.table,
         best.layer,
