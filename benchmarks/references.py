@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, report."""
     made = cli.parser(
         command="references",
+        package="benchmarks",
         summary="Train from the images, augmented anew in every epoch: the book's slow methods, to "
         "measure pipeline.finetune against. No model is saved.",
         example="python -m benchmarks.references data/pets --method scratch --epochs 30",
     )
-    made.prog = "python -m benchmarks.references"
     add_options(made, ReferenceConfig)
     arguments = made.parse_args(argv)
     from pipeline.images.scan import scan_folder

@@ -98,11 +98,11 @@ def _set(text: str) -> tuple[Path, str]:
 def _parser() -> argparse.ArgumentParser:
     made = cli.parser(
         command="results",
+        package="benchmarks",
         summary="Measure VGG16 by every method and write docs/RESULTS.md. It takes hours; what was "
         "measured is kept, so it may be interrupted.",
         example="python -m benchmarks.results 'data/cats_and_dogs=like ImageNet'",
     )
-    made.prog = "python -m benchmarks.results"
     made.add_argument(
         "sets", nargs="+", metavar="FOLDER=WORDS", help="image sets, and how like ImageNet they are"
     )

@@ -26,8 +26,7 @@ python -m benchmarks.sample textile --per-class 300
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, place the sample, say where it is and what comes next."""
-    options = parser(command="sample", summary=SUMMARY, example=EXAMPLE)
-    options.prog = "python -m benchmarks.sample"
+    options = parser(command="sample", summary=SUMMARY, example=EXAMPLE, package="benchmarks")
     options.add_argument("name", metavar="NAME", choices=tuple(SAMPLES), help=", ".join(SAMPLES))
     options.add_argument(
         "--per-class",

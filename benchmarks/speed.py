@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     made = parser(
         command="speed",
+        package="benchmarks",
         summary="Measure images/s, seconds and memory of this pipeline beside the book's way.",
         example="python -m benchmarks.speed data/pets --base mobilenet_v2 --pooling avg",
     )
-    made.prog = "python -m benchmarks.speed"
     made.add_argument("data", nargs="?", type=Path, help="an image folder (default: drawn images)")
     made.add_argument("--base", default="vgg16", help="a model of keras.applications")
     made.add_argument(

@@ -27,10 +27,12 @@ C = TypeVar("C", bound=Config)
 SECONDS_BETWEEN_LINES = 10.0  # progress where stderr is a file: often enough to see it is alive
 
 
-def parser(*, command: str, summary: str, example: str) -> argparse.ArgumentParser:
+def parser(
+    *, command: str, summary: str, example: str, package: str = "pipeline"
+) -> argparse.ArgumentParser:
     """A parser whose ``--help`` says what the command does and shows it in use."""
     return argparse.ArgumentParser(
-        prog=f"python -m pipeline.{command}",
+        prog=f"python -m {package}.{command}",
         description=summary,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
