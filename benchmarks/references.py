@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline import cli
 from pipeline.config import count, documented, option
 from pipeline.errors import UsageError
-from pipeline.finetune import add_options, extract_config, print_results
+from pipeline.finetune import add_options, extract_config
 from pipeline.finetuning.config import FinetuneConfig, Plan
 from pipeline.text import printable
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         smoothing=arguments.smooth,
         save=arguments.save,
     )
-    print_results(comparison, folder, as_json=arguments.json)
+    cli.print_comparison(comparison, folder, as_json=arguments.json)
 
 
 if __name__ == "__main__":

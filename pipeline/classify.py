@@ -1,7 +1,6 @@
 """Stage two: train heads on cached features, compare them, write results/<run>/."""
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -58,17 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         smoothing=arguments.smooth,
         save=arguments.save,
     )
-    if arguments.json:
-        cli.print_json(json.loads((folder / "results.json").read_text("utf-8")))
-    else:
-        for notice in comparison.notices:
-            print(f"note: {notice}")
-        cli.print_table(comparison.results)
-        print(f"\n{comparison.recommendation}")
-        if comparison.findings is not None and comparison.findings.learning_curve is not None:
-            print(f"{comparison.findings.learning_curve.sentence}.")
-        print(f"\nopen {printable(folder / 'report.html')}")
-        print(f"written to {printable(folder)}")
+    cli.print_comparison(comparison, folder, as_json=arguments.json)
     if arguments.check:
         _check(comparison, folder, arguments)
 

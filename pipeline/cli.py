@@ -11,14 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pipeline.config import Config, flag_of
 from pipeline.errors import PipelineError, StorageError
-from pipeline.text import counted, duration
+from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.result import Result
+    from pipeline.evaluation.result import Comparison, Result
     from pipeline.images.views import Augmentation
 
 EXIT_INTERRUPTED = 130
@@ -126,6 +127,21 @@ def print_table(results: Sequence["Result"]) -> None:
         console.print(rich_table(results, width=console.width))
     else:
         print(plain_table(results))
+
+
+def print_comparison(comparison: "Comparison", folder: Path, *, as_json: bool) -> None:
+    """What a run found: the table, what to use and where the run's folder is, or results.json."""
+    if as_json:
+        print_json(json.loads((folder / "results.json").read_text("utf-8")))
+        return
+    for notice in comparison.notices:
+        print(f"note: {notice}")
+    print_table(comparison.results)
+    print(f"\n{comparison.recommendation}")
+    if comparison.findings is not None and comparison.findings.learning_curve is not None:
+        print(f"{comparison.findings.learning_curve.sentence}.")
+    print(f"\nopen {printable(folder / 'report.html')}")
+    print(f"written to {printable(folder)}")
 
 
 def print_json(document: Any) -> None:

@@ -1,12 +1,10 @@
 """``python -m pipeline.finetune``: train the last layers of a base, too, reading only a cache."""
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import cli
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
@@ -14,9 +12,6 @@ from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.config import fraction
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.text import printable
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.result import Comparison
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,20 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             extracting=extracting,
             training=training,
         )
-    print_results(comparison, folder, as_json=arguments.json)
-
-
-def print_results(comparison: "Comparison", folder: Path, *, as_json: bool) -> None:
-    """Print the table and where the run's folder is, or results.json."""
-    if as_json:
-        cli.print_json(json.loads((folder / "results.json").read_text("utf-8")))
-        return
-    for notice in comparison.notices:
-        print(f"note: {notice}")
-    cli.print_table(comparison.results)
-    print(f"\n{comparison.recommendation}\n")
-    print(f"open {printable(folder / 'report.html')}")
-    print(f"written to {printable(folder)}")
+    cli.print_comparison(comparison, folder, as_json=arguments.json)
 
 
 def extract_config(arguments: argparse.Namespace) -> ExtractConfig:
