@@ -9,6 +9,7 @@ import pytest
 from drawing import draw_set
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
+os.environ["PYTHONPATH"] = os.fspath(Path(__file__).parents[1])  # for ``python -m benchmarks.…``
 
 ASSETS = os.environ.get("PIPELINE_TEST_ASSETS")
 
