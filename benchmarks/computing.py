@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ahead import in_order
 from pipeline.api import Extraction, extract_features
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
 from pipeline.engines import open_engine
@@ -16,6 +15,7 @@ from pipeline.engines.worker import run_all
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import scan_folder
+from pipeline.prefetch import prefetch
 
 
 class EngineAlone:
@@ -49,7 +49,7 @@ class EngineAlone:
             np.save(features, computed[self._layer])
             return {}
         started = time.perf_counter()
-        batches = in_order(
+        batches = prefetch(
             lambda start: self._engine(np.array(self._images[start : start + BATCH_SIZE])),
             range(0, len(self._images), BATCH_SIZE),
             threads=self._engine.calls_at_once,

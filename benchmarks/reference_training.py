@@ -20,20 +20,27 @@ from pipeline.bases.registry import Rescale
 from pipeline.cache.file import Columns, columns_of
 from pipeline.cache.provenance import feature_spec
 from pipeline.evaluation.metrics import accuracy_of
-from pipeline.evaluation.protocol import Division
+from pipeline.evaluation.protocol import TrialPlan
 from pipeline.evaluation.result import Fit, Outcome, Result
 from pipeline.evaluation.scoring import summarize
 from pipeline.evaluation.splits import Trial
 from pipeline.finetuning.config import Plan, Schedule
 from pipeline.finetuning.from_cache import HEAD_STAGE, JOINT_STAGE, head_variables
-from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
+from pipeline.finetuning.method_result import CheckpointFolder, MethodResult, shortfalls, unread
 from pipeline.finetuning.rows import Array, Indices, Rows, scratch_array
-from pipeline.finetuning.training import Network, Progress, RunOptions, Task, Trained, train
+from pipeline.finetuning.training import (
+    RunOptions,
+    StageProgress,
+    Task,
+    TrainableModel,
+    TrainingResult,
+    train,
+)
 from pipeline.heads.calibration import fit_temperature
 from pipeline.heads.dense import build_dense
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, ImageSet, Skipped, scan_folder
+from pipeline.images.scan import NO_SPLIT, ImageFolder, Skipped, scan_folder
 from pipeline.images.views import Augmentation, draw_view
 from pipeline.keras_backend import keras, tf
 from pipeline.text import printable
@@ -85,11 +92,13 @@ class ImageTask(NamedTuple):
 class Reference(NamedTuple):
     """A trained network and its probabilities (P, K) for the rows to be predicted."""
 
-    trained: Trained
+    trained: TrainingResult
     probabilities: npt.NDArray[np.float64]
 
 
-def train_reference(data: Path, config: ReferenceConfig, *, training: Progress | None) -> Measured:
+def train_reference(
+    data: Path, config: ReferenceConfig, *, training: StageProgress | None
+) -> MethodResult:
     """Train a head, or a head and the last layers, on the whole base; or a convnet without one."""
     found, extract = scan_folder(data), config.extract
     index_folder = extract.cache_dir / "hashes"
@@ -103,22 +112,24 @@ def train_reference(data: Path, config: ReferenceConfig, *, training: Progress |
     ) as (pixels, kept, skipped):
         columns = _columns_of(found, {path: digests[path] for path in kept})
         has_splits = bool((columns.splits != NO_SPLIT).any())
-        division = config.division(has_splits=has_splits).division.divide(columns, found.classes)
-        (trial,) = division.trials
+        trial_plan = config.classify_config(has_splits=has_splits).evaluation_protocol.plan_trials(
+            columns, found.classes
+        )
+        (trial,) = trial_plan.trials
         task = task_of(config, pixels, columns, trial, len(found.classes))
-        row, source = _describe(config, found, division)
+        row, source = _describe(config, found, trial_plan)
         identity = f"{config.method} {source['spec']}"
-        checkpoints = Checkpoints.of(config, columns, trial, features=identity)
+        checkpoints = CheckpointFolder.of(config, columns, trial, features=identity)
         by_seed = [_train(config, task, checkpoints.options(s, training)) for s in trial.seeds]
     outcomes = [
         _outcome(replace(row, head=head), config, [each[head] for each in by_seed], columns, trial)
         for head in by_seed[0]
     ]
     last = [list(each.values())[-1].trained for each in by_seed]
-    return Measured(
+    return MethodResult(
         outcomes=outcomes,
         classes=found.classes,
-        division=division,
+        trial_plan=trial_plan,
         source=source,
         checkpoints=checkpoints,
         notices=[
@@ -128,7 +139,7 @@ def train_reference(data: Path, config: ReferenceConfig, *, training: Progress |
     )
 
 
-def _columns_of(found: ImageSet, digests: Mapping[bytes, bytes]) -> Columns:
+def _columns_of(found: ImageFolder, digests: Mapping[bytes, bytes]) -> Columns:
     """A row for each image that can be read; ``digests`` are path -> SHA-256."""
     files = [file for file in found.files if file.path in digests]
     return columns_of(
@@ -167,7 +178,7 @@ def scratch_images(
 
 
 def _describe(
-    config: ReferenceConfig, found: ImageSet, division: Division
+    config: ReferenceConfig, found: ImageFolder, trial_plan: TrialPlan
 ) -> tuple[Result, dict[str, Any]]:
     """The row of the table before anything is measured, and what results.json says of the images.
 
@@ -200,8 +211,8 @@ def _describe(
         "engine": None,
         "views": 0,
         "tta": 0,
-        "split_source": division.source,
-        "split_counts": division.trials[0].splits.counts,
+        "split_source": trial_plan.source,
+        "split_counts": trial_plan.trials[0].splits.counts,
     }
     return row, source
 
@@ -267,11 +278,11 @@ def train_end_to_end(
     images = keras.Input(task.learned.train.inputs.shape[1:], dtype="uint8")
     body = keras.Model(images, base_model(preprocess(images, rescale)))
     head = build_dense(body.output_shape[1:], task.learned.class_count, plan.network, options.seed)
-    network = Network(head, head_variables(head), body)
+    network = TrainableModel(head, head_variables(head), body)
     trained = {"frozen_head": _fit(network, task, plan.head, options, stage=HEAD_STAGE)}
     if boundary is not None:
         with unfrozen(base_model, boundary) as learns:
-            network = Network(head, learns | head_variables(head), body)
+            network = TrainableModel(head, learns | head_variables(head), body)
             tuned = _fit(network, task, plan.joint, options, stage=JOINT_STAGE)
         after = replace(tuned.trained, frozen_head=trained["frozen_head"].trained)
         trained["end_to_end"] = tuned._replace(trained=after)
@@ -294,7 +305,7 @@ def train_from_scratch(
         for layer in model.layers
         for variable in layer.trainable_variables
     }
-    return _fit(Network(model, learns), task, schedule, options, stage=SCRATCH_STAGE)
+    return _fit(TrainableModel(model, learns), task, schedule, options, stage=SCRATCH_STAGE)
 
 
 def build_small_convnet(
@@ -325,7 +336,7 @@ def build_small_convnet(
 
 
 def _fit(
-    network: Network, task: ImageTask, schedule: Schedule, options: RunOptions, *, stage: str
+    network: TrainableModel, task: ImageTask, schedule: Schedule, options: RunOptions, *, stage: str
 ) -> Reference:
     """Train a network, then predict with the weights of its best epoch."""
     trained = train(network, task.learned, schedule, options, stage=stage)

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     words = sys.argv[1:] if argv is None else argv
     check_writable(arguments.out)
-    with cli.StagedProgress(unit="row") as training:
+    with cli.StageProgressBar(unit="row") as training:
         measured = train_reference(arguments.data, config, training=training)
     augmentation = config.augmentation.to_dict() if config.augmentation else None
     comparison, folder = write_results(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_page import ImageSet, make_page
+from benchmarks.results_page import DatasetResults, make_page
 from benchmarks.results_steps import Amount, read_answer, run_step, steps_of
 from pipeline import cli
 from pipeline.config import count, whole_number
@@ -75,7 +75,7 @@ def reproduce(
                 drawn = sorted((folder / step.name).glob("*/curves.png"))
                 if "finetune-0" in step.name and drawn and curves is None:
                     curves = drawn[0]
-        measured.append(ImageSet(data.name, likeness, size, answers))
+        measured.append(DatasetResults(data.name, likeness, size, answers))
     make_folder(page.parent)
     if curves:
         shutil.copyfile(curves, page.parent / CURVES)

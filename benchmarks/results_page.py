@@ -21,7 +21,7 @@ Answers = Mapping[str, Mapping[str, Any]]  # step -> what it printed
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class DatasetResults:
     """An image set with the answers of its steps.
 
     Attributes
@@ -56,7 +56,9 @@ class ImageSet:
         return {}
 
 
-def make_page(sets: Sequence[ImageSet], commands: Sequence[str], *, curves: str | None) -> str:
+def make_page(
+    sets: Sequence[DatasetResults], commands: Sequence[str], *, curves: str | None
+) -> str:
     """The page as Markdown.
 
     Parameters
@@ -86,7 +88,7 @@ def make_page(sets: Sequence[ImageSet], commands: Sequence[str], *, curves: str 
 # ------------------------------------------------------------------------- beside the book
 
 
-def _beside_the_book(measured: ImageSet) -> Iterator[str]:
+def _beside_the_book(measured: DatasetResults) -> Iterator[str]:
     """*Deep Learning with Python*, 5.2 and 5.3, and the posts that it grew from."""
     views = measured.amount.views
     cached = measured.rows("classify-rescale-0", "dense")
@@ -144,7 +146,7 @@ def _beside_the_book(measured: ImageSet) -> Iterator[str]:
 # ------------------------------------------------------------------------------ by method
 
 
-def _methods(sets: Sequence[ImageSet]) -> Iterator[str]:
+def _methods(sets: Sequence[DatasetResults]) -> Iterator[str]:
     yield "## Which method"
     yield (
         "Extraction and training as they took on the machine that made this page, which had other "
@@ -164,7 +166,7 @@ def _methods(sets: Sequence[ImageSet]) -> Iterator[str]:
     yield f"{NOT_MEASURED.capitalize()}."
 
 
-def _method_rows(each: ImageSet) -> Iterator[Sequence[str]]:
+def _method_rows(each: DatasetResults) -> Iterator[Sequence[str]]:
     views = each.amount.views
     for mode, most in (("native", views), ("rescale", 2 * views)):
         for count in dict.fromkeys((0, views, most)):
@@ -191,7 +193,7 @@ def _method_rows(each: ImageSet) -> Iterator[Sequence[str]]:
         yield (name, mode, "new", "–", _accuracy(each, rows), "–", seconds, "–")
 
 
-def _price(each: ImageSet, mode: str, views: int, layers: Sequence[str]) -> tuple[str, str]:
+def _price(each: DatasetResults, mode: str, views: int, layers: Sequence[str]) -> tuple[str, str]:
     """Seconds of extraction and bytes on the disk for so many views of each training image."""
     answer = each.answers.get(f"{each.name}/extract-{mode}")
     if answer is None or not answer["computed"]:
@@ -208,7 +210,7 @@ def _price(each: ImageSet, mode: str, views: int, layers: Sequence[str]) -> tupl
 # ---------------------------------------------------------------------------- differences
 
 
-def _differences(sets: Sequence[ImageSet]) -> Iterator[str]:
+def _differences(sets: Sequence[DatasetResults]) -> Iterator[str]:
     yield "## What a change brings"
     yield (
         f"Differences of test accuracy in points, paired by seed ({len(SEEDS)} of them): their "
@@ -254,7 +256,7 @@ def _difference(one: Sequence[Row], other: Sequence[Row]) -> str:
 # ----------------------------------------------------------------------------------- cells
 
 
-def _accuracy(each: ImageSet, rows: Sequence[Row]) -> str:
+def _accuracy(each: DatasetResults, rows: Sequence[Row]) -> str:
     if not rows:
         return NOT_MEASURED
     accuracy = float(np.mean([row["test_accuracy"] for row in rows]))

@@ -76,7 +76,7 @@ def steps_of(data: Path, weights: str, amount: Amount) -> Iterator[Step]:
             (
                 *("pipeline.classify", f"{{cache:{name}/extract-{mode}}}", "--layer", LAYERS[-1]),
                 *("--views", str(count), "--heads", "dense,logistic", "--seed", str(seed)),
-                *("--epochs", str(amount.head_epochs), "--no-look", "--save", "none", "--json"),
+                *("--epochs", str(amount.head_epochs), "--no-audit", "--save", "none", "--json"),
             ),
         )
 

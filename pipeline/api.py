@@ -11,26 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.checksums import Damage, find_damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
-from pipeline.cache.fill import SKIPPED_SUFFIX, Progress, fill_cache
-from pipeline.cache.provenance import cache_document, config_of, continue_engine, feature_spec
-from pipeline.cache.seal import Damage, find_damage
-from pipeline.cache.shards import writer_lock
-from pipeline.cache.upkeep import (
+from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache
+from pipeline.cache.maintenance import (
     bad_rows,
-    check_ours,
-    mend_metadata,
+    check_format,
     remove_damaged_shards,
+    repair_metadata,
     skipped_files,
 )
+from pipeline.cache.provenance import cache_document, config_of, continue_engine, feature_spec
+from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, TRAIN, ImageSet, Skipped, find_images, scan_folder
+from pipeline.images.scan import NO_SPLIT, TRAIN, ImageFolder, Skipped, find_images, scan_folder
 from pipeline.models.config import PredictConfig
-from pipeline.models.predicting import Predictions
+from pipeline.models.image_predictions import ImagePredictions
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Extraction:
     """
 
     table: FeatureTable
-    images: ImageSet
+    images: ImageFolder
     computed: int
     skipped: tuple[Skipped, ...]
     skipped_file: Path
@@ -61,8 +61,8 @@ def extract_features(
     data: str | os.PathLike[str],
     config: ExtractConfig | None = None,
     *,
-    progress: Progress | None = None,
-    on_scan: Callable[[ImageSet], None] | None = None,
+    progress: RowProgress | None = None,
+    on_scan: Callable[[ImageFolder], None] | None = None,
     **options: Any,
 ) -> Extraction:
     """Run a frozen base once over an image folder and cache its features in HDF5.
@@ -173,7 +173,7 @@ def repair_cache(
     weights: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] = "cache",
     wait: bool = False,
-    progress: Progress | None = None,
+    progress: RowProgress | None = None,
 ) -> Repair:
     """Mend a damaged cache file, computing again only the rows that are bad.
 
@@ -183,7 +183,7 @@ def repair_cache(
     Raises BadDataError if the file is past mending, NoInputError if the image folder is gone.
     """
     target = Path(path)
-    check_ours(target)
+    check_format(target)
     with writer_lock(target, wait=wait):
         shards = remove_damaged_shards(target)
     damages = find_damage(target)
@@ -192,7 +192,7 @@ def repair_cache(
         sync_folder(target.parent)  # a repair that was killed may not have come to that
         return Repair(tuple(shards), 0)
     with writer_lock(target, wait=wait):
-        mend_metadata(target)
+        repair_metadata(target)
     table = read_all_rows(target)
     config = config_of(table, weights, Path(cache_dir))
     if feature_spec(config) != table.spec:
@@ -231,7 +231,7 @@ def repair_cache(
     return Repair((*shards, *damages), filled.computed)
 
 
-def warn_of_duplicates(found: ImageSet, digests: Mapping[bytes, bytes]) -> None:
+def warn_of_duplicates(found: ImageFolder, digests: Mapping[bytes, bytes]) -> None:
     """Log which identical files have two labels or are in two splits: they inflate scores."""
     by_digest = defaultdict(list)
     for file in found.files:
@@ -250,7 +250,7 @@ def predict_images(
     images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     config: PredictConfig | None = None,
     **options: Any,
-) -> Predictions:
+) -> ImagePredictions:
     """Classify image files with a trained head.
 
     The files are found and the head is loaded at once, images are looked at while one iterates.
@@ -287,4 +287,4 @@ def predict_images(
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
         model = open_predictor(config)
-    return Predictions(model, paths, skipped=skipped, strict=config.strict)
+    return ImagePredictions(model, paths, skipped=skipped, strict=config.strict)

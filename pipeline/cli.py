@@ -215,7 +215,7 @@ class ProgressBar:
         self._bar.update(self._task, completed=done, total=total, note=note)
 
 
-class StagedProgress(contextlib.ExitStack):
+class StageProgressBar(contextlib.ExitStack):
     """A progress bar for each stage of a training; called as ``progress(stage, done, total)``."""
 
     def __init__(self, *, unit: str) -> None:

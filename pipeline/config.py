@@ -8,7 +8,7 @@ come from one frozen dataclass::
 
         epochs: int = option(30, type=whole_number, metavar="N", help="at most")
         layers: Sequence[str] = option((), flag="--layer", help="repeatable")  # a list
-        look: bool = option(True, flag="--no-look", help="skip the audit")  # --no-look
+        audit: bool = option(True, flag="--no-audit", help="skip the audit")  # --no-audit
         kernel: str | Kernel = option("linear", flag="", help="...")  # for the API alone
 
     cli.add_options(parser, TrainConfig)  # one option of the parser for each field

@@ -18,8 +18,8 @@ from pipeline.cache.content import FOLDER, features_by_content
 from pipeline.cache.provenance import cache_document, continue_engine, feature_spec
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, UsageError
-from pipeline.images.given import GivenImages, array_images, given_images
 from pipeline.images.reader import Pixels
+from pipeline.images.sources import ImageSources, array_sources, image_sources
 from pipeline.models.bundle import load_bundle
 from pipeline.models.predictor import Predictor
 from pipeline.models.runs import find_bundle
@@ -139,22 +139,22 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         options = {name: value for name, value in params.items() if name not in own}
         return ExtractConfig(layers=[self.layer] if self.layer else (), **options)
 
-    def _images(self, X: Any, *, reset: bool) -> GivenImages:
+    def _images(self, X: Any, *, reset: bool) -> ImageSources:
         if self.image_shape is None:
-            return given_images(X)
+            return image_sources(X)
         rows = validate_data(self, X, reset=reset)  # (N, H·W) or (N, H·W·3)
         low, high = self.value_range
         if not low < high:
             raise UsageError(f"value_range goes from less to more; received {self.value_range}")
         values = np.rint((rows - float(low)) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         try:
-            return array_images(values.reshape(len(values), *self.image_shape))
+            return array_sources(values.reshape(len(values), *self.image_shape))
         except ValueError as error:
             raise UsageError(
                 f"rows of {values.shape[1]} values are no images of shape {self.image_shape}"
             ) from error
 
-    def _features(self, images: GivenImages) -> npt.NDArray[np.float32]:
+    def _features(self, images: ImageSources) -> npt.NDArray[np.float32]:
         config = self._config
         folder = (config.cache_dir / FOLDER).resolve()
         features = features_by_content(
@@ -203,7 +203,7 @@ class TrainedModel:
 
         Raises BadDataError for an image that cannot be decoded.
         """
-        given = given_images(images)
+        given = image_sources(images)
         spec = self.bundle.spec
         decoded = given.read(given.digests, image_size=spec.image_size, resize=spec.resize)
         probabilities: dict[bytes, npt.NDArray[np.float64]] = {}

@@ -17,7 +17,7 @@ from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
-    from pipeline.images.scan import ImageSet
+    from pipeline.images.scan import ImageFolder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,7 +67,7 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
     with cli.ProgressBar("extracting", unit="view" if config.views else "image") as bar:
-        done = extract_features(data, config, progress=bar, on_scan=_say_what_was_found)
+        done = extract_features(data, config, progress=bar, on_scan=_log_image_folder)
     if arguments.json:
         cli.print_json(_as_json(done))
     else:
@@ -89,7 +89,7 @@ def _only_set(folder: Path) -> Path:
     return found[0]
 
 
-def _say_what_was_found(images: "ImageSet") -> None:
+def _log_image_folder(images: "ImageFolder") -> None:
     """Counts per split and class on stderr, before the long part begins."""
     from pipeline.cache.file import SPLIT_NAMES
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     with (
         cli.ProgressBar("extracting", unit="row") as extracting,
-        cli.StagedProgress(unit="row") as training,
+        cli.StageProgressBar(unit="row") as training,
     ):
         comparison, folder = finetune(
             arguments.data,

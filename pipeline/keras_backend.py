@@ -7,7 +7,7 @@ they run.
 import logging
 import os
 
-from pipeline.quiet import silenced_stderr
+from pipeline.silence import silenced_stderr
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # notes about CUDA and oneDNN are not for users

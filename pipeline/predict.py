@@ -17,7 +17,7 @@ from pipeline.models.config import PredictConfig
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
-    from pipeline.report.predictions import Tally
+    from pipeline.report.prediction_formats import Tally
 
 log = logging.getLogger("pipeline")
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     _check(arguments)
     from pipeline.api import predict_images
-    from pipeline.report.predictions import Tally
+    from pipeline.report.prediction_formats import Tally
 
     started = time.monotonic()
     sheet = _sheet(arguments)
@@ -127,7 +127,7 @@ def _names(images: Sequence[str]) -> Iterator[str]:
 
 def _texts(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
     """What goes to stdout, part by part, as the predictions are made."""
-    from pipeline.report.predictions import csv_lines, json_parts, table_lines
+    from pipeline.report.prediction_formats import csv_lines, json_parts, table_lines
 
     predictions = tally.predictions
     classes = predictions.model.classes

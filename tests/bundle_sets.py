@@ -1,4 +1,4 @@
-"""Bundles of heads fitted on drawn rows."""
+"""Bundles of heads fitted on synthetic rows."""
 
 import math
 from functools import cache
@@ -96,9 +96,9 @@ def fit_top_block(
 
 
 def bundle_of(estimator: Any, class_count: int = 2, **changed: Any) -> Bundle:
-    """A bundle of drawn rows; ``changed`` replaces any of its fields."""
+    """A bundle of synthetic rows; ``changed`` replaces any of its fields."""
     fields: dict[str, Any] = {
-        "head": "drawn",
+        "head": "synthetic",
         "params": "C=1",
         "estimator": estimator,
         "spec": SPEC,
@@ -107,8 +107,8 @@ def bundle_of(estimator: Any, class_count: int = 2, **changed: Any) -> Bundle:
         "shape": (WIDTH,),
         "classes": tuple(f"klasse {number}" for number in range(class_count)),
         "document": {
-            "cache": "cache/drawn.h5",
-            "set": "drawn",
+            "cache": "cache/synthetic.h5",
+            "set": "synthetic",
             "root": "nowhere\udcff",
             "weights_from": "imagenet",
         },
@@ -117,7 +117,7 @@ def bundle_of(estimator: Any, class_count: int = 2, **changed: Any) -> Bundle:
 
 
 def scores_of(bundle: Bundle) -> Scores:
-    """What the bundle says of the drawn rows, or of maps of the shape that it takes."""
+    """What the bundle says of the synthetic rows, or of maps of the shape that it takes."""
     rows = draw_rows(len(bundle.classes)).features
     if bundle.input == "flat":
         maps = np.random.default_rng(6).normal(size=(5, math.prod(bundle.shape)))

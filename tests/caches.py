@@ -6,9 +6,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.cache.checksums import write_checksums
 from pipeline.cache.file import Source, columns_of, create_features
 from pipeline.cache.publish import publish
-from pipeline.cache.seal import write_seal
 from pipeline.spec import FeatureSpec
 
 SPEC = FeatureSpec(
@@ -38,7 +38,7 @@ def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, n
         for layer, values in arrays.items():
             create_features(file, layer, values.shape[1:], rows, "float32")[...] = values
     with shard.open("r+b") as stream:
-        write_seal(stream)
+        write_checksums(stream)
     labels = rng.integers(0, 2, rows)
     labels[rows - gone :] = -1
     publish(

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: drawn images, tiny and offline."""
+"""Fixtures that every test may use: synthetic images, tiny and offline."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drawing import draw_set
+from synthetic_images import make_image_folder
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 os.environ["PYTHONPATH"] = os.fspath(Path(__file__).parents[1])  # for ``python -m benchmarks.…``
@@ -32,7 +32,7 @@ def assets() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test stands in an empty folder: cache/, results/ and modules there are its own."""
     monkeypatch.chdir(tmp_path)
     search = list(sys.path)
@@ -44,12 +44,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 @pytest.fixture
-def drawn_set(tmp_path: Path) -> Path:
-    """``drawn/`` with train, validation and test of 12 images per class each."""
-    return draw_set(tmp_path / "drawn", splits=("train", "validation", "test"))
+def synthetic_set(tmp_path: Path) -> Path:
+    """``synthetic/`` with train, validation and test of 12 images per class each."""
+    return make_image_folder(tmp_path / "synthetic", splits=("train", "validation", "test"))
 
 
 @pytest.fixture
-def drawn_classes(tmp_path: Path) -> Path:
-    """``drawn/`` with two class folders of 40 images each and no splits."""
-    return draw_set(tmp_path / "drawn", per_class=40)
+def synthetic_classes(tmp_path: Path) -> Path:
+    """``synthetic/`` with two class folders of 40 images each and no splits."""
+    return make_image_folder(tmp_path / "synthetic", per_class=40)

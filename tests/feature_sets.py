@@ -1,4 +1,4 @@
-"""Caches of drawn features: what stage one writes, without images and without a base."""
+"""Caches of synthetic features: what stage one writes, without images and without a base."""
 
 import hashlib
 import json
@@ -107,7 +107,7 @@ def write_cache(
     views: int = 0,
     tta: bool = False,
 ) -> Path:
-    """Write a cache file with drawn features, or with the layers that are given.
+    """Write a cache file with synthetic features, or with the layers that are given.
 
     With ``views``, each training image (with ``tta``, each image) has so many more rows, of its
     features with a little noise.
@@ -126,7 +126,7 @@ def write_cache(
     document: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "spec": asdict(spec),
-        "set": "drawn",
+        "set": "synthetic",
         "root": "nowhere",
         "engine": {"name": "none"},
         "versions": {},

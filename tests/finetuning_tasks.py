@@ -1,16 +1,16 @@
-"""Small learning tasks for the tests: drawn maps, drawn images."""
+"""Small learning tasks for the tests: synthetic maps, synthetic images."""
 
 import numpy as np
 
 from pipeline.finetuning.config import Schedule
 from pipeline.finetuning.from_cache import head_variables
 from pipeline.finetuning.rows import Rows
-from pipeline.finetuning.training import Network, RunOptions, Task, Trained, train
+from pipeline.finetuning.training import RunOptions, Task, TrainableModel, TrainingResult, train
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import build_dense
 
 
-def drawn_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: int = 2) -> Rows:
+def synthetic_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: int = 2) -> Rows:
     """Images of noise, brighter by class: uint8."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, count)
@@ -18,15 +18,15 @@ def drawn_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: int = 
     return Rows(images.astype(np.uint8), labels)
 
 
-def drawn_task(shape: tuple[int, ...], *, count: int = 40, classes: int = 2) -> Task:
+def synthetic_task(shape: tuple[int, ...], *, count: int = 40, classes: int = 2) -> Task:
     """``count`` training rows, half as many for validation."""
-    train = drawn_rows(count, shape, seed=0, classes=classes)
-    return Task(train, drawn_rows(count // 2, shape, seed=1, classes=classes), classes)
+    train = synthetic_rows(count, shape, seed=0, classes=classes)
+    return Task(train, synthetic_rows(count // 2, shape, seed=1, classes=classes), classes)
 
 
-def drawn_maps(*, count: int = 40, classes: int = 2) -> Task:
+def synthetic_maps(*, count: int = 40, classes: int = 2) -> Task:
     """Images as feature maps would be: (4, 4, 8) float32."""
-    task = drawn_task((4, 4, 8), count=count, classes=classes)
+    task = synthetic_task((4, 4, 8), count=count, classes=classes)
     train, validation = (
         Rows(rows.inputs.astype(np.float32) / 255, rows.labels)
         for rows in (task.train, task.validation)
@@ -36,8 +36,8 @@ def drawn_maps(*, count: int = 40, classes: int = 2) -> Task:
 
 def train_head(
     task: Task, options: RunOptions, schedule: Schedule, *, dropout: float = 0.5
-) -> Trained:
+) -> TrainingResult:
     """Train a small head on the task's inputs as they are: the loop at its cheapest."""
     config = DenseConfig(units=16, dropout=dropout)
     head = build_dense(task.train.inputs.shape[1:], task.class_count, config, options.seed)
-    return train(Network(head, head_variables(head)), task, schedule, options, stage="head")
+    return train(TrainableModel(head, head_variables(head)), task, schedule, options, stage="head")

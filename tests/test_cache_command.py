@@ -10,17 +10,19 @@ import h5py
 import numpy as np
 import pytest
 from command import assert_one_line, modules_loaded_by, run_command
-from drawing import draw_set
+from synthetic_images import make_image_folder
 
 from pipeline import extract_features, load_features
-from pipeline.cache.seal import find_damage, read_seal
+from pipeline.cache.checksums import find_damage, read_checksums
 from pipeline.cache.shards import writer_lock
 
 
 @pytest.fixture
 def cached(tmp_path: Path) -> Path:
-    """A cache of 300 drawn images: five chunks of the layer pixels."""
-    root = draw_set(tmp_path / "data" / "drawn", per_class=50, splits=("train", "val", "test"))
+    """A cache of 300 synthetic images: five chunks of the layer pixels."""
+    root = make_image_folder(
+        tmp_path / "data" / "synthetic", per_class=50, splits=("train", "val", "test")
+    )
     return extract_features(root, base="pixels").table.path
 
 
@@ -39,15 +41,15 @@ def chunk_position(path: Path, number: int) -> int:
 def test_ls_lists_every_cache(cached: Path) -> None:
     Path("cache/notes.h5").write_text("mine")
     listed = run_command("cache", "ls").stdout
-    assert "drawn  pixels at 32: pixels  300 rows" in listed
+    assert "synthetic  pixels at 32: pixels  300 rows" in listed
     assert "notes.h5" in listed
     entries = json.loads(run_command("cache", "ls", "--json").stdout)
     assert {entry.get("rows") for entry in entries} == {300, None}
 
 
 def test_show_tells_spec_counts_and_skipped(cached: Path, tmp_path: Path) -> None:
-    (tmp_path / "data/drawn/train/plain/empty.png").write_bytes(b"")
-    run_command("extract", tmp_path / "data/drawn", "--base", "pixels")
+    (tmp_path / "data/synthetic/train/plain/empty.png").write_bytes(b"")
+    run_command("extract", tmp_path / "data/synthetic", "--base", "pixels")
     shown = run_command("cache", "show", cached).stdout
     assert "fingerprint" in shown
     assert "skipped train/plain/empty.png: empty file" in shown
@@ -93,15 +95,15 @@ def test_repair_restores_damaged_metadata_without_any_image(cached: Path, tmp_pa
         position = file["labels"].id.get_offset()
     flip(cached, position)
     flip(cached, 0)
-    shutil.rmtree(tmp_path / "data" / "drawn")
-    (tmp_path / "data" / "drawn").mkdir()
+    shutil.rmtree(tmp_path / "data" / "synthetic")
+    (tmp_path / "data" / "synthetic").mkdir()
     finished = run_command("cache", "repair", cached, check=None)
     assert cached.read_bytes() == content, finished.stderr
 
 
 def test_repair_of_a_damaged_seal_seals_anew(cached: Path) -> None:
     before = load_features(cached).features("pixels")
-    flip(cached, read_seal(cached).end + 5)
+    flip(cached, read_checksums(cached).end + 5)
     assert "the seal itself is damaged" in run_command("cache", "verify", cached, check=65).stdout
     run_command("cache", "repair", cached)
     assert "is whole" in run_command("cache", "verify", cached).stdout
@@ -123,9 +125,9 @@ def test_repair_of_a_whole_file_changes_nothing(cached: Path) -> None:
 
 def test_damaged_file_is_never_merged_into_a_new_one(cached: Path, tmp_path: Path) -> None:
     flip(cached, chunk_position(cached, 0))
-    (tmp_path / "data/drawn/train/plain/000.png").unlink()
+    (tmp_path / "data/synthetic/train/plain/000.png").unlink()
     message = assert_one_line(
-        run_command("extract", tmp_path / "data/drawn", "--base", "pixels", check=65)
+        run_command("extract", tmp_path / "data/synthetic", "--base", "pixels", check=65)
     )
     assert "pipeline.cache repair" in message
 
@@ -147,13 +149,13 @@ def test_prune_asks_first(cached: Path, tmp_path: Path) -> None:
         assert "nothing was deleted" in prune(answer)
     assert cached.exists()
     assert "freed" in prune("y\n")
-    assert sorted(path.name for path in Path("cache").glob("drawn*")) == []
+    assert sorted(path.name for path in Path("cache").glob("synthetic*")) == []
 
 
 def test_prune_drops_rows_of_deleted_images_and_leftovers(cached: Path, tmp_path: Path) -> None:
-    (tmp_path / "data/drawn/train/plain/000.png").unlink()
-    run_command("extract", tmp_path / "data/drawn", "--base", "pixels")
-    leftover = Path("cache/drawn.h5.1234abcd.tmp")
+    (tmp_path / "data/synthetic/train/plain/000.png").unlink()
+    run_command("extract", tmp_path / "data/synthetic", "--base", "pixels")
+    leftover = Path("cache/synthetic.h5.1234abcd.tmp")
     leftover.write_bytes(b"half")
     with h5py.File(cached) as file:
         assert len(file["labels"]) == 300
@@ -166,7 +168,7 @@ def test_prune_drops_rows_of_deleted_images_and_leftovers(cached: Path, tmp_path
 
 
 def test_prune_keeps_rows_outside_a_limit_and_files_of_others(cached: Path, tmp_path: Path) -> None:
-    extract_features(tmp_path / "data/drawn", base="pixels", limit_per_class=5)
+    extract_features(tmp_path / "data/synthetic", base="pixels", limit_per_class=5)
     Path("cache/notes.tmp").write_text("mine")
     assert "nothing to prune" in prune("", "--yes")
     with h5py.File(cached) as file:
@@ -206,7 +208,7 @@ def test_prune_leaves_what_is_not_ours(cached: Path) -> None:
 
 
 def test_same_bytes_under_two_labels_or_splits_are_warned_of(tmp_path: Path) -> None:
-    root = draw_set(tmp_path / "set", per_class=3, splits=("train", "test"))
+    root = make_image_folder(tmp_path / "set", per_class=3, splits=("train", "test"))
     content = (root / "train/plain/000.png").read_bytes()
     (root / "train/striped/copy.png").write_bytes(content)
     (root / "test/plain/copy.png").write_bytes(content)

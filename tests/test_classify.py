@@ -18,14 +18,16 @@ LABELS = alternating_labels(100)
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    return write_cache(tmp_path / "cache" / "drawn.h5", labels=LABELS, splits=folder_splits(100))
+    return write_cache(
+        tmp_path / "cache" / "synthetic.h5", labels=LABELS, splits=folder_splits(100)
+    )
 
 
 def test_the_newest_cache_is_taken_and_told(cache: Path) -> None:
     old = write_cache(cache.with_name("old.h5"), labels=LABELS)
     os.utime(old, (1, 1))
     finished = run_command("classify", "--heads", "logistic,majority")
-    assert "taking the newest cache: cache/drawn.h5" in finished.stderr
+    assert "taking the newest cache: cache/synthetic.h5" in finished.stderr
     lines = [line for line in finished.stdout.splitlines() if not line.startswith("note: ")]
     assert lines[0].split()[:2] == ["head", "input"]
     assert {line.split()[0] for line in lines[2:4]} == {"logistic", "majority"}
@@ -108,22 +110,22 @@ def test_views_are_counted_in_the_log_the_table_and_the_report(tmp_path: Path) -
         (["nowhere.h5"], 66, "run python -m pipeline.extract first"),
         (["--cache-dir", "empty"], 66, "no feature cache in empty/"),
         (["text.h5"], 65, "no feature cache"),
-        (["cache/drawn.h5", "--heads", "logistc"], 2, "did you mean logistic?"),
-        (["cache/drawn.h5", "--layer", "block9"], 2, "choose from block5_pool"),
-        (["cache/drawn.h5", "--split", "60/40"], 2, "such as 60/20/20"),
-        (["cache/drawn.h5", "--cv", "2"], 2, "needs 3 folds"),
-        (["cache/drawn.h5", "--cv", "90"], 65, "try --cv 50"),
-        (["cache/drawn.h5", "--group", "folder"], 2, "places none of 100 images"),
-        (["cache/drawn.h5", "--head", "nothing"], 2, "expected MODULE:FACTORY"),
-        (["cache/drawn.h5", "--head", "gone:head"], 2, "gone"),
-        (["cache/drawn.h5", "--labels", "gone.csv"], 66, "gone.csv"),
-        (["cache/drawn.h5", "--labels", "text.h5"], 65, "text.h5"),
-        (["cache/drawn.h5", "other.h5"], 65, "compare caches of the same classes"),
+        (["cache/synthetic.h5", "--heads", "logistc"], 2, "did you mean logistic?"),
+        (["cache/synthetic.h5", "--layer", "block9"], 2, "choose from block5_pool"),
+        (["cache/synthetic.h5", "--split", "60/40"], 2, "such as 60/20/20"),
+        (["cache/synthetic.h5", "--cv", "2"], 2, "needs 3 folds"),
+        (["cache/synthetic.h5", "--cv", "90"], 65, "try --cv 50"),
+        (["cache/synthetic.h5", "--group", "folder"], 2, "places none of 100 images"),
+        (["cache/synthetic.h5", "--head", "nothing"], 2, "expected MODULE:FACTORY"),
+        (["cache/synthetic.h5", "--head", "gone:head"], 2, "gone"),
+        (["cache/synthetic.h5", "--labels", "gone.csv"], 66, "gone.csv"),
+        (["cache/synthetic.h5", "--labels", "text.h5"], 65, "text.h5"),
+        (["cache/synthetic.h5", "other.h5"], 65, "compare caches of the same classes"),
         (["one.h5"], 65, "two classes or more"),
         (["few.h5"], 65, "add images"),
-        (["cache/drawn.h5", "--views", "1"], 2, "extract with --views 1"),
-        (["cache/drawn.h5", "--tta"], 2, "extract with --views and --tta"),
-        (["cache/drawn.h5", "--out", "text.h5"], 73, "choose another --out"),
+        (["cache/synthetic.h5", "--views", "1"], 2, "extract with --views 1"),
+        (["cache/synthetic.h5", "--tta"], 2, "extract with --views and --tta"),
+        (["cache/synthetic.h5", "--out", "text.h5"], 73, "choose another --out"),
     ],
 )
 def test_bad_input_is_one_line_and_an_exit_code(

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import assert_one_line, run_command
-from drawing import draw
 from feature_sets import alternating_labels, draw_features, write_cache
+from synthetic_images import draw
 
 from pipeline.api import extract_features
 from pipeline.evaluation.compare import compare_heads
@@ -18,8 +18,8 @@ from pipeline.report.run_folder import Save, write_run
 
 
 @pytest.fixture
-def cache(drawn_set: Path) -> Path:
-    return extract_features(drawn_set, base="pixels", image_size=8).table.path
+def cache(synthetic_set: Path) -> Path:
+    return extract_features(synthetic_set, base="pixels", image_size=8).table.path
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def comparison(cache: Path, tmp_path: Path) -> Comparison:
     (tmp_path / "mine.py").write_text(
         "from sklearn.naive_bayes import GaussianNB\nclass Mine(GaussianNB):\n    pass\n"
     )
-    return compare_heads(cache, heads="ridge,ridge:pooled,mine:Mine", look=False)
+    return compare_heads(cache, heads="ridge,ridge:pooled,mine:Mine", audit=False)
 
 
 @pytest.mark.parametrize("save", ["all", "best", "none"])
@@ -65,7 +65,7 @@ def test_models_of_several_layers_carry_their_layer(tmp_path: Path) -> None:
     features = draw_features(np.asarray(labels), (8,))
     layers = {"block5_pool:avg": features, "block4_pool:avg": features}
     cache = write_cache(tmp_path / "two.h5", labels=labels, layers=layers)
-    comparison = compare_heads(cache, heads="majority", look=False)
+    comparison = compare_heads(cache, heads="majority", audit=False)
     folder = write_run(comparison, tmp_path / "results")
     names = sorted(path.name for path in (folder / "models").iterdir())
     assert names == [f"majority-block{number}_pool_avg.skops" for number in (4, 5)]
@@ -73,7 +73,7 @@ def test_models_of_several_layers_carry_their_layer(tmp_path: Path) -> None:
 
 def test_check_tells_how_far_every_saved_head_is_from_what_was_measured(cache: Path) -> None:
     finished = run_command(
-        "classify", cache, "--heads", "ridge,knn", "--no-look", "--check", "--check-images", "9"
+        "classify", cache, "--heads", "ridge,knn", "--no-audit", "--check", "--check-images", "9"
     )
     lines = finished.stdout.splitlines()[-3:]
     assert lines[0] == "checked 9 of 24 test images, from their files:"
@@ -81,15 +81,15 @@ def test_check_tells_how_far_every_saved_head_is_from_what_was_measured(cache: P
         lines[1] == "  knn: largest difference 0.0e+00 (at most 0.0001), no decision of 9 changed"
     )
     assert lines[2].startswith("  ridge: largest difference ")
-    quiet = run_command("classify", cache, "--heads", "ridge", "--no-look", "--check", "--json")
+    quiet = run_command("classify", cache, "--heads", "ridge", "--no-audit", "--check", "--json")
     assert json.loads(quiet.stdout)["run"]["save"] == "all"
     assert "  ridge: largest difference" in quiet.stderr
 
 
-def test_check_of_images_that_changed_fails(cache: Path, drawn_set: Path) -> None:
-    draw(99, stripes=True).save(drawn_set / "test" / "plain" / "003.png")
+def test_check_of_images_that_changed_fails(cache: Path, synthetic_set: Path) -> None:
+    draw(99, stripes=True).save(synthetic_set / "test" / "plain" / "003.png")
     finished = run_command(
-        "classify", cache, "--heads", "majority", "--no-look", "--check", check=65
+        "classify", cache, "--heads", "majority", "--no-audit", "--check", check=65
     )
     assert "Traceback" not in finished.stderr
     assert "003.png is not the image that was cached" in finished.stderr.splitlines()[-1]

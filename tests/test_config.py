@@ -24,7 +24,7 @@ class TrainConfig(Config):
     layers: Sequence[str] = option((), flag="--layer", help="repeatable")
     mode: str = option("fast", choices=("fast", "exact"), help="how (default: %(default)s)")
     strict: bool = option(False, help="stop at the first error")
-    look: bool = option(True, flag="--no-look", help="skip the audit")
+    look: bool = option(True, flag="--no-audit", help="skip the audit")
     flip: bool | None = option(None, type=bool, help="mirror")
     out: Path | None = option(None, type=Path, help="a file")
     folder: Path = option(Path("cache"), help="where files go")
@@ -43,9 +43,9 @@ def test_no_options_give_the_defaults() -> None:
 
 
 def test_options_set_the_fields() -> None:
-    words = "--epochs 3 --image-size 64 --layer a --layer b --mode exact --strict --no-look"
+    words = "--epochs 3 --image-size 64 --layer a --layer b --mode exact --strict --no-audit"
     assert parsed(*words.split(), "--no-flip", "--out", "x.h5", kernel=1) == TrainConfig(
-        epochs=3, image_size=64, layers=["a", "b"], mode="exact", strict=True, look=False,
+        epochs=3, image_size=64, layers=["a", "b"], mode="exact", strict=True, audit=False,
         flip=False, out=Path("x.h5"), kernel=1,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from shutil import which
 
 import numpy as np
 import pytest
-from drawing import draw_set
+from synthetic_images import make_image_folder
 
 from pipeline import classify, export, extract_features, predict
 from pipeline.errors import PipelineError
@@ -24,7 +24,7 @@ def test_ten_line_reader_of_the_format_page_reads_a_cache(tmp_path: Path) -> Non
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert "pipeline" not in code
     assert len(code.split("def ")[1].splitlines()) <= 10
-    root = draw_set(tmp_path / "drawn", per_class=4)
+    root = make_image_folder(tmp_path / "synthetic", per_class=4)
     table = extract_features(root, base="pixels").table
     expected = table.features("pixels")
     extract_features(root, base="pixels", limit_per_class=3)
@@ -75,7 +75,7 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 
 def test_the_head_that_the_documents_add_works_in_every_command(
-    drawn_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (ROOT / "docs" / "EVALUATION.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -84,14 +84,14 @@ def test_the_head_that_the_documents_add_works_in_every_command(
     monkeypatch.setattr(registry, "HEADS", HEADS := dict(registry.HEADS))
     monkeypatch.setattr("pipeline.heads.names.HEADS", HEADS)
     exec(code, dict(vars(registry)))
-    cache = extract_features(drawn_set, base="pixels").table.path
-    classify.main([str(cache), "--heads", "extra_trees", "--no-look"])
+    cache = extract_features(synthetic_set, base="pixels").table.path
+    classify.main([str(cache), "--heads", "extra_trees", "--no-audit"])
     (run,) = Path("results").iterdir()
     (row,) = json.loads((run / "results.json").read_text("utf-8"))["rows"]
     assert (row["head"], row["model"]) == ("extra_trees", "models/extra_trees.skops")
     assert row["test_accuracy"] > 0.6
     capsys.readouterr()
-    predict.main([str(drawn_set / "test" / "plain"), "--model", str(run)])
+    predict.main([str(synthetic_set / "test" / "plain"), "--model", str(run)])
     assert "plain" in capsys.readouterr().out
     for form in ("onnx", "keras"):
         with pytest.raises(PipelineError) as refused:
@@ -103,8 +103,8 @@ def test_the_head_that_the_documents_add_works_in_every_command(
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     """In their order, as written, in an empty folder with a set of own images."""
-    draw_set(tmp_path / "data" / "pets", per_class=40)
-    draw_set(tmp_path / "data" / "drawn", per_class=4)
+    make_image_folder(tmp_path / "data" / "pets", per_class=40)
+    make_image_folder(tmp_path / "data" / "synthetic", per_class=4)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

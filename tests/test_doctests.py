@@ -5,7 +5,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from drawing import draw_set
+from synthetic_images import make_image_folder
 
 import pipeline
 from pipeline import compare_heads, extract_features
@@ -22,9 +22,9 @@ MODULES = sorted(
 @pytest.fixture
 def _photos() -> None:
     """What the examples speak of: ``photos/`` with splits, and a run with its saved head."""
-    draw_set(Path("photos"), splits=("train", "validation", "test"))
+    make_image_folder(Path("photos"), splits=("train", "validation", "test"))
     cache = extract_features("photos", base="pixels", cache_dir="run").table.path
-    bundle = compare_heads(cache, heads="logistic", look=False).shown.bundle
+    bundle = compare_heads(cache, heads="logistic", audit=False).shown.bundle
     assert bundle is not None
     Path("results").mkdir()
     save_bundle(bundle, Path("results/logistic.skops"))

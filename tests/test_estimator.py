@@ -115,9 +115,9 @@ def files_of(images: np.ndarray, folder: Path) -> list[Path]:
     return paths
 
 
-def test_paths_and_arrays_give_the_features_of_extract(drawn_set: Path) -> None:
-    table = extract_features(drawn_set, base="pixels", cache_dir="other").table
-    paths = [drawn_set / os.fsdecode(path) for path in table.columns.paths]
+def test_paths_and_arrays_give_the_features_of_extract(synthetic_set: Path) -> None:
+    table = extract_features(synthetic_set, base="pixels", cache_dir="other").table
+    paths = [synthetic_set / os.fsdecode(path) for path in table.columns.paths]
     expected = table.features("pixels").reshape(len(table), -1)
     extractor = FeatureExtractor("pixels", "none")
     np.testing.assert_array_equal(extractor.fit_transform(paths), expected)
@@ -191,10 +191,10 @@ def test_grid_search_in_two_processes() -> None:
     assert search.fit(images, labels).score(images, labels) == 1
 
 
-def test_images_of_an_extracted_set_are_known(passes: list[int], drawn_set: Path) -> None:
-    extract_features(drawn_set, base="pixels", pooling="avg")
+def test_images_of_an_extracted_set_are_known(passes: list[int], synthetic_set: Path) -> None:
+    extract_features(synthetic_set, base="pixels", pooling="avg")
     passes.clear()
-    FeatureExtractor("pixels").fit(sorted(drawn_set.rglob("*.png")))
+    FeatureExtractor("pixels").fit(sorted(synthetic_set.rglob("*.png")))
     assert passes == []
 
 
@@ -325,12 +325,12 @@ def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_network_gives_the_features_of_extract(drawn_classes: Path) -> None:
+def test_network_gives_the_features_of_extract(synthetic_classes: Path) -> None:
     options = {"image_size": 32, "weights": "random", "seed": 3, "engine": "tensorflow"}
     table = extract_features(
-        drawn_classes, base="mobilenet_v3_small", pooling="avg", cache_dir="other", **options
+        synthetic_classes, base="mobilenet_v3_small", pooling="avg", cache_dir="other", **options
     ).table
-    paths = [drawn_classes / os.fsdecode(path) for path in table.columns.paths]
+    paths = [synthetic_classes / os.fsdecode(path) for path in table.columns.paths]
     features = FeatureExtractor("MobileNetV3Small", "avg", **options).fit_transform(paths)
     np.testing.assert_array_equal(features, table.features("activation_17:avg"))
 
@@ -338,15 +338,15 @@ def test_network_gives_the_features_of_extract(drawn_classes: Path) -> None:
 # --------------------------------------------------------------------------------- trained model
 
 
-def test_loaded_model_predicts_as_the_table_says(drawn_set: Path) -> None:
-    table = extract_features(drawn_set, base="pixels").table
-    outcome = compare_heads(table.path, heads="logistic", look=False).shown
+def test_loaded_model_predicts_as_the_table_says(synthetic_set: Path) -> None:
+    table = extract_features(synthetic_set, base="pixels").table
+    outcome = compare_heads(table.path, heads="logistic", audit=False).shown
     assert outcome.bundle is not None
     assert outcome.test is not None
     save_bundle(outcome.bundle, Path("logistic.skops"))
     model = load_model("logistic.skops")
     assert model.classes_.tolist() == ["plain", "striped"]
-    paths = [drawn_set / os.fsdecode(table.columns.paths[row]) for row in outcome.test.rows]
+    paths = [synthetic_set / os.fsdecode(table.columns.paths[row]) for row in outcome.test.rows]
     probabilities = model.predict_proba(paths)
     np.testing.assert_allclose(probabilities, outcome.test.scores, atol=1e-6)
     assert model.predict(paths).tolist() == [
@@ -357,15 +357,15 @@ def test_loaded_model_predicts_as_the_table_says(drawn_set: Path) -> None:
 
 
 def test_loaded_model_averages_over_views_of_files_and_arrays_as_the_table_does(
-    drawn_set: Path,
+    synthetic_set: Path,
 ) -> None:
-    table = extract_features(drawn_set, base="pixels", views=2, tta=True).table
-    outcome = compare_heads(table.path, heads="logistic", look=False, tta=True).shown
+    table = extract_features(synthetic_set, base="pixels", views=2, tta=True).table
+    outcome = compare_heads(table.path, heads="logistic", audit=False, tta=True).shown
     assert outcome.bundle is not None
     assert outcome.test is not None
     save_bundle(outcome.bundle, Path("logistic.skops"))
     images = table.columns.paths[table.columns.views == 0]
-    paths = [drawn_set / os.fsdecode(images[row]) for row in outcome.test.rows]
+    paths = [synthetic_set / os.fsdecode(images[row]) for row in outcome.test.rows]
     model = load_model("logistic.skops", batch_size=5)
     np.testing.assert_allclose(model.predict_proba(paths), outcome.test.scores, atol=1e-6)
     arrays = np.stack([np.asarray(Image.open(path)) for path in paths[:3]])
@@ -390,9 +390,9 @@ def test_numbers_of_a_grid_search_and_columns_of_a_table_do_as_well(tmp_path: Pa
         FeatureExtractor("pixels").fit(column.assign(label="cats"))
 
 
-def test_what_it_computed_predict_knows(drawn_set: Path, passes: list[int]) -> None:
-    table = extract_features(drawn_set, base="pixels").table
-    bundle = compare_heads(table.path, heads="ridge", look=False).shown.bundle
+def test_what_it_computed_predict_knows(synthetic_set: Path, passes: list[int]) -> None:
+    table = extract_features(synthetic_set, base="pixels").table
+    bundle = compare_heads(table.path, heads="ridge", audit=False).shown.bundle
     assert bundle is not None
     save_bundle(bundle, Path("ridge.skops"))
     images, _ = draw_images(3)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from command import modules_loaded_by
-from drawing import draw_set
+from synthetic_images import make_image_folder
 
 from pipeline import extract_features
 from pipeline.errors import BadDataError, CannotCreateError, PipelineError, UnreachableError
@@ -29,13 +29,13 @@ from pipeline.report.run_folder import write_run
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a drawn set, copies of its files made before training, and a run."""
+    """A folder with a synthetic set, copies of its files made before training, and a run."""
     folder = tmp_path_factory.mktemp("lab")
-    data = draw_set(folder / "drawn", splits=("train", "validation", "test"))
+    data = make_image_folder(folder / "synthetic", splits=("train", "validation", "test"))
     shutil.copytree(data, folder / "copies")
     cache_dir = folder / "cache"
     cache = extract_features(data, base="pixels", image_size=16, cache_dir=cache_dir).table.path
-    comparison = compare_heads(cache, heads="logistic:flat,linear_svm:flat,ridge,knn", look=False)
+    comparison = compare_heads(cache, heads="logistic:flat,linear_svm:flat,ridge,knn", audit=False)
     write_run(comparison, folder / "results").rename(folder / "run")
     return folder
 
@@ -44,7 +44,7 @@ def expected_of(lab: Path, head: str) -> tuple[list[Path], np.ndarray]:
     """Copies of the test images, and what the head says of their cached features."""
     bundle = load_bundle(find_bundle(lab / "run", head))
     images = export.reference_images(bundle)
-    copies = [lab / "copies" / path.relative_to(lab / "drawn") for path in images.paths]
+    copies = [lab / "copies" / path.relative_to(lab / "synthetic") for path in images.paths]
     return copies, images.predictions(bundle)
 
 

@@ -9,18 +9,18 @@ import h5py
 import numpy as np
 import pytest
 from command import assert_one_line, modules_loaded_by, run_command
-from drawing import draw_set
+from synthetic_images import make_image_folder
 
 from pipeline import extract_features, load_features
 from pipeline.errors import UsageError
 
 
-def test_images_become_a_cache_and_the_second_run_computes_nothing(drawn_set: Path) -> None:
-    first = run_command("extract", drawn_set, "--base", "pixels")
+def test_images_become_a_cache_and_the_second_run_computes_nothing(synthetic_set: Path) -> None:
+    first = run_command("extract", synthetic_set, "--base", "pixels")
     assert "features/pixels: (72, 32, 32, 3) float32" in first.stdout
     assert "72 computed" in first.stdout
     assert "train: plain 12, striped 12" in first.stderr
-    second = run_command("extract", drawn_set, "--base", "pixels")
+    second = run_command("extract", synthetic_set, "--base", "pixels")
     assert "all from the cache" in second.stdout
     path = Path(first.stdout.splitlines()[-1])
     assert second.stdout.splitlines()[-1] == str(path)
@@ -28,8 +28,8 @@ def test_images_become_a_cache_and_the_second_run_computes_nothing(drawn_set: Pa
         assert file["features/pixels"].shape == (72, 32, 32, 3)
 
 
-def test_network_runs_once_and_a_warm_run_never_loads_tensorflow(drawn_set: Path) -> None:
-    command = ["extract", drawn_set, "--base", "MobileNetV3Small", "--image-size", "32"]
+def test_network_runs_once_and_a_warm_run_never_loads_tensorflow(synthetic_set: Path) -> None:
+    command = ["extract", synthetic_set, "--base", "MobileNetV3Small", "--image-size", "32"]
     command += ["--weights", "random", "--pooling", "avg", "--engine", "tensorflow"]
     first = run_command(*command)
     assert ":avg: (72, 576) float32" in first.stdout
@@ -37,9 +37,9 @@ def test_network_runs_once_and_a_warm_run_never_loads_tensorflow(drawn_set: Path
     assert not loaded & {"tensorflow", "keras", "sklearn", "matplotlib"}
 
 
-def test_several_layers_are_cached_in_one_pass(drawn_set: Path) -> None:
+def test_several_layers_are_cached_in_one_pass(synthetic_set: Path) -> None:
     done = extract_features(
-        drawn_set,
+        synthetic_set,
         base="mobilenet_v3_small",
         image_size=32,
         weights="random",
@@ -51,9 +51,9 @@ def test_several_layers_are_cached_in_one_pass(drawn_set: Path) -> None:
     assert done.table.layers == {"activation_17": (1, 1, 576), "expanded_conv_2_add": (4, 4, 24)}
 
 
-def test_json_is_one_document_on_stdout(drawn_set: Path) -> None:
-    (drawn_set / "train/plain/empty.png").write_bytes(b"")
-    finished = run_command("extract", drawn_set, "--base", "pixels", "--json")
+def test_json_is_one_document_on_stdout(synthetic_set: Path) -> None:
+    (synthetic_set / "train/plain/empty.png").write_bytes(b"")
+    finished = run_command("extract", synthetic_set, "--base", "pixels", "--json")
     document = json.loads(finished.stdout)
     assert document["images"] == document["computed"] == 72
     assert document["layers"] == {"pixels": [72, 32, 32, 3]}
@@ -61,9 +61,9 @@ def test_json_is_one_document_on_stdout(drawn_set: Path) -> None:
     assert load_features(Path(document["cache"])).spec.fingerprint == document["fingerprint"]
 
 
-def test_skipped_files_are_said_and_listed(drawn_set: Path) -> None:
-    (drawn_set / "train/plain/odd\x1b[31m.png").write_bytes(b"text")
-    finished = run_command("extract", drawn_set, "--base", "pixels")
+def test_skipped_files_are_said_and_listed(synthetic_set: Path) -> None:
+    (synthetic_set / "train/plain/odd\x1b[31m.png").write_bytes(b"text")
+    finished = run_command("extract", synthetic_set, "--base", "pixels")
     assert "1 file skipped" in finished.stdout
     assert "\x1b" not in finished.stdout + finished.stderr
     (listed,) = Path("cache").glob("*.skipped.csv")
@@ -71,24 +71,24 @@ def test_skipped_files_are_said_and_listed(drawn_set: Path) -> None:
         assert [row["path"] for row in csv.DictReader(file)] == ["train/plain/odd\x1b[31m.png"]
 
 
-def test_float16_halves_the_rows(drawn_set: Path) -> None:
-    done = extract_features(drawn_set, base="pixels", dtype="float16")
+def test_float16_halves_the_rows(synthetic_set: Path) -> None:
+    done = extract_features(synthetic_set, base="pixels", dtype="float16")
     with h5py.File(done.table.path) as file:
         assert file["features/pixels"].dtype == np.float16
     assert done.table.features("pixels").dtype == np.float32
 
 
 def test_no_argument_is_needed_where_data_holds_one_set() -> None:
-    draw_set(Path("data/pets"), per_class=2)
+    make_image_folder(Path("data/pets"), per_class=2)
     assert "pets-pixels-" in run_command("extract", "--base", "pixels").stdout
-    draw_set(Path("data/cars"), per_class=2)
+    make_image_folder(Path("data/cars"), per_class=2)
     message = assert_one_line(run_command("extract", "--base", "pixels", check=2))
     assert "data/cars, data/pets" in message
 
 
-def test_other_size_or_resize_goes_to_another_file(drawn_set: Path) -> None:
+def test_other_size_or_resize_goes_to_another_file(synthetic_set: Path) -> None:
     paths = {
-        extract_features(drawn_set, base="pixels", image_size=size, resize=resize).table.path
+        extract_features(synthetic_set, base="pixels", image_size=size, resize=resize).table.path
         for size in (16, 32)
         for resize in ("squash", "crop", "pad")
     }
@@ -109,9 +109,9 @@ def test_layers_are_listed_as_keras_summary_has_them() -> None:
 
 
 @pytest.mark.parametrize("option", ["preprocessing", "resize", "pooling", "dtype", "engine"])
-def test_unknown_choice_from_a_notebook_names_the_choices(drawn_set: Path, option: str) -> None:
+def test_unknown_choice_from_a_notebook_names_the_choices(synthetic_set: Path, option: str) -> None:
     with pytest.raises(UsageError, match=f"--{option} is one of .* received 'nope'"):
-        extract_features(drawn_set, base="pixels", **{option: "nope"})
+        extract_features(synthetic_set, base="pixels", **{option: "nope"})
 
 
 @pytest.mark.parametrize(
@@ -119,23 +119,23 @@ def test_unknown_choice_from_a_notebook_names_the_choices(drawn_set: Path, optio
     [
         (["nowhere"], 66, "does not exist"),
         ([], 66, "benchmarks.sample textile"),
-        (["drawn", "--base", "vgg99"], 2, "did you mean"),
-        (["drawn", "--base", "pixels", "--layer", "block5_pool"], 2, "one layer, pixels"),
-        (["drawn", "--base", "vgg16", "--image-size", "20"], 2, "at least 32 pixels"),
-        (["drawn", "--weights", "none.h5"], 66, "no such file"),
-        (["drawn", "--weights", "drawn/train/plain/000.png"], 65, "not HDF5"),
-        (["drawn", "--base", "pixels", "--out", "drawn"], 2, "ending in .h5"),
-        (["drawn", "--base", "pixels", "--out", "file/x.h5"], 73, "cannot create the folder"),
-        (["drawn", "--base", "pixels", "--out", "text.h5"], 73, "choose another --out"),
-        (["drawn", "--base", "pixels", "--batch-size", "0"], 2, "at least 1"),
-        (["drawn", "--base", "pixels", "--image-size", "0"], 2, "at least 1 pixels"),
-        (["drawn", "--base", "pixels", "--image-size", "60000"], 2, "at most 4096"),
-        (["drawn", "--base", "pixels", "--layer", "pixels:average"], 2, "--pooling"),
-        (["drawn", "--base", "vgg16", "--weights", "random", "--seed", "-1"], 2, "from 0 to"),
+        (["synthetic", "--base", "vgg99"], 2, "did you mean"),
+        (["synthetic", "--base", "pixels", "--layer", "block5_pool"], 2, "one layer, pixels"),
+        (["synthetic", "--base", "vgg16", "--image-size", "20"], 2, "at least 32 pixels"),
+        (["synthetic", "--weights", "none.h5"], 66, "no such file"),
+        (["synthetic", "--weights", "synthetic/train/plain/000.png"], 65, "not HDF5"),
+        (["synthetic", "--base", "pixels", "--out", "synthetic"], 2, "ending in .h5"),
+        (["synthetic", "--base", "pixels", "--out", "file/x.h5"], 73, "cannot create the folder"),
+        (["synthetic", "--base", "pixels", "--out", "text.h5"], 73, "choose another --out"),
+        (["synthetic", "--base", "pixels", "--batch-size", "0"], 2, "at least 1"),
+        (["synthetic", "--base", "pixels", "--image-size", "0"], 2, "at least 1 pixels"),
+        (["synthetic", "--base", "pixels", "--image-size", "60000"], 2, "at most 4096"),
+        (["synthetic", "--base", "pixels", "--layer", "pixels:average"], 2, "--pooling"),
+        (["synthetic", "--base", "vgg16", "--weights", "random", "--seed", "-1"], 2, "from 0 to"),
     ],
 )
 def test_bad_input_is_one_line_with_its_exit_code(
-    drawn_set: Path, arguments: list[str], code: int, says: str
+    synthetic_set: Path, arguments: list[str], code: int, says: str
 ) -> None:
     Path("file").write_text("x")
     Path("text.h5").write_text("my notes")
@@ -153,24 +153,24 @@ def test_no_readable_image_is_bad_data_and_says_why(tmp_path: Path) -> None:
 
 
 def test_image_folder_whose_name_is_no_utf8_is_cached(tmp_path: Path) -> None:
-    root = draw_set(tmp_path / os.fsdecode(b"caf\xe9"), per_class=3)
+    root = make_image_folder(tmp_path / os.fsdecode(b"caf\xe9"), per_class=3)
     table = extract_features(root, base="pixels").table
     assert table.document["root"] == os.fsdecode(root)
     assert extract_features(root, base="pixels").computed == 0
 
 
-def test_two_sets_never_share_a_file_that_out_names(drawn_set: Path, tmp_path: Path) -> None:
-    other = draw_set(tmp_path / "other", per_class=3)
-    extract_features(drawn_set, base="pixels", out="x.h5")
+def test_two_sets_never_share_a_file_that_out_names(synthetic_set: Path, tmp_path: Path) -> None:
+    other = make_image_folder(tmp_path / "other", per_class=3)
+    extract_features(synthetic_set, base="pixels", out="x.h5")
     content = Path("x.h5").read_bytes()
     finished = run_command("extract", other, "--base", "pixels", "--out", "x.h5", check=73)
-    assert str(drawn_set) in assert_one_line(finished)
+    assert str(synthetic_set) in assert_one_line(finished)
     assert Path("x.h5").read_bytes() == content
 
 
-def test_strict_is_an_exit_code(drawn_set: Path) -> None:
-    (drawn_set / "train/plain/empty.png").write_bytes(b"")
-    finished = run_command("extract", drawn_set, "--base", "pixels", "--strict", check=65)
+def test_strict_is_an_exit_code(synthetic_set: Path) -> None:
+    (synthetic_set / "train/plain/empty.png").write_bytes(b"")
+    finished = run_command("extract", synthetic_set, "--base", "pixels", "--strict", check=65)
     assert "train/plain/empty.png: empty file" in assert_one_line(finished)
 
 

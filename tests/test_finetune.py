@@ -52,9 +52,9 @@ def bundles_of(document: dict[str, Any]) -> dict[str, Path]:
     ],
 )
 def test_what_cannot_be_is_one_line_before_tensorflow_is_loaded(
-    drawn_set: Path, options: list[str], code: int, message: str
+    synthetic_set: Path, options: list[str], code: int, message: str
 ) -> None:
-    finished = run_command("finetune", drawn_set, *options, check=code)
+    finished = run_command("finetune", synthetic_set, *options, check=code)
     assert message in finished.stderr.splitlines()[-1]
     assert "loading TensorFlow" not in finished.stderr
     assert "Traceback" not in finished.stderr
@@ -68,17 +68,17 @@ def test_vgg_is_unfrozen_from_its_last_block() -> None:
 
 
 @pytest.mark.slow
-def test_layer_that_is_no_boundary_names_the_nearest(drawn_set: Path) -> None:
+def test_layer_that_is_no_boundary_names_the_nearest(synthetic_set: Path) -> None:
     finished = run_command(
-        "finetune", drawn_set, "--base", "resnet50", *SMALL,
+        "finetune", synthetic_set, "--base", "resnet50", *SMALL,
         "--unfreeze", "conv5_block3_2_conv", check=2,
     )  # fmt: skip
     assert "the nearest: conv5_block3_1_conv" in assert_one_line(finished)
 
 
 @pytest.mark.slow
-def test_run_ends_in_two_rows_a_model_and_curves(drawn_set: Path) -> None:
-    document = finetune(drawn_set, "--views", "2")
+def test_run_ends_in_two_rows_a_model_and_curves(synthetic_set: Path) -> None:
+    document = finetune(synthetic_set, "--views", "2")
     rows = rows_of(document)
     assert set(rows) == {"frozen_head", "fine_tuned"}
     tuned = rows["fine_tuned"]
@@ -93,7 +93,7 @@ def test_run_ends_in_two_rows_a_model_and_curves(drawn_set: Path) -> None:
     assert set(table.layers) == {"block4_pool", "block5_pool"}
     assert not list(Path("cache/finetuning").glob("*"))  # checkpoints, once results are there
     for head, path in bundles_of(document).items():
-        finished = run_command("predict", drawn_set / "test", "--model", path, "--json")
+        finished = run_command("predict", synthetic_set / "test", "--model", path, "--json")
         said = json.loads(finished.stdout)
         images = said["images"] if isinstance(said, dict) else said
         assert len(images) == 24, head
@@ -103,15 +103,17 @@ def test_run_ends_in_two_rows_a_model_and_curves(drawn_set: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["head", "fine-tuning"])
-def test_killed_run_goes_on_to_the_same_model(drawn_set: Path, tmp_path: Path, stage: str) -> None:
+def test_killed_run_goes_on_to_the_same_model(
+    synthetic_set: Path, tmp_path: Path, stage: str
+) -> None:
     options = [*SMALL, *QUICK, "--views", "1", "--seed", "3"]
     options[options.index("--epochs") + 1] = options[options.index("--head-epochs") + 1] = "8"
     whole = json.loads(
         run_command(
-            "finetune", drawn_set, *options, "--json", "--cache-dir", "whole", "--out", "a"
+            "finetune", synthetic_set, *options, "--json", "--cache-dir", "whole", "--out", "a"
         ).stdout
     )
-    command = [sys.executable, "-m", "pipeline.finetune", str(drawn_set), *options]
+    command = [sys.executable, "-m", "pipeline.finetune", str(synthetic_set), *options]
     command += ["--json", "--cache-dir", "killed", "--out", "b"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         deadline = time.monotonic() + 300

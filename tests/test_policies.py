@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import assert_one_line, run_command
-from drawing import draw, draw_set
+from synthetic_images import draw, make_image_folder
 
 from pipeline import extract_features, load_features
 from pipeline.cache.shards import ShardFolder, writer_lock
@@ -48,7 +48,7 @@ def reachable() -> Iterator[Path]:
 
 
 def test_unreadable_file_is_skipped_for_a_user_who_is_not_root(reachable: Path) -> None:
-    root = draw_set(reachable / "set", per_class=3)
+    root = make_image_folder(reachable / "set", per_class=3)
     (root / "plain/000.png").chmod(0)
     with as_other_user(reachable):
         digests, skipped = hashes.hash_files(root, scan_folder(root).paths)
@@ -64,30 +64,30 @@ def test_cache_in_a_read_only_folder_cannot_be_created(reachable: Path) -> None:
         writer_lock(reachable / "x.h5").__enter__()
 
 
-def test_cache_path_that_is_a_folder_is_refused(drawn_set: Path) -> None:
+def test_cache_path_that_is_a_folder_is_refused(synthetic_set: Path) -> None:
     Path("x.h5").mkdir()
-    finished = run_command("extract", drawn_set, "--base", "pixels", "--out", "x.h5", check=73)
+    finished = run_command("extract", synthetic_set, "--base", "pixels", "--out", "x.h5", check=73)
     assert "x.h5 is a folder" in assert_one_line(finished)
 
 
-def test_class_with_no_good_image_is_bad_data(drawn_classes: Path) -> None:
-    (drawn_classes / "third").mkdir()
-    (drawn_classes / "third" / "x.jpg").write_bytes(b"text")
+def test_class_with_no_good_image_is_bad_data(synthetic_classes: Path) -> None:
+    (synthetic_classes / "third").mkdir()
+    (synthetic_classes / "third" / "x.jpg").write_bytes(b"text")
     with pytest.raises(BadDataError, match="no image of third"):
-        extract_features(drawn_classes, base="pixels")
+        extract_features(synthetic_classes, base="pixels")
 
 
-def test_removed_images_leave_the_table_and_cost_nothing(drawn_set: Path) -> None:
-    extract_features(drawn_set, base="pixels")
-    (drawn_set / "train/plain/001.png").unlink()
-    done = extract_features(drawn_set, base="pixels")
+def test_removed_images_leave_the_table_and_cost_nothing(synthetic_set: Path) -> None:
+    extract_features(synthetic_set, base="pixels")
+    (synthetic_set / "train/plain/001.png").unlink()
+    done = extract_features(synthetic_set, base="pixels")
     assert (len(done.table), done.computed) == (71, 0)
 
 
-def test_other_weights_go_to_another_file(drawn_set: Path) -> None:
+def test_other_weights_go_to_another_file(synthetic_set: Path) -> None:
     paths = {
         extract_features(
-            drawn_set,
+            synthetic_set,
             base="mobilenet_v3_small",
             image_size=32,
             weights="random",
@@ -101,18 +101,18 @@ def test_other_weights_go_to_another_file(drawn_set: Path) -> None:
 
 
 def test_other_decoder_goes_to_another_file(
-    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = extract_features(drawn_set, base="pixels").table.path
+    first = extract_features(synthetic_set, base="pixels").table.path
     monkeypatch.setattr("pipeline.cache.provenance.pixels_digest", lambda size, resize: "another")
-    assert extract_features(drawn_set, base="pixels").table.path != first
+    assert extract_features(synthetic_set, base="pixels").table.path != first
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "deleted"])
 def test_harmed_shard_is_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    root = draw_set(tmp_path / "set", per_class=100)
+    root = make_image_folder(tmp_path / "set", per_class=100)
 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -140,9 +140,9 @@ def test_harmed_shard_is_computed_again(
 
 
 def test_readers_can_read_while_a_run_writes(
-    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = extract_features(drawn_set, base="pixels").table.path
+    path = extract_features(synthetic_set, base="pixels").table.path
     seen = []
     commit = ShardFolder.commit
 
@@ -150,9 +150,9 @@ def test_readers_can_read_while_a_run_writes(
         seen.append(len(load_features(path)))
         commit(*args, **options)  # type: ignore[arg-type]
 
-    draw(77, stripes=True).save(drawn_set / "train/striped/new.png")
+    draw(77, stripes=True).save(synthetic_set / "train/striped/new.png")
     monkeypatch.setattr(ShardFolder, "commit", reading)
-    extract_features(drawn_set, base="pixels")
+    extract_features(synthetic_set, base="pixels")
     assert seen == [72]
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from bundle_sets import bundle_of, linear_head
 from command import assert_one_line, modules_loaded_by, run_command
-from drawing import draw, draw_set
 from feature_sets import SPEC, write_cache
+from synthetic_images import draw, make_image_folder
 
 from pipeline.api import extract_features, predict_images
 from pipeline.cache.file import columns_of
@@ -29,7 +29,7 @@ from pipeline.errors import BadDataError, NoInputError, PipelineError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import load_bundle, save_bundle
-from pipeline.models.predicting import Prediction, Predictions
+from pipeline.models.image_predictions import Prediction, Predictions
 from pipeline.models.runs import find_bundle
 from pipeline.predict import main
 from pipeline.report.run_folder import write_run
@@ -43,10 +43,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        draw_set(Path("drawn"), splits=("train", "validation", "test"))
-        draw_set(Path("unknown"), per_class=5)
-        done = extract_features("drawn", base="pixels", image_size=8)
-        compared = compare_heads(done.table.path, heads="logistic,ridge", look=False)
+        make_image_folder(Path("synthetic"), splits=("train", "validation", "test"))
+        make_image_folder(Path("unknown"), per_class=5)
+        done = extract_features("synthetic", base="pixels", image_size=8)
+        compared = compare_heads(done.table.path, heads="logistic,ridge", audit=False)
         write_run(compared, Path("results"))
     for outcome in compared.outcomes:
         assert outcome.test is not None
@@ -109,8 +109,8 @@ def test_newest_runs_recommended_head_classifies_a_folder() -> None:
 
 @pytest.mark.parametrize("head", ["logistic", "ridge"])
 def test_files_are_predicted_as_the_table_measured_them(head: str, engine_calls: list[int]) -> None:
-    shutil.copytree("drawn/test", "moved")
-    shutil.rmtree("drawn")
+    shutil.copytree("synthetic/test", "moved")
+    shutil.rmtree("synthetic")
     made = predictions(predict_images("moved", head=head, use_cache=False))
     assert len(made) == sum(engine_calls) == len(MEASURED[head]) == 24
     for prediction in made:
@@ -122,11 +122,13 @@ def test_files_are_predicted_as_the_table_measured_them(head: str, engine_calls:
 def test_known_images_are_neither_decoded_nor_run(
     engine_calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed = {item.path: item for item in predictions(predict_images("drawn", use_cache=False))}
+    computed = {
+        item.path: item for item in predictions(predict_images("synthetic", use_cache=False))
+    }
     assert sum(engine_calls) == 72
     engine_calls.clear()
     monkeypatch.setattr("pipeline.images.reader.decode", None)
-    made = predictions(predict_images("drawn"))
+    made = predictions(predict_images("synthetic"))
     assert engine_calls == []
     assert len(made) == 72
     for item in made:
@@ -138,8 +140,8 @@ def test_known_images_are_neither_decoded_nor_run(
 def test_means_over_views_are_predicted_as_the_table_measured_them(
     engine_calls: list[int],
 ) -> None:
-    table = extract_features("drawn", base="pixels", image_size=8, views=2, tta=True).table
-    outcome = compare_heads(table.path, heads="logistic", look=False, tta=True).shown
+    table = extract_features("synthetic", base="pixels", image_size=8, views=2, tta=True).table
+    outcome = compare_heads(table.path, heads="logistic", audit=False, tta=True).shown
     assert outcome.bundle
     assert outcome.test
     save_bundle(outcome.bundle, Path("averaged.skops"))
@@ -147,7 +149,7 @@ def test_means_over_views_are_predicted_as_the_table_measured_them(
     expected = dict(zip(keys, outcome.test.scores, strict=True))
     engine_calls.clear()
     for use_cache in (True, False):
-        made = predict_images("drawn/test", model="averaged.skops", use_cache=use_cache)
+        made = predict_images("synthetic/test", model="averaged.skops", use_cache=use_cache)
         for prediction in predictions(made):
             assert prediction.cached == use_cache
             content = Path(os.fsdecode(prediction.path)).read_bytes()
@@ -161,7 +163,7 @@ def test_means_over_views_are_predicted_as_the_table_measured_them(
 
 
 def test_known_and_new_images_keep_their_order(engine_calls: list[int]) -> None:
-    known = [f"drawn/test/plain/{number:03d}.png" for number in range(3)]
+    known = [f"synthetic/test/plain/{number:03d}.png" for number in range(3)]
     new = [f"unknown/striped/{number:03d}.png" for number in range(3)]
     given = [path for pair in zip(known, new, strict=True) for path in pair]
     made = predictions(predict_images(given))
@@ -175,9 +177,9 @@ def test_moved_cache_is_found_by_its_fingerprint(engine_calls: list[int]) -> Non
     document = {**bundle.document, "cache": "cache/renamed.h5"}  # not where it was trained
     save_bundle(replace(bundle, document=document), Path("m.skops"))
     Path("cache").rename("elsewhere")
-    made = predict_images("drawn", model="m.skops", cache_dir="elsewhere")
+    made = predict_images("synthetic", model="m.skops", cache_dir="elsewhere")
     assert all(item.cached for item in predictions(made))
-    made = predict_images("drawn/test", model="m.skops")
+    made = predict_images("synthetic/test", model="m.skops")
     assert not any(item.cached for item in predictions(made))
     assert sum(engine_calls) == 24
 
@@ -185,13 +187,13 @@ def test_moved_cache_is_found_by_its_fingerprint(engine_calls: list[int]) -> Non
 def test_cache_of_other_features_is_not_taken() -> None:
     bundle = load_bundle(find_bundle(only("results")))
     other = extract_features(
-        "drawn", base="pixels", image_size=8, resize="crop", out="other/cropped.h5"
+        "synthetic", base="pixels", image_size=8, resize="crop", out="other/cropped.h5"
     )
-    misnamed = other.table.path.with_name(f"drawn-pixels-{bundle.spec.fingerprint}.h5")
+    misnamed = other.table.path.with_name(f"synthetic-pixels-{bundle.spec.fingerprint}.h5")
     other.table.path.rename(misnamed)
     document = {**bundle.document, "cache": os.fspath(misnamed)}
     save_bundle(replace(bundle, document=document), Path("m.skops"))
-    made = predict_images("drawn/test", model="m.skops", cache_dir="other")
+    made = predict_images("synthetic/test", model="m.skops", cache_dir="other")
     assert not any(item.cached for item in predictions(made))
 
 
@@ -201,7 +203,7 @@ def test_damaged_cache_is_told_and_not_needed() -> None:
     save_bundle(replace(bundle, document=document), Path("m.skops"))
     Path("broken.h5").write_bytes(b"no HDF5")
     shutil.rmtree("cache")
-    finished = run_command("predict", "drawn/test", "--csv", "--model", "m.skops")
+    finished = run_command("predict", "synthetic/test", "--csv", "--model", "m.skops")
     assert len(read_csv(finished.stdout)) == 24
     assert "broken.h5 cannot be read" in finished.stderr
 
@@ -210,7 +212,7 @@ def test_damaged_cache_is_told_and_not_needed() -> None:
 def test_tensorflow_stays_out_where_every_image_is_known() -> None:
     pixels = pixels_digest(32, "squash")
     spec = replace(SPEC, image_size=32, weights="ab" * 32, pixels=pixels)  # nobody has these
-    files = sorted(Path("drawn/test").rglob("*.png"))
+    files = sorted(Path("synthetic/test").rglob("*.png"))
     columns = columns_of(
         labels=[0] * 24,
         splits=[0] * 24,
@@ -227,7 +229,7 @@ def test_tensorflow_stays_out_where_every_image_is_known() -> None:
     document = {"cache": os.fspath(cache), "set": "s", "root": "r", "weights_from": "imagenet"}
     bundle = bundle_of(head, spec=spec, shape=(5,), document=document)
     save_bundle(bundle, Path("vgg16.skops"))
-    arguments = ["predict", "drawn/test", "--csv", "--model", "vgg16.skops"]
+    arguments = ["predict", "synthetic/test", "--csv", "--model", "vgg16.skops"]
     by_path = read_csv(run_command(*arguments).stdout)
     for file, expected in zip(files, head.predict_proba(features), strict=True):
         assert float(by_path[str(file)]["probability"]) == pytest.approx(expected.max())
@@ -269,7 +271,7 @@ def test_csv_and_json_say_the_same_and_keep_names_byte_for_byte() -> None:
 def test_dash_takes_a_list_from_stdin(separator: str) -> None:
     listed = ["unknown/striped/002.png", "unknown/plain"]
     finished = subprocess.run(
-        [sys.executable, "-m", "pipeline.predict", "-", "drawn/test/plain/001.png", "--csv"],
+        [sys.executable, "-m", "pipeline.predict", "-", "synthetic/test/plain/001.png", "--csv"],
         input="".join(name + separator for name in listed),
         capture_output=True,
         text=True,
@@ -278,7 +280,7 @@ def test_dash_takes_a_list_from_stdin(separator: str) -> None:
     paths = list(read_csv(finished.stdout))
     assert paths[0] == listed[0]
     assert paths[1:6] == [f"unknown/plain/{number:03d}.png" for number in range(5)]
-    assert paths[6] == "drawn/test/plain/001.png"
+    assert paths[6] == "synthetic/test/plain/001.png"
 
 
 def test_rows_reach_a_pipe_while_a_terminal_shows_progress() -> None:
@@ -298,7 +300,7 @@ def test_rows_reach_a_pipe_while_a_terminal_shows_progress() -> None:
     assert len(read_csv(finished.stdout)) == 10
 
 
-def test_contact_sheet_is_drawn_on_request() -> None:
+def test_contact_sheet_is_synthetic_on_request() -> None:
     finished = run_command("predict", "unknown", "--sheet", "sheets/new.png", "--json")
     assert json.loads(finished.stdout)["sheet"] == "sheets/new.png"
     assert Path("sheets/new.png").read_bytes().startswith(b"\x89PNG")
@@ -322,7 +324,7 @@ def test_weights_of_another_model_are_refused_naming_both() -> None:
     with h5py.File("other.h5", "w") as file:
         file["kernel"] = np.ones((3, 3), np.float32)
     with pytest.raises(BadDataError, match=r"weights abababababab…; received .*other.h5"):
-        predict_images("drawn", model="vgg16.skops", weights="other.h5")
+        predict_images("synthetic", model="vgg16.skops", weights="other.h5")
 
 
 @pytest.mark.parametrize(
@@ -332,21 +334,25 @@ def test_weights_of_another_model_are_refused_naming_both() -> None:
         (["no*.jpg"], 66, "no*.jpg does not exist"),
         (["empty"], 66, "there is no image file to look at"),
         (["text.jpg"], 65, "none of 1 file can be read as an image"),
-        (["text.jpg", "drawn", "--strict"], 65, "--strict stops here"),
-        (["drawn", "missing.jpg", "--strict"], 65, "missing.jpg: does not exist"),
-        (["drawn", "--model", "nothing"], 66, "nothing"),
-        (["drawn", "--head", "dense"], 2, "dense"),
-        (["drawn", "--model", "text.jpg"], 65, "text.jpg is refused"),
-        (["drawn", "--top", "0"], 2, "--top"),
-        (["drawn", "--batch-size", "0"], 2, "--batch-size"),
-        (["drawn", "--labels", "l.txt"], 2, "--imagenet"),
-        (["drawn", "--imagenet", "vgg16", "--head", "ridge"], 2, "leave out --head"),
-        (["drawn", "--sheet", "sheet.jpg"], 2, "PNG"),
-        (["drawn", "--sheet", "folder.png"], 73, "is a folder"),
-        (["drawn", "--weights", "gone.h5"], 66, "no such file"),
-        (["drawn", "--image-size", "150"], 2, "with --image-size 8; received --image-size 150"),
-        (["drawn", "--base", "VGG16"], 2, "with --base pixels; received --base vgg16"),
-        (["drawn", "--preprocessing", "rescale"], 2, "native; received --preprocessing rescale"),
+        (["text.jpg", "synthetic", "--strict"], 65, "--strict stops here"),
+        (["synthetic", "missing.jpg", "--strict"], 65, "missing.jpg: does not exist"),
+        (["synthetic", "--model", "nothing"], 66, "nothing"),
+        (["synthetic", "--head", "dense"], 2, "dense"),
+        (["synthetic", "--model", "text.jpg"], 65, "text.jpg is refused"),
+        (["synthetic", "--top", "0"], 2, "--top"),
+        (["synthetic", "--batch-size", "0"], 2, "--batch-size"),
+        (["synthetic", "--labels", "l.txt"], 2, "--imagenet"),
+        (["synthetic", "--imagenet", "vgg16", "--head", "ridge"], 2, "leave out --head"),
+        (["synthetic", "--sheet", "sheet.jpg"], 2, "PNG"),
+        (["synthetic", "--sheet", "folder.png"], 73, "is a folder"),
+        (["synthetic", "--weights", "gone.h5"], 66, "no such file"),
+        (["synthetic", "--image-size", "150"], 2, "with --image-size 8; received --image-size 150"),
+        (["synthetic", "--base", "VGG16"], 2, "with --base pixels; received --base vgg16"),
+        (
+            ["synthetic", "--preprocessing", "rescale"],
+            2,
+            "native; received --preprocessing rescale",
+        ),
     ],
 )
 def test_expected_failures_say_what_to_do(
@@ -365,7 +371,7 @@ def test_expected_failures_say_what_to_do(
 
 def test_without_a_run_classify_is_named() -> None:
     shutil.rmtree("results")
-    message = assert_one_line(run_command("predict", "drawn", "--json", check=66))
+    message = assert_one_line(run_command("predict", "synthetic", "--json", check=66))
     assert "python -m pipeline.classify first" in message
 
 

@@ -46,7 +46,7 @@ def test_every_head_judges_alike_whichever_engine_computed(
     tables = [
         {
             result.head: result.test_accuracy
-            for result in compare_heads(each.table.path, heads="all", look=False).results
+            for result in compare_heads(each.table.path, heads="all", audit=False).results
         }
         for each in (cached, reference)
     ]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline import extract_features
 from pipeline.cache.file import FeatureTable
-from pipeline.evaluation.audit import Findings, look_into
+from pipeline.evaluation.audit import AuditResult, audit_features
 from pipeline.evaluation.label_edits import apply_label_edits, write_suspects
 from pipeline.evaluation.splits import make_splits
 
@@ -21,7 +21,7 @@ WRONG_LABELS = 20  # among the 1,000 of train
 BORN_TWINS = {"train/dogs/dog.74.jpg", "train/dogs/dog.180.jpg"}
 
 Planted = tuple[FeatureTable, dict[str, tuple[str, str]], set[str]]
-Looked = tuple[Findings, tuple[str, ...]]
+Looked = tuple[AuditResult, tuple[str, ...]]
 
 
 def save_copy(kind: str, source: Path, target: Path) -> None:
@@ -81,7 +81,7 @@ def planted(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
 def looked(planted: Planted) -> Looked:
     table = planted[0]
     (layer,) = table.layers
-    return look_into(table, layer, splits=make_splits(table.columns, table.classes))
+    return audit_features(table, layer, splits=make_splits(table.columns, table.classes))
 
 
 def test_planted_duplicates_are_found_with_few_false_alarms(

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import run_command
-from drawing import draw
+from synthetic_images import draw
 
 from pipeline import extract_features, load_features
-from pipeline.cache.seal import find_damage
+from pipeline.cache.checksums import find_damage
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def resident_megabytes(*arguments: str | Path) -> float:
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    """500 and 20,000 drawn images; a network's memory is its own, so pixels show the rest."""
+    """500 and 20,000 synthetic images; a network's memory is its own, so pixels show the rest."""
     pictures = [draw(seed, stripes=seed % 2 == 1) for seed in range(100)]
     peaks = []
     for count in (500, 20_000):

@@ -56,7 +56,7 @@ def test_accuracies_differ_by_at_most_one_test_image(extracted: Path, engine: st
     for name in ("tensorflow", engine):
         finished = run_command(
             "classify", extracted / f"{name}.h5", "--heads", "logistic,linear_svm,knn,ridge",
-            "--no-look", "--json",
+            "--no-audit", "--json",
         )  # fmt: skip
         rows = json.loads(finished.stdout)["rows"]
         accuracies.append({row["head"]: row["test_accuracy"] for row in rows})

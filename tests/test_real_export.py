@@ -68,7 +68,7 @@ def trained(
         )
         quick = DenseConfig(epochs=5, learning_rate=1e-4)
         path = done.table.path
-        return folder, compare_heads(path, heads=HEADS, dense=quick, look=False)
+        return folder, compare_heads(path, heads=HEADS, dense=quick, audit=False)
 
     return train
 

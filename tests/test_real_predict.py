@@ -14,7 +14,7 @@ from pipeline.api import extract_features, predict_images
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Outcome
 from pipeline.heads.config import DenseConfig
-from pipeline.models.predicting import Prediction
+from pipeline.models.image_predictions import Prediction
 from pipeline.report.run_folder import write_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
@@ -37,7 +37,7 @@ def test_raw_photographs_get_the_probabilities_of_the_table(base: str, assets: P
         options = {"image_size": 160, "pooling": "avg", "weights": weights}
     table = extract_features(photographs, base=base, limit_per_class=PER_CLASS, **options).table
     compared = compare_heads(
-        table.path, heads=",".join(HEADS), look=False, dense=DenseConfig(epochs=5)
+        table.path, heads=",".join(HEADS), audit=False, dense=DenseConfig(epochs=5)
     )
     run = write_run(compared, Path("results"))
     assert {outcome.result.head for outcome in compared.outcomes} == set(HEADS)
@@ -74,7 +74,7 @@ def digest_of(path: str) -> bytes:
 def test_odd_images_are_told_one_by_one(assets: Path) -> None:
     photographs = assets / "data" / "cats_and_dogs"
     table = extract_features(photographs, base="pixels", limit_per_class=20).table
-    write_run(compare_heads(table.path, heads="logistic", look=False), Path("results"))
+    write_run(compare_heads(table.path, heads="logistic", audit=False), Path("results"))
     odd = assets / "data" / "odd_images"
     finished = run_command("predict", odd, "--json")
     document = json.loads(finished.stdout)

@@ -85,7 +85,7 @@ def _ls(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     from pipeline.cache.file import read_all_rows, read_table
-    from pipeline.cache.upkeep import skipped_files
+    from pipeline.cache.maintenance import skipped_files
 
     table = read_table(arguments.file)
     skipped = skipped_files(arguments.file)
@@ -159,7 +159,7 @@ def _counts(table: "FeatureTable") -> list[dict[str, Any]]:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from pipeline.cache.upkeep import verify_cache
+    from pipeline.cache.maintenance import verify_cache
 
     damages = verify_cache(arguments.file)
     if arguments.json:
@@ -203,7 +203,7 @@ def _repair(arguments: argparse.Namespace) -> None:
 
 
 def _prune(arguments: argparse.Namespace) -> None:
-    from pipeline.cache.upkeep import find_prunable, prune
+    from pipeline.cache.maintenance import find_prunable, prune
 
     found = find_prunable(arguments.cache_dir)
     if arguments.json and not arguments.yes:

@@ -12,13 +12,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ahead import in_order
 from pipeline.cache.chunks import pack
 from pipeline.cache.file import CHUNK_BYTES, RowKey, rows_per_chunk
 from pipeline.cache.shards import ShardFolder
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, PipelineError, StorageError
 from pipeline.images.reader import Pixels
+from pipeline.prefetch import prefetch
 from pipeline.text import counted, file_size, printable
 
 SECONDS = 2.0  # between commits, so that a fast base makes no shard a blink
@@ -59,7 +59,7 @@ def compute_rows(
     rows = chain(ahead, decoded)
     batches = iter(lambda: list(islice(rows, batch_size)), [])
     # None of the engine's cores waits for the rest of a batch, nor for what is done with it.
-    computed = in_order(
+    computed = prefetch(
         lambda batch: engine(_stacked(batch)), batches, threads=engine.calls_at_once, name="engine"
     )
     with Commits(shards, engine, layers) as commits, contextlib.closing(computed):

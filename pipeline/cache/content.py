@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cache.checksums import find_damage
 from pipeline.cache.compute import OpenEngine, compute_rows
 from pipeline.cache.file import FeatureTable, Row, RowKey, read_all_rows
 from pipeline.cache.publish import RowIndex, publish_rows
-from pipeline.cache.seal import find_damage
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import make_folder
 from pipeline.errors import BusyError, DamagedError
-from pipeline.images.given import GivenImages
 from pipeline.images.scan import NO_SPLIT
+from pipeline.images.sources import ImageSources
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
 
@@ -35,7 +35,7 @@ Stored = dict[RowKey, tuple[FeatureTable, int]]  # the file that holds a row, an
 
 def features_by_content(
     folder: Path,
-    images: GivenImages,
+    images: ImageSources,
     *,
     spec: FeatureSpec,
     layer: str,

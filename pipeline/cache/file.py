@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cache.checksums import InvalidChecksumsError, find_metadata_damage, read_checksums
 from pipeline.cache.chunks import LEVEL
-from pipeline.cache.hostile import COLUMN_DTYPES, ForeignLayout, check_layout, check_values
-from pipeline.cache.seal import BrokenSeal, find_metadata_damage, read_seal
+from pipeline.cache.validation import COLUMN_DTYPES, InvalidCacheError, check_layout, check_values
 from pipeline.errors import BadDataError, BusyError, CannotCreateError, DamagedError, NoInputError
 from pipeline.spec import FeatureSpec
 from pipeline.text import printable
@@ -204,14 +204,14 @@ def read_all_rows(path: Path) -> FeatureTable:
     if path.is_dir():
         raise BadDataError(f"{printable(path)} is a folder, not a feature cache (a .h5 file)")
     written = _written(path)  # before anything is read
-    with contextlib.suppress(BrokenSeal):  # another writer's file has none
-        if find_metadata_damage(path, read_seal(path)):
+    with contextlib.suppress(InvalidChecksumsError):  # another writer's file has none
+        if find_metadata_damage(path, read_checksums(path)):
             raise damaged(path)
     try:
         with h5py.File(path, "r") as file:
             check_layout(file)
             return _read_open_file(path, file, written)
-    except ForeignLayout as error:
+    except InvalidCacheError as error:
         raise BadDataError(f"{printable(path)} is refused: {error}") from error
     except Exception as error:  # h5py raises nearly anything on damaged structures
         raise BadDataError(
@@ -224,16 +224,16 @@ def _read_open_file(path: Path, file: h5py.File, written: tuple[int, ...]) -> Fe
     try:
         document = json.loads(file["spec"].asstr()[()])
         if document["format"] != FORMAT_VERSION:
-            raise ForeignLayout(
+            raise InvalidCacheError(
                 f"its format is {document['format']}, this version reads {FORMAT_VERSION}"
             )
         spec = FeatureSpec.from_dict(document["spec"])
         classes = tuple(file["classes"].asstr()[()])
         for name, kinds in (("set", str), ("root", str), ("engine", dict | None)):
             if not isinstance(document[name], kinds):
-                raise ForeignLayout(f"its description has an odd {name}")
+                raise InvalidCacheError(f"its description has an odd {name}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ForeignLayout(f"its description cannot be read ({error})") from error
+        raise InvalidCacheError(f"its description cannot be read ({error})") from error
     columns = Columns(**{name: file[name][()] for name in COLUMN_DTYPES})
     check_values(vars(columns), len(classes))
     return FeatureTable(

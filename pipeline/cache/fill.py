@@ -18,7 +18,7 @@ from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.errors import BadDataError, CannotCreateError
 from pipeline.images.reader import Pixels, read_images
-from pipeline.images.scan import FoundFile, ImageSet, Skipped
+from pipeline.images.scan import FoundFile, ImageFolder, Skipped
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
 
@@ -26,12 +26,12 @@ SKIPPED_SUFFIX = ".skipped.csv"
 
 NO_VIEWS = ViewPlan()
 
-Progress = Callable[[int, int], None]
+RowProgress = Callable[[int, int], None]
 Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -> path -> its rows
 
 
 @dataclass(frozen=True)
-class Filled:
+class FillResult:
     computed: int  # forward passes of this run
     skipped: tuple[Skipped, ...]
     written: bool  # False where the file said all that already
@@ -40,7 +40,7 @@ class Filled:
 def fill_cache(
     path: Path,
     *,
-    images: ImageSet,
+    images: ImageFolder,
     digests: Mapping[bytes, bytes],
     skipped: Sequence[Skipped],
     spec: FeatureSpec,
@@ -52,8 +52,8 @@ def fill_cache(
     wait: bool = False,
     damaged: DamagedRows | None = None,
     plan: ViewPlan = NO_VIEWS,
-    progress: Progress | None = None,
-) -> Filled:
+    progress: RowProgress | None = None,
+) -> FillResult:
     """Bring a cache file up to date with an image set.
 
     The given layers and those already in the file end up complete for every readable image.
@@ -125,7 +125,7 @@ def fill_cache(
         )
         if shards.path.is_dir():
             shards.remove_published(read_all_rows(path))
-    return Filled(
+    return FillResult(
         computed=sum(len(shard.keys) for shard in shards.shards[earlier:]),
         skipped=tuple(skipped),
         written=written,
@@ -192,7 +192,7 @@ def _strict_error(item: Skipped) -> BadDataError:
     return BadDataError(f"{printable(item.path)}: {item.reason} (--strict stops here)")
 
 
-def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:
+def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder) -> None:
     """List skipped files in a CSV; raises BadDataError if they are more than half of the set."""
     if not skipped:
         remove_file(target)

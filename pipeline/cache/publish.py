@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cache.checksums import InvalidChecksumsError, read_checksums, write_checksums
 from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import (
     LIBVER,
@@ -26,9 +27,8 @@ from pipeline.cache.file import (
     damaged,
     read_rows,
 )
-from pipeline.cache.hostile import COLUMN_DTYPES
-from pipeline.cache.seal import BrokenSeal, read_seal, write_seal
 from pipeline.cache.shards import Shard
+from pipeline.cache.validation import COLUMN_DTYPES
 from pipeline.durable import DiskFile, write_durably
 from pipeline.images.scan import NO_SPLIT
 
@@ -196,7 +196,7 @@ def publish(
                         write_chunk(target, start, _gather(target, block, open_source))
                     stream.check()  # on a full disk the rest would pile up in memory
         stream.check()  # of a half-written file nothing can be sealed
-        write_seal(stream)
+        write_checksums(stream)
 
     rows = (row for _, sources in layers.values() for row in sources if row is not None)
     needs = sum(path.stat().st_size for path in {row.path for row in rows})  # as all sources
@@ -206,8 +206,8 @@ def publish(
 def _open_source(path: Path) -> Opened:
     file = h5py.File(path, "r")
     try:
-        chunks = read_seal(path).chunks
-    except BrokenSeal:  # another writer's file: nothing to hold its chunks against
+        chunks = read_checksums(path).chunks
+    except InvalidChecksumsError:  # another writer's file: nothing to hold its chunks against
         return file, {}
     return file, {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in chunks}
 

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
+from pipeline.cache.checksums import find_damage, write_checksums
 from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import DIGEST_DTYPE, LIBVER, FeatureTable, RowKey, create_features
-from pipeline.cache.seal import find_damage, write_seal
 from pipeline.durable import (
     DISK_FULL,
     TEMPORARY_SUFFIX,
@@ -150,7 +150,7 @@ def _image(
             dataset = create_features(file, layer, rows.shape[1:], len(rows), str(rows.dtype))
             for start in range(0, len(rows), dataset.chunks[0]):
                 write_chunk(dataset, start, rows[start : start + dataset.chunks[0]])
-    write_seal(buffer)
+    write_checksums(buffer)
     with h5py.File(buffer, "r") as file:  # catches a library gone wrong
         if len(file["digests"]) != len(keys) or not all(
             np.array_equal(file[f"features/{layer}"][()], rows) for layer, rows in features.items()

@@ -77,9 +77,9 @@ def name_weights(config: BaseConfig) -> str:
     """The digest of the weights; another process loads ImageNet weights never met before."""
     digest = known_digest(config)
     if digest is None:
-        from pipeline.engines.worker import in_own_process
+        from pipeline.engines.worker import in_subprocess
 
-        digest = str(in_own_process("name_weights", config)["weights"])
+        digest = str(in_subprocess("name_weights", config)["weights"])
         remember_digest(digest, config)
     return digest
 

@@ -16,7 +16,7 @@ from pipeline.engines import Engine, pooled, pooled_shape
 from pipeline.engines.ncnn_writer import PARAM_FILE, PIXELS, WEIGHTS_FILE, write_ncnn
 from pipeline.engines.network import Network
 from pipeline.errors import BadDataError
-from pipeline.quiet import silenced_stderr
+from pipeline.silence import silenced_stderr
 from pipeline.spec import split_layer_key
 from pipeline.text import printable
 

@@ -27,8 +27,8 @@ from pipeline.durable import make_folder, write_durably
 from pipeline.engines import Engine, name_weights
 from pipeline.engines.worker import (
     conversions_folder,
-    in_own_process,
-    is_whole,
+    in_subprocess,
+    is_complete,
     load_runtime,
     maps_of,
     runtime_version,
@@ -46,7 +46,7 @@ Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class EngineTrial:
     """What an engine did on this machine.
 
     ``error`` is the largest relative error of a row against TensorFlow, by layer.
@@ -108,8 +108,8 @@ def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | Non
     if best.engine == TENSORFLOW:
         return None
     converted = folder / best.key.replace(" ", "-")
-    if not is_whole(converted):
-        in_own_process("convert", config, layers=layers, engine=best.engine, folder=converted)
+    if not is_complete(converted):
+        in_subprocess("convert", config, layers=layers, engine=best.engine, folder=converted)
     engine = load_runtime(best.engine)(converted, layers=layers)
     engine.version, engine.weights, engine.error = best.version, weights, best.error
     return engine
@@ -117,11 +117,11 @@ def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | Non
 
 def _try(
     config: BaseConfig, layers: list[str], folder: Path, versions: dict[str, str], images: Images
-) -> dict[str, Trial]:
+) -> dict[str, EngineTrial]:
     """Convert, then run each engine on the images; TensorFlow's features are the reference."""
     names = " and ".join(versions)
     log.info("trying %s on %d of the images, once for this machine", names, len(images))
-    trials: dict[str, Trial] = {}
+    trials: dict[str, EngineTrial] = {}
     with tempfile.TemporaryDirectory() as scratch:
         sample, reference = Path(scratch) / "images.npy", Path(scratch) / "reference.npz"
         np.save(sample, images)
@@ -129,12 +129,12 @@ def _try(
         folders = {name: folder / f"{name}-{versions[name]}" for name in runtimes}
         shared = {"layers": layers, "images": sample, "reference": reference}
         # engine -> fields of its trial
-        facts = in_own_process("reference", config, folders=folders, **shared)
+        facts = in_subprocess("reference", config, folders=folders, **shared)
         for name in folders:
             if name not in facts:
                 facts[name] = _run(config, engine=name, folder=folders[name], **shared)
     for name, version in versions.items():
-        trial = Trial(engine=name, version=version, **facts[name])
+        trial = EngineTrial(engine=name, version=version, **facts[name])
         if trial.dropped:
             log.warning("engine %s is not used: %s", name, printable(trial.dropped))
         trials[trial.key] = trial
@@ -144,7 +144,7 @@ def _try(
 def _run(config: BaseConfig, **details: Any) -> dict[str, Any]:
     """Fields of a trial of an engine that is not TensorFlow."""
     try:
-        found = in_own_process("try_runtime", config, **details)
+        found = in_subprocess("try_runtime", config, **details)
     except PipelineError as problem:
         return {"dropped": str(problem), "final": False}
     error: dict[str, float] = found["error"]
@@ -175,10 +175,10 @@ def _installed(wanted: str) -> dict[str, str]:
     return versions
 
 
-def _read(record: Path) -> dict[str, Trial]:
+def _read(record: Path) -> dict[str, EngineTrial]:
     """What was found out on this machine; nothing if that cannot be read."""
     try:
-        trials = [Trial(**each) for each in json.loads(record.read_text()).values()]
+        trials = [EngineTrial(**each) for each in json.loads(record.read_text()).values()]
         return {trial.key: trial for trial in trials}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

@@ -1,5 +1,5 @@
 """What engines do in a process of their own, so that its memory, TensorFlow's above all, is gone
-when it ends: ``python -m pipeline.engines.worker``, started by `in_own_process`.
+when it ends: ``python -m pipeline.engines.worker``, started by `in_subprocess`.
 
 Converted bases are kept in ``<cache>/engines/<base>-<size>-<key>/``, where the key is a digest of
 the weights, the preprocessing and the layers; below it a folder per engine and version, and what
@@ -68,7 +68,7 @@ def maps_of(layers: Sequence[str]) -> list[str]:
     return sorted({split_layer_key(key)[0] for key in layers})
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a conversion is there, every byte as it was written."""
     try:
         digests = json.loads((folder / MANIFEST).read_text())
@@ -91,7 +91,7 @@ def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
         digests = {path.name: _digest(path) for path in made.iterdir()}
         (made / MANIFEST).write_text(json.dumps(digests, indent=2))
         with FileLock(f"{folder}.lock"):
-            if is_whole(folder):  # another process was faster, and may have it open
+            if is_complete(folder):  # another process was faster, and may have it open
                 return
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             publish_folder(made, folder)
@@ -108,7 +108,7 @@ class WorkerDied(PipelineError):
     exit_code = errors.StorageError.exit_code
 
 
-def in_own_process(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
+def in_subprocess(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
     """Run one of `JOBS` in a new process and return its answer; ``details`` travel as JSON.
 
     Raises the PipelineError that the job raised, WorkerDied if the process ended otherwise.
@@ -184,7 +184,7 @@ def _reference(
     from pipeline.engines.tensorflow import TensorFlowEngine
 
     engine = TensorFlowEngine(config, layers)
-    facts: dict[str, Any] = {}  # of a `pipeline.engines.trials.Trial`
+    facts: dict[str, Any] = {}  # of a `pipeline.engines.trials.EngineTrial`
     # converted first: what that takes is free again when TensorFlow needs the most
     for name, folder in folders.items():
         try:
@@ -211,7 +211,7 @@ def _convert_base(
 ) -> None:
     from pipeline.engines.keras_reader import read_network
 
-    if is_whole(folder):
+    if is_complete(folder):
         return
     network = read_network(base_model, config, maps_of(layers))
     convert = importlib.import_module(f"pipeline.engines.{engine}").convert

@@ -29,7 +29,7 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class AuditResult:
     """Duplicates, likely label errors and the learning curve of one cached layer.
 
     Row numbers are of ``table``. Of ``duplicates`` those across splits come first, of ``suspects``
@@ -43,14 +43,14 @@ class Findings:
     learning_curve: LearningCurve | None
 
 
-def look_into(
+def audit_features(
     table: FeatureTable,
     layer: str,
     *,
     splits: Splits,
     folds: Sequence[Rows] = (),
     seed: int = 0,
-) -> tuple[Findings, tuple[str, ...]]:
+) -> tuple[AuditResult, tuple[str, ...]]:
     """Find duplicates and likely label errors in the splits' rows, draw the learning curve.
 
     Returns the findings, and notices of a line each.
@@ -77,7 +77,7 @@ def look_into(
         )
         suspects = find_suspects(chosen, labels, linked_rows(pairs, len(rows)), class_count, seed)
         curve = learning_curve(chosen, labels, side, class_count=class_count, seed=seed)
-    findings = Findings(
+    findings = AuditResult(
         table=table,
         layer=layer,
         duplicates=tuple(

@@ -11,8 +11,8 @@ from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.groups import check_group_rule
 from pipeline.evaluation.label_edits import apply_label_edits
-from pipeline.evaluation.protocol import Division
-from pipeline.evaluation.rows import CachedViews, images_of, times_views
+from pipeline.evaluation.protocol import TrialPlan
+from pipeline.evaluation.rows import CachedViews, images_of, views_suffix
 from pipeline.evaluation.splits import Splits
 from pipeline.text import counted, printable
 
@@ -22,7 +22,7 @@ log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
-class DividedCache:
+class SplitCache:
     """A cache, which of its layers are compared, and how its images are divided.
 
     ``table`` has a row for each image as it is, which the division's numbers refer to; ``views``
@@ -31,7 +31,7 @@ class DividedCache:
 
     table: FeatureTable
     layers: tuple[str, ...]
-    division: Division
+    trial_plan: TrialPlan
     views: CachedViews
 
     def describe(self) -> dict[str, Any]:
@@ -48,30 +48,30 @@ class DividedCache:
             "created": table.document.get("created"),
             "augmentation": table.document.get("augmentation"),
             "cached_views": int(self.views.rows.views.max(initial=0)),
-            "views": self.views.rows.learned,
-            "tta": self.views.rows.averaged,
-            "split_source": self.division.source,
+            "views": self.views.rows.train_views,
+            "tta": self.views.rows.tta_views,
+            "split_source": self.trial_plan.source,
             "split_counts": self.splits.counts,
         }
 
     def split_lines(self) -> list[str]:
         """``train       500 cats, 500 dogs × 5 views``, a line for each split."""
         rows = self.views.rows
-        views = {"train": rows.learned, "validation": rows.averaged, "test": rows.averaged}
+        views = {"train": rows.train_views, "validation": rows.tta_views, "test": rows.tta_views}
         return [
-            f"{name:10}  {_counts_text(counts)}{times_views(views[name])}"
+            f"{name:10}  {_counts_text(counts)}{views_suffix(views[name])}"
             for name, counts in self.splits.counts.items()
         ]
 
     @property
     def splits(self) -> Splits:
         """Of the first trial; those of other folds differ by an image or so."""
-        return self.division.trials[0].splits
+        return self.trial_plan.trials[0].splits
 
 
-def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[DividedCache]:
+def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCache]:
     """Open caches of the same classes and divide each; a layer's name means all its poolings."""
-    protocol, layers, edits = config.division, config.layers, config.label_files
+    protocol, layers, edits = config.evaluation_protocol, config.layers, config.label_files
     if not paths:
         raise UsageError("no cache was given to compare")
     tables = [read_table(path) for path in _once(paths)]
@@ -80,7 +80,7 @@ def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[DividedCa
         tables = apply_label_edits(edits, tables)
     _check_same_classes(tables)
     _check_layers(tables, layers)
-    opened: list[DividedCache] = []
+    opened: list[SplitCache] = []
     for table in tables:
         chosen = tuple(layer for layer in table.layers if not layers or _is_named(layer, layers))
         if not chosen:
@@ -88,10 +88,10 @@ def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[DividedCa
             continue
         cached = CachedViews.of(table)
         images = cached.images
-        division = protocol.divide(images.columns, images.classes)
+        division = protocol.plan_trials(images.columns, images.classes)
         train, judged = images_of(division.trials)
         views = cached.chosen(train=train, judged=judged, views=config.views, tta=config.tta)
-        cache = DividedCache(images, chosen, division, views)
+        cache = SplitCache(images, chosen, division, views)
         log.info(
             "%s: %s, %s", printable(table.path), counted(len(images), "image"), division.source
         )

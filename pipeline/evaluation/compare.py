@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadDataError, PipelineError
-from pipeline.evaluation.caches import DividedCache, open_caches
+from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
+from pipeline.evaluation.recommendation import rank_and_recommend
 from pipeline.evaluation.refit import NOT_KEPT, with_bundles
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
-from pipeline.evaluation.verdict import judge
 from pipeline.heads.config import Input
 from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
@@ -47,7 +47,7 @@ def compare_heads(
     --------
     >>> from pipeline import compare_heads, extract_features
     >>> cache = extract_features("photos", base="pixels").table.path
-    >>> comparison = compare_heads(cache, heads="logistic", look=False)
+    >>> comparison = compare_heads(cache, heads="logistic", audit=False)
     >>> comparison.shown.result.test_accuracy
     1.0
     """
@@ -63,7 +63,7 @@ def compare_heads(
         "heads": [printable(str(request)) for request in requests],
         "seed": config.seed,
         "repeats": config.repeats,
-        "cv": opened[0].division.folds or None,
+        "cv": opened[0].trial_plan.folds or None,
         "split": None if config.split is None else printable(config.split),
         "split_seed": config.split_seed,
         "group": None if config.group is None else printable(config.group),
@@ -88,7 +88,7 @@ def compare_heads(
     if all(outcome.result.status for outcome in outcomes):
         reasons = {f"{each.result.head} {each.result.status}" for each in outcomes}
         raise BadDataError(f"no head could be fitted: {'; '.join(sorted(reasons))}")
-    judged, recommendation = judge(outcomes, balanced=config.balance)
+    judged, recommendation = rank_and_recommend(outcomes, balanced=config.balance)
     comparison = Comparison(
         outcomes=tuple(judged),
         classes=opened[0].table.classes,
@@ -96,16 +96,16 @@ def compare_heads(
         recommendation=recommendation,
         notices=(
             *_other_images(opened),
-            *(notice for cache in opened for notice in cache.division.notices),
+            *(notice for cache in opened for notice in cache.trial_plan.notices),
             *_imbalance(opened[0].splits.counts["train"], balanced=config.balance),
             *_unconverged(judged),
         ),
     )
-    return _looked_into(comparison, opened, config.seed) if config.look else comparison
+    return _audited(comparison, opened, config.seed) if config.audit else comparison
 
 
 def _compare_on_layer(
-    cache: DividedCache,
+    cache: SplitCache,
     layer: str,
     loaded: Mapping[HeadRequest, Head],
     config: ClassifyConfig,
@@ -116,7 +116,7 @@ def _compare_on_layer(
         if all(other.name != request.name for other in by_input[kind]):
             by_input[kind][request] = head  # of a vector, flat and pooled are the same
     for kind, heads in by_input.items():
-        trials = cache.division.trials
+        trials = cache.trial_plan.trials
         data = TrialRows.read(cache.views, layer, kind, trials, refit=config.refit)
         fitted = fit_heads(heads, data, config)
         fits: dict[HeadRequest, list[list[Fit]]] = {}
@@ -129,7 +129,7 @@ def _compare_on_layer(
             else:
                 fits[request] = outcome
                 outcomes[request] = summarize(
-                    result, outcome, trials, cache.table.columns, folds=cache.division.folds
+                    result, outcome, trials, cache.table.columns, folds=cache.trial_plan.folds
                 )
             _log_outcome(outcomes[request])
         if config.keep:
@@ -171,7 +171,7 @@ def _log_outcome(outcome: Outcome) -> None:
     log.info("%s: validation %.1f %%, %s", name, share, seconds)
 
 
-def _other_images(opened: Sequence[DividedCache]) -> Iterator[str]:
+def _other_images(opened: Sequence[SplitCache]) -> Iterator[str]:
     """Say which caches cannot be compared image by image."""
     first, *others = (cache.table for cache in opened)
     for table in others:
@@ -208,7 +208,7 @@ def _unconverged(outcomes: Iterable[Outcome]) -> Iterator[str]:
             )
 
 
-def _looked_into(comparison: Comparison, opened: Sequence[DividedCache], seed: int) -> Comparison:
+def _audited(comparison: Comparison, opened: Sequence[SplitCache], seed: int) -> Comparison:
     """The comparison with what looking into the features of the row that is shown found."""
     best = comparison.shown.result
     cache = next(
@@ -216,10 +216,10 @@ def _looked_into(comparison: Comparison, opened: Sequence[DividedCache], seed: i
         for each in opened
         if printable(each.table.path.as_posix()) == best.cache and best.layer in each.layers
     )
-    folds = cache.division.trials[: cache.division.folds]
-    from pipeline.evaluation.audit import look_into  # 0.3 s, which --no-look does without
+    folds = cache.trial_plan.trials[: cache.trial_plan.folds]
+    from pipeline.evaluation.audit import audit_features  # 0.3 s, which --no-audit does without
 
-    findings, notices = look_into(
+    findings, notices = audit_features(
         cache.table,
         best.layer,
         splits=cache.splits,

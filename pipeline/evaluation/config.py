@@ -12,7 +12,7 @@ from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import PROTOCOLS, HeadRequest, groups, parse_heads
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.protocol import Protocol
+    from pipeline.evaluation.protocol import EvaluationProtocol
 
 STANDARD = "standard"  # the protocol; every other is a head of its own
 
@@ -101,9 +101,9 @@ class ClassifyConfig(Config):
         help="corrected labels: suspects.csv of a run, edited (columns new_label and drop); "
         "repeatable, later files win",
     )
-    look: bool = option(
+    audit: bool = option(
         True,
-        flag="--no-look",
+        flag="--no-audit",
         help="leave out duplicates, likely label errors and the learning curve",
     )
     keep: bool = option(
@@ -139,11 +139,11 @@ class ClassifyConfig(Config):
         return parse_heads(self.protocol if self.protocol in PROTOCOLS else self.heads or "all")
 
     @property
-    def division(self) -> "Protocol":
+    def evaluation_protocol(self) -> "EvaluationProtocol":
         """How images are divided; raises a PipelineError for rules that cannot be."""
-        from pipeline.evaluation.protocol import Protocol
+        from pipeline.evaluation.protocol import EvaluationProtocol
 
-        return Protocol(
+        return EvaluationProtocol(
             folds=self.cv,
             split=self.split,
             group=self.group,

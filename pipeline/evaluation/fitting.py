@@ -47,7 +47,7 @@ def fit_heads(
     @lru_cache(usable_cores() + 1)  # heads come to the trials in turn
     def rows_of(number: int) -> tuple[LabelledRows, LabelledRows]:
         splits = data.trials[number].splits
-        return data.to_learn_from(splits.train), data.to_judge(splits.validation)
+        return data.training_rows(splits.train), data.evaluation_rows(splits.validation)
 
     def fit(request: HeadRequest, head: Head, number: int) -> Fits:
         with lock:  # made once for all heads
@@ -57,7 +57,7 @@ def fit_heads(
             _search_with_each_seed,
             train=train,
             validation=validation,
-            refit=data.to_learn_from(trial.splits.validation) if config.refit else None,
+            refit=data.training_rows(trial.splits.validation) if config.refit else None,
             class_count=data.class_count,
             seeds=trial.seeds if head.is_stochastic else trial.seeds[:1],
             balanced=config.balance,
@@ -70,7 +70,7 @@ def fit_heads(
             log.warning("%s has no class weights; it is fitted without", request.name)
         return found or DIVERGED
 
-    return side_by_side(heads, len(data.trials), fit)
+    return run_in_parallel(heads, len(data.trials), fit)
 
 
 def _search_with_each_seed(head: Head, seeds: Sequence[int], **arguments: Any) -> list[Fit]:
@@ -78,7 +78,7 @@ def _search_with_each_seed(head: Head, seeds: Sequence[int], **arguments: Any) -
     return [fit for fit in found if fit is not None]
 
 
-def side_by_side(
+def run_in_parallel(
     heads: Mapping[HeadRequest, Head], times: int, fit: Callable[[HeadRequest, Head, int], T]
 ) -> dict[HeadRequest, list[T]]:
     """Call ``fit(request, head, number)`` for every head and every number below ``times``.
@@ -117,7 +117,7 @@ def within(config: ClassifyConfig, work: Callable[[Head], T], name: str) -> T:
     context = multiprocessing.get_context("spawn")  # a forked BLAS or TensorFlow can deadlock
     ours, theirs = context.Pipe()
     process = context.Process(target=_work_and_send, args=(theirs, config, work, name), daemon=True)
-    with _interrupts_held():
+    with _deferred_interrupts():
         process.start()
     theirs.close()
     started = False
@@ -131,7 +131,7 @@ def within(config: ClassifyConfig, work: Callable[[Head], T], name: str) -> T:
         answer: T | Exception = ours.recv()
     except EOFError:
         process.join()
-        raise NotFittedError(_why_it_ended(process.exitcode or 0, started=started)) from None
+        raise NotFittedError(_exit_reason(process.exitcode or 0, started=started)) from None
     finally:
         process.kill()
         process.join()
@@ -140,7 +140,7 @@ def within(config: ClassifyConfig, work: Callable[[Head], T], name: str) -> T:
     return answer
 
 
-def _why_it_ended(exit_code: int, *, started: bool) -> str:
+def _exit_reason(exit_code: int, *, started: bool) -> str:
     if exit_code < 0:
         return f"was killed by signal {-exit_code} while it was fitted (out of memory?)"
     if not started:
@@ -149,7 +149,7 @@ def _why_it_ended(exit_code: int, *, started: bool) -> str:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _deferred_interrupts() -> Iterator[None]:
     """Hold Ctrl-C from a process started here, which would answer with a traceback as it imports.
 
     It inherits the mask of this thread.

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.cache.file import DIGEST_DTYPE, Columns
 from pipeline.errors import UsageError
-from pipeline.evaluation.named_images import ImageFinder, assign, read_records
+from pipeline.evaluation.image_lookup import ImageLookup, assign, read_records
 from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.text import counted, printable
 
@@ -30,7 +30,7 @@ def parse_group_rule(text: str) -> GroupOf:
     ``folder``: the folders below the class folder, ``cats/1`` and ``dogs/1`` being two groups;
     where they are one, ``/([^/]+)/[^/]+$`` joins them. An expression is searched in the path; its
     first group, or all that it matches, names the group. A file names images as that of
-    ``--labels`` does (see `ImageFinder`).
+    ``--labels`` does (see `ImageLookup`).
 
     Raises UsageError, NoInputError or BadDataError in one line.
     """
@@ -55,9 +55,9 @@ def parse_group_rule(text: str) -> GroupOf:
 def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
     """Raise BadDataError for a file of groups that names an image which no unedited table holds."""
     if isinstance(group_of, _GroupFile):
-        finder = ImageFinder(tables)
+        finder = ImageLookup(tables)
         for place, record in group_of.records:
-            finder.must_find(record, place)
+            finder.find_or_raise(record, place)
 
 
 def _by_path(name_of: Callable[[str], str | None]) -> GroupOf:
@@ -79,7 +79,7 @@ class _GroupFile:
         self.records = [(place, record) for place, record in records if record["group"]]
 
     def __call__(self, columns: Columns) -> list[str | None]:
-        finder = ImageFinder([columns])
+        finder = ImageLookup([columns])
         groups: dict[int, tuple[str, str]] = {}
         for place, record in self.records:
             (rows,) = finder.find(record, place)

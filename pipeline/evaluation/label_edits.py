@@ -10,9 +10,9 @@ import numpy as np
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
 from pipeline.errors import BadDataError
-from pipeline.evaluation.audit import Findings
-from pipeline.evaluation.named_images import (
-    ImageFinder,
+from pipeline.evaluation.audit import AuditResult
+from pipeline.evaluation.image_lookup import (
+    ImageLookup,
     assign,
     composed,
     did_you_mean,
@@ -28,7 +28,7 @@ DROPPED = -1  # in place of a class number
 log = logging.getLogger("pipeline")
 
 
-def write_suspects(path: Path, findings: Findings) -> None:
+def write_suspects(path: Path, findings: AuditResult) -> None:
     """Write the suspects as CSV, the likeliest label error first, two columns left to fill in.
 
     ``new_label`` takes the right class, ``drop`` takes ``yes``. The file begins with a byte order
@@ -96,7 +96,7 @@ def _without_classes(table: FeatureTable, gone: Sequence[str]) -> FeatureTable:
 def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[int, int]]:
     """Read an edited suspects.csv, or any CSV with ``path`` or ``digest`` and an edit.
 
-    To edit one of several identical files, leave its digest empty (see `ImageFinder`).
+    To edit one of several identical files, leave its digest empty (see `ImageLookup`).
 
     Returns, for each table, row -> its class number or `DROPPED`; rows to leave alone are missing.
 
@@ -104,7 +104,7 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[in
     class, an image that no table holds, or edits that contradict one another.
     """
     edits: list[dict[int, tuple[int, str]]] = [{} for _ in tables]
-    finder = ImageFinder([table.columns for table in tables])
+    finder = ImageLookup([table.columns for table in tables])
     for place, record in read_records(path, option="--labels", values=("new_label", "drop")):
         new_label, answer = record["new_label"], record["drop"].strip().lower()
         if answer not in DROP | KEEP:
@@ -115,7 +115,9 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[in
             raise BadDataError(f"{place} both drops and relabels the image; leave one empty")
         if not drop and not new_label:
             continue
-        for table, edit, rows in zip(tables, edits, finder.must_find(record, place), strict=True):
+        for table, edit, rows in zip(
+            tables, edits, finder.find_or_raise(record, place), strict=True
+        ):
             if rows:
                 number = DROPPED if drop else _class_number(new_label, table.classes, place)
                 assign(number, rows, place, edit, table.columns)

@@ -35,7 +35,7 @@ log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
-class Division:
+class TrialPlan:
     """All trials of a cache, and in one sentence where they come from.
 
     ``folds`` is how many trials together test every image once; 0 of a fixed test set.
@@ -48,7 +48,7 @@ class Division:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class EvaluationProtocol:
     """The rules of a comparison.
 
     Attributes
@@ -90,7 +90,7 @@ class Protocol:
     def group_of(self) -> GroupOf | None:
         return None if self.group is None else parse_group_rule(self.group)
 
-    def divide(self, columns: Columns, classes: Sequence[str]) -> Division:
+    def plan_trials(self, columns: Columns, classes: Sequence[str]) -> TrialPlan:
         """The trials of a set of images; raises BadDataError where it cannot be divided so."""
         identities = identities_of(columns, self.group_of)
         seeds = tuple(range(self.seed, self.seed + self.repeats))
@@ -107,7 +107,7 @@ class Protocol:
                 columns, classes, shares=self.shares, seed=self.split_seed, identities=identities
             )
             notices = tuple(_parted(splits, identities)) if self.group_of else ()
-            return Division((Trial(splits, seeds),), splits.source, notices=notices)
+            return TrialPlan((Trial(splits, seeds),), splits.source, notices=notices)
         trials = tuple(
             Trial(splits, (seed,))
             for split_seed, seed in enumerate(seeds, self.split_seed)
@@ -119,7 +119,7 @@ class Protocol:
         grouped = ", groups kept together" if self.group_of else ""
         again = f", {counted(self.repeats, 'time')}" if self.repeats > 1 else ""
         source = f"cross-validated: {folds} folds stratified by class{grouped}{again}{ignored}"
-        return Division(trials, source, folds)
+        return TrialPlan(trials, source, folds)
 
     def _check_that_folders_leave_a_choice(self, columns: Columns) -> None:
         """Refuse shares where the folders say it all, for they would do nothing."""

@@ -13,9 +13,9 @@ import numpy as np
 from pipeline.bases.config import IMAGENET
 from pipeline.cache.file import FeatureTable
 from pipeline.errors import PipelineError
-from pipeline.evaluation.caches import DividedCache
+from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
-from pipeline.evaluation.fitting import side_by_side, within
+from pipeline.evaluation.fitting import run_in_parallel, within
 from pipeline.evaluation.result import Fit, Outcome, Result, params_text
 from pipeline.evaluation.rows import TrialRows
 from pipeline.evaluation.search import fit_again
@@ -34,7 +34,7 @@ def with_bundles(
     fits: Mapping[HeadRequest, Sequence[Sequence[Fit]]],
     data: TrialRows,
     *,
-    cache: DividedCache,
+    cache: SplitCache,
     config: ClassifyConfig,
 ) -> list[Outcome]:
     """Each outcome with the classifier that may be saved, or with the reason why there is none.
@@ -49,12 +49,12 @@ def with_bundles(
         with_bundle(each, measured.get(request), cache.table, fitted_on=fitted_on)
         for request, each in outcomes.items()
     ]
-    if not cache.division.folds:
+    if not cache.trial_plan.folds:
         return kept
     # what cannot be saved need not be fitted again
     savable = [request for request, each in zip(outcomes, kept, strict=True) if each.bundle]
     again = fit_on_all({request: heads[request] for request in savable}, fits, data, config)
-    on_all = f"all images, after {cache.division.folds} folds without them in turn"
+    on_all = f"all images, after {cache.trial_plan.folds} folds without them in turn"
     refitted = []
     for request, outcome in zip(outcomes, kept, strict=True):
         found = again.get(request)
@@ -90,8 +90,8 @@ def fit_on_all(
     image. A head without probabilities gets the geometric mean of these folds' temperatures.
     """
     splits = data.trials[0].splits
-    train = data.to_learn_from(np.concatenate([splits.train, splits.validation, splits.test]))
-    validation = data.as_they_are(splits.validation)
+    train = data.training_rows(np.concatenate([splits.train, splits.validation, splits.test]))
+    validation = data.unaugmented(splits.validation)
 
     def fit(request: HeadRequest, head: Head, _: int) -> Fit | str:
         chosen = _usual([fit for of_trial in fits[request] for fit in of_trial])
@@ -113,7 +113,7 @@ def fit_on_all(
             estimator.temperature = float(np.exp(np.mean(logarithms)))
         return replace(usual, estimator=estimator)
 
-    return {request: found for request, (found,) in side_by_side(heads, 1, fit).items()}
+    return {request: found for request, (found,) in run_in_parallel(heads, 1, fit).items()}
 
 
 def _usual(fits: Sequence[Fit]) -> list[Fit]:

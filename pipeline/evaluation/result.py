@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pipeline.models.bundle import Bundle
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.audit import Findings
+    from pipeline.evaluation.audit import AuditResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ COLUMN_NAMES = tuple(field.name for field in fields(Result))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class HeadPredictions:
     """What a head says of images that it was not fitted on, each image once.
 
     Attributes
@@ -132,7 +132,7 @@ class Predictions:
 
 
 _NO_ROWS = np.empty(0, np.int64)
-NO_PREDICTIONS = Predictions(
+NO_PREDICTIONS = HeadPredictions(
     rows=_NO_ROWS, keys=np.empty(0, "V32"), labels=_NO_ROWS, scores=np.empty((0, 1))
 )
 
@@ -157,7 +157,7 @@ class Fit:
     estimator : fitted, with ``predict_proba``; None where it is not at hand.
     params : its place in the head's grid.
     parameters : how many numbers it predicts with.
-    own_probabilities : whether they are the head's own, nothing fitted on validation.
+    native_probabilities : whether they are the head's own, nothing fitted on validation.
     temperature : fitted on validation.
     validation_scores : (V, K) probabilities.
     history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
@@ -170,7 +170,7 @@ class Fit:
     seed: int = 0
     params: Mapping[str, Any]
     parameters: int
-    own_probabilities: bool = True
+    native_probabilities: bool = True
     temperature: float
     validation_scores: npt.NDArray[np.float64]
     validation_accuracy: float
@@ -196,7 +196,8 @@ class Outcome:
     """A result with what plots and statistics need.
 
     Each image's prediction is of the fold that left it out, in the first repeat; of several seeds
-    it is the first one's. ``own_probabilities``, ``history`` and ``settings`` are the first fit's.
+    it is the first one's. ``native_probabilities``, ``history`` and ``settings`` are those of the
+    first fit.
 
     Attributes
     ----------
@@ -207,9 +208,9 @@ class Outcome:
     """
 
     result: Result
-    test: Predictions = NO_PREDICTIONS
-    validation: Predictions = NO_PREDICTIONS
-    own_probabilities: bool = True
+    test: HeadPredictions = NO_PREDICTIONS
+    validation: HeadPredictions = NO_PREDICTIONS
+    native_probabilities: bool = True
     folds: int = 0
     history: Mapping[str, Sequence[float]] | None = None
     settings: tuple[Setting, ...] = ()
@@ -234,7 +235,7 @@ class Comparison:
     run: Mapping[str, Any]
     recommendation: str = ""
     notices: tuple[str, ...] = ()
-    findings: "Findings | None" = None
+    findings: "AuditResult | None" = None
 
     @property
     def results(self) -> tuple[Result, ...]:

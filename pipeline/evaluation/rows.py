@@ -38,17 +38,17 @@ class ViewRows:
 
     images: Images
     views: npt.NDArray[np.integer]
-    learned: int = 0
-    averaged: int = 0
+    train_views: int = 0
+    tta_views: int = 0
 
     @classmethod
     def plain(cls, count: int) -> "ViewRows":
         """A row an image, in their order."""
         return cls(images=np.arange(count), views=np.zeros(count, np.int64))
 
-    def to_learn_from(self, images: Images) -> Rows:
+    def training_rows(self, images: Images) -> Rows:
         """The rows that these images are learned from, ascending."""
-        return np.flatnonzero(np.isin(self.images, images) & (self.views <= self.learned))
+        return np.flatnonzero(np.isin(self.images, images) & (self.views <= self.train_views))
 
     def of_view(self, images: Images, view: int = 0) -> Rows:
         """The row of that view of each image, in the order of the images."""
@@ -137,13 +137,13 @@ class CachedViews:
                     f"{counted(len(images), 'image')} that need them; extract with --views {most} "
                     f"--tta to have them of all, {cure}"
                 )
-        return replace(self, rows=replace(self.rows, learned=learned, averaged=averaged))
+        return replace(self, rows=replace(self.rows, train_views=learned, tta_views=averaged))
 
     def _most(self, images: Images) -> int:
         return int(self.rows.views[np.isin(self.rows.images, images)].max(initial=0))
 
 
-def times_views(views: int) -> str:
+def views_suffix(views: int) -> str:
     """`` × 5 views`` of four beside the image; empty for none."""
     return f" × {views + 1} views" if views else ""
 
@@ -201,10 +201,10 @@ class TrialRows:
         """
         rows = cached.rows
         train, judged = images_of(trials)
-        first = rows.to_learn_from(trials[0].splits.train if len(trials) == 1 else train)
-        needed = [rows.of_view(judged, view) for view in range(rows.averaged + 1)]
+        first = rows.training_rows(trials[0].splits.train if len(trials) == 1 else train)
+        needed = [rows.of_view(judged, view) for view in range(rows.tta_views + 1)]
         if refit:
-            needed += [rows.to_learn_from(trial.splits.validation) for trial in trials]
+            needed += [rows.training_rows(trial.splits.validation) for trial in trials]
         wanted = np.concatenate([first, np.setdiff1d(np.concatenate(needed), first)])
         return cls(
             features=read_input(cached.table, layer, wanted, kind),
@@ -214,19 +214,19 @@ class TrialRows:
             rows=rows.take(wanted),
         )
 
-    def to_learn_from(self, images: Images) -> LabelledRows:
+    def training_rows(self, images: Images) -> LabelledRows:
         """All chosen views of some images: what a head is fitted on."""
-        rows = self.rows.to_learn_from(images)
+        rows = self.rows.training_rows(images)
         return LabelledRows(self._features(rows), self.labels[self.rows.images[rows]])
 
-    def as_they_are(self, images: Images) -> LabelledRows:
+    def unaugmented(self, images: Images) -> LabelledRows:
         return LabelledRows(self._features(self.rows.of_view(images)), self.labels[images])
 
-    def to_judge(self, images: Images) -> LabelledRows:
+    def evaluation_rows(self, images: Images) -> LabelledRows:
         """Some images as they are, with the views that predictions are averaged over."""
-        views = range(1, self.rows.averaged + 1)
+        views = range(1, self.rows.tta_views + 1)
         others = tuple(self._features(self.rows.of_view(images, view)) for view in views)
-        return replace(self.as_they_are(images), views=others)
+        return replace(self.unaugmented(images), views=others)
 
     def _features(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Rows that follow one another are not copied."""

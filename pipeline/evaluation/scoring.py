@@ -17,7 +17,7 @@ from pipeline.evaluation.metrics import (
     log_loss_of,
     measure,
 )
-from pipeline.evaluation.result import Fit, Outcome, Predictions, Result, params_text
+from pipeline.evaluation.result import Fit, HeadPredictions, Outcome, Result, params_text
 from pipeline.evaluation.rows import TrialRows, ViewRows
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.statistics import wilson_interval
@@ -36,14 +36,14 @@ def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: View
         image_size=spec.image_size,
         fingerprint=spec.fingerprint,
         cache=printable(table.path.as_posix()),
-        views=rows.learned,
-        tta=rows.averaged,
+        views=rows.train_views,
+        tta=rows.tta_views,
     )
 
 
 def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
     """The fit with its predictions on the test images of its trial."""
-    train, test = data.as_they_are(trial.splits.train), data.to_judge(trial.splits.test)
+    train, test = data.unaugmented(trial.splits.train), data.evaluation_rows(trial.splits.test)
     started = time.perf_counter()
     scores = test.averaged(fit.estimator)
     seconds = time.perf_counter() - started
@@ -80,7 +80,7 @@ def summarize(
         validation=_predictions(
             columns, [(trial.splits.validation, fit.validation_scores) for fit, trial in once]
         ),
-        own_probabilities=first.own_probabilities,
+        native_probabilities=first.native_probabilities,
         folds=folds,
         history=first.history,
         settings=first.settings,
@@ -98,7 +98,7 @@ def _tested(fit: Fit) -> Scores:
 
 def _calibrated(fit: Fit) -> Scores:
     """Test probabilities with the temperature; a margin head has it in them already."""
-    temperature = fit.temperature if fit.own_probabilities else 1.0
+    temperature = fit.temperature if fit.native_probabilities else 1.0
     return apply_temperature(_tested(fit), temperature, has_probabilities=True)
 
 
@@ -158,12 +158,12 @@ def _usual(texts: Sequence[str]) -> str:
     return text if count == len(texts) else f"{text} ({count} of {len(texts)} fits)".lstrip()
 
 
-def _predictions(columns: Columns, parts: Sequence[tuple[Images, Scores]]) -> Predictions:
+def _predictions(columns: Columns, parts: Sequence[tuple[Images, Scores]]) -> HeadPredictions:
     """Scores of several trials in the order of the images."""
     unsorted = np.concatenate([images for images, _ in parts])
     order = np.argsort(unsorted)
     images = unsorted[order]
-    return Predictions(
+    return HeadPredictions(
         rows=images,
         keys=columns.digests[images],
         labels=columns.labels[images],

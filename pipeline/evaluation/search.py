@@ -81,9 +81,9 @@ def search(
             accuracy = accuracy_of(validation.labels, scores, balanced=balanced)
             if method == "predict_proba":
                 loss = log_loss_of(validation.labels, scores)
-            merit = accuracy, 0.0 if math.isnan(loss) else -loss
-            if best is None or merit > best:
-                best, chosen, place = merit, (params, estimator, method), len(settings)
+            score = accuracy, 0.0 if math.isnan(loss) else -loss
+            if best is None or score > best:
+                best, chosen, place = score, (params, estimator, method), len(settings)
         settings.append(
             Setting(
                 params=params_text(params),
@@ -130,7 +130,7 @@ def fit_of(
         seed=seed,
         params=params,
         parameters=parameter_count(estimator),
-        own_probabilities=not is_scaled,
+        native_probabilities=not is_scaled,
         temperature=temperature,
         validation_scores=scores,
         validation_accuracy=accuracy_of(labels, scores),
@@ -160,7 +160,7 @@ def fit_again(
         balanced=balanced,
         settings=[fit.params],
     )
-    if fit.own_probabilities:
+    if fit.native_probabilities:
         return estimator
     return TemperatureScaling(estimator, method=fit.estimator.method, temperature=fit.temperature)
 

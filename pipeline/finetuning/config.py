@@ -133,7 +133,9 @@ class FinetuneConfig(Config):
         if not base.module:
             raise UsageError("the base pixels has no layers to train; choose a network")
         _ = self.first_unfrozen  # raises where there is none
-        _ = self.division(has_splits=self.split is None).division  # raises for wrong rules
+        _ = self.classify_config(
+            has_splits=self.split is None
+        ).evaluation_protocol  # raises for wrong rules
         if self.views:
             from pipeline.cache.config import ViewPlan
 
@@ -169,7 +171,7 @@ class FinetuneConfig(Config):
             joint=stage(FINE_TUNING, self.epochs, self.learning_rate),
         )
 
-    def division(self, *, has_splits: bool) -> ClassifyConfig:
+    def classify_config(self, *, has_splits: bool) -> ClassifyConfig:
         """How images are divided; folds would be as many trainings."""
         return ClassifyConfig(
             split=self.split or (None if has_splits else USUAL_SPLIT),

@@ -15,19 +15,25 @@ import numpy.typing as npt
 from pipeline.api import extract_features
 from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base
-from pipeline.cache.fill import Progress
+from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
 from pipeline.errors import StorageError
-from pipeline.evaluation.caches import DividedCache, open_caches
+from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.refit import with_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.search import fit_of
 from pipeline.finetuning.config import FinetuneConfig, Plan
-from pipeline.finetuning.measured import Checkpoints, Measured, shortfalls, unread
+from pipeline.finetuning.method_result import CheckpointFolder, MethodResult, shortfalls, unread
 from pipeline.finetuning.rows import Rows, scratch_maps
-from pipeline.finetuning.training import Network, RunOptions, Task, Trained, train
-from pipeline.finetuning.training import Progress as TrainingProgress
+from pipeline.finetuning.training import (
+    RunOptions,
+    StageProgress,
+    Task,
+    TrainableModel,
+    TrainingResult,
+    train,
+)
 from pipeline.heads.dense import build_dense
 from pipeline.images.scan import NO_SPLIT, scan_folder
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier, top_block
@@ -43,9 +49,9 @@ def train_from_cache(
     config: FinetuneConfig,
     stack: ExitStack,
     *,
-    extracting: Progress | None,
-    training: TrainingProgress | None,
-) -> Measured:
+    extracting: RowProgress | None,
+    training: StageProgress | None,
+) -> MethodResult:
     """Cache, train the head, then the layers, too; ``stack`` closes the data on the disk."""
     base, size = config.extract.network, config.extract.size
     base_model, _ = build_base(config.extract)
@@ -58,9 +64,9 @@ def train_from_cache(
     has_splits = any(file.split != NO_SPLIT for file in extracted.images.files)
     (cache,) = open_caches(
         [extracted.table.path],
-        replace(config.division(has_splits=has_splits), layers=layers, views=config.views),
+        replace(config.classify_config(has_splits=has_splits), layers=layers, views=config.views),
     )
-    (trial,) = cache.division.trials
+    (trial,) = cache.trial_plan.trials
     wanted = rows_of(cache)
     maps = stack.enter_context(
         scratch_maps(
@@ -72,7 +78,7 @@ def train_from_cache(
     )  # of 5,000 rows of VGG16's block4_pool 830 MB
     below = trial_rows(cache, wanted, maps.reshape(len(wanted), -1))
     last = trial_rows(cache, wanted, read_input(cache.views.table, base.last_layer, wanted, "flat"))
-    checkpoints = Checkpoints.of(
+    checkpoints = CheckpointFolder.of(
         config, cache.table.columns, trial, features=cache.table.spec.fingerprint
     )
     network, class_count = config.plan.network, len(cache.table.classes)
@@ -92,7 +98,7 @@ def train_from_cache(
         all_trained.append(trained)
         fit = fit_of(
             dense_classifier(before.weights, class_count, network),
-            last.as_they_are(trial.splits.validation),
+            last.unaugmented(trial.splits.validation),
             seed=seed,
             params=network.changed(),
             fit_seconds=sum(before.seconds),
@@ -101,7 +107,7 @@ def train_from_cache(
         weights = trained.weights
         fit = fit_of(
             top_block(base_model, base, size, boundary, weights, class_count, network),
-            below.as_they_are(trial.splits.validation),
+            below.unaugmented(trial.splits.validation),
             seed=seed,
             params={"unfreeze": config.first_unfrozen, **network.changed()},
             fit_seconds=sum(before.seconds) + sum(trained.seconds),
@@ -121,10 +127,10 @@ def train_from_cache(
             folds=0,
         )
         outcomes.append(with_bundle(outcome, fits[0], cache.table, fitted_on="train"))
-    return Measured(
+    return MethodResult(
         outcomes=outcomes,
         classes=cache.table.classes,
-        division=cache.division,
+        trial_plan=cache.trial_plan,
         source=cache.describe(),
         checkpoints=checkpoints,
         notices=[*unread(extracted.skipped), *shortfalls(all_trained, trial.seeds)],
@@ -139,7 +145,7 @@ def finetune_from_cache(
     *,
     plan: Plan,
     features: Task,
-) -> Trained:
+) -> TrainingResult:
     """Train the head, then the layers above the boundary with it, reading only cached maps.
 
     Parameters
@@ -150,10 +156,10 @@ def finetune_from_cache(
     """
     upper = upper_model(base_model, boundary)
     head = build_dense(upper.output_shape[1:], task.class_count, plan.network, options.seed)
-    on_features = Network(head, head_variables(head))
+    on_features = TrainableModel(head, head_variables(head))
     frozen = train(on_features, features, plan.head, options, stage=HEAD_STAGE)
     with unfrozen(base_model, boundary) as learns:
-        network = Network(head, learns | head_variables(head), body=upper)
+        network = TrainableModel(head, learns | head_variables(head), body=upper)
         tuned = train(network, task, plan.joint, options, stage=JOINT_STAGE)
     return replace(tuned, frozen_head=frozen)
 
@@ -182,23 +188,23 @@ def _check_scratch(data: Path, config: FinetuneConfig, boundary: Boundary) -> No
         )
 
 
-def rows_of(cache: DividedCache) -> npt.NDArray[np.int64]:
+def rows_of(cache: SplitCache) -> npt.NDArray[np.int64]:
     """What is read: first all that is learned from, then validation and test as they are."""
-    (trial,) = cache.division.trials
+    (trial,) = cache.trial_plan.trials
     rows, splits = cache.views.rows, trial.splits
     judged = [rows.of_view(images) for images in (splits.validation, splits.test)]
-    return np.concatenate([rows.to_learn_from(splits.train), *judged])
+    return np.concatenate([rows.training_rows(splits.train), *judged])
 
 
 def trial_rows(
-    cache: DividedCache, wanted: npt.NDArray[np.int64], features: npt.NDArray[np.float32]
+    cache: SplitCache, wanted: npt.NDArray[np.int64], features: npt.NDArray[np.float32]
 ) -> TrialRows:
     """Features (R, D) of these rows, with what they are."""
     return TrialRows(
         features=features,
         labels=cache.table.columns.labels,
         class_count=len(cache.table.classes),
-        trials=cache.division.trials,
+        trials=cache.trial_plan.trials,
         rows=cache.views.rows.take(wanted),
     )
 
@@ -206,8 +212,8 @@ def trial_rows(
 def task_of(data: TrialRows, shape: tuple[int, ...]) -> Task:
     """The same rows as a network takes them, (N, H, W, C)."""
     (trial,) = data.trials
-    learned = data.to_learn_from(trial.splits.train)
-    watched = data.as_they_are(trial.splits.validation)
+    learned = data.training_rows(trial.splits.train)
+    watched = data.unaugmented(trial.splits.validation)
     return Task(
         train=Rows(learned.features.reshape(-1, *shape), learned.labels),
         validation=Rows(watched.features.reshape(-1, *shape), watched.labels),

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ahead import in_order
 from pipeline.durable import explained
 from pipeline.errors import StorageError
+from pipeline.prefetch import prefetch
 from pipeline.text import file_size, printable
 
 BLOCK_BYTES = 2**25  # 32 MiB: some hundred maps, so that a chunk of the cache is read once or twice
@@ -46,7 +46,7 @@ class Rows:
     ) -> Generator[tuple[Array, Indices]]:
         """Yield inputs (B, …) and labels (B,) in the given order; the next batch is read ahead."""
         cut = (order[start : start + size] for start in range(0, len(order), size))
-        batches = in_order(lambda rows: self.read(rows, epoch), cut)
+        batches = prefetch(lambda rows: self.read(rows, epoch), cut)
         with contextlib.closing(batches):
             for rows, inputs in batches:
                 yield inputs, self.labels[rows]

@@ -7,14 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.fill import Progress
+from pipeline.cache.fill import RowProgress
 from pipeline.evaluation.compare import versions
+from pipeline.evaluation.recommendation import rank_and_recommend
 from pipeline.evaluation.result import Comparison
-from pipeline.evaluation.verdict import judge
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.from_cache import train_from_cache
-from pipeline.finetuning.measured import Measured
-from pipeline.finetuning.training import Progress as TrainingProgress
+from pipeline.finetuning.method_result import MethodResult
+from pipeline.finetuning.training import StageProgress
 from pipeline.report.plots import draw_curves
 from pipeline.report.run_folder import Save, check_writable, write_run
 from pipeline.text import printable
@@ -28,8 +28,8 @@ def finetune(
     command: str | None = None,
     smoothing: float = 0.8,
     save: Save = "all",
-    extracting: Progress | None = None,
-    training: TrainingProgress | None = None,
+    extracting: RowProgress | None = None,
+    training: StageProgress | None = None,
 ) -> tuple[Comparison, Path]:
     """Train, once with each of ``repeats`` seeds, and measure on validation and test.
 
@@ -56,7 +56,7 @@ def finetune(
 
 
 def write_results(
-    measured: Measured,
+    measured: MethodResult,
     config: FinetuneConfig,
     how: Mapping[str, Any],
     *,
@@ -66,7 +66,7 @@ def write_results(
     save: Save,
 ) -> tuple[Comparison, Path]:
     """Write the run's folder; as `finetune`, ``how`` is its method and views for results.json."""
-    outcomes, recommendation = judge(measured.outcomes)
+    outcomes, recommendation = rank_and_recommend(measured.outcomes)
     comparison = Comparison(
         outcomes=tuple(outcomes),
         classes=measured.classes,
@@ -85,7 +85,7 @@ def write_results(
             "caches": [measured.source],
         },
         recommendation=recommendation,
-        notices=(*measured.notices, *measured.division.notices),
+        notices=(*measured.notices, *measured.trial_plan.notices),
     )
     folder = write_run(comparison, results, command=command, smoothing=smoothing, save=save)
     last = measured.outcomes[-1]  # curves.png is of what this command trains, recommended or not

@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 MEASURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
-Progress = Callable[[str, int, int], None]
+StageProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainingResult:
     """A network as it was after its best epoch, the one of lowest validation loss.
 
     Attributes
@@ -47,7 +47,7 @@ class Trained:
     seconds: Sequence[float]
     best_epoch: int
     validation_probabilities: npt.NDArray[np.float64]
-    frozen_head: "Trained | None" = None
+    frozen_head: "TrainingResult | None" = None
 
     @property
     def validation_accuracy(self) -> float:
@@ -66,7 +66,7 @@ class Trained:
         )
 
 
-class Network(NamedTuple):
+class TrainableModel(NamedTuple):
     """What turns inputs (B, …) into probabilities (B, 1) or (B, K), and what of it learns.
 
     Two Keras models, not one: ``training=True`` reaches every model inside another, even one put
@@ -103,12 +103,12 @@ class RunOptions:
     seed: int = 0
     checkpoints: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
-    progress: Progress | None = None
+    progress: StageProgress | None = None
 
 
 def train(
-    network: Network, task: Task, schedule: Schedule, options: RunOptions, *, stage: str
-) -> Trained:
+    network: TrainableModel, task: Task, schedule: Schedule, options: RunOptions, *, stage: str
+) -> TrainingResult:
     """Train what ``network.learns``; afterwards it has the weights of its best epoch.
 
     A seed gives the same result, however often it was killed. Raises UsageError if a loss is not
@@ -137,7 +137,7 @@ def train(
         epoch = course.epochs
         began = time.monotonic()
         order = row_order(len(task.train), seed=options.seed, epoch=epoch)
-        measured = _Measured()
+        measured = _RunningMeans()
         batches = task.train.batches(order, size=schedule.batch_size, epoch=epoch)
         with closing(batches):
             for inputs, labels in batches:
@@ -168,7 +168,7 @@ def train(
         log.info("%s: stopped, for validation loss has not fallen in %s", stage, patience)
     _assign(network.learns, course.best)
     validation = learner.measure(task.validation, schedule.batch_size)
-    return Trained(
+    return TrainingResult(
         weights=course.best,
         history=course.history,
         seconds=course.seconds,
@@ -177,7 +177,7 @@ def train(
     )
 
 
-class _Measured:
+class _RunningMeans:
     def __init__(self) -> None:
         self.rows = 0
         self._loss = 0.0
@@ -209,7 +209,9 @@ class _Measured:
 class _Learner:
     """A network with its optimiser, compiled once for each size of a batch."""
 
-    def __init__(self, network: Network, class_count: int, learning_rate: float, seed: int) -> None:
+    def __init__(
+        self, network: TrainableModel, class_count: int, learning_rate: float, seed: int
+    ) -> None:
         self._network = network
         self._binary = class_count == 2
         variables = list(network.learns.values())
@@ -251,9 +253,9 @@ class _Learner:
         loss, outputs = self._learn(tf.constant(inputs), tf.constant(labels))
         return float(loss), outputs.numpy()
 
-    def measure(self, rows: Rows, size: int) -> _Measured:
+    def measure(self, rows: Rows, size: int) -> _RunningMeans:
         """Dropout off, in the rows' order."""
-        measured = _Measured()
+        measured = _RunningMeans()
         with closing(rows.batches(np.arange(len(rows)), size=size)) as batches:
             for inputs, labels in batches:
                 loss, outputs = self._measure(tf.constant(inputs), tf.constant(labels))
@@ -283,7 +285,7 @@ class _Course:
     def epochs(self) -> int:
         return len(self.seconds)
 
-    def add(self, values: tuple[float, ...], seconds: float, network: Network) -> None:
+    def add(self, values: tuple[float, ...], seconds: float, network: TrainableModel) -> None:
         for name, value in zip(MEASURES, values, strict=True):
             self.history[name].append(value)
         self.seconds.append(seconds)

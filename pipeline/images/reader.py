@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ahead import in_order
 from pipeline.cores import usable_cores
 from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
 from pipeline.images.scan import Skipped
+from pipeline.prefetch import prefetch
 from pipeline.text import file_size
 
 MOST_AHEAD = 128  # decoded images that may wait: two batches' worth and more
@@ -34,7 +34,7 @@ def read_images(
     """Yield each path in order with its (image_size, image_size, 3) uint8 RGB pixels, or `Skipped`.
 
     ``make`` is called in the decoding thread, its result yielded instead: at most ``made_of_each``
-    times as large. Whoever stops early closes the generator, see `pipeline.ahead.in_order`.
+    times as large. Whoever stops early closes the generator, see `pipeline.prefetch.prefetch`.
     """
     register_heic()
 
@@ -56,5 +56,5 @@ def read_images(
     threads = max(2, usable_cores())
     ahead = AHEAD_BYTES // (made_of_each * image_size * image_size * 3)
     waiting = min(MOST_AHEAD, max(2 * threads, ahead))
-    with closing(in_order(read, digests, threads=threads, waiting=waiting, name="decode")) as made:
+    with closing(prefetch(read, digests, threads=threads, waiting=waiting, name="decode")) as made:
         yield from made

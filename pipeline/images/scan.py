@@ -39,7 +39,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageFolder:
     """An image folder as found: files in a fixed order (by path), classes sorted by name."""
 
     root: Path
@@ -53,7 +53,7 @@ class ImageSet:
     def paths(self) -> list[bytes]:
         return [file.path for file in self.files]
 
-    def limited(self, per_class: int) -> "ImageSet":
+    def limited(self, per_class: int) -> "ImageFolder":
         """The first ``per_class`` files of each class (of each split), by path."""
         groups: dict[tuple[int, int], list[FoundFile]] = defaultdict(list)
         for file in self.files:
@@ -61,13 +61,13 @@ class ImageSet:
         kept = {file for group in groups.values() for file in group[:per_class]}
         return replace(self, files=tuple(file for file in self.files if file in kept))
 
-    def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageSet":
+    def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageFolder":
         """The files of these paths, and of the others what is said of them elsewhere."""
         kept = tuple(file for file in self.files if file.path in paths)
         return replace(self, files=kept, skipped=tuple(skipped), ignored=())
 
 
-def scan_folder(root: Path) -> ImageSet:
+def scan_folder(root: Path) -> ImageFolder:
     """Find class folders, inside ``train/ validation/ test/`` or alone, and their visible files.
 
     Raises NoInputError, or BadDataError for another layout, an empty class, fewer than two.
@@ -106,7 +106,7 @@ def scan_folder(root: Path) -> ImageSet:
                 f"class folder {printable(folder)} holds no files: add images or remove it"
             )
         found += [FoundFile(path, names.index(name), split) for path in paths]
-    return ImageSet(
+    return ImageFolder(
         root=root,
         name=root.name,
         # as text that any UTF-8 store takes

@@ -25,7 +25,7 @@ from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.config import Input
 from pipeline.heads.inputs import feature_count
 from pipeline.images.views import Augmentation
-from pipeline.models.estimator_checks import ForeignFileError, short
+from pipeline.models.estimator_validation import InvalidModelError, short
 from pipeline.models.serialization import SCHEMA, dump_estimator, load_estimator
 from pipeline.spec import (
     DTYPES,
@@ -136,7 +136,7 @@ def load_bundle(path: Path) -> Bundle:
         raise NoInputError(f"{printable(path)} does not exist; name a run or one of its models")
     try:
         return _read(path)
-    except (ForeignFileError, UsageError) as error:
+    except (InvalidModelError, UsageError) as error:
         reason = printable(str(error))[:MOST_REASON]
         raise BadDataError(f"{printable(path)} is refused: {reason}") from error
 
@@ -144,20 +144,20 @@ def load_bundle(path: Path) -> Bundle:
 def _read(path: Path) -> Bundle:
     """The bundle in a file; no array is read before all that the file says of it fits."""
     if path.suffix == OLD_SUFFIX:
-        raise ForeignFileError("it is of format 1, which this version cannot read: classify again")
+        raise InvalidModelError("it is of format 1, which this version cannot read: classify again")
     if not path.is_file():
-        raise ForeignFileError(f"expected a model file ({SUFFIX})")
+        raise InvalidModelError(f"expected a model file ({SUFFIX})")
     status = path.stat()
     size, held = status.st_size, getattr(status, "st_blocks", 0) * 512
     if size > MOST_BYTES:
-        raise ForeignFileError(f"it is of {size:,} bytes, more than {MOST_BYTES:,}")
+        raise InvalidModelError(f"it is of {size:,} bytes, more than {MOST_BYTES:,}")
     if size > SPARSE_BYTES and 0 < held * SPARSE_TIMES < size:
-        raise ForeignFileError(f"of its {size:,} bytes only {held:,} were ever written")
+        raise InvalidModelError(f"of its {size:,} bytes only {held:,} were ever written")
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, size)
             if archive.read(DIGEST).decode() != digest_of(archive):
-                raise ForeignFileError("it is damaged: what it holds is not what was written")
+                raise InvalidModelError("it is damaged: what it holds is not what was written")
             description = json.loads(
                 archive.read(DESCRIPTION),
                 object_pairs_hook=_unique,
@@ -165,7 +165,7 @@ def _read(path: Path) -> Bundle:
                 parse_constant=_finite,
             )
             if not isinstance(description, dict):
-                raise ForeignFileError("its description is no JSON object")
+                raise InvalidModelError("its description is no JSON object")
             fields = _check(description)
             spec = fields["spec"]
             estimator = load_estimator(
@@ -182,25 +182,27 @@ def _read(path: Path) -> Bundle:
     except (BadDataError, UsageError):
         raise
     except Exception as error:  # of what a stranger wrote, anything may go wrong
-        raise ForeignFileError(f"it is no model file ({SUFFIX}) of ours, or damaged") from error
+        raise InvalidModelError(f"it is no model file ({SUFFIX}) of ours, or damaged") from error
     return Bundle(**fields, estimator=estimator)
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise ForeignFileError for members that `encode` does not write."""
+    """Raise InvalidModelError for members that `encode` does not write."""
     members = archive.infolist()
     names = [member.filename for member in members]
     if len(names) > MOST_MEMBERS or len(set(names)) < len(names):
-        raise ForeignFileError(f"it has {len(names):,} members, too many or two of one name")
+        raise InvalidModelError(f"it has {len(names):,} members, too many or two of one name")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-            raise ForeignFileError("its members are compressed or encrypted")
+            raise InvalidModelError("its members are compressed or encrypted")
         if not member.filename.endswith(".npy") and member.filename not in OTHER_MEMBERS:
-            raise ForeignFileError(f"it holds {short(member.filename)}, which no model has")
+            raise InvalidModelError(f"it holds {short(member.filename)}, which no model has")
     if sum(member.file_size for member in members) > size:
-        raise ForeignFileError("its members overlap, or are longer than the file")
+        raise InvalidModelError("its members overlap, or are longer than the file")
     if archive.getinfo(DESCRIPTION).file_size > MOST_DESCRIPTION_BYTES:
-        raise ForeignFileError(f"its {DESCRIPTION} is larger than {MOST_DESCRIPTION_BYTES:,} bytes")
+        raise InvalidModelError(
+            f"its {DESCRIPTION} is larger than {MOST_DESCRIPTION_BYTES:,} bytes"
+        )
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -220,42 +222,42 @@ def _finite(text: str) -> float:
 def _check(description: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the described bundle but its estimator, if they fit together."""
     if description.get("format") != FORMAT_VERSION or set(description) != FIELDS:
-        raise ForeignFileError(f"its description is not one of format {FORMAT_VERSION}")
+        raise InvalidModelError(f"its description is not one of format {FORMAT_VERSION}")
     names = {name: _text(description, name) for name in ("head", "params", "layer")}
     if not _is_name(names["head"]) or not _is_name(names["params"] or "none"):
-        raise ForeignFileError("its head or params are no name that a file could have")
+        raise InvalidModelError("its head or params are no name that a file could have")
     key = names["layer"]
     layer, pooling = split_layer_key(key)
     if not _is_name(layer) or pooling not in POOLING_POLICIES or layer_key(layer, pooling) != key:
-        raise ForeignFileError(
+        raise InvalidModelError(
             f"its layer is {short(key)}; expected one such as block5_pool or block5_pool:avg"
         )
     try:
         spec = FeatureSpec.from_dict(description["spec"])
     except ValueError as error:
-        raise ForeignFileError(str(error)) from error
+        raise InvalidModelError(str(error)) from error
     _check_spec(spec)
     if description["fingerprint"] != spec.fingerprint:
-        raise ForeignFileError("its fingerprint is not that of its features")
+        raise InvalidModelError("its fingerprint is not that of its features")
     classes, shape, kind = (description[name] for name in ("classes", "shape", "input"))
     if not _is_list_of(str, classes) or len(set(classes)) != len(classes) or len(classes) < 2:
-        raise ForeignFileError("its classes are no list of two or more different names")
+        raise InvalidModelError("its classes are no list of two or more different names")
     if not all(map(_is_name, classes)):
-        raise ForeignFileError("its classes are not all names that a folder could have")
+        raise InvalidModelError("its classes are not all names that a folder could have")
     if not _is_list_of(int, shape) or not 1 <= len(shape) <= 4 or min(shape) < 1:
-        raise ForeignFileError(f"its shape is {short(shape)}; expected one such as [4, 4, 512]")
+        raise InvalidModelError(f"its shape is {short(shape)}; expected one such as [4, 4, 512]")
     if kind not in get_args(Input) or (kind == "flat" and len(shape) == 1):
-        raise ForeignFileError(f"its input is {short(kind)} of shape {short(shape)}")
+        raise InvalidModelError(f"its input is {short(kind)} of shape {short(shape)}")
     width = feature_count(shape, kind)
     if width > MOST_FEATURES:
-        raise ForeignFileError(f"it declares {width:,} features, more than {MOST_FEATURES:,}")
+        raise InvalidModelError(f"it declares {width:,} features, more than {MOST_FEATURES:,}")
     document = description["document"]
     if not isinstance(document, dict):
-        raise ForeignFileError("its document is no JSON object")
+        raise InvalidModelError("its document is no JSON object")
     for name in ("cache", "root", "set", "weights_from"):
         _text(document, name)
     if not isinstance(document.get("engine"), dict | None):
-        raise ForeignFileError(f"its engine is {short(document['engine'])}")
+        raise InvalidModelError(f"its engine is {short(document['engine'])}")
     _plan_of(document)
     return {
         **names,
@@ -268,7 +270,7 @@ def _check(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_spec(spec: FeatureSpec) -> None:
-    """Raise ForeignFileError or UsageError for features that nothing here can make."""
+    """Raise InvalidModelError or UsageError for features that nothing here can make."""
     base = find_base(spec.base)
     check_image_size(base, spec.image_size)
     for name, value, allowed in (
@@ -278,23 +280,25 @@ def _check_spec(spec: FeatureSpec) -> None:
         ("dtype", spec.dtype, DTYPES),
     ):
         if value not in allowed:
-            raise ForeignFileError(f"its {name} is {short(value)}; expected {' or '.join(allowed)}")
+            raise InvalidModelError(
+                f"its {name} is {short(value)}; expected {' or '.join(allowed)}"
+            )
     if spec.weights.startswith(RANDOM):
         drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
         if drawn is None:
-            raise ForeignFileError(f"its weights are {short(spec.weights)}; expected random-SEED")
+            raise InvalidModelError(f"its weights are {short(spec.weights)}; expected random-SEED")
         check_seed(int(drawn[1]), "the seed of its weights")
 
 
 def _plan_of(document: Mapping[str, Any]) -> ViewPlan:
-    """See `Bundle.plan`; raises ForeignFileError if it is odd."""
+    """See `Bundle.plan`; raises InvalidModelError if it is odd."""
     views = document.get("tta", 0)
     if type(views) is not int:
-        raise ForeignFileError(f"its tta is {short(views)}; expected a number of views")
+        raise InvalidModelError(f"its tta is {short(views)}; expected a number of views")
     try:
         augmentation = Augmentation.from_dict(document.get("augmentation")) if views else None
     except ValueError as error:
-        raise ForeignFileError(str(error)) from error
+        raise InvalidModelError(str(error)) from error
     return ViewPlan(views, augmentation, tta=views != 0)
 
 
@@ -314,5 +318,5 @@ def _is_list_of(kind: type, value: Any) -> bool:
 def _text(values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str):
-        raise ForeignFileError(f"its {name} is no text: {short(value)}")
+        raise InvalidModelError(f"its {name} is no text: {short(value)}")
     return value

@@ -13,7 +13,7 @@ from pipeline.bases.registry import PIXELS
 from pipeline.errors import BadDataError
 from pipeline.keras_backend import keras, tf
 from pipeline.models.bundle import Bundle
-from pipeline.models.layers import Layer, head_layers
+from pipeline.models.head_layers import HeadLayer, head_layers
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.models.upper_layers import layers_above, put_weights
 from pipeline.spec import layer_key, split_layer_key
@@ -55,7 +55,7 @@ def compose(bundle: Bundle, config: BaseConfig) -> Any:
     return keras.Model(images, values, name="classifier")
 
 
-def _dense(layer: Layer, activation: str, *, name: str) -> Any:
+def _dense(layer: HeadLayer, activation: str, *, name: str) -> Any:
     made = keras.layers.Dense(len(layer.bias), activation=activation, name=name)
     made.build((None, len(layer.kernel)))
     made.set_weights([layer.kernel, layer.bias])

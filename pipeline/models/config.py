@@ -11,7 +11,7 @@ from pipeline.bases.registry import PREPROCESSING_POLICIES
 from pipeline.config import Config, documented, option
 
 if TYPE_CHECKING:
-    from pipeline.models.predicting import Model
+    from pipeline.models.image_predictions import ImageClassifier
 
 _expected = partial(
     option,
@@ -33,7 +33,7 @@ class PredictConfig(Config):
     'plain'
     """
 
-    model: "str | os.PathLike[str] | Model | None" = option(
+    model: "str | os.PathLike[str] | ImageClassifier | None" = option(
         None,
         metavar="RUN",
         help="a run of classify, or one of its models (default: the newest run in results/)",

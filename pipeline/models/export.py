@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pipeline.durable import publish_folder
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
 from pipeline.models.bundle import Bundle, load_bundle
-from pipeline.models.layers import head_layers
+from pipeline.models.head_layers import head_layers
 from pipeline.models.parity import (
     MOST_IMAGES,
     TOLERANCES,

@@ -66,7 +66,7 @@ class ImagenetModel:
         padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))
         return np.asarray(self._network.predict_on_batch(padded)[: len(pixels)], np.float64)
 
-    def known(
+    def cached_probabilities(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
         """Nothing: no cache holds what such a network says."""

@@ -28,7 +28,7 @@ from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.reader import read_images
 from pipeline.images.scan import scan_folder
 from pipeline.models.bundle import Bundle
-from pipeline.models.known import drawn_alike
+from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
 from pipeline.text import counted, printable
 
@@ -302,7 +302,7 @@ def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:
                 f"{printable(table.path)} holds features of {name} {cached[name]}; "
                 f"the model was trained on {name} {value}: classify again"
             )
-    if bundle.plan.views and not drawn_alike(table, bundle.plan):
+    if bundle.plan.views and not has_same_augmentation(table, bundle.plan):
         raise BadDataError(
             f"{printable(table.path)} holds other views than those that the model was measured on "
             f"({bundle.plan.augmentation}): classify again"

@@ -23,8 +23,8 @@ from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
-from pipeline.models.known import KnownFeatures
 from pipeline.models.runs import find_bundle, newest_run
 from pipeline.models.serialization import TOLERANCE
 from pipeline.text import counted, printable
@@ -41,7 +41,7 @@ class Predictor:
     ----------
     weights : ``imagenet`` or a Keras weights file; None for those that the bundle names.
     cache_dir : ImageNet weights that were fetched earlier are in its ``weights/``.
-    use_cache : let `known` look for features where the head was trained, and in ``cache_dir``.
+    use_cache : look for features in the cache of the training, and in ``cache_dir``.
 
     Raises BadDataError if images become other pixels here than where the head was trained, or if
     ``weights`` are not those it was trained with.
@@ -73,7 +73,7 @@ class Predictor:
             )
         if weights is not None:  # said to be the right ones: looked at even if no image needs them
             self.base_config()
-        self._features = KnownFeatures(bundle, cache_dir) if use_cache else None
+        self._features = CachedFeatures(bundle, cache_dir) if use_cache else None
 
     @property
     def name(self) -> str:
@@ -141,7 +141,7 @@ class Predictor:
         ]
         return np.concatenate(parts)
 
-    def known(
+    def cached_probabilities(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
         """From cached features, in blocks: digests, (b, K) float64; others are passed over."""

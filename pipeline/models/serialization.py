@@ -2,7 +2,7 @@
 
 skops writes a zip of ``.npy`` arrays and a ``schema.json`` that names types. Before it builds
 anything, a file is held against limits and an allow-list of types; what it built, see
-`pipeline.models.estimator_checks`.
+`pipeline.models.estimator_validation`.
 """
 
 import io
@@ -18,17 +18,17 @@ import numpy as np
 import skops.io
 
 from pipeline.errors import UsageError
-from pipeline.models.estimator_checks import (
+from pipeline.models.estimator_validation import (
     DENSE,
     PIPELINE,
     SHAPES,
     TEMPERATURE_SCALING,
     TOP_BLOCK,
     TREE,
-    ForeignFileError,
-    check_estimator,
+    InvalidModelError,
     short,
     type_name,
+    validate_estimator,
 )
 from pipeline.text import printable
 
@@ -79,8 +79,8 @@ def dump_estimator(estimator: Any) -> bytes:
         data = bytes(skops.io.dumps(estimator))
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_schema(archive)
-        check_estimator(estimator, len(estimator.classes_))
-    except ForeignFileError as error:
+        validate_estimator(estimator, len(estimator.classes_))
+    except InvalidModelError as error:
         raise UnsavableError(str(error)) from error
     except Exception as error:  # skops has no form for every object
         raise UnsavableError(
@@ -99,29 +99,29 @@ def load_estimator(
 ) -> Any:
     """The estimator in a skops file that is open as a zip archive; nothing in it is executed.
 
-    ``top_block`` are the attributes that a `TopBlockClassifier` must have. Raises ForeignFileError
+    ``top_block`` are the attributes that a `TopBlockClassifier` must have. Raises InvalidModelError
     for a file that `dump_estimator` did not write.
     """
     _check_schema(archive)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # another version's attributes are checked like others
         estimator = skops.io.load(path, trusted=list(TRUSTED))
-    check_estimator(estimator, class_count)
+    validate_estimator(estimator, class_count)
     if type_name(estimator) == TOP_BLOCK:
         for name, value in top_block.items():
             if getattr(estimator, name) != value:
-                raise ForeignFileError(
+                raise InvalidModelError(
                     f"its {name} is {short(getattr(estimator, name))}; expected {value}"
                 )
     elif estimator.n_features_in_ != feature_count:
-        raise ForeignFileError(
+        raise InvalidModelError(
             f"its head takes {estimator.n_features_in_:,} features; expected {feature_count:,}"
         )
     with np.errstate(all="ignore"):
         scores = estimator.predict_proba(np.zeros((1, feature_count), np.float32))
-    is_whole = scores.shape == (1, class_count) and abs(scores.sum() - 1) < TOLERANCE
-    if not (is_whole and scores.min() >= 0):
-        raise ForeignFileError("the probabilities of its head do not sum to 1")
+    is_complete = scores.shape == (1, class_count) and abs(scores.sum() - 1) < TOLERANCE
+    if not (is_complete and scores.min() >= 0):
+        raise InvalidModelError("the probabilities of its head do not sum to 1")
     return estimator
 
 
@@ -129,7 +129,7 @@ def load_estimator(
 
 
 def _check_schema(archive: zipfile.ZipFile) -> None:
-    """Raise ForeignFileError unless skops would build only what is on the lists.
+    """Raise InvalidModelError unless skops would build only what is on the lists.
 
     Of two objects with one id skops builds the first: they must be the same.
     """
@@ -139,21 +139,21 @@ def _check_schema(archive: zipfile.ZipFile) -> None:
         if member.filename.endswith(".npy")
     }
     if archive.getinfo(SCHEMA).file_size > MOST_SCHEMA_BYTES:
-        raise ForeignFileError(f"its {SCHEMA} is larger than {MOST_SCHEMA_BYTES:,} bytes")
+        raise InvalidModelError(f"its {SCHEMA} is larger than {MOST_SCHEMA_BYTES:,} bytes")
     schema = json.loads(archive.read(SCHEMA))
     if schema["protocol"] < PROTOCOL:
-        raise ForeignFileError(f"its {SCHEMA} is of protocol {short(schema['protocol'])}")
+        raise InvalidModelError(f"its {SCHEMA} is of protocol {short(schema['protocol'])}")
     by_id: dict[int, Any] = {}
     for node in _nodes(schema):
         name = f"{node.get('__module__')}.{node.get('__class__')}"
         if name not in LOADERS.get(str(node["__loader__"]), ()):
-            raise ForeignFileError(f"it holds a {printable(name)[:60]}, which is not trusted")
+            raise InvalidModelError(f"it holds a {printable(name)[:60]}, which is not trusted")
         if not _is_same(by_id.setdefault(node["__id__"], node), node):
-            raise ForeignFileError(f"its {SCHEMA} has two objects of one id")
+            raise InvalidModelError(f"its {SCHEMA} has two objects of one id")
         if node["__loader__"] == "NdArrayNode" and (
             node["type"] != "numpy" or node["file"] != f"{node['__id__']}.npy"
         ):
-            raise ForeignFileError("its arrays are not each in a file of its own")
+            raise InvalidModelError("its arrays are not each in a file of its own")
         if node["__loader__"] == "TreeNode":  # its __setstate__ copies without looking
             _, classes, outputs = node["__reduce__"]["args"]["content"]
             state = node["content"]["content"]
@@ -163,13 +163,13 @@ def _check_schema(archive: zipfile.ZipFile) -> None:
                 or shapes[classes["file"]] != (1,)
                 or shapes[state["nodes"]["file"]] != count
             ):
-                raise ForeignFileError("its trees do not have the nodes that they declare")
+                raise InvalidModelError("its trees do not have the nodes that they declare")
 
 
 def _nodes(schema: Any, depth: int = 0) -> Iterator[Any]:
-    """All objects that a schema describes; raises ForeignFileError if they are nested deeply."""
+    """All objects that a schema describes; raises InvalidModelError if they are nested deeply."""
     if depth > MOST_DEPTH:
-        raise ForeignFileError(f"its {SCHEMA} is nested deeper than {MOST_DEPTH}")
+        raise InvalidModelError(f"its {SCHEMA} is nested deeper than {MOST_DEPTH}")
     if isinstance(schema, dict):
         if "__loader__" in schema:
             yield schema
@@ -191,14 +191,14 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _shape_of_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...]:
-    """Raise ForeignFileError unless an array's header declares just the bytes that follow it."""
+    """Raise InvalidModelError unless an array's header declares just the bytes that follow it."""
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ForeignFileError(f"its {printable(member.filename)} is of an unknown version")
+            raise InvalidModelError(f"its {printable(member.filename)} is of an unknown version")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         size = member.file_size - file.tell()
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != size:
-        raise ForeignFileError(
+        raise InvalidModelError(
             f"its {printable(member.filename)} declares {dtype} {shape}; it has {size:,} bytes"
         )
     return tuple(shape)

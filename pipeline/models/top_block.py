@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from pipeline.bases.registry import Base
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import DenseClassifier
-from pipeline.models.estimator_checks import ForeignFileError
+from pipeline.models.estimator_validation import InvalidModelError
 from pipeline.models.serialization import UnsavableError
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """(N, H·W·C) float32 -> (N, K) float64; the first call loads TensorFlow.
 
         Every batch is padded to one size, so that no image's probabilities depend on the others.
-        Raises ForeignFileError if the base has no such layers, or the head does not fit them.
+        Raises InvalidModelError if the base has no such layers, or the head does not fit them.
         """
         if not hasattr(self, "_upper"):
             from pipeline.models.upper_layers import UpperLayers
 
             self._upper = UpperLayers(self.base, self.image_size, self.boundary, self.block)
             if self._upper.width != self.head.n_features_in_:
-                raise ForeignFileError(
+                raise InvalidModelError(
                     f"its head takes {self.head.n_features_in_:,} features; the layers before it "
                     f"give {self._upper.width:,}"
                 )
@@ -113,7 +113,7 @@ def top_block(
     made = TopBlockClassifier(base.name, image_size, boundary.layer, block, head)
     try:
         made.predict_proba(np.zeros((1, int(np.prod(boundary.shape))), np.float32))
-    except ForeignFileError as error:
+    except InvalidModelError as error:
         raise UnsavableError(
             f"{base.name} fine-tuned above {boundary.layer} does not stand alone ({error}): "
             f"unfreeze fewer layers"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pipeline.bases.build import build_untrained
 from pipeline.bases.registry import find_base
 from pipeline.keras_backend import keras, tf
-from pipeline.models.estimator_checks import ForeignFileError
+from pipeline.models.estimator_validation import InvalidModelError
 from pipeline.text import printable
 
 Array = npt.NDArray[np.float32]
@@ -23,7 +23,7 @@ BATCH_FEATURES = 2**22  # 16 MiB at once; what the first layers make of them is 
 class UpperLayers:
     """The layers that follow a boundary, in inference mode; of an image they give F = ``width``.
 
-    Raises ForeignFileError if there are none, or the weights are not theirs.
+    Raises InvalidModelError if there are none, or the weights are not theirs.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class UpperLayers:
         self._shape = upper.input_shape[1:]
         self._feature_count = math.prod(self._shape)
         if self._feature_count > MOST_FEATURES:
-            raise ForeignFileError(
+            raise InvalidModelError(
                 f"it takes {self._feature_count:,} features, more than {MOST_FEATURES:,}"
             )
         put_weights(upper, weights)
@@ -46,7 +46,7 @@ class UpperLayers:
     def batches(self, features: Array) -> Iterator[tuple[Array, int]]:
         """Of maps (N, H·W·C): (batch_size, F) float32 each, and how many rows are not padding."""
         if features.shape[1] != self._feature_count:
-            raise ForeignFileError(
+            raise InvalidModelError(
                 f"its layers take {self._feature_count:,} features; received {features.shape[1]:,}"
             )
         for start in range(0, max(len(features), 1), self._batch_size):
@@ -62,19 +62,19 @@ def layers_above(base_model: Any, boundary: str) -> Any:
     try:
         return keras.Model(base_model.get_layer(boundary).output, base_model.output)
     except ValueError as error:  # there is no such layer, or others cross
-        raise ForeignFileError(
+        raise InvalidModelError(
             f"{base_model.name} cannot be cut behind a layer {printable(boundary)}"
         ) from error
 
 
 def put_weights(upper: Any, weights: Mapping[str, Array]) -> None:
-    """Give layers the weights of these names; raises ForeignFileError if one is left over."""
+    """Give layers the weights of these names; raises InvalidModelError if one is left over."""
     variables = {each.path: each for layer in upper.layers for each in layer.weights}
     expected = {name: tuple(each.shape) for name, each in variables.items()}
     received = {name: each.shape for name, each in weights.items()}
     odd = sorted(name for name, _ in expected.items() ^ received.items())
     if odd:
-        raise ForeignFileError(
+        raise InvalidModelError(
             f"of its layers {printable(odd[0])} has shape {received.get(odd[0], 'none')}; "
             f"expected {expected.get(odd[0], 'none')}"
         )

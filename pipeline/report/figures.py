@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.audit import Findings
+from pipeline.evaluation.audit import AuditResult
 from pipeline.evaluation.metrics import log_loss_of, reliability_bins
-from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
+from pipeline.evaluation.result import Comparison, HeadPredictions, Outcome, Result
 from pipeline.evaluation.table import percent
 from pipeline.heads.calibration import apply_temperature
 from pipeline.report.curves import MEASURES, describe_curves
@@ -54,7 +54,7 @@ def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
     }
 
 
-def ranking(test: Predictions, classes: Sequence[str]) -> dict[str, Any] | None:
+def ranking(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
     """ROC and precision-recall curves, one class against the rest."""
     labels = [1] if len(classes) == 2 else range(len(classes))
     found = [each for label in labels if (each := class_curves(test, label)) is not None]
@@ -98,7 +98,7 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
         f"Probability and accuracy differ by {percent(result.ece)} points on average (expected "
         f"calibration error). "
     )
-    if not outcome.own_probabilities:
+    if not outcome.native_probabilities:
         text += "The head gives none of its own: they were fitted on validation."
     elif math.isnan(result.calibrated_ece):
         pass  # nothing to compare with
@@ -122,7 +122,7 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
     return {"text": text, "drawing": drawing, "figures": figures}
 
 
-def _temperature_text(result: Result, validation: Predictions) -> str:
+def _temperature_text(result: Result, validation: HeadPredictions) -> str:
     """What temperature scaling shows: on validation, where it was fitted, and on test."""
     temperature = f"a temperature of {result.temperature:.2f}"
     scaled = apply_temperature(validation.scores, result.temperature, has_probabilities=True)
@@ -153,7 +153,7 @@ def _temperature_text(result: Result, validation: Predictions) -> str:
     )
 
 
-def learning(findings: Findings) -> dict[str, Any] | None:
+def learning(findings: AuditResult) -> dict[str, Any] | None:
     curve = findings.learning_curve
     if curve is None:
         return None

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
-from pipeline.evaluation.audit import Findings
+from pipeline.evaluation.audit import AuditResult
 from pipeline.evaluation.duplicates import DuplicatePair, linked_rows
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import read_input
@@ -28,7 +28,7 @@ Rows = npt.NDArray[np.int64]
 Points = npt.NDArray[np.float64]
 
 
-def feature_map(findings: Findings) -> dict[str, Any]:
+def feature_map(findings: AuditResult) -> dict[str, Any]:
     table, classes = findings.table, findings.table.classes
     rows = spread_rows(table.columns.labels)
     points, (first, second) = lay_out(read_input(table, findings.layer, rows, "pooled"))
@@ -74,7 +74,7 @@ def feature_map(findings: Findings) -> dict[str, Any]:
     }
 
 
-def mistakes(comparison: Comparison, findings: Findings) -> dict[str, Any] | None:
+def mistakes(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | None:
     """The test images that the head got wrong, the surest first."""
     test, classes = comparison.shown.test, comparison.classes
     wrong = np.flatnonzero(~test.correct)
@@ -93,7 +93,7 @@ def mistakes(comparison: Comparison, findings: Findings) -> dict[str, Any] | Non
     return {"wrong": len(wrong), "count": len(test), "images": images}
 
 
-def suspects(findings: Findings) -> dict[str, Any] | None:
+def suspects(findings: AuditResult) -> dict[str, Any] | None:
     classes, shown = findings.table.classes, findings.suspects[:MOST_SUSPECTS]
     if not shown:
         return None
@@ -106,7 +106,7 @@ def suspects(findings: Findings) -> dict[str, Any] | None:
     return {"count": len(findings.suspects), "images": images}
 
 
-def duplicates(comparison: Comparison, findings: Findings) -> dict[str, Any] | None:
+def duplicates(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | None:
     """Groups of rows that pairs of duplicates link, those across parts first, then the largest."""
     table, pairs = findings.table, findings.duplicates
     parts = "folds" if comparison.shown.folds else "splits"

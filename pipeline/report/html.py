@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.evaluation.result import Comparison
-from pipeline.evaluation.rows import times_views
+from pipeline.evaluation.rows import views_suffix
 from pipeline.report import figures, galleries, tables
 from pipeline.report.markup import chosen_by, render
 from pipeline.text import counted
@@ -78,5 +78,5 @@ def _cache_facts(cache: Mapping[str, Any]) -> dict[str, Any]:
         classes = counted(len(counts), "class", "classes")
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
         each = f"{low:,} to {high:,}" if high > low else f"{low:,}"
-        facts[split] = f"{images} of {classes}, {each} each{times_views(views)}"
+        facts[split] = f"{images} of {classes}, {each} each{views_suffix(views)}"
     return facts

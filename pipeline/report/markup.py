@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from pipeline.evaluation.result import Comparison, Result
-from pipeline.evaluation.rows import times_views
+from pipeline.evaluation.rows import views_suffix
 from pipeline.evaluation.table import percent
 from pipeline.text import counted, printable
 
@@ -73,7 +73,7 @@ TEMPLATES.filters |= {
     "name": name_text,
     "percent": percent,
     "printable": printable,
-    "times_views": times_views,
+    "views_suffix": views_suffix,
 }
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from pipeline.evaluation.result import Predictions
+from pipeline.evaluation.result import HeadPredictions
 
 Points = npt.NDArray[np.float64]
 
@@ -25,7 +25,7 @@ class ClassCurves:
     average_precision: float
 
 
-def class_curves(test: Predictions, label: int) -> ClassCurves | None:
+def class_curves(test: HeadPredictions, label: int) -> ClassCurves | None:
     """Curves of one class's scores; None where all or none of the images are of it."""
     truth, scores = test.labels == label, test.scores[:, label]
     if truth.all() or not truth.any():

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.durable import write_durably
 from pipeline.images.decode import UnreadableImage, decode, register_heic
 from pipeline.images.views import Augmentation, Pixels, draw_view
-from pipeline.models.predicting import Prediction
+from pipeline.models.image_predictions import Prediction
 from pipeline.text import counted, printable
 
 MOST_PICTURES = 100  # a sheet of some 1,100 × 6,000 pixels: 10 MB

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from pipeline.evaluation.result import Comparison, Predictions
+from pipeline.evaluation.result import Comparison, HeadPredictions
 from pipeline.evaluation.table import IDENTITY, columns_of, explain_views
 from pipeline.report.markup import chosen_by
 from pipeline.report.plots import confusion_size, draw_matrix, inline_svg
@@ -70,7 +70,7 @@ def _natural(text: str) -> list[tuple[str, int]]:
     return [(word, int(digits or 0)) for word, digits in re.findall(r"(\D*)(\d*)", text)]
 
 
-def confusion(test: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
     """What is taken for what, and precision, recall and F1 of each class."""
     every = range(len(classes))
     counts = confusion_matrix(test.labels, test.predicted, labels=every)

@@ -26,7 +26,7 @@ def build(base: Base = TINY, **options: Any) -> tuple[Any, str]:
     return build_base(config(base, **options))
 
 
-def drawn_images(count: int = 3, size: int = SIZE) -> np.ndarray:
+def synthetic_images(count: int = 3, size: int = SIZE) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
 
@@ -42,7 +42,7 @@ def test_random_weights_repeat_by_seed() -> None:
     again, _ = build(seed=5)
     other, _ = build(seed=6)
     assert name == "random-5"
-    images = drawn_images().astype("f4")
+    images = synthetic_images().astype("f4")
     np.testing.assert_array_equal(first(images), again(images))
     assert not np.array_equal(first(images), other(images))
 
@@ -67,8 +67,8 @@ def test_pooled_output_equals_keras_pooling(pooling: str) -> None:
         weights=None, include_top=False, input_shape=(SIZE, SIZE, 3), pooling=pooling
     )
     theirs.set_weights(base_model.get_weights())
-    pooled, maps = tapped.predict(drawn_images(), verbose=0)
-    expected = theirs.predict(drawn_images().astype("f4"), verbose=0)
+    pooled, maps = tapped.predict(synthetic_images(), verbose=0)
+    expected = theirs.predict(synthetic_images().astype("f4"), verbose=0)
     assert relative_error(pooled, expected) < 1e-5
     assert maps.shape == (3, 4, 4, 24)
 
@@ -78,8 +78,8 @@ def test_rescale_is_the_books_division_by_255() -> None:
     base_model, _ = build(base)
     rescaled = config(base, preprocessing="rescale")
     tapped = feature_model(base_model, rescaled, [base.last_layer])
-    (ours,) = keras.tree.flatten(tapped.predict(drawn_images(), verbose=0))
-    expected = base_model.predict(drawn_images().astype("f4") / 255, verbose=0)
+    (ours,) = keras.tree.flatten(tapped.predict(synthetic_images(), verbose=0))
+    expected = base_model.predict(synthetic_images().astype("f4") / 255, verbose=0)
     assert relative_error(ours, expected) < 1e-5
 
 
@@ -136,7 +136,7 @@ def test_efficientnet_from_a_file_equals_the_named_weights(
     model.save_weights(file)
     named = _keras_efficientnet(monkeypatch, file)
     ours, _ = build(base, weights=file)
-    images = drawn_images().astype("f4")
+    images = synthetic_images().astype("f4")
     assert relative_error(ours.predict(images, verbose=0), named.predict(images, verbose=0)) < 1e-5
 
 
@@ -146,7 +146,7 @@ def test_efficientnet_trained_from_nothing_is_left_as_it_is(tmp_path: Path) -> N
     model, _ = build(base)
     model.save_weights(tmp_path / "own.weights.h5")
     ours, _ = build(base, weights=tmp_path / "own.weights.h5")
-    images = drawn_images().astype("f4")
+    images = synthetic_images().astype("f4")
     np.testing.assert_array_equal(ours.predict(images, verbose=0), model.predict(images, verbose=0))
 
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import draw, draw_set
 from PIL import Image
+from synthetic_images import draw, make_image_folder
 
 from benchmarks.images import LEAST, SIZE, draw_photograph, gather_images
 from pipeline.errors import BadDataError
 from pipeline.images.scan import scan_folder
 
 
-def test_drawn_photographs_are_as_much_work_as_real_ones_and_all_differ() -> None:
+def test_synthetic_photographs_are_as_much_work_as_real_ones_and_all_differ() -> None:
     files = []
     for seed in range(4):
         stream = io.BytesIO()
@@ -29,7 +29,7 @@ def test_drawn_photographs_are_as_much_work_as_real_ones_and_all_differ() -> Non
 def test_images_of_a_set_are_taken_from_all_over_it_without_what_keras_cannot_read(
     tmp_path: Path,
 ) -> None:
-    root = draw_set(tmp_path / "drawn", per_class=30, splits=("train", "test"))
+    root = make_image_folder(tmp_path / "synthetic", per_class=30, splits=("train", "test"))
     content = (root / "train" / "plain" / "000.png").read_bytes()
     for number in range(40):  # one content under many names
         (root / "train" / "plain" / f"copy{number}.png").write_bytes(content)
@@ -54,12 +54,12 @@ def test_images_of_a_set_are_taken_from_all_over_it_without_what_keras_cannot_re
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
-    root = draw_set(tmp_path / "drawn", per_class=10)
+    root = make_image_folder(tmp_path / "synthetic", per_class=10)
     with pytest.raises(BadDataError, match=f"20 different JPEG or PNG images; expected {LEAST}"):
         gather_images(root, tmp_path / "made", 64)
     assert sum(path.is_file() for path in root.rglob("*")) == 20
 
 
-def test_images_are_drawn_where_none_are_given(tmp_path: Path) -> None:
+def test_images_are_synthetic_where_none_are_given(tmp_path: Path) -> None:
     made = gather_images(None, tmp_path / "made", LEAST)
     assert len({path.read_bytes() for path in made}) == LEAST

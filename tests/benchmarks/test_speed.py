@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawing import draw_set
 from PIL import Image
+from synthetic_images import make_image_folder
 
 from benchmarks.plot import draw_benchmark
 from benchmarks.speed import main
@@ -68,7 +68,7 @@ DOCUMENT: dict[str, Any] = {
         "image_size": 150,
         "layer": "block5_pool\x1b",
         "images": 128,
-        "drawn": True,
+        "synthetic": True,
         "operations_per_image": 13_700_000_000,
         "gpus": ["GPU:0"],
         "matrix_product_gflops": spread(130),
@@ -132,7 +132,7 @@ def test_the_plot_has_a_panel_for_each_stage(stages: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_both_stages_are_measured_and_nothing_is_left_behind() -> None:
-    root = draw_set(Path("drawn"), per_class=20)
+    root = make_image_folder(Path("synthetic"), per_class=20)
     arguments = (
         root, "--base", "mobilenet_v2", "--image-size", "32", "--pooling", "avg",
         "--weights", "random", "--images", "32", "--rounds", "2", "--out", "out", "--json",

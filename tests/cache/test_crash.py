@@ -27,7 +27,6 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from drawing import draw
 from simulated_disk import (
     ERRORS,
     KILL,
@@ -38,12 +37,13 @@ from simulated_disk import (
     read_tree,
     write_tree,
 )
+from synthetic_images import draw
 
 from pipeline import api, durable
 from pipeline.cache import compute, fill, provenance, publish, shards, upkeep
 from pipeline.cache import file as cache_file
+from pipeline.cache.checksums import find_damage, read_checksums
 from pipeline.cache.fill import fill_cache
-from pipeline.cache.seal import find_damage, read_seal
 from pipeline.cache.shards import ShardFolder
 from pipeline.durable import TEMPORARY_SUFFIX, DiskFile, sync_folder
 from pipeline.errors import PipelineError
@@ -54,7 +54,7 @@ from pipeline.spec import FeatureSpec
 
 ROWS_PER_SHARD = 4
 SIZE = 8  # pixels
-CACHE = "drawn.h5"
+CACHE = "synthetic.h5"
 SPEC = FeatureSpec(
     base="tiny",
     weights="none",
@@ -184,7 +184,7 @@ def damaged_rows_and_labels(root: Path, cache: Path) -> None:
     """Of a cache that `repair` can read: made by the real command's function."""
     draw_images(root, 10)
     api.extract_features(root, base="pixels", image_size=SIZE, out=cache / CACHE)
-    seal = read_seal(cache / CACHE)
+    seal = read_checksums(cache / CACHE)
     (labels,) = (column for column in seal.columns if column.dataset == "labels")
     content = bytearray((cache / CACHE).read_bytes())
     content[seal.chunks[1].offset + 9] ^= 1
@@ -249,7 +249,7 @@ class Sweep:
     def __init__(self, scenario: Scenario, folder: Path) -> None:
         self.scenario = scenario
         self.folder = folder
-        self.root = folder / "drawn"
+        self.root = folder / "synthetic"
         self._numbers = itertools.count()
         before = folder / "before"
         before.mkdir()
@@ -303,7 +303,7 @@ class Sweep:
         if crash.returned:
             assert left is not None, f"{label}: the file of a run that had ended is gone"
             assert contents(left) == self.contents, f"{label}: an ended run's file is an old one"
-            skipped = "drawn.skipped.csv"
+            skipped = "synthetic.skipped.csv"
             assert dict(crash.tree).get(skipped) == dict(self.after).get(skipped), (
                 f"{label}: an ended run's {skipped} is an old one"
             )
@@ -567,7 +567,7 @@ SITES = {
         "write_skipped > write_durably > DiskFile.sync > fsync file",
         "write_skipped > write_durably > rename",
         "publish > write_durably > write > _copy_whole_chunk > DiskFile.write > write",
-        "publish > write_durably > write > write_seal > DiskFile.write > write",
+        "publish > write_durably > write > write_checksums > DiskFile.write > write",
         "publish > write_durably > DiskFile.sync > fsync file",
         "publish > write_durably > rename",
         "publish > write_durably > sync_folder > fsync folder",
@@ -579,7 +579,7 @@ SITES = {
         "write_skipped > remove_file > unlink",
     ),
     "second layer": ("publish > write_durably > rename",),
-    "repair": ("mend_metadata > write_durably > rename", "publish > write_durably > rename"),
+    "repair": ("repair_metadata > write_durably > rename", "publish > write_durably > rename"),
 }
 
 
@@ -653,7 +653,7 @@ def test_thirty_random_kills_of_the_real_command_lose_nothing(assets: Path, tmp_
 
 
 def test_rows_committed_before_a_smaller_run_are_not_lost(tmp_path: Path) -> None:
-    root, cache = tmp_path / "drawn", tmp_path / "cache"
+    root, cache = tmp_path / "synthetic", tmp_path / "cache"
     cache.mkdir()
     two_shards(root, cache)
     extract(root, cache, TracingEngine(), limit=1)
@@ -661,14 +661,14 @@ def test_rows_committed_before_a_smaller_run_are_not_lost(tmp_path: Path) -> Non
     extract(root, cache, engine)
     assert len(engine.computed) == 10 - 2 * ROWS_PER_SHARD
     assert sorted(path.name for path in cache.iterdir()) == [
-        "drawn.h5",
-        "drawn.lock",
-        "drawn.skipped.csv",
+        "synthetic.h5",
+        "synthetic.lock",
+        "synthetic.skipped.csv",
     ]
 
 
 def test_first_layer_is_served_while_a_second_is_half_done(tmp_path: Path) -> None:
-    root, cache = tmp_path / "drawn", tmp_path / "cache"
+    root, cache = tmp_path / "synthetic", tmp_path / "cache"
     cache.mkdir()
     ten_rows(root, cache)
     with pytest.raises(KeyboardInterrupt):
@@ -698,10 +698,10 @@ FSYNCS = {
     "publish > write_durably > sync_folder > fsync folder": "first extraction",
     "write_skipped > write_durably > DiskFile.sync > fsync file": "broken image added",
     "write_skipped > write_durably > sync_folder > fsync folder": "broken image added",
-    "mend_metadata > write_durably > DiskFile.sync > fsync file": "repair",
+    "repair_metadata > write_durably > DiskFile.sync > fsync file": "repair",
 }
 FSYNC_AFTER_A_KILL = "ShardFolder.settle > sync_folder > fsync folder"
-FSYNC_REPEATED_LATER = "mend_metadata > write_durably > sync_folder > fsync folder"  # by settle
+FSYNC_REPEATED_LATER = "repair_metadata > write_durably > sync_folder > fsync folder"  # by settle
 
 
 @pytest.mark.parametrize("site", FSYNCS)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command import assert_one_line, run_command
-from drawing import draw
+from synthetic_images import draw
 
 from pipeline import api
 from pipeline.api import extract_features
@@ -58,10 +58,10 @@ def views_by_split(table: FeatureTable) -> dict[str, list[int]]:
     }
 
 
-def test_training_images_have_views_and_no_other(drawn_set: Path) -> None:
-    done = extract(drawn_set, 2)
+def test_training_images_have_views_and_no_other(synthetic_set: Path) -> None:
+    done = extract(synthetic_set, 2)
     assert done.computed == 24 * 3 + 48
-    assert_rows_are_the_views_of_their_images(done.table, drawn_set)
+    assert_rows_are_the_views_of_their_images(done.table, synthetic_set)
     assert views_by_split(done.table) == {
         "none": [],
         "train": sorted([0, 1, 2] * 24),
@@ -73,52 +73,52 @@ def test_training_images_have_views_and_no_other(drawn_set: Path) -> None:
     assert Augmentation.from_dict(document["augmentation"]) == POLICIES["book"]
 
 
-def test_every_image_has_views_where_stage_two_splits(drawn_classes: Path) -> None:
-    table = extract(drawn_classes, 1).table
+def test_every_image_has_views_where_stage_two_splits(synthetic_classes: Path) -> None:
+    table = extract(synthetic_classes, 1).table
     assert views_by_split(table)["none"] == [0] * 80 + [1] * 80
 
 
-def test_tta_gives_views_to_all(drawn_set: Path) -> None:
-    table = extract(drawn_set, 1, tta=True).table
+def test_tta_gives_views_to_all(synthetic_set: Path) -> None:
+    table = extract(synthetic_set, 1, tta=True).table
     assert views_by_split(table)["test"] == [0] * 24 + [1] * 24
-    assert_rows_are_the_views_of_their_images(table, drawn_set)
+    assert_rows_are_the_views_of_their_images(table, synthetic_set)
 
 
-def test_more_views_compute_only_those(drawn_set: Path) -> None:
-    assert extract(drawn_set, 1).computed == 72 + 24
-    grown = extract(drawn_set, 3)
+def test_more_views_compute_only_those(synthetic_set: Path) -> None:
+    assert extract(synthetic_set, 1).computed == 72 + 24
+    grown = extract(synthetic_set, 3)
     assert grown.computed == 2 * 24
-    assert_rows_are_the_views_of_their_images(grown.table, drawn_set)
-    at_once = extract(drawn_set, 3, out="once.h5").table
+    assert_rows_are_the_views_of_their_images(grown.table, synthetic_set)
+    at_once = extract(synthetic_set, 3, out="once.h5").table
     order = [np.lexsort((t.columns.views, t.columns.paths)) for t in (grown.table, at_once)]
     np.testing.assert_array_equal(
         grown.table.features("pixels")[order[0]], at_once.features("pixels")[order[1]]
     )
 
 
-def test_fewer_views_hide_the_others_until_they_are_wanted_again(drawn_set: Path) -> None:
-    extract(drawn_set, 3)
-    fewer = extract(drawn_set, 1)
+def test_fewer_views_hide_the_others_until_they_are_wanted_again(synthetic_set: Path) -> None:
+    extract(synthetic_set, 3)
+    fewer = extract(synthetic_set, 1)
     assert fewer.computed == 0
     assert views_by_split(fewer.table)["train"] == [0] * 24 + [1] * 24
-    assert extract(drawn_set, 3).computed == 0
+    assert extract(synthetic_set, 3).computed == 0
 
 
-def test_other_augmentation_goes_to_another_file(drawn_set: Path) -> None:
-    book = extract(drawn_set, 1).table.path
-    light = extract(drawn_set, 1, augmentation="light")
+def test_other_augmentation_goes_to_another_file(synthetic_set: Path) -> None:
+    book = extract(synthetic_set, 1).table.path
+    light = extract(synthetic_set, 1, augmentation="light")
     assert light.table.path != book
-    assert_rows_are_the_views_of_their_images(light.table, drawn_set, POLICIES["light"])
-    other_seed = extract(drawn_set, 1, seed=1)
+    assert_rows_are_the_views_of_their_images(light.table, synthetic_set, POLICIES["light"])
+    other_seed = extract(synthetic_set, 1, seed=1)
     assert other_seed.table.path not in (book, light.table.path)
     with pytest.raises(CannotCreateError, match="another --out"):
-        extract(drawn_set, 1, augmentation="light", out=book)
+        extract(synthetic_set, 1, augmentation="light", out=book)
 
 
-def test_renamed_image_keeps_its_views(drawn_set: Path) -> None:
-    extract(drawn_set, 2)
-    (drawn_set / "train/plain/000.png").rename(drawn_set / "train/plain/renamed.png")
-    done = extract(drawn_set, 2)
+def test_renamed_image_keeps_its_views(synthetic_set: Path) -> None:
+    extract(synthetic_set, 2)
+    (synthetic_set / "train/plain/000.png").rename(synthetic_set / "train/plain/renamed.png")
+    done = extract(synthetic_set, 2)
     assert done.computed == 0
     names = done.table.columns.paths.tolist()
     assert names.count(b"train/plain/renamed.png") == 3
@@ -126,7 +126,7 @@ def test_renamed_image_keeps_its_views(drawn_set: Path) -> None:
 
 
 def test_interrupted_run_goes_on_to_the_same_rows(
-    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compute, "SECONDS", 0.0)
     progress: list[int] = []
@@ -138,32 +138,32 @@ def test_interrupted_run_goes_on_to_the_same_rows(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(drawn_set, 3, progress=interrupt)
-    done = extract(drawn_set, 3)
+        extract(synthetic_set, 3, progress=interrupt)
+    done = extract(synthetic_set, 3)
     assert 0 < done.computed <= 144 - progress[-1]
-    assert_rows_are_the_views_of_their_images(done.table, drawn_set)
+    assert_rows_are_the_views_of_their_images(done.table, synthetic_set)
 
 
-def test_new_image_gets_its_views(drawn_set: Path) -> None:
-    extract(drawn_set, 2)
-    draw(7, stripes=True, size=(20, 20)).save(drawn_set / "train/striped/new.png")
-    assert extract(drawn_set, 2).computed == 3
-    (drawn_set / "train/striped/new.png").unlink()
-    table = extract(drawn_set, 2).table
+def test_new_image_gets_its_views(synthetic_set: Path) -> None:
+    extract(synthetic_set, 2)
+    draw(7, stripes=True, size=(20, 20)).save(synthetic_set / "train/striped/new.png")
+    assert extract(synthetic_set, 2).computed == 3
+    (synthetic_set / "train/striped/new.png").unlink()
+    table = extract(synthetic_set, 2).table
     assert len(table) == 24 * 3 + 48
     assert (read_all_rows(table.path).columns.labels == -1).sum() == 3
 
 
-def test_copy_in_test_gives_no_views_to_test(drawn_set: Path) -> None:
+def test_copy_in_test_gives_no_views_to_test(synthetic_set: Path) -> None:
     """The same photograph in train and test: its views are rows of train alone."""
-    shutil.copy(drawn_set / "train/plain/000.png", drawn_set / "test/plain/copy.png")
-    table = extract(drawn_set, 2).table
+    shutil.copy(synthetic_set / "train/plain/000.png", synthetic_set / "test/plain/copy.png")
+    table = extract(synthetic_set, 2).table
     assert views_by_split(table)["test"] == [0] * 25
     assert len(table) == 24 * 3 + 49
 
 
-def test_repair_draws_the_same_views(drawn_set: Path) -> None:
-    table = extract(drawn_set, 2).table
+def test_repair_draws_the_same_views(synthetic_set: Path) -> None:
+    table = extract(synthetic_set, 2).table
     expected = table.features("pixels")
     content = bytearray(table.path.read_bytes())
     content[len(content) // 3] ^= 1
@@ -175,8 +175,8 @@ def test_repair_draws_the_same_views(drawn_set: Path) -> None:
     run_command("cache", "verify", table.path)
 
 
-def test_command_says_what_views_it_made(drawn_set: Path) -> None:
-    command = ["extract", drawn_set, "--base", "pixels", "--views", "2", "--rotation", "10"]
+def test_command_says_what_views_it_made(synthetic_set: Path) -> None:
+    command = ["extract", synthetic_set, "--base", "pixels", "--views", "2", "--rotation", "10"]
     assert "72 images and 48 views of them (120 computed)" in run_command(*command).stdout
     assert "(all from the cache)" in run_command(*command).stdout
     message = assert_one_line(run_command(*command[:4], "--tta", check=2))
@@ -184,19 +184,19 @@ def test_command_says_what_views_it_made(drawn_set: Path) -> None:
     assert "--rotation" in assert_one_line(run_command(*command[:-1], "400", check=2))
 
 
-def test_preview_is_a_sheet_and_nothing_else(drawn_set: Path) -> None:
-    finished = run_command("extract", drawn_set, "--base", "pixels", "--preview-views")
+def test_preview_is_a_sheet_and_nothing_else(synthetic_set: Path) -> None:
+    finished = run_command("extract", synthetic_set, "--base", "pixels", "--preview-views")
     sheet = Path(finished.stdout.strip())
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert not list(Path("cache").glob("*.h5"))
 
 
 def test_too_little_room_is_said_before_the_work(
-    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 9))
     with pytest.raises(StorageError, match=r"needed, 9 bytes free.*fewer --views"):
-        extract(drawn_set, 2)
+        extract(synthetic_set, 2)
 
 
 @pytest.mark.parametrize("views", [-1, 1001])
@@ -221,18 +221,20 @@ def test_view_0_is_the_image_itself() -> None:
     assert (plan.draw(RowKey(b"\1" * 32, 1), pixels) != pixels).any()
 
 
-def test_hidden_views_are_never_taken_for_those_of_another_augmentation(drawn_set: Path) -> None:
-    extract(drawn_set, 2, out="x.h5")
+def test_hidden_views_are_never_taken_for_those_of_another_augmentation(
+    synthetic_set: Path,
+) -> None:
+    extract(synthetic_set, 2, out="x.h5")
     with pytest.raises(CannotCreateError, match="received no --views"):
-        extract(drawn_set, 0, out="x.h5")
+        extract(synthetic_set, 0, out="x.h5")
     with pytest.raises(CannotCreateError, match="holds views drawn with"):
-        extract(drawn_set, 2, out="x.h5", augmentation="strong")
+        extract(synthetic_set, 2, out="x.h5", augmentation="strong")
     with pytest.raises(CannotCreateError, match="holds views drawn with"):
-        extract(drawn_set, 2, out="x.h5", seed=1)
+        extract(synthetic_set, 2, out="x.h5", seed=1)
 
 
 def test_views_of_a_killed_run_are_never_taken_for_others(
-    drawn_set: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -240,18 +242,18 @@ def test_views_of_a_killed_run_are_never_taken_for_others(
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.cache.fill.publish_rows", killed)
         with pytest.raises(KeyboardInterrupt):
-            extract(drawn_set, 2, out="x.h5")
+            extract(synthetic_set, 2, out="x.h5")
     with pytest.raises(CannotCreateError, match="interrupted run that were drawn otherwise"):
-        extract(drawn_set, 2, out="x.h5", augmentation="strong")
-    done = extract(drawn_set, 2, out="x.h5")
+        extract(synthetic_set, 2, out="x.h5", augmentation="strong")
+    done = extract(synthetic_set, 2, out="x.h5")
     assert done.computed == 0
-    assert_rows_are_the_views_of_their_images(done.table, drawn_set)
+    assert_rows_are_the_views_of_their_images(done.table, synthetic_set)
 
 
 @pytest.mark.slow
-def test_killed_process_goes_on_to_the_same_file(drawn_set: Path) -> None:
+def test_killed_process_goes_on_to_the_same_file(synthetic_set: Path) -> None:
     """kill -9 while views are computed; bit for bit what an uninterrupted run writes."""
-    command = [sys.executable, "-m", "pipeline.extract", str(drawn_set), "--base", "vgg16"]
+    command = [sys.executable, "-m", "pipeline.extract", str(synthetic_set), "--base", "vgg16"]
     command += ["--weights", "random", "--engine", "tensorflow", "--image-size", "64"]
     command += ["--views", "6", "--out", "x.h5"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import assert_one_line, run_command
-from drawing import draw
+from synthetic_images import draw
 
 from pipeline.api import extract_features
 from pipeline.cache import compute
+from pipeline.cache.checksums import find_damage
 from pipeline.cache.file import read_table, rows_per_chunk
-from pipeline.cache.seal import find_damage
 from pipeline.errors import StorageError
 
 resource = pytest.importorskip("resource", reason="limits are set as Unix does")

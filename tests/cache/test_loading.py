@@ -19,7 +19,7 @@ COUNT = 150
 def cache(tmp_path: Path) -> Path:
     labels = alternating_labels(COUNT)
     return write_cache(
-        tmp_path / "drawn.h5",
+        tmp_path / "synthetic.h5",
         labels=labels,
         splits=folder_splits(COUNT),
         layers={
@@ -138,7 +138,7 @@ def test_what_cannot_be_is_refused(cache: Path, options: Any, message: str) -> N
 
 
 def test_split_that_the_set_does_not_have_is_no_input(tmp_path: Path) -> None:
-    cache = write_cache(tmp_path / "drawn.h5", labels=[0, 1])
+    cache = write_cache(tmp_path / "synthetic.h5", labels=[0, 1])
     with pytest.raises(NoInputError, match="has no test images"):
         load_features(cache, as_="arrays", split="test")
 

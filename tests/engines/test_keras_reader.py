@@ -39,7 +39,7 @@ CONFIG = BaseConfig(base="mobilenet_v2", image_size=SIDE)
 layers = keras.layers
 
 
-def drawn_model(add: Callable[[Any], Any]) -> Any:
+def synthetic_model(add: Callable[[Any], Any]) -> Any:
     """Seven channels of values of either sign, and what is put on them; no variable is 0 or 1."""
     keras.utils.set_random_seed(0)
     image = keras.Input((SIDE, SIDE, 3), name="input_image")
@@ -144,7 +144,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_kind_of_layer_computes_what_keras_computes(case: str, tmp_path: Path) -> None:
-    assert_agrees(drawn_model(CASES[case]), tmp_path, "last")
+    assert_agrees(synthetic_model(CASES[case]), tmp_path, "last")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_each_kind_of_layer_computes_what_keras_computes(case: str, tmp_path: Pa
     ["relu", "relu6", "sigmoid", "silu", "hard_sigmoid", "hard_silu", "tanh", "gelu", "linear"],
 )
 def test_each_activation_computes_what_keras_computes(function: str, tmp_path: Path) -> None:
-    assert_agrees(drawn_model(layers.Activation(function, name="last")), tmp_path, "last")
+    assert_agrees(synthetic_model(layers.Activation(function, name="last")), tmp_path, "last")
 
 
 @pytest.mark.parametrize("preprocessing", ["native", "rescale"])
@@ -160,7 +160,7 @@ def test_each_activation_computes_what_keras_computes(function: str, tmp_path: P
 def test_preprocessing_is_the_base_s_own_or_the_one_asked_for(
     base: str, preprocessing: str, tmp_path: Path
 ) -> None:
-    model = drawn_model(layers.ReLU(name="last"))
+    model = synthetic_model(layers.ReLU(name="last"))
     config = BaseConfig(base=base, image_size=SIDE, preprocessing=preprocessing)
     assert_agrees(model, tmp_path, "last", config=config)
 
@@ -174,7 +174,7 @@ def test_layers_asked_for_keep_their_own_results(tmp_path: Path) -> None:
         return layers.Conv2D(4, 3, activation="relu", name="activated")(maps)
 
     names = ("input_image", "convolved", "normed", "dropped", "padded", "activated")
-    found = assert_agrees(drawn_model(add), tmp_path, *names)
+    found = assert_agrees(synthetic_model(add), tmp_path, *names)
     assert found["activated"].min() == 0
     assert found["normed"].min() < 0
     np.testing.assert_array_equal(found["dropped"], found["normed"])
@@ -185,7 +185,7 @@ def test_only_what_leads_to_the_layers_asked_for_is_read() -> None:
         maps = layers.ReLU(name="early")(maps)
         return layers.UpSampling2D(name="unknown")(maps)
 
-    model = drawn_model(add)
+    model = synthetic_model(add)
     assert [operation.name for operation in read(model, "early").operations] == ["stem", "early"]
     with pytest.raises(CannotConvert, match=r"layer unknown \(UpSampling2D\) cannot"):
         read(model, "unknown")
@@ -206,11 +206,11 @@ def test_a_known_layer_with_an_unknown_setting_cannot_be_converted(layer: Any) -
         return layers.Reshape((SIDE - 2, SIDE - 2, -1), name="maps")(layer(maps))
 
     with pytest.raises(CannotConvert, match=f"layer last .{type(layer).__name__}. cannot be"):
-        read(drawn_model(add), "maps")
+        read(synthetic_model(add), "maps")
 
 
 def test_a_layer_that_is_not_there_or_gives_no_maps_is_a_usage_error() -> None:
-    model = drawn_model(layers.GlobalAveragePooling2D(name="flat"))
+    model = synthetic_model(layers.GlobalAveragePooling2D(name="flat"))
     with pytest.raises(UsageError, match="has no layer 'block9'"):
         read(model, "block9")
     with pytest.raises(UsageError, match="gives no feature maps"):

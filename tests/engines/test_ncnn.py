@@ -37,17 +37,17 @@ TOLERANCE = 1e-5  # relative, L2 norm of a row
 Maps = npt.NDArray[np.float64]  # (B, C, H, W)
 
 
-def drawn(*shape: int, seed: int = 1) -> npt.NDArray[np.float32]:
+def random_array(*shape: int, seed: int = 1) -> npt.NDArray[np.float32]:
     values: npt.NDArray[np.float32] = np.random.default_rng(seed).normal(size=shape)
     return values.astype(np.float32)
 
 
 def conv(name: str, source: str, channels: int, count: int, size: int = 1, **how: object) -> Conv:
-    """A convolution with drawn weights that keeps values near 1."""
+    """A convolution with synthetic weights that keeps values near 1."""
     groups = int(str(how.get("groups", 1)))
-    weight = drawn(count, channels // groups, size, size, seed=len(name)) / size
+    weight = random_array(count, channels // groups, size, size, seed=len(name)) / size
     weight /= np.sqrt(channels // groups)
-    return Conv(name=name, inputs=(source,), weight=weight, bias=drawn(count), **how)  # type: ignore[arg-type]
+    return Conv(name=name, inputs=(source,), weight=weight, bias=random_array(count), **how)  # type: ignore[arg-type]
 
 
 # The reference: one function an operation, as short as it can be.
@@ -223,10 +223,18 @@ def test_convolutions(channels: int, how: dict[str, object]) -> None:
 
 def test_kernels_that_are_no_squares() -> None:
     tall = Conv(
-        name="tall", inputs=(IMAGE,), weight=drawn(8, 3, 7, 1), bias=drawn(8), pads=(3, 0, 3, 0)
+        name="tall",
+        inputs=(IMAGE,),
+        weight=random_array(8, 3, 7, 1),
+        bias=random_array(8),
+        pads=(3, 0, 3, 0),
     )
     wide = Conv(
-        name="wide", inputs=("tall",), weight=drawn(9, 8, 2, 5), bias=drawn(9), dilation=(3, 1)
+        name="wide",
+        inputs=("tall",),
+        weight=random_array(9, 8, 2, 5),
+        bias=random_array(9),
+        dilation=(3, 1),
     )
     assert_agrees(network_of([tall, wide]))
 
@@ -288,7 +296,7 @@ def test_pooling_counts_no_padding(
 
 def single(kind: str, source: str, channels: int) -> Operation:
     inputs = (source,)
-    scale, offset = drawn(channels, seed=2), drawn(channels, seed=3)
+    scale, offset = random_array(channels, seed=2), random_array(channels, seed=3)
     operations: dict[str, Operation] = {
         "affine": Affine(name="it", inputs=inputs, scale=scale, offset=offset),
         "layer_norm": LayerNorm(name="it", inputs=inputs, scale=scale, offset=offset, epsilon=1e-6),
@@ -356,8 +364,8 @@ def test_squeeze_and_excite(channels: int, weights_first: bool, side: int) -> No
         Conv(
             name="before",
             inputs=(IMAGE,),
-            weight=drawn(channels, 3, size, size) / size,
-            bias=drawn(channels),
+            weight=random_array(channels, 3, size, size) / size,
+            bias=random_array(channels),
         ),
         Function(function="global_average", name="squeeze", inputs=("before",)),
         conv("reduce", "squeeze", channels, 3),

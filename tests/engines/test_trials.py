@@ -16,8 +16,8 @@ from pipeline.engines.trials import TOLERANCE
 from pipeline.engines.worker import (
     WorkerDied,
     conversions_folder,
-    in_own_process,
-    is_whole,
+    in_subprocess,
+    is_complete,
     runtime_version,
     write_conversion,
 )
@@ -56,7 +56,7 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(job: str, *_: Any, **__: Any) -> None:
         raise AssertionError(f"a process was started for {job}")
 
-    monkeypatch.setattr(trials, "in_own_process", refuse)
+    monkeypatch.setattr(trials, "in_subprocess", refuse)
 
 
 def record_of(folder: Path) -> Path:
@@ -163,9 +163,9 @@ def test_damaged_conversion_is_made_anew(tried: Path) -> None:
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    assert not is_whole(folder)
+    assert not is_complete(folder)
     again = opened(tried, "onnx")(IMAGES[:4])[LAYER]
-    assert is_whole(folder)
+    assert is_complete(folder)
     np.testing.assert_array_equal(again, expected)
 
 
@@ -192,7 +192,7 @@ def test_unknown_engine_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_process_raises_what_its_job_raised(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="mobilenet_v3_small has no layer 'block9_pool'"):
-        in_own_process(
+        in_subprocess(
             "reference",
             config_in(tmp_path),
             layers=["block9_pool"],
@@ -203,12 +203,12 @@ def test_process_raises_what_its_job_raised(tmp_path: Path) -> None:
 
 
 def onnx_dies(signal: int) -> Callable[..., dict[str, Any]]:
-    """`in_own_process`, in which every process of the engine onnx is killed."""
+    """`in_subprocess`, in which every process of the engine onnx is killed."""
 
     def run(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
         if details.get("engine") == "onnx":
             raise WorkerDied(f"its process ended by signal {signal}")
-        return worker.in_own_process(job, config, **details)
+        return worker.in_subprocess(job, config, **details)
 
     return run
 
@@ -218,7 +218,7 @@ def test_engine_that_crashes_is_out_and_nothing_else(
     tried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     record_of(tried).unlink()
-    monkeypatch.setattr(trials, "in_own_process", onnx_dies(11))
+    monkeypatch.setattr(trials, "in_subprocess", onnx_dies(11))
     assert opened(tried, images=IMAGES).name in ("tensorflow", "ncnn")
     assert "engine onnx is not used: its process ended by signal 11" in caplog.text
 
@@ -238,7 +238,7 @@ def test_passing_failure_is_no_verdict(tried: Path, monkeypatch: pytest.MonkeyPa
     """An engine whose process was killed is out this time, and tried again the next."""
     record_of(tried).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "in_own_process", onnx_dies(9))
+        patch.setattr(trials, "in_subprocess", onnx_dies(9))
         opened(tried, images=IMAGES)
     assert "onnx" not in {
         each["engine"] for each in json.loads(record_of(tried).read_text()).values()

@@ -10,7 +10,7 @@ import pytest
 from feature_sets import SPEC, draw_columns, write_cache
 
 from pipeline.cache.file import read_table
-from pipeline.evaluation.audit import audit_input, look_into
+from pipeline.evaluation.audit import audit_features, audit_input
 from pipeline.evaluation.duplicates import MOST_PAIRS, find_duplicates, linked_rows
 from pipeline.evaluation.splits import make_splits
 from pipeline.evaluation.suspects import find_suspects, out_of_fold, rank_suspects
@@ -236,7 +236,7 @@ def look_at(path: Path, *, dropped: int | None = None) -> tuple:
     splits = make_splits(table.columns, table.classes)
     if dropped is not None:
         splits = replace(splits, train=splits.train[splits.train != dropped])
-    return look_into(table, "block5_pool", splits=splits)
+    return audit_features(table, "block5_pool", splits=splits)
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def test_duplicates_that_two_folds_part_are_noticed(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c.h5", labels=[0, 1] * 60, layers={"block5_pool:avg": features})
     table = read_table(cache)
     splits = make_splits(table.columns, table.classes)
-    findings, (notice,) = look_into(
+    findings, (notice,) = audit_features(
         table, "block5_pool:avg", splits=splits, folds=np.split(np.arange(120), 3)
     )
     assert [(each.first, each.second, each.across) for each in findings.duplicates] == [

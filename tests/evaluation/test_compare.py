@@ -23,7 +23,9 @@ LABELS = alternating_labels(200)
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    return write_cache(tmp_path / "drawn.h5", labels=LABELS, splits=folder_splits(200), signal=0.3)
+    return write_cache(
+        tmp_path / "synthetic.h5", labels=LABELS, splits=folder_splits(200), signal=0.3
+    )
 
 
 def test_every_head_has_a_row_and_validation_sorts_them(cache: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.cache.file import read_table
 from pipeline.errors import UsageError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.metrics import expected_calibration_error
-from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.protocol import EvaluationProtocol
 from pipeline.heads.config import DenseConfig
 
 LABELS = alternating_labels(200)
@@ -23,7 +23,7 @@ QUICK_DENSE = DenseConfig(epochs=3, units=8, learning_rate=1e-3)
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """200 images without split folders, hard to tell apart."""
-    return write_cache(tmp_path / "drawn.h5", labels=LABELS, signal=0.2)
+    return write_cache(tmp_path / "synthetic.h5", labels=LABELS, signal=0.2)
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def best_of_grid(
 
 
 def test_folds_equal_scikit_learn_by_hand(cache: Path) -> None:
-    comparison = compare_heads(cache, heads="logistic", cv=4, look=False)
+    comparison = compare_heads(cache, heads="logistic", cv=4, audit=False)
     (outcome,) = comparison.outcomes
     columns = read_table(cache).columns
     pooled, labels = pooled_of(cache), columns.labels
     correct = np.zeros(200, bool)
     accuracies = []
-    for trial in Protocol(folds=4).divide(columns, ("cats", "dogs")).trials:
+    for trial in EvaluationProtocol(folds=4).plan_trials(columns, ("cats", "dogs")).trials:
         train, validation, test = trial.splits.train, trial.splits.validation, trial.splits.test
         rows = scaled(pooled, train)
         best = best_of_grid(rows[train], labels[train], rows[validation], labels[validation])
@@ -81,8 +81,8 @@ def test_folds_equal_scikit_learn_by_hand(cache: Path) -> None:
 
 
 def test_refit_learns_from_train_and_validation(sorted_cache: Path) -> None:
-    (plain,) = compare_heads(sorted_cache, heads="ridge", look=False).outcomes
-    (outcome,) = compare_heads(sorted_cache, heads="ridge", refit=True, look=False).outcomes
+    (plain,) = compare_heads(sorted_cache, heads="ridge", audit=False).outcomes
+    (outcome,) = compare_heads(sorted_cache, heads="ridge", refit=True, audit=False).outcomes
     assert outcome.result.validation_accuracy == plain.result.validation_accuracy
     assert outcome.result.params == plain.result.params
     columns = read_table(sorted_cache).columns
@@ -117,7 +117,7 @@ def test_repeats_are_seeds_for_heads_that_draw_and_nothing_for_others(sorted_cac
 
 def test_the_same_seed_repeats_folds_and_table(cache: Path) -> None:
     def rows() -> list[dict[str, object]]:
-        comparison = compare_heads(cache, cv=3, repeats=2, seed=7, dense=QUICK_DENSE, look=False)
+        comparison = compare_heads(cache, cv=3, repeats=2, seed=7, dense=QUICK_DENSE, audit=False)
         return [result.row() | {"fit_seconds": 0, "predict_ms": 0} for result in comparison.results]
 
     assert rows() == rows()
@@ -127,7 +127,7 @@ def test_a_dense_grid_is_chosen_from_on_validation(sorted_cache: Path) -> None:
     grid = [
         replace(QUICK_DENSE, units=units, dropout=rate) for units in (4, 8) for rate in (0, 0.5)
     ]
-    (outcome,) = compare_heads(sorted_cache, heads="dense", dense=grid, look=False).outcomes
+    (outcome,) = compare_heads(sorted_cache, heads="dense", dense=grid, audit=False).outcomes
     assert len(outcome.settings) == 4
     (chosen,) = (each for each in outcome.settings if each.chosen)
     assert chosen.validation_accuracy == max(e.validation_accuracy for e in outcome.settings)
@@ -139,14 +139,14 @@ def test_corrected_labels_are_learned_and_dropped_rows_left_out(
 ) -> None:
     edits = tmp_path / "edits.csv"
     edits.write_text("path,new_label,drop\n0.jpg,dogs,\n2.jpg,,yes\n")
-    comparison = compare_heads(sorted_cache, heads="majority", labels=edits, look=False)
+    comparison = compare_heads(sorted_cache, heads="majority", labels=edits, audit=False)
     (described,) = comparison.run["caches"]
     assert described["split_counts"]["train"] == {"cats": 58, "dogs": 61}
     assert comparison.run["labels"] == [edits.as_posix()]
 
 
 def test_caches_of_the_same_images_are_compared_in_pairs(tmp_path: Path) -> None:
-    def drawn(name: str, signal: float, salt: str = "") -> Path:
+    def synthetic(name: str, signal: float, salt: str = "") -> Path:
         return write_cache(
             tmp_path / f"{name}.h5",
             labels=LABELS,
@@ -156,19 +156,19 @@ def test_caches_of_the_same_images_are_compared_in_pairs(tmp_path: Path) -> None
             columns=draw_columns(LABELS, splits=folder_splits(200), salt=salt),
         )
 
-    same = [drawn("strong", 0.6), drawn("weak", 0.02)]
-    strong, weak = compare_heads(same, heads="ridge", look=False).results
+    same = [synthetic("strong", 0.6), synthetic("weak", 0.02)]
+    strong, weak = compare_heads(same, heads="ridge", audit=False).results
     assert (strong.base, weak.base) == ("strong", "weak")
     assert strong.verdict == "best"
     assert weak.p_value < 0.05
-    other = [same[0], drawn("weaker", 0.02, salt="other images")]
+    other = [same[0], synthetic("weaker", 0.02, salt="other images")]
     assert all(np.isnan(each.p_value) for each in compare_heads(other, heads="ridge").results[1:])
 
 
 def test_imbalance_is_noticed(tmp_path: Path) -> None:
     labels = [0, 0, 0, 1] * 50
     cache = write_cache(tmp_path / "imbalanced.h5", labels=labels, splits=folder_splits(200))
-    comparison = compare_heads(cache, heads="majority", look=False)
+    comparison = compare_heads(cache, heads="majority", audit=False)
     assert "imbalanced: 90 training images of cats (75 %), 30 of dogs" in comparison.notices[0]
     assert "--balance" in comparison.notices[0]
     (result,) = comparison.results
@@ -213,13 +213,13 @@ def test_an_own_head_that_fails_on_test_rows_costs_its_own_row_only(
     (tmp_path / "flaky_head.py").write_text(FLAKY)
     monkeypatch.syspath_prepend(tmp_path)
     heads = ["ridge", "flaky_head:Flaky"]
-    ridge, flaky = compare_heads(sorted_cache, heads=heads, look=False).results
+    ridge, flaky = compare_heads(sorted_cache, heads=heads, audit=False).results
     assert (ridge.head, ridge.status) == ("ridge", "")
     assert (flaky.head, flaky.status) == ("flaky_head:Flaky", "failed: MemoryError: too big")
 
 
 def test_calibration_error_over_folds_is_of_all_images_together(cache: Path) -> None:
-    (outcome,) = compare_heads(cache, heads="logistic", cv=5, look=False).outcomes
+    (outcome,) = compare_heads(cache, heads="logistic", cv=5, audit=False).outcomes
     assert outcome.test is not None
     expected = expected_calibration_error(outcome.test.labels, outcome.test.scores)
     assert outcome.result.ece == pytest.approx(expected)
@@ -229,12 +229,12 @@ def test_a_cache_that_is_named_twice_is_compared_once(
     cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     again = cache.parent / "." / cache.name
-    assert len(compare_heads([cache, again], heads="ridge", look=False).results) == 1
+    assert len(compare_heads([cache, again], heads="ridge", audit=False).results) == 1
     assert "named twice" in caplog.text
 
 
 def test_different_images_are_noticed(tmp_path: Path, cache: Path) -> None:
     columns = draw_columns(LABELS, salt="other")
     other = write_cache(tmp_path / "other.h5", labels=LABELS, columns=columns)
-    comparison = compare_heads([cache, other], heads="majority", look=False)
+    comparison = compare_heads([cache, other], heads="majority", audit=False)
     assert "hold different images" in comparison.notices[0]

@@ -18,7 +18,7 @@ from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation import fitting
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import Fits, fit_heads
-from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.protocol import EvaluationProtocol
 from pipeline.evaluation.rows import TrialRows, ViewRows
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import HeadRequest
@@ -33,7 +33,7 @@ def trial_rows(folds: int = 3) -> TrialRows:
         features=draw_features(LABELS, (10,)),
         labels=LABELS,
         class_count=2,
-        trials=Protocol(folds=folds).divide(columns, ("cats", "dogs")).trials,
+        trials=EvaluationProtocol(folds=folds).plan_trials(columns, ("cats", "dogs")).trials,
         rows=ViewRows.plain(len(LABELS)),
     )
 
@@ -96,7 +96,9 @@ def test_a_head_that_takes_too_long_is_stopped() -> None:
         features=random.normal(size=(6000, 400)).astype(np.float32),
         labels=labels,
         class_count=2,
-        trials=Protocol(folds=3).divide(draw_columns(labels.tolist()), ("a", "b")).trials[:1],
+        trials=EvaluationProtocol(folds=3)
+        .plan_trials(draw_columns(labels.tolist()), ("a", "b"))
+        .trials[:1],
         rows=ViewRows.plain(6000),
     )
     started = time.monotonic()
@@ -184,14 +186,15 @@ import numpy as np
 from feature_sets import draw_columns
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import fit_heads
-from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.protocol import EvaluationProtocol
 from pipeline.evaluation.rows import TrialRows, ViewRows
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import load_head
 
 def fit():
     labels = np.arange(12) % 2
-    trials = Protocol(folds=3).divide(draw_columns(labels.tolist()), ("a", "b")).trials[:1]
+    columns = draw_columns(labels.tolist())
+    trials = EvaluationProtocol(folds=3).plan_trials(columns, ("a", "b")).trials[:1]
     data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials, ViewRows.plain(12))
     heads = {HeadRequest("knn"): load_head("knn")}
     (found,) = fit_heads(heads, data, ClassifyConfig(timeout=60)).values()

@@ -11,7 +11,7 @@ from feature_sets import draw_columns, write_cache
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.evaluation.audit import Findings
+from pipeline.evaluation.audit import AuditResult
 from pipeline.evaluation.label_edits import (
     COLUMNS,
     DROPPED,
@@ -60,7 +60,7 @@ def suspects_file(table: FeatureTable, path: Path = Path("suspects.csv")) -> Pat
     )
     write_suspects(
         path,
-        Findings(
+        AuditResult(
             table=table, layer="block5_pool", duplicates=(), suspects=suspects, learning_curve=None
         ),
     )

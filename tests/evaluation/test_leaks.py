@@ -73,14 +73,16 @@ SLOW = ("folds of groups", "folds, refit", "repeated folds, balanced")  # 10 to 
 )
 def test_random_labels_give_chance_accuracy(random_labels: Path, protocol: str) -> None:
     options = PROTOCOLS[protocol]
-    comparison = compare_heads(random_labels, heads="all", dense=QUICK_DENSE, look=False, **options)
+    comparison = compare_heads(
+        random_labels, heads="all", dense=QUICK_DENSE, audit=False, **options
+    )
     images = IMAGES if "cv" in options else len(set(comparison.outcomes[0].test.keys.tolist()))
     assert {result.head for result in comparison.results} >= {"dense", "knn", "random_forest"}
     assert [result for result in comparison.results if not is_chance(result, images)] == []
 
 
 def test_random_labels_give_chance_accuracy_by_kornblith(random_labels: Path) -> None:
-    (result,) = compare_heads(random_labels, protocol="kornblith", cv=3, look=False).results
+    (result,) = compare_heads(random_labels, protocol="kornblith", cv=3, audit=False).results
     assert is_chance(result, IMAGES)
 
 
@@ -99,7 +101,7 @@ def test_random_labels_give_chance_accuracy_with_eight_views(
         views=8,
         tta=True,
     )
-    comparison = compare_heads(cache, dense=QUICK_DENSE, look=False, tta=tta, **options)
+    comparison = compare_heads(cache, dense=QUICK_DENSE, audit=False, tta=tta, **options)
     assert {result.views for result in comparison.results} == {options["views"]}
     assert [result for result in comparison.results if not is_chance(result, count // 3)] == []
 
@@ -113,5 +115,5 @@ def test_a_leaky_splitter_is_found_out(
         return draw_columns([0] * len(columns)).digests
 
     monkeypatch.setattr("pipeline.evaluation.protocol.identities_of", alone)
-    (result,) = compare_heads(random_labels, heads=head, cv=3, look=False).results
+    (result,) = compare_heads(random_labels, heads=head, cv=3, audit=False).results
     assert not is_chance(result, IMAGES)

@@ -5,7 +5,7 @@ import pytest
 from feature_sets import alternating_labels, draw_columns, folder_splits
 
 from pipeline.errors import BadDataError, UsageError
-from pipeline.evaluation.protocol import FEW_IMAGES, Protocol
+from pipeline.evaluation.protocol import FEW_IMAGES, EvaluationProtocol
 
 CLASSES = ("cats", "dogs")
 
@@ -26,23 +26,28 @@ def test_small_sets_without_folders_are_cross_validated(
 ) -> None:
     labels = alternating_labels(count)
     columns = draw_columns(labels, splits=folder_splits(count) if folders else None)
-    division = Protocol(**given).divide(columns, CLASSES)
+    division = EvaluationProtocol(**given).plan_trials(columns, CLASSES)
     assert division.folds == folds
     assert len(division.trials) == max(folds, 1)
 
 
 def test_folders_that_are_ignored_are_told() -> None:
     columns = draw_columns(alternating_labels(100), splits=folder_splits(100))
-    assert "split folders are ignored" in Protocol(folds=3).divide(columns, CLASSES).source
+    assert (
+        "split folders are ignored"
+        in EvaluationProtocol(folds=3).plan_trials(columns, CLASSES).source
+    )
     columns = draw_columns(alternating_labels(100))
-    assert "ignored" not in Protocol(folds=3).divide(columns, CLASSES).source
+    assert "ignored" not in EvaluationProtocol(folds=3).plan_trials(columns, CLASSES).source
 
 
 def test_repeats_are_seeds_of_one_division_or_divisions_anew() -> None:
     columns = draw_columns(alternating_labels(100))
-    (trial,) = Protocol(split="60/20/20", repeats=3, seed=5).divide(columns, CLASSES).trials
+    (trial,) = (
+        EvaluationProtocol(split="60/20/20", repeats=3, seed=5).plan_trials(columns, CLASSES).trials
+    )
     assert trial.seeds == (5, 6, 7)
-    trials = Protocol(folds=4, repeats=2, seed=5).divide(columns, CLASSES).trials
+    trials = EvaluationProtocol(folds=4, repeats=2, seed=5).plan_trials(columns, CLASSES).trials
     assert [each.seeds for each in trials] == [(5,)] * 4 + [(6,)] * 4
     for repeat in (trials[:4], trials[4:]):
         tested = np.concatenate([each.splits.test for each in repeat])
@@ -55,7 +60,7 @@ def test_groups_hold_for_shares_and_for_folds() -> None:
     rule = r"^(\d+)\d\.jpg"  # paths are 0.jpg … 299.jpg: ten in a row are one group
     object_of = np.arange(300) // 10
     for given in ({"folds": 3}, {"split": "60/20/20"}):
-        for trial in Protocol(group=rule, **given).divide(columns, CLASSES).trials:
+        for trial in EvaluationProtocol(group=rule, **given).plan_trials(columns, CLASSES).trials:
             splits = trial.splits
             train, validation, test = (
                 set(object_of[rows[rows >= 10]])
@@ -77,21 +82,21 @@ def test_groups_hold_for_shares_and_for_folds() -> None:
 )
 def test_what_cannot_be_is_refused(given: dict[str, object], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        Protocol(**given)
+        EvaluationProtocol(**given)
 
 
 def test_flags_that_folders_overrule_are_refused_or_told(caplog: pytest.LogCaptureFixture) -> None:
     columns = draw_columns(alternating_labels(100), splits=folder_splits(100))
     with pytest.raises(UsageError, match="--split: the set has train, validation and test"):
-        Protocol(split="80/10/10").divide(columns, CLASSES)
-    Protocol(split_seed=7).divide(columns, CLASSES)
+        EvaluationProtocol(split="80/10/10").plan_trials(columns, CLASSES)
+    EvaluationProtocol(split_seed=7).plan_trials(columns, CLASSES)
     assert "--split-seed changes nothing" in caplog.text
     rule = r"(\d)\.jpg"  # ten groups, of which the folders part each
-    (notice,) = Protocol(group=rule).divide(columns, CLASSES).notices
+    (notice,) = EvaluationProtocol(group=rule).plan_trials(columns, CLASSES).notices
     assert "stand in two splits because the folders say so" in notice
-    assert Protocol(group=rule, folds=3).divide(columns, CLASSES).notices == ()
+    assert EvaluationProtocol(group=rule, folds=3).plan_trials(columns, CLASSES).notices == ()
 
 
 def test_a_set_too_small_for_folds_is_told_so() -> None:
     with pytest.raises(BadDataError, match="has 2 different images"):
-        Protocol(folds=3).divide(draw_columns([0, 0, 1, 1]), CLASSES)
+        EvaluationProtocol(folds=3).plan_trials(draw_columns([0, 0, 1, 1]), CLASSES)

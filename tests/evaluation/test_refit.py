@@ -37,7 +37,7 @@ def sorted_cache(tmp_path: Path) -> Path:
 
 
 def compare(path: Path, **options: object) -> Comparison:
-    return compare_heads(path, dense=QUICK_DENSE, look=False, **options)  # type: ignore[arg-type]
+    return compare_heads(path, dense=QUICK_DENSE, audit=False, **options)  # type: ignore[arg-type]
 
 
 def saved_scores(outcome: Outcome, path: Path, rows: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_a_bundle_says_where_its_features_come_from(sorted_cache: Path) -> None:
     assert (bundle.classes, bundle.spec) == (table.classes, table.spec)
     expected = {
         "cache": str(sorted_cache.resolve()),
-        "set": "drawn",
+        "set": "synthetic",
         "root": "nowhere",
         "weights_from": "imagenet",
         "engine": {"name": "none"},
@@ -113,7 +113,7 @@ def folds_of(
     """Heads and what three folds found of them, as a comparison has them."""
     config = ClassifyConfig(cv=3, dense=QUICK_DENSE, **options)
     (cache,) = open_caches([path], config)
-    trials = cache.division.trials
+    trials = cache.trial_plan.trials
     data = TrialRows.read(cache.views, "block5_pool", "pooled", trials, refit=False)
     heads = {HeadRequest(name): load_head(name) for name in names}
     fits = fit_heads(heads, data, replace(config, timeout=None))

@@ -98,7 +98,7 @@ def test_a_refit_learns_from_both_parts_and_keeps_what_validation_chose(make: ty
 
 def test_scores_become_probabilities_that_decide_the_same() -> None:
     found = searched({"wrong": [1]}, make=Margin)
-    assert not found.own_probabilities
+    assert not found.native_probabilities
     np.testing.assert_allclose(found.validation_scores.sum(axis=1), 1)
     expected = found.estimator.estimator.decision_function(ROWS.features) > 0
     np.testing.assert_array_equal(found.validation_scores.argmax(axis=1), expected)

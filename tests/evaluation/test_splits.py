@@ -136,10 +136,13 @@ def test_shares_of_any_sum_are_read() -> None:
 
 @pytest.mark.parametrize("folder", [2, 3])
 def test_identical_files_in_two_folders_are_not_moved_to_a_third(folder: int) -> None:
-    drawn = draw_columns(LABELS)
-    digests, folders = drawn.digests.copy(), np.repeat(np.array([1, folder], np.uint8), [400, 200])
+    synthetic = draw_columns(LABELS)
+    digests, folders = (
+        synthetic.digests.copy(),
+        np.repeat(np.array([1, folder], np.uint8), [400, 200]),
+    )
     digests[:100] = digests[400:500]  # in train and in the other folder
-    columns = replace(drawn, digests=digests, splits=folders)
+    columns = replace(synthetic, digests=digests, splits=folders)
     splits = make_splits(columns, CLASSES)
     ours = splits.test if folder == 2 else splits.validation
     assert len(ours) > 40

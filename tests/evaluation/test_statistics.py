@@ -97,7 +97,7 @@ def test_95_percent_of_the_intervals_hold_the_accuracy_of_the_pool(accuracy: flo
     pool = random.permutation(np.arange(40 * count) < accuracy * 40 * count)
     intervals = [wilson_interval(correct, count) for correct in range(count + 1)]
     holds = np.array([low <= accuracy <= high for low, high in intervals])
-    drawn = [random.choice(pool, size=count, replace=False).sum() for _ in range(draws)]
-    assert 0.93 <= holds[drawn].mean() <= 0.97
+    sampled = [random.choice(pool, size=count, replace=False).sum() for _ in range(draws)]
+    assert 0.93 <= holds[sampled].mean() <= 0.97
     # and without chance: 500 draws scatter by 1 point about this
     assert 0.945 <= binom.pmf(np.arange(count + 1), count, accuracy)[holds].sum() <= 0.96

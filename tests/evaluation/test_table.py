@@ -30,7 +30,7 @@ LOGISTIC = Result(
     layer="block5_pool",
     image_size=150,
     fingerprint="0123456789ab",
-    cache="cache/drawn-vgg16-0123456789ab.h5",
+    cache="cache/synthetic-vgg16-0123456789ab.h5",
     balanced_accuracy=0.975,
     fits=1,
 )
@@ -97,7 +97,7 @@ def test_a_row_says_its_verdict_its_spread_or_why_it_is_empty() -> None:
         layer="block5_pool",
         image_size=150,
         fingerprint="0123456789ab",
-        cache="cache/drawn-vgg16-0123456789ab.h5",
+        cache="cache/synthetic-vgg16-0123456789ab.h5",
         status="stopped after 10 s",
     )
     _, _, first, second, third = plain_table([best, near, late]).splitlines()
@@ -109,7 +109,7 @@ def test_a_row_says_its_verdict_its_spread_or_why_it_is_empty() -> None:
     assert third.split() == ["svm_rbf", "pooled", "stopped", "after", "10", "s"]
 
 
-def drawn(width: int) -> str:
+def rendered(width: int) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None)
     console.print(rich_table([LOGISTIC, SVM], width=width))
@@ -118,7 +118,7 @@ def drawn(width: int) -> str:
 
 @pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 120, 200])
 def test_a_terminal_gets_whole_cells_and_hears_what_is_missing(width: int) -> None:
-    text = drawn(width)
+    text = rendered(width)
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
     assert "…" not in text
     assert "97.5 (93.4–99.1)" in text

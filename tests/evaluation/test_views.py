@@ -87,7 +87,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
 def compare(path: Path, **options: Any) -> Comparison:
     if "protocol" not in options:
         options["heads"] = "majority"  # the memory, by another name
-    return compare_heads(path, look=False, **options)
+    return compare_heads(path, audit=False, **options)
 
 
 @pytest.mark.parametrize("tta", [False, True])
@@ -147,7 +147,7 @@ def test_without_views_it_is_what_it_was(tmp_path: Path) -> None:
     )
     for options in ({"cv": 4}, {"split": "60/20/20", "refit": True}):
         of_plain, of_viewed = (
-            compare_heads(path, heads="fast", look=True, **options)  # type: ignore[arg-type]
+            compare_heads(path, heads="fast", audit=True, **options)  # type: ignore[arg-type]
             for path in (plain, viewed)
         )
         assert {result.views for result in of_viewed.results} == {VIEWS}
@@ -182,13 +182,13 @@ def test_only_what_is_needed_is_read_and_once(
     for views, tta in ((0, False), (2, False), (0, True), (4, True)):
         read.clear()
         (cache,) = open_caches([path], ClassifyConfig(views=views, tta=tta))
-        trials = cache.division.trials
+        trials = cache.trial_plan.trials
         data = TrialRows.read(cache.views, "names:avg", "pooled", trials, refit=False)
         most = {1: views, 2: VIEWS if tta else 0, 3: VIEWS if tta else 0}
         wanted = {(image, view) for image in split for view in range(most[split[image]] + 1)}
         assert len(read) == len(wanted)
         assert set(read) == wanted
-        learned = data.to_learn_from(cache.splits.train)
+        learned = data.training_rows(cache.splits.train)
         assert np.shares_memory(learned.features, data.features)  # of one division, not copied
 
 
@@ -200,7 +200,7 @@ def test_tta_is_the_mean_of_what_the_saved_head_says_of_each_view(
     path = write_cache(
         tmp_path / "c.h5", labels=labels, splits=folder_splits(200), signal=0.2, views=3, tta=True
     )
-    (outcome,) = compare_heads(path, heads=name, tta=True, views=2, look=False).outcomes
+    (outcome,) = compare_heads(path, heads=name, tta=True, views=2, audit=False).outcomes
     bundle, test, table = outcome.bundle, outcome.test, read_table(path)
     assert bundle is not None
     assert test is not None
@@ -269,9 +269,9 @@ def test_an_edited_label_goes_for_every_view(tmp_path: Path, by: str, memory: ty
     (cache,) = open_caches([path], ClassifyConfig(cv=4, labels=tmp_path / "edits.csv"))
     assert len(cache.table) == COUNT - 1
     assert len(cache.views.table) == (COUNT - 1) * (VIEWS + 1)
-    trials = cache.division.trials
+    trials = cache.trial_plan.trials
     data = TrialRows.read(cache.views, "names:avg", "pooled", trials, refit=False)
-    learned = data.to_learn_from(np.arange(COUNT - 1))
+    learned = data.training_rows(np.arange(COUNT - 1))
     edited = learned.features[:, 0] == 4
     assert edited.sum() == VIEWS + 1
     assert (learned.labels[edited] == 1).all()

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import draw_set
 from feature_sets import add_views, alternating_labels, draw_columns, folder_splits, write_cache
 from scipy.stats import binom
+from synthetic_images import make_image_folder
 
 from pipeline.cache.config import ExtractConfig
-from pipeline.evaluation.caches import DividedCache, open_caches
+from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.from_cache import rows_of, task_of, trial_rows
@@ -28,7 +28,7 @@ PROTOCOLS: list[dict[str, Any]] = [
 ]
 
 
-def divided_cache(path: Path, options: dict[str, Any], *, views: int, tta: bool) -> DividedCache:
+def divided_cache(path: Path, options: dict[str, Any], *, views: int, tta: bool) -> SplitCache:
     """Rows, in no order, whose features are (image, view)."""
     labels = alternating_labels(COUNT)
     splits = None if options else folder_splits(COUNT)
@@ -50,7 +50,7 @@ def test_maps_learned_from_are_of_no_judged_image(
     wanted = rows_of(cache)
     data = trial_rows(cache, wanted, cache.views.table.features("names:avg", wanted))
     task = task_of(data, (2,))
-    (trial,) = cache.division.trials
+    (trial,) = cache.trial_plan.trials
     names = cache.views.table.features("names:avg", np.arange(len(cache.views.table)))
     of_image = {
         bytes(digest): int(image)
@@ -74,7 +74,9 @@ def test_maps_learned_from_are_of_no_judged_image(
 def test_random_labels_give_chance_accuracy(tmp_path: Path) -> None:
     """Eight views, and a learning rate that learns the training images by heart."""
     per_class = 60
-    root = draw_set(tmp_path / "noise", per_class=per_class, splits=("train", "validation", "test"))
+    root = make_image_folder(
+        tmp_path / "noise", per_class=per_class, splits=("train", "validation", "test")
+    )
     shuffle_labels(root)
     extract = ExtractConfig(
         weights="random", image_size=48, cache_dir=tmp_path / "cache", engine="tensorflow"

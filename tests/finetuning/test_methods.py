@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finetuning_tasks import drawn_rows, drawn_task
+from finetuning_tasks import synthetic_rows, synthetic_task
 
 from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_model
 from pipeline.bases.build import build_base, feature_model, preprocess
@@ -17,7 +17,7 @@ from pipeline.bases.registry import PREPROCESSING, Base, find_base
 from pipeline.finetuning.config import Plan, Schedule
 from pipeline.finetuning.from_cache import finetune_from_cache, head_variables
 from pipeline.finetuning.rows import Rows, row_order
-from pipeline.finetuning.training import Network, RunOptions, Task, Trained, train
+from pipeline.finetuning.training import RunOptions, Task, TrainableModel, TrainingResult, train
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import build_dense
 from pipeline.images.hashes import hash_files
@@ -38,7 +38,7 @@ SHORT = Plan(
 def built(name: str, size: int) -> tuple[Any, Base]:
     base = find_base(name)
     model, _ = build_base(BaseConfig(base=name, image_size=size, weights="random", seed=4))
-    _meet(model, drawn_rows(20, (size, size, 3), seed=9).inputs / np.float32(128) - 1)
+    _meet(model, synthetic_rows(20, (size, size, 3), seed=9).inputs / np.float32(128) - 1)
     return model, base
 
 
@@ -80,7 +80,7 @@ def error_of_ten_steps(
         learns |= head_variables(ours)
         before = {name: variable.value.numpy() for name, variable in learns.items()}
         trained = train(
-            Network(ours, learns, upper_model(model, boundary)),
+            TrainableModel(ours, learns, upper_model(model, boundary)),
             Task(maps, maps, 2),
             Schedule(epochs=1, learning_rate=rate, batch_size=size),
             RunOptions(seed=3),
@@ -126,7 +126,7 @@ def test_ten_steps_from_the_cache_are_ten_steps_end_to_end(
     name: str, size: int, first: str
 ) -> None:
     model, base = built(name, size)
-    rows = drawn_rows(40, (size, size, 3), seed=1)
+    rows = synthetic_rows(40, (size, size, 3), seed=1)
     error = error_of_ten_steps(model, base, first, rows, NO_DROPOUT, 1e-5)
     print(f"relative error after ten steps: {error:.1e}")
     assert error <= 1e-3
@@ -142,7 +142,7 @@ def test_fine_tuning_leaves_frozen_weights_and_gives_what_predicts_the_same() ->
     model, base = built("mobilenet_v2", 32)
     before = model.get_weights()
     boundary = find_boundary(model, base, "block_16_expand")
-    images = drawn_task((32, 32, 3))
+    images = synthetic_task((32, 32, 3))
     task = cached(model, base, boundary, images)
     last = Boundary(base.last_layer, (), model.output_shape[1:])
     features = cached(model, base, last, images)
@@ -177,8 +177,8 @@ def test_the_head_on_vgg16_is_the_books() -> None:
 
 
 def test_ending_below_the_frozen_head_is_said() -> None:
-    def trained(accuracy: float, frozen: Trained | None = None) -> Trained:
-        return Trained(
+    def trained(accuracy: float, frozen: TrainingResult | None = None) -> TrainingResult:
+        return TrainingResult(
             weights={},
             history={"val_accuracy": [0.5, accuracy]},
             seconds=[1.0, 1.0],
@@ -215,7 +215,7 @@ def test_an_epoch_from_the_cache_costs_at_most_a_third() -> None:
     """Of the network's own time: images and maps are in memory, nothing is decoded."""
     model, base = built("vgg16", 150)
     boundary = find_boundary(model, base, "block5_conv1")
-    rows = drawn_rows(40, (150, 150, 3), seed=1)
+    rows = synthetic_rows(40, (150, 150, 3), seed=1)
     maps = on_maps(model, base, boundary, rows)
     schedule = Schedule(epochs=1, learning_rate=1e-5)
     images = keras.Input((150, 150, 3), dtype="uint8")
@@ -223,7 +223,7 @@ def test_an_epoch_from_the_cache_costs_at_most_a_third() -> None:
     seconds: dict[str, list[float]] = {"cache": [], "end to end": []}
     with ExitStack() as stack:
         learns = stack.enter_context(unfrozen(model, boundary)) | head_variables(head)
-        ours = Network(head, learns, upper_model(model, boundary))
+        ours = TrainableModel(head, learns, upper_model(model, boundary))
         whole = keras.Model(images, head(model(preprocess(images, PREPROCESSING["caffe"]))))
         whole.compile(keras.optimizers.RMSprop(1e-5), "binary_crossentropy", jit_compile=False)
         whole.fit(rows.inputs, rows.labels, batch_size=20, epochs=1, verbose=0)  # compiles

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finetuning_tasks import drawn_maps, train_head
+from finetuning_tasks import synthetic_maps, train_head
 
 from pipeline.errors import BadDataError, UsageError
 from pipeline.finetuning.config import FINE_TUNING, Schedule
 from pipeline.finetuning.from_cache import head_variables
 from pipeline.finetuning.rows import row_order
-from pipeline.finetuning.training import Network, RunOptions, Trained, train
+from pipeline.finetuning.training import RunOptions, TrainableModel, TrainingResult, train
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import build_dense
 from pipeline.keras_backend import keras
@@ -24,7 +24,7 @@ from pipeline.keras_backend import keras
 SCHEDULE = Schedule(epochs=4, learning_rate=1e-3, patience=9)
 
 
-def assert_same(ours: Trained, theirs: Trained) -> None:
+def assert_same(ours: TrainingResult, theirs: TrainingResult) -> None:
     assert ours.history == theirs.history
     assert ours.best_epoch == theirs.best_epoch
     assert ours.weights.keys() == theirs.weights.keys()
@@ -35,7 +35,7 @@ def assert_same(ours: Trained, theirs: Trained) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_an_epoch_is_that_of_keras(classes: int) -> None:
-    task = drawn_maps(count=50, classes=classes)
+    task = synthetic_maps(count=50, classes=classes)
     schedule = replace(SCHEDULE, epochs=1)
     ours = train_head(task, RunOptions(seed=2), schedule, dropout=0)
     model = build_dense((4, 4, 8), classes, DenseConfig(units=16, dropout=0), 2)
@@ -75,9 +75,9 @@ def test_dropout_and_batchnorm_below_the_head_are_off_while_it_learns() -> None:
         [keras.Input((4, 4, 8)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.9)]
     )
     before = body.get_weights()
-    task = drawn_maps()
+    task = synthetic_maps()
     head = build_dense((4, 4, 8), 2, DenseConfig(units=16), 0)
-    network = Network(head, head_variables(head), keras.Sequential([body]))
+    network = TrainableModel(head, head_variables(head), keras.Sequential([body]))
     ours = train(network, task, SCHEDULE, RunOptions(), stage="head")
     plain = train_head(task, RunOptions(), SCHEDULE)
     np.testing.assert_allclose(ours.history["loss"], plain.history["loss"], rtol=0.02)
@@ -89,7 +89,7 @@ KILLED = """
 import os, signal
 from pathlib import Path
 
-from finetuning_tasks import drawn_maps, train_head
+from finetuning_tasks import synthetic_maps, train_head
 
 from pipeline.finetuning.config import Schedule
 from pipeline.finetuning.training import RunOptions
@@ -100,7 +100,7 @@ def die(stage, done, total):
 
 options = RunOptions(seed=5, checkpoints=Path("kept"), progress=die)
 schedule = Schedule(epochs=4, learning_rate=1e-3, patience=9)
-train_head(drawn_maps(), options, schedule)
+train_head(synthetic_maps(), options, schedule)
 """
 
 
@@ -114,12 +114,12 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> 
     options = RunOptions(
         seed=5, checkpoints=tmp_path / "kept", progress=lambda _, done, total: seen.append(done)
     )
-    resumed = train_head(drawn_maps(), options, SCHEDULE)
+    resumed = train_head(synthetic_maps(), options, SCHEDULE)
     assert seen == [100, 120, 140, 160]  # two epochs of 40 rows were kept
-    undisturbed = train_head(drawn_maps(), RunOptions(seed=5), SCHEDULE)
+    undisturbed = train_head(synthetic_maps(), RunOptions(seed=5), SCHEDULE)
     assert_same(resumed, undisturbed)
     seen.clear()
-    assert_same(train_head(drawn_maps(), options, SCHEDULE), undisturbed)
+    assert_same(train_head(synthetic_maps(), options, SCHEDULE), undisturbed)
     assert seen == []  # all epochs were there
 
 
@@ -129,23 +129,23 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> 
 def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path, other: RunOptions) -> None:
     options = RunOptions(seed=5, checkpoints=tmp_path)
     schedule = replace(SCHEDULE, epochs=1)
-    train_head(drawn_maps(), options, schedule)
-    ours = train_head(drawn_maps(), replace(other, checkpoints=tmp_path), schedule)
-    assert_same(ours, train_head(drawn_maps(), other, schedule))
+    train_head(synthetic_maps(), options, schedule)
+    ours = train_head(synthetic_maps(), replace(other, checkpoints=tmp_path), schedule)
+    assert_same(ours, train_head(synthetic_maps(), other, schedule))
 
 
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     options = RunOptions(checkpoints=tmp_path)
     schedule = replace(SCHEDULE, epochs=1)
-    train_head(drawn_maps(), options, schedule)
+    train_head(synthetic_maps(), options, schedule)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(BadDataError, match=r"head.safetensors is no whole checkpoint: delete"):
-        train_head(drawn_maps(), options, schedule)
+        train_head(synthetic_maps(), options, schedule)
 
 
 def test_it_stops_early_and_keeps_the_best_epoch() -> None:
-    task = drawn_maps()
+    task = synthetic_maps()
     swapped = task.validation.labels != 1  # the better it learns, the worse it does
     task = task._replace(validation=replace(task.validation, labels=swapped.astype(np.int64)))
     schedule = replace(SCHEDULE, epochs=30, patience=3, learning_rate=3e-4)
@@ -158,7 +158,7 @@ def test_it_stops_early_and_keeps_the_best_epoch() -> None:
 
 
 def test_training_that_diverges_says_what_to_do() -> None:
-    task = drawn_maps()
+    task = synthetic_maps()
     huge = replace(task.train, inputs=task.train.inputs * np.float32(1e38))
     with pytest.raises(UsageError, match=r"diverged in epoch 1, .* choose a lower learning rate"):
         train_head(task._replace(train=huge), RunOptions(), SCHEDULE)

@@ -57,7 +57,7 @@ def test_temperature_is_where_an_independent_search_finds_the_lowest_log_loss(
     assert (calibrated * logits).sum(axis=1).mean() == pytest.approx(observed, abs=1e-8)
 
 
-def test_the_temperature_that_labels_were_drawn_with_is_found() -> None:
+def test_the_temperature_that_labels_were_synthetic_with_is_found() -> None:
     for true in (0.3, 1.0, 4.0):
         labels, logits = draw_logits(3, seed=1, temperature=true, count=20_000)
         found = fit_temperature(labels, logits, has_probabilities=False)

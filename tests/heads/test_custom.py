@@ -123,7 +123,7 @@ def test_without_probabilities_decision_values_or_predictions_get_a_temperature(
     train, validation = draw_rows(90, class_count)
     found = search(load_head(f"mine:{factory}"), train, validation, class_count=class_count, seed=0)
     assert found is not None
-    assert not found.own_probabilities
+    assert not found.native_probabilities
     scores = found.validation_scores
     np.testing.assert_allclose(scores.sum(axis=1), 1)
     expected = found.estimator.estimator.predict(validation.features)

@@ -73,7 +73,9 @@ def test_every_head_gives_probabilities_of_each_class_and_learns(
     accuracy = np.mean(scores.argmax(axis=1) == validation.labels)
     assert accuracy == found.validation_accuracy
     assert accuracy == 1 / class_count if name == "majority" else accuracy > 0.8
-    assert found.own_probabilities == (name not in ("linear_svm", "ridge", "svm_rbf", "prototype"))
+    assert found.native_probabilities == (
+        name not in ("linear_svm", "ridge", "svm_rbf", "prototype")
+    )
     assert found.parameters > 0
     assert all(setting.converged for setting in found.settings)
     np.testing.assert_array_equal(

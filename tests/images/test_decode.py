@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import draw
 from PIL import Image
+from synthetic_images import draw
 
 from pipeline.images.decode import UnreadableImage, decode, pixels_digest
 

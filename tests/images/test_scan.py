@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
-from drawing import draw, draw_set
+from synthetic_images import draw, make_image_folder
 
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, scan_folder
 
 
-def test_split_folders_and_classes_are_found(drawn_set: Path) -> None:
-    found = scan_folder(drawn_set)
+def test_split_folders_and_classes_are_found(synthetic_set: Path) -> None:
+    found = scan_folder(synthetic_set)
     assert found.classes == ("plain", "striped")
     assert {file.split for file in found.files} == {TRAIN, VALIDATION, TEST}
     assert len(found.files) == 3 * 2 * 12
@@ -21,12 +21,12 @@ def test_split_folders_and_classes_are_found(drawn_set: Path) -> None:
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
 def test_usual_names_of_the_validation_folder_are_known(tmp_path: Path, name: str) -> None:
-    found = scan_folder(draw_set(tmp_path / "set", per_class=1, splits=("train", name)))
+    found = scan_folder(make_image_folder(tmp_path / "set", per_class=1, splits=("train", name)))
     assert {file.split for file in found.files} == {TRAIN, VALIDATION}
 
 
-def test_class_folders_alone_have_no_split(drawn_classes: Path) -> None:
-    found = scan_folder(drawn_classes)
+def test_class_folders_alone_have_no_split(synthetic_classes: Path) -> None:
+    found = scan_folder(synthetic_classes)
     assert {file.split for file in found.files} == {NO_SPLIT}
 
 
@@ -37,38 +37,38 @@ def test_a_class_called_test_is_a_class_where_it_holds_images(tmp_path: Path) ->
     assert scan_folder(tmp_path / "set").classes == ("good", "test")
 
 
-def test_images_in_folders_below_a_class_belong_to_it(drawn_classes: Path) -> None:
-    deep = drawn_classes / "plain" / "monday" / "camera 2"
+def test_images_in_folders_below_a_class_belong_to_it(synthetic_classes: Path) -> None:
+    deep = synthetic_classes / "plain" / "monday" / "camera 2"
     deep.mkdir(parents=True)
     draw(9, stripes=False).save(deep / "x.png")
     assert b"plain/monday/camera 2/x.png" in {
-        file.path for file in scan_folder(drawn_classes).files
+        file.path for file in scan_folder(synthetic_classes).files
     }
 
 
-def test_limit_takes_the_first_of_each_class_and_split(drawn_set: Path) -> None:
-    found = scan_folder(drawn_set).limited(2)
+def test_limit_takes_the_first_of_each_class_and_split(synthetic_set: Path) -> None:
+    found = scan_folder(synthetic_set).limited(2)
     assert [file.path.split(b"/")[-1] for file in found.files] == [b"000.png", b"001.png"] * 6
 
 
-def test_hidden_files_are_passed_over_and_other_folders_named(drawn_set: Path) -> None:
-    (drawn_set / "train" / "plain" / ".DS_Store").write_bytes(b"x")
-    (drawn_set / "train" / "plain" / "Thumbs.db").write_bytes(b"x")
-    (drawn_set / "notes").mkdir()
-    found = scan_folder(drawn_set)
+def test_hidden_files_are_passed_over_and_other_folders_named(synthetic_set: Path) -> None:
+    (synthetic_set / "train" / "plain" / ".DS_Store").write_bytes(b"x")
+    (synthetic_set / "train" / "plain" / "Thumbs.db").write_bytes(b"x")
+    (synthetic_set / "notes").mkdir()
+    found = scan_folder(synthetic_set)
     assert len(found.files) == 72
     assert found.ignored == ("notes",)
 
 
-def test_links_and_pipes_are_skipped_by_name(drawn_classes: Path, tmp_path: Path) -> None:
-    plain = drawn_classes / "plain"
+def test_links_and_pipes_are_skipped_by_name(synthetic_classes: Path, tmp_path: Path) -> None:
+    plain = synthetic_classes / "plain"
     draw(5, stripes=False).save(tmp_path / "outside.png")
     (plain / "outside.png").symlink_to(tmp_path / "outside.png")
-    (plain / "loop").symlink_to(drawn_classes)
+    (plain / "loop").symlink_to(synthetic_classes)
     (plain / "nowhere.png").symlink_to("missing.png")
     (plain / "same.png").symlink_to("000.png")
     os.mkfifo(plain / "pipe")
-    found = scan_folder(drawn_classes)
+    found = scan_folder(synthetic_classes)
     reasons = {item.path.split(b"/")[-1].decode(): item.reason for item in found.skipped}
     assert sorted(reasons) == ["loop", "nowhere.png", "outside.png", "pipe"]
     assert "out of the image folder" in reasons["outside.png"]
@@ -76,29 +76,29 @@ def test_links_and_pipes_are_skipped_by_name(drawn_classes: Path, tmp_path: Path
 
 
 def test_class_folders_that_are_links_are_skipped_by_name(
-    drawn_classes: Path, tmp_path: Path
+    synthetic_classes: Path, tmp_path: Path
 ) -> None:
-    outside = draw_set(tmp_path / "outside", per_class=2)
-    (drawn_classes / "bird").symlink_to(outside / "plain")
-    (drawn_classes / "loop").symlink_to(drawn_classes)
-    found = scan_folder(drawn_classes)
+    outside = make_image_folder(tmp_path / "outside", per_class=2)
+    (synthetic_classes / "bird").symlink_to(outside / "plain")
+    (synthetic_classes / "loop").symlink_to(synthetic_classes)
+    found = scan_folder(synthetic_classes)
     assert found.classes == ("plain", "striped")
     assert [item.path for item in found.skipped] == [b"bird", b"loop"]
 
 
-def test_any_file_name_keeps_its_bytes(drawn_classes: Path) -> None:
+def test_any_file_name_keeps_its_bytes(synthetic_classes: Path) -> None:
     names = [b"new\nline.png", b"latin-\xe9.png", "한글.png".encode(), b"x" * 251 + b".png"]
-    content = (drawn_classes / "plain" / "000.png").read_bytes()
+    content = (synthetic_classes / "plain" / "000.png").read_bytes()
     for name in names:
-        (drawn_classes / "plain" / os.fsdecode(name)).write_bytes(content)
-    paths = {file.path for file in scan_folder(drawn_classes).files}
+        (synthetic_classes / "plain" / os.fsdecode(name)).write_bytes(content)
+    paths = {file.path for file in scan_folder(synthetic_classes).files}
     assert {b"plain/" + name for name in names} <= paths
 
 
-def test_class_name_that_is_no_text_gets_one(drawn_classes: Path) -> None:
+def test_class_name_that_is_no_text_gets_one(synthetic_classes: Path) -> None:
     odd = os.fsdecode(b"caf\xe9")
-    (drawn_classes / "plain").rename(drawn_classes / odd)
-    assert scan_folder(drawn_classes).classes == ("caf\\xe9", "striped")
+    (synthetic_classes / "plain").rename(synthetic_classes / odd)
+    assert scan_folder(synthetic_classes).classes == ("caf\\xe9", "striped")
 
 
 def test_missing_folder_is_no_input(tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_images_without_class_folders_are_bad_data(tmp_path: Path) -> None:
         scan_folder(tmp_path / "flat")
 
 
-def test_empty_class_is_bad_data(drawn_classes: Path) -> None:
-    (drawn_classes / "third").mkdir()
+def test_empty_class_is_bad_data(synthetic_classes: Path) -> None:
+    (synthetic_classes / "third").mkdir()
     with pytest.raises(BadDataError, match="third holds no files"):
-        scan_folder(drawn_classes)
+        scan_folder(synthetic_classes)
 
 
 def test_one_class_is_bad_data(tmp_path: Path) -> None:
@@ -139,12 +139,12 @@ def test_one_class_is_bad_data(tmp_path: Path) -> None:
 
 
 def test_two_validation_folders_are_bad_data(tmp_path: Path) -> None:
-    root = draw_set(tmp_path / "set", per_class=1, splits=("train", "val", "validation"))
+    root = make_image_folder(tmp_path / "set", per_class=1, splits=("train", "val", "validation"))
     with pytest.raises(BadDataError, match="both"):
         scan_folder(root)
 
 
 def test_splits_without_train_are_bad_data(tmp_path: Path) -> None:
-    root = draw_set(tmp_path / "set", per_class=1, splits=("test", "val"))
+    root = make_image_folder(tmp_path / "set", per_class=1, splits=("test", "val"))
     with pytest.raises(BadDataError, match="no train/"):
         scan_folder(root)

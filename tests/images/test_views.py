@@ -154,7 +154,7 @@ def test_views_of_photographs_are_keras_own(assets: Path) -> None:
 
 
 @pytest.mark.slow
-def test_numbers_are_drawn_from_the_ranges_that_keras_draws_from() -> None:
+def test_numbers_are_synthetic_from_the_ranges_that_keras_draws_from() -> None:
     """Means and extremes over many draws, Keras' and ours."""
     from pipeline.keras_backend import keras
 
@@ -180,17 +180,17 @@ def test_numbers_are_drawn_from_the_ranges_that_keras_draws_from() -> None:
     }
     for their_name, name in names.items():
         expected = np.array([float(one[their_name]) for one in theirs])
-        drawn = np.array([float(getattr(one, name)) for one in ours])
+        sampled = np.array([float(getattr(one, name)) for one in ours])
         spread = np.ptp(expected)
         for measure in (np.mean, np.min, np.max, np.std):
-            assert measure(drawn) == pytest.approx(measure(expected), abs=0.02 * spread), name
+            assert measure(sampled) == pytest.approx(measure(expected), abs=0.02 * spread), name
 
 
 def test_numbers_fill_their_ranges_evenly_and_independently() -> None:
     wide = Augmentation(
         rotation=40, width_shift=0.3, height_shift=0.2, shear=10, zoom=0.4, flip=True, jitter=0.5
     )
-    drawn = [draw_transform(wide, DIGEST, view) for view in range(1, 2001)]
+    sampled = [draw_transform(wide, DIGEST, view) for view in range(1, 2001)]
     spreads = {
         "rotation": (0, 40),
         "width_shift": (0, 0.3),
@@ -206,7 +206,7 @@ def test_numbers_fill_their_ranges_evenly_and_independently() -> None:
         [
             [(getattr(one, name) - middle) / spread for name, (middle, spread) in spreads.items()]
             + [1.0 if one.flip else -1.0]
-            for one in drawn
+            for one in sampled
         ]
     )  # (2000, 10), each from -1 to 1
     assert abs(shares).max() <= 1
@@ -225,7 +225,7 @@ def test_a_range_can_be_changed_without_the_other_numbers_becoming_others() -> N
     assert half == replace(turned, rotation=turned.rotation / 2)
 
 
-def test_nothing_drawn_leaves_the_image_as_it_is() -> None:
+def test_nothing_synthetic_leaves_the_image_as_it_is() -> None:
     pixels = draw(31)
     np.testing.assert_array_equal(view_of(pixels, 5, augmentation=Augmentation()), pixels)
 

@@ -15,9 +15,9 @@ import onnx
 import onnxruntime
 import pytest
 from bundle_sets import bundle_of, draw_rows, fit_head, fit_top_block, linear_head, scores_of
-from drawing import draw
 from PIL import Image, UnidentifiedImageError
 from scipy.special import expit, softmax
+from synthetic_images import draw
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
@@ -32,7 +32,7 @@ from pipeline.images import decode as ours
 from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import Bundle
-from pipeline.models.layers import head_layers
+from pipeline.models.head_layers import head_layers
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier
 from pipeline.spec import RESIZE_POLICIES, FeatureSpec
 
@@ -76,7 +76,7 @@ def test_head_that_is_no_network_is_refused_and_names_those_that_are(name: str) 
 # ------------------------------------------------------------------------------ one model
 
 
-def drawn_images(size: int = SIZE, count: int = 5) -> np.ndarray:
+def synthetic_images(size: int = SIZE, count: int = 5) -> np.ndarray:
     return np.random.default_rng(2).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
 
@@ -97,7 +97,7 @@ def network_bundle(estimator: Any, classes: tuple[str, ...] = ("a", "b"), **spec
 
 
 @cache
-def drawn_dense() -> DenseClassifier:
+def synthetic_dense() -> DenseClassifier:
     """Two classes; (4, 4, 24) flattened."""
     random = np.random.default_rng(3)
     shapes = ((384, 6), (6,), (6, 1), (1,))
@@ -108,7 +108,7 @@ def drawn_dense() -> DenseClassifier:
     return dense_classifier(named, 2, DenseConfig(units=6, dropout=0.25))
 
 
-def drawn_linear(class_count: int, width: int = 24) -> Any:
+def synthetic_linear(class_count: int, width: int = 24) -> Any:
     random = np.random.default_rng(4)
     outputs = 1 if class_count == 2 else class_count
     return linear_head(random.normal(size=(outputs, width)), np.ones(outputs))
@@ -140,10 +140,10 @@ def test_keras_model_loads_without_custom_code_and_is_the_books_composition(
 ) -> None:
     from pipeline.models.composition import keras, save_keras
 
-    bundle = network_bundle(drawn_dense())
+    bundle = network_bundle(synthetic_dense())
     save_keras(compose(bundle), ABOUT, tmp_path / "model.keras")
     model = keras.models.load_model(tmp_path / "model.keras")
-    images = drawn_images()
+    images = synthetic_images()
     expected = measured(bundle, images)
     np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-6)
     kinds = [type(layer).__name__ for layer in model.layers]
@@ -158,7 +158,7 @@ def test_keras_model_loads_without_custom_code_and_is_the_books_composition(
 def test_keras_model_is_trained_on_as_in_the_books_second_method(tmp_path: Path) -> None:
     from pipeline.models.composition import keras, save_keras
 
-    save_keras(compose(network_bundle(drawn_dense())), ABOUT, tmp_path / "model.keras")
+    save_keras(compose(network_bundle(synthetic_dense())), ABOUT, tmp_path / "model.keras")
     model = keras.models.load_model(tmp_path / "model.keras")
     network, head = model.get_layer(TINY.name), model.get_layer("hidden")
 
@@ -166,7 +166,7 @@ def test_keras_model_is_trained_on_as_in_the_books_second_method(tmp_path: Path)
         """Whether a step of training changes the base, the head."""
         before = [network.get_weights(), head.get_weights()]
         model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
-        model.fit(drawn_images(), np.arange(5) % 2, verbose=0)
+        model.fit(synthetic_images(), np.arange(5) % 2, verbose=0)
         after = [network.get_weights(), head.get_weights()]
         changed = [
             any(not np.array_equal(x, y) for x, y in zip(old, new, strict=True))
@@ -183,7 +183,7 @@ def test_keras_model_is_trained_on_as_in_the_books_second_method(tmp_path: Path)
 def test_onnx_model_is_one_checked_file_with_metadata(tmp_path: Path) -> None:
     from pipeline.models.composition import OPSET, save_onnx
 
-    bundle = network_bundle(drawn_linear(4), ("a", "b", "c", "d"), preprocessing="rescale")
+    bundle = network_bundle(synthetic_linear(4), ("a", "b", "c", "d"), preprocessing="rescale")
     path = tmp_path / "model.onnx"
     save_onnx(compose(bundle), ABOUT, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
@@ -199,14 +199,14 @@ def test_onnx_model_is_one_checked_file_with_metadata(tmp_path: Path) -> None:
         "spec": '{"resize": "crop"}',
     }
     for count in (1, 5):
-        drawn = drawn_images(count=count)
-        (found,) = session.run(["probabilities"], {"images": drawn})
-        np.testing.assert_allclose(found, measured(bundle, drawn), atol=1e-5)
+        images = synthetic_images(count=count)
+        (found,) = session.run(["probabilities"], {"images": images})
+        np.testing.assert_allclose(found, measured(bundle, images), atol=1e-5)
 
 
 def test_fine_tuned_layers_are_put_into_the_base() -> None:
     bundle = fit_top_block()
-    images = drawn_images()
+    images = synthetic_images()
     expected = measured(bundle, images)
     assert np.ptp(expected[:, 0]) > 1e-3
     model = compose(bundle)
@@ -216,30 +216,30 @@ def test_fine_tuned_layers_are_put_into_the_base() -> None:
 
 
 def test_means_over_views_are_no_one_models_and_refused() -> None:
-    drawn = {"tta": 4, "augmentation": POLICIES["book"].to_dict()}
-    bundle = network_bundle(drawn_dense())
-    bundle = replace(bundle, document=bundle.document | drawn)
+    averaged = {"tta": 4, "augmentation": POLICIES["book"].to_dict()}
+    bundle = network_bundle(synthetic_dense())
+    bundle = replace(bundle, document=bundle.document | averaged)
     with pytest.raises(UsageError, match=r"over 5 views of an image.*classify without --tta"):
         head_layers(bundle)
 
 
 def test_pixels_alone_are_a_base_too(tmp_path: Path) -> None:
-    bundle = network_bundle(drawn_linear(2, width=3), base="pixels", weights="none")
+    bundle = network_bundle(synthetic_linear(2, width=3), base="pixels", weights="none")
     bundle = replace(bundle, layer="pixels:max", shape=(3,))
-    images = drawn_images()
+    images = synthetic_images()
     expected = bundle.estimator.predict_proba(images.max(axis=(1, 2)) / np.float32(255))
     found = compose(bundle).predict(images, verbose=0)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_weights_other_than_those_of_the_training_are_refused_with_both() -> None:
-    bundle = network_bundle(drawn_dense())
+    bundle = network_bundle(synthetic_dense())
     with pytest.raises(BadDataError, match=r"weights random-1…; received random-2…"):
         compose(bundle, seed=2)
 
 
 def test_layer_of_another_shape_is_refused_with_both() -> None:
-    bundle = replace(network_bundle(drawn_dense()), layer=TINY.last_layer)
+    bundle = replace(network_bundle(synthetic_dense()), layer=TINY.last_layer)
     with pytest.raises(BadDataError, match=r"shape \(4, 4, 24\); .* gives \(1, 1, 576\)"):
         compose(bundle)
 
@@ -262,8 +262,8 @@ def test_efficientnets_own_normalisation_is_part_of_the_onnx_model(tmp_path: Pat
     model = compose(bundle, weights=file)
     save_onnx(model, ABOUT, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (found,) = session.run(None, {"images": drawn_images()})
-    expected = model.predict(drawn_images(), verbose=0)
+    (found,) = session.run(None, {"images": synthetic_images()})
+    expected = model.predict(synthetic_images(), verbose=0)
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -370,7 +370,7 @@ def test_predict_py_opens_its_model_whatever_else_lies_there(tmp_path: Path) -> 
     from pipeline.models.composition import save_keras, save_onnx
 
     template = Path(export.__file__).parent / "templates" / "predict.py"
-    model = compose(network_bundle(drawn_linear(2)))
+    model = compose(network_bundle(synthetic_linear(2)))
     for suffix, save in {"onnx": save_onnx, "keras": save_keras}.items():
         folder = tmp_path / suffix
         folder.mkdir()
@@ -380,7 +380,7 @@ def test_predict_py_opens_its_model_whatever_else_lies_there(tmp_path: Path) -> 
         shutil.copy(template, folder)
         classes, _, run = exported_script(folder / "predict.py").open_model()
         assert classes == ABOUT["classes"]
-        assert run(drawn_images()).shape == (5, 2)
+        assert run(synthetic_images()).shape == (5, 2)
 
 
 def test_predict_py_shows_names_that_a_terminal_can_bear() -> None:

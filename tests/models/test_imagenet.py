@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import draw
 from PIL import Image
+from synthetic_images import draw
 
 from pipeline.api import predict_images
 from pipeline.bases.registry import find_base
@@ -129,15 +129,15 @@ def test_command_prints_the_top_classes_and_draws_a_sheet(
     assert [len(image["top"]) for image in document["images"]] == [3] * 5
     sheet = Path(document["sheet"])
     assert sheet.parent == Path("results")
-    with Image.open(sheet) as drawn:
-        assert drawn.width > drawn.height > 200
+    with Image.open(sheet) as picture:
+        assert picture.width > picture.height > 200
 
 
 def test_network_stands_at_the_size_it_was_trained_with(labels: Path) -> None:
     model = ImagenetModel("mobilenet", weights="random", labels=labels)
     assert model.image_size == 224
     assert model.classes == tuple(NAMES)
-    assert list(model.known([b"x"])) == []
+    assert list(model.cached_probabilities([b"x"])) == []
 
 
 def test_what_does_not_fit_is_refused(labels: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import draw
+from synthetic_images import draw
 
 from pipeline.api import Extraction, extract_features
 from pipeline.engines import relative_errors
@@ -21,13 +21,13 @@ HEADS = "logistic,ridge,knn"
 
 
 @pytest.fixture
-def extraction(drawn_set: Path) -> Extraction:
-    return extract_features(drawn_set, base="pixels", image_size=8)
+def extraction(synthetic_set: Path) -> Extraction:
+    return extract_features(synthetic_set, base="pixels", image_size=8)
 
 
 @pytest.fixture
 def bundles(extraction: Extraction) -> list[Bundle]:
-    outcomes = compare_heads(extraction.table.path, heads=HEADS, look=False).outcomes
+    outcomes = compare_heads(extraction.table.path, heads=HEADS, audit=False).outcomes
     return [outcome.bundle for outcome in outcomes if outcome.bundle]
 
 
@@ -137,10 +137,10 @@ def test_so_many_images_evenly_spread_or_those_of_the_keys(bundles: list[Bundle]
 
 
 def test_classes_that_differ_are_refused_naming_both(
-    bundles: list[Bundle], drawn_set: Path
+    bundles: list[Bundle], synthetic_set: Path
 ) -> None:
     for split in ("train", "validation", "test"):
-        (drawn_set / split / "plain").rename(drawn_set / split / "smooth")
+        (synthetic_set / split / "plain").rename(synthetic_set / split / "smooth")
     with pytest.raises(BadDataError, match=r"smooth, striped.*trained on plain, striped"):
         check(bundles[0])
 
@@ -166,9 +166,9 @@ def test_another_layer_or_other_classes_in_the_cache_are_refused(bundles: list[B
 
 
 def test_images_or_a_cache_that_are_gone_are_told(
-    bundles: list[Bundle], drawn_set: Path, extraction: Extraction
+    bundles: list[Bundle], synthetic_set: Path, extraction: Extraction
 ) -> None:
-    drawn_set.rename(drawn_set.with_name("elsewhere"))
+    synthetic_set.rename(synthetic_set.with_name("elsewhere"))
     with pytest.raises(NoInputError, match="is gone"):
         check(bundles[0])
     extraction.table.path.unlink()
@@ -176,8 +176,8 @@ def test_images_or_a_cache_that_are_gone_are_told(
         check(bundles[0])
 
 
-def test_an_image_that_changed_is_told(bundles: list[Bundle], drawn_set: Path) -> None:
-    picture = drawn_set / "test" / "plain" / "000.png"
+def test_an_image_that_changed_is_told(bundles: list[Bundle], synthetic_set: Path) -> None:
+    picture = synthetic_set / "test" / "plain" / "000.png"
     draw(99, stripes=True).save(picture)
     with pytest.raises(BadDataError, match=r"000\.png is not the image that was cached"):
         check(bundles[0])
@@ -186,9 +186,9 @@ def test_an_image_that_changed_is_told(bundles: list[Bundle], drawn_set: Path) -
         check(bundles[0])
 
 
-def test_a_float16_cache_may_differ_more(drawn_set: Path) -> None:
-    done = extract_features(drawn_set, base="pixels", image_size=8, dtype="float16")
-    (outcome,) = compare_heads(done.table.path, heads="logistic", look=False).outcomes
+def test_a_float16_cache_may_differ_more(synthetic_set: Path) -> None:
+    done = extract_features(synthetic_set, base="pixels", image_size=8, dtype="float16")
+    (outcome,) = compare_heads(done.table.path, heads="logistic", audit=False).outcomes
     assert outcome.bundle is not None
     (found,) = check(outcome.bundle)
     assert (found.tolerance, found.feature_tolerance) == (1e-3, 1e-2)
@@ -196,10 +196,10 @@ def test_a_float16_cache_may_differ_more(drawn_set: Path) -> None:
 
 
 @pytest.fixture
-def averaged(drawn_set: Path) -> tuple[Extraction, list[Bundle]]:
+def averaged(synthetic_set: Path) -> tuple[Extraction, list[Bundle]]:
     """Heads whose probabilities are means over four views, and the cache that they are from."""
-    done = extract_features(drawn_set, base="pixels", image_size=8, views=3, tta=True)
-    compared = compare_heads(done.table.path, heads=HEADS, look=False, tta=True)
+    done = extract_features(synthetic_set, base="pixels", image_size=8, views=3, tta=True)
+    compared = compare_heads(done.table.path, heads=HEADS, audit=False, tta=True)
     return done, [outcome.bundle for outcome in compared.outcomes if outcome.bundle]
 
 
@@ -214,9 +214,9 @@ def test_means_over_views_are_compared_with_those_of_the_cached_views(
     images = reference_images(bundles[0], most=10, closest=True)
     assert not images.table.columns.views[images.rows].any()
     assert np.abs(images.predictions(bundles[0]) - images.predictions(plain)).max() > 1e-5
-    drawn = Predictor.views
+    original = Predictor.views
     monkeypatch.setattr(
-        Predictor, "views", lambda self, *given: (view[:, ::-1] for view in drawn(self, *given))
+        Predictor, "views", lambda self, *given: (view[:, ::-1] for view in original(self, *given))
     )
     (found,) = check(bundles[0])
     assert found.feature_error > found.feature_tolerance
@@ -229,8 +229,8 @@ def test_views_that_the_cache_lacks_or_draws_otherwise_are_told(
     more = replace(bundle, document=bundle.document | {"tta": 4})
     with pytest.raises(BadDataError, match=r"view 4 of 0 of 24 images.*again with --tta"):
         check(more)
-    drawn = dict(bundle.document["augmentation"]) | {"seed": 1}
-    other = replace(bundle, document=bundle.document | {"augmentation": drawn})
+    augmentation = dict(bundle.document["augmentation"]) | {"seed": 1}
+    other = replace(bundle, document=bundle.document | {"augmentation": augmentation})
     with pytest.raises(BadDataError, match=r"other views than .*seed 1\): classify again"):
         check(other)
 

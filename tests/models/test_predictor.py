@@ -20,7 +20,7 @@ from pipeline.engines import Engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.decode import pixels_digest
 from pipeline.images.views import POLICIES, draw_view
-from pipeline.models import known, predictor
+from pipeline.models import cached_features, predictor
 from pipeline.models.bundle import Bundle
 from pipeline.models.predictor import Predictor
 from pipeline.spec import FeatureSpec
@@ -219,7 +219,9 @@ def test_features_that_are_not_finite_are_refused(dtype: str, value: float) -> N
 def test_scores_that_are_no_probabilities_are_refused_naming_the_model(weight: float) -> None:
     head = linear_head(np.full((3, WIDTH), weight), np.zeros(3))
     made = open_bundle(replace(draw_bundle(), estimator=head))
-    with pytest.raises(BadDataError, match="drawn on pixels gives scores that are no") as caught:
+    with pytest.raises(
+        BadDataError, match="synthetic on pixels gives scores that are no"
+    ) as caught:
         made.probabilities(PIXELS, DIGESTS)
     assert caught.value.exit_code == 65
 
@@ -244,8 +246,8 @@ def test_batch_size_is_at_least_one() -> None:
 
 
 def test_what_no_cache_holds_is_not_known() -> None:
-    assert list(open_bundle(draw_bundle()).known(DIGESTS)) == []
-    assert list(open_bundle(draw_bundle(), use_cache=True).known(DIGESTS)) == []
+    assert list(open_bundle(draw_bundle()).cached_probabilities(DIGESTS)) == []
+    assert list(open_bundle(draw_bundle(), use_cache=True).cached_probabilities(DIGESTS)) == []
 
 
 # ----------------------------------------------------------------------- means over views
@@ -253,12 +255,12 @@ def test_what_no_cache_holds_is_not_known() -> None:
 
 def views_of(views: range) -> np.ndarray:
     """Views of the images as a cache would hold them: (V, 5, S, S, 3) float32."""
-    drawn = [
+    views = [
         draw_view(pixels, augmentation=AUGMENTATION, image_digest=digest, view=view)
         for view in views
         for pixels, digest in zip(PIXELS, DIGESTS, strict=True)
     ]
-    return np.reshape(drawn, (-1, *PIXELS.shape)) / np.float32(255)
+    return np.reshape(views, (-1, *PIXELS.shape)) / np.float32(255)
 
 
 def expected_means() -> np.ndarray:
@@ -304,17 +306,22 @@ def test_cached_views_are_used_of_images_that_have_all_of_them() -> None:
     other = replace(AUGMENTATION, seed=1).to_dict()
     write_views("others", range(4), images=slice(3, 4), **PLAN | {"augmentation": other})
     write_views("odd", range(4), images=slice(4, 5), **PLAN | {"augmentation": "book"})
-    ((digests, found),) = open_bundle(draw_bundle(**TTA), use_cache=True).known(DIGESTS)
+    ((digests, found),) = open_bundle(draw_bundle(**TTA), use_cache=True).cached_probabilities(
+        DIGESTS
+    )
     assert digests == DIGESTS[:2]
     np.testing.assert_allclose(found, expected_means()[:2], atol=1e-6)
     plain = open_bundle(draw_bundle(), use_cache=True)
-    assert sorted(digest for digests, _ in plain.known(DIGESTS) for digest in digests) == DIGESTS
+    assert (
+        sorted(digest for digests, _ in plain.cached_probabilities(DIGESTS) for digest in digests)
+        == DIGESTS
+    )
 
 
 def test_cached_views_are_read_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     write_views("all", range(3), **PLAN)
-    monkeypatch.setattr(known, "ROWS_AT_ONCE", 6)
-    blocks = list(open_bundle(draw_bundle(**TTA), use_cache=True).known(DIGESTS))
+    monkeypatch.setattr(cached_features, "ROWS_AT_ONCE", 6)
+    blocks = list(open_bundle(draw_bundle(**TTA), use_cache=True).cached_probabilities(DIGESTS))
     assert [len(digests) for digests, _ in blocks] == [2, 2, 1]
     found = np.concatenate([probabilities for _, probabilities in blocks])
     np.testing.assert_allclose(found, expected_means(), atol=1e-6)

@@ -12,8 +12,8 @@ from pipeline import extract_features, load_model
 from pipeline.api import predict_images
 from pipeline.models.bundle import Bundle, load_bundle, save_bundle
 from pipeline.models.export import export_bundle, predict_elsewhere
+from pipeline.models.image_predictions import Prediction
 from pipeline.models.parity import check_parity
-from pipeline.models.predicting import Prediction
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 

@@ -15,7 +15,7 @@ from pipeline.bases.registry import find_base
 from pipeline.errors import BadDataError
 from pipeline.heads.config import DenseConfig
 from pipeline.models.bundle import load_bundle, save_bundle
-from pipeline.models.estimator_checks import ForeignFileError
+from pipeline.models.estimator_validation import InvalidModelError
 from pipeline.models.serialization import UnsavableError
 from pipeline.models.top_block import HEAD_WEIGHTS, TopBlockClassifier, top_block
 
@@ -129,19 +129,19 @@ def test_a_saved_block_gives_the_same_scores_to_the_last_bit(tmp_path: Path) -> 
 def test_layers_that_the_base_does_not_have_are_refused(boundary: str, told: str) -> None:
     from pipeline.models.upper_layers import layers_above, put_weights
 
-    with pytest.raises(ForeignFileError, match=told):
+    with pytest.raises(InvalidModelError, match=told):
         put_weights(layers_above(build("vgg16"), boundary), classifier_of().block)
 
 
 def test_a_layer_that_a_sum_goes_round_is_no_boundary() -> None:
     from pipeline.models.upper_layers import layers_above
 
-    with pytest.raises(ForeignFileError, match="cannot be cut behind"):
+    with pytest.raises(InvalidModelError, match="cannot be cut behind"):
         layers_above(build("mobilenet_v3_small"), "expanded_conv_9_expand")
 
 
 def test_maps_of_another_width_are_refused() -> None:
-    with pytest.raises(ForeignFileError, match="take 2,048 features; received 7"):
+    with pytest.raises(InvalidModelError, match="take 2,048 features; received 7"):
         classifier_of().predict_proba(draw_maps(1, 7))
 
 
@@ -171,7 +171,7 @@ def test_a_block_that_is_not_the_bundles_own_cannot_hide(tmp_path: Path) -> None
 
 def test_tensorflow_stays_out_until_scores_are_asked_for() -> None:
     code = (
-        "import sys, numpy as np, pipeline.models.layers\n"
+        "import sys, numpy as np, pipeline.models.head_layers\n"
         "from pipeline.models.top_block import TopBlockClassifier\n"
         "from pipeline.heads.dense import DenseClassifier\n"
         "head = DenseClassifier()\n"

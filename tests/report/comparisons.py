@@ -1,4 +1,4 @@
-"""Comparisons drawn by hand: figures, findings and images, without fitting anything."""
+"""Synthetic comparisons: figures, findings and images, without fitting anything."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawing import draw
 from feature_sets import SPEC, write_cache
+from synthetic_images import draw
 
 from pipeline.cache.file import FeatureTable, columns_of, read_table
-from pipeline.evaluation.audit import Findings
+from pipeline.evaluation.audit import AuditResult
 from pipeline.evaluation.duplicates import DuplicatePair
 from pipeline.evaluation.learning_curve import LearningCurve
-from pipeline.evaluation.result import Comparison, Outcome, Predictions, Result
+from pipeline.evaluation.result import Comparison, HeadPredictions, Outcome, Result
 from pipeline.evaluation.suspects import Suspect
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
@@ -23,7 +23,7 @@ ARABIC = "\u0642\u0637\u0629"
 PER_CLASS = 9  # images of each class: three for each split
 
 
-def drawn_table(
+def synthetic_table(
     folder: Path, classes: Sequence[str] = ("cats", "dogs"), *, file_name: str = "picture"
 ) -> FeatureTable:
     """A cache whose images exist, below ``folder/images``."""
@@ -42,12 +42,12 @@ def drawn_table(
         views=[0] * len(labels),
     )
     table = read_table(
-        write_cache(folder / "drawn.h5", labels=labels, classes=classes, columns=columns)
+        write_cache(folder / "synthetic.h5", labels=labels, classes=classes, columns=columns)
     )
     return replace(table, document={**table.document, "root": str(root)})
 
 
-def drawn_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> Predictions:
+def synthetic_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> HeadPredictions:
     """Probabilities that are mostly right, and wrong of the first image of the split."""
     rows = np.flatnonzero(table.columns.splits == split)
     labels = table.columns.labels[rows]
@@ -56,7 +56,7 @@ def drawn_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> Pred
     scores[np.arange(len(rows)), labels] += 1
     scores[0] = 0.01
     scores[0, (labels[0] + 1) % class_count] = 2
-    return Predictions(
+    return HeadPredictions(
         rows=rows,
         keys=table.columns.digests[rows],
         labels=labels,
@@ -64,7 +64,7 @@ def drawn_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> Pred
     )
 
 
-def drawn_result(**changes: Any) -> Result:
+def synthetic_result(**changes: Any) -> Result:
     """A line of the table."""
     values: dict[str, Any] = {
         "head": "logistic",
@@ -86,7 +86,7 @@ def drawn_result(**changes: Any) -> Result:
         "layer": "block5_pool",
         "image_size": 150,
         "fingerprint": SPEC.fingerprint,
-        "cache": "cache/drawn.h5",
+        "cache": "cache/synthetic.h5",
         "balanced_accuracy": 0.96,
         "brier": 0.03,
         "ece": 0.021,
@@ -98,7 +98,7 @@ def drawn_result(**changes: Any) -> Result:
     return Result(**values | changes)
 
 
-def drawn_history(epochs: int = 12) -> dict[str, tuple[float, ...]]:
+def synthetic_history(epochs: int = 12) -> dict[str, tuple[float, ...]]:
     """Of a head that overfits from epoch 6 on, while its accuracy holds."""
     ages = np.arange(epochs)
     curves = {
@@ -110,7 +110,7 @@ def drawn_history(epochs: int = 12) -> dict[str, tuple[float, ...]]:
     return {name: tuple(values.tolist()) for name, values in curves.items()}
 
 
-def drawn_comparison(
+def synthetic_comparison(
     folder: Path,
     classes: Sequence[str] = ("cats", "dogs"),
     *,
@@ -119,33 +119,33 @@ def drawn_comparison(
     **changes: Any,
 ) -> Comparison:
     """Three heads and one without figures; ``changes`` are fields of the Comparison."""
-    table = drawn_table(folder, classes, file_name=file_name)
-    test, validation = drawn_predictions(table, 3), drawn_predictions(table, 2)
+    table = synthetic_table(folder, classes, file_name=file_name)
+    test, validation = synthetic_predictions(table, 3), synthetic_predictions(table, 2)
     scored = [
-        drawn_result(verdict="best", head="dense", params="units=64", input="flat"),
-        drawn_result(verdict="≈ best", recommended=True, p_value=0.2, p_holm=0.4),
-        drawn_result(head="naive_bayes", validation_accuracy=0.8, p_value=1e-9, p_holm=2e-9),
+        synthetic_result(verdict="best", head="dense", params="units=64", input="flat"),
+        synthetic_result(verdict="≈ best", recommended=True, p_value=0.2, p_holm=0.4),
+        synthetic_result(head="naive_bayes", validation_accuracy=0.8, p_value=1e-9, p_holm=2e-9),
     ]
     outcomes = [Outcome(result=result, test=test, validation=validation) for result in scored]
-    outcomes[0] = replace(outcomes[0], history=drawn_history())
+    outcomes[0] = replace(outcomes[0], history=synthetic_history())
     failed = Result(
         head="svm_rbf", input="pooled", base="vgg16", layer="block5_pool", image_size=150,
-        fingerprint=SPEC.fingerprint, cache="cache/drawn.h5", status="stopped after 10 s",
+        fingerprint=SPEC.fingerprint, cache="cache/synthetic.h5", status="stopped after 10 s",
     )  # fmt: skip
     return replace(
         Comparison(
             outcomes=(*outcomes, Outcome(result=failed)),
             classes=tuple(classes),
-            run=drawn_run(table),
+            run=synthetic_run(table),
             recommendation="Use logistic: 96.0 % of the test images right.",
             notices=("2 test images also stand in train, which inflates every number.",),
-            findings=drawn_findings(table) if looked else None,
+            findings=synthetic_findings(table) if looked else None,
         ),
         **changes,
     )
 
 
-def drawn_findings(table: FeatureTable) -> Findings:
+def synthetic_findings(table: FeatureTable) -> AuditResult:
     """A pair of each kind, one suspect, and a learning curve."""
     labels = table.columns.labels
     pairs = (
@@ -165,7 +165,7 @@ def drawn_findings(table: FeatureTable) -> Findings:
         head="logistic (C=1)",
         sentence="More images would probably help.",
     )
-    return Findings(
+    return AuditResult(
         table=table,
         layer="block5_pool",
         duplicates=pairs,
@@ -174,7 +174,7 @@ def drawn_findings(table: FeatureTable) -> Findings:
     )
 
 
-def drawn_run(table: FeatureTable) -> dict[str, Any]:
+def synthetic_run(table: FeatureTable) -> dict[str, Any]:
     """What was run, as `compare_heads` tells it."""
     return {
         "created": "2026-11-22T02:00:00+00:00",
@@ -186,7 +186,7 @@ def drawn_run(table: FeatureTable) -> dict[str, Any]:
         "versions": {"python": "3.11.7", "numpy": "2.4.6"},
         "caches": [
             {
-                "path": "cache/drawn.h5",
+                "path": "cache/synthetic.h5",
                 "set": "pets & <co>",
                 "layers": ["block5_pool"],
                 "fingerprint": table.spec.fingerprint,

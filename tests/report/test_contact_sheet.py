@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import draw
 from PIL import Image
+from synthetic_images import draw
 
-from pipeline.models.predicting import Prediction
+from pipeline.models.image_predictions import Prediction
 from pipeline.report.sheets import COLUMNS, LINE, MARGIN, PICTURE, write_contact_sheet
 
 
@@ -60,7 +60,7 @@ NAMES = ["고양이", "a\x1b[31m", "new\nline", "\u202egpj", "x" * 200, "\udcff"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_is_drawn_within_its_cell(name: str) -> None:
+def test_any_name_is_synthetic_within_its_cell(name: str) -> None:
     path = f"{name}.png"
     draw(0, stripes=True).save(os.fsencode(path))
     draw(1, stripes=True).save("b.png")

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import draw
 from report.comparisons import (
     ARABIC,
     COMPOSED,
     DECOMPOSED,
     HOSTILE,
-    drawn_comparison,
-    drawn_result,
-    drawn_table,
+    synthetic_comparison,
+    synthetic_result,
+    synthetic_table,
 )
+from synthetic_images import draw
 
 from pipeline.evaluation.duplicates import DuplicatePair
-from pipeline.evaluation.result import Comparison, Predictions
-from pipeline.evaluation.verdict import judge
+from pipeline.evaluation.recommendation import rank_and_recommend
+from pipeline.evaluation.result import Comparison, HeadPredictions
 from pipeline.report.html import report_html
 from pipeline.report.thumbnails import read_thumbnails
 
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Comparison:
-    return drawn_comparison(tmp_path / "set")
+    return synthetic_comparison(tmp_path / "set")
 
 
 def read(comparison: Comparison, **settings: object) -> Page:
@@ -152,18 +152,18 @@ def test_nothing_is_fetched_and_nothing_runs(comparison: Comparison) -> None:
     ],
 )
 def test_names_are_shown_as_text(tmp_path: Path, name: str, shown: str | None) -> None:
-    comparison = drawn_comparison(tmp_path / "set", classes=(name, "dogs"))
+    comparison = synthetic_comparison(tmp_path / "set", classes=(name, "dogs"))
     page = read(comparison)
     assert page.text.count(shown or name) >= 4
     assert page.all("script") == []
     assert all(each["src"].startswith("data:") for each in page.all("img"))
-    usual = {tag for tag, _ in read(drawn_comparison(tmp_path / "usual")).elements}
+    usual = {tag for tag, _ in read(synthetic_comparison(tmp_path / "usual")).elements}
     assert {tag for tag, _ in page.elements} <= usual
 
 
 @pytest.mark.parametrize("name", ['"><b onload=x>', "한글 " + ARABIC, "a" * 200])
 def test_file_names_are_shown_as_text(tmp_path: Path, name: str) -> None:
-    page = read(drawn_comparison(tmp_path / "set", file_name=name))
+    page = read(synthetic_comparison(tmp_path / "set", file_name=name))
     assert f"{name} 2.png" in page.text
     assert page.all("b") == 4 * [{}]  # the key figures
     pictures = [each["alt"].strip("\u2068\u2069") for each in page.all("img")]
@@ -191,7 +191,7 @@ def test_table_holds_every_head_and_says_why_one_has_no_figures(comparison: Comp
 
 
 def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
-    comparison = drawn_comparison(tmp_path / "set", looked=False, notices=(), run={})
+    comparison = synthetic_comparison(tmp_path / "set", looked=False, notices=(), run={})
     outcomes = tuple(replace(each, history=None) for each in comparison.outcomes)
     page = read(replace(comparison, outcomes=outcomes))
     sections = [each["id"] for each in page.all("section")]
@@ -203,7 +203,7 @@ def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
 def test_layers_are_compared_where_there_are_several(comparison: Comparison) -> None:
     first = comparison.outcomes[0]
     deeper = [
-        replace(first, result=drawn_result(layer=layer, validation_accuracy=accuracy))
+        replace(first, result=synthetic_result(layer=layer, validation_accuracy=accuracy))
         for layer, accuracy in (("block13_pool", 0.91), ("block3_pool", 0.99))
     ]
     page = read(replace(comparison, outcomes=(*comparison.outcomes, *deeper)))
@@ -214,7 +214,7 @@ def test_layers_are_compared_where_there_are_several(comparison: Comparison) -> 
 
 def test_a_hundred_classes_are_summarised(tmp_path: Path) -> None:
     classes = [f"class {number:02d} of a long name" for number in range(100)]
-    page = read(drawn_comparison(tmp_path / "set", classes=classes))
+    page = read(synthetic_comparison(tmp_path / "set", classes=classes))
     assert "the 3 classes told worst" in page.text
     assert "The lowest F1 first" in page.text
     assert [each for each in page.all("svg") if "of 100 classes" in each.get("aria-label", "")]
@@ -222,7 +222,7 @@ def test_a_hundred_classes_are_summarised(tmp_path: Path) -> None:
 
 
 def test_pictures_that_are_gone_or_changed_are_said_to_be(tmp_path: Path) -> None:
-    comparison = drawn_comparison(tmp_path / "set")
+    comparison = synthetic_comparison(tmp_path / "set")
     images = tmp_path / "set" / "images"
     (images / "picture 2.png").unlink()  # the suspect
     draw(99, stripes=True).save(images / "picture 1.png")  # half of a pair
@@ -239,7 +239,7 @@ def test_pictures_that_are_gone_or_changed_are_said_to_be(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("path", [b"../secret.png", b"/secret.png", b"link.png", b"a/../../x.png"])
 def test_no_picture_from_outside_the_image_folder_is_shown(tmp_path: Path, path: bytes) -> None:
-    table = drawn_table(tmp_path)
+    table = synthetic_table(tmp_path)
     secret = tmp_path / "secret.png"
     draw(7, stripes=True).save(secret)
     (tmp_path / "x.png").write_bytes(secret.read_bytes())
@@ -259,7 +259,7 @@ def test_thumbnails_keep_the_shape_of_the_picture(tmp_path: Path) -> None:
 
     from PIL import Image
 
-    table = drawn_table(tmp_path)  # pictures of 40 × 32
+    table = synthetic_table(tmp_path)  # pictures of 40 × 32
     address = read_thumbnails(table, [0])[0].address
     with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
         assert image.width == 128
@@ -303,7 +303,7 @@ def test_of_several_fits_no_mean_temperature_is_made_a_verdict(comparison: Compa
 
 def test_probabilities_fitted_on_validation_are_said_to_be(comparison: Comparison) -> None:
     fitted = "fitted on validation."
-    assert fitted in read(with_outcomes(comparison, own_probabilities=False)).text
+    assert fitted in read(with_outcomes(comparison, native_probabilities=False)).text
     assert fitted not in read(with_results(comparison, calibrated_log_loss=0.12)).text
 
 
@@ -351,7 +351,7 @@ def test_layers_are_compared_by_what_heads_are_judged_by(comparison: Comparison)
     judged = [
         replace(
             first,
-            result=drawn_result(
+            result=synthetic_result(
                 layer=layer,
                 recommended=True,
                 validation_accuracy=plain,
@@ -366,14 +366,14 @@ def test_layers_are_compared_by_what_heads_are_judged_by(comparison: Comparison)
 
 
 def test_where_none_is_recommended_no_row_is_marked_so(comparison: Comparison) -> None:
-    def guessing(predictions: Predictions) -> Predictions:
+    def guessing(predictions: HeadPredictions) -> HeadPredictions:
         return predictions and replace(predictions, scores=np.tile([0.6, 0.4], (6, 1)))
 
     guesses = [
         replace(each, test=guessing(each.test), validation=guessing(each.validation))
         for each in comparison.outcomes
     ]
-    outcomes, sentence = judge(guesses)
+    outcomes, sentence = rank_and_recommend(guesses)
     page = read(replace(comparison, outcomes=tuple(outcomes), recommendation=sentence))
     assert page.text.count("recommended") == page.text.count("No head can be recommended") == 1
     assert page.text.count("choice on validation") == 2  # in the sentence and in the table
@@ -384,7 +384,9 @@ def test_joiners_of_persian_and_emoji_are_left_alone(tmp_path: Path) -> None:
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
         "\U0001f468\u200d\U0001f467",
     )
-    text = read(drawn_comparison(tmp_path / "set", classes=(persian, f"{family} cat\u200ds"))).text
+    text = read(
+        synthetic_comparison(tmp_path / "set", classes=(persian, f"{family} cat\u200ds"))
+    ).text
     assert persian in text
     assert f"{family} cat\\u200ds" in text  # two names that look the same are told apart
 
@@ -406,7 +408,7 @@ def test_duplicates_stand_in_folds_where_there_are_folds(comparison: Comparison)
 
 def test_sixty_identical_frames_are_one_group(tmp_path: Path) -> None:
     classes = [f"class {number}" for number in range(8)]  # 72 images
-    comparison = drawn_comparison(tmp_path / "set", classes=classes)
+    comparison = synthetic_comparison(tmp_path / "set", classes=classes)
     assert comparison.findings is not None
     frames = tuple(
         DuplicatePair(first=one, second=other, similarity=1.0, exact=True, across=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.comparisons import ARABIC, DECOMPOSED, HOSTILE, drawn_comparison
+from report.comparisons import ARABIC, DECOMPOSED, HOSTILE, synthetic_comparison
 
 from pipeline.evaluation.result import Comparison
 from pipeline.report.html import report_html
@@ -100,7 +100,7 @@ def report(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         "long": (("w" * 200, "two words " * 20), "f" * 180),
         "many classes": ([f"class {number:03d}" for number in range(100)], "picture"),
     }[request.param]
-    comparison = drawn_comparison(tmp_path / "set", classes=classes, file_name=name)
+    comparison = synthetic_comparison(tmp_path / "set", classes=classes, file_name=name)
     write_report(comparison, tmp_path / "report.html", command="python -m pipeline.classify " * 9)
     return tmp_path / "report.html"
 
@@ -131,7 +131,7 @@ def test_report_is_whole_and_legible(
 
 @pytest.mark.slow
 def test_pictures_load_and_notices_stand_in_the_first_screen(browser: Any, tmp_path: Path) -> None:
-    write_report(drawn_comparison(tmp_path / "set"), tmp_path / "report.html", command=None)
+    write_report(synthetic_comparison(tmp_path / "set"), tmp_path / "report.html", command=None)
     show(browser, tmp_path / "report.html", PHONE)
     assert browser.execute_script(
         "return [...document.images].length && [...document.images].every(i => i.naturalWidth > 0)"
@@ -146,7 +146,7 @@ def test_pictures_load_and_notices_stand_in_the_first_screen(browser: Any, tmp_p
 def test_table_with_every_column_is_whole_on_a_desktop_and_tells_the_test_figure_on_a_phone(
     browser: Any, tmp_path: Path
 ) -> None:
-    comparison = drawn_comparison(tmp_path / "set")
+    comparison = synthetic_comparison(tmp_path / "set")
     figures = {"test_spread": 0.011, "top5_accuracy": 0.99, "balanced_accuracy": 0.9}
     figures |= {"parameters": 1_536_000, "params": "shrinkage=0.2 (2 of 5 fits)"}
     outcomes = tuple(
@@ -173,7 +173,9 @@ def test_hostile_class_is_text_and_the_policy_stops_what_would_run(
     browser: Any, tmp_path: Path
 ) -> None:
     report = tmp_path / "report.html"
-    write_report(drawn_comparison(tmp_path / "set", classes=(HOSTILE, "dogs")), report, command="x")
+    write_report(
+        synthetic_comparison(tmp_path / "set", classes=(HOSTILE, "dogs")), report, command="x"
+    )
     show(browser, report, DESKTOP)
     assert HOSTILE in browser.execute_script("return document.body.innerText")
     assert browser.execute_script("return document.querySelectorAll('[src=x], script').length") == 0

@@ -11,10 +11,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from report.comparisons import DECOMPOSED, drawn_result
+from report.comparisons import DECOMPOSED, synthetic_result
 from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.result import Outcome, Predictions
+from pipeline.evaluation.result import HeadPredictions, Outcome
 from pipeline.report.curves import smooth
 from pipeline.report.plots import (
     COLOURS,
@@ -30,11 +30,11 @@ from pipeline.report.plots import (
 )
 
 
-def drawn_outcome(class_count: int = 2, *, epochs: int = 5) -> Outcome:
+def synthetic_outcome(class_count: int = 2, *, epochs: int = 5) -> Outcome:
     random = np.random.default_rng(class_count)
     labels = np.repeat(np.arange(class_count), 55)
     predicted = np.where(random.random(len(labels)) < 0.1, 0, labels)
-    test = Predictions(
+    test = HeadPredictions(
         rows=np.arange(len(labels)),
         keys=np.zeros(len(labels), "V32"),
         labels=labels,
@@ -44,7 +44,7 @@ def drawn_outcome(class_count: int = 2, *, epochs: int = 5) -> Outcome:
         name: tuple(random.random(epochs))
         for name in ("loss", "accuracy", "val_loss", "val_accuracy")
     }
-    return Outcome(result=drawn_result(head="dense", input="flat"), test=test, history=history)
+    return Outcome(result=synthetic_result(head="dense", input="flat"), test=test, history=history)
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def texts(axes: Axes) -> list[str]:
 
 
 @pytest.mark.parametrize("class_count", [2, 10, 60])
-def test_confusion_is_drawn_for_few_and_many_classes(
+def test_confusion_is_synthetic_for_few_and_many_classes(
     class_count: int, tmp_path: Path, figures: list[Figure]
 ) -> None:
-    outcome = drawn_outcome(class_count)
+    outcome = synthetic_outcome(class_count)
     names = [f"class {number}" for number in range(class_count)]
     draw_confusion(outcome, names, tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as image:
@@ -94,12 +94,12 @@ def test_confusion_is_drawn_for_few_and_many_classes(
 @pytest.mark.parametrize(
     "name", ["$\\frac{$", "猫", DECOMPOSED, "قطة", "a" * 300, "x\x1b[31m\ny", "", "_", "100 % <b>"]
 )
-def test_any_class_name_is_drawn_in_silence(
+def test_any_class_name_is_synthetic_in_silence(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_confusion(drawn_outcome(), [name, "dogs"], tmp_path / "confusion.png")
+        draw_confusion(synthetic_outcome(), [name, "dogs"], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 5000
     assert capfd.readouterr().err == ""
 
@@ -108,7 +108,7 @@ def test_any_class_name_is_drawn_in_silence(
 def test_curves_show_each_epoch_and_the_moving_average(
     epochs: int, smoothing: float, tmp_path: Path, figures: list[Figure]
 ) -> None:
-    outcome = drawn_outcome(epochs=epochs)
+    outcome = synthetic_outcome(epochs=epochs)
     draw_curves(outcome, tmp_path / "curves.png", smoothing=smoothing)
     assert (tmp_path / "curves.png").stat().st_size > 5000
     loss, accuracy = figures[0].axes
@@ -158,14 +158,14 @@ def test_colours_are_those_of_the_page_in_light() -> None:
 
 
 def test_even_a_rare_mistake_is_coloured(figures: list[Figure], tmp_path: Path) -> None:
-    draw_confusion(drawn_outcome(), ["a", "b"], tmp_path / "confusion.png")
+    draw_confusion(synthetic_outcome(), ["a", "b"], tmp_path / "confusion.png")
     image = figures[0].axes[0].images[0]
     nothing, rare, all_of_it = image.to_rgba(np.array([0.0, 0.1, 100.0]))[:, 3]
     assert nothing == 0 < rare < all_of_it
 
 
 def test_an_accuracy_of_100_percent_is_not_cut(tmp_path: Path, figures: list[Figure]) -> None:
-    outcome = drawn_outcome(epochs=4)
+    outcome = synthetic_outcome(epochs=4)
     history = {**(outcome.history or {}), "accuracy": (1.0,) * 4, "val_accuracy": (1.0,) * 4}
     draw_curves(
         replace(outcome, history=history),

@@ -5,7 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from pipeline.evaluation.result import Predictions
+from pipeline.evaluation.result import HeadPredictions
 from pipeline.report.galleries import (
     MOST_POINTS,
     PICTURE_COLUMNS,
@@ -17,10 +17,10 @@ from pipeline.report.galleries import (
 from pipeline.report.ranking import class_curves, macro_precision_recall, macro_roc
 
 
-def predictions(count: int, class_count: int, *, seed: int, ties: bool = False) -> Predictions:
+def predictions(count: int, class_count: int, *, seed: int, ties: bool = False) -> HeadPredictions:
     random = np.random.default_rng(seed)
     scores = random.random((count, class_count))
-    return Predictions(
+    return HeadPredictions(
         rows=np.arange(count),
         keys=np.zeros(count, "V32"),
         labels=random.integers(0, class_count, count),
@@ -39,10 +39,10 @@ def test_ranking_curves_are_scikit_learns(seed: int, ties: bool) -> None:
         false_rate, true_rate, _ = roc_curve(truth, scores)
         np.testing.assert_allclose(found.roc, np.column_stack([false_rate, true_rate]))
         precision, recall, _ = precision_recall_curve(truth, scores)
-        drawn = slice(1, int((recall < 1).sum()) + 1)  # precision falls on where nothing is found
-        assert recall[::-1][drawn][-1] == 1
-        np.testing.assert_allclose(found.precision_recall[1:, 0], recall[::-1][drawn])
-        np.testing.assert_allclose(found.precision_recall[1:, 1], precision[::-1][drawn])
+        shown = slice(1, int((recall < 1).sum()) + 1)  # precision falls on where nothing is found
+        assert recall[::-1][shown][-1] == 1
+        np.testing.assert_allclose(found.precision_recall[1:, 0], recall[::-1][shown])
+        np.testing.assert_allclose(found.precision_recall[1:, 1], precision[::-1][shown])
         assert found.average_precision == pytest.approx(average_precision_score(truth, scores))
 
 
@@ -55,7 +55,7 @@ def test_a_class_without_images_has_no_curve_and_the_mean_goes_without_it() -> N
     assert mean[-1].tolist() == [1, 1]
 
 
-def test_perfect_scores_are_drawn_perfect() -> None:
+def test_perfect_scores_are_synthetic_perfect() -> None:
     test = predictions(1200, 100, seed=0)
     test.labels[:] = np.arange(1200) % 100
     test.scores[np.arange(1200), test.labels] += 1

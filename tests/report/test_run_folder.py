@@ -18,7 +18,7 @@ from pipeline.report.run_folder import write_run
 @pytest.fixture
 def comparison(tmp_path: Path) -> Comparison:
     cache = write_cache(
-        tmp_path / "drawn.h5",
+        tmp_path / "synthetic.h5",
         labels=alternating_labels(100),
         splits=folder_splits(100),
         classes=("a|b", "<c>"),
@@ -27,7 +27,7 @@ def comparison(tmp_path: Path) -> Comparison:
 
 
 def test_csv_json_and_markdown_tell_the_same(comparison: Comparison, tmp_path: Path) -> None:
-    command = "python -m pipeline.classify drawn.h5"
+    command = "python -m pipeline.classify synthetic.h5"
     folder = write_run(comparison, tmp_path / "results", command=command)
     document = json.loads((folder / "results.json").read_text("utf-8"))
     assert list(document) == ["run", "rows"]
@@ -61,9 +61,9 @@ def test_two_runs_in_one_second_have_folders_of_their_own(
     monkeypatch.setattr(run_folder, "datetime", Stopped)
     names = [write_run(comparison, tmp_path / "results").name for _ in range(3)]
     assert names == [
-        "2026-11-21_143000-drawn",
-        "2026-11-21_143000-drawn-2",
-        "2026-11-21_143000-drawn-3",
+        "2026-11-21_143000-synthetic",
+        "2026-11-21_143000-synthetic-2",
+        "2026-11-21_143000-synthetic-3",
     ]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import draw
 from PIL import Image
+from synthetic_images import draw
 
 from pipeline.images.views import POLICIES, Augmentation, Pixels, draw_view
 from pipeline.report.sheets import LINE, MARGIN, MOST_VIEWS, NARROWEST, PICTURE, write_view_sheet
@@ -39,8 +39,10 @@ def test_each_row_is_the_image_as_it_is_and_then_its_cached_views() -> None:
     for number, (_, digest, pixels) in enumerate(rows):
         np.testing.assert_array_equal(cell(sheet, number, 0), pixels)
         for view in range(1, 5):
-            drawn = draw_view(pixels, augmentation=POLICIES["book"], image_digest=digest, view=view)
-            np.testing.assert_array_equal(cell(sheet, number, view), drawn)
+            expected = draw_view(
+                pixels, augmentation=POLICIES["book"], image_digest=digest, view=view
+            )
+            np.testing.assert_array_equal(cell(sheet, number, view), expected)
         assert (cell(sheet, number, 5) == 255).all()
 
 
@@ -81,7 +83,7 @@ NAMES = ["고양이", "a\x1b[31m", "new\nline", "\u202egpj", "x" * 2000, "\udcff
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_is_drawn_on_its_line(name: str) -> None:
+def test_any_name_is_synthetic_on_its_line(name: str) -> None:
     plain = sheet_of([row_of("b.png"), row_of("", seed=1)], views=2)
     named = sheet_of([row_of("b.png"), row_of(name, seed=1)], views=2)
     upper = 2 * (MARGIN + LINE) + LINE + 48 + MARGIN

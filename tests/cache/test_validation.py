@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from caches import document, publish_random
 
+from pipeline.cache.checksums import read_checksums, write_checksums
 from pipeline.cache.file import read_table
-from pipeline.cache.seal import read_seal, write_seal
 from pipeline.errors import BadDataError
 
 
@@ -124,7 +124,7 @@ def change(path: Path, make: Callable[[h5py.File], object]) -> None:
     with h5py.File(path, "a") as file:
         make(file)
     with path.open("r+b") as stream, contextlib.suppress(Exception):
-        write_seal(stream)  # of some HDF5 cannot even tell the layout
+        write_checksums(stream)  # of some HDF5 cannot even tell the layout
 
 
 def refused(path: Path) -> str:
@@ -151,7 +151,9 @@ def test_odd_cache_is_refused(tmp_path: Path, kind: str) -> None:
 def test_any_flipped_byte_is_read_or_refused_but_never_a_traceback(tmp_path: Path) -> None:
     publish_random(tmp_path / "pets.h5", rows=20)
     content = (tmp_path / "pets.h5").read_bytes()
-    content = content[: read_seal(tmp_path / "pets.h5").end]  # without the seal that would tell
+    content = content[
+        : read_checksums(tmp_path / "pets.h5").end
+    ]  # without the seal that would tell
     rng = np.random.default_rng(1)
     for _ in range(300):
         broken = bytearray(content)

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from pipeline.cache.fill import Progress
+from pipeline.cache.fill import RowProgress
 from pipeline.images.scan import Skipped
-from pipeline.models.predicting import Prediction, Predictions
+from pipeline.models.image_predictions import ImagePredictions, Prediction
 from pipeline.report.sheets import MOST_PICTURES
 from pipeline.text import printable
 
@@ -24,7 +24,7 @@ GAP = "  "
 class Tally:
     """Predictions as they go by, counted; what is skipped is told on stderr and kept."""
 
-    def __init__(self, predictions: Predictions, progress: Progress | None = None) -> None:
+    def __init__(self, predictions: ImagePredictions, progress: RowProgress | None = None) -> None:
         self.predictions = predictions
         self.images = 0
         self.cached = 0

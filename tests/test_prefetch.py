@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from pipeline.ahead import in_order
+from pipeline.prefetch import prefetch
 
 
 def test_order_is_that_of_the_items() -> None:
@@ -14,7 +14,7 @@ def test_order_is_that_of_the_items() -> None:
         time.sleep(0.02 * (item == 0))
         return -item
 
-    found = list(in_order(slow_first, range(20), threads=4, waiting=8))
+    found = list(prefetch(slow_first, range(20), threads=4, waiting=8))
     assert found == [(item, -item) for item in range(20)]
 
 
@@ -27,7 +27,7 @@ def test_so_many_are_computed_at_a_time_and_no_more_wait() -> None:
             taken.append(item)
             yield item
 
-    with closing(in_order(lambda _: together.wait(), items(), threads=2, waiting=4)) as results:
+    with closing(prefetch(lambda _: together.wait(), items(), threads=2, waiting=4)) as results:
         next(results)
         assert taken == [0, 1, 2, 3]
         next(results)
@@ -36,7 +36,7 @@ def test_so_many_are_computed_at_a_time_and_no_more_wait() -> None:
 
 
 def test_an_error_comes_in_its_items_place() -> None:
-    quotients = in_order(lambda item: 1 / item, [1, 0, 2])
+    quotients = prefetch(lambda item: 1 / item, [1, 0, 2])
     assert next(quotients) == (1, 1.0)
     with pytest.raises(ZeroDivisionError):
         next(quotients)
@@ -47,7 +47,7 @@ def test_what_was_computed_before_the_items_fail_is_not_lost() -> None:
         yield from range(5)
         raise OSError("unreadable")
 
-    results = in_order(lambda item: item, items(), threads=2, waiting=4)
+    results = prefetch(lambda item: item, items(), threads=2, waiting=4)
     assert [next(results) for _ in range(5)] == [(item, item) for item in range(5)]
     with pytest.raises(OSError, match="unreadable"):
         next(results)
@@ -56,7 +56,7 @@ def test_what_was_computed_before_the_items_fail_is_not_lost() -> None:
 def test_who_stops_early_leaves_nothing_running() -> None:
     started = []
     before = threading.active_count()
-    with closing(in_order(started.append, range(1000), threads=2, waiting=6)) as results:
+    with closing(prefetch(started.append, range(1000), threads=2, waiting=6)) as results:
         next(results)
     assert threading.active_count() == before
     assert len(started) <= 7

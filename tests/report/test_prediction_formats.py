@@ -1,4 +1,4 @@
-"""Predictions as text, while they are made."""
+"""ImagePredictions as text, while they are made."""
 
 import csv
 import io
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from pipeline.models.predicting import Prediction
-from pipeline.report.predictions import csv_lines, json_parts, table_lines
+from pipeline.models.image_predictions import Prediction
+from pipeline.report.prediction_formats import csv_lines, json_parts, table_lines
 from pipeline.text import printable
 
 CLASSES = ("cat", "고양이", "a\x1b[31m")

@@ -154,11 +154,11 @@ def in_spec(**values: Any) -> Change:
 
 
 def in_views(views: int, **changed: Any) -> Change:
-    """Means over so many views, drawn as the book has it but for what is changed."""
-    drawn = POLICIES["book"].to_dict() | changed
+    """Means over so many views, augmented as the book does, with changes."""
+    augmentation = POLICIES["book"].to_dict() | changed
 
     def change(description: dict[str, Any]) -> None:
-        description["document"] |= {"tta": views, "augmentation": drawn}
+        description["document"] |= {"tta": views, "augmentation": augmentation}
 
     return change
 
@@ -238,7 +238,7 @@ def test_a_repeated_key_and_numbers_that_are_none_are_refused(tmp_path: Path) ->
     for text in (
         plain.replace('"head":', '"head": "knn", "head":', 1),
         plain.replace('"format": 2', '"format": 2, "seconds": NaN', 1),
-        plain.replace('"set": "drawn"', '"set": "drawn", "seconds": 1e999', 1),
+        plain.replace('"set": "synthetic"', '"set": "synthetic", "seconds": 1e999', 1),
         plain[:-1],
         "[" * 100_000,
     ):

@@ -1,4 +1,4 @@
-"""Image folders drawn for the tests."""
+"""Synthetic image folders for the tests."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def draw(seed: int, *, stripes: bool, size: tuple[int, int] = (40, 32)) -> Image
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def draw_set(root: Path, *, per_class: int = 12, splits: tuple[str, ...] = ()) -> Path:
+def make_image_folder(root: Path, *, per_class: int = 12, splits: tuple[str, ...] = ()) -> Path:
     """An image folder of two classes, ``plain`` and ``striped``, inside split folders or alone."""
     seed = sum(map(ord, root.name))
     for split in splits or (".",):

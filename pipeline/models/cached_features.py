@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 64  # 32 MiB of InceptionV3's maps, a chunk or two of the file
 
 
-class KnownFeatures:
+class CachedFeatures:
     """What a bundle takes, in the cache that it was trained on and in those of a folder."""
 
     def __init__(self, bundle: Bundle, cache_dir: Path) -> None:
@@ -38,7 +38,7 @@ class KnownFeatures:
 
     def _rows_of(self, table: FeatureTable) -> dict[bytes, list[int]]:
         """Of each image that a table has all views of, their rows."""
-        if self._plan.views and not drawn_alike(table, self._plan):
+        if self._plan.views and not has_same_augmentation(table, self._plan):
             return {}
         rows = {key: row for row, key in enumerate(table.columns.row_keys())}
         numbers = range(self._plan.views + 1)
@@ -68,7 +68,7 @@ class KnownFeatures:
                 )
 
 
-def drawn_alike(table: FeatureTable, plan: ViewPlan) -> bool:
+def has_same_augmentation(table: FeatureTable, plan: ViewPlan) -> bool:
     """Whether a cache's views, however many, are drawn as a plan's are."""
     try:
         return ViewPlan.from_document(table.document).augmentation == plan.augmentation

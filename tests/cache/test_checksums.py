@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 from caches import publish_random
 
+from pipeline.cache.checksums import (
+    InvalidChecksumsError,
+    find_damage,
+    read_checksums,
+    write_checksums,
+    write_repaired,
+)
 from pipeline.cache.file import read_table
-from pipeline.cache.seal import BrokenSeal, find_damage, read_seal, write_mended, write_seal
-from pipeline.cache.upkeep import verify_cache
+from pipeline.cache.maintenance import verify_cache
 
 
 def flip(path: Path, position: int, bit: int = 0) -> None:
@@ -71,30 +77,30 @@ def test_flipped_bit_in_hdf5s_own_structures_is_metadata(whole: Path, position: 
 def test_cut_file_is_found(whole: Path, cut: int) -> None:
     os.truncate(whole, whole.stat().st_size - cut)
     assert find_damage(whole)
-    with pytest.raises(BrokenSeal):
-        read_seal(whole)
+    with pytest.raises(InvalidChecksumsError):
+        read_checksums(whole)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 30, b"text" * 100])
 def test_file_without_a_seal_is_said(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.h5").write_bytes(content)
-    with pytest.raises(BrokenSeal):
-        read_seal(tmp_path / "x.h5")
+    with pytest.raises(InvalidChecksumsError):
+        read_checksums(tmp_path / "x.h5")
 
 
 def test_metadata_is_mended_from_the_spare_copy(whole: Path, tmp_path: Path) -> None:
     content = whole.read_bytes()
-    seal = read_seal(whole)
+    seal = read_checksums(whole)
     for offset, spare in seal.metadata():
         flip(whole, offset + len(spare) // 2)
     assert find_damage(whole)
     with (tmp_path / "mended.h5").open("wb") as target:
-        write_mended(whole, target)
+        write_repaired(whole, target)
     assert (tmp_path / "mended.h5").read_bytes() == content
 
 
 def test_seal_covers_every_byte_once(whole: Path) -> None:
-    seal = read_seal(whole)
+    seal = read_checksums(whole)
     stretches = [(chunk.offset, chunk.length) for chunk in seal.chunks]
     stretches += [(offset, len(spare)) for offset, spare in seal.metadata()]
     position = 0
@@ -123,5 +129,5 @@ def test_any_hdf5_file_can_be_sealed() -> None:
         file["a/b"] = np.arange(5)
         file["text"] = "x"
     before = stream.getvalue()
-    write_seal(stream)
+    write_checksums(stream)
     assert stream.getvalue().startswith(before)

@@ -17,14 +17,14 @@ from pipeline.models.top_block import TopBlockClassifier
 from pipeline.text import counted, printable
 
 
-class Layer(NamedTuple):
+class HeadLayer(NamedTuple):
     """kernel (D, U) and bias (U,), float32."""
 
     kernel: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
 
 
-def head_layers(bundle: Bundle) -> Sequence[Layer]:
+def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
     """The head's layers, a ReLU between two; raises UsageError for a head that is no such network.
 
     The last one's sigmoid (U = 1) is the second class's probability, its softmax (U = K) each's.
@@ -40,7 +40,7 @@ def head_layers(bundle: Bundle) -> Sequence[Layer]:
         estimator = estimator.head
     if isinstance(estimator, DenseClassifier):
         kernel, bias, output_kernel, output_bias = estimator.weights_
-        return Layer(kernel, bias), Layer(output_kernel, output_bias)
+        return HeadLayer(kernel, bias), HeadLayer(output_kernel, output_bias)
     scale, is_scaled = 1.0, isinstance(estimator, TemperatureScaling)
     if is_scaled:
         scale, estimator = 1 / estimator.temperature, estimator.estimator
@@ -55,7 +55,7 @@ def head_layers(bundle: Bundle) -> Sequence[Layer]:
     if len(intercepts) == 1 and is_scaled:
         scale *= 2
     weights, intercepts = weights.T * scale, intercepts * scale
-    return (Layer(weights.astype(np.float32), intercepts.astype(np.float32)),)
+    return (HeadLayer(weights.astype(np.float32), intercepts.astype(np.float32)),)
 
 
 def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:

@@ -9,31 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.file import Columns
-from pipeline.cache.upkeep import CHECKPOINTS
+from pipeline.cache.maintenance import CHECKPOINTS
 from pipeline.durable import remove_folder
-from pipeline.evaluation.protocol import Division
+from pipeline.evaluation.protocol import TrialPlan
 from pipeline.evaluation.result import Outcome
 from pipeline.evaluation.splits import Trial
 from pipeline.finetuning.config import FinetuneConfig
-from pipeline.finetuning.training import Progress, RunOptions, Trained
+from pipeline.finetuning.training import RunOptions, StageProgress, TrainingResult
 from pipeline.images.scan import Skipped
 from pipeline.text import counted, printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MethodResult:
     """What a method gave; the checkpoints are to be removed once it is written."""
 
     outcomes: Sequence[Outcome]
     classes: tuple[str, ...]
-    division: Division
+    trial_plan: TrialPlan
     source: Mapping[str, Any]  # what results.json says of the images
-    checkpoints: "Checkpoints"
+    checkpoints: "CheckpointFolder"
     notices: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class CheckpointFolder:
     """Where the checkpoints of a run are until its results are there: a folder a seed.
 
     Its name is a digest of all that decides what is trained: another run never goes on from them.
@@ -45,7 +45,7 @@ class Checkpoints:
     @classmethod
     def of(
         cls, config: FinetuneConfig, columns: Columns, trial: Trial, *, features: str
-    ) -> "Checkpoints":
+    ) -> "CheckpointFolder":
         """The folder of a run; ``features``: what the network sees of the images."""
         content = hashlib.sha256()
         for rows in (trial.splits.train, trial.splits.validation, trial.splits.test):
@@ -63,7 +63,7 @@ class Checkpoints:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         return cls(config.extract.cache_dir / CHECKPOINTS / digest, identity)
 
-    def options(self, seed: int, progress: Progress | None) -> RunOptions:
+    def options(self, seed: int, progress: StageProgress | None) -> RunOptions:
         return RunOptions(
             seed=seed,
             checkpoints=self.folder / f"seed-{seed}",
@@ -88,7 +88,7 @@ def unread(skipped: Sequence[Skipped]) -> list[str]:
     ]
 
 
-def shortfalls(trained: Sequence[Trained], seeds: Sequence[int]) -> list[str]:
+def shortfalls(trained: Sequence[TrainingResult], seeds: Sequence[int]) -> list[str]:
     """A line for each training that ended below its frozen head."""
     return [
         f"seed {seed}: {each.shortfall}"

@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
+def prefetch(
     compute: Callable[[Item], Result],
     items: Iterable[Item],
     *,

@@ -11,9 +11,9 @@ import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from pipeline.evaluation.result import Outcome, Predictions, Result
+from pipeline.evaluation.recommendation import rank_and_recommend
+from pipeline.evaluation.result import HeadPredictions, Outcome, Result
 from pipeline.evaluation.statistics import wilson_interval
-from pipeline.evaluation.verdict import judge
 
 VALIDATION, TEST = 400, 500
 
@@ -26,8 +26,8 @@ def draw_predictions(
     salt: str = "",
     order: np.ndarray | None = None,
     cycle: int = 2,
-) -> Predictions:
-    """Predictions with that probability, wrong on the images named; of each cycle one image is of
+) -> HeadPredictions:
+    """Predictions with that probability, wrong on the named images; one image of each cycle is of
     class 0, the others of class 1."""
     labels = (np.arange(count) % cycle > 0).astype(np.int64)
     predicted = labels.copy()
@@ -36,7 +36,7 @@ def draw_predictions(
     digests = [hashlib.sha256(f"{salt}{row}".encode()).digest() for row in range(count)]
     keys = np.frombuffer(b"".join(digests), "V32")
     places = np.arange(count) if order is None else order
-    return Predictions(
+    return HeadPredictions(
         rows=np.arange(count), keys=keys[places], labels=labels[places], scores=scores[places]
     )
 
@@ -81,7 +81,7 @@ def draw_outcome(
 
 
 def judged(*outcomes: Outcome, folds: int = 0) -> tuple[list[Result], str]:
-    found, sentence = judge([replace(each, folds=folds) for each in outcomes])
+    found, sentence = rank_and_recommend([replace(each, folds=folds) for each in outcomes])
     return [each.result for each in found], sentence
 
 
@@ -355,7 +355,7 @@ def test_heads_without_figures_come_last_and_have_no_verdict() -> None:
     ]
     assert math.isnan(results[1].p_holm)
     assert "slow" not in sentence
-    assert judge([failed]) == ([failed], "")
+    assert rank_and_recommend([failed]) == ([failed], "")
 
 
 def test_where_classes_count_equally_the_balanced_accuracy_judges() -> None:
@@ -368,7 +368,7 @@ def test_where_classes_count_equally_the_balanced_accuracy_judges() -> None:
         ),
     ]
     for balanced, expected in ((False, ["common", "fair"]), (True, ["fair", "common"])):
-        judged, _ = judge(outcomes, balanced=balanced)
+        judged, _ = rank_and_recommend(outcomes, balanced=balanced)
         assert [each.result.head for each in judged] == expected
         assert [each.result.verdict for each in judged] == ["best", ""]
 
@@ -385,8 +385,8 @@ def test_balanced_a_head_that_finds_the_rare_class_beats_guessing() -> None:
         balanced_accuracy=0.933,
         test_accuracy=0.88,
     )
-    _, plain = judge([fair])
-    _, balanced = judge([fair], balanced=True)
+    _, plain = rank_and_recommend([fair])
+    _, balanced = rank_and_recommend([fair], balanced=True)
     assert plain.startswith("No head can be recommended")
     assert balanced.startswith("Use fair on pooled vgg16 block5_pool: 93.3 % right on average")
     blind = draw_outcome(
@@ -396,4 +396,4 @@ def test_balanced_a_head_that_finds_the_rare_class_beats_guessing() -> None:
         test_wrong=range(0, 500, 10),
         validation_balanced_accuracy=0.5,
     )
-    assert "(50.0 %)" in judge([blind], balanced=True)[1]
+    assert "(50.0 %)" in rank_and_recommend([blind], balanced=True)[1]

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import draw
+from synthetic_images import draw
 
 from pipeline.errors import BadDataError
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import Skipped
-from pipeline.models import predicting
-from pipeline.models.predicting import Prediction, Predictions
+from pipeline.models import image_predictions
+from pipeline.models.image_predictions import ImagePredictions, Prediction
 
 
 class Brightness:
@@ -37,7 +37,9 @@ class Brightness:
         self.batches.append(len(pixels))
         return self._pairs(pixels.mean(axis=(1, 2, 3)) / 255)
 
-    def known(self, digests: Collection[bytes]) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    def cached_probabilities(
+        self, digests: Collection[bytes]
+    ) -> Iterator[tuple[list[bytes], np.ndarray]]:
         found = [digest for digest in digests if digest in self._known]
         yield found, self._pairs(np.array([self._known[digest] for digest in found]))
 
@@ -62,7 +64,7 @@ def test_predictions_come_in_the_order_of_the_files_whatever_is_known_or_broken(
     paths[2:2] = [b"broken.png", b"gone.png"]
     digests, _ = hash_files(Path(), [paths[1]])
     model = Brightness({digests[paths[1]]: 200 / 255})
-    items = list(Predictions(model, paths))
+    items = list(ImagePredictions(model, paths))
     assert [item.path for item in items] == paths
     assert [brightness_of(items[place]) for place in (0, 1, 4, 5, 6)] == [10, 200, 30, 40, 50]
     assert [isinstance(item, Prediction) and item.cached for item in items][:2] == [False, True]
@@ -79,7 +81,7 @@ def test_identical_files_are_looked_at_once() -> None:
     Path("x.png").write_bytes(b"text")
     Path("y.png").write_bytes(b"text")
     model = Brightness()
-    items = list(Predictions(model, [b"a.png", b"x.png", b"b.png", b"y.png"]))
+    items = list(ImagePredictions(model, [b"a.png", b"x.png", b"b.png", b"y.png"]))
     assert model.batches == [1]
     assert brightness_of(items[2]) == 10
     assert isinstance(items[3], Skipped)
@@ -89,10 +91,10 @@ def test_identical_files_are_looked_at_once() -> None:
 def test_first_prediction_is_out_before_later_images_are_touched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(predicting, "FILES_AT_ONCE", 4)
+    monkeypatch.setattr(image_predictions, "FILES_AT_ONCE", 4)
     paths = [grey(f"{level}.png", level) for level in range(10, 22)]
     model = Brightness()
-    items = iter(Predictions(model, paths))
+    items = iter(ImagePredictions(model, paths))
     assert brightness_of(next(items)) == 10
     assert model.batches == [2]
     for path in paths[4:]:
@@ -104,21 +106,21 @@ def test_first_prediction_is_out_before_later_images_are_touched(
 def test_no_more_than_a_window_of_files_is_hashed_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(predicting, "FILES_AT_ONCE", 3)
+    monkeypatch.setattr(image_predictions, "FILES_AT_ONCE", 3)
     windows: list[int] = []
 
     def counted(root: Path, files: Any) -> Any:
         windows.append(len(files))
         return hash_files(root, files)
 
-    monkeypatch.setattr(predicting, "hash_files", counted)
-    list(Predictions(Brightness(), [grey(f"{level}.png", level) for level in range(8)]))
+    monkeypatch.setattr(image_predictions, "hash_files", counted)
+    list(ImagePredictions(Brightness(), [grey(f"{level}.png", level) for level in range(8)]))
     assert windows == [3, 3, 2]
 
 
 def test_strict_stops_at_the_first_file_without_a_prediction() -> None:
     paths = [grey("a.png", 1), b"gone.png", grey("b.png", 2)]
-    items = iter(Predictions(Brightness(), paths, strict=True))
+    items = iter(ImagePredictions(Brightness(), paths, strict=True))
     assert isinstance(next(items), Prediction)
     with pytest.raises(BadDataError, match=r"gone.png: cannot be read.*--strict stops here"):
         next(items)
@@ -129,7 +131,7 @@ def test_none_readable_is_bad_data() -> None:
     with pytest.raises(
         BadDataError, match=r"none of 1 file can be read .* text.jpg \(not an image"
     ):
-        list(Predictions(Brightness(), [b"text.jpg"]))
+        list(ImagePredictions(Brightness(), [b"text.jpg"]))
 
 
 def test_top_is_in_order_and_of_equals_the_first_class_wins() -> None:

@@ -23,7 +23,7 @@ EXPECTED = "paths of image files, or uint8 arrays (N, H, W, 3)"
 
 
 @dataclass(frozen=True)
-class GivenImages:
+class ImageSources:
     """Images by content, decoded on request: digests in order, and the path or array of each."""
 
     digests: tuple[bytes, ...]
@@ -50,7 +50,7 @@ class GivenImages:
                     raise _unusable(b"image %d" % number, str(error)) from error
 
 
-def given_images(images: Any) -> GivenImages:
+def image_sources(images: Any) -> ImageSources:
     """Take paths, a uint8 array (N, H, W, 3) or arrays (H, W, 3); grey is (H, W, 1) or (H, W).
 
     Raises UsageError if it is something else, BadDataError if a file cannot be read.
@@ -65,7 +65,7 @@ def given_images(images: Any) -> GivenImages:
     if not given:
         raise NoInputError(f"expected {EXPECTED}; received none")
     if isinstance(given[0], np.ndarray):
-        return array_images(given)
+        return array_sources(given)
     names = []
     for path in given:
         if not isinstance(path, str | bytes | os.PathLike):
@@ -74,7 +74,7 @@ def given_images(images: Any) -> GivenImages:
     digests, unreadable = hash_files(Path(), names)
     for skipped in unreadable:
         raise _unusable(skipped.path, skipped.reason)
-    return GivenImages(
+    return ImageSources(
         tuple(digests[name] for name in names),
         {digest: name for name, digest in reversed(digests.items())},
     )
@@ -95,7 +95,7 @@ def _column(images: Iterable[Any]) -> Iterable[Any]:
     return images
 
 
-def array_images(arrays: Iterable[Any]) -> GivenImages:
+def array_sources(arrays: Iterable[Any]) -> ImageSources:
     """Take arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
     digests, contents = [], {}
     for array in arrays:
@@ -112,7 +112,7 @@ def array_images(arrays: Iterable[Any]) -> GivenImages:
         digests.append(hashlib.sha256(header + array.tobytes()).digest())
         # Pillow takes no (H, W, 1)
         contents[digests[-1]] = array if channels == 3 else array.reshape(array.shape[:2])
-    return GivenImages(tuple(digests), contents)
+    return ImageSources(tuple(digests), contents)
 
 
 def _unusable(name: bytes, reason: str) -> BadDataError:

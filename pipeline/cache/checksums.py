@@ -24,7 +24,7 @@ BYTES_PER_READ = 2**20
 Stream = BinaryIO | DiskFile
 
 
-class Chunk(NamedTuple):
+class StoredChunk(NamedTuple):
     """A chunk of features as it is stored: where it stands in the file and which rows it holds."""
 
     offset: int
@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
     sha256: str
 
 
-class Column(NamedTuple):
+class StoredColumn(NamedTuple):
     """An uncompressed dataset: where it stands in the file, and bytes per row."""
 
     offset: int
@@ -53,17 +53,17 @@ class Damage:
     what: str  # for people
 
 
-class BrokenSeal(Exception):
+class InvalidChecksumsError(Exception):
     """There is no readable seal; its message says why."""
 
 
 @dataclass(frozen=True)
-class Seal:
+class Checksums:
     """What the file said when it was written."""
 
     end: int  # length of the HDF5 data
-    chunks: tuple[Chunk, ...]
-    columns: tuple[Column, ...]
+    chunks: tuple[StoredChunk, ...]
+    columns: tuple[StoredColumn, ...]
     spare: bytes  # all that belong to no chunk of features
 
     def metadata(self) -> Iterator[tuple[int, bytes]]:
@@ -74,8 +74,8 @@ class Seal:
             used += length
 
 
-def write_seal(stream: Stream) -> None:
-    """Seal a whole HDF5 file that has just been written and closed by h5py."""
+def write_checksums(stream: Stream) -> None:
+    """Checksums a whole HDF5 file that has just been written and closed by h5py."""
     chunks, columns = _layout(stream)
     end = stream.seek(0, 2)
     sealed = [chunk._replace(sha256=_sha256(stream, chunk)) for chunk in chunks]
@@ -89,28 +89,28 @@ def write_seal(stream: Stream) -> None:
     stream.write(TAIL.pack(len(index), len(packed), digest, MAGIC))
 
 
-def read_seal(path: Path) -> Seal:
-    """Read a file's seal; raises BrokenSeal if there is none or it is damaged itself."""
+def read_checksums(path: Path) -> Checksums:
+    """Read a file's seal; raises InvalidChecksumsError if there is none or it is damaged itself."""
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         if size < TAIL.size:
-            raise BrokenSeal("the file is cut off")
+            raise InvalidChecksumsError("the file is cut off")
         stream.seek(size - TAIL.size)
         index_length, packed_length, digest, magic = TAIL.unpack(stream.read(TAIL.size))
         start = size - TAIL.size - index_length - packed_length
         if magic != MAGIC or start < 0:
-            raise BrokenSeal("the file has no seal at its end, or is cut off")
+            raise InvalidChecksumsError("the file has no seal at its end, or is cut off")
         stream.seek(start)
         index, packed = stream.read(index_length), stream.read(packed_length)
     if hashlib.sha256(index + packed).digest() != digest:
-        raise BrokenSeal("the seal itself is damaged")
+        raise InvalidChecksumsError("the seal itself is damaged")
     values = json.loads(index)
     if values["end"] != start:
-        raise BrokenSeal("the seal belongs to a file of another length")
-    return Seal(
+        raise InvalidChecksumsError("the seal belongs to a file of another length")
+    return Checksums(
         end=start,
-        chunks=tuple(Chunk(*chunk) for chunk in values["chunks"]),
-        columns=tuple(Column(*column) for column in values["columns"]),
+        chunks=tuple(StoredChunk(*chunk) for chunk in values["chunks"]),
+        columns=tuple(StoredColumn(*column) for column in values["columns"]),
         spare=zlib.decompress(packed),
     )
 
@@ -118,8 +118,8 @@ def read_seal(path: Path) -> Seal:
 def find_damage(path: Path) -> list[Damage]:
     """Compare every byte of a file with its seal; an empty list means the file is whole."""
     try:
-        seal = read_seal(path)
-    except BrokenSeal as broken:
+        seal = read_checksums(path)
+    except InvalidChecksumsError as broken:
         return [Damage("", None, str(broken))]
     damages = []
     with path.open("rb") as stream:
@@ -131,7 +131,7 @@ def find_damage(path: Path) -> list[Damage]:
     return damages + find_metadata_damage(path, seal)
 
 
-def find_metadata_damage(path: Path, seal: Seal) -> list[Damage]:
+def find_metadata_damage(path: Path, seal: Checksums) -> list[Damage]:
     """Compare all that belongs to no chunk of features with the spare copy."""
     damages = []
     with path.open("rb") as stream:
@@ -144,9 +144,9 @@ def find_metadata_damage(path: Path, seal: Seal) -> list[Damage]:
     return damages
 
 
-def write_mended(source: Path, target: Stream) -> None:
-    """Copy a file with its metadata from the seal's spare copy; raises BrokenSeal."""
-    seal = read_seal(source)
+def write_repaired(source: Path, target: Stream) -> None:
+    """Copy a file with its metadata from the seal's spare copy; raises InvalidChecksumsError."""
+    seal = read_checksums(source)
     with source.open("rb") as stream:
         for piece in _pieces(stream, 0, source.stat().st_size):
             target.write(piece)
@@ -155,7 +155,7 @@ def write_mended(source: Path, target: Stream) -> None:
         target.write(spare)
 
 
-def _gaps(chunks: Sequence[Chunk], end: int) -> Iterator[tuple[int, int]]:
+def _gaps(chunks: Sequence[StoredChunk], end: int) -> Iterator[tuple[int, int]]:
     """Offset and length of each stretch that belongs to no chunk of features."""
     position = 0
     for chunk in chunks:
@@ -166,10 +166,10 @@ def _gaps(chunks: Sequence[Chunk], end: int) -> Iterator[tuple[int, int]]:
         yield position, end - position
 
 
-def _layout(stream: Stream) -> tuple[list[Chunk], list[Column]]:
+def _layout(stream: Stream) -> tuple[list[StoredChunk], list[StoredColumn]]:
     """Where chunks and columns stand, in the order of the file."""
-    chunks: list[Chunk] = []
-    columns: list[Column] = []
+    chunks: list[StoredChunk] = []
+    columns: list[StoredColumn] = []
     stream.seek(0)
     with h5py.File(stream, "r") as file:
 
@@ -182,18 +182,18 @@ def _layout(stream: Stream) -> tuple[list[Chunk], list[Column]]:
                 def add(info: h5py.h5d.StoreInfo) -> None:
                     first = info.chunk_offset[0]
                     last = min(first + step, rows) - 1
-                    chunks.append(Chunk(info.byte_offset, info.size, name, first, last, ""))
+                    chunks.append(StoredChunk(info.byte_offset, info.size, name, first, last, ""))
 
                 node.id.chunk_iter(add)
             elif (offset := node.id.get_offset()) is not None and node.ndim:
                 length = node.id.get_storage_size()
-                columns.append(Column(offset, length, name, node.dtype.itemsize))
+                columns.append(StoredColumn(offset, length, name, node.dtype.itemsize))
 
         file.visititems(visit)
     return sorted(chunks), sorted(columns)
 
 
-def _metadata_damage(columns: Sequence[Column], position: int) -> Damage:
+def _metadata_damage(columns: Sequence[StoredColumn], position: int) -> Damage:
     for column in columns:
         if column.offset <= position < column.offset + column.length:
             row = (position - column.offset) // column.row_bytes
@@ -201,7 +201,7 @@ def _metadata_damage(columns: Sequence[Column], position: int) -> Damage:
     return Damage("", None, f"metadata of the file, byte {position}")
 
 
-def _sha256(stream: Stream, chunk: Chunk) -> str:
+def _sha256(stream: Stream, chunk: StoredChunk) -> str:
     digest = hashlib.sha256()
     for piece in _pieces(stream, chunk.offset, chunk.length):
         digest.update(piece)

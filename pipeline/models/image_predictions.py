@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ahead import in_order
 from pipeline.errors import BadDataError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import Skipped
+from pipeline.prefetch import prefetch
 from pipeline.text import counted, printable
 
 FILES_AT_ONCE = 1024  # hashed before their first is decoded: a tenth of a second, 1 MB of answers
@@ -23,7 +23,7 @@ FILES_AT_ONCE = 1024  # hashed before their first is decoded: a tenth of a secon
 Probabilities = npt.NDArray[np.float64]
 
 
-class Model(Protocol):
+class ImageClassifier(Protocol):
     """What turns pixels into class probabilities: a head of ours or a ready-made network.
 
     It takes ``batch_size`` images a call, squares of ``image_size`` (S) pixels; ``resize`` says how
@@ -49,7 +49,9 @@ class Model(Protocol):
         """(B, S, S, 3) uint8 RGB and the SHA-256 of their files -> (B, K)."""
         ...
 
-    def known(self, digests: Collection[bytes]) -> Iterator[tuple[list[bytes], Probabilities]]:
+    def cached_probabilities(
+        self, digests: Collection[bytes]
+    ) -> Iterator[tuple[list[bytes], Probabilities]]:
         """What is known without looking, by the SHA-256 of files."""
         ...
 
@@ -84,15 +86,15 @@ class Prediction:
         return first - second
 
 
-class Predictions:
-    """Predictions for files in their order, made while one iterates; unreadable ones are skipped.
+class ImagePredictions:
+    """Predictions for files in their order, computed during iteration; skips unreadable files.
 
     Identical files are looked at once; some hundred decoded images are held at a time.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: ImageClassifier,
         paths: Sequence[bytes],
         *,
         skipped: Sequence[Skipped] = (),
@@ -141,7 +143,7 @@ class Predictions:
 class _Answers:
     """What is known of some files by now, found by content."""
 
-    def __init__(self, model: Model, digests: Mapping[bytes, bytes]) -> None:
+    def __init__(self, model: ImageClassifier, digests: Mapping[bytes, bytes]) -> None:
         self._model = model
         self._digests = digests  # path -> content
         self._paths: dict[bytes, bytes] = {}  # content -> the first of identical files
@@ -165,7 +167,7 @@ class _Answers:
 
     def fill(self) -> Iterator[None]:
         """Find every answer; a step at a time, the last one included."""
-        for digests, probabilities in self._model.known(self._paths):
+        for digests, probabilities in self._model.cached_probabilities(self._paths):
             self._cached.update(zip(digests, probabilities, strict=True))
         yield
         with closing(self._readable()) as images:
@@ -174,7 +176,7 @@ class _Answers:
                 # In this thread: it opens the base, for seconds in which ^C is heard.
                 self._keep(first, self._probabilities(first))
                 yield
-            with closing(in_order(self._probabilities, batches)) as computed:
+            with closing(prefetch(self._probabilities, batches)) as computed:
                 for batch, probabilities in computed:
                     self._keep(batch, probabilities)
                     yield

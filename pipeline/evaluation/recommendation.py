@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sklearn.utils.class_weight import compute_sample_weight
 
 from pipeline.evaluation.metrics import log_loss_of
-from pipeline.evaluation.result import Outcome, Predictions, Result
+from pipeline.evaluation.result import HeadPredictions, Outcome, Result
 from pipeline.evaluation.statistics import Z_95, Correct, holm, mcnemar_exact, standard_error
 from pipeline.evaluation.table import percent
 from pipeline.heads.calibration import apply_temperature, fit_temperature
@@ -24,7 +24,7 @@ Places = npt.NDArray[np.int64]
 Outcomes = Sequence[Outcome]
 
 
-def judge(outcomes: Outcomes, *, balanced: bool = False) -> tuple[list[Outcome], str]:
+def rank_and_recommend(outcomes: Outcomes, *, balanced: bool = False) -> tuple[list[Outcome], str]:
     """Sort the outcomes, the best first; give verdicts and p-values, and say which head to use.
 
     Best is the highest validation accuracy (or balanced accuracy); of equal ones the lowest
@@ -77,7 +77,7 @@ def _accuracy(outcome: Outcome, balanced: bool) -> float:
     return result.validation_balanced_accuracy if balanced else result.validation_accuracy
 
 
-def _worth(predictions: Predictions, balanced: bool) -> npt.NDArray[np.float64]:
+def _worth(predictions: HeadPredictions, balanced: bool) -> npt.NDArray[np.float64]:
     """What each image counts (n,), 1 on average: the same, or less the more its class has."""
     weights = compute_sample_weight("balanced" if balanced else None, predictions.labels)
     return np.asarray(weights, np.float64)
@@ -121,7 +121,7 @@ def _p_value(outcome: Outcome, best: Outcome) -> float:
     return mcnemar_exact(best.test.correct[pair[0]], outcome.test.correct[pair[1]])
 
 
-def _in_pairs(first: Predictions, second: Predictions) -> tuple[Places, Places] | None:
+def _in_pairs(first: HeadPredictions, second: HeadPredictions) -> tuple[Places, Places] | None:
     """Where in both the same images are, (n,) each; None unless digests and labels are the same."""
     one, other = (np.lexsort((each.rows, each.labels, each.keys)) for each in (first, second))
     same_images = np.array_equal(first.keys[one], second.keys[other])

@@ -59,19 +59,19 @@ SHAPES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
-class ForeignFileError(BadDataError):
+class InvalidModelError(BadDataError):
     """A file that is not what was written; the message says what is odd about it."""
 
 
-def check_estimator(estimator: Any, class_count: int) -> None:
-    """Raise ForeignFileError unless an estimator is one of ours and holds together."""
+def validate_estimator(estimator: Any, class_count: int) -> None:
+    """Raise InvalidModelError unless an estimator is one of ours and holds together."""
     _check_numbers(estimator)
     if type_name(estimator) == TEMPERATURE_SCALING:
         least, most = TEMPERATURES
         if not least <= estimator.temperature <= most:
-            raise ForeignFileError(f"its temperature is not within {least:g} and {most:g}")
+            raise InvalidModelError(f"its temperature is not within {least:g} and {most:g}")
         if estimator.method not in ("decision_function", "predict"):
-            raise ForeignFileError(f"its scores come from {short(estimator.method)}")
+            raise InvalidModelError(f"its scores come from {short(estimator.method)}")
         estimator = estimator.estimator
     if type_name(estimator) == TOP_BLOCK:
         estimator = estimator.head
@@ -82,13 +82,13 @@ def check_estimator(estimator: Any, class_count: int) -> None:
 
 
 def _check_step(step: Any, class_count: int) -> None:
-    """Raise ForeignFileError unless the parts of a transformer or classifier fit together."""
+    """Raise InvalidModelError unless the parts of a transformer or classifier fit together."""
     name = type_name(step)
     if name not in SHAPES:
-        raise ForeignFileError(f"it holds a {name} in an unexpected place")
+        raise InvalidModelError(f"it holds a {name} in an unexpected place")
     for attribute in vars(step).keys() - step.get_params(deep=False).keys():
         if hasattr(type(step), attribute):
-            raise ForeignFileError(f"its {short(attribute)} hides that of {name}")
+            raise InvalidModelError(f"its {short(attribute)} hides that of {name}")
     counts = {
         "D": step.n_features_in_,
         "K": class_count,
@@ -101,7 +101,7 @@ def _check_step(step: Any, class_count: int) -> None:
         and getattr(step, "n_classes_", class_count) == class_count
         and getattr(step, "n_outputs_", 1) == 1
     ):
-        raise ForeignFileError(f"its head is not of {class_count} classes")
+        raise InvalidModelError(f"its head is not of {class_count} classes")
     for attribute, dimensions in SHAPES[name].items():
         array = getattr(step, attribute)
         if array is None and attribute in ("mean_", "scale_"):  # of a scaler that leaves it out
@@ -111,7 +111,7 @@ def _check_step(step: Any, class_count: int) -> None:
         flat = expected[1:] if expected[0] == 1 else expected  # RidgeClassifier leaves out the 1
         is_number = isinstance(array, np.ndarray) and array.dtype.kind in "fi"
         if not is_number or array.shape not in (expected, flat):
-            raise ForeignFileError(
+            raise InvalidModelError(
                 f"its {attribute} has shape {np.shape(array)}; expected numbers of {expected}"
             )
     if name == SVC:
@@ -124,7 +124,7 @@ def _check_step(step: Any, class_count: int) -> None:
             or np.size(step._probA)
             or np.size(step._probB)
         ):
-            raise ForeignFileError("its support vectors do not fit together")
+            raise InvalidModelError("its support vectors do not fit together")
     elif name == NEIGHBORS:
         if (
             step._fit_method != "brute"
@@ -134,13 +134,13 @@ def _check_step(step: Any, class_count: int) -> None:
             or step._y.min() < 0
             or step._y.max() >= class_count
         ):
-            raise ForeignFileError("its neighbors have classes that it does not have")
+            raise InvalidModelError("its neighbors have classes that it does not have")
     elif name in TREES:
         _check_tree(step.tree_, step.n_features_in_, class_count)
     elif hasattr(step, "estimators_"):
         for tree in step.estimators_:
             if type_name(tree) not in TREES:
-                raise ForeignFileError(f"its forest holds a {type_name(tree)}")
+                raise InvalidModelError(f"its forest holds a {type_name(tree)}")
             _check_step(tree, class_count)
     elif name == DENSE:
         step.tensorboard = None  # a folder of another machine
@@ -150,13 +150,13 @@ def _check_step(step: Any, class_count: int) -> None:
         hidden, output = (step.n_features_in_, step.units), (step.units, outputs)
         shapes = [hidden, hidden[1:], output, output[1:]]
         if received != [(shape, "float32") for shape in shapes]:
-            raise ForeignFileError(f"its dense layers have weights {short(received)}")
+            raise InvalidModelError(f"its dense layers have weights {short(received)}")
     if hasattr(step, "n_jobs"):
         step.n_jobs = None  # a file does not decide how many threads start
 
 
 def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:
-    """Raise ForeignFileError unless the nodes are a tree, each child behind its parent."""
+    """Raise InvalidModelError unless the nodes are a tree, each child behind its parent."""
     left, right, count = tree.children_left, tree.children_right, tree.node_count
     inner = np.flatnonzero(left != -1)
     children = np.concatenate([left[inner], right[inner]])
@@ -171,15 +171,15 @@ def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:
         or (tree.feature[inner] >= feature_count).any()
         or (tree.n_features, tree.max_n_classes) != (feature_count, class_count)
     ):
-        raise ForeignFileError("its trees lead out of themselves or round in circles")
+        raise InvalidModelError("its trees lead out of themselves or round in circles")
 
 
 def _check_numbers(thing: Any) -> None:
-    """Raise ForeignFileError unless every number is finite and of a size that training gives."""
+    """Raise InvalidModelError unless every number is finite and of a size that training gives."""
     if isinstance(thing, np.ndarray):
         is_number = thing.dtype.kind == "f" and thing.size
         if is_number and not (np.isfinite(thing).all() and np.abs(thing).max() <= MOST_WEIGHT):
-            raise ForeignFileError(f"its weights are not all finite and within {MOST_WEIGHT:g}")
+            raise InvalidModelError(f"its weights are not all finite and within {MOST_WEIGHT:g}")
     elif isinstance(thing, list | tuple):
         for each in thing:
             _check_numbers(each)

@@ -21,63 +21,69 @@ FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32}
 COLUMN_DTYPES = {"labels": "<i8", "splits": "|u1", "digests": "|V32", "views": "<i2", "paths": "S"}
 
 
-class ForeignLayout(Exception):
+class InvalidCacheError(Exception):
     """The file is not laid out like a cache; its message says where."""
 
 
 def check_layout(file: h5py.File) -> None:
-    """Look at a file's structure, not at its values; raises ForeignLayout."""
+    """Look at a file's structure, not at its values; raises InvalidCacheError."""
     lengths = set()
     for name, kind in COLUMN_DTYPES.items():
         column = _dataset(file, name)
         right = column.dtype.kind == "S" if kind == "S" else column.dtype == np.dtype(kind)
         if column.ndim != 1 or not right:
-            raise ForeignLayout(f"its {name} have the type {column.dtype}, shape {column.shape}")
+            raise InvalidCacheError(
+                f"its {name} have the type {column.dtype}, shape {column.shape}"
+            )
         if column.chunks or column.id.get_storage_size() != column.size * column.dtype.itemsize:
-            raise ForeignLayout(f"its {name} are not stored whole")
+            raise InvalidCacheError(f"its {name} are not stored whole")
         lengths.add(len(column))
     for name, dimensions in (("spec", 0), ("classes", 1)):
         text = _dataset(file, name)
         if text.ndim != dimensions or h5py.check_string_dtype(text.dtype) is None:
-            raise ForeignLayout(f"its {name} is no text")
+            raise InvalidCacheError(f"its {name} is no text")
         if text.nbytes > MAX_TEXT_BYTES or text.chunks:
-            raise ForeignLayout(f"its {name} declares {text.nbytes:,} bytes")
+            raise InvalidCacheError(f"its {name} declares {text.nbytes:,} bytes")
     features = _hard(file, "features")
     if not isinstance(features, h5py.Group) or not len(features):
-        raise ForeignLayout("it holds no features")
+        raise InvalidCacheError("it holds no features")
     for layer in features:
         rows = _dataset(file, f"features/{layer}")
         name = rows.name
         if rows.dtype not in ("<f4", "<f2") or rows.ndim < 2:
-            raise ForeignLayout(f"its {name} have the type {rows.dtype}, shape {rows.shape}")
+            raise InvalidCacheError(f"its {name} have the type {rows.dtype}, shape {rows.shape}")
         if not rows.chunks or rows.chunks[1:] != rows.shape[1:]:
-            raise ForeignLayout(f"its {name} are not stored in chunks of whole rows")
+            raise InvalidCacheError(f"its {name} are not stored in chunks of whole rows")
         plist = rows.id.get_create_plist()
         filters = {plist.get_filter(number)[0] for number in range(plist.get_nfilters())}
         if not filters <= FILTERS:
-            raise ForeignLayout(f"its {name} need filters other than gzip and fletcher32")
+            raise InvalidCacheError(f"its {name} need filters other than gzip and fletcher32")
         stored = rows.id.get_storage_size()
         if math.prod(rows.chunks) * rows.dtype.itemsize > MAX_CHUNK_BYTES:
-            raise ForeignLayout(f"its {name} have chunks of more than {MAX_CHUNK_BYTES:,} bytes")
+            raise InvalidCacheError(
+                f"its {name} have chunks of more than {MAX_CHUNK_BYTES:,} bytes"
+            )
         if rows.nbytes > stored * GZIP_LIMIT:
-            raise ForeignLayout(f"its {name} declare {rows.nbytes:,} bytes, {stored:,} are stored")
+            raise InvalidCacheError(
+                f"its {name} declare {rows.nbytes:,} bytes, {stored:,} are stored"
+            )
         if rows.id.get_num_chunks() != math.ceil(len(rows) / rows.chunks[0]):
-            raise ForeignLayout(f"its {name} have chunks that were never written")
+            raise InvalidCacheError(f"its {name} have chunks that were never written")
         lengths.add(len(rows))
     if len(lengths) != 1 or max(lengths) > MAX_ROWS:
-        raise ForeignLayout(f"its datasets have different numbers of rows: {sorted(lengths)}")
+        raise InvalidCacheError(f"its datasets have different numbers of rows: {sorted(lengths)}")
 
 
 def check_values(columns: Mapping[str, npt.NDArray[Any]], class_count: int) -> None:
-    """Look at what the columns say; raises ForeignLayout."""
+    """Look at what the columns say; raises InvalidCacheError."""
     labels, splits, views = columns["labels"], columns["splits"], columns["views"]
     if labels.size and not (labels.min() >= -1 and labels.max() < class_count):
-        raise ForeignLayout("its labels name classes that it does not have")
+        raise InvalidCacheError("its labels name classes that it does not have")
     if splits.max(initial=0) > 3 or views.min(initial=0) < 0:
-        raise ForeignLayout("its splits or views are out of range")
+        raise InvalidCacheError("its splits or views are out of range")
     for path in columns["paths"]:
         if path.startswith(b"/") or b".." in path.split(b"/") or not path:
-            raise ForeignLayout(f"its path {bytes(path)!r} leads out of the image folder")
+            raise InvalidCacheError(f"its path {bytes(path)!r} leads out of the image folder")
 
 
 def _hard(file: h5py.File, name: str) -> object:
@@ -85,9 +91,9 @@ def _hard(file: h5py.File, name: str) -> object:
     node: object = file
     for part in name.split("/"):
         if not isinstance(node, h5py.Group) or part not in node:
-            raise ForeignLayout(f"it has no {name}")
+            raise InvalidCacheError(f"it has no {name}")
         if not isinstance(node.get(part, getlink=True), h5py.HardLink):
-            raise ForeignLayout(f"its {name} is a link to somewhere else")
+            raise InvalidCacheError(f"its {name} is a link to somewhere else")
         node = node[part]
     return node
 
@@ -95,7 +101,7 @@ def _hard(file: h5py.File, name: str) -> object:
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     found = _hard(file, name)
     if not isinstance(found, h5py.Dataset):
-        raise ForeignLayout(f"its {name} is no dataset")
+        raise InvalidCacheError(f"its {name} is no dataset")
     if found.is_virtual or found.external:
-        raise ForeignLayout(f"its {name} lie in other files")
+        raise InvalidCacheError(f"its {name} lie in other files")
     return found

@@ -65,7 +65,7 @@ def read_records(
         raise BadDataError(f"{printable(path)}:{reader.line_num} is no CSV: {error}") from error
 
 
-class ImageFinder:
+class ImageLookup:
     """Find the rows of an image in several tables: by its digest, else by its path.
 
     A digest goes before a path and stands for every copy of that image, and so for its augmented
@@ -101,7 +101,7 @@ class ImageFinder:
             )
         return found
 
-    def must_find(self, record: Mapping[str, str], place: str) -> list[list[int]]:
+    def find_or_raise(self, record: Mapping[str, str], place: str) -> list[list[int]]:
         """`find`; raises BadDataError where no table holds the image."""
         found = self.find(record, place)
         if any(found):

@@ -13,18 +13,18 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from pipeline.cache.checksums import (
+    MAGIC,
+    Damage,
+    InvalidChecksumsError,
+    find_damage,
+    read_checksums,
+    write_checksums,
+    write_repaired,
+)
 from pipeline.cache.file import NO_FILE, FeatureTable, Source, cache_files, read_all_rows
 from pipeline.cache.fill import SKIPPED_SUFFIX
 from pipeline.cache.publish import DamagedRows, publish
-from pipeline.cache.seal import (
-    MAGIC,
-    BrokenSeal,
-    Damage,
-    find_damage,
-    read_seal,
-    write_mended,
-    write_seal,
-)
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError
@@ -38,18 +38,18 @@ LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # what write_durably calls its
 
 
 def verify_cache(path: Path) -> list[Damage]:
-    """Check every byte of a cache file and its shards, then the rows; raises as `check_ours`."""
+    """Check every byte of a cache file and its shards, then the rows; raises as `check_format`."""
     damages = [damage for _, damage in _shard_damages(path)]
     if not path.exists() and any(path.with_suffix(".parts").glob("*.h5")):
         return damages
-    check_ours(path)
+    check_format(path)
     damages += find_damage(path)
     if not damages:
         damages += _contradictions(read_all_rows(path))
     return damages
 
 
-def check_ours(path: Path) -> None:
+def check_format(path: Path) -> None:
     """Raise NoInputError or BadDataError unless a file is a cache, perhaps a damaged one."""
     if path.is_file():
         with path.open("rb") as file:
@@ -91,22 +91,22 @@ def _contradictions(table: FeatureTable) -> Iterator[Damage]:
             yield Damage(name, (row, row), f"{name}, row {row}: not finite")
 
 
-def mend_metadata(path: Path) -> None:
+def repair_metadata(path: Path) -> None:
     """Restore all but features from the seal, or seal anew; BadDataError if both are damaged."""
     try:
-        read_seal(path)
-    except BrokenSeal:
+        read_checksums(path)
+    except InvalidChecksumsError:
         read_all_rows(path)  # raises if HDF5 cannot make sense of the file either
 
         def reseal(file: DiskFile) -> None:
             with path.open("rb") as source:
                 shutil.copyfileobj(source, file)
-            write_seal(file)
+            write_checksums(file)
 
         write_durably(path, reseal, needs=path.stat().st_size)
         return
     if any(not damage.dataset.startswith("features/") for damage in find_damage(path)):
-        write_durably(path, lambda file: write_mended(path, file), needs=path.stat().st_size)
+        write_durably(path, lambda file: write_repaired(path, file), needs=path.stat().st_size)
 
 
 def bad_rows(path: Path, table: FeatureTable) -> DamagedRows:
