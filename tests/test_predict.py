@@ -29,7 +29,7 @@ from pipeline.errors import BadDataError, NoInputError, PipelineError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.images.decode import pixels_digest
 from pipeline.models.bundle import load_bundle, save_bundle
-from pipeline.models.image_predictions import Prediction, Predictions
+from pipeline.models.image_predictions import ImagePredictions, Prediction
 from pipeline.models.runs import find_bundle
 from pipeline.predict import main
 from pipeline.report.run_folder import write_run
@@ -57,7 +57,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _at_the_workplace(
-    workplace: Path, tmp_path: Path, _own_folder: None, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, tmp_path: Path, _empty_folder: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every test has a copy of its own."""
     shutil.copytree(workplace, tmp_path / "copy")
@@ -78,7 +78,7 @@ def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def predictions(made: Predictions) -> list[Prediction]:
+def predictions(made: ImagePredictions) -> list[Prediction]:
     return [item for item in made if isinstance(item, Prediction)]
 
 
@@ -300,7 +300,7 @@ def test_rows_reach_a_pipe_while_a_terminal_shows_progress() -> None:
     assert len(read_csv(finished.stdout)) == 10
 
 
-def test_contact_sheet_is_synthetic_on_request() -> None:
+def test_contact_sheet_is_written_on_request() -> None:
     finished = run_command("predict", "unknown", "--sheet", "sheets/new.png", "--json")
     assert json.loads(finished.stdout)["sheet"] == "sheets/new.png"
     assert Path("sheets/new.png").read_bytes().startswith(b"\x89PNG")

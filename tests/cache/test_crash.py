@@ -40,7 +40,7 @@ from simulated_disk import (
 from synthetic_images import draw
 
 from pipeline import api, durable
-from pipeline.cache import compute, fill, provenance, publish, shards, upkeep
+from pipeline.cache import compute, fill, provenance, publish, shards, maintenance
 from pipeline.cache import file as cache_file
 from pipeline.cache.checksums import find_damage, read_checksums
 from pipeline.cache.fill import fill_cache
@@ -754,7 +754,7 @@ def without_temporary() -> Iterator[None]:
         durable.sync_folder(path.parent)
 
     with ExitStack() as patches:
-        for module in (fill, publish, shards, upkeep):
+        for module in (fill, publish, shards, maintenance):
             patches.enter_context(mock.patch.object(module, "write_durably", write_in_place))
         yield
 
