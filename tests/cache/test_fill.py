@@ -14,7 +14,7 @@ from caches import PIXEL_SPEC, SIZE, PixelEngine, fill
 from synthetic_images import draw, make_image_folder
 
 from pipeline.cache import compute
-from pipeline.cache.file import FeatureTable, RowKey, read_all_rows, read_table
+from pipeline.cache.file import FeatureTable, read_all_rows, read_table
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.errors import BadDataError, BusyError, CannotCreateError
 from pipeline.images.decode import decode
@@ -135,18 +135,28 @@ def test_layer_added_while_images_were_gone_is_completed_later(
     assert_rows_are_right(read_table(path), synthetic_set, "maps:avg")
 
 
-@pytest.mark.parametrize("die_after", [8, 70])
-def test_interrupted_run_goes_on_from_the_last_commit(
-    tmp_path: Path, path: Path, die_after: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("seconds", "rows_per_shard"),
+    [(compute.SECONDS, [136]), (0.0, [64, 64, 8])],  # 64 rows are a chunk
+)
+def test_interrupted_run_loses_no_row_and_commits_whole_chunks(
+    tmp_path: Path,
+    path: Path,
+    seconds: float,
+    rows_per_shard: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compute, "SECONDS", 0.0)
-    root = make_image_folder(tmp_path / "set", per_class=40)
+    monkeypatch.setattr(compute, "SECONDS", seconds)
+    root = make_image_folder(tmp_path / "set", per_class=70)
     with pytest.raises(KeyboardInterrupt):
-        fill(root, path, PixelEngine(die_after=die_after))
+        fill(root, path, PixelEngine(die_after=136))
     assert not path.exists()
+    shards = ShardFolder(path, PIXEL_SPEC)
+    shards.settle()
+    assert [len(shard.keys) for shard in shards.shards] == rows_per_shard
     engine = PixelEngine()
     fill(root, path, engine)
-    assert engine.images_seen == 80 - die_after // 8 * 8  # every computed row was committed
+    assert engine.images_seen == 4
     uninterrupted = path.with_name("uninterrupted.h5")
     fill(root, uninterrupted, PixelEngine())
     np.testing.assert_array_equal(
@@ -279,25 +289,6 @@ def test_a_run_that_dies_leaves_no_thread_behind(synthetic_set: Path, tmp_path: 
     assert died.traceback
     ours = ("decode", "engine", "commit")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(ours)]
-
-
-def test_commits_have_whole_chunks_and_wait_two_seconds(
-    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = make_image_folder(tmp_path / "set", per_class=70)
-    shards: list[int] = []
-    commit = ShardFolder.commit
-
-    def counted(self: ShardFolder, keys: Sequence[RowKey], *rest: Any, **options: Any) -> None:
-        shards.append(len(keys))
-        commit(self, keys, *rest, **options)
-
-    monkeypatch.setattr(ShardFolder, "commit", counted)
-    fill(root, path, PixelEngine())
-    assert shards == [140]
-    monkeypatch.setattr(compute, "SECONDS", 0.0)
-    fill(root, path.with_name("slow.h5"), PixelEngine())
-    assert shards == [140, 64, 64, 12]
 
 
 def test_engine_of_a_cache_is_recorded_and_passed_to_the_next_run(
