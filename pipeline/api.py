@@ -16,8 +16,8 @@ from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
 from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache
 from pipeline.cache.maintenance import (
-    bad_rows,
     check_format,
+    damaged_rows,
     remove_damaged_shards,
     repair_metadata,
     skipped_files,
@@ -224,7 +224,7 @@ def repair_cache(
         document=dict(table.document),
         batch_size=config.batch_size,
         wait=wait,
-        damaged=bad_rows(target, table),
+        damaged=damaged_rows(target, table),
         plan=plan,
         progress=progress,
     )

@@ -109,7 +109,7 @@ def test_views_are_counted_in_the_log_the_table_and_the_report(tmp_path: Path) -
     [
         (["nowhere.h5"], 66, "run python -m pipeline.extract first"),
         (["--cache-dir", "empty"], 66, "no feature cache in empty/"),
-        (["text.h5"], 65, "no feature cache"),
+        (["text.h5"], 65, "not a feature cache"),
         (["cache/synthetic.h5", "--heads", "logistc"], 2, "did you mean logistic?"),
         (["cache/synthetic.h5", "--layer", "block9"], 2, "choose from block5_pool"),
         (["cache/synthetic.h5", "--split", "60/40"], 2, "such as 60/20/20"),

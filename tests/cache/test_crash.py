@@ -427,7 +427,7 @@ def _contents(data: bytes) -> tuple[tuple[str, Any], ...]:
 def _small_shards() -> Iterator[None]:
     with (
         mock.patch.object(cache_file, "ROWS_PER_CHUNK", ROWS_PER_SHARD),
-        mock.patch.object(compute, "SECONDS", 0.0),
+        mock.patch.object(compute, "SECONDS_PER_COMMIT", 0.0),
     ):
         yield
 
@@ -626,8 +626,8 @@ FSYNCS = {
     "write_skipped > write_durably > sync_folder > fsync folder": "broken image added",
     "repair_metadata > write_durably > DiskFile.sync > fsync file": "repair",
 }
-FSYNC_AFTER_A_KILL = "ShardFolder.settle > sync_folder > fsync folder"
-FSYNC_REPEATED_LATER = "repair_metadata > write_durably > sync_folder > fsync folder"  # by settle
+FSYNC_AFTER_A_KILL = "ShardFolder.recover > sync_folder > fsync folder"
+FSYNC_REPEATED_LATER = "repair_metadata > write_durably > sync_folder > fsync folder"  # by recover
 
 
 @pytest.mark.slow

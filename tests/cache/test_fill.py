@@ -137,7 +137,7 @@ def test_layer_added_while_images_were_gone_is_completed_later(
 
 @pytest.mark.parametrize(
     ("seconds", "rows_per_shard"),
-    [(compute.SECONDS, [136]), (0.0, [64, 64, 8])],  # 64 rows are a chunk
+    [(compute.SECONDS_PER_COMMIT, [136]), (0.0, [64, 64, 8])],  # 64 rows are a chunk
 )
 def test_interrupted_run_loses_no_row_and_commits_whole_chunks(
     tmp_path: Path,
@@ -146,13 +146,13 @@ def test_interrupted_run_loses_no_row_and_commits_whole_chunks(
     rows_per_shard: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compute, "SECONDS", seconds)
+    monkeypatch.setattr(compute, "SECONDS_PER_COMMIT", seconds)
     root = make_image_folder(tmp_path / "set", per_class=70)
     with pytest.raises(KeyboardInterrupt):
         fill(root, path, PixelEngine(die_after=136))
     assert not path.exists()
     shards = ShardFolder(path, PIXEL_SPEC)
-    shards.settle()
+    shards.recover()
     assert [len(shard.keys) for shard in shards.shards] == rows_per_shard
     engine = PixelEngine()
     fill(root, path, engine)
@@ -316,7 +316,7 @@ def test_interruption_within_a_commit_gives_no_row_another_images_features(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_image_folder(tmp_path / "set", per_class=60)
-    monkeypatch.setattr(compute, "SECONDS", 0.0)
+    monkeypatch.setattr(compute, "SECONDS_PER_COMMIT", 0.0)
     concatenate, calls = np.concatenate, []
 
     def interrupted(parts: Any) -> np.ndarray:

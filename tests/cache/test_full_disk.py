@@ -95,7 +95,7 @@ def test_full_disk_is_one_line_and_loses_no_committed_row(
 ) -> None:
     line = assert_one_line(extract(noise_set, small_disk, code=74))
     assert_names_bytes(line)
-    assert "too little room" in line
+    assert "too little space" in line
     assert not whole_shards(small_disk)  # refused before the work
 
     assert mount("-o", "remount,size=40m", small_disk).returncode == 0
