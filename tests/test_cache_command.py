@@ -72,7 +72,7 @@ def test_show_prints_spec_counts_and_skipped_files(cached: Path) -> None:
 
 
 def test_verify_names_damaged_rows_and_repair_computes_only_these(cached: Path) -> None:
-    assert "is whole" in run_command("cache", "verify", cached).stdout
+    assert "is undamaged" in run_command("cache", "verify", cached).stdout
     before = load_features(cached).features("pixels")
     flip(cached, chunk_position(cached, 1))
     flip(cached, chunk_position(cached, 2))
@@ -123,7 +123,7 @@ def test_repair_writes_damaged_checksums_again(cached: Path) -> None:
     flip(cached, read_checksums(cached).end + 5)
     assert "checksums" in run_command("cache", "verify", cached, check=65).stdout
     run_command("cache", "repair", cached)
-    assert "is whole" in run_command("cache", "verify", cached).stdout
+    assert "is undamaged" in run_command("cache", "verify", cached).stdout
     np.testing.assert_array_equal(load_features(cached).features("pixels"), before)
 
 
@@ -143,7 +143,7 @@ def test_repair_deletes_damaged_shards_of_an_unfinished_run(cached: Path) -> Non
     (parts / "000000.h5").write_bytes(b"garbage")
     run_command("cache", "verify", cached, check=65)
     assert "000000.h5" in run_command("cache", "repair", cached).stdout
-    assert "is whole" in run_command("cache", "verify", cached).stdout
+    assert "is undamaged" in run_command("cache", "verify", cached).stdout
 
 
 def test_prune_asks_first(own_images: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_prune_deletes_rows_of_deleted_images_and_temporary_files_alone(
     assert row_count(path) == 11
     assert not leftover.exists()
     assert "nothing to prune" in run_command("cache", "prune").stdout
-    assert "is whole" in run_command("cache", "verify", path).stdout
+    assert "is undamaged" in run_command("cache", "verify", path).stdout
     assert [file.read_text() for file in foreign] == ["mine", "mine"]
 
 

@@ -216,6 +216,16 @@ def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder)
         )
 
 
+def read_skipped(path: Path) -> list[Skipped]:
+    """Read the list of skipped files of a cache; empty if there is none."""
+    try:
+        content = path.with_suffix(SKIPPED_SUFFIX).read_bytes()
+    except FileNotFoundError:
+        return []
+    rows = csv.DictReader(io.StringIO(content.decode(errors="surrogateescape"), newline=""))
+    return [Skipped(os.fsencode(row["path"]), row["reason"]) for row in rows]
+
+
 def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
     """Open the existing cache; raises CannotCreateError if it contains other features."""
     table = existing_table(path, cure="choose another --out")

@@ -1,6 +1,5 @@
 """Verify, repair and prune caches."""
 
-import csv
 import os
 import re
 import shutil
@@ -28,7 +27,6 @@ from pipeline.cache.publish import DamagedRows, publish
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError
-from pipeline.images.scan import Skipped
 from pipeline.text import counted, printable
 
 CHECKPOINTS = "finetuning"  # folder of training checkpoints
@@ -38,7 +36,7 @@ TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # the temporary names of writ
 
 
 def verify_cache(path: Path) -> list[Damage]:
-    """Check every byte of a cache file and its shards, then the rows; raises like `check_format`."""
+    """Check every byte of a cache and its shards, then the rows; raises like `check_format`."""
     damages = [damage for _, damage in _shard_damages(path)]
     if not path.exists() and any(path.with_suffix(".parts").glob("*.h5")):
         return damages
@@ -219,15 +217,3 @@ def _rows_of_deleted_images(table: FeatureTable) -> list[int]:
         for row in np.flatnonzero(table.columns.labels == NO_FILE).tolist()
         if not (root / os.fsdecode(table.columns.paths[row])).exists()
     ]
-
-
-def skipped_files(path: Path) -> list[Skipped]:
-    """Read the list of skipped files of a cache; empty if there is none."""
-    try:
-        with path.with_suffix(SKIPPED_SUFFIX).open(
-            newline="", encoding="utf-8", errors="surrogateescape"
-        ) as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
-    return [Skipped(os.fsencode(row["path"]), row["reason"]) for row in rows]
