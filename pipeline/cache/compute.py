@@ -57,7 +57,7 @@ def compute_rows(
     if engine.weights != spec.weights:
         raise BadDataError(
             f"the weights of {spec.base} have SHA-256 {engine.weights[:12]}…, not "
-            f"{spec.weights[:12]}… as recorded: delete their record in weights/ and run again"
+            f"{spec.weights[:12]}… as recorded: delete the record in weights/ and run again"
         )
     rows = chain(sample, decoded)
     batches = iter(lambda: list(islice(rows, batch_size)), [])

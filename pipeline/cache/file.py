@@ -89,6 +89,7 @@ def columns_of(
     digests: Sequence[bytes],
     views: Sequence[int],
 ) -> Columns:
+    """Convert columns to arrays of the stored dtypes."""
     return Columns(
         labels=np.asarray(labels, np.int64),
         splits=np.asarray(splits, np.uint8),

@@ -77,9 +77,9 @@ def _shard_damages(path: Path) -> Iterator[tuple[Path, Damage]]:
 
 def _find_invalid_rows(table: FeatureTable) -> Iterator[Damage]:
     """Yield duplicate rows and rows that are not finite, in a file without damaged bytes."""
-    present = np.flatnonzero(table.columns.labels != NO_FILE)
-    paths, views = table.columns.paths[present].tolist(), table.columns.views[present].tolist()
-    for (path, view), count in Counter(zip(paths, views, strict=True)).items():
+    columns = table.columns.take(np.flatnonzero(table.columns.labels != NO_FILE))
+    pairs = zip(columns.paths.tolist(), columns.views.tolist(), strict=True)
+    for (path, view), count in Counter(pairs).items():
         if count > 1:
             of_view = f" of view {view}" * bool(view)
             yield Damage("paths", None, f"{printable(path)} has {count} rows{of_view}")

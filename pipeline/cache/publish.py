@@ -118,14 +118,12 @@ def publish_rows(
         digests=[row.key.digest for row in rows],
         views=[row.key.view for row in rows],
     )
-    sources: dict[str, list[Source | None]] = {  # None only for a gone image without the layer
-        layer: [
-            by_key.get(row.key) if row.label == NO_FILE else by_key[row.key]
-            for by_key in [index.sources[layer]]
-            for row in rows
+    sources: dict[str, list[Source | None]] = {}
+    for layer in layers:
+        by_key = index.sources[layer]  # a row lacks a source only if its image is gone
+        sources[layer] = [
+            by_key.get(row.key) if row.label == NO_FILE else by_key[row.key] for row in rows
         ]
-        for layer in layers
-    }
     if (
         table is not None
         and table.classes == classes

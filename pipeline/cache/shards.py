@@ -68,8 +68,8 @@ class ShardFolder:
     def recover(self) -> None:
         """Clean up after a killed run: delete temporary files, sync folders, read the shards."""
         remove_temporaries(self.cache)
-        for leftover in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
-            remove_file(leftover)
+        for temporary in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
+            remove_file(temporary)
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)
@@ -90,21 +90,12 @@ class ShardFolder:
         if not self.path.exists():
             make_folder(self.path)
         number = max((int(path.stem) for path in self.path.glob("*.h5")), default=-1) + 1
-        shard = Shard(
-            path=self.path / f"{number:06d}.h5",
-            keys=tuple(keys),
-            row_shapes={layer: rows.shape[1:] for layer, rows in features.items()},
-            engine=dict(engine),
-            augmentation=self.augmentation,
-        )
-        document = {
-            "spec": asdict(self.spec),
-            "engine": shard.engine,
-            "augmentation": shard.augmentation,
-        }
-        data = _encode_shard(document, keys, features)
-        write_durably(shard.path, lambda file: file.write(data), needs=len(data))
-        self.shards.append(shard)
+        path = self.path / f"{number:06d}.h5"
+        origin = {"engine": dict(engine), "augmentation": self.augmentation}
+        data = _encode_shard({"spec": asdict(self.spec), **origin}, keys, features)
+        write_durably(path, lambda file: file.write(data), needs=len(data))
+        row_shapes = {layer: rows.shape[1:] for layer, rows in features.items()}
+        self.shards.append(Shard(path, tuple(keys), row_shapes, dict(engine), self.augmentation))
 
     def remove_published(self, table: FeatureTable) -> None:
         """Delete the shards whose rows are all in the file; later runs use the others."""
@@ -112,9 +103,7 @@ class ShardFolder:
         needed = [
             shard.path
             for shard in self.shards
-            if not (
-                shard.row_shapes.keys() <= table.layers.keys() and published.issuperset(shard.keys)
-            )
+            if shard.row_shapes.keys() - table.layers.keys() or set(shard.keys) - published
         ]
         remove_folder(self.path, keep=needed)
 
@@ -171,10 +160,13 @@ def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        who = f"{_read_holder(holder)} is writing {printable(cache_path)}"
+        process = "another process"
+        with contextlib.suppress(OSError):  # it is starting or ending
+            process = printable(holder.read_text()) or process
+        message = f"{process} is writing {printable(cache_path)}"
         if not wait:
-            raise BusyError(f"{who}; run again after its end, or with --wait") from error
-        log.info("waiting: %s", who)
+            raise BusyError(f"{message}; run again after its end, or with --wait") from error
+        log.info("waiting: %s", message)
         lock.acquire(poll_interval=POLL_SECONDS)
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -190,10 +182,3 @@ def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-def _read_holder(holder: Path) -> str:
-    try:
-        return printable(holder.read_text()) or "another process"
-    except OSError:  # the other process is starting or ending
-        return "another process"
