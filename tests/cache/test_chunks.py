@@ -19,7 +19,7 @@ SPARSE = np.maximum(RANDOM.normal(-1, 1, DENSE.shape), 0).astype("f4")
 NAMES = {"dense": DENSE, "sparse": SPARSE, "zeros": np.zeros_like(DENSE), "few": SPARSE[:5]}
 
 
-def written(rows: npt.NDArray[Any]) -> io.BytesIO:
+def write_rows(rows: npt.NDArray[Any]) -> io.BytesIO:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         dataset = create_features(file, "x", rows.shape[1:], len(rows), str(rows.dtype))
@@ -32,7 +32,7 @@ def written(rows: npt.NDArray[Any]) -> io.BytesIO:
 @pytest.mark.parametrize("name", NAMES)
 def test_hdf5_reads_written_chunks(name: str, dtype: str) -> None:
     rows = NAMES[name].astype(dtype)
-    with h5py.File(written(rows), "r") as file:
+    with h5py.File(write_rows(rows), "r") as file:
         dataset = file["features/x"]
         assert (dataset.compression, dataset.fletcher32) == ("gzip", True)
         np.testing.assert_array_equal(dataset[()], rows)
@@ -41,7 +41,7 @@ def test_hdf5_reads_written_chunks(name: str, dtype: str) -> None:
 def test_incompressible_chunk_is_stored_uncompressed() -> None:
     sizes = {}
     for name in ("dense", "sparse"):
-        with h5py.File(written(NAMES[name]), "r") as file:
+        with h5py.File(write_rows(NAMES[name]), "r") as file:
             dataset = file["features/x"]
             first = dataset.id.get_chunk_info(0)
             sizes[name] = first.size / (64 * DENSE[0].nbytes)
@@ -67,7 +67,7 @@ def test_checksum_equals_hdf5s(size: int) -> None:
 
 @pytest.mark.parametrize("name", ["dense", "sparse"])
 def test_hdf5_finds_a_flipped_bit(name: str) -> None:
-    buffer = written(NAMES[name])
+    buffer = write_rows(NAMES[name])
     with h5py.File(buffer, "r") as file:
         position = file["features/x"].id.get_chunk_info(0).byte_offset + 1000
     content = bytearray(buffer.getvalue())
@@ -79,7 +79,7 @@ def test_hdf5_finds_a_flipped_bit(name: str) -> None:
 def test_few_dense_rows_among_zeros_are_compressed() -> None:
     rows = np.zeros_like(DENSE[:64])
     rows[:4] = DENSE[:4]
-    with h5py.File(written(rows), "r") as file:
+    with h5py.File(write_rows(rows), "r") as file:
         assert file["features/x"].id.get_chunk_info(0).filter_mask == 0
         np.testing.assert_array_equal(file["features/x"][()], rows)
 
@@ -99,5 +99,5 @@ def test_rows_that_are_not_a_chunk_are_refused() -> None:
 
 def test_without_the_fast_library_the_format_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "compress", zlib.compress)
-    with h5py.File(written(SPARSE), "r") as file:
+    with h5py.File(write_rows(SPARSE), "r") as file:
         np.testing.assert_array_equal(file["features/x"][()], SPARSE)
