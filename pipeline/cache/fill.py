@@ -34,7 +34,6 @@ Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -
 class FillResult:
     computed: int  # rows computed by this run
     skipped: tuple[Skipped, ...]
-    written: bool  # False if the file was up to date
 
 
 def fill_cache(
@@ -116,7 +115,7 @@ def fill_cache(
                 f"no image of {names} in {printable(images.root)} can be read: repair or delete "
                 f"the files"
             )
-        written = publish_rows(
+        publish_rows(
             path,
             table=table,
             index=index,
@@ -127,11 +126,8 @@ def fill_cache(
         )
         if shards.path.is_dir():
             shards.remove_published(read_all_rows(path))
-    return FillResult(
-        computed=sum(len(shard.keys) for shard in shards.shards[earlier:]),
-        skipped=tuple(skipped),
-        written=written,
-    )
+    computed = sum(len(shard.keys) for shard in shards.shards[earlier:])
+    return FillResult(computed, tuple(skipped))
 
 
 def plan_rows(
@@ -229,35 +225,32 @@ def read_skipped(path: Path) -> list[Skipped]:
 def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
     """Open the existing cache; raises CannotCreateError if it contains other features."""
     table = existing_table(path, cure="choose another --out")
-    if table is None:
-        return None
+    if table and (conflict := _find_conflict(table, spec, root, plan)):
+        raise CannotCreateError(f"{printable(path)} {conflict}; choose another --out")
+    return table
+
+
+def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: Path, plan: ViewPlan) -> str:
+    """Return why a cache cannot contain the requested features, or an empty string."""
     recorded = Path(table.document["root"])
     if recorded != root and recorded.is_dir():
-        raise CannotCreateError(
-            f"{printable(path)} contains the images of {printable(recorded)}; received "
-            f"{printable(root)}; choose another --out"
-        )
+        return f"contains the images of {printable(recorded)}; received {printable(root)}"
     if table.spec != spec:
-        differences = (
+        differences = ", ".join(
             f"{name} {value} (received {getattr(spec, name)})"
             for name, value in vars(table.spec).items()
             if value != getattr(spec, name)
         )
-        raise CannotCreateError(
-            f"{printable(path)} contains features with {', '.join(differences)}"
-            f": fingerprint {table.spec.fingerprint}, received {spec.fingerprint}; "
-            f"choose another --out"
-        )
+        fingerprints = f"fingerprint {table.spec.fingerprint}, received {spec.fingerprint}"
+        return f"contains features with {differences}: {fingerprints}"
     try:
         augmentation = ViewPlan.from_document(table.document).augmentation
     except ValueError as error:
-        raise CannotCreateError(f"{printable(path)}: {error}; choose another --out") from error
+        return f"is invalid: {error}"
     if table.columns.views.any() and augmentation != plan.augmentation:  # also hidden views
-        raise CannotCreateError(
-            f"{printable(path)} contains views drawn with {augmentation or 'unknown ranges'}; "
-            f"received {plan.augmentation or 'no --views'}; choose another --out"
-        )
-    return table
+        received = plan.augmentation or "no --views"
+        return f"contains views drawn with {augmentation or 'unknown ranges'}; received {received}"
+    return ""
 
 
 def _open_shards(path: Path, spec: FeatureSpec, plan: ViewPlan) -> ShardFolder:

@@ -52,24 +52,19 @@ def continue_engine(
     name = config.engine
     if recorded is not None and config.network.name != PIXELS:
         name = str(recorded["name"])
-        if config.engine not in (AUTO, name):
-            raise CannotCreateError(
-                f"{name} computed the features in this cache; received --engine {config.engine}: "
-                f"omit it, or choose another --out"
-            )
-        if name not in ENGINES:
-            raise UnreachableError(
-                f"{printable(name)} computed the features in this cache, an engine unknown to this "
-                f"version: choose another --out"
-            )
+    computed = f"{printable(name)} computed the features in this cache"
+    if config.engine not in (AUTO, name):
+        raise CannotCreateError(
+            f"{computed}; received --engine {config.engine}: omit it, or choose another --out"
+        )
+    if name != config.engine and name not in ENGINES:
+        raise UnreachableError(f"{computed}, but is unknown to this version: choose another --out")
     try:
         engine = open_engine(replace(config, engine=name), layers, images=images)
     except (BadDataError, UnreachableError) as error:
         if name == config.engine:
             raise
-        raise type(error)(
-            f"{name} computed the features in this cache: {error}; or choose another --out"
-        ) from error
+        raise type(error)(f"{computed}: {error}; or choose another --out") from error
     earlier = recorded or {}
     if earlier.get("name") == engine.name and earlier.get("version") != engine.version:
         log.warning(

@@ -107,8 +107,8 @@ def publish_rows(
     classes: tuple[str, ...],
     layers: Sequence[str],
     document: Mapping[str, Any],
-) -> bool:
-    """Write the cache file with its rows as `arrange_rows`; False if it is up to date."""
+) -> None:
+    """Write the cache file with its rows as `arrange_rows`, unless it is up to date."""
     layers = sorted(index.row_shapes.keys() & set(layers))  # shards may have others
     rows = arrange_rows(table, rows)
     columns = columns_of(
@@ -133,7 +133,7 @@ def publish_rows(
         # A shard of a killed repair replaces rows of the file.
         and all(row is None or row.path == path for rows in sources.values() for row in rows)
     ):
-        return False
+        return
     publish(
         path,
         document={**document, "engine": index.engine},
@@ -141,7 +141,6 @@ def publish_rows(
         columns=columns,
         layers={layer: (index.row_shapes[layer], sources[layer]) for layer in layers},
     )
-    return True
 
 
 def arrange_rows(table: FeatureTable | None, requested: Sequence[Row]) -> list[Row]:
