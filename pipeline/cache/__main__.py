@@ -39,12 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run_command in (_show, _verify, _repair):
             command.add_argument("file", type=Path, metavar="FILE", help="cache file (.h5)")
         if run_command is _repair:
-            command.add_argument(
-                "--weights", type=Path, metavar="FILE", help="weights file, if it has moved"
-            )
-            command.add_argument(
-                "--wait", action="store_true", help="wait until another run has finished"
-            )
+            command.add_argument("--weights", type=Path, metavar="FILE", help="moved weights file")
+            command.add_argument("--wait", action="store_true", help="wait for another run")
         if run_command in (_ls, _prune, _repair):
             command.add_argument(
                 "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER",

@@ -57,13 +57,11 @@ class ExtractConfig(BaseConfig):
         super().__post_init__()
         for name in self.layers:
             if ":" in name:
-                raise UsageError(
-                    f"--layer {name}: name the layer alone, and set its pooling with --pooling"
-                )
+                raise UsageError(f"--layer {name}: set the pooling with --pooling")
         if self.limit_per_class is not None and self.limit_per_class < 1:
             raise UsageError(f"--limit-per-class needs at least 1; received {self.limit_per_class}")
         if self.out is not None and self.out.suffix != ".h5":
-            raise UsageError(f"--out names a file that ends in .h5; received {self.out}")
+            raise UsageError(f"--out names a file ending in .h5; received {self.out}")
         if self.out is not None and self.out.is_dir():
             raise CannotCreateError(f"{self.out} is a folder; --out names a file")
 

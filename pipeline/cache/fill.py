@@ -112,8 +112,8 @@ def fill_cache(
         if empty := {file.label for file in images.files} - {row.label for row in rows}:
             names = ", ".join(printable(images.classes[label]) for label in sorted(empty))
             raise BadDataError(
-                f"no image of {names} in {printable(images.root)} can be read: repair or delete "
-                f"the files"
+                f"no image of {names} in {printable(images.root)} can be read: repair or "
+                f"delete them"
             )
         publish_rows(
             path,
