@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument("file", type=Path, metavar="FILE", help="cache file (.h5)")
         if run_command is _repair:
             command.add_argument("--weights", type=Path, metavar="FILE", help="moved weights file")
-            command.add_argument("--wait", action="store_true", help="wait for another run")
+            command.add_argument(
+                "--wait", action="store_true", help="wait for another run that writes the cache"
+            )
         if run_command in (_ls, _prune, _repair):
             command.add_argument(
                 "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER",

@@ -44,14 +44,16 @@ class ExtractConfig(BaseConfig):
     augmentation: "str | Augmentation" = option(
         "book", flag="", help="ranges of random views: light, book, strong, or an Augmentation"
     )
-    tta: bool = option(False, help="also views of validation and test images, for classify --tta")
+    tta: bool = option(False, help="add views of validation and test images, for classify --tta")
     limit_per_class: int | None = option(
         None, type=int, metavar="N", help="use only the first N files of each class"
     )
     strict: bool = option(False, help="stop at the first unreadable image")
     rehash: bool = option(False, help="read all files again, also unchanged ones")
-    wait: bool = option(False, help="wait until another run has finished with the cache")
-    out: Path | None = option(None, type=Path, metavar="FILE", help="cache file (.h5)")
+    wait: bool = option(False, help="wait for another run that writes the cache")
+    out: Path | None = option(
+        None, type=Path, metavar="FILE", help="cache file (default: a .h5 file in --cache-dir)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,11 +165,13 @@ class AugmentConfig(Config):
         help="policy (default: %(default)s)",
         group=_GROUP,
     )
-    rotation: float | None = _range("DEGREES", "maximum rotation; book: 40")
-    shift: float | None = _range("SHARE", "maximum share of width and height; book: 0.2")
-    shear: float | None = _range("DEGREES", "maximum shear; book: 0.2")
-    zoom: float | None = _range("SHARE", "maximum change of scale; book: 0.2")
-    jitter: float | None = _range("SHARE", "maximum change of colours; book: 0")
+    rotation: float | None = _range("DEGREES", "maximum rotation (book: 40)")
+    shift: float | None = _range(
+        "SHARE", "maximum shift, as a share of width and height (book: 0.2)"
+    )
+    shear: float | None = _range("DEGREES", "maximum shear (book: 0.2)")
+    zoom: float | None = _range("SHARE", "maximum change of scale (book: 0.2)")
+    jitter: float | None = _range("SHARE", "maximum change of colours (book: 0)")
     flip: bool | None = option(
         None, type=bool, help="mirror each view with a probability of 1/2", group=_GROUP
     )
