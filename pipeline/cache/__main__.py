@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run_command in (_show, _verify, _repair):
             command.add_argument("file", type=Path, metavar="FILE", help="cache file (.h5)")
         if run_command is _repair:
-            command.add_argument("--weights", type=Path, metavar="FILE", help="moved weights file")
             command.add_argument(
-                "--wait", action="store_true", help="wait for another run that writes the cache"
+                "--weights", type=Path, metavar="FILE", help="weights file, if moved"
             )
+            command.add_argument("--wait", action="store_true", help="wait for another writer")
         if run_command in (_ls, _prune, _repair):
             command.add_argument(
                 "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER",

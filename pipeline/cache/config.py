@@ -40,7 +40,7 @@ class ExtractConfig(BaseConfig):
         help="average or maximum of each map: (N, H, W, C) become (N, C)",
     )
     dtype: str = option("float32", choices=DTYPES, help="type of the stored features")
-    views: int = option(0, metavar="K", help="random views of each training image")
+    views: int = option(0, metavar="K", help="number of random views of each training image")
     augmentation: "str | Augmentation" = option(
         "book", flag="", help="ranges of random views: light, book, strong, or an Augmentation"
     )
@@ -50,9 +50,9 @@ class ExtractConfig(BaseConfig):
     )
     strict: bool = option(False, help="stop at the first unreadable image")
     rehash: bool = option(False, help="read all files again, also unchanged ones")
-    wait: bool = option(False, help="wait for another run that writes the cache")
+    wait: bool = option(False, help="wait while another run writes the cache")
     out: Path | None = option(
-        None, type=Path, metavar="FILE", help="cache file (default: a .h5 file in --cache-dir)"
+        None, type=Path, metavar="FILE", help="cache file (default: in --cache-dir)"
     )
 
     def __post_init__(self) -> None:
@@ -166,9 +166,7 @@ class AugmentConfig(Config):
         group=_GROUP,
     )
     rotation: float | None = _range("DEGREES", "maximum rotation (book: 40)")
-    shift: float | None = _range(
-        "SHARE", "maximum shift, as a share of width and height (book: 0.2)"
-    )
+    shift: float | None = _range("SHARE", "maximum shift of width or height (book: 0.2)")
     shear: float | None = _range("DEGREES", "maximum shear (book: 0.2)")
     zoom: float | None = _range("SHARE", "maximum change of scale (book: 0.2)")
     jitter: float | None = _range("SHARE", "maximum change of colours (book: 0)")
