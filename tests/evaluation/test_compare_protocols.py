@@ -201,7 +201,9 @@ def test_imbalance_is_noticed(tmp_path: Path) -> None:
         ({"timeout": 0.0}, "--timeout needs more than 0"),
     ],
 )
-def test_contradictory_options_are_refused(cache: Path, options: dict[str, object], message: str) -> None:
+def test_contradictory_options_are_refused(
+    cache: Path, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         compare_heads(cache, **options)
 

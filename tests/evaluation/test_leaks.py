@@ -65,9 +65,7 @@ def is_chance(result: Result, images: int) -> bool:
         {"protocol": "kornblith", "cv": 3},
         pytest.param({"heads": "all", "split": "50/25/25"}, marks=slow),
         pytest.param({"heads": "all", "cv": 3}, marks=slow),
-        pytest.param(
-            {"heads": "all", "cv": 3, "refit": True, "group": r"object\d+"}, marks=slow
-        ),
+        pytest.param({"heads": "all", "cv": 3, "refit": True, "group": r"object\d+"}, marks=slow),
         pytest.param(
             {"heads": "fast,random_forest", "cv": 3, "repeats": 2, "balance": True}, marks=slow
         ),
