@@ -115,7 +115,7 @@ def test_views_are_counted_in_the_log_the_table_and_the_report(tmp_path: Path) -
         (["cache/synthetic.h5", "--split", "60/40"], 2, "such as 60/20/20"),
         (["cache/synthetic.h5", "--cv", "2"], 2, "needs 3 folds"),
         (["cache/synthetic.h5", "--cv", "90"], 65, "try --cv 50"),
-        (["cache/synthetic.h5", "--group", "folder"], 2, "places none of 100 images"),
+        (["cache/synthetic.h5", "--group", "folder"], 2, "matches none of 100 images"),
         (["cache/synthetic.h5", "--head", "nothing"], 2, "expected MODULE:FACTORY"),
         (["cache/synthetic.h5", "--head", "gone:head"], 2, "gone"),
         (["cache/synthetic.h5", "--labels", "gone.csv"], 66, "gone.csv"),

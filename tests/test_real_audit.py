@@ -103,7 +103,7 @@ def test_planted_duplicates_are_found_with_few_false_alarms(
     false = [set(pair) for pair in found if set(pair) != BORN_TWINS]
     print(f"false alarms: {len(false)} of {len(table):,} images")
     assert len(false) <= 2
-    assert f"{4 * COPIES} test images also stand in train" in notices[0]
+    assert f"{4 * COPIES} test images have duplicates in train" in notices[0]
     assert f"(exact: {COPIES}, near: {3 * COPIES})" in notices[0]
 
 

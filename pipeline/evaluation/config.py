@@ -1,4 +1,4 @@
-"""`ClassifyConfig`: the options of a comparison, checked before anything is loaded."""
+"""`ClassifyConfig`: the options of a comparison, checked before any data is read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from pipeline.heads.names import PROTOCOLS, HeadRequest, groups, parse_heads
 if TYPE_CHECKING:
     from pipeline.evaluation.protocol import EvaluationProtocol
 
-STANDARD = "standard"  # the protocol; every other is a head of its own
+STANDARD = "standard"  # the other protocols compare one head only
 
 _heads = partial(option, group="heads")
-_judging = partial(option, group="how they are judged")
+_evaluation = partial(option, group="evaluation")
 
 DenseGrid = DenseConfig | Sequence[DenseConfig]
 LabelFiles = Path | str | Sequence[Path | str]
@@ -26,88 +26,91 @@ LabelFiles = Path | str | Sequence[Path | str]
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(Config):
-    """Which heads are compared, and how they are judged.
+    """Which heads are compared, and how they are evaluated.
 
-    Raises a `pipeline.errors.PipelineError` for values that cannot be.
+    Raises `pipeline.errors.UsageError` for invalid values.
     """
 
     heads: str | Iterable[str] | None = _heads(
         None,
         metavar="LIST",
-        help=f"comma list of {', '.join(groups()['all'])}, fast or all (default: all); "
+        help=f"comma-separated: {', '.join(groups()['all'])}, fast or all (default: all); "
         "NAME:flat or NAME:pooled chooses the input",
     )
     layers: Sequence[str] = _heads(
-        (), flag="--layer", metavar="NAME", help="only this layer; repeatable (default: every one)"
+        (), flag="--layer", metavar="NAME", help="only this layer; repeatable (default: all layers)"
     )
     views: int | None = _heads(
         None,
         type=count,
         metavar="K",
-        help="learn from K cached augmented views of each training image, besides the image itself "
-        "(default: all of them)",
+        help="cached augmented views per training image to train on (default: all)",
     )
-    balance: bool = _heads(False, help="every class counts the same, however rare")
+    balance: bool = _heads(False, help="weight classes equally, in fitting and in evaluation")
     timeout: float | None = _heads(
         None,
         type=positive_number,
         metavar="SECONDS",
-        help="for one head on one division; beyond it its row says so",
+        help="time limit for one head on one split",
     )
     dense: DenseGrid = _heads(
-        (), flag="", help="the dense head's config, or a grid of them (default: the book's)"
+        (), flag="", help="config of the dense head, or a grid of configs (default: the book's)"
     )
-    cv: int | None = _judging(
+    cv: int | None = _evaluation(
         None,
         type=whole_number,
         metavar="K",
-        help="cross-validate with K folds (default: 5 for fewer than 2,000 images without split "
-        "folders, else one division)",
+        help="number of folds (default: 5 for fewer than 2,000 images without split folders, "
+        "else one split)",
     )
-    repeats: int = _judging(
+    repeats: int = _evaluation(
         1,
         type=whole_number,
         metavar="R",
-        help="number of seeds for stochastic heads, and of divisions into folds",
+        help="number of seeds for stochastic heads, and of repeats of the folds",
     )
-    split: str | None = _judging(
+    split: str | None = _evaluation(
         None,
         metavar="A/B/C",
-        help="one division by train/validation/test shares, without such folders (60/20/20)",
+        help="train/validation/test shares, for images without split folders (60/20/20)",
     )
-    split_seed: int = _judging(0, type=int, metavar="N", help="another division or other folds")
-    group: str | None = _judging(
+    split_seed: int = _evaluation(
+        0, type=int, metavar="N", help="seed of the split or folds (default: 0)"
+    )
+    group: str | None = _evaluation(
         None,
         metavar="RULE",
-        help="images that must not be parted: folder (below the class), a regular expression on "
-        "the path, or a CSV file with the columns path and group",
+        help="keep images of a group in one split: folder (below the class), a regular expression "
+        "on the path, or a CSV file with the columns path and group",
     )
-    refit: bool = _judging(
-        False, help="retrain the chosen setting on train and validation before the test"
+    refit: bool = _evaluation(
+        False, help="fit the chosen setting on train and validation before the test"
     )
-    protocol: str = _judging(
+    protocol: str = _evaluation(
         STANDARD,
         choices=(STANDARD, *PROTOCOLS),
-        help="kornblith: L2 logistic regression with 45 penalties, refit (Kornblith et al. 2019)",
+        help="kornblith: logistic regression, 45 L2 penalties, refit (Kornblith et al. 2019)",
     )
-    tta: bool = _judging(
+    tta: bool = _evaluation(
         False,
-        help="test-time augmentation: average the probabilities over all cached views of an image",
+        help="test-time augmentation: average probabilities over an image's cached views",
     )
-    seed: int = _judging(0, type=int, metavar="N", help="the same seed repeats the table exactly")
-    labels: LabelFiles = _judging(
+    seed: int = _evaluation(
+        0, type=int, metavar="N", help="seed of stochastic heads and of the audit (default: 0)"
+    )
+    labels: LabelFiles = _evaluation(
         (),
         metavar="FILE",
-        help="corrected labels: suspects.csv of a run, edited (columns new_label and drop); "
-        "repeatable, later files win",
+        help="label corrections: an edited suspects.csv (columns new_label and drop); repeatable, "
+        "later files win",
     )
     audit: bool = option(
         True,
         flag="--no-audit",
-        help="leave out duplicates, likely label errors and the learning curve",
+        help="skip duplicates, likely label errors and the learning curve",
     )
     keep: bool = option(
-        True, flag="", help="keep each row's classifier; after folds it is fitted on all rows"
+        True, flag="", help="keep each row's classifier; after folds, fit it on all images"
     )
 
     def __post_init__(self) -> None:
@@ -115,11 +118,11 @@ class ClassifyConfig(Config):
         if self.protocol in PROTOCOLS:
             if self.heads is not None:
                 raise UsageError(
-                    f"--protocol {self.protocol} is a head of its own; leave out --heads"
+                    f"--protocol {self.protocol} compares one head, {self.protocol}; omit --heads"
                 )
             object.__setattr__(self, "refit", True)
         if self.timeout is not None and self.timeout <= 0:
-            raise UsageError(f"--timeout needs more than 0 seconds; received {self.timeout:g}")
+            raise UsageError(f"--timeout is above 0 seconds; received {self.timeout:g}")
         if self.heads is not None and not isinstance(self.heads, str):
             object.__setattr__(self, "heads", tuple(self.heads))
 
@@ -140,7 +143,7 @@ class ClassifyConfig(Config):
 
     @property
     def evaluation_protocol(self) -> "EvaluationProtocol":
-        """How images are divided; raises a PipelineError for rules that cannot be."""
+        """The rules by which images are split; raises a PipelineError for invalid rules."""
         from pipeline.evaluation.protocol import EvaluationProtocol
 
         return EvaluationProtocol(

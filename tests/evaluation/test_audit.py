@@ -162,7 +162,7 @@ def test_suspects_equal_those_of_the_paper() -> None:
         if own < max(above):
             expected.append((own - max(above), row))
     expected.sort()
-    suspects = rank_suspects(probabilities, labels, judged=np.ones(200, bool))
+    suspects = rank_suspects(probabilities, labels, evaluated=np.ones(200, bool))
     assert [each.row for each in suspects] == [row for _, row in expected[:100]]
     # the confident joint: a class whose probability reaches its threshold, not the label's
     confident = {
@@ -261,16 +261,15 @@ def test_the_audit_of_a_cache_gives_row_numbers_and_notices(spoiled: Path) -> No
     assert findings.learning_curve is not None
     assert findings.learning_curve.sizes[-1] == 300
     assert notices == (
-        "2 test images also stand in train (exact: 1, near: 1): exact ones inflate every number; "
-        "look at them in report.html",
+        "2 test images have duplicates in train (exact: 1, near: 1): exact ones inflate every "
+        "accuracy; see report.html",
     )
 
 
 def test_rows_in_no_split_are_not_audited(spoiled: Path) -> None:
     findings, (notice,) = audit(spoiled, dropped=0)
     assert [(pair.first, pair.second) for pair in findings.duplicates] == [(3, 498)]
-    near = "1 test image also stands in train (exact: 0, near: 1): look at them in report.html"
-    assert notice == near
+    assert notice == "1 test image has a duplicate in train (exact: 0, near: 1): see report.html"
 
 
 def test_a_clean_set_brings_no_notice(tmp_path: Path) -> None:
@@ -307,5 +306,4 @@ def test_duplicates_in_two_folds_are_noticed(tmp_path: Path) -> None:
         (3, 70, True),
         (4, 5, False),
     ]
-    near = "(exact: 0, near: 1): look at them in report.html"
-    assert notice == f"1 pair of duplicates stands in two folds {near}"
+    assert notice == "1 pair of duplicates is in two folds (exact: 0, near: 1): see report.html"

@@ -170,7 +170,7 @@ def test_layers_are_compared_and_can_be_chosen(tmp_path: Path) -> None:
     assert compared() == set(layers)
     assert compared("a") == {"a:avg", "a:max"}
     assert compared("a:max", "b") == {"a:max", "b"}
-    with pytest.raises(UsageError, match="holds d; choose from a:avg, a:max, b, c:avg"):
+    with pytest.raises(UsageError, match="contains d; choose from a:avg, a:max, b, c:avg"):
         compared("d")
 
 
@@ -179,7 +179,7 @@ def test_the_log_and_the_document_state_the_splits(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="pipeline"):
         comparison = compare_heads(cache, heads="majority", audit=False)
-    assert "split as the folders say" in caplog.text
+    assert "split by the folders" in caplog.text
     assert "60 cats, 60 dogs" in caplog.text
     (described,) = comparison.run["caches"]
     assert described["split_counts"]["test"] == {"cats": 20, "dogs": 20}
@@ -188,7 +188,9 @@ def test_the_log_and_the_document_state_the_splits(
 
 def test_caches_of_other_classes_are_refused(tmp_path: Path, cache: Path) -> None:
     other = write_cache(tmp_path / "other.h5", labels=LABELS, classes=("cats", "frogs"))
-    with pytest.raises(BadDataError, match=r"cats, frogs .*other\.h5.* cats, dogs"):
+    with pytest.raises(
+        BadDataError, match=r"other\.h5 has the classes cats, frogs, .* cats, dogs;"
+    ):
         compare_heads([cache, other], heads="majority")
 
 
@@ -213,7 +215,7 @@ def test_a_diverged_head_says_so_in_its_row(cache: Path, caplog: pytest.LogCaptu
 
 
 def test_no_cache_and_a_missing_cache_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no cache"):
+    with pytest.raises(UsageError, match="there is no cache to compare"):
         compare_heads([])
     with pytest.raises(NoInputError, match="does not exist"):
         compare_heads(tmp_path / "nothing.h5")

@@ -171,7 +171,7 @@ def test_caches_of_the_same_images_are_compared_in_pairs(tmp_path: Path) -> None
     other = [same[0], synthetic("weaker", 0.02, salt="other images")]
     comparison = compare_heads(other, heads="ridge", audit=False)
     assert np.isnan(comparison.results[1].p_value)
-    assert "different images" in comparison.notices[0]
+    assert "contain different images" in comparison.notices[0]
 
 
 def test_a_cache_that_is_named_twice_is_compared_once(
@@ -197,8 +197,8 @@ def test_imbalance_is_noticed(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"protocol": "other"}, "--protocol is one of"),
-        ({"protocol": "kornblith", "heads": "ridge"}, "leave out --heads"),
-        ({"timeout": 0.0}, "--timeout needs more than 0"),
+        ({"protocol": "kornblith", "heads": "ridge"}, "omit --heads"),
+        ({"timeout": 0.0}, "--timeout is above 0"),
     ],
 )
 def test_contradictory_options_are_refused(

@@ -162,8 +162,8 @@ def test_a_head_within_its_time_limit_is_fitted_and_any_other_is_stopped(tmp_pat
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        ("Killed", "was killed by signal 9 while it was fitted (out of memory?)"),
-        ("Ending", "ended with exit code 5 while it was fitted"),
+        ("Killed", "was killed by signal 9 during the fit (out of memory?)"),
+        ("Ending", "ended with exit code 5 during the fit"),
         ("Leaving", "failed: SystemExit: 3"),
         ("with_lambda", "cannot be sent to another process"),
     ],
@@ -202,8 +202,8 @@ def fit():
     trials = EvaluationProtocol(folds=3).plan_trials(columns, ("a", "b")).trials[:1]
     data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials, ViewRows.plain(12))
     heads = {HeadRequest("knn"): load_head("knn")}
-    (found,) = fit_heads(heads, data, ClassifyConfig(timeout=60)).values()
-    print(found[0])
+    (fits,) = fit_heads(heads, data, ClassifyConfig(timeout=60)).values()
+    print(fits[0])
 """
 UNGUARDED = SCRIPT + "fit()"
 INTERRUPTED = f"""{SCRIPT}
@@ -234,7 +234,7 @@ def start(folder: Path, script: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_a_script_without_a_guard_gets_a_cure(tmp_path: Path) -> None:
     out, _ = start(tmp_path, UNGUARDED).communicate(timeout=60)
-    assert out == "its process did not start: a script needs if __name__ == '__main__'\n"
+    assert out == "did not start its process: a script needs if __name__ == '__main__'\n"
 
 
 @pytest.mark.slow

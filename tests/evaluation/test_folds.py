@@ -1,4 +1,4 @@
-"""Folds test every image once, hold every class, and part nothing that belongs together."""
+"""Folds test every image once, contain every class, and keep groups together."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ LABELS = alternating_labels(90, 3)
 
 @pytest.mark.parametrize("folds", [3, 5])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_every_image_is_tested_once_and_chosen_on_once(folds: int, grouped: bool) -> None:
+def test_every_image_is_in_test_once_and_in_validation_once(folds: int, grouped: bool) -> None:
     columns = draw_columns(LABELS)
     identities = columns.digests
     if grouped:  # six images in a row are one object
@@ -35,7 +35,7 @@ def test_every_image_is_tested_once_and_chosen_on_once(folds: int, grouped: bool
         assert (seen.reshape(folds, 15, 6) == seen.reshape(folds, 15, 6)[..., :1]).all()
 
 
-def test_another_seed_folds_otherwise() -> None:
+def test_another_seed_gives_other_folds() -> None:
     columns = draw_columns(LABELS)
     first, second = (
         next(make_folds(columns, CLASSES, folds=3, seed=seed, identities=columns.digests)).test

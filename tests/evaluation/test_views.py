@@ -119,7 +119,7 @@ def test_no_view_of_an_evaluated_image_is_trained_on(
 def test_after_folds_the_kept_head_trains_on_all_views_of_all_images(
     tmp_path: Path, memory: type[Memory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.evaluation.refit.dump_estimator", lambda estimator: b"")
+    monkeypatch.setattr("pipeline.evaluation.bundles.dump_estimator", lambda estimator: b"")
     compare(cache_of(tmp_path / "c.h5"), cv=4, views=2)
     everything = {(image, view) for image in range(COUNT) for view in range(3)}
     assert [set(rows) == everything for rows in memory.fitted] == [False] * 4 + [True]
@@ -214,7 +214,7 @@ def test_tta_is_the_mean_of_the_kept_heads_predictions_for_each_view(
 
 def test_missing_views_are_refused(tmp_path: Path) -> None:
     folders = cache_of(tmp_path / "folders.h5", splits=folder_splits(COUNT))
-    with pytest.raises(UsageError, match=r"holds 4 of the images to train on; choose 0 to 4, or"):
+    with pytest.raises(UsageError, match="contains 4 views of training images; choose 0 to 4, or"):
         compare(folders, views=5)
     with pytest.raises(UsageError, match="--views -1"):
         compare(folders, views=-1)
