@@ -110,25 +110,27 @@ def _notices(
     pairs: Sequence[DuplicatePair], split: npt.NDArray[np.uint8], *, in_folds: bool
 ) -> Iterator[str]:
     exact = [pair for pair in pairs if pair.exact]
-    leaked = across = (0, 0)  # exact ones, all
-    if not in_folds:
-        sets = [linked_rows(each, len(split)) for each in (exact, pairs)]
-        leaked = tuple(int(np.isin(of[split == TEST], of[split == TRAIN]).sum()) for of in sets)
-    if not leaked[1]:
-        across = tuple(sum(pair.across for pair in each) for each in (exact, pairs))
-    files, total = leaked if leaked[1] else across
+    total = 0 if in_folds else _count_leaked(pairs, split)
     if total:
+        files, is_serious = _count_leaked(exact, split), True
         problem = counted(total, "test image has a duplicate", "test images have duplicates")
         problem += " in train"
-        if not leaked[1]:
-            problem = counted(total, "pair of duplicates is", "pairs of duplicates are")
-            problem += " in two folds" if in_folds else " in two splits"
+    else:
+        total, files = (sum(pair.across for pair in each) for each in (pairs, exact))
+        is_serious = in_folds
+        problem = counted(total, "pair of duplicates is", "pairs of duplicates are")
+        problem += " in two folds" if in_folds else " in two splits"
+    if total:
         # near duplicates may be merely similar pictures, which inflate nothing
-        inflates = (
-            "exact ones inflate every accuracy; " if files and (leaked[1] or in_folds) else ""
-        )
+        inflates = "exact ones inflate every accuracy; " if files and is_serious else ""
         yield f"{problem} (exact: {files:,}, near: {total - files:,}): {inflates}see report.html"
     if len(pairs) - len(exact) >= MOST_PAIRS:
         yield f"only the {MOST_PAIRS:,} closest near duplicates are listed"
     if len(split) > MOST_ROWS:
         yield f"more than {MOST_ROWS:,} images: near duplicates are searched for test images only"
+
+
+def _count_leaked(pairs: Sequence[DuplicatePair], split: npt.NDArray[np.uint8]) -> int:
+    """Return how many test images have a duplicate in train."""
+    sets = linked_rows(pairs, len(split))
+    return int(np.isin(sets[split == TEST], sets[split == TRAIN]).sum())
