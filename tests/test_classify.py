@@ -91,9 +91,7 @@ def test_views_are_counted_in_the_log_the_table_and_the_report(tmp_path: Path) -
     folder = Path(finished.stdout.splitlines()[-1].removeprefix("written to "))
     (row,) = json.loads((folder / "results.json").read_text("utf-8"))["rows"]
     assert (row["views"], row["tta"]) == (2, 4)
-    trained = "Heads are trained on each training image and 2 augmented views of it; train accuracy"
-        "Heads are trained on each training image and 2 augmented views of it; train accuracy is of"
-    )
+    trained = "Heads are trained on each training image and 2 augmented views of it; train"
     averaged = "Probabilities on validation and test are means over each image and 4 augmented"
     counts = {
         "results.md": "(train 60 × 3 views, validation 20 × 5 views, test 20 × 5 views)",

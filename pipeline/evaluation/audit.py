@@ -44,12 +44,7 @@ class AuditResult:
 
 
 def audit_features(
-    table: FeatureTable,
-    layer: str,
-    *,
-    splits: Splits,
-    folds: Sequence[Rows] = (),
-    seed: int = 0,
+    table: FeatureTable, layer: str, *, splits: Splits, folds: Sequence[Rows] = (), seed: int = 0
 ) -> tuple[AuditResult, tuple[str, ...]]:
     """Find duplicates and likely label errors in the splits; compute the learning curve.
 

@@ -33,9 +33,7 @@ log = logging.getLogger("pipeline")
 
 
 def compare_heads(
-    caches: Path | str | Sequence[Path | str],
-    config: ClassifyConfig | None = None,
-    **options: Any,
+    caches: Path | str | Sequence[Path | str], config: ClassifyConfig | None = None, **options: Any
 ) -> Comparison:
     """Compare heads on cached features of the same classes.
 
@@ -105,10 +103,7 @@ def compare_heads(
 
 
 def _compare_on_layer(
-    cache: SplitCache,
-    layer: str,
-    loaded: Mapping[HeadRequest, Head],
-    config: ClassifyConfig,
+    cache: SplitCache, layer: str, loaded: Mapping[HeadRequest, Head], config: ClassifyConfig
 ) -> Iterator[Outcome]:
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():

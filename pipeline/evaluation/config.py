@@ -48,10 +48,7 @@ class ClassifyConfig(Config):
     )
     balance: bool = _heads(False, help="weight classes equally, in fitting and in evaluation")
     timeout: float | None = _heads(
-        None,
-        type=positive_number,
-        metavar="SECONDS",
-        help="time limit for one head on one split",
+        None, type=positive_number, metavar="SECONDS", help="time limit for one head on one split"
     )
     dense: DenseGrid = _heads(
         (), flag="", help="config of the dense head, or a grid of configs (default: the book's)"
@@ -92,8 +89,7 @@ class ClassifyConfig(Config):
         help="kornblith: logistic regression, 45 L2 penalties, refit (Kornblith et al. 2019)",
     )
     tta: bool = _evaluation(
-        False,
-        help="test-time augmentation: average probabilities over an image's cached views",
+        False, help="test-time augmentation: average probabilities over an image's cached views"
     )
     seed: int = _evaluation(
         0, type=int, metavar="N", help="seed of stochastic heads and of the audit (default: 0)"
@@ -105,9 +101,7 @@ class ClassifyConfig(Config):
         "later files win",
     )
     audit: bool = option(
-        True,
-        flag="--no-audit",
-        help="skip duplicates, likely label errors and the learning curve",
+        True, flag="--no-audit", help="skip duplicates, likely label errors and the learning curve"
     )
     keep: bool = option(
         True, flag="", help="keep each row's classifier; after folds, fit it on all images"
