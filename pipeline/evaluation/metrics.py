@@ -21,7 +21,7 @@ class Reliability(NamedTuple):
     rows: npt.NDArray[np.int64]
 
 
-def measure(labels: Labels, scores: Scores) -> dict[str, float]:
+def compute_metrics(labels: Labels, scores: Scores) -> dict[str, float]:
     """Return the metrics of probabilities (N, K) for true labels (N,): column -> value.
 
     NaN where a metric does not apply. Means over classes leave out a class without labels (in a

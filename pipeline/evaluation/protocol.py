@@ -12,14 +12,12 @@ from pipeline.cache.file import Columns
 from pipeline.errors import UsageError
 from pipeline.evaluation.groups import GroupOf, identities_of, parse_group_rule
 from pipeline.evaluation.splits import (
-    FEWEST_FOLDS,
     TEST,
     TRAIN,
     VALIDATION,
     Shares,
     Splits,
     Trial,
-    check_fold_count,
     make_folds,
     make_splits,
     most_folds,
@@ -29,6 +27,7 @@ from pipeline.text import counted
 
 FEW_IMAGES = 2000  # of fewer, a fifth as test set gives a 95 % interval of over 4 points
 DEFAULT_FOLDS = 5
+FEWEST_FOLDS = 3  # one each for test, validation and training
 
 log = logging.getLogger("pipeline")
 
@@ -72,8 +71,11 @@ class EvaluationProtocol:
     def __post_init__(self) -> None:
         if self.folds is not None and self.split is not None:
             raise UsageError("--cv and --split exclude each other; omit one")
-        if self.folds is not None:
-            check_fold_count(self.folds)
+        if self.folds is not None and self.folds < FEWEST_FOLDS:
+            raise UsageError(
+                f"--cv needs {FEWEST_FOLDS} folds or more, for train, validation and test; "
+                f"received {self.folds}"
+            )
         if self.repeats < 1:
             raise UsageError(f"--repeats is a number from 1; received {self.repeats}")
         for first, flag in ((self.seed, "--seed"), (self.split_seed, "--split-seed")):

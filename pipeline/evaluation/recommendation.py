@@ -44,7 +44,7 @@ def rank_and_recommend(outcomes: Outcomes, *, balanced: bool = False) -> tuple[l
     scored = [outcome for outcome in outcomes if not outcome.result.status]
     if not scored:
         return failed, ""
-    scored.sort(key=lambda outcome: _rank(outcome, balanced))
+    scored.sort(key=lambda outcome: _sort_key(outcome, balanced))
     best, *others = scored
     tied = [best, *(other for other in others if _is_as_good(other, best, balanced))]
     simplest = _simplest(tied)
@@ -66,7 +66,7 @@ def rank_and_recommend(outcomes: Outcomes, *, balanced: bool = False) -> tuple[l
     return ranked + failed, _sentence(simplest, tied, scored, balanced)
 
 
-def _rank(outcome: Outcome, balanced: bool) -> tuple[float, float, int]:
+def _sort_key(outcome: Outcome, balanced: bool) -> tuple[float, float, int]:
     validation = outcome.validation
     loss = log_loss_of(validation.labels, validation.scores)
     return -round(_accuracy(outcome, balanced) / ROUNDING), loss, outcome.result.parameters

@@ -12,9 +12,9 @@ from pipeline.evaluation.metrics import (
     Labels,
     Scores,
     accuracy_of,
+    compute_metrics,
     expected_calibration_error,
     log_loss_of,
-    measure,
 )
 from pipeline.evaluation.result import (
     Fit,
@@ -118,7 +118,7 @@ def _metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
     fits = [fit for fit, _ in pairs]
     tests = [trial.splits.test for _, trial in pairs]
     scored = [(labels[test], _test_scores(fit)) for fit, test in zip(fits, tests, strict=True)]
-    metrics = [measure(*of_fit) for of_fit in scored]
+    metrics = [compute_metrics(*of_fit) for of_fit in scored]
     accuracies = [accuracy_of(*of_fit) for of_fit in scored]
     sizes = [len(test) for test in tests]
     images = len(np.unique(np.concatenate(tests)))

@@ -15,8 +15,6 @@ from pipeline.text import counted, printable
 NONE, TRAIN, VALIDATION, TEST = range(len(SPLIT_NAMES))  # as in the cache's `splits`
 USED_SPLITS = SPLIT_NAMES[TRAIN:]
 
-FEWEST_FOLDS = 3  # one each for test, validation and training
-
 Images = npt.NDArray[np.int64]  # image numbers: indices among a cache's rows of view 0
 
 
@@ -161,7 +159,7 @@ def split_rows(
         counts[name] = dict(zip(classes, of_class, strict=True))
         lacking = [label for label, count in enumerate(of_class) if count == 0]
         for label in lacking:
-            check_enough(classes[label], label, columns, identities)
+            check_class_size(classes[label], label, columns, identities)
         if lacking:
             shown = ", ".join(printable(classes[label]) for label in lacking[:3])
             shown += " and others" if len(lacking) > 3 else ""
@@ -170,7 +168,9 @@ def split_rows(
     return Splits(source=source, counts=counts, **images)
 
 
-def check_enough(name: str, label: int, columns: Columns, identities: npt.NDArray[np.void]) -> None:
+def check_class_size(
+    name: str, label: int, columns: Columns, identities: npt.NDArray[np.void]
+) -> None:
     """Raise BadDataError for a class with too few images to be in every split."""
     count = len(np.unique(identities[columns.labels == label]))
     if not count:
@@ -181,14 +181,6 @@ def check_enough(name: str, label: int, columns: Columns, identities: npt.NDArra
         raise BadDataError(
             f"class {printable(name)} has {available}; train, validation and test need one each: "
             f"add images, or drop the class with --labels"
-        )
-
-
-def check_fold_count(folds: int) -> None:
-    if folds < FEWEST_FOLDS:
-        raise UsageError(
-            f"--cv needs {FEWEST_FOLDS} folds or more, one each for train, validation and test; "
-            f"received {folds}"
         )
 
 
@@ -218,10 +210,9 @@ def make_folds(
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     check_two_classes(classes)
-    check_fold_count(folds)
     most, rarest = most_folds(columns, classes, identities)
     if most < folds:
-        check_enough(rarest, classes.index(rarest), columns, identities)
+        check_class_size(rarest, classes.index(rarest), columns, identities)
         raise BadDataError(
             f"class {printable(rarest)} has {counted(most, 'image or group', 'images or groups')}, "
             f"too few for {folds} folds; try --cv {most}"

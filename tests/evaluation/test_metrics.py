@@ -13,8 +13,8 @@ from sklearn import metrics as reference
 from pipeline.evaluation.metrics import (
     CALIBRATION_BINS,
     accuracy_of,
+    compute_metrics,
     expected_calibration_error,
-    measure,
     reliability_bins,
     roc_auc_of,
 )
@@ -44,7 +44,7 @@ def draw_scores(
 @pytest.mark.parametrize("class_count", [2, 3, 7])
 def test_measures_equal_those_of_scikit_learn(class_count: int, decimals: int) -> None:
     labels, scores = draw_scores(class_count, decimals=decimals)
-    measures = measure(labels, scores)
+    measures = compute_metrics(labels, scores)
     predicted = scores.argmax(axis=1)
     every = np.arange(class_count)
     auc = (
@@ -84,18 +84,18 @@ def test_calibration_error_equals_that_of_scipys_bins(class_count: int, decimals
 
 def test_top_5_counts_the_true_class_among_the_five_highest_scores() -> None:
     labels, scores = draw_scores(7)
-    measures = measure(labels, scores)["top5_accuracy"]
+    measures = compute_metrics(labels, scores)["top5_accuracy"]
     assert measures == pytest.approx(reference.top_k_accuracy_score(labels, scores, k=5))
     assert 0.5 < measures < 1
     tied = np.full((7, 7), 1 / 7)
-    assert measure(np.arange(7), tied)["top5_accuracy"] == 5 / 7
-    assert math.isnan(measure(*draw_scores(3))["top5_accuracy"])
+    assert compute_metrics(np.arange(7), tied)["top5_accuracy"] == 5 / 7
+    assert math.isnan(compute_metrics(*draw_scores(3))["top5_accuracy"])
 
 
 def test_means_leave_out_a_class_that_a_small_fold_lacks() -> None:
     labels, scores = draw_scores(4)
     labels, scores = labels[labels != 2], scores[labels != 2]
-    measures = measure(labels, scores)
+    measures = compute_metrics(labels, scores)
     present = [0, 1, 3]
     predicted = scores.argmax(axis=1)
     recalls = reference.recall_score(labels, predicted, labels=present, average=None)
@@ -113,10 +113,10 @@ def test_means_leave_out_a_class_that_a_small_fold_lacks() -> None:
 def test_certain_scores_have_no_loss_if_right_and_a_finite_loss_if_wrong() -> None:
     labels = np.array([0, 1, 1])
     right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
-    measures = measure(labels, right)
+    measures = compute_metrics(labels, right)
     assert (measures["log_loss"], measures["brier"], measures["roc_auc"]) == (0, 0, 1)
     assert expected_calibration_error(labels, right) == 0
-    measures = measure(labels, wrong)
+    measures = compute_metrics(labels, wrong)
     assert (measures["brier"], measures["roc_auc"]) == (1, 0)
     assert expected_calibration_error(labels, wrong) == 1
     assert measures["log_loss"] == pytest.approx(reference.log_loss(labels, wrong))
