@@ -69,7 +69,7 @@ class ClassifyConfig(Config):
     split: str | None = _evaluation(
         None,
         metavar="A/B/C",
-        help="train/validation/test shares, for images without split folders (60/20/20)",
+        help="train/validation/test shares without split folders, such as 60/20/20",
     )
     split_seed: int = _evaluation(
         0, type=int, metavar="N", help="seed of the split or folds (default: 0)"

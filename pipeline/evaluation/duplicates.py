@@ -129,7 +129,7 @@ def _find_near(
     least = 1 - radius**2 / 2  # the cosine at that distance
     is_complete = count <= MOST_ROWS
     queries = np.arange(count) if is_complete else np.flatnonzero(splits == splits.max())
-    firsts, seconds, cosines = [], [], []
+    rows, cosines = [], []
     step = max(1, BLOCK_VALUES // count)
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
@@ -143,11 +143,10 @@ def _find_near(
             is_new |= splits[ones] != splits[others]
         kept = np.flatnonzero(is_new)
         kept = kept[np.argsort(-values[kept], kind="stable")[:MOST_PAIRS]]
-        firsts.append(ones[kept])
-        seconds.append(others[kept])
+        rows.append([ones[kept], others[kept]])
         cosines.append(values[kept])
     mean = features.mean(axis=0)
-    first, second = np.concatenate(firsts), np.concatenate(seconds)
+    first, second = np.concatenate(rows, axis=1)
     for pair in np.argsort(-np.concatenate(cosines), kind="stable")[:MOST_PAIRS]:
         one, other = features[first[pair]] - mean, features[second[pair]] - mean
         lengths = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
