@@ -58,7 +58,7 @@ def test_exact_mcnemar_equals_statsmodels_where_few_differ() -> None:
 
 def test_holm_equals_statsmodels() -> None:
     random = np.random.default_rng(0)
-    for count in (1, 2, 5, 11):
+    for count in (1, 5, 11):
         p_values = random.uniform(size=count) ** 3
         p_values[random.integers(count)] = p_values[0]  # ties, too
         expected = multipletests(p_values, method="holm")[1]
