@@ -105,6 +105,7 @@ def compare_heads(
 def _compare_on_layer(
     cache: SplitCache, layer: str, loaded: Mapping[HeadRequest, Head], config: ClassifyConfig
 ) -> Iterator[Outcome]:
+    """Fit all heads on one layer, by input; yield their outcomes."""
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():
         kind = input_of(cache.table, layer, requested=request.input, default=head.input)

@@ -90,12 +90,12 @@ def run_in_parallel(
     futures: dict[tuple[HeadRequest, int], Future[T]] = {}
     with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="sklearn")  # settings.csv records convergence
-        for alone in (False, True):
-            pool = ThreadPoolExecutor(1 if alone else usable_cores())
+        for is_stochastic in (False, True):
+            pool = ThreadPoolExecutor(1 if is_stochastic else usable_cores())
             try:
                 for number in range(times):
                     for request, head in heads.items():
-                        if head.is_stochastic == alone:
+                        if head.is_stochastic == is_stochastic:
                             futures[request, number] = pool.submit(fit, request, head, number)
                 for future in futures.values():
                     future.result()
@@ -114,20 +114,22 @@ def call_with_time_limit(config: ClassifyConfig, work: Callable[[Head], T], name
     if config.timeout is None:
         return _call(config, work, name)
     context = multiprocessing.get_context("spawn")  # a forked BLAS or TensorFlow can deadlock
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_call_and_send, args=(theirs, config, work, name), daemon=True)
+    parent_end, child_end = context.Pipe()
+    process = context.Process(
+        target=_call_and_send, args=(child_end, config, work, name), daemon=True
+    )
     with _deferred_interrupts():
         process.start()
-    theirs.close()
+    child_end.close()
     started = False
     try:
-        if not ours.poll(SECONDS_TO_START):
+        if not parent_end.poll(SECONDS_TO_START):
             raise NotFittedError(f"did not start within {SECONDS_TO_START:g} s")
-        ours.recv()
+        parent_end.recv()
         started = True
-        if not ours.poll(config.timeout):
+        if not parent_end.poll(config.timeout):
             raise NotFittedError(f"stopped after {config.timeout:g} s")
-        answer: T | Exception = ours.recv()
+        answer: T | Exception = parent_end.recv()
     except EOFError:
         process.join()
         raise NotFittedError(_exit_reason(process.exitcode or 0, started=started)) from None
@@ -173,6 +175,7 @@ def _call(config: ClassifyConfig, work: Callable[[Head], T], name: str) -> T:
 def _call_and_send(
     connection: Connection, config: ClassifyConfig, work: Callable[[Head], Any], name: str
 ) -> None:
+    """In the child process: send ``"ready"`` after the imports, then the result or the error."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: only the parent reports it
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -35,7 +35,7 @@ def parse_group_rule(text: str) -> GroupOf:
     Raises UsageError, NoInputError or BadDataError.
     """
     if text == "folder":
-        return _by_path(_folder_below_class)
+        return _rule_by_path(_folder_below_class)
     if text.lower().endswith(".csv"):
         return _GroupFile(Path(text))
     try:
@@ -49,7 +49,7 @@ def parse_group_rule(text: str) -> GroupOf:
         match = pattern.search(path)
         return None if match is None else match[1 if pattern.groups else 0]
 
-    return _by_path(match_path)
+    return _rule_by_path(match_path)
 
 
 def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
@@ -60,7 +60,7 @@ def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> Non
             lookup.find_or_raise(record, line)
 
 
-def _by_path(name_of: Callable[[str], str | None]) -> GroupOf:
+def _rule_by_path(name_of: Callable[[str], str | None]) -> GroupOf:
     return lambda columns: [name_of(os.fsdecode(path)) for path in columns.paths.tolist()]
 
 
