@@ -1,4 +1,4 @@
-"""`ClassifyConfig`: the options of a comparison, checked before any data is read."""
+"""`ClassifyConfig`: the options of a comparison, checked before anything is loaded."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STANDARD = "standard"  # the other protocols compare one head only
 
 _heads = partial(option, group="heads")
-_evaluation = partial(option, group="evaluation")
+_judging = partial(option, group="how they are judged")
 
 DenseGrid = DenseConfig | Sequence[DenseConfig]
 LabelFiles = Path | str | Sequence[Path | str]
@@ -26,85 +26,88 @@ LabelFiles = Path | str | Sequence[Path | str]
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(Config):
-    """Which heads are compared, and how they are evaluated.
+    """Which heads are compared, and how they are judged.
 
-    Raises `pipeline.errors.UsageError` for invalid values.
+    Raises a `pipeline.errors.PipelineError` for values that cannot be.
     """
 
     heads: str | Iterable[str] | None = _heads(
         None,
         metavar="LIST",
-        help=f"comma-separated: {', '.join(groups()['all'])}, fast or all (default: all); "
+        help=f"comma list of {', '.join(groups()['all'])}, fast or all (default: all); "
         "NAME:flat or NAME:pooled chooses the input",
     )
     layers: Sequence[str] = _heads(
-        (), flag="--layer", metavar="NAME", help="only this layer; repeatable (default: all layers)"
+        (), flag="--layer", metavar="NAME", help="only this layer; repeatable (default: every one)"
     )
     views: int | None = _heads(
         None,
         type=count,
         metavar="K",
-        help="cached augmented views per training image to train on (default: all)",
+        help="learn from K cached augmented views of each training image, besides the image itself "
+        "(default: all of them)",
     )
-    balance: bool = _heads(False, help="weight classes equally, in fitting and in evaluation")
+    balance: bool = _heads(False, help="every class counts the same, however rare")
     timeout: float | None = _heads(
-        None, type=positive_number, metavar="SECONDS", help="time limit for one head on one split"
+        None,
+        type=positive_number,
+        metavar="SECONDS",
+        help="for one head on one division; beyond it its row says so",
     )
     dense: DenseGrid = _heads(
-        (), flag="", help="config of the dense head, or a grid of configs (default: the book's)"
+        (), flag="", help="the dense head's config, or a grid of them (default: the book's)"
     )
-    cv: int | None = _evaluation(
+    cv: int | None = _judging(
         None,
         type=whole_number,
         metavar="K",
-        help="number of folds (default: 5 for fewer than 2,000 images without split folders, "
-        "else one split)",
+        help="cross-validate with K folds (default: 5 for fewer than 2,000 images without split "
+        "folders, else one division)",
     )
-    repeats: int = _evaluation(
+    repeats: int = _judging(
         1,
         type=whole_number,
         metavar="R",
-        help="number of seeds for stochastic heads, and of repeats of the folds",
+        help="number of seeds for stochastic heads, and of divisions into folds",
     )
-    split: str | None = _evaluation(
+    split: str | None = _judging(
         None,
         metavar="A/B/C",
-        help="train/validation/test shares without split folders, such as 60/20/20",
+        help="one division by train/validation/test shares, without such folders (60/20/20)",
     )
-    split_seed: int = _evaluation(
-        0, type=int, metavar="N", help="seed of the split or folds (default: 0)"
-    )
-    group: str | None = _evaluation(
+    split_seed: int = _judging(0, type=int, metavar="N", help="another division or other folds")
+    group: str | None = _judging(
         None,
         metavar="RULE",
-        help="keep images of a group in one split: folder (below the class), a regular expression "
-        "on the path, or a CSV file with the columns path and group",
+        help="images that must not be parted: folder (below the class), a regular expression on "
+        "the path, or a CSV file with the columns path and group",
     )
-    refit: bool = _evaluation(
-        False, help="fit the chosen setting on train and validation before the test"
+    refit: bool = _judging(
+        False, help="retrain the chosen setting on train and validation before the test"
     )
-    protocol: str = _evaluation(
+    protocol: str = _judging(
         STANDARD,
         choices=(STANDARD, *PROTOCOLS),
-        help="kornblith: logistic regression, 45 L2 penalties, refit (Kornblith et al. 2019)",
+        help="kornblith: L2 logistic regression with 45 penalties, refit (Kornblith et al. 2019)",
     )
-    tta: bool = _evaluation(
-        False, help="test-time augmentation: average probabilities over an image's cached views"
+    tta: bool = _judging(
+        False,
+        help="test-time augmentation: average the probabilities over all cached views of an image",
     )
-    seed: int = _evaluation(
-        0, type=int, metavar="N", help="seed of stochastic heads and of the audit (default: 0)"
-    )
-    labels: LabelFiles = _evaluation(
+    seed: int = _judging(0, type=int, metavar="N", help="the same seed repeats the table exactly")
+    labels: LabelFiles = _judging(
         (),
         metavar="FILE",
-        help="label corrections: an edited suspects.csv (columns new_label and drop); repeatable, "
-        "later files win",
+        help="corrected labels: suspects.csv of a run, edited (columns new_label and drop); "
+        "repeatable, later files win",
     )
     audit: bool = option(
-        True, flag="--no-audit", help="skip duplicates, likely label errors and the learning curve"
+        True,
+        flag="--no-audit",
+        help="leave out duplicates, likely label errors and the learning curve",
     )
     keep: bool = option(
-        True, flag="", help="keep each row's classifier; after folds, fit it on all images"
+        True, flag="", help="keep each row's classifier; after folds it is fitted on all rows"
     )
 
     def __post_init__(self) -> None:
@@ -137,7 +140,7 @@ class ClassifyConfig(Config):
 
     @property
     def evaluation_protocol(self) -> "EvaluationProtocol":
-        """The rules by which images are split; raises a PipelineError for invalid rules."""
+        """How images are divided; raises a PipelineError for rules that cannot be."""
         from pipeline.evaluation.protocol import EvaluationProtocol
 
         return EvaluationProtocol(
