@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadDataError, PipelineError
-from pipeline.evaluation.bundles import NOT_KEPT, with_bundles
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
 from pipeline.evaluation.recommendation import rank_and_recommend
+from pipeline.evaluation.refit import NOT_KEPT, refit
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
@@ -128,7 +128,7 @@ def _compare_on_layer(
                 )
             _log_outcome(outcomes[request])
         if config.keep:
-            yield from with_bundles(outcomes, heads, fits, data, cache=cache, config=config)
+            yield from refit(outcomes, heads, fits, data, cache=cache, config=config)
         else:
             yield from (replace(outcome, not_saved=NOT_KEPT) for outcome in outcomes.values())
 

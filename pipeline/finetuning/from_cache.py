@@ -18,8 +18,8 @@ from pipeline.bases.build import build_base
 from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
 from pipeline.errors import StorageError
-from pipeline.evaluation.bundles import with_bundle
 from pipeline.evaluation.caches import SplitCache, open_caches
+from pipeline.evaluation.refit import add_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.search import score_on_validation
@@ -126,7 +126,7 @@ def train_from_cache(
             cache.table.columns,
             folds=0,
         )
-        outcomes.append(with_bundle(outcome, fits[0], cache.table, fitted_on="train"))
+        outcomes.append(add_bundle(outcome, fits[0], cache.table, fitted_on="train"))
     return MethodResult(
         outcomes=outcomes,
         classes=cache.table.classes,

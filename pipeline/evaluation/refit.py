@@ -27,7 +27,7 @@ from pipeline.models.serialization import dump_estimator
 NOT_KEPT = "no classifier was kept"
 
 
-def with_bundles(
+def refit(
     outcomes: Mapping[HeadRequest, Outcome],
     heads: Mapping[HeadRequest, Head],
     fits: Mapping[HeadRequest, Sequence[Sequence[Fit]]],
@@ -45,7 +45,7 @@ def with_bundles(
     first_fits = {request: fits[request][0][0] for request in fits}
     fitted_on = "train and validation" if config.refit else "train"
     kept = {
-        request: with_bundle(outcome, first_fits.get(request), cache.table, fitted_on=fitted_on)
+        request: add_bundle(outcome, first_fits.get(request), cache.table, fitted_on=fitted_on)
         for request, outcome in outcomes.items()
     }
     if cache.trial_plan.folds:
@@ -55,11 +55,11 @@ def with_bundles(
             if isinstance(fit, str):
                 kept[request] = replace(kept[request], bundle=None, not_saved=fit)
             else:
-                kept[request] = with_bundle(kept[request], fit, cache.table, fitted_on=fitted_on)
+                kept[request] = add_bundle(kept[request], fit, cache.table, fitted_on=fitted_on)
     return list(kept.values())
 
 
-def with_bundle(
+def add_bundle(
     outcome: Outcome, fit: Fit | None, table: FeatureTable, *, fitted_on: str
 ) -> Outcome:
     """Return the outcome with the bundle of a fit, or with the reason why it has none."""
