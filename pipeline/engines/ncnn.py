@@ -1,4 +1,4 @@
-"""ncnn: computes each image on one core, as many at a time as there are cores."""
+"""The ncnn engine: it computes one image per core."""
 
 import importlib
 import json
@@ -20,12 +20,15 @@ from pipeline.silence import silenced_stderr
 from pipeline.spec import split_layer_key
 from pipeline.text import printable
 
-_DESCRIPTION_FILE = "network.json"  # what ncnn's own files do not say
-_NOT_FLOAT32 = ("use_fp16", "use_bf16", "use_int8", "use_vulkan")  # how such options begin
+_DESCRIPTION_FILE = "network.json"  # what the files of ncnn do not contain
+_NOT_FLOAT32 = ("use_fp16", "use_bf16", "use_int8", "use_vulkan")  # prefixes of ncnn options
 
 
 def convert(network: Network, folder: Path) -> None:
-    """Write what `NcnnEngine` opens into a folder; CannotConvert for an unsupported operation."""
+    """Write a network into a folder for `NcnnEngine`.
+
+    Raises CannotConvert for an unsupported operation.
+    """
     blobs = write_ncnn(network, folder)
     description = {
         "bgr": network.preprocessing.bgr,
@@ -37,10 +40,13 @@ def convert(network: Network, folder: Path) -> None:
 
 
 class NcnnEngine(Engine):
-    """Runs what `convert` wrote; raises BadDataError for something else, or where a layer lacks."""
+    """Run a network that `convert` wrote.
+
+    Raises BadDataError for other contents of the folder or a layer that is not in it.
+    """
 
     name = "ncnn"
-    calls_at_once = 2  # one core goes on with the next batch while another ends the last
+    calls_at_once = 2  # a free core starts the next batch while others finish the last
 
     def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
         self._folder = folder
@@ -69,35 +75,35 @@ class NcnnEngine(Engine):
             for key, maps in self._maps(images[row]).items():
                 features[key][row] = pooled(maps[np.newaxis], split_layer_key(key)[1])[0]
 
-        list(self._threads.map(compute, range(count)))  # raises what a thread raised
+        list(self._threads.map(compute, range(count)))  # raises the errors of the threads
         return features
 
     def _maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        """One image (S, S, 3) -> layer key -> its maps (H, W, C), as a view of ncnn's memory."""
+        """Compute the maps (H, W, C) of each layer key, views of ncnn's memory, from (S, S, 3)."""
         height, width, _ = image.shape
         pixels = np.ascontiguousarray(image)
         extractor = self._net.create_extractor()
         mat = self._ncnn.Mat.from_pixels(pixels, self._pixel_order, width, height)
         code = extractor.input(PIXELS, mat)
-        found: dict[str, npt.NDArray[np.float32]] = {}  # by blob: two keys may pool the same maps
+        maps: dict[str, npt.NDArray[np.float32]] = {}  # by blob: two keys may pool the same maps
         for blob, shape in dict.fromkeys(self._outputs.values()):
             if code == 0:
-                code, mat = extractor.extract(blob)  # other threads run meanwhile
+                code, mat = extractor.extract(blob)  # other threads run at the same time
             if code != 0:
                 raise self._unusable(f"ncnn returned {code} for an image")
-            found[blob] = np.asarray(mat).transpose(1, 2, 0)  # (H, W, C)
-            if found[blob].shape != shape:
-                raise self._unusable(f"expected maps of {shape}, received {found[blob].shape}")
-        return {key: found[blob] for key, (blob, _) in self._outputs.items()}
+            maps[blob] = np.asarray(mat).transpose(1, 2, 0)  # (H, W, C)
+            if maps[blob].shape != shape:
+                raise self._unusable(f"expected maps of {shape}, received {maps[blob].shape}")
+        return {key: maps[blob] for key, (blob, _) in self._outputs.items()}
 
     def _load(self) -> Any:
         net = self._ncnn.Net()
-        net.opt.num_threads = 1  # an image each: two threads an image are slower
+        net.opt.num_threads = 1  # one thread per image: two are slower
         for option in dir(net.opt):
             if option.startswith(_NOT_FLOAT32):
                 setattr(net.opt, option, False)
         for load, file in ((net.load_param, PARAM_FILE), (net.load_model, WEIGHTS_FILE)):
-            with silenced_stderr():  # the return code says it, too
+            with silenced_stderr():  # the return code reports the same
                 code = load(str(self._folder / file))
             if code != 0:
                 raise self._unusable(f"ncnn returned {code} for {file}")
@@ -105,6 +111,6 @@ class NcnnEngine(Engine):
 
     def _unusable(self, reason: str) -> BadDataError:
         return BadDataError(
-            f"{printable(self._folder)} holds no base that ncnn {version('ncnn')} computes: "
-            f"{reason}. Delete the folder, and the base is converted anew."
+            f"{printable(self._folder)} is not a base that ncnn {version('ncnn')} computes: "
+            f"{reason}. Delete the folder, and the base is converted again."
         )
