@@ -1,4 +1,4 @@
-"""Write a network in ncnn's format: `model.param`, the layers as text, and `model.bin`, the weights.
+"""Write a network for ncnn: `model.param`, the layers as text, and `model.bin`, the weights.
 
 The format: https://github.com/Tencent/ncnn/wiki/param-and-model-file-structure; the numbered
 parameters of layers: docs/developer-guide/operators.md there. pnnx, ncnn's converter, is not used:
@@ -23,7 +23,7 @@ _AUTOMATIC = -233  # a size that ncnn computes
 _ARRAY = -23300  # array parameter n has the number _ARRAY - n
 _RESULT_SHAPES, _WITHOUT = 30, 31  # parameters that every layer has
 _WINOGRAD = 1 << 6  # a bit of _WITHOUT
-_SHALLOW = 4  # up to so many input channels Winograd's transforms cost more time than they save
+_SHALLOW = 4  # input channels up to which Winograd's transforms cost more than they save
 
 Parameters = Mapping[int, int | float | Sequence[int | float]]
 Shape = tuple[int, int, int]  # channels, height, width
