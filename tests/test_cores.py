@@ -1,4 +1,4 @@
-"""A container's share of the cores counts."""
+"""Only the cores that a container may use are counted."""
 
 import os
 from collections.abc import Iterator

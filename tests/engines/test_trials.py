@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +170,7 @@ def plant_conversions_without_a_layer(config: BaseConfig) -> None:
     for name, package in RUNTIMES.items():
         module = importlib.import_module(f"pipeline.engines.{name}")
         folder = conversions_folder(config, (LAYER,), digest) / f"{name}-{runtime_version(package)}"
-        write_conversion(folder, lambda made, module=module: module.convert(wrong, made))
+        write_conversion(folder, lambda path, module=module: module.convert(wrong, path))
 
 
 @pytest.mark.slow
@@ -214,30 +213,9 @@ def test_process_raises_what_its_job_raised(tmp_path: Path) -> None:
         )
 
 
-def onnx_dies(signal: int) -> Callable[..., dict[str, Any]]:
-    """`in_subprocess`, but every process of the engine onnx is killed."""
-
-    def run(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
-        if details.get("engine") == "onnx":
-            raise WorkerDied(f"its process ended by signal {signal}")
-        return worker.in_subprocess(job, config, **details)
-
-    return run
-
-
-@pytest.mark.slow
-def test_engine_that_crashes_is_not_used_and_the_run_goes_on(
-    tried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    record_in(tried).unlink()
-    monkeypatch.setattr(trials, "in_subprocess", onnx_dies(11))
-    assert opened(tried, images=IMAGES).name in ("tensorflow", "ncnn")
-    assert "engine onnx is not used: its process ended by signal 11" in caplog.text
-
-
 def test_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
-    def interrupted(made: Path) -> None:
-        (made / "model").write_bytes(b"half")
+    def interrupted(folder: Path) -> None:
+        (folder / "model").write_bytes(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -246,13 +224,19 @@ def test_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_engine_whose_process_was_killed_is_tried_again(
-    tried: Path, monkeypatch: pytest.MonkeyPatch
+def test_engine_whose_process_died_is_not_used_but_tried_again_in_the_next_run(
+    tried: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not used in this run, and not recorded."""
     record_in(tried).unlink()
+
+    def onnx_dies(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
+        if details.get("engine") == "onnx":
+            raise WorkerDied("its process ended by signal 11")
+        return in_subprocess(job, config, **details)
+
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "in_subprocess", onnx_dies(9))
-        opened(tried, images=IMAGES)
+        patch.setattr(trials, "in_subprocess", onnx_dies)
+        assert opened(tried, images=IMAGES).name in ("tensorflow", "ncnn")
+    assert "engine onnx is not used: its process ended by signal 11" in caplog.text
     assert "onnx" not in {trial["engine"] for trial in read_record(tried)}
     assert opened(tried, "onnx", images=IMAGES).name == "onnx"
