@@ -1,4 +1,4 @@
-"""Which files a command's arguments name."""
+"""The files that the arguments of a command name."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_folder_stands_for_its_files_in_the_order_of_their_paths(photos: Path) -
     assert found("./photos/b/") == ["./photos/b/10.jpg", "./photos/b/2.jpg"]
 
 
-def test_arguments_keep_their_order_and_each_file_stands_once(photos: Path) -> None:
+def test_arguments_keep_their_order_and_each_file_is_listed_once(photos: Path) -> None:
     assert found("photos/c.jpg", "photos", "photos/a.jpg")[:2] == ["photos/c.jpg", "photos/a.jpg"]
     assert len(found("photos/c.jpg", "photos", "photos/a.jpg")) == 4
 
@@ -42,12 +42,12 @@ def test_quoted_patterns_are_expanded(photos: Path) -> None:
     assert set(found("photos/**")) == {*everything, "photos/b/Thumbs.db"}
 
 
-def test_name_that_exists_is_no_pattern(photos: Path) -> None:
+def test_name_that_exists_is_not_a_pattern(photos: Path) -> None:
     (photos / "[ab].jpg").write_bytes(b"")
     assert found("photos/[ab].jpg") == ["photos/[ab].jpg"]
 
 
-def test_what_is_no_file_is_skipped_with_a_reason(photos: Path) -> None:
+def test_name_that_is_not_a_file_is_skipped_with_a_reason(photos: Path) -> None:
     os.mkfifo(photos / "pipe")
     (photos / "gone.jpg").symlink_to("nowhere")
     (photos / "link").symlink_to("b")
@@ -67,13 +67,13 @@ def test_what_is_no_file_is_skipped_with_a_reason(photos: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_folder_without_permission_is_told(photos: Path) -> None:
+def test_folder_without_permission_is_skipped(photos: Path) -> None:
     (photos / "b").chmod(0)
     _, skipped = find_images(["photos"])
     assert [item.path for item in skipped] == [b"photos/b"]
 
 
-def test_names_that_are_no_utf8_are_found_as_they_are(photos: Path) -> None:
+def test_names_that_are_not_utf8_keep_their_bytes(photos: Path) -> None:
     (photos / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
     assert find_images(["photos"])[0][-1] == b"photos/\xff.jpg"
 
