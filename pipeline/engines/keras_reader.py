@@ -4,7 +4,7 @@ Keras' ``export(format="onnx")`` traces the TensorFlow graph: it is 20 to 50 tim
 more package and gives TensorFlow's operations instead of the layers of the base.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +51,7 @@ def _read(model: Any, outputs: Mapping[str, Any]) -> list[ops.Operation]:
         inputs = tuple(names[id(tensor)] for tensor in _input_tensors(layer)) or (ops.IMAGE,)
         converted = list(_operations(layer, layer.name, inputs))
         if not converted and layer.name in outputs:
-            converted = [_affine(layer, layer.name, inputs)]
+            converted = list(_with_shapes(layer, [_affine(layer, layer.name, inputs)]))
         operations += converted
         names[id(layer.output)] = layer.name if converted else inputs[0]
     return operations
@@ -65,6 +65,20 @@ def _input_tensors(layer: Any) -> list[Any]:
 
 def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operation]:
     """Convert a layer, to nothing if it only acts in training; the last operation gets ``name``."""
+    return _with_shapes(layer, _convert(layer, name, inputs))
+
+
+def _with_shapes(layer: Any, operations: Iterable[ops.Operation]) -> Iterator[ops.Operation]:
+    """Add the shapes of their results, (C, H, W), to the operations of a layer."""
+    (_, *places, channels) = layer.output.shape
+    height, width = places or (1, 1)
+    for operation in operations:
+        count = len(operation.weight) if isinstance(operation, ops.Conv) else channels
+        is_inner = any(operation.shape)  # of a layer in a Sequential
+        yield operation if is_inner else replace(operation, shape=(count, height, width))
+
+
+def _convert(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operation]:
     match type(layer).__name__:
         case "InputLayer" | "Dropout" | "StochasticDepth":
             pass

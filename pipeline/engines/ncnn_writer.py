@@ -26,7 +26,6 @@ _WINOGRAD = 1 << 6  # a bit of _WITHOUT
 _SHALLOW = 4  # input channels up to which Winograd's transforms cost more than they save
 
 Parameters = Mapping[int, int | float | Sequence[int | float]]
-Shape = tuple[int, int, int]  # channels, height, width
 
 _HARD: Parameters = {0: 1 / 6, 1: 0.5}  # the default slope of ncnn is 1/5
 _FUNCTIONS: Mapping[str, tuple[str, Parameters]] = {
@@ -65,7 +64,9 @@ def write_ncnn(network: ops.Network, folder: Path) -> dict[str, str]:
 
     Returns the blob of each output, (C, H, W). Raises CannotConvert for an unsupported operation.
     """
-    layers, shapes = list(_layers(network)), _shapes(network)
+    layers = list(_layers(network))
+    shapes = {operation.name: operation.shape for operation in network.operations}
+    shapes[ops.IMAGE] = (3, network.image_size, network.image_size)
     readers = Counter(value for layer in layers for value in layer.inputs)
     readers.update(list(network.outputs))
     blobs: dict[str, list[str]] = {}  # value -> one blob per reader
@@ -89,10 +90,16 @@ def write_ncnn(network: ops.Network, folder: Path) -> dict[str, str]:
 
 
 def _line(
-    kind: str, inputs: list[str], outputs: list[str], parameters: Parameters, shape: Shape | None
+    kind: str,
+    inputs: list[str],
+    outputs: list[str],
+    parameters: Parameters,
+    shape: ops.Shape | None,
 ) -> str:
     """Return the text of a layer, which has the name of its first output."""
-    if shape:  # lets convolutions use the fastest algorithm: VGG16 gains 10 %, ResNet50 20 %
+    if shape and any(
+        shape
+    ):  # lets convolutions use the fastest algorithm: VGG16 gains 10 %, ResNet50 20 %
         channels, height, width = shape
         shapes = (len(shape), width, height, channels) * len(outputs)
         parameters = {**parameters, _RESULT_SHAPES: shapes}
@@ -142,23 +149,14 @@ def _convolution(conv: ops.Conv, activation: ops.Function | None) -> _Layer:
     count, depth, height, width = conv.weight.shape
     top, left, bottom, right = conv.pads
     parameters: Parameters = {
-        0: count,
-        1: width,
-        11: height,
-        2: conv.dilation[1],
-        12: conv.dilation[0],
-        3: conv.stride[1],
-        13: conv.stride[0],
-        4: left,
-        14: top,
-        15: right,
-        16: bottom,
-        5: 1,  # there is a bias
-        6: conv.weight.size,
+        0: count, 1: width, 11: height,
+        2: conv.dilation[1], 12: conv.dilation[0], 3: conv.stride[1], 13: conv.stride[0],
+        4: left, 14: top, 15: right, 16: bottom,
+        5: 1, 6: conv.weight.size,  # 5: there is a bias
         **({7: conv.groups} if conv.groups > 1 else {}),
         **({_WITHOUT: _WINOGRAD} if conv.groups == 1 and depth <= _SHALLOW else {}),
         **(_FUSED[activation.function] if activation else {}),
-    }
+    }  # fmt: skip
     kind = "ConvolutionDepthWise" if conv.groups > 1 else "Convolution"
     result = activation.name if activation else conv.name
     return _Layer(kind, conv.inputs, result, parameters, (_RAW, conv.weight, conv.bias))
@@ -180,16 +178,9 @@ def _convert(operation: ops.Operation) -> Iterator[_Layer]:
         case ops.Pool(function=function, size=size, stride=stride, pads=(top, left, bottom, right)):
             parameters = {
                 0: ("max", "avg").index(function),
-                1: size[1],
-                11: size[0],
-                2: stride[1],
-                12: stride[0],
-                3: left,
-                13: top,
-                14: right,
-                15: bottom,
-                5: 1,  # no padding besides this
-            }
+                1: size[1], 11: size[0], 2: stride[1], 12: stride[0],
+                3: left, 13: top, 14: right, 15: bottom, 5: 1,  # 5: no padding besides this
+            }  # fmt: skip
             yield _Layer("Pooling", inputs, name, parameters)
         case ops.Function(function="global_average"):
             yield _Layer("Pooling", inputs, f"{name}/flat", {0: 1, 4: 1})  # (C,)
@@ -218,40 +209,3 @@ def _convert(operation: ops.Operation) -> Iterator[_Layer]:
 def _affine(affine: ops.Affine) -> Iterator[_Layer]:
     parameters = {0: affine.scale.size, 1: 1}
     yield _Layer("Scale", affine.inputs, affine.name, parameters, (affine.scale, affine.offset))
-
-
-def _shapes(network: ops.Network) -> dict[str, Shape]:
-    """Compute the shape of each value."""
-    shapes: dict[str, Shape] = {ops.IMAGE: (3, network.image_size, network.image_size)}
-    for operation in network.operations:
-        inputs = [shapes[name] for name in operation.inputs]
-        channels, height, width = inputs[0]
-        match operation:
-            case ops.Conv(weight=weight, stride=stride, pads=pads, dilation=dilation):
-                size = (weight.shape[2], weight.shape[3])
-                shape = (len(weight), *_count_windows(inputs[0], size, stride, pads, dilation))
-            case ops.Pool(size=size, stride=stride, pads=pads):
-                shape = (channels, *_count_windows(inputs[0], size, stride, pads))
-            case ops.Function(function="global_average"):
-                shape = (channels, 1, 1)
-            case ops.Pad(pads=(top, left, bottom, right)):
-                shape = (channels, height + top + bottom, width + left + right)
-            case ops.Crop(sides=(top, left, bottom, right)):
-                shape = (channels, height - top - bottom, width - left - right)
-            case ops.Function(function="multiply"):  # one may be (C, 1, 1)
-                shape = max(inputs)
-            case ops.Function(function="concat"):
-                shape = (sum(channels for channels, _, _ in inputs), height, width)
-            case _:
-                shape = inputs[0]
-        shapes[operation.name] = shape
-    return shapes
-
-
-def _count_windows(
-    shape: Shape, size: ops.Pair, stride: ops.Pair, pads: ops.Sides, dilation: ops.Pair = (1, 1)
-) -> ops.Pair:
-    """Count the rows and columns of windows."""
-    rows = shape[1] + pads[0] + pads[2] - (size[0] - 1) * dilation[0] - 1
-    columns = shape[2] + pads[1] + pads[3] - (size[1] - 1) * dilation[1] - 1
-    return rows // stride[0] + 1, columns // stride[1] + 1

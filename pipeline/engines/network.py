@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError
 Array = npt.NDArray[np.float32]
 Pair = tuple[int, int]  # height, width
 Sides = tuple[int, int, int, int]  # top, left, bottom, right
+Shape = tuple[int, int, int]  # channels, height, width
 
 IMAGE = "image"  # input of the first operation: the preprocessed image
 
@@ -31,6 +32,7 @@ class Operation:
 
     name: str
     inputs: tuple[str, ...]
+    shape: Shape = (0, 0, 0)  # of the result; zeros if unknown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ RANGES: dict[str, tuple[str, float]] = {
     "jitter": ("--jitter", 0.9),
 }
 
-# Pixels of a view that are computed at a time. Their arrays of doubles need 120 kB: above 128 kB the
+# Pixels of a view that are computed at a time. Their doubles need 120 kB: above 128 kB the
 # C library maps new memory for every array, which took two thirds of the time.
 PIXELS_AT_A_TIME = 5000
 

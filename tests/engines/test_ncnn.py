@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +156,22 @@ def network_of(
     preprocessing: Rescale = PREPROCESSING["tf"],
 ) -> Network:
     """A network of operations whose output shapes are those of the reference."""
-    names = outputs or [operations[-1].name]
-    unknown = Network(
+    names = [operation.name for operation in operations]
+    network = Network(
         image_size=side,
         preprocessing=preprocessing,
         operations=tuple(operations),
         outputs=dict.fromkeys(names, (0, 0, 0)),
     )
-    found = reference(unknown, np.zeros((1, side, side, 3), np.uint8))
-    shapes = {layer: maps.shape[1:] for layer, maps in found.items()}
-    return Network(**{**vars(unknown), "outputs": shapes})
+    maps = reference(network, np.zeros((1, side, side, 3), np.uint8))
+    return replace(
+        network,
+        operations=tuple(
+            replace(operation, shape=np.moveaxis(maps[operation.name], -1, 1).shape[1:])
+            for operation in operations
+        ),
+        outputs={layer: maps[layer].shape[1:] for layer in outputs or names[-1:]},
+    )
 
 
 def opened(network: Network, layers: Sequence[str] = ()) -> NcnnEngine:
