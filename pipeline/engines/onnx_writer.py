@@ -100,16 +100,10 @@ class _Graph:
             case ops.Conv():
                 weight = self.constant(f"{name}/weight", operation.weight)
                 bias = self.constant(f"{name}/bias", operation.bias)
-                self.node(
-                    "Conv",
-                    [*inputs, weight, bias],
-                    target,
-                    kernel_shape=operation.weight.shape[2:],
-                    strides=operation.stride,
-                    pads=operation.pads,
-                    dilations=operation.dilation,
-                    group=operation.groups,
-                )
+                attributes = {"kernel_shape": operation.weight.shape[2:], "group": operation.groups}
+                attributes |= {"strides": operation.stride, "dilations": operation.dilation}
+                inputs += [weight, bias]
+                self.node("Conv", inputs, target, pads=operation.pads, **attributes)
             case ops.Affine(scale=scale, offset=offset):
                 # one node instead of Mul and Add; ONNX Runtime's blocked layout supports it
                 numbers = {"scale": scale, "offset": offset}

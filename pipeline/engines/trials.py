@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pipeline.bases.config import AUTO, RUNTIMES, TENSORFLOW, BaseConfig
 from pipeline.cores import usable_cores
 from pipeline.durable import make_folder, write_durably
-from pipeline.engines import Engine, name_weights
+from pipeline.engines import Engine, is_installed, name_weights
 from pipeline.engines.worker import (
     conversions_folder,
     in_subprocess,
@@ -167,17 +167,15 @@ def _installed_versions(engine: str) -> dict[str, str]:
         versions[TENSORFLOW] = "of another name"  # tensorflow-cpu, a nightly build
         with contextlib.suppress(PackageNotFoundError):
             versions[TENSORFLOW] = installed_version("tensorflow")
-    for name, package in RUNTIMES.items():
-        if engine in (AUTO, name):
-            try:
-                versions[name] = runtime_version(package)
-            except PackageNotFoundError:
-                if engine == name:
-                    raise UnreachableError(
-                        f"--engine {name}: {package} is missing: pip install {package}, or leave "
-                        f"--engine out"
-                    ) from None
-    return versions
+    elif not is_installed(engine):
+        package = RUNTIMES[engine]
+        raise UnreachableError(
+            f"--engine {engine}: {package} is missing: pip install {package}, or leave --engine out"
+        )
+    runtimes = RUNTIMES if engine == AUTO else (engine,)
+    return versions | {
+        name: runtime_version(RUNTIMES[name]) for name in runtimes if is_installed(name)
+    }
 
 
 def _read_trials(record: Path) -> dict[str, EngineTrial]:
