@@ -98,17 +98,17 @@ def pooled_shape(shape: tuple[int, ...], key: str) -> tuple[int, ...]:
 
 
 def relative_errors(
-    expected: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]]
+    expected: npt.NDArray[np.floating[Any]], received: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.float64]:
-    """Compute ‖found - expected‖ / ‖expected‖ of each row, in the L2 norm: two (n, ...) -> (n,).
+    """Compute ‖received - expected‖ / ‖expected‖ of each row, in the L2 norm: two (n, ...) -> (n,).
 
-    Elementwise errors would be large wherever a feature is nearly 0. The error is infinite where a
+    Elementwise errors would be large where a feature is nearly 0. The error is infinite where a
     value is not finite or the shapes differ.
     """
-    if expected.shape != found.shape:
+    if expected.shape != received.shape:
         return np.full(len(expected), np.inf)
     rows = expected.reshape(len(expected), -1).astype(np.float64)
-    distances = np.linalg.norm(found.reshape(len(found), -1) - rows, axis=1)
+    distances = np.linalg.norm(received.reshape(len(received), -1) - rows, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.where(distances == 0, 0.0, distances / np.linalg.norm(rows, axis=1))
     return np.where(np.isfinite(errors), errors, np.inf)

@@ -70,8 +70,8 @@ def _operations(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operation
 
 def _with_shapes(layer: Any, operations: Iterable[ops.Operation]) -> Iterator[ops.Operation]:
     """Add the shapes of their results, (C, H, W), to the operations of a layer."""
-    (_, *places, channels) = layer.output.shape
-    height, width = places or (1, 1)
+    _, *places, channels = layer.output.shape
+    height, width = (*places, 1, 1)[:2]
     for operation in operations:
         count = len(operation.weight) if isinstance(operation, ops.Conv) else channels
         is_inner = any(operation.shape)  # of a layer in a Sequential

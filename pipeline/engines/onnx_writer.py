@@ -61,7 +61,7 @@ def _maps(name: str) -> str:
 
 
 class _Graph:
-    """Collect nodes, and write constants to the file at once."""
+    """Collect nodes, and write constants to the file immediately."""
 
     def __init__(self, proto: onnx.GraphProto, file: BinaryIO) -> None:
         self._proto = proto

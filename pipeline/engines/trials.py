@@ -77,7 +77,7 @@ class EngineTrial:
 def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | None) -> Engine | None:
     """Open the engine that ``config`` names, or the fastest; return None for TensorFlow.
 
-    A missing or damaged conversion is made again. Raises the errors of
+    A missing or damaged conversion is repeated. Raises the errors of
     `pipeline.engines.open_engine`.
     """
     weights = name_weights(config)

@@ -98,7 +98,7 @@ def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:  # not read at once: networks have up to 350 million weights
+    with path.open("rb") as file:  # in parts: networks have up to 350 million weights
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -189,7 +189,7 @@ def _reference(
     for name, folder in folders.items():
         try:
             _convert_base(engine.base_model, config, layers, name, Path(folder))
-        except Exception as error:  # whatever its libraries raise, only this engine is dropped
+        except Exception as error:  # errors of any library drop only this engine
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             results[name] = {"dropped": reason, "final": isinstance(error, CannotConvert)}
     sample = np.load(images)
@@ -231,10 +231,10 @@ def _try_runtime(
     return {"images_per_second": speed, "error": error}
 
 
-def _largest_error(expected: Features, found: Features) -> float:
-    """Return the largest error of a row, pooled or not: a mean in which signs cancel errs more."""
+def _largest_error(expected: Features, received: Features) -> float:
+    """Return the largest error of a row, pooled or not: a mean of both signs has a larger one."""
     return max(
-        float(relative_errors(pooled(expected, pooling), pooled(found, pooling)).max())
+        float(relative_errors(pooled(expected, pooling), pooled(received, pooling)).max())
         for pooling in POOLING_POLICIES
     )
 

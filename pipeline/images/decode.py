@@ -37,7 +37,7 @@ BYTES_PER_OTHER_PIXEL = 8  # of modes that are converted: before and after
 
 # Pillow warns below its limit; MAX_MEMORY is lower.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of unexpected metadata
 
 
 class UnreadableImage(Exception):

@@ -61,14 +61,14 @@ def assert_agrees(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """ONNX Runtime and Keras compute the same maps, which are returned."""
     convert(read_network(model, config, names), folder)
-    found = OnnxEngine(folder, layers=names)(IMAGES)
+    features = OnnxEngine(folder, layers=names)(IMAGES)
     reference = feature_model(model, config, names)
     outputs = reference(IMAGES)
     expected = outputs if isinstance(outputs, list) else [outputs]
     for name, maps in zip(names, expected, strict=True):
-        assert found[name].shape == maps.shape
-        assert relative_errors(maps.numpy(), found[name]).max() < 2e-6, name
-    return found
+        assert features[name].shape == maps.shape
+        assert relative_errors(maps.numpy(), features[name]).max() < 2e-6, name
+    return features
 
 
 def gate(maps: Any, *, keepdims: bool) -> Any:
@@ -178,10 +178,10 @@ def test_requested_layers_keep_their_results(tmp_path: Path) -> None:
         return layers.Conv2D(4, 3, activation="relu", name="activated")(maps)
 
     names = ("input_image", "convolved", "normed", "dropped", "padded", "activated")
-    found = assert_agrees(synthetic_model(add), tmp_path, *names)
-    assert found["activated"].min() == 0
-    assert found["normed"].min() < 0
-    np.testing.assert_array_equal(found["dropped"], found["normed"])
+    features = assert_agrees(synthetic_model(add), tmp_path, *names)
+    assert features["activated"].min() == 0
+    assert features["normed"].min() < 0
+    np.testing.assert_array_equal(features["dropped"], features["normed"])
 
 
 def test_only_layers_that_the_requested_ones_depend_on_are_read() -> None:

@@ -72,20 +72,20 @@ def windows(
 
 def convolved(maps: Maps, conv: Conv) -> Maps:
     count = len(conv.weight) // conv.groups
-    seen = windows(padded(maps, conv.pads), conv.weight.shape[2:], conv.stride, conv.dilation)
-    groups = np.split(seen, conv.groups, axis=1)
+    patches = windows(padded(maps, conv.pads), conv.weight.shape[2:], conv.stride, conv.dilation)
+    groups = np.split(patches, conv.groups, axis=1)
     weights = [conv.weight[i * count : (i + 1) * count] for i in range(conv.groups)]
-    made = [
+    result = [
         np.einsum("bchwyx,ocyx->bohw", group, weight.astype(float))
         for group, weight in zip(groups, weights, strict=True)
     ]
-    return np.concatenate(made, axis=1) + conv.bias[:, None, None]
+    return np.concatenate(result, axis=1) + conv.bias[:, None, None]
 
 
 def pooled(maps: Maps, pool: Pool) -> Maps:
-    nothing = -np.inf if pool.function == "max" else np.nan
-    seen = windows(padded(maps, pool.pads, nothing), pool.size, pool.stride)
-    return (np.max if pool.function == "max" else np.nanmean)(seen, axis=(-2, -1))
+    padding = -np.inf if pool.function == "max" else np.nan
+    patches = windows(padded(maps, pool.pads, padding), pool.size, pool.stride)
+    return (np.max if pool.function == "max" else np.nanmean)(patches, axis=(-2, -1))
 
 
 def normalised(maps: Maps, norm: LayerNorm) -> Maps:
@@ -122,29 +122,29 @@ def reference(network: Network, images: npt.NDArray[np.uint8]) -> dict[str, Maps
         maps = [values[name] for name in operation.inputs]
         match operation:
             case Conv():
-                made = convolved(maps[0], operation)
+                result = convolved(maps[0], operation)
             case Affine(scale=scale, offset=offset):
-                made = maps[0] * scale[:, None, None] + offset[:, None, None]
+                result = maps[0] * scale[:, None, None] + offset[:, None, None]
             case LayerNorm():
-                made = normalised(maps[0], operation)
+                result = normalised(maps[0], operation)
             case Pool():
-                made = pooled(maps[0], operation)
+                result = pooled(maps[0], operation)
             case Function(function="global_average"):
-                made = maps[0].mean((2, 3), keepdims=True)
+                result = maps[0].mean((2, 3), keepdims=True)
             case Pad(pads=pads):
-                made = padded(maps[0], pads)
+                result = padded(maps[0], pads)
             case Crop(sides=(top, left, bottom, right)):
                 _, _, height, width = maps[0].shape
-                made = maps[0][:, :, top : height - bottom, left : width - right]
+                result = maps[0][:, :, top : height - bottom, left : width - right]
             case Function(function="add"):
-                made = maps[0] + maps[1]
+                result = maps[0] + maps[1]
             case Function(function="multiply"):
-                made = maps[0] * maps[1]
+                result = maps[0] * maps[1]
             case Function(function="concat"):
-                made = np.concatenate(maps, axis=1)
+                result = np.concatenate(maps, axis=1)
             case Function(function=function):
-                made = activated(maps[0], function)
-        values[operation.name] = made
+                result = activated(maps[0], function)
+        values[operation.name] = result
     return {layer: np.moveaxis(values[layer], 1, -1) for layer in network.outputs}
 
 
@@ -180,10 +180,10 @@ def opened(network: Network, layers: Sequence[str] = ()) -> NcnnEngine:
 
 
 def assert_agrees(network: Network, images: npt.NDArray[np.uint8] = IMAGES) -> None:
-    found, expected = opened(network)(images), reference(network, images)
-    assert found.keys() == expected.keys()
+    features, expected = opened(network)(images), reference(network, images)
+    assert features.keys() == expected.keys()
     assert_shapes_are_written(Path())
-    for layer, maps in found.items():
+    for layer, maps in features.items():
         assert maps.dtype == np.float32
         assert maps.shape == expected[layer].shape
         axes = (1, 2, 3)
@@ -471,11 +471,11 @@ def test_agrees_with_keras(name: str, layers: list[str]) -> None:
     model, _ = build_base(config)
     network = read_network(model, config, layers)
     images = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-    found = opened(network)(images)
+    features = opened(network)(images)
     outputs = [model.get_layer(layer).output for layer in layers]
     expected = keras.Model(model.input, outputs).predict(images / np.float32(255), verbose=0)
     for layer, maps in zip(layers, expected, strict=True):
-        assert np.linalg.norm(found[layer] - maps) <= TOLERANCE * np.linalg.norm(maps)
+        assert np.linalg.norm(features[layer] - maps) <= TOLERANCE * np.linalg.norm(maps)
 
 
 def test_unknown_operations_are_not_converted() -> None:

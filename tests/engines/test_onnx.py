@@ -63,10 +63,10 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("conversion")
-    convert(network(), made)
-    onnx.checker.check_model(made / MODEL_FILE, full_check=True)
-    return made
+    path = tmp_path_factory.mktemp("conversion")
+    convert(network(), path)
+    onnx.checker.check_model(path / MODEL_FILE, full_check=True)
+    return path
 
 
 def test_rows_have_the_announced_shapes(folder: Path) -> None:
@@ -99,13 +99,13 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(folder: Path) -> None:
 
 def test_preprocessing_and_affine_operations_are_computed(tmp_path: Path) -> None:
     scale, offset = np.float32([1, 2, 3]), np.float32([0, 5, -5])
-    made = Network(
+    affine = Network(
         image_size=SIDE,
         preprocessing=PREPROCESSING["caffe"],
         operations=(Affine(name="last", inputs=(IMAGE,), scale=scale, offset=offset),),
         outputs={"last": (SIDE, SIDE, 3)},
     )
-    convert(made, tmp_path)
+    convert(affine, tmp_path)
     rows = OnnxEngine(tmp_path, layers=["last"])(IMAGES)["last"]
     bgr = IMAGES[..., ::-1] - np.array([103.939, 116.779, 123.68])
     np.testing.assert_allclose(rows, bgr * scale + offset, rtol=1e-5, atol=1e-4)
@@ -116,8 +116,8 @@ def test_a_damaged_conversion_is_bad_data(
     content: bytes | str | None, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
-        whole = (folder / MODEL_FILE).read_bytes()
-        damaged = content if isinstance(content, bytes) else whole[: len(whole) // 2]
+        model = (folder / MODEL_FILE).read_bytes()
+        damaged = content if isinstance(content, bytes) else model[: len(model) // 2]
         (tmp_path / MODEL_FILE).write_bytes(damaged)
     with pytest.raises(
         BadDataError, match=rf"{MODEL_FILE} cannot be opened .* converted again"

@@ -21,11 +21,11 @@ def test_digests_are_sha256_of_the_files(synthetic_set: Path) -> None:
 
 
 def test_file_that_vanishes_before_hashing_is_skipped(synthetic_set: Path) -> None:
-    found = scan_folder(synthetic_set)
-    (synthetic_set / os.fsdecode(found.files[3].path)).unlink()
-    digests, skipped = hash_files(synthetic_set, found.paths)
+    folder = scan_folder(synthetic_set)
+    (synthetic_set / os.fsdecode(folder.files[3].path)).unlink()
+    digests, skipped = hash_files(synthetic_set, folder.paths)
     assert len(digests) == 71
-    assert [item.path for item in skipped] == [found.files[3].path]
+    assert [item.path for item in skipped] == [folder.files[3].path]
 
 
 PLANTED = "00" * 32

@@ -362,8 +362,8 @@ def test_value_that_is_not_an_augmentation_is_refused(values: Any) -> None:
 
 
 def test_augmentation_is_formatted_for_people() -> None:
-    said = str(replace(BOOK, seed=3))
-    assert said == "rotation 40°, shift 0.2, shear 0.2°, zoom 0.2, flip, seed 3"
+    text = str(replace(BOOK, seed=3))
+    assert text == "rotation 40°, shift 0.2, shear 0.2°, zoom 0.2, flip, seed 3"
     assert (
         str(Augmentation(height_shift=0.1, jitter=0.4))
         == "shift 0 across 0.1 down, jitter 0.4, seed 0"
