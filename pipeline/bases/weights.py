@@ -69,6 +69,7 @@ def arrays_digest(arrays: Iterable[npt.NDArray[np.generic]]) -> str:
 
 
 def file_digest(path: Path) -> str:
+    """Return the digest of the arrays in a weights file; raises as `file_arrays`."""
     return arrays_digest(file_arrays(path))
 
 

@@ -189,16 +189,13 @@ def _read_trials(record: Path) -> dict[str, EngineTrial]:
 
 def _machine_digest() -> str:
     """Digest, in eight digits, the parts of this machine that decide the speed of engines."""
-    parts = [platform.system(), platform.machine(), _processor_name(), str(usable_cores())]
-    parts.append(os.environ.get("CUDA_VISIBLE_DEVICES", "") + str(Path("/dev/nvidia0").exists()))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
-
-
-def _processor_name() -> str:
     fields = ("model name", "CPU implementer", "CPU part")  # x86; ARM
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n")
         names = [line.partition(":")[2].strip() for line in lines if line.startswith(fields)]
-        return " ".join(dict.fromkeys(names))
+        processor = " ".join(dict.fromkeys(names))
     except OSError:  # not Linux
-        return platform.processor()
+        processor = platform.processor()
+    parts = [platform.system(), platform.machine(), processor, str(usable_cores())]
+    parts.append(os.environ.get("CUDA_VISIBLE_DEVICES", "") + str(Path("/dev/nvidia0").exists()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]

@@ -165,18 +165,15 @@ def _relative(path: Path, root: Path) -> bytes:
     return os.fsencode(path.relative_to(root).as_posix())
 
 
-def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str | None:
-    """Return the reason why an entry cannot be entered or read, or None."""
+def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str:
+    """Return the reason why an entry cannot be entered or read, or an empty text."""
     if entry.is_symlink():
         target = Path(os.path.realpath(entry.path))
         if not target.is_relative_to(root):
             return "a link that leads out of the image folder"
         if target.is_dir():
             return "a link to another folder of this set"
-        return None if target.is_file() else "a link that leads nowhere"
-    if entry.is_dir() or entry.is_file():
-        return None
-    return "neither a file nor a folder"
+    return "" if entry.is_dir() else _reason_not_a_file(Path(entry.path))
 
 
 def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
