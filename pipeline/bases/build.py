@@ -38,7 +38,7 @@ class LayerInfo(NamedTuple):
 
 
 def build_base(config: BaseConfig) -> tuple[Any, str]:
-    """Build a base without its top; return the model, for preprocessed images, and the digest.
+    """Return a base without its top, for preprocessed images, and the digest of its weights.
 
     Raises UnreachableError if ImageNet weights are out of reach, BadDataError if a weights file
     does not fit.
@@ -76,10 +76,10 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
 
 
 def feature_model(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> Any:
-    """Add preprocessing to a base and return the outputs of the chosen layers.
+    """Return a Keras model of preprocessing and base whose outputs are the chosen layers.
 
-    The Keras model: uint8 RGB (B, image_size, image_size, 3) -> list of float32 outputs in
-    the order of layer keys, (B, H, W, C) or pooled (B, C). Raises UsageError for an unknown layer.
+    uint8 RGB (B, image_size, image_size, 3) -> list of float32 outputs in the order of layer keys,
+    (B, H, W, C) or pooled (B, C). Raises UsageError for an unknown layer.
     """
     symbols = [_layer_output(base_model, config.network, key) for key in layers]
     sub_model = keras.Model(base_model.input, symbols)
