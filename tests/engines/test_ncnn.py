@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("ncnn")
 
-from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import PREPROCESSING, Rescale
 from pipeline.engines.ncnn import NcnnEngine, convert
 from pipeline.engines.network import (
@@ -452,30 +451,6 @@ def test_neither_tensorflow_nor_network_clients_are_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "layers"),
-    [
-        ("vgg16", ["block3_conv2", "block5_pool"]),
-        ("mobilenet_v3_small", ["expanded_conv_2_add", "activation_17"]),
-    ],
-)
-def test_agrees_with_keras(name: str, layers: list[str]) -> None:
-    from pipeline.bases.build import build_base
-    from pipeline.engines.keras_reader import read_network
-    from pipeline.keras_backend import keras
-
-    config = BaseConfig(base=name, image_size=64, weights="random", preprocessing="rescale")
-    model, _ = build_base(config)
-    network = read_network(model, config, layers)
-    images = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-    features = opened(network)(images)
-    outputs = [model.get_layer(layer).output for layer in layers]
-    expected = keras.Model(model.input, outputs).predict(images / np.float32(255), verbose=0)
-    for layer, maps in zip(layers, expected, strict=True):
-        assert np.linalg.norm(features[layer] - maps) <= TOLERANCE * np.linalg.norm(maps)
 
 
 def test_unknown_operations_are_not_converted() -> None:
