@@ -59,12 +59,12 @@ class NcnnEngine(Engine):
             self._outputs = {key: outputs[split_layer_key(key)[0]] for key in layers}
             bgr = bool(description["bgr"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._unusable(f"{_DESCRIPTION_FILE} does not describe {layers}") from error
+            raise self._unusable_error(f"{_DESCRIPTION_FILE} does not describe {layers}") from error
         self.row_shapes = {key: pooled_shape(self._outputs[key][1], key) for key in layers}
         self._ncnn = importlib.import_module("ncnn")
         kinds = self._ncnn.Mat.PixelType
         self._pixel_order = kinds.PIXEL_RGB2BGR if bgr else kinds.PIXEL_RGB
-        self._net = self._load()
+        self._net = self._load_net()
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
@@ -72,13 +72,13 @@ class NcnnEngine(Engine):
         features = {key: np.empty((count, *shape), np.float32) for key, shape in shapes.items()}
 
         def compute(row: int) -> None:
-            for key, maps in self._maps(images[row]).items():
+            for key, maps in self._compute_maps(images[row]).items():
                 features[key][row] = pooled(maps[np.newaxis], split_layer_key(key)[1])[0]
 
         list(self._threads.map(compute, range(count)))  # raises the errors of the threads
         return features
 
-    def _maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+    def _compute_maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """Compute the maps (H, W, C) of each layer key, views of ncnn's memory, from (S, S, 3)."""
         height, width, _ = image.shape
         pixels = np.ascontiguousarray(image)
@@ -90,13 +90,13 @@ class NcnnEngine(Engine):
             if code == 0:
                 code, mat = extractor.extract(blob)  # other threads run at the same time
             if code != 0:
-                raise self._unusable(f"ncnn returned {code} for an image")
+                raise self._unusable_error(f"ncnn returned {code} for an image")
             maps[blob] = np.asarray(mat).transpose(1, 2, 0)  # (H, W, C)
             if maps[blob].shape != shape:
-                raise self._unusable(f"expected maps of {shape}, received {maps[blob].shape}")
+                raise self._unusable_error(f"expected maps of {shape}, received {maps[blob].shape}")
         return {key: maps[blob] for key, (blob, _) in self._outputs.items()}
 
-    def _load(self) -> Any:
+    def _load_net(self) -> Any:
         net = self._ncnn.Net()
         net.opt.num_threads = 1  # one thread per image: two are slower
         for option in dir(net.opt):
@@ -106,10 +106,10 @@ class NcnnEngine(Engine):
             with silenced_stderr():  # the return code reports the same
                 code = load(str(self._folder / file))
             if code != 0:
-                raise self._unusable(f"ncnn returned {code} for {file}")
+                raise self._unusable_error(f"ncnn returned {code} for {file}")
         return net
 
-    def _unusable(self, reason: str) -> BadDataError:
+    def _unusable_error(self, reason: str) -> BadDataError:
         return BadDataError(
             f"{printable(self._folder)} is not a base that ncnn {version('ncnn')} computes: "
             f"{reason}. Delete the folder, and the base is converted again."

@@ -64,7 +64,7 @@ def write_ncnn(network: ops.Network, folder: Path) -> dict[str, str]:
 
     Returns the blob of each output, (C, H, W). Raises CannotConvert for an unsupported operation.
     """
-    layers = list(_layers(network))
+    layers = list(_convert_network(network))
     shapes = {operation.name: operation.shape for operation in network.operations}
     shapes[ops.IMAGE] = (3, network.image_size, network.image_size)
     readers = Counter(value for layer in layers for value in layer.inputs)
@@ -76,11 +76,11 @@ def write_ncnn(network: ops.Network, folder: Path) -> dict[str, str]:
             inputs = [blobs[value].pop() for value in layer.inputs]
             blob = PIXELS if layer.kind == "Input" else f"{number}"
             shape = shapes.get(layer.result)
-            lines.append(_line(layer.kind, inputs, [blob], layer.parameters, shape))
+            lines.append(_format_layer(layer.kind, inputs, [blob], layer.parameters, shape))
             blobs[layer.result] = [blob]
             if (count := readers[layer.result]) > 1:  # in ncnn a blob has one reader
                 blobs[layer.result] = [f"{blob}.{copy}" for copy in range(count)]
-                lines.append(_line("Split", [blob], blobs[layer.result], {}, shape))
+                lines.append(_format_layer("Split", [blob], blobs[layer.result], {}, shape))
             for array in layer.weights:
                 file.write(np.ascontiguousarray(array, "<f4").data)
     blob_count = sum(int(line.split()[3]) for line in lines)  # each is the output of one layer
@@ -89,7 +89,7 @@ def write_ncnn(network: ops.Network, folder: Path) -> dict[str, str]:
     return {layer: blobs[layer].pop() for layer in network.outputs}
 
 
-def _line(
+def _format_layer(
     kind: str,
     inputs: list[str],
     outputs: list[str],
@@ -104,32 +104,34 @@ def _line(
         shapes = (len(shape), width, height, channels) * len(outputs)
         parameters = {**parameters, _RESULT_SHAPES: shapes}
     numbered = [
-        f"{_ARRAY - number}={len(value)},{','.join(map(_text, value))}"
+        f"{_ARRAY - number}={len(value)},{','.join(map(_format_number, value))}"
         if isinstance(value, Sequence)
-        else f"{number}={_text(value)}"
+        else f"{number}={_format_number(value)}"
         for number, value in parameters.items()
     ]
     counts = [str(len(inputs)), str(len(outputs))]
     return " ".join([kind, outputs[0], *counts, *inputs, *outputs, *numbered])
 
 
-def _text(value: int | float) -> str:
+def _format_number(value: int | float) -> str:
     """Format a number: ncnn reads at most 15 characters of it, as float32."""
     return f"{value:.8e}" if isinstance(value, float) else str(value)
 
 
-def _layers(network: ops.Network) -> Iterator[_Layer]:
+def _convert_network(network: ops.Network) -> Iterator[_Layer]:
     """Yield ncnn's layers; a convolution applies the activation that is its only reader."""
     side, preprocessing = network.image_size, network.preprocessing
     scale, offset = np.array([preprocessing.scale, preprocessing.offset], np.float32)
     yield _Layer("Input", (), PIXELS, {0: side, 1: side, 2: 3})
-    yield from _affine(ops.Affine(name=ops.IMAGE, inputs=(PIXELS,), scale=scale, offset=offset))
+    yield from _convert_affine(
+        ops.Affine(name=ops.IMAGE, inputs=(PIXELS,), scale=scale, offset=offset)
+    )
     activations = _find_fused_activations(network)
     for operation in network.operations:
         if isinstance(operation, ops.Conv):
-            yield _convolution(operation, activations.get(operation.name))
+            yield _convert_conv(operation, activations.get(operation.name))
         elif operation not in activations.values():
-            yield from _convert(operation)
+            yield from _convert_operation(operation)
 
 
 def _find_fused_activations(network: ops.Network) -> dict[str, ops.Function]:
@@ -145,7 +147,7 @@ def _find_fused_activations(network: ops.Network) -> dict[str, ops.Function]:
     }
 
 
-def _convolution(conv: ops.Conv, activation: ops.Function | None) -> _Layer:
+def _convert_conv(conv: ops.Conv, activation: ops.Function | None) -> _Layer:
     count, depth, height, width = conv.weight.shape
     top, left, bottom, right = conv.pads
     parameters: Parameters = {
@@ -162,13 +164,13 @@ def _convolution(conv: ops.Conv, activation: ops.Function | None) -> _Layer:
     return _Layer(kind, conv.inputs, result, parameters, (_RAW, conv.weight, conv.bias))
 
 
-def _convert(operation: ops.Operation) -> Iterator[_Layer]:
+def _convert_operation(operation: ops.Operation) -> Iterator[_Layer]:
     """Yield the layers of an operation that is not a convolution."""
     inputs, name = operation.inputs, operation.name
     parameters: Parameters
     match operation:
         case ops.Affine():
-            yield from _affine(operation)
+            yield from _convert_affine(operation)
         case ops.LayerNorm(scale=scale, offset=offset, epsilon=epsilon):
             # ncnn normalises along the last axis
             yield _Layer("Permute", inputs, f"{name}/last", {0: 3})  # (C, H, W) -> (H, W, C)
@@ -206,6 +208,6 @@ def _convert(operation: ops.Operation) -> Iterator[_Layer]:
             raise ops.CannotConvert(f"{name}: ncnn has no {type(operation).__name__}")
 
 
-def _affine(affine: ops.Affine) -> Iterator[_Layer]:
+def _convert_affine(affine: ops.Affine) -> Iterator[_Layer]:
     parameters = {0: affine.scale.size, 1: 1}
     yield _Layer("Scale", affine.inputs, affine.name, parameters, (affine.scale, affine.offset))

@@ -77,7 +77,7 @@ def scan_folder(root: Path) -> ImageFolder:
         raise NoInputError(f"image folder {printable(root)} {problem}")
     root = root.resolve()
     skipped: list[Skipped] = []
-    folders, files = _entries(root, root, skipped)
+    folders, files = _list_folder(root, root, skipped)
     if not folders and not files:
         raise NoInputError(f"{printable(root)} is empty: add a folder of images per class")
     if not folders:
@@ -85,12 +85,12 @@ def scan_folder(root: Path) -> ImageFolder:
             f"{printable(root)} contains files but no class folders: "
             f"expected {printable(root.name)}/<class>/<image>"
         )
-    by_split = _split_folders(root, folders)
+    by_split = _find_split_folders(root, folders)
     ignored = [] if not by_split else [name for name in folders if name not in by_split.values()]
     class_folders = {
         (split, name): root / folder / name
         for split, folder in (by_split or {NO_SPLIT: "."}).items()
-        for name in _entries(root / folder, root, skipped)[0]
+        for name in _list_folder(root / folder, root, skipped)[0]
     }
     names = sorted({name for _, name in class_folders})
     if len(names) < 2:
@@ -100,7 +100,7 @@ def scan_folder(root: Path) -> ImageFolder:
         )
     files_of_set: list[FoundFile] = []
     for (split, name), folder in class_folders.items():
-        paths = _files_below(folder, root, skipped)
+        paths = _find_files(folder, root, skipped)
         if not paths:
             raise BadDataError(
                 f"class folder {printable(folder)} contains no files: add images or remove it"
@@ -117,10 +117,10 @@ def scan_folder(root: Path) -> ImageFolder:
     )
 
 
-def _split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
+def _find_split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
     """Map split number to folder name; empty if the set has no split folders."""
     named = [name for name in folders if name.lower() in SPLIT_FOLDERS]
-    with_classes = [name for name in named if _entries(root / name, root, [])[0]]
+    with_classes = [name for name in named if _list_folder(root / name, root, [])[0]]
     if not with_classes:
         return {}
     by_split: dict[int, str] = {}
@@ -139,7 +139,7 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
     return dict(sorted(by_split.items()))
 
 
-def _entries(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
+def _list_folder(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
     """Return the sorted names of visible folders and of visible files; skip links and pipes."""
     folders: list[str] = []
     files: list[str] = []
@@ -148,20 +148,20 @@ def _entries(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str
             if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
                 continue
             if reason := _reason_to_skip(entry, root):
-                skipped.append(Skipped(_relative(folder / entry.name, root), reason))
+                skipped.append(Skipped(_relative_path(folder / entry.name, root), reason))
                 continue
             (folders if entry.is_dir() else files).append(entry.name)
     return sorted(folders), sorted(files)
 
 
-def _files_below(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes]:
+def _find_files(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes]:
     """Return the sorted relative paths of the regular files below a folder."""
-    folders, files = _entries(folder, root, skipped)
-    below = [path for name in folders for path in _files_below(folder / name, root, skipped)]
-    return sorted([*below, *(_relative(folder / name, root) for name in files)])
+    folders, files = _list_folder(folder, root, skipped)
+    below = [path for name in folders for path in _find_files(folder / name, root, skipped)]
+    return sorted([*below, *(_relative_path(folder / name, root) for name in files)])
 
 
-def _relative(path: Path, root: Path) -> bytes:
+def _relative_path(path: Path, root: Path) -> bytes:
     return os.fsencode(path.relative_to(root).as_posix())
 
 

@@ -38,7 +38,7 @@ class ImageSources:
         with closing(read_images(Path(), files, image_size=image_size, resize=resize)) as read:
             for path, pixels in read:
                 if isinstance(pixels, Skipped):
-                    raise _unusable(path, pixels.reason)
+                    raise _unusable_error(path, pixels.reason)
                 yield files[path], pixels
         for digest, array in requested.items():
             if not isinstance(array, bytes):
@@ -47,7 +47,7 @@ class ImageSources:
                     yield digest, to_pixels(image, image_size=image_size, resize=resize)
                 except UnreadableImage as error:
                     number = self.digests.index(digest)
-                    raise _unusable(b"image %d" % number, str(error)) from error
+                    raise _unusable_error(b"image %d" % number, str(error)) from error
 
 
 def image_sources(images: Any) -> ImageSources:
@@ -73,7 +73,7 @@ def image_sources(images: Any) -> ImageSources:
         names.append(os.fsencode(path))
     digests, unreadable = hash_files(Path(), names)
     for skipped in unreadable:
-        raise _unusable(skipped.path, skipped.reason)
+        raise _unusable_error(skipped.path, skipped.reason)
     return ImageSources(
         tuple(digests[name] for name in names),
         {digest: name for name, digest in reversed(digests.items())},
@@ -115,5 +115,5 @@ def array_sources(arrays: Iterable[Any]) -> ImageSources:
     return ImageSources(tuple(digests), contents)
 
 
-def _unusable(name: bytes, reason: str) -> BadDataError:
+def _unusable_error(name: bytes, reason: str) -> BadDataError:
     return BadDataError(f"{printable(name)}: {reason}; leave it out or repair it")
