@@ -1,13 +1,13 @@
-"""How many cores there are to share work out over."""
+"""Count the CPU cores that this process can use."""
 
 import math
 import os
 from functools import cache
 from pathlib import Path
 
-# The share of a container: microseconds of computing in so many of the clock.
-_SHARES = (
-    ("cpu.max",),  # both in one file, since control groups version 2
+# Files with the CPU quota of a container: microseconds of computing per period in microseconds.
+_QUOTA_FILES = (
+    ("cpu.max",),  # quota and period, in control groups version 2
     ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
 )
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -15,21 +15,21 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 @cache
 def usable_cores() -> int:
-    """How many cores this process may use: those it is pinned to, and a container's share."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+    """Return the number of cores this process may use, by CPU affinity and container quota."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return math.ceil(min(cores, _share(CONTROL_GROUPS)))
+    return math.ceil(min(cores, _container_quota(CONTROL_GROUPS)))
 
 
-def _share(folder: Path) -> float:
-    """Cores that a container may keep busy; without bounds where there is no such limit."""
-    for names in _SHARES:
+def _container_quota(folder: Path) -> float:
+    """Return the number of cores that a container may use; infinity without a limit."""
+    for names in _QUOTA_FILES:
         try:
             quota, period = " ".join((folder / name).read_text() for name in names).split()
             if int(quota) > 0 and int(period) > 0:
                 return int(quota) / int(period)
-        except (OSError, ValueError):  # there is no such file; or it says max
+        except (OSError, ValueError):  # no such file, or its quota is max
             continue
     return math.inf

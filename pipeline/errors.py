@@ -1,16 +1,16 @@
-"""Every expected failure, and the exit code each one ends a command with.
+"""The expected failures, with their exit codes.
 
 PipelineError
-├── UsageError           2   the command line asks for something that cannot be
-├── BadDataError        65   the data is there, but is not what it should be
-│   └── DamagedError    65   a cache is not what was written: repair it
-├── NoInputError        66   the data is not there
-├── UnreachableError    69   a host or an optional package is missing
-├── CannotCreateError   73   the output cannot be made where it was asked for
+├── UsageError           2   the command line is not valid
+├── BadDataError        65   the data exists, but is not as expected
+│   └── DamagedError    65   a cache has changed since it was written: repair it
+├── NoInputError        66   the data does not exist
+├── UnreachableError    69   a host or a package is missing
+├── CannotCreateError   73   the output cannot be created at the requested path
 ├── StorageError        74   reading or writing failed (disk full, I/O error)
-└── BusyError           75   another process holds what this one needs
+└── BusyError           75   another process has locked the file
 
-Each message is one line: what, where, what to do. Anything else that is raised is a bug and keeps
+Each message is one line: place, expected, received, cure. Any other exception is a bug and keeps
 its traceback.
 """
 

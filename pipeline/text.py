@@ -1,12 +1,12 @@
-"""Text for people: names from outside made safe, numbers made readable."""
+"""Text for people: escape names from outside, format numbers."""
 
 import os
 import unicodedata
 
 
 def printable(name: str | bytes | os.PathLike[str]) -> str:
-    """Escape what a file or class name must not do to a terminal: control and bidi characters,
-    newlines and bytes that are no text.
+    """Escape the characters of a name that could control a terminal: control and bidirectional
+    characters, newlines and bytes that are not text.
 
     >>> printable("cat\\x1b[31m.jpg")
     'cat\\\\x1b[31m.jpg'
@@ -21,14 +21,14 @@ def printable(name: str | bytes | os.PathLike[str]) -> str:
 
 
 def file_size(count: float) -> str:
-    """Bytes in decimal units: 31200000 -> '31.2 MB'."""
+    """Format bytes in decimal units: 31200000 -> '31.2 MB'."""
     from rich.filesize import decimal
 
     return decimal(int(count))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 75 -> '1 min 15 s'."""
+    """Format seconds: 75 -> '1 min 15 s'."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -38,5 +38,5 @@ def duration(seconds: float) -> str:
 
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:
-    """A number with its noun: (1, 'image') -> '1 image', (1200, 'image') -> '1,200 images'."""
+    """Format a number with its noun: (1, 'image') -> '1 image', (1200, …) -> '1,200 images'."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

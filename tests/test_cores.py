@@ -1,4 +1,4 @@
-"""A container's share of the cores counts."""
+"""Only the cores that a container may use are counted."""
 
 import os
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def _eight_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         ({"cpu.max": "nonsense"}, 8),
     ],
 )
-def test_no_more_cores_than_the_container_has(
+def test_cores_are_limited_by_the_container(
     tmp_path: Path, files: dict[str, str], expected: int
 ) -> None:
     for name, text in files.items():

@@ -316,7 +316,7 @@ def test_what_cannot_be_is_refused_in_one_line(settings: Any, images: Any, messa
 
 def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(BadDataError, match=r"broken.jpg: .*; leave it out, or mend it"):
+    with pytest.raises(BadDataError, match=r"broken.jpg: .*; leave it out or repair it"):
         FeatureExtractor("pixels").fit([tmp_path / "broken.jpg"])
     with pytest.raises(BadDataError, match=r"gone.jpg: cannot be read: No such file"):
         FeatureExtractor("pixels").fit([tmp_path / "gone.jpg"])

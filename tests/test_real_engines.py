@@ -1,5 +1,4 @@
-"""Engines on real photographs: the same numbers, no TensorFlow when warm, no network, one engine
-a cache."""
+"""Engines on real photographs: same numbers, no TensorFlow in warm runs, no network access."""
 
 import json
 import os
@@ -41,13 +40,13 @@ def command(assets: Path, folder: Path, out: Path, engine: str = "auto") -> list
 
 @pytest.mark.parametrize("engine", list(RUNTIMES))
 def test_features_agree_with_tensorflow_on_every_photograph(extracted: Path, engine: str) -> None:
-    expected, found = (read_table(extracted / f"{name}.h5") for name in ("tensorflow", engine))
+    expected, table = (read_table(extracted / f"{name}.h5") for name in ("tensorflow", engine))
     (layer,) = expected.layers
-    errors = relative_errors(expected.features(layer), found.features(layer))
+    errors = relative_errors(expected.features(layer), table.features(layer))
     assert 0 < errors.max() <= 1e-4
-    made_by = found.document["engine"]
-    assert made_by["name"] == engine
-    assert 0 < max(made_by["error"].values()) <= 1e-4
+    recorded = table.document["engine"]
+    assert recorded["name"] == engine
+    assert 0 < max(recorded["error"].values()) <= 1e-4
 
 
 @pytest.mark.parametrize("engine", list(RUNTIMES))
@@ -75,7 +74,7 @@ def test_warm_engine_computes_new_images_without_tensorflow(
         assert not loaded & {"tensorflow", "keras", "requests"}
 
 
-def test_cache_goes_on_with_its_engine_bit_for_bit(
+def test_cache_keeps_its_engine_and_its_features_bit_for_bit(
     extracted: Path, assets: Path, tmp_path: Path
 ) -> None:
     for engine in RUNTIMES:
@@ -83,16 +82,16 @@ def test_cache_goes_on_with_its_engine_bit_for_bit(
         options = command(assets, extracted, out, engine)
         run_command("extract", *options, "--limit-per-class", "10")
         run_command("extract", *command(assets, extracted, out), "--limit-per-class", "25")
-        table, whole = read_table(out), read_table(extracted / f"{engine}.h5")
+        table, complete = read_table(out), read_table(extracted / f"{engine}.h5")
         assert table.document["engine"]["name"] == engine
         assert "also" not in table.document["engine"]
         (layer,) = table.layers
-        rows = {path: row for row, path in enumerate(whole.columns.paths.tolist())}
-        places = np.array([rows[path] for path in table.columns.paths.tolist()])
-        np.testing.assert_array_equal(table.features(layer), whole.features(layer, places))
+        row_of = {path: row for row, path in enumerate(complete.columns.paths.tolist())}
+        rows = np.array([row_of[path] for path in table.columns.paths.tolist()])
+        np.testing.assert_array_equal(table.features(layer), complete.features(layer, rows))
 
 
-def test_a_file_keeps_to_one_engine(extracted: Path, assets: Path, tmp_path: Path) -> None:
+def test_cache_refuses_another_engine(extracted: Path, assets: Path, tmp_path: Path) -> None:
     out = tmp_path / "mixed.h5"
     run_command("extract", *command(assets, extracted, out, "onnx"), "--limit-per-class", "2")
     options = command(assets, extracted, out, "ncnn")
@@ -105,19 +104,19 @@ def test_a_file_keeps_to_one_engine(extracted: Path, assets: Path, tmp_path: Pat
 def test_nothing_goes_over_the_network(
     extracted: Path, assets: Path, tmp_path: Path, engine: str
 ) -> None:
-    """In a network name space without any interface the whole way works: trials, conversion."""
-    alone = ["unshare", "-r", "-n"]
-    if not shutil.which("unshare") or subprocess.run([*alone, "true"], check=False).returncode:
-        pytest.skip("needs the right to make a network name space")
-    options = command(assets, tmp_path / "cache", tmp_path / "alone.h5", engine)
+    """In a network namespace without interfaces, trials, conversion and extraction work."""
+    offline = ["unshare", "-r", "-n"]
+    if not shutil.which("unshare") or subprocess.run([*offline, "true"], check=False).returncode:
+        pytest.skip("needs the right to create a network namespace")
+    options = command(assets, tmp_path / "cache", tmp_path / "offline.h5", engine)
     finished = subprocess.run(
-        [*alone, sys.executable, "-m", "pipeline.extract", *options, "--limit-per-class", "4"],
+        [*offline, sys.executable, "-m", "pipeline.extract", *options, "--limit-per-class", "4"],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "HOME": str(tmp_path)},
     )
     assert finished.returncode == 0, finished.stderr
-    table = read_table(tmp_path / "alone.h5")
+    table = read_table(tmp_path / "offline.h5")
     assert table.document["engine"]["name"] == engine
     assert len(table) == 24

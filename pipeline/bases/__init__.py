@@ -1,1 +1,1 @@
-"""Frozen convolutional bases: which there are, their weights, and building them."""
+"""Frozen convolutional bases: the table of bases, their weights, and how they are built."""

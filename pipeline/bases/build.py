@@ -29,7 +29,7 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)  # RGB
 
 
 class LayerInfo(NamedTuple):
-    """A line of ``--list-layers``: the output's shape without the batch."""
+    """A line of ``--list-layers``; the output shape excludes the batch."""
 
     name: str
     kind: str
@@ -38,9 +38,10 @@ class LayerInfo(NamedTuple):
 
 
 def build_base(config: BaseConfig) -> tuple[Any, str]:
-    """Build a base without its top: the model, for preprocessed images, and its weights' digest.
+    """Return a base without its top, for preprocessed images, and the digest of its weights.
 
-    Raises UnreachableError if ImageNet weights cannot be had, BadDataError if a file does not fit.
+    Raises UnreachableError if ImageNet weights are out of reach, BadDataError if a weights file
+    does not fit.
     """
     base, path = config.network, config.weights_file
     if config.weights == RANDOM:
@@ -48,11 +49,11 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
         return build_untrained(base, config.size), f"random-{config.seed}"
     if path is None and (fetched := imagenet_copy(base, config.weights_folder)).is_file():
         path = fetched
-        log.info("Using %s's ImageNet weights fetched earlier: %s", base.keras_name, path)
+        log.info("using the downloaded ImageNet weights of %s: %s", base.keras_name, path)
     if path is None:
         log.info(
-            "Looking for %s's ImageNet weights in Keras' own cache (~/.keras/models); if they are "
-            "not there, Keras downloads them once from its host.",
+            "loading the ImageNet weights of %s from ~/.keras/models; if they are missing, Keras "
+            "downloads them once",
             base.keras_name,
         )
         try:
@@ -60,46 +61,48 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
                 model = build_untrained(base, config.size, weights=IMAGENET)
             return model, arrays_digest(model.get_weights())
         except UnreachableError as keras_failed:
-            log.info("Keras' download host could not be reached.")
+            log.info("the download host of Keras cannot be reached")
             try:
                 path = fetch_imagenet(base, config.weights_folder)
-            except UnreachableError as error:  # what to do about Keras' host helps more
+            except UnreachableError as error:  # the cure for Keras' host comes first
                 raise UnreachableError(f"{keras_failed} ({error})") from error
     model = build_untrained(base, config.size)
     load_file(model, path, base)
     digest = arrays_digest(model.get_weights())
     if digest != arrays_digest(file_arrays(path)):
-        raise BadDataError(f"weights file {path} does not fit {base.name}: arrays left over")
+        raise BadDataError(f"weights file {path} does not fit {base.name}: it has more arrays")
     restore_imagenet_rescaling(model, base)
     return model, digest
 
 
 def feature_model(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> Any:
-    """Put preprocessing in front of a base and tap the chosen layers.
+    """Return a Keras model of preprocessing and base whose outputs are the chosen layers.
 
-    Returns a Keras model: uint8 RGB (B, image_size, image_size, 3) -> list of float32 outputs in
-    the order of layer keys, (B, H, W, C) or pooled (B, C). Raises UsageError for an unknown layer.
+    uint8 RGB (B, image_size, image_size, 3) -> list of float32 outputs in the order of layer keys,
+    (B, H, W, C) or pooled (B, C). Raises UsageError for an unknown layer.
     """
-    taps = [_tap(base_model, config.network, key) for key in layers]
-    sub_model = keras.Model(base_model.input, taps)
+    symbols = [_layer_output(base_model, config.network, key) for key in layers]
+    sub_model = keras.Model(base_model.input, symbols)
     images = keras.Input((config.size, config.size, 3), dtype="uint8", name="images")
     outputs = sub_model(preprocess(images, config.rescale))
     return keras.Model(images, outputs if isinstance(outputs, list) else [outputs])
 
 
 def list_layers(config: BaseConfig) -> list[LayerInfo]:
-    """Name, kind, output shape and parameters of each layer, as ``model.summary()`` has them."""
+    """Return name, kind, output shape and parameters of each layer, as in ``model.summary()``."""
     layers = build_untrained(config.network, config.size).layers
     return [
-        LayerInfo(each.name, type(each).__name__, tuple(each.output.shape[1:]), each.count_params())
-        for each in layers
+        LayerInfo(
+            layer.name, type(layer).__name__, tuple(layer.output.shape[1:]), layer.count_params()
+        )
+        for layer in layers
     ]
 
 
 def build_untrained(base: Base, image_size: int, weights: str | None = None) -> Any:
-    """The frozen base with random or Keras' own weights, its unnamed layers named alike every time.
+    """Build the frozen base with random weights or Keras' own; layer names never change.
 
-    Keras numbers unnamed layers by a counter of the thread: in a new one it starts anew.
+    Keras numbers unnamed layers with a counter per thread: in a new thread it starts at zero.
     """
     constructor = getattr(keras.applications, base.keras_name)
     options = {"include_top": False, "input_shape": (image_size, image_size, 3)}
@@ -111,8 +114,8 @@ def build_untrained(base: Base, image_size: int, weights: str | None = None) -> 
 
 @contextlib.contextmanager
 def downloading(what: str, option: str) -> Iterator[None]:
-    """Keras' words go to stderr; a failed download raises UnreachableError, naming ``option``."""
-    # Keras' download sets no timeout of its own and would hang behind a silent firewall
+    """Print Keras' progress on stderr; raise UnreachableError, with ``option``, if it fails."""
+    # Keras' download has no timeout: a silent firewall would block it for ever
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT_SECONDS)
     try:
@@ -132,7 +135,7 @@ def downloading(what: str, option: str) -> Iterator[None]:
 
 
 def load_file(model: Any, path: Path, base: Base, *, top: str = "without top") -> None:
-    """Load a weights file of either Keras layout, recognised by content, not by name."""
+    """Load a weights file in either layout of Keras, detected by its content."""
     expected, received = model.get_weights(), file_arrays(path)
     if _shapes(expected) != _shapes(received):
         raise BadDataError(
@@ -142,7 +145,7 @@ def load_file(model: Any, path: Path, base: Base, *, top: str = "without top") -
     with h5py.File(path, "r") as file:
         legacy = "layer_names" in file.attrs
     with tempfile.TemporaryDirectory() as scratch:
-        # Keras tells the layouts apart by the file's ending alone.
+        # Keras distinguishes the layouts by the file name only
         named = Path(scratch) / ("base.h5" if legacy else "base.weights.h5")
         try:
             named.symlink_to(path.resolve())
@@ -156,7 +159,7 @@ def load_file(model: Any, path: Path, base: Base, *, top: str = "without top") -
 
 
 def _shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
-    return sorted(each.shape for each in arrays if each.ndim and each.dtype.kind == "f")
+    return sorted(array.shape for array in arrays if array.ndim and array.dtype.kind == "f")
 
 
 def _describe(arrays: Sequence[Any]) -> str:
@@ -165,23 +168,23 @@ def _describe(arrays: Sequence[Any]) -> str:
 
 
 def restore_imagenet_rescaling(model: Any, base: Base) -> None:
-    """Make an EfficientNet (version 1) from a file equal the one that Keras names "imagenet".
+    """Make an EfficientNet (version 1) from a file equal to the one with weights "imagenet".
 
-    Keras adds ``Rescaling(1 / sqrt(std))`` behind the normalisation only for the named weights,
-    which is the same as a variance multiplied by std. An unadapted normalisation (mean 0) is that
-    of a network built without ImageNet weights and is left as it is.
+    Keras adds ``Rescaling(1 / sqrt(std))`` after the normalisation only for "imagenet", which
+    equals a variance multiplied by std. A normalisation with mean 0 is that of a network built
+    without ImageNet weights; it does not change.
     """
     if base.module != "efficientnet":
         return
-    layer = next(part for part in model.layers if isinstance(part, keras.layers.Normalization))
-    if not np.any(layer.adapt_mean.numpy()):
-        return
-    layer.adapt_variance.assign(layer.adapt_variance.numpy() * IMAGENET_STD)
-    layer.finalize_state()
+    norms = (layer for layer in model.layers if isinstance(layer, keras.layers.Normalization))
+    norm = next(norms)
+    if np.any(norm.adapt_mean.numpy()):
+        norm.adapt_variance.assign(norm.adapt_variance.numpy() * IMAGENET_STD)
+        norm.finalize_state()
 
 
 def preprocess(images: Any, rescale: Rescale) -> Any:
-    """Preprocessing as layers: uint8 RGB (B, H, W, 3) -> float32."""
+    """Preprocess with Keras layers: uint8 RGB (B, H, W, 3) -> float32."""
     values = keras.layers.Rescaling(1.0, name="to_float")(images)
     if rescale.bgr:
         values = keras.ops.flip(values, axis=-1)
@@ -192,7 +195,7 @@ def preprocess(images: Any, rescale: Rescale) -> Any:
 
 
 def feature_maps(model: Any, base: Base, layer: str) -> Any:
-    """The symbolic output of a layer, (B, H, W, C); UsageError for one that gives no maps."""
+    """Return the symbolic output of a layer, (B, H, W, C); UsageError if it has another shape."""
     try:
         maps = model.get_layer(layer).output
     except ValueError as error:
@@ -204,7 +207,7 @@ def feature_maps(model: Any, base: Base, layer: str) -> Any:
     return maps
 
 
-def _tap(model: Any, base: Base, key: str) -> Any:
+def _layer_output(model: Any, base: Base, key: str) -> Any:
     layer, pooling = split_layer_key(key)
     maps = feature_maps(model, base, layer)
     if pooling == "none":
@@ -214,17 +217,17 @@ def _tap(model: Any, base: Base, key: str) -> Any:
 
 
 LABELS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json"
-LABELS_MD5 = "c2c37ea517e94d9795004a39431a14cb"  # as Keras' decode_predictions has it
+LABELS_MD5 = "c2c37ea517e94d9795004a39431a14cb"  # as in Keras' decode_predictions
 
 
 def build_full_model(config: BaseConfig) -> Any:
     """Build a published network with its classifier: uint8 RGB (B, S, S, 3) -> (B, 1000) float32.
 
-    S is the size it was trained with, unless ``config`` names one. Raises as `build_base`, and
-    UsageError if there is no such network or it takes no images of that size.
+    S is the size in ``config``, by default that of training. Raises the errors of `build_base`,
+    and UsageError if the base is not a network or cannot use images of that size.
     """
     if config.network.name == PIXELS:
-        raise UsageError("--imagenet names a network of keras.applications; received pixels")
+        raise UsageError("--imagenet needs a network of keras.applications; received pixels")
     if config.weights == RANDOM:
         keras.utils.set_random_seed(config.seed)
     base, size = config.network, config.image_size
@@ -248,7 +251,7 @@ def build_full_model(config: BaseConfig) -> Any:
 
 
 def fetch_labels() -> Path:
-    """Keras' list of the 1,000 classes, from its cache or its host; raises UnreachableError."""
+    """Return the file of the 1,000 classes, from Keras' cache or host; or UnreachableError."""
     name, options = "imagenet_class_index.json", {"cache_subdir": "models", "file_hash": LABELS_MD5}
     with downloading("the names of ImageNet's classes", "--labels"):
         return Path(keras.utils.get_file(name, LABELS_URL, **options))

@@ -1,4 +1,4 @@
-"""`BaseConfig`: which base computes features of which pixels, and with what."""
+"""`BaseConfig`: the base, its input pixels and the engine that computes its features."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +19,10 @@ from pipeline.spec import RESIZE_POLICIES, check_seed
 
 IMAGENET, RANDOM = "imagenet", "random"
 AUTO, TENSORFLOW = "auto", "tensorflow"
-RUNTIMES = {"onnx": "onnxruntime", "ncnn": "ncnn"}  # engine -> the package that it needs
+RUNTIMES = {"onnx": "onnxruntime", "ncnn": "ncnn"}  # engine -> package
 ENGINES = (TENSORFLOW, *RUNTIMES)
-# Images per call: VGG16 at 150 pixels is on 2 cores as fast with 8 as with 32, in 0.3 GB less
-# memory; more cores need two each, as runtimes compute one or two at a time on each.
+# Images per call: on 2 cores, VGG16 at 150 pixels is as fast with 8 as with 32, in 0.3 GB less
+# memory; with more cores two per core, as an engine computes one or two images per core at a time.
 BATCH_SIZE = min(max(8, 2 * usable_cores()), 32)
 
 _base_option = partial(option, group="the base")
@@ -31,10 +31,10 @@ _base_option = partial(option, group="the base")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig(Config):
-    """How a frozen base turns images into features.
+    """Options of the frozen base that computes features of images.
 
-    Raises UsageError for an unknown base or choice and for an image size that the base cannot
-    take, NoInputError if the weights file does not exist.
+    Raises UsageError for an unknown base or choice or an image size that the base does not support,
+    NoInputError if the weights file does not exist.
     """
 
     base: str = _base_option("vgg16", help="a model of keras.applications, or pixels")
@@ -106,5 +106,5 @@ class BaseConfig(Config):
 
     @property
     def weights_folder(self) -> Path:
-        """Where ImageNet weights from the package index are kept, and digests of weights."""
+        """Return the folder of ImageNet weights from the package index and of weight digests."""
         return self.cache_dir / "weights"

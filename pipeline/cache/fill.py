@@ -173,8 +173,8 @@ def decode_rows(
         digests,
         image_size=spec.image_size,
         resize=spec.resize,
-        make=lambda path, pixels: [(key, plan.draw(key, pixels)) for key in group[path]],
-        made_of_each=plan.views + 1,
+        process=lambda path, pixels: [(key, plan.draw(key, pixels)) for key in group[path]],
+        rows_per_image=plan.views + 1,
     )
     with closing(images):
         for path, views in images:

@@ -1,7 +1,7 @@
-"""Who computes the features: one protocol, several engines.
+"""The engines that compute features: one protocol, several implementations.
 
-TensorFlow is the reference; another engine is used only after it gave the same numbers for some of
-the user's own images (`pipeline.engines.trials`).
+TensorFlow is the reference; another engine is used only after it computes the same numbers for some
+of the user's images (`pipeline.engines.trials`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from pipeline.spec import split_layer_key
 
 
 class Engine(Protocol):
-    """Computes features of images.
+    """Compute features of images.
 
     Attributes
     ----------
-    name, version : recorded with the cache.
-    weights : digest of the weights in use, as `pipeline.bases.weights` defines it.
+    name, version : recorded in the cache.
+    weights : digest of the weights, as `pipeline.bases.weights` defines it.
     row_shapes : layer key -> shape of one row, (H, W, C) or (C,).
     error : layer -> largest `relative_errors` against TensorFlow; empty for TensorFlow itself.
-    calls_at_once : how many threads may call it at a time, and to some use.
+    calls_at_once : number of threads that call it at a time.
     """
 
     name: str
@@ -38,20 +38,20 @@ class Engine(Protocol):
     calls_at_once: int
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """(B, H, W, 3) uint8 RGB -> layer key -> (B, *row shape) float32."""
+        """Compute the rows of each layer key: (B, H, W, 3) uint8 RGB -> (B, *row shape) float32."""
         ...
 
 
 def open_engine(
     config: BaseConfig, layers: Sequence[str], *, images: npt.NDArray[np.uint8] | None = None
 ) -> Engine:
-    """Choose and open an engine for layer keys; takes seconds where TensorFlow is loaded.
+    """Choose and open an engine for layer keys; takes seconds if it imports TensorFlow.
 
-    ``auto`` is the fastest of those that agree with TensorFlow. Engines not tried here yet are
-    tried on ``images``, (n, S, S, 3) uint8 RGB; without images, TensorFlow takes their place.
+    ``auto`` chooses the fastest engine that agrees with TensorFlow. Engines without a trial on this
+    machine are tried on ``images``, (n, S, S, 3) uint8 RGB; without images, TensorFlow is used.
 
     Raises UsageError for an unknown layer, UnreachableError for an engine that is not installed,
-    BadDataError for one that does not agree with TensorFlow, and what `build_base` raises.
+    BadDataError for one that does not agree with TensorFlow, and the errors of `build_base`.
     """
     if config.network.name == PIXELS:
         return PixelsEngine(image_size=config.size, layers=layers)
@@ -66,7 +66,7 @@ def open_engine(
 
 
 def is_installed(engine: str) -> bool:
-    """Whether something is the name of an engine, and that is here."""
+    """Return whether an engine of this name exists and its package is installed."""
     try:
         return engine == TENSORFLOW or (engine in RUNTIMES and bool(version(RUNTIMES[engine])))
     except PackageNotFoundError:
@@ -74,7 +74,7 @@ def is_installed(engine: str) -> bool:
 
 
 def name_weights(config: BaseConfig) -> str:
-    """The digest of the weights; another process loads ImageNet weights never met before."""
+    """Return the digest of the weights; another process loads weights of unknown digest."""
     digest = known_digest(config)
     if digest is None:
         from pipeline.engines.worker import in_subprocess
@@ -85,7 +85,7 @@ def name_weights(config: BaseConfig) -> str:
 
 
 def pooled(maps: npt.NDArray[np.float32], pooling: str) -> npt.NDArray[np.float32]:
-    """(B, H, W, C) -> itself (``none``), or its average or maximum over H and W, (B, C)."""
+    """Pool feature maps over H and W, unless ``pooling`` is ``none``: (B, H, W, C) -> (B, C)."""
     if pooling == "none":
         return maps
     reduced = maps.mean(axis=(1, 2)) if pooling == "avg" else maps.max(axis=(1, 2))
@@ -93,30 +93,29 @@ def pooled(maps: npt.NDArray[np.float32], pooling: str) -> npt.NDArray[np.float3
 
 
 def pooled_shape(shape: tuple[int, ...], key: str) -> tuple[int, ...]:
-    """The shape of a row of a layer key, whose layer's maps are (H, W, C)."""
+    """Return the row shape of a layer key whose layer has maps of this shape, (H, W, C)."""
     return shape if split_layer_key(key)[1] == "none" else shape[-1:]
 
 
 def relative_errors(
-    expected: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]]
+    expected: npt.NDArray[np.floating[Any]], received: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.float64]:
-    """‖found - expected‖ / ‖expected‖ of each row, in the L2 norm: two (n, ...) -> (n,).
+    """Compute ‖received - expected‖ / ‖expected‖ of each row, in the L2 norm: two (n, ...) -> (n,).
 
-    Elementwise, errors would be large wherever a feature is nearly 0. Infinite where something is
-    not finite, or the shapes differ.
+    Elementwise errors would be large where a feature is nearly 0. The error is infinite where a
+    value is not finite or the shapes differ.
     """
-    if expected.shape != found.shape:
+    if expected.shape != received.shape:
         return np.full(len(expected), np.inf)
-    wide = expected.reshape(len(expected), -1).astype(np.float64)
-    distance = np.linalg.norm(found.reshape(len(found), -1) - wide, axis=1)
-    length = np.linalg.norm(wide, axis=1)
+    rows = expected.reshape(len(expected), -1).astype(np.float64)
+    distances = np.linalg.norm(received.reshape(len(received), -1) - rows, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.where(distance == 0, 0.0, distance / length)
-    return np.where(np.isfinite(error), error, np.inf)
+        errors = np.where(distances == 0, 0.0, distances / np.linalg.norm(rows, axis=1))
+    return np.where(np.isfinite(errors), errors, np.inf)
 
 
 class PixelsEngine(Engine):
-    """uint8 RGB 0..255 -> float32 0..1."""
+    """Return the pixels themselves: uint8 RGB 0..255 -> float32 0..1."""
 
     name = PIXELS
     version = np.__version__

@@ -1,4 +1,4 @@
-"""ncnn: computes each image on one core, as many at a time as there are cores."""
+"""The ncnn engine: it computes one image per core."""
 
 import importlib
 import json
@@ -20,12 +20,15 @@ from pipeline.silence import silenced_stderr
 from pipeline.spec import split_layer_key
 from pipeline.text import printable
 
-_DESCRIPTION_FILE = "network.json"  # what ncnn's own files do not say
-_NOT_FLOAT32 = ("use_fp16", "use_bf16", "use_int8", "use_vulkan")  # how such options begin
+_DESCRIPTION_FILE = "network.json"  # what the files of ncnn do not contain
+_NOT_FLOAT32 = ("use_fp16", "use_bf16", "use_int8", "use_vulkan")  # prefixes of ncnn options
 
 
 def convert(network: Network, folder: Path) -> None:
-    """Write what `NcnnEngine` opens into a folder; CannotConvert for an unsupported operation."""
+    """Write a network into a folder for `NcnnEngine`.
+
+    Raises CannotConvert for an unsupported operation.
+    """
     blobs = write_ncnn(network, folder)
     description = {
         "bgr": network.preprocessing.bgr,
@@ -37,10 +40,13 @@ def convert(network: Network, folder: Path) -> None:
 
 
 class NcnnEngine(Engine):
-    """Runs what `convert` wrote; raises BadDataError for something else, or where a layer lacks."""
+    """Run a network that `convert` wrote.
+
+    Raises BadDataError for other contents of the folder or a layer that is not in it.
+    """
 
     name = "ncnn"
-    calls_at_once = 2  # one core goes on with the next batch while another ends the last
+    calls_at_once = 2  # a free core starts the next batch while others finish the last
 
     def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
         self._folder = folder
@@ -53,12 +59,12 @@ class NcnnEngine(Engine):
             self._outputs = {key: outputs[split_layer_key(key)[0]] for key in layers}
             bgr = bool(description["bgr"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._unusable(f"{_DESCRIPTION_FILE} does not describe {layers}") from error
+            raise self._unusable_error(f"{_DESCRIPTION_FILE} does not describe {layers}") from error
         self.row_shapes = {key: pooled_shape(self._outputs[key][1], key) for key in layers}
         self._ncnn = importlib.import_module("ncnn")
         kinds = self._ncnn.Mat.PixelType
         self._pixel_order = kinds.PIXEL_RGB2BGR if bgr else kinds.PIXEL_RGB
-        self._net = self._load()
+        self._net = self._load_net()
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
@@ -66,45 +72,45 @@ class NcnnEngine(Engine):
         features = {key: np.empty((count, *shape), np.float32) for key, shape in shapes.items()}
 
         def compute(row: int) -> None:
-            for key, maps in self._maps(images[row]).items():
+            for key, maps in self._compute_maps(images[row]).items():
                 features[key][row] = pooled(maps[np.newaxis], split_layer_key(key)[1])[0]
 
-        list(self._threads.map(compute, range(count)))  # raises what a thread raised
+        list(self._threads.map(compute, range(count)))  # raises the errors of the threads
         return features
 
-    def _maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        """One image (S, S, 3) -> layer key -> its maps (H, W, C), as a view of ncnn's memory."""
+    def _compute_maps(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        """Compute the maps (H, W, C) of each layer key, views of ncnn's memory, from (S, S, 3)."""
         height, width, _ = image.shape
         pixels = np.ascontiguousarray(image)
         extractor = self._net.create_extractor()
         mat = self._ncnn.Mat.from_pixels(pixels, self._pixel_order, width, height)
         code = extractor.input(PIXELS, mat)
-        found: dict[str, npt.NDArray[np.float32]] = {}  # by blob: two keys may pool the same maps
+        maps: dict[str, npt.NDArray[np.float32]] = {}  # by blob: two keys may pool the same maps
         for blob, shape in dict.fromkeys(self._outputs.values()):
             if code == 0:
-                code, mat = extractor.extract(blob)  # other threads run meanwhile
+                code, mat = extractor.extract(blob)  # other threads run at the same time
             if code != 0:
-                raise self._unusable(f"ncnn returned {code} for an image")
-            found[blob] = np.asarray(mat).transpose(1, 2, 0)  # (H, W, C)
-            if found[blob].shape != shape:
-                raise self._unusable(f"expected maps of {shape}, received {found[blob].shape}")
-        return {key: found[blob] for key, (blob, _) in self._outputs.items()}
+                raise self._unusable_error(f"ncnn returned {code} for an image")
+            maps[blob] = np.asarray(mat).transpose(1, 2, 0)  # (H, W, C)
+            if maps[blob].shape != shape:
+                raise self._unusable_error(f"expected maps of {shape}, received {maps[blob].shape}")
+        return {key: maps[blob] for key, (blob, _) in self._outputs.items()}
 
-    def _load(self) -> Any:
+    def _load_net(self) -> Any:
         net = self._ncnn.Net()
-        net.opt.num_threads = 1  # an image each: two threads an image are slower
+        net.opt.num_threads = 1  # one thread per image: two are slower
         for option in dir(net.opt):
             if option.startswith(_NOT_FLOAT32):
                 setattr(net.opt, option, False)
         for load, file in ((net.load_param, PARAM_FILE), (net.load_model, WEIGHTS_FILE)):
-            with silenced_stderr():  # the return code says it, too
+            with silenced_stderr():  # the return code reports the same
                 code = load(str(self._folder / file))
             if code != 0:
-                raise self._unusable(f"ncnn returned {code} for {file}")
+                raise self._unusable_error(f"ncnn returned {code} for {file}")
         return net
 
-    def _unusable(self, reason: str) -> BadDataError:
+    def _unusable_error(self, reason: str) -> BadDataError:
         return BadDataError(
-            f"{printable(self._folder)} holds no base that ncnn {version('ncnn')} computes: "
-            f"{reason}. Delete the folder, and the base is converted anew."
+            f"{printable(self._folder)} is not a base that ncnn {version('ncnn')} computes: "
+            f"{reason}. Delete the folder, and the base is converted again."
         )

@@ -1,8 +1,7 @@
-"""What a frozen base computes, as a short list of operations: one reading of Keras serves every
-engine that is not Keras.
+"""A frozen base as a short list of operations, from which the engines' writers convert it.
 
 Values are maps of one image, channels first, float32: (C, H, W). `pipeline.engines.keras_reader`
-makes such a network, `simplified`; the engines' writers take it. Nothing here needs TensorFlow.
+reads the network from Keras and simplifies it. Nothing here needs TensorFlow.
 """
 
 from collections import Counter
@@ -18,25 +17,27 @@ from pipeline.errors import PipelineError
 Array = npt.NDArray[np.float32]
 Pair = tuple[int, int]  # height, width
 Sides = tuple[int, int, int, int]  # top, left, bottom, right
+Shape = tuple[int, int, int]  # channels, height, width
 
-IMAGE = "image"  # what the first operation takes: the preprocessed image
+IMAGE = "image"  # input of the first operation: the preprocessed image
 
 
 class CannotConvert(PipelineError):
-    """A base holds what this network, or the engine it is written for, has no operation for."""
+    """A layer or operation that this network or the engine does not support."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One step; its result goes by its name, a Keras layer's where it is that layer's output."""
+    """One operation; its result has its name, that of the Keras layer with the same output."""
 
     name: str
     inputs: tuple[str, ...]
+    shape: Shape = (0, 0, 0)  # of the result; zeros if unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conv(Operation):
-    """Convolution, depthwise where groups == C; a Dense layer over channels is one of 1 × 1.
+    """Convolution, depthwise if groups == C; a Dense layer over channels is a 1 × 1 convolution.
 
     weight (O, I / groups, height, width), bias (O,).
     """
@@ -59,7 +60,7 @@ class Affine(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNorm(Operation):
-    """Over the channels at each place, then · scale + offset, (C,) each."""
+    """Normalisation over the channels at each position, then · scale + offset, (C,) each."""
 
     scale: Array
     offset: Array
@@ -68,9 +69,11 @@ class LayerNorm(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Function(Operation):
-    """What has no weights. Elementwise: relu, relu6, sigmoid, swish, hard_sigmoid (x/6 + 1/2 in
-    0..1), hard_swish, tanh, gelu (exact). Of two maps: add, multiply, where one may be (C, 1, 1).
-    Of their channels: concat. (C, H, W) -> (C, 1, 1): global_average.
+    """Function without weights.
+
+    Elementwise: relu, relu6, sigmoid, swish, hard_sigmoid (x/6 + 1/2 in 0..1), hard_swish, tanh,
+    gelu (exact). Of two maps, one of which may be (C, 1, 1): add, multiply. Of the channels of
+    several maps: concat. (C, H, W) -> (C, 1, 1): global_average.
     """
 
     function: str
@@ -78,7 +81,7 @@ class Function(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(Operation):
-    """``max`` or ``avg`` over windows; padding counts in neither."""
+    """``max`` or ``avg`` over windows; both ignore padding."""
 
     function: str
     size: Pair
@@ -88,23 +91,23 @@ class Pool(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Pad(Operation):
-    """Zeros around."""
+    """Padding with zeros."""
 
     pads: Sides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crop(Operation):
-    """The sides cut off."""
+    """Cropping of the sides."""
 
     sides: Sides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A base up to the layers asked for: uint8 RGB images, preprocessed to the value ``image``.
+    """A base up to the requested layers; its preprocessed uint8 RGB image is the value ``image``.
 
-    ``outputs`` are layer names, which are operations', and the shapes (H, W, C) of their maps.
+    ``outputs`` maps layers, which are names of operations, to the shapes (H, W, C) of their maps.
     """
 
     image_size: int
@@ -117,34 +120,31 @@ _NEVER_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid")
 
 
 def simplified(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple[Operation, ...]:
-    """The same results by fewer operations; those of ``outputs`` keep their names."""
-    made = _with_pads_merged(_with_affines_folded(operations, outputs))
-    wanted, needed = set(outputs), []
-    for operation in reversed(made):
-        if operation.name in wanted:
-            needed.append(operation)
-            wanted |= set(operation.inputs)
-    return tuple(reversed(needed))
+    """Return fewer operations with the same ``outputs``, which keep their names."""
+    needed, kept = set(outputs), []
+    for operation in reversed(_merge_pads(_fold_affines(operations, outputs))):
+        if operation.name in needed:
+            kept.append(operation)
+            needed |= set(operation.inputs)
+    return tuple(reversed(kept))
 
 
-def _with_affines_folded(
-    operations: Sequence[Operation], outputs: Sequence[str]
-) -> list[Operation]:
-    """Fold an affine operation into the Conv or Affine before it, where only it wants that one."""
+def _fold_affines(operations: Sequence[Operation], outputs: Sequence[str]) -> list[Operation]:
+    """Fold each affine operation into the Conv or Affine before it that nothing else reads."""
     readers = Counter(name for operation in operations for name in operation.inputs)
-    made: dict[str, Operation] = {}
+    folded: dict[str, Operation] = {}
     for operation in operations:
         if isinstance(operation, Affine):
             source = operation.inputs[0]
-            before = made.get(source)
+            before = folded.get(source)
             if isinstance(before, Conv | Affine) and readers[source] == 1 and source not in outputs:
-                del made[source]
-                operation = _folded(before, operation)
-        made[operation.name] = operation
-    return list(made.values())
+                del folded[source]
+                operation = _fold(before, operation)
+        folded[operation.name] = operation
+    return list(folded.values())
 
 
-def _folded(before: Conv | Affine, affine: Affine) -> Operation:
+def _fold(before: Conv | Affine, affine: Affine) -> Operation:
     scale, offset, name = affine.scale, affine.offset, affine.name
     if isinstance(before, Affine):
         offset = before.offset * scale + offset
@@ -153,23 +153,23 @@ def _folded(before: Conv | Affine, affine: Affine) -> Operation:
     return replace(before, name=name, weight=weight, bias=before.bias * scale + offset)
 
 
-def _with_pads_merged(operations: Sequence[Operation]) -> list[Operation]:
-    """Zeros around become part of what reads them, where that makes no difference."""
-    made = {operation.name: operation for operation in operations}
+def _merge_pads(operations: Sequence[Operation]) -> list[Operation]:
+    """Merge each padding into the operations that read it, if their results stay the same."""
+    by_name = {operation.name: operation for operation in operations}
     merged = []
     for operation in operations:
-        pad = made.get(operation.inputs[0])
+        pad = by_name.get(operation.inputs[0])
         if isinstance(pad, Pad) and isinstance(operation, Conv | Pool):
             top, left, bottom, right = np.add(operation.pads, pad.pads).tolist()
-            wider = replace(operation, inputs=pad.inputs, pads=(top, left, bottom, right))
-            if isinstance(wider, Conv) or _ignores_zeros(wider, made.get(pad.inputs[0])):
-                operation = wider
+            padded = replace(operation, inputs=pad.inputs, pads=(top, left, bottom, right))
+            if isinstance(padded, Conv) or _ignores_zeros(padded, by_name.get(pad.inputs[0])):
+                operation = padded
         merged.append(operation)
     return merged
 
 
 def _ignores_zeros(pool: Pool, padded: Operation | None) -> bool:
-    """Whether zeros around have no say: nothing is below, and each window holds another value."""
+    """Return whether zeros change no maximum: no value is negative, no window has only zeros."""
     return (
         pool.function == "max"
         and isinstance(padded, Function)

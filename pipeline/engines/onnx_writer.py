@@ -1,4 +1,4 @@
-"""A network as an ONNX file: uint8 RGB (B, S, S, 3) in, float32 maps (B, H, W, C) out."""
+"""Write a network as an ONNX file: uint8 RGB (B, S, S, 3) in, float32 maps (B, H, W, C) out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.bases.registry import Rescale
 from pipeline.engines import network as ops
 
-IMAGES = "images"  # the input's name; outputs go by their layers' names
+IMAGES = "images"  # name of the input; outputs have the names of their layers
 
-_OPSET = 20  # the first with Gelu; ONNX Runtime 1.19 knows up to 21
+_OPSET = 20  # the first with Gelu; ONNX Runtime 1.19 supports up to 21
 _TO_MAPS, _TO_ROWS = (0, 3, 1, 2), (0, 2, 3, 1)
 
 _FUNCTIONS: Mapping[str, str] = {
@@ -30,10 +30,10 @@ _FUNCTIONS: Mapping[str, str] = {
 
 
 def write_onnx(network: ops.Network, path: Path) -> None:
-    """Write a network.
+    """Write a network as an ONNX file.
 
-    Messages that follow each other in a file are one to who reads it, repeated fields appended:
-    each weight is written by itself, without a second copy of all in memory.
+    A protobuf reader merges messages that follow each other in a file: each weight is written as a
+    message, without a second copy of all weights in memory.
     """
     opsets = [helper.make_opsetid("", _OPSET)]
     model = onnx.ModelProto(ir_version=helper.find_min_ir_version_for(opsets), opset_import=opsets)
@@ -56,19 +56,19 @@ def write_onnx(network: ops.Network, path: Path) -> None:
 
 
 def _maps(name: str) -> str:
-    """What an operation's result is called, (B, C, H, W); a layer's name is its rows'."""
+    """Return the name of the result of an operation, (B, C, H, W); rows have the layer's name."""
     return f"{name}/maps"
 
 
 class _Graph:
-    """Takes nodes and constants as they come; constants go to the file at once."""
+    """Collect nodes, and write constants to the file immediately."""
 
     def __init__(self, proto: onnx.GraphProto, file: BinaryIO) -> None:
         self._proto = proto
         self._file = file
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add a node; returns its output's name."""
+        """Add a node; returns the name of its output."""
         self._proto.node.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
@@ -80,7 +80,7 @@ class _Graph:
         return name
 
     def add_preprocessing(self, rescale: Rescale) -> None:
-        """As `pipeline.bases.build.preprocess` does it; bytes are cheaper to move than floats."""
+        """Preprocess as `pipeline.bases.build.preprocess`; bytes transpose faster than floats."""
         value = self.node("Transpose", [IMAGES], "preprocessing/bytes", perm=_TO_MAPS)
         if rescale.bgr:
             order = self.constant("preprocessing/order", np.array([2, 1, 0]))
@@ -93,35 +93,29 @@ class _Graph:
         self.node("Identity", [value], _maps(ops.IMAGE))
 
     def add(self, operation: ops.Operation) -> None:
-        """Add the nodes of an operation; the last gives its maps."""
-        inputs, name = [_maps(each) for each in operation.inputs], operation.name
+        """Add the nodes of an operation; the last one computes its maps."""
+        inputs, name = [_maps(source) for source in operation.inputs], operation.name
         target = _maps(name)
         match operation:
             case ops.Conv():
                 weight = self.constant(f"{name}/weight", operation.weight)
                 bias = self.constant(f"{name}/bias", operation.bias)
-                self.node(
-                    "Conv",
-                    [*inputs, weight, bias],
-                    target,
-                    kernel_shape=operation.weight.shape[2:],
-                    strides=operation.stride,
-                    pads=operation.pads,
-                    dilations=operation.dilation,
-                    group=operation.groups,
-                )
+                attributes = {"kernel_shape": operation.weight.shape[2:], "group": operation.groups}
+                attributes |= {"strides": operation.stride, "dilations": operation.dilation}
+                inputs += [weight, bias]
+                self.node("Conv", inputs, target, pads=operation.pads, **attributes)
             case ops.Affine(scale=scale, offset=offset):
-                # one node where Mul and Add would be two; ONNX Runtime's blocked layout takes it
+                # one node instead of Mul and Add; ONNX Runtime's blocked layout supports it
                 numbers = {"scale": scale, "offset": offset}
                 numbers |= {"mean": np.zeros_like(scale), "variance": np.ones_like(scale)}
-                inputs += [self.constant(f"{name}/{key}", each) for key, each in numbers.items()]
+                inputs += [self.constant(f"{name}/{key}", array) for key, array in numbers.items()]
                 self.node("BatchNormalization", inputs, target, epsilon=0.0)
             case ops.LayerNorm():
                 rows = self.node("Transpose", inputs, f"{name}/in", perm=_TO_ROWS)
                 factors = self.constant(f"{name}/scale", operation.scale)
-                taken = [rows, factors, self.constant(f"{name}/offset", operation.offset)]
+                inputs = [rows, factors, self.constant(f"{name}/offset", operation.offset)]
                 epsilon, out = operation.epsilon, f"{name}/out"
-                normed = self.node("LayerNormalization", taken, out, epsilon=epsilon)
+                normed = self.node("LayerNormalization", inputs, out, epsilon=epsilon)
                 self.node("Transpose", [normed], target, perm=_TO_MAPS)
             case ops.Function(function="relu6"):
                 low = self.constant(f"{name}/low", np.float32(0))
@@ -143,11 +137,11 @@ class _Graph:
                 sides = np.array([0, 0, top, left, 0, 0, bottom, right])
                 self.node("Pad", [*inputs, self.constant(f"{name}/pads", sides)], target)
             case ops.Crop(sides=(top, left, bottom, right)):
-                whole = np.iinfo(np.int64).max
+                end = np.iinfo(np.int64).max
                 numbers = {
                     "starts": np.array([top, left]),
-                    "ends": np.array([-bottom or whole, -right or whole]),
+                    "ends": np.array([-bottom or end, -right or end]),
                     "axes": np.array([2, 3]),
                 }
-                inputs += [self.constant(f"{name}/{key}", each) for key, each in numbers.items()]
+                inputs += [self.constant(f"{name}/{key}", array) for key, array in numbers.items()]
                 self.node("Slice", inputs, target)

@@ -16,15 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class TensorFlowEngine(Engine):
-    """Runs the whole model, preprocessing included, in one traced function.
+    """Run the model, preprocessing included, in one traced function.
 
-    Every batch is padded to the same size: the function is traced once, and an image's features do
-    not depend on how many stand beside it. TensorFloat-32, a GPU's default, has an error of 1e-3.
+    Every batch is padded to the same size: the function is traced once, and the features of an
+    image do not depend on the rest of the batch. TensorFloat-32, the default of GPUs, is off: its
+    error is 1e-3.
     """
 
     name = TENSORFLOW
     version = tf.__version__
-    calls_at_once = 1  # it has all cores compute one batch
+    calls_at_once = 1  # all cores compute one batch
 
     def __init__(self, config: BaseConfig, layers: Sequence[str]) -> None:
         self.error = {}
@@ -46,5 +47,5 @@ class TensorFlowEngine(Engine):
         missing = self._batch_size - len(images)
         padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
         outputs = self._forward(tf.constant(padded))
-        found = zip(self.row_shapes, outputs, strict=True)
-        return {key: output.numpy()[: len(images)] for key, output in found}
+        named = zip(self.row_shapes, outputs, strict=True)
+        return {key: output.numpy()[: len(images)] for key, output in named}

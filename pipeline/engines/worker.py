@@ -1,9 +1,9 @@
-"""What engines do in a process of their own, so that its memory, TensorFlow's above all, is gone
-when it ends: ``python -m pipeline.engines.worker``, started by `in_subprocess`.
+"""Jobs of engines that run in another process, whose memory is free when it ends: TensorFlow needs
+much. `in_subprocess` starts ``python -m pipeline.engines.worker``.
 
-Converted bases are kept in ``<cache>/engines/<base>-<size>-<key>/``, where the key is a digest of
-the weights, the preprocessing and the layers; below it a folder per engine and version, and what
-`pipeline.engines.trials` found out about them.
+Converted bases are in ``<cache>/engines/<base>-<size>-<key>/``; the key is a digest of the weights,
+the preprocessing and the layers. It contains a folder per engine and version, and the record of
+`pipeline.engines.trials`.
 """
 
 import hashlib
@@ -36,12 +36,12 @@ from pipeline.engines.network import CannotConvert
 from pipeline.errors import PipelineError
 from pipeline.spec import POOLING_POLICIES, split_layer_key
 
-CONVERTER = 2  # raised when the same base is converted otherwise
+CONVERTER = 2  # increase it when conversions change
 MANIFEST = "files.json"  # file -> SHA-256
 SCRATCH = ".converting-"
-RUNTIME_CLASSES = {"onnx": "OnnxEngine", "ncnn": "NcnnEngine"}  # modules: name -> class
-SHORTEST, LONGEST = 1.0, 5.0  # seconds that a speed is measured for, at least and at most
-LEAST_RUNS = 3
+RUNTIME_CLASSES = {"onnx": "OnnxEngine", "ncnn": "NcnnEngine"}  # engine, also its module -> class
+SHORTEST, LONGEST = 1.0, 5.0  # least and most seconds of a speed measurement
+LEAST_RUNS = 3  # in such a measurement
 
 Images = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
@@ -50,24 +50,24 @@ log = logging.getLogger("pipeline")
 
 
 def runtime_version(package: str) -> str:
-    """Of an engine's package and of its conversion: both decide on the last bits."""
+    """Return the version of a package and of the conversion: both decide the last bits."""
     return f"{version(package)}-{CONVERTER}"
 
 
 def conversions_folder(config: BaseConfig, layers: Sequence[str], weights: str) -> Path:
-    """Where the conversions of a base stand; pooling is done outside of them."""
-    what = [weights, config.preprocessing, *maps_of(layers)]
-    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    """Return the folder of the conversions of a base; they do not pool."""
+    parts = [weights, config.preprocessing, *unpooled_layers(layers)]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return config.cache_dir / "engines" / f"{config.network.name}-{config.size}-{key}"
 
 
-def maps_of(layers: Sequence[str]) -> list[str]:
-    """The layers of layer keys, without their pooling."""
+def unpooled_layers(layers: Sequence[str]) -> list[str]:
+    """Return the layers of layer keys, without their pooling."""
     return sorted({split_layer_key(key)[0] for key in layers})
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a conversion is there, every byte as it was written."""
+    """Return whether a folder contains a conversion in which no byte has changed."""
     try:
         digests = json.loads((folder / MANIFEST).read_text())
         return bool(digests) and all(_digest(folder / name) == digests[name] for name in digests)
@@ -76,34 +76,34 @@ def is_complete(folder: Path) -> bool:
 
 
 def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
-    """Let ``convert`` fill a folder, and give that its name once all in it is on the disk."""
+    """Let ``convert`` fill a folder, and rename it when all its files are on the disk."""
     make_folder(folder.parent)
-    with scratch_folder(folder, prefix=SCRATCH) as made:
-        convert(made)
-        digests = {path.name: _digest(path) for path in made.iterdir()}
-        (made / MANIFEST).write_text(json.dumps(digests, indent=2))
+    with scratch_folder(folder, prefix=SCRATCH) as filled:
+        convert(filled)
+        digests = {path.name: _digest(path) for path in filled.iterdir()}
+        (filled / MANIFEST).write_text(json.dumps(digests, indent=2))
         with FileLock(f"{folder}.lock"):
-            if is_complete(folder):  # another process was faster, and may have it open
+            if is_complete(folder):  # another process was faster and may have it open
                 return
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-            publish_folder(made, folder)
+            publish_folder(filled, folder)
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:  # of a network of 350 million weights not all at once
+    with path.open("rb") as file:  # in parts: networks have up to 350 million weights
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class WorkerDied(PipelineError):
-    """The process ended without an answer: killed, or out of memory."""
+    """A process that ended without an answer: killed, or out of memory."""
 
     exit_code = errors.StorageError.exit_code
 
 
 def in_subprocess(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
-    """Run one of `JOBS` in a new process and return its answer; ``details`` travel as JSON.
+    """Run one of `JOBS` in a new process, with ``details`` as JSON, and return its answer.
 
-    Raises the PipelineError that the job raised, WorkerDied if the process ended otherwise.
+    Raises the PipelineError that the job raised, or WorkerDied if the process gave no answer.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
@@ -111,11 +111,11 @@ def in_subprocess(job: str, config: BaseConfig, **details: Any) -> dict[str, Any
             "job": job,
             "answer": answer,
             "log_level": log.getEffectiveLevel(),
-            "config": {each.name: getattr(config, each.name) for each in fields(BaseConfig)},
+            "config": {field.name: getattr(config, field.name) for field in fields(BaseConfig)},
             "details": details,
         }
-        here = str(Path(errors.__file__).parents[1])
-        paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+        package_parent = str(Path(errors.__file__).parents[1])
+        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
         finished = subprocess.run(
             [sys.executable, "-m", "pipeline.engines.worker"],
             input=json.dumps(order, default=os.fspath).encode(),
@@ -124,27 +124,27 @@ def in_subprocess(job: str, config: BaseConfig, **details: Any) -> dict[str, Any
             check=False,
         )
         try:
-            found: dict[str, Any] = json.loads(answer.read_bytes())
+            result: dict[str, Any] = json.loads(answer.read_bytes())
         except (OSError, ValueError):
-            how = f"signal {-finished.returncode}" if finished.returncode < 0 else "an error"
+            cause = f"signal {-finished.returncode}" if finished.returncode < 0 else "an error"
             raise WorkerDied(
-                f"the process that prepares {config.network.name} ended by {how}: it may need more "
-                f"memory than there is; a smaller --batch-size or --image-size needs less"
+                f"the process that prepares {config.network.name} ended by {cause}; it may be "
+                f"out of memory: use a smaller --batch-size or --image-size"
             ) from None
-    if "raised" in found:
-        raise getattr(errors, found["raised"])(found["message"])
-    return found
+    if "raised" in result:
+        raise getattr(errors, result["raised"])(result["message"])
+    return result
 
 
 def load_runtime(name: str) -> Callable[..., Engine]:
-    """The class of an engine that is not TensorFlow."""
+    """Return the class of an engine other than TensorFlow."""
     module = importlib.import_module(f"pipeline.engines.{name}")
     runtime: Callable[..., Engine] = getattr(module, RUNTIME_CLASSES[name])
     return runtime
 
 
 def images_per_second(engine: Callable[[Images], object], images: Images, batch_size: int) -> float:
-    """How fast an engine computes images (n, S, S, 3) again and again; the median of runs."""
+    """Measure the speed of an engine on images (n, S, S, 3): the median of several runs."""
     seconds: list[float] = []
     while sum(seconds) < LONGEST and (len(seconds) < LEAST_RUNS or sum(seconds) < SHORTEST):
         started = time.perf_counter()
@@ -157,7 +157,7 @@ def images_per_second(engine: Callable[[Images], object], images: Images, batch_
 def run_all(
     engine: Callable[[Images], dict[str, Features]], images: Images, batch_size: int
 ) -> dict[str, Features]:
-    """Features of any number of images, computed in batches."""
+    """Compute features of any number of images in batches."""
     starts = range(0, len(images), batch_size)
     parts = [engine(images[start : start + batch_size]) for start in starts]
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
@@ -172,23 +172,23 @@ def _name_weights(config: BaseConfig) -> dict[str, Any]:
 def _reference(
     config: BaseConfig, layers: Sequence[str], images: str, reference: str, folders: dict[str, str]
 ) -> dict[str, Any]:
-    """TensorFlow's features; converts the base. Engine -> what is known of its trial by now."""
+    """Convert the base and save TensorFlow's features; return engine -> fields of its trial."""
     from pipeline.engines.tensorflow import TensorFlowEngine
 
     engine = TensorFlowEngine(config, layers)
-    facts: dict[str, Any] = {}  # of a `pipeline.engines.trials.EngineTrial`
-    # converted first: what that takes is free again when TensorFlow needs the most
+    results: dict[str, Any] = {}  # of `pipeline.engines.trials.EngineTrial`
+    # conversion comes first: its memory is free again when TensorFlow needs most
     for name, folder in folders.items():
         try:
             _convert_base(engine.base_model, config, layers, name, Path(folder))
-        except Exception as error:  # it is this engine that is out, whatever its libraries raise
+        except Exception as error:  # errors of any library drop only this engine
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            facts[name] = {"dropped": reason, "final": isinstance(error, CannotConvert)}
+            results[name] = {"dropped": reason, "final": isinstance(error, CannotConvert)}
     sample = np.load(images)
-    features = run_all(engine, sample, config.batch_size)  # traces it, too
+    features = run_all(engine, sample, config.batch_size)  # traces the model
     np.savez(reference, allow_pickle=False, **features)
     speed = images_per_second(engine, sample, config.batch_size)
-    return {**facts, TENSORFLOW: {"images_per_second": speed, "gpus": engine.gpus}}
+    return {**results, TENSORFLOW: {"images_per_second": speed, "gpus": engine.gpus}}
 
 
 def _convert(config: BaseConfig, layers: Sequence[str], engine: str, folder: str) -> dict[str, Any]:
@@ -205,28 +205,28 @@ def _convert_base(
 
     if is_complete(folder):
         return
-    network = read_network(base_model, config, maps_of(layers))
+    network = read_network(base_model, config, unpooled_layers(layers))
     convert = importlib.import_module(f"pipeline.engines.{engine}").convert
-    write_conversion(folder, lambda made: convert(network, made))
+    write_conversion(folder, lambda path: convert(network, path))
 
 
 def _try_runtime(
     config: BaseConfig, layers: list[str], engine: str, folder: str, images: str, reference: str
 ) -> dict[str, Any]:
-    """How fast another engine is, and how far from TensorFlow."""
+    """Measure the speed of another engine and its error against TensorFlow."""
     runtime, sample = load_runtime(engine)(Path(folder), layers=layers), np.load(images)
     features = run_all(runtime, sample, config.batch_size)
     with np.load(reference) as expected:
-        error = {layer: _worst(expected[layer], maps) for layer, maps in features.items()}
-    whole_batch = np.resize(sample, (BATCH_SIZE, *sample.shape[1:]))  # as extract has them
-    speed = images_per_second(runtime, whole_batch, BATCH_SIZE)
+        error = {layer: _largest_error(expected[layer], maps) for layer, maps in features.items()}
+    batch = np.resize(sample, (BATCH_SIZE, *sample.shape[1:]))  # the size that extract uses
+    speed = images_per_second(runtime, batch, BATCH_SIZE)
     return {"images_per_second": speed, "error": error}
 
 
-def _worst(expected: Features, found: Features) -> float:
-    """The largest error of any row, pooled or not: where signs cancel, a mean has a larger one."""
+def _largest_error(expected: Features, received: Features) -> float:
+    """Return the largest error of a row, pooled or not: a mean of both signs has a larger one."""
     return max(
-        float(relative_errors(pooled(expected, pooling), pooled(found, pooling)).max())
+        float(relative_errors(pooled(expected, pooling), pooled(received, pooling)).max())
         for pooling in POOLING_POLICIES
     )
 
@@ -240,14 +240,14 @@ JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this is interrupted, and ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles the interrupt
     order = json.loads(sys.stdin.buffer.read())
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(order["log_level"])
     try:
         answer = JOBS[order["job"]](BaseConfig(**order["config"]), **order["details"])
     except PipelineError as error:
-        kind = next(each for each in type(error).__mro__ if each.__module__ == errors.__name__)
+        kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
         answer = {"raised": kind.__name__, "message": str(error)}
     Path(order["answer"]).write_text(json.dumps(answer))
 

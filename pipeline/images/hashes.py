@@ -1,8 +1,8 @@
-"""Remember the digests of files that have not changed, as git's index does.
+"""Store the digests of files in an index, as git does, so that unchanged files are not read again.
 
-A stored digest is trusted while size, mtime, ctime and inode are the same and neither time is so
-recent that a change could hide behind the clock's granularity. A program can set mtime back, but
-not ctime. Where ctime is no change time (Windows), every file is hashed.
+A stored digest is valid while size, mtime, ctime and inode are the same and both times are older
+than the granularity of the clock, which could hide a change. A program can set mtime back, but not
+ctime. Where ctime is not the change time (Windows), every file is hashed.
 """
 
 import hashlib
@@ -18,45 +18,45 @@ from pipeline.durable import make_folder, write_durably
 from pipeline.images.scan import Skipped
 
 HASH_THREADS = 4
-RACY_NS = 2_000_000_000  # FAT's two seconds, the coarsest clock that a file system has
+RACY_NS = 2_000_000_000  # 2 s: FAT has the coarsest clock of all file systems
 HAS_CHANGE_TIME = os.name != "nt"
 
-Entry = list[Any]  # size, mtime_ns, ctime_ns, inode, when hashed (ns), digest (hexadecimal)
+Entry = list[Any]  # size, mtime_ns, ctime_ns, inode, time of hashing (ns), digest (hexadecimal)
 
 
 def hash_files(
     root: Path, paths: Iterable[bytes], *, index_folder: Path | None = None, rehash: bool = False
 ) -> tuple[dict[bytes, bytes], list[Skipped]]:
-    """SHA-256 of each file, by its path relative to ``root``, in order; and unreadable files."""
+    """Return the SHA-256 of each file by path relative to ``root``, and the unreadable files."""
     name = hashlib.sha256(bytes(root)).hexdigest()[:16]
     path = None if index_folder is None else index_folder / f"{name}.json"
-    before = {} if path is None or rehash else _read(path)
-    after: dict[str, Entry] = {}
+    stored = {} if path is None or rehash else _read_index(path)
+    entries = dict(stored)  # a run with --limit-per-class keeps the other entries
 
     def digest(path: bytes) -> bytes | Skipped:
         name = os.fsdecode(path)
         try:
-            entry = _trusted(before.get(name), root / name) or _hashed(root / name)
+            entry = stored.get(name)
+            if entry is None or not _is_unchanged(entry, root / name):
+                entry = _hash_file(root / name)
         except OSError as error:
             return Skipped(path, f"cannot be read: {error.strerror}")
-        after[name] = entry
+        entries[name] = entry
         return bytes.fromhex(entry[-1])
 
     paths = list(paths)
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         results = dict(zip(paths, pool.map(digest, paths), strict=True))
-    after = before | after  # a limited run knows of fewer files
-    if path is not None and after != before:
+    if path is not None and entries != stored:
         make_folder(path.parent)
-        # escapes give names that are no UTF-8 their own bytes back
-        text = json.dumps(after)
+        text = json.dumps(entries)  # its escapes keep the bytes of names that are not UTF-8
         write_durably(path, lambda file: file.write(text.encode()))
-    digests = {path: found for path, found in results.items() if isinstance(found, bytes)}
-    return digests, [found for found in results.values() if isinstance(found, Skipped)]
+    digests = {path: result for path, result in results.items() if isinstance(result, bytes)}
+    return digests, [result for result in results.values() if isinstance(result, Skipped)]
 
 
-def _read(path: Path) -> dict[str, Entry]:
-    """What was remembered; a damaged index is as good as none."""
+def _read_index(path: Path) -> dict[str, Entry]:
+    """Read the stored entries; a missing or damaged index has none."""
     try:
         entries = json.loads(path.read_text())
         if all(
@@ -68,17 +68,15 @@ def _read(path: Path) -> dict[str, Entry]:
     return {}
 
 
-def _trusted(entry: Entry | None, path: Path) -> Entry | None:
-    """The entry, if the file is certainly the one that was hashed."""
-    if entry is None or not HAS_CHANGE_TIME:
-        return None
+def _is_unchanged(entry: Entry, path: Path) -> bool:
+    """Return whether a file is certainly the one that was hashed."""
     stat = path.stat()
-    recent = max(stat.st_mtime_ns, stat.st_ctime_ns) + RACY_NS > entry[4]
-    same = entry[:4] == [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    return entry if same and not recent else None
+    is_recent = max(stat.st_mtime_ns, stat.st_ctime_ns) + RACY_NS > entry[4]
+    is_same = entry[:4] == [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return HAS_CHANGE_TIME and is_same and not is_recent
 
 
-def _hashed(path: Path) -> Entry:
+def _hash_file(path: Path) -> Entry:
     now = time.time_ns()
     with path.open("rb") as stream:
         stat = os.fstat(stream.fileno())

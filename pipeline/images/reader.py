@@ -1,4 +1,4 @@
-"""Decode images in threads ahead of whoever consumes them, in order, within bounded memory."""
+"""Decode images in background threads, in order and within bounded memory."""
 
 import hashlib
 import os
@@ -16,8 +16,8 @@ from pipeline.images.scan import Skipped
 from pipeline.prefetch import prefetch
 from pipeline.text import file_size
 
-MOST_AHEAD = 128  # decoded images that may wait: two batches' worth and more
-AHEAD_BYTES = 32 * 2**20  # of their pixels, all together
+MAX_WAITING = 128  # decoded images that wait: several batches
+MAX_WAITING_BYTES = 32 * 2**20  # of their pixels
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -28,13 +28,14 @@ def read_images(
     *,
     image_size: int,
     resize: str,
-    make: Callable[[bytes, Pixels], Any] = lambda _, pixels: pixels,
-    made_of_each: int = 1,
+    process: Callable[[bytes, Pixels], Any] = lambda _, pixels: pixels,
+    rows_per_image: int = 1,
 ) -> Generator[tuple[bytes, Any]]:
     """Yield each path in order with its (image_size, image_size, 3) uint8 RGB pixels, or `Skipped`.
 
-    ``make`` is called in the decoding thread, its result yielded instead: at most ``made_of_each``
-    times as large. Whoever stops early closes the generator, see `pipeline.prefetch.prefetch`.
+    The result of ``process``, which runs in the decoding thread, replaces the pixels; it contains
+    at most ``rows_per_image`` images. A caller that stops early closes the generator, see
+    `pipeline.prefetch.prefetch`.
     """
     register_heic()
 
@@ -42,19 +43,20 @@ def read_images(
         path = root / os.fsdecode(name)
         try:
             if (size := path.stat().st_size) > MAX_FILE:
-                return Skipped(name, f"{file_size(size)} are too large for an image file")
+                return Skipped(name, f"too large for an image file: {file_size(size)}")
             data = path.read_bytes()
         except OSError as error:
             return Skipped(name, f"cannot be read: {error.strerror}")
         if hashlib.sha256(data).digest() != digests[name]:
             return Skipped(name, "changed while it was being read: run again")
         try:
-            return make(name, decode(data, image_size=image_size, resize=resize))
+            return process(name, decode(data, image_size=image_size, resize=resize))
         except UnreadableImage as error:
             return Skipped(name, str(error))
 
     threads = max(2, usable_cores())
-    ahead = AHEAD_BYTES // (made_of_each * image_size * image_size * 3)
-    waiting = min(MOST_AHEAD, max(2 * threads, ahead))
-    with closing(prefetch(read, digests, threads=threads, waiting=waiting, name="decode")) as made:
-        yield from made
+    fitting = MAX_WAITING_BYTES // (rows_per_image * image_size * image_size * 3)
+    waiting = min(MAX_WAITING, max(2 * threads, fitting))
+    results = prefetch(read, digests, threads=threads, waiting=waiting, name="decode")
+    with closing(results):
+        yield from results

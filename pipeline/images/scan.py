@@ -1,4 +1,4 @@
-"""Find image files: those of a set, with class and split, and those that a command names."""
+"""Find image files: those of an image folder, with class and split, and those given by name."""
 
 import glob
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
 NO_SPLIT, TRAIN, VALIDATION, TEST = range(4)
 SPLIT_FOLDERS = {
@@ -18,7 +18,7 @@ SPLIT_FOLDERS = {
     "valid": VALIDATION,
     "test": TEST,
 }
-NOT_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows leaves in folders of pictures
+NOT_IMAGES = {"thumbs.db", "desktop.ini"}  # files that Windows creates in image folders
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FoundFile:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that gives no row, and why, in words for people."""
+    """A file that gives no row, and the reason, for people."""
 
     path: bytes
     reason: str
@@ -40,7 +40,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """An image folder as found: files in a fixed order (by path), classes sorted by name."""
+    """The content of an image folder: files sorted by split and path, classes by name."""
 
     root: Path
     name: str
@@ -54,7 +54,7 @@ class ImageFolder:
         return [file.path for file in self.files]
 
     def limited(self, per_class: int) -> "ImageFolder":
-        """The first ``per_class`` files of each class (of each split), by path."""
+        """Keep the first ``per_class`` files by path of each class and split."""
         groups: dict[tuple[int, int], list[FoundFile]] = defaultdict(list)
         for file in self.files:
             groups[file.split, file.label].append(file)
@@ -62,65 +62,65 @@ class ImageFolder:
         return replace(self, files=tuple(file for file in self.files if file in kept))
 
     def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageFolder":
-        """The files of these paths, and of the others what is said of them elsewhere."""
+        """Keep the files with these paths, and replace the list of skipped files."""
         kept = tuple(file for file in self.files if file.path in paths)
         return replace(self, files=kept, skipped=tuple(skipped), ignored=())
 
 
 def scan_folder(root: Path) -> ImageFolder:
-    """Find class folders, inside ``train/ validation/ test/`` or alone, and their visible files.
+    """Find class folders, with or without ``train/ validation/ test/``, and their visible files.
 
-    Raises NoInputError, or BadDataError for another layout, an empty class, fewer than two.
+    Raises NoInputError, or BadDataError for another layout, an empty class or fewer than two.
     """
     if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise NoInputError(f"image folder {printable(root)} {what}")
+        problem = "is a file, not a folder" if root.exists() else "does not exist"
+        raise NoInputError(f"image folder {printable(root)} {problem}")
     root = root.resolve()
     skipped: list[Skipped] = []
-    folders, files = _entries(root, root, skipped)
+    folders, files = _list_folder(root, root, skipped)
     if not folders and not files:
-        raise NoInputError(f"{printable(root)} is empty: put a folder of images per class in it")
+        raise NoInputError(f"{printable(root)} is empty: add a folder of images per class")
     if not folders:
         raise BadDataError(
-            f"{printable(root)} holds files but no class folders: "
+            f"{printable(root)} contains files but no class folders: "
             f"expected {printable(root.name)}/<class>/<image>"
         )
-    by_split = _split_folders(root, folders)
+    by_split = _find_split_folders(root, folders)
     ignored = [] if not by_split else [name for name in folders if name not in by_split.values()]
     class_folders = {
         (split, name): root / folder / name
         for split, folder in (by_split or {NO_SPLIT: "."}).items()
-        for name in _entries(root / folder, root, skipped)[0]
+        for name in _list_folder(root / folder, root, skipped)[0]
     }
     names = sorted({name for _, name in class_folders})
     if len(names) < 2:
         raise BadDataError(
-            f"{printable(root)} has {len(names)} class{'es' if not names else ''}: expected at "
-            f"least two folders, one a class"
+            f"{printable(root)} has {counted(len(names), 'class', 'classes')}: expected at least "
+            f"two folders, one per class"
         )
-    found: list[FoundFile] = []
+    files_of_set: list[FoundFile] = []
     for (split, name), folder in class_folders.items():
-        paths = _files_below(folder, root, skipped)
+        paths = _find_files(folder, root, skipped)
         if not paths:
             raise BadDataError(
-                f"class folder {printable(folder)} holds no files: add images or remove it"
+                f"class folder {printable(folder)} contains no files: add images or remove it"
             )
-        found += [FoundFile(path, names.index(name), split) for path in paths]
+        files_of_set += [FoundFile(path, names.index(name), split) for path in paths]
     return ImageFolder(
         root=root,
         name=root.name,
-        # as text that any UTF-8 store takes
+        # HDF5 and JSON need valid UTF-8
         classes=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names),
-        files=tuple(sorted(found, key=lambda file: (file.split, file.path))),
+        files=tuple(sorted(files_of_set, key=lambda file: (file.split, file.path))),
         skipped=tuple(dict.fromkeys(skipped)),
         ignored=tuple(sorted(ignored + files)),
     )
 
 
-def _split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
-    """Split number -> folder name, where the set is laid out in splits; else empty."""
+def _find_split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
+    """Map split number to folder name; empty if the set has no split folders."""
     named = [name for name in folders if name.lower() in SPLIT_FOLDERS]
-    with_classes = [name for name in named if _entries(root / name, root, [])[0]]
+    with_classes = [name for name in named if _list_folder(root / name, root, [])[0]]
     if not with_classes:
         return {}
     by_split: dict[int, str] = {}
@@ -128,19 +128,19 @@ def _split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
         split = SPLIT_FOLDERS[name.lower()]
         if split in by_split:
             raise BadDataError(
-                f"{printable(root)} holds both {by_split[split]}/ and {name}/: keep one of them"
+                f"{printable(root)} contains both {by_split[split]}/ and {name}/: keep one of them"
             )
         by_split[split] = name
     if TRAIN not in by_split:
         raise BadDataError(
-            f"{printable(root)} holds {', '.join(f'{name}/' for name in with_classes)} "
+            f"{printable(root)} contains {', '.join(f'{name}/' for name in with_classes)} "
             f"but no train/ with class folders"
         )
     return dict(sorted(by_split.items()))
 
 
-def _entries(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
-    """Names of the visible folders and files in a folder, each sorted; odd ones are skipped."""
+def _list_folder(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
+    """Return the sorted names of visible folders and of visible files; skip links and pipes."""
     folders: list[str] = []
     files: list[str] = []
     with os.scandir(folder) as entries:
@@ -148,53 +148,50 @@ def _entries(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str
             if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
                 continue
             if reason := _reason_to_skip(entry, root):
-                skipped.append(Skipped(_relative(folder / entry.name, root), reason))
+                skipped.append(Skipped(_relative_path(folder / entry.name, root), reason))
                 continue
             (folders if entry.is_dir() else files).append(entry.name)
     return sorted(folders), sorted(files)
 
 
-def _files_below(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes]:
-    """Relative paths of the regular files below a folder, sorted."""
-    folders, files = _entries(folder, root, skipped)
-    below = [path for name in folders for path in _files_below(folder / name, root, skipped)]
-    return sorted([*below, *(_relative(folder / name, root) for name in files)])
+def _find_files(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes]:
+    """Return the sorted relative paths of the regular files below a folder."""
+    folders, files = _list_folder(folder, root, skipped)
+    below = [path for name in folders for path in _find_files(folder / name, root, skipped)]
+    return sorted([*below, *(_relative_path(folder / name, root) for name in files)])
 
 
-def _relative(path: Path, root: Path) -> bytes:
+def _relative_path(path: Path, root: Path) -> bytes:
     return os.fsencode(path.relative_to(root).as_posix())
 
 
-def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str | None:
-    """Why an entry is neither a folder to enter nor a file to read; None if it is one."""
+def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str:
+    """Return the reason why an entry cannot be entered or read, or an empty text."""
     if entry.is_symlink():
         target = Path(os.path.realpath(entry.path))
         if not target.is_relative_to(root):
             return "a link that leads out of the image folder"
         if target.is_dir():
             return "a link to another folder of this set"
-        return None if target.is_file() else "a link that leads nowhere"
-    if entry.is_dir() or entry.is_file():
-        return None
-    return "neither a file nor a folder"
+    return "" if entry.is_dir() else _reason_not_a_file(Path(entry.path))
 
 
 def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
-    """The files behind names, each once and as it was written, and what is no file, with reasons.
+    """Return the files that names stand for, each once and as written, and the skipped names.
 
-    A folder stands for all files below it, by path, but hidden ones and links to other folders; a
-    name that does not exist for what it matches as a pattern, ``**`` for any folders.
+    A folder stands for all files below it, sorted, except hidden ones and linked folders. A name
+    that does not exist is a glob pattern, with ``**`` for any folders.
     """
     files: dict[bytes, None] = {}
     skipped: list[Skipped] = []
     for name in names:
-        found = [name]
+        paths = [name]
         if glob.has_magic(name) and not (Path(name).exists() or Path(name).is_symlink()):
-            found = sorted(glob.glob(name, recursive=True), key=os.fsencode) or found  # noqa: PTH207 - pathlib takes no absolute patterns
-        for path in found:
+            paths = sorted(glob.glob(name, recursive=True), key=os.fsencode) or paths  # noqa: PTH207 - pathlib rejects absolute patterns
+        for path in paths:
             below = sorted(_walk(path, skipped)) if Path(path).is_dir() else [os.fsencode(path)]
             for file in below:
-                if reason := _why_no_file(Path(os.fsdecode(file))):
+                if reason := _reason_not_a_file(Path(os.fsdecode(file))):
                     skipped.append(Skipped(file, reason))
                 else:
                     files[file] = None
@@ -202,7 +199,7 @@ def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
 
 
 def split_list(text: bytes) -> list[str]:
-    """Names from a list: one a line, or each ended by NUL, as ``find -print0`` writes them."""
+    """Split a list of names: one per line, or each ended by NUL, as from ``find -print0``."""
     if b"\0" in text:
         names = text.split(b"\0")
     else:
@@ -211,7 +208,7 @@ def split_list(text: bytes) -> list[str]:
 
 
 def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:
-    """Everything below a folder that is neither hidden nor a folder."""
+    """Yield every visible entry below a folder that is not a folder."""
 
     def cannot_enter(error: OSError) -> None:
         skipped.append(Skipped(os.fsencode(error.filename), f"cannot be read: {error.strerror}"))
@@ -223,8 +220,8 @@ def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:
                 yield os.fsencode(os.path.join(parent, name))  # noqa: PTH118 - ./a stays ./a
 
 
-def _why_no_file(path: Path) -> str:
-    """Why there is no file to read at a path; empty if there is one."""
+def _reason_not_a_file(path: Path) -> str:
+    """Return the reason why a path is not a file, or an empty text."""
     if path.is_file():
         return ""
     if path.is_symlink():

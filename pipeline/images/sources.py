@@ -1,4 +1,4 @@
-"""Images that a program hands over: paths from anywhere, or arrays of pixels."""
+"""Images given as Python objects: paths from any folder, or arrays of pixels."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ EXPECTED = "paths of image files, or uint8 arrays (N, H, W, 3)"
 
 @dataclass(frozen=True)
 class ImageSources:
-    """Images by content, decoded on request: digests in order, and the path or array of each."""
+    """Images identified by content: their digests in order, and the path or array of each."""
 
     digests: tuple[bytes, ...]
     contents: Mapping[bytes, bytes | npt.NDArray[np.uint8]]
@@ -33,27 +33,27 @@ class ImageSources:
         self, digests: Iterable[bytes], *, image_size: int, resize: str
     ) -> Generator[tuple[bytes, Pixels]]:
         """Yield digests with (image_size, image_size, 3) uint8 RGB; raises BadDataError."""
-        wanted = {digest: self.contents[digest] for digest in digests}
-        files = {path: digest for digest, path in wanted.items() if isinstance(path, bytes)}
+        requested = {digest: self.contents[digest] for digest in digests}
+        files = {path: digest for digest, path in requested.items() if isinstance(path, bytes)}
         with closing(read_images(Path(), files, image_size=image_size, resize=resize)) as read:
             for path, pixels in read:
                 if isinstance(pixels, Skipped):
-                    raise _unusable(path, pixels.reason)
+                    raise _unusable_error(path, pixels.reason)
                 yield files[path], pixels
-        for digest, array in wanted.items():
+        for digest, array in requested.items():
             if not isinstance(array, bytes):
                 image = Image.fromarray(array)
                 try:
                     yield digest, to_pixels(image, image_size=image_size, resize=resize)
                 except UnreadableImage as error:
                     number = self.digests.index(digest)
-                    raise _unusable(b"image %d" % number, str(error)) from error
+                    raise _unusable_error(b"image %d" % number, str(error)) from error
 
 
 def image_sources(images: Any) -> ImageSources:
-    """Take paths, a uint8 array (N, H, W, 3) or arrays (H, W, 3); grey is (H, W, 1) or (H, W).
+    """Accept paths, a uint8 array (N, H, W, 3) or arrays (H, W, 3); grey is (H, W, 1) or (H, W).
 
-    Raises UsageError if it is something else, BadDataError if a file cannot be read.
+    Raises UsageError for other types, BadDataError if a file cannot be read.
     """
     if isinstance(images, str | bytes | os.PathLike):
         raise UsageError(f"expected a list of images; received the one path {printable(images)}")
@@ -61,27 +61,27 @@ def image_sources(images: Any) -> ImageSources:
         raise UsageError(f"expected {EXPECTED}; received an array of shape {images.shape}")
     if isinstance(images, Mapping) or not isinstance(images, Iterable):
         raise UsageError(f"expected {EXPECTED}; received {type(images).__name__}")
-    given = list(_column(images))
-    if not given:
+    items = list(_single_column(images))
+    if not items:
         raise NoInputError(f"expected {EXPECTED}; received none")
-    if isinstance(given[0], np.ndarray):
-        return array_sources(given)
+    if isinstance(items[0], np.ndarray):
+        return array_sources(items)
     names = []
-    for path in given:
+    for path in items:
         if not isinstance(path, str | bytes | os.PathLike):
             raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
         names.append(os.fsencode(path))
     digests, unreadable = hash_files(Path(), names)
     for skipped in unreadable:
-        raise _unusable(skipped.path, skipped.reason)
+        raise _unusable_error(skipped.path, skipped.reason)
     return ImageSources(
         tuple(digests[name] for name in names),
         {digest: name for name, digest in reversed(digests.items())},
     )
 
 
-def _column(images: Iterable[Any]) -> Iterable[Any]:
-    """A table of one column, as scikit-learn's ColumnTransformer hands it over, as that column."""
+def _single_column(images: Iterable[Any]) -> Iterable[Any]:
+    """Return the column of a one-column table, as scikit-learn's ColumnTransformer passes it."""
     table: Any = images
     if hasattr(table, "columns") and hasattr(table, "to_numpy"):  # a pandas or polars data frame
         table = table.to_numpy()
@@ -96,7 +96,7 @@ def _column(images: Iterable[Any]) -> Iterable[Any]:
 
 
 def array_sources(arrays: Iterable[Any]) -> ImageSources:
-    """Take arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
+    """Accept arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
     digests, contents = [], {}
     for array in arrays:
         if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
@@ -106,14 +106,14 @@ def array_sources(arrays: Iterable[Any]) -> ImageSources:
         channels = array.shape[2] if array.ndim == 3 else 1
         if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
             raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
-        # headed as in a PNM file: the key of rows cached earlier
+        # the header of a PNM file, as in the digests of rows that are already cached
         kind = b"P6" if channels == 3 else b"P5"
         header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
         digests.append(hashlib.sha256(header + array.tobytes()).digest())
-        # Pillow takes no (H, W, 1)
+        # Pillow does not accept (H, W, 1)
         contents[digests[-1]] = array if channels == 3 else array.reshape(array.shape[:2])
     return ImageSources(tuple(digests), contents)
 
 
-def _unusable(name: bytes, reason: str) -> BadDataError:
-    return BadDataError(f"{printable(name)}: {reason}; leave it out, or mend it")
+def _unusable_error(name: bytes, reason: str) -> BadDataError:
+    return BadDataError(f"{printable(name)}: {reason}; leave it out or repair it")

@@ -1,4 +1,4 @@
-"""The freeze boundary: where a base can be cut, and that its halves make the whole."""
+"""The freeze boundary: where a base can be cut; both halves compute what the base computes."""
 
 from functools import cache
 
@@ -20,7 +20,7 @@ def build(name: str, size: int):  # type: ignore[no-untyped-def]
     return model, base
 
 
-def test_the_books_block_hangs_on_block4_pool() -> None:
+def test_block_that_the_book_unfreezes_reads_block4_pool() -> None:
     boundary = find_boundary(*build("vgg16", 150), "block5_conv1")
     assert boundary.layer == "block4_pool"
     assert boundary.shape == (9, 9, 512)
@@ -39,7 +39,7 @@ def test_the_books_block_hangs_on_block4_pool() -> None:
                 ("inception_v3", 75, "conv2d_85", "mixed9"),
                 ("densenet121", 32, "conv5_block1_0_bn", "pool4_pool"),
                 (
-                    "convnext_tiny",  # its sums are no layers
+                    "convnext_tiny",  # its sums are not layers
                     32,
                     "convnext_tiny_stage_3_block_0_depthwise_conv",
                     "convnext_tiny_downsampling_block_2",
@@ -48,7 +48,9 @@ def test_the_books_block_hangs_on_block4_pool() -> None:
         ),
     ],
 )
-def test_the_halves_make_the_whole(name: str, size: int, first: str, below: str) -> None:
+def test_both_halves_of_a_base_compute_what_the_base_computes(
+    name: str, size: int, first: str, below: str
+) -> None:
     model, base = build(name, size)
     boundary = find_boundary(model, base, first)
     lower = keras.Model(model.input, model.get_layer(boundary.layer).output)
@@ -67,33 +69,30 @@ def test_within_a_residual_block_the_nearest_layers_are_named() -> None:
         find_boundary(model, base, "block_15_depthwise")
 
 
-def test_from_the_first_layer_on_there_is_nothing_to_cache() -> None:
-    model, base = build("vgg16", 32)
-    with pytest.raises(UsageError, match=r"frozen layers below .* nearest: block1_conv2$"):
-        find_boundary(model, base, "block1_conv1")
-
-
-def test_a_last_layer_without_weights_is_refused() -> None:
-    model, base = build("vgg16", 32)
-    with pytest.raises(UsageError, match=r"nearest: block5_conv3$"):
-        find_boundary(model, base, "block5_pool")
-
-
-def test_unknown_layer_names_the_remedy() -> None:
-    model, base = build("vgg16", 32)
-    with pytest.raises(UsageError, match="--list-layers vgg16"):
-        find_boundary(model, base, "block6_conv1")
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("block1_conv1", r"frozen layers below .* nearest: block1_conv2$"),
+        ("block5_pool", r"nearest: block5_conv3$"),  # has no weights to train
+        ("block6_conv1", "--list-layers vgg16"),
+    ],
+)
+def test_layer_that_leaves_nothing_to_freeze_or_to_train_is_refused(
+    layer: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        find_boundary(*build("vgg16", 150), layer)
 
 
 def test_unfrozen_layers_are_frozen_again_with_the_weights_they_had() -> None:
     model, base = build("mobilenet_v2", 32)
     boundary = find_boundary(model, base, "block_16_project")
     before = model.get_weights()
-    with unfrozen(model, boundary) as learns:
-        names = list(learns)
-        for variable in learns.values():
+    with unfrozen(model, boundary) as variables:
+        names = list(variables)
+        for variable in variables.values():
             variable.assign(variable + 1)
-    assert names == ["block_16_project/kernel", "Conv_1/kernel"]  # BatchNorm stays as it is
+    assert names == ["block_16_project/kernel", "Conv_1/kernel"]  # BatchNorm stays frozen
     for ours, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert model.trainable_variables == []

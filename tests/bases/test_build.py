@@ -1,8 +1,9 @@
-"""Building bases: Keras' own numbers, and refusal of weights that do not fit."""
+"""Building bases: Keras' own numbers; weights that do not fit are refused."""
 
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -10,11 +11,14 @@ from pipeline.bases.build import build_base, feature_model, list_layers
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import Base, find_base
 from pipeline.bases.weights import file_digest
+from pipeline.engines import relative_errors
 from pipeline.errors import BadDataError, UnreachableError, UsageError
 from pipeline.keras_backend import keras
 
 TINY = find_base("mobilenet_v3_small")
+EFFICIENTNET = find_base("efficientnet_b0")
 SIZE = 32
+IMAGES = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.uint8)
 
 
 def config(base: Base = TINY, **options: Any) -> BaseConfig:
@@ -26,128 +30,100 @@ def build(base: Base = TINY, **options: Any) -> tuple[Any, str]:
     return build_base(config(base, **options))
 
 
-def synthetic_images(count: int = 3, size: int = SIZE) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The base TINY with random weights of seed 3."""
+    return build()[0]
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Greatest over the rows, in the L2 norm."""
-    rows = len(ours)
-    difference = np.linalg.norm((ours - theirs).reshape(rows, -1), axis=1)
-    return float((difference / np.linalg.norm(theirs.reshape(rows, -1), axis=1)).max())
+def assert_same_arrays(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    for left, right in zip(first, second, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
-def test_random_weights_repeat_by_seed() -> None:
-    first, name = build(seed=5)
-    again, _ = build(seed=5)
+def assert_close(received: Any, expected: Any) -> None:
+    """The relative error of each row is below 1e-5."""
+    assert relative_errors(np.asarray(expected), np.asarray(received)).max() < 1e-5
+
+
+def test_base_is_frozen_and_its_random_weights_repeat_by_seed(model: Any) -> None:
+    again, name = build()
     other, _ = build(seed=6)
-    assert name == "random-5"
-    images = synthetic_images().astype("f4")
-    np.testing.assert_array_equal(first(images), again(images))
-    assert not np.array_equal(first(images), other(images))
-
-
-def test_layers_have_the_same_names_however_often_a_base_is_built() -> None:
-    names = [[layer.name for layer in list_layers(config())] for _ in range(2)]
-    assert names[0] == names[1]
-    assert names[0][-1] == TINY.last_layer
-
-
-def test_base_is_frozen() -> None:
-    model, _ = build()
+    assert name == "random-3"
     assert model.trainable_weights == []
+    assert_same_arrays(again.get_weights(), model.get_weights())
+    assert not np.array_equal(other.get_weights()[0], model.get_weights()[0])
 
 
-@pytest.mark.parametrize("pooling", ["avg", "max"])
-def test_pooled_output_equals_keras_pooling(pooling: str) -> None:
-    base_model, _ = build()
-    layers = [f"{TINY.last_layer}:{pooling}", "expanded_conv_2_add"]
-    tapped = feature_model(base_model, config(), layers)
-    theirs = keras.applications.MobileNetV3Small(
-        weights=None, include_top=False, input_shape=(SIZE, SIZE, 3), pooling=pooling
-    )
-    theirs.set_weights(base_model.get_weights())
-    pooled, maps = tapped.predict(synthetic_images(), verbose=0)
-    expected = theirs.predict(synthetic_images().astype("f4"), verbose=0)
-    assert relative_error(pooled, expected) < 1e-5
+def test_layers_have_the_same_names_however_often_a_base_is_built(model: Any) -> None:
+    names = [layer.name for layer in list_layers(config())]
+    assert names == [layer.name for layer in model.layers]
+    assert names[-1] == TINY.last_layer
+
+
+def test_feature_model_gives_feature_maps_and_pools_them(model: Any) -> None:
+    last, middle = TINY.last_layer, "expanded_conv_2_add"
+    layers = [last, middle, f"{middle}:avg", f"{middle}:max"]
+    outputs = feature_model(model, config(), layers)(IMAGES)
+    tapped = keras.Model(model.input, [model.output, model.get_layer(middle).output])
+    expected, maps = map(np.asarray, tapped(IMAGES.astype("f4")))
     assert maps.shape == (3, 4, 4, 24)
+    for ours, theirs in zip(
+        outputs, [expected, maps, maps.mean((1, 2)), maps.max((1, 2))], strict=True
+    ):
+        assert_close(ours, theirs)
 
 
-def test_rescale_is_the_books_division_by_255() -> None:
-    base = find_base("mobilenet")
-    base_model, _ = build(base)
-    rescaled = config(base, preprocessing="rescale")
-    tapped = feature_model(base_model, rescaled, [base.last_layer])
-    (ours,) = keras.tree.flatten(tapped.predict(synthetic_images(), verbose=0))
-    expected = base_model.predict(synthetic_images().astype("f4") / 255, verbose=0)
-    assert relative_error(ours, expected) < 1e-5
+def test_rescale_is_the_books_division_by_255(model: Any) -> None:
+    rescaled = feature_model(model, config(preprocessing="rescale"), [TINY.last_layer])
+    (features,) = keras.tree.flatten(rescaled(IMAGES))
+    assert_close(features, model(IMAGES.astype("f4") / 255))
 
 
-@pytest.mark.parametrize("name", ["weights.weights.h5", "renamed.h5"])
-def test_weights_file_gives_the_weights_it_was_saved_from(tmp_path: Path, name: str) -> None:
-    saved, _ = build(seed=8)
-    saved.save_weights(tmp_path / "saved.weights.h5")
-    (tmp_path / "saved.weights.h5").rename(tmp_path / name)
-    loaded, digest = build(weights=tmp_path / name)
-    assert digest == file_digest(tmp_path / name)
-    for ours, theirs in zip(loaded.get_weights(), saved.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+def test_weights_file_of_any_name_gives_the_weights_it_was_saved_from(
+    model: Any, tmp_path: Path
+) -> None:
+    model.save_weights(tmp_path / "saved.weights.h5")
+    path = (tmp_path / "saved.weights.h5").rename(tmp_path / "renamed.h5")
+    loaded, digest = build(weights=path)
+    assert digest == file_digest(path)
+    assert_same_arrays(loaded.get_weights(), model.get_weights())
 
 
 def test_weights_of_another_model_are_refused_with_both_counts(tmp_path: Path) -> None:
-    other, _ = build(find_base("mobilenet"))
-    other.save_weights(tmp_path / "other.weights.h5")
-    with pytest.raises(BadDataError, match=r"another model: mobilenet_v3_small .* received") as e:
-        build(weights=tmp_path / "other.weights.h5")
-    assert "numbers" in str(e.value)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.ones((3, 4), "f4")
+    expected = "another model: mobilenet_v3_small .* received 1 arrays of 12 numbers"
+    with pytest.raises(BadDataError, match=expected):
+        build(weights=tmp_path / "other.h5")
 
 
-def test_unknown_layer_names_the_remedy() -> None:
-    base_model, _ = build()
+def test_unknown_layer_names_the_option_that_lists_them(model: Any) -> None:
     with pytest.raises(UsageError, match="--list-layers mobilenet_v3_small"):
-        feature_model(base_model, config(), ["nope"])
-
-
-def test_layer_without_maps_is_refused() -> None:
-    base = find_base("efficientnet_b0")
-    with pytest.raises(UsageError, match="no feature maps"):
-        feature_model(build(base)[0], config(base), ["block1a_se_squeeze"])
-
-
-def _keras_efficientnet(monkeypatch: pytest.MonkeyPatch, file: Path) -> object:
-    """EfficientNetB0 as Keras builds it for weights="imagenet", with a file instead of its own."""
-    module = __import__("keras.src.applications.efficientnet", fromlist=["file_utils"])
-    monkeypatch.setattr(module.file_utils, "get_file", lambda *args, **options: str(file))
-    return keras.applications.EfficientNetB0(
-        weights="imagenet", include_top=False, input_shape=(SIZE, SIZE, 3)
-    )
+        feature_model(model, config(), ["nope"])
 
 
 @pytest.mark.slow
 def test_efficientnet_from_a_file_equals_the_named_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = find_base("efficientnet_b0")
-    model, _ = build(base)
-    norm = next(part for part in model.layers if isinstance(part, keras.layers.Normalization))
-    norm.adapt_mean.assign([0.485, 0.456, 0.406])  # what Keras' own file holds
-    norm.adapt_variance.assign([0.229, 0.224, 0.225])
+    """Weights of a base trained without ImageNet statistics are loaded unchanged."""
+    trained, _ = build(EFFICIENTNET)
     file = tmp_path / "efficientnet.weights.h5"
-    model.save_weights(file)
-    named = _keras_efficientnet(monkeypatch, file)
-    ours, _ = build(base, weights=file)
-    images = synthetic_images().astype("f4")
-    assert relative_error(ours.predict(images, verbose=0), named.predict(images, verbose=0)) < 1e-5
+    trained.save_weights(file)
+    images = IMAGES.astype("f4")
+    np.testing.assert_array_equal(build(EFFICIENTNET, weights=file)[0](images), trained(images))
 
-
-@pytest.mark.slow
-def test_efficientnet_trained_from_nothing_is_left_as_it_is(tmp_path: Path) -> None:
-    base = find_base("efficientnet_b0")
-    model, _ = build(base)
-    model.save_weights(tmp_path / "own.weights.h5")
-    ours, _ = build(base, weights=tmp_path / "own.weights.h5")
-    images = synthetic_images().astype("f4")
-    np.testing.assert_array_equal(ours.predict(images, verbose=0), model.predict(images, verbose=0))
+    norm = next(layer for layer in trained.layers if isinstance(layer, keras.layers.Normalization))
+    norm.adapt_mean.assign([0.485, 0.456, 0.406])  # the numbers in Keras' own file
+    norm.adapt_variance.assign([0.229, 0.224, 0.225])
+    trained.save_weights(file)
+    module = __import__("keras.src.applications.efficientnet", fromlist=["file_utils"])
+    monkeypatch.setattr(module.file_utils, "get_file", lambda *args, **options: str(file))
+    named = keras.applications.EfficientNetB0(
+        weights="imagenet", include_top=False, input_shape=(SIZE, SIZE, 3)
+    )
+    assert_close(build(EFFICIENTNET, weights=file)[0](images), named(images))
 
 
 def test_weights_that_cannot_be_downloaded_say_where_to_put_them(

@@ -1,4 +1,4 @@
-"""Weights are named by their arrays, whatever file holds them."""
+"""The arrays alone identify weights, in any kind of file."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from pipeline.bases.weights import (
 from pipeline.errors import BadDataError, NoInputError, UnreachableError
 
 
-def test_digest_is_order_free_and_sees_every_number_and_shape() -> None:
+def test_digest_depends_on_every_number_and_shape_but_not_on_the_order() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype("f4") for shape in ((3, 3, 2, 4), (4,), (4, 2))]
     digest = arrays_digest(arrays)
@@ -33,7 +33,7 @@ def test_digest_is_order_free_and_sees_every_number_and_shape() -> None:
     assert arrays_digest([*arrays[:2], arrays[2].T]) != digest
 
 
-def test_counters_and_seeds_do_not_count() -> None:
+def test_digest_ignores_counters_and_seeds() -> None:
     array = np.ones((2, 2), "f4")
     assert arrays_digest([array, np.array(3), np.zeros(2, "u4")]) == arrays_digest([array])
 
@@ -61,7 +61,7 @@ def test_both_layouts_of_keras_have_one_digest(tmp_path: Path) -> None:
     assert file_digest(tmp_path / "old.h5") == expected
 
 
-def test_optimizer_state_does_not_count(tmp_path: Path) -> None:
+def test_digest_ignores_the_state_of_an_optimizer(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["layers/dense/vars/0"] = np.ones((2, 3), "f4")
         file["optimizer/vars/0"] = np.ones((2, 3), "f4")
@@ -69,7 +69,7 @@ def test_optimizer_state_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not HDF5 at all"])
-def test_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_without_weights_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.h5").write_bytes(content)
     with pytest.raises(BadDataError, match="not HDF5"):
         file_digest(tmp_path / "w.h5")
@@ -82,14 +82,14 @@ def test_hdf5_without_arrays_is_refused(tmp_path: Path) -> None:
         file_digest(tmp_path / "w.h5")
 
 
-def test_weights_that_lie_outside_their_file_are_refused(tmp_path: Path) -> None:
+def test_weights_outside_their_file_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.create_dataset("kernel", (4,), "f4", external=[("/etc/passwd", 0, 16)])
     with pytest.raises(BadDataError, match="outside"):
         file_digest(tmp_path / "w.h5")
 
 
-def test_weights_that_declare_more_than_they_hold_are_refused(tmp_path: Path) -> None:
+def test_weights_that_declare_more_than_they_contain_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.create_dataset("kernel", (90_000, 90_000), "f4", chunks=(100, 100))
     with pytest.raises(BadDataError, match="declares 32,400,000,000 bytes"):
@@ -124,8 +124,8 @@ def known(size: int) -> str | None:
 def remember(size: int) -> Path:
     config = BaseConfig(base="mobilenet_v2", image_size=size)
     remember_digest("abc", config)
-    (note,) = config.weights_folder.iterdir()
-    return note
+    (path,) = config.weights_folder.iterdir()
+    return path
 
 
 def test_imagenet_digest_is_remembered_per_base_and_size() -> None:
@@ -136,7 +136,7 @@ def test_imagenet_digest_is_remembered_per_base_and_size() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"sha": 1}'])
-def test_damaged_note_is_as_good_as_none(text: str) -> None:
+def test_damaged_digest_file_is_ignored(text: str) -> None:
     remember(160).write_text(text)
     assert known(160) is None
 

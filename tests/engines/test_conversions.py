@@ -1,4 +1,4 @@
-"""Every convolutional base of the registry, converted, computes what Keras computes."""
+"""The conversion of every convolutional base computes what Keras computes."""
 
 import importlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from pipeline.keras_backend import keras
 
 pytestmark = pytest.mark.slow
 
-LIKE_CONVNEXT_BASE = {"convnext_large", "convnext_xlarge"}  # wider, layer for layer the same
+LIKE_CONVNEXT_BASE = {"convnext_large", "convnext_xlarge"}  # wider, with the same layers
 TESTED = [name for name in BASES if name not in {PIXELS, *LIKE_CONVNEXT_BASE}]
 TOLERANCE = 1e-4
 
@@ -35,10 +35,10 @@ class Read(NamedTuple):
 
 
 def draw_variables(model: Any, images: npt.NDArray[np.float32]) -> None:
-    """Fresh statistics, scales and offsets are 0 and 1 (or 1e-6): a wrong fold would go unseen.
+    """Draw statistics, scales and offsets: with the initial 0 and 1 no wrong fold would show.
 
-    Statistics follow the images and scales are below 1, as in a trained base; else the maps of a
-    deep one forget the image, or a rounded pixel alone changes them by more than the tolerance.
+    Statistics follow the images and scales are below 1, as in a trained base; otherwise the maps of
+    a deep base lose the image, or rounding one pixel changes them by more than the tolerance.
     """
     draw = np.random.default_rng(0)
     for variable in model.variables:
@@ -56,16 +56,16 @@ def draw_variables(model: Any, images: npt.NDArray[np.float32]) -> None:
     model(images, training=True)
     for layer in norms:
         variance = np.asarray(layer.moving_variance)
-        # Some channels have next to none: they would blow rounding up.
+        # a variance near 0 would amplify rounding
         layer.moving_variance.assign(variance + variance.mean() / 10)
         layer.trainable = False
 
 
 def draw_images(number: int, size: int) -> npt.NDArray[np.uint8]:
-    """Coloured patches under noise.
+    """Draw coloured patches with noise.
 
-    Noise alone looks alike to a network: normalisation would subtract what all have in common, and
-    blow the rounding of the rest up.
+    Images of noise alone give similar maps: normalisation would subtract their common part and
+    amplify the rounding of the rest.
     """
     draw = np.random.default_rng(0)
     patches = (
@@ -76,7 +76,7 @@ def draw_images(number: int, size: int) -> npt.NDArray[np.uint8]:
 
 
 def middle_layer(model: Any) -> str:
-    """The one halfway down that gives maps."""
+    """Return the middle one of the layers with feature maps."""
     names: list[str] = [
         layer.name
         for layer in model.layers
@@ -108,14 +108,14 @@ def test_a_conversion_computes_what_keras_computes(engine: str, read: Read, tmp_
     if engine == "onnx":
         onnx.checker.check_model(tmp_path / MODEL_FILE, full_check=True)
     runtime = load_runtime(engine)(tmp_path, layers=list(read.expected))
-    found = runtime(read.images)
+    features = runtime(read.images)
     errors = {
-        layer: relative_errors(maps, found[layer]).max() for layer, maps in read.expected.items()
+        layer: relative_errors(maps, features[layer]).max() for layer, maps in read.expected.items()
     }
     assert max(errors.values()) < TOLERANCE, errors
     for maps in read.expected.values():
-        assert relative_errors(maps[:-1], maps[1:]).min() > 0.001  # the image has a say
+        assert relative_errors(maps[:-1], maps[1:]).min() > 0.001  # maps depend on the image
 
 
-def test_no_base_is_left_out() -> None:
+def test_every_base_is_tested() -> None:
     assert {name for name in BASES if name != PIXELS} == {*TESTED, *LIKE_CONVNEXT_BASE}

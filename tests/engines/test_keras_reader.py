@@ -1,4 +1,4 @@
-"""What is read from Keras computes what Keras computes, by fewer operations."""
+"""The network read from Keras computes what Keras computes, with fewer operations."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-if find_spec("onnxruntime") is None:  # importing it here would let it keep usage data
+if find_spec("onnxruntime") is None:  # an import here would let it store usage data
     pytest.skip("needs onnxruntime", allow_module_level=True)
 
 from pipeline.bases.build import feature_model
 from pipeline.bases.config import BaseConfig
+from pipeline.engines import relative_errors
 from pipeline.engines.keras_reader import read_network
 from pipeline.engines.network import (
     IMAGE,
@@ -31,7 +32,7 @@ from pipeline.engines.onnx import OnnxEngine, convert
 from pipeline.errors import UsageError
 from pipeline.keras_backend import keras
 
-SIDE = 37  # odd, and no multiple of any stride
+SIDE = 37  # odd, not a multiple of any stride
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3)).astype(np.uint8)
 # its preprocessing gives values from -1 to 1
 CONFIG = BaseConfig(base="mobilenet_v2", image_size=SIDE)
@@ -40,7 +41,7 @@ layers = keras.layers
 
 
 def synthetic_model(add: Callable[[Any], Any]) -> Any:
-    """Seven channels of values of either sign, and what is put on them; no variable is 0 or 1."""
+    """A convolution of seven channels, then what ``add`` makes of it; no variable is 0 or 1."""
     keras.utils.set_random_seed(0)
     image = keras.Input((SIDE, SIDE, 3), name="input_image")
     model = keras.Model(image, add(layers.Conv2D(7, 3, name="stem")(image)))
@@ -55,25 +56,19 @@ def read(model: Any, *names: str) -> Network:
     return read_network(model, CONFIG, names)
 
 
-def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    distance = np.linalg.norm((found - expected).reshape(len(found), -1), axis=1)
-    norm = np.linalg.norm(expected.reshape(len(found), -1), axis=1)
-    return float((distance / norm).max())
-
-
 def assert_agrees(
     model: Any, folder: Path, *names: str, config: BaseConfig = CONFIG
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """ONNX Runtime computes what was read as Keras computes the model; returns its maps."""
+    """ONNX Runtime and Keras compute the same maps, which are returned."""
     convert(read_network(model, config, names), folder)
-    found = OnnxEngine(folder, layers=names)(IMAGES)
+    features = OnnxEngine(folder, layers=names)(IMAGES)
     reference = feature_model(model, config, names)
     outputs = reference(IMAGES)
     expected = outputs if isinstance(outputs, list) else [outputs]
     for name, maps in zip(names, expected, strict=True):
-        assert found[name].shape == maps.shape
-        assert relative_error(found[name], maps.numpy()) < 2e-6, name
-    return found
+        assert features[name].shape == maps.shape
+        assert relative_errors(maps.numpy(), features[name]).max() < 2e-6, name
+    return features
 
 
 def gate(maps: Any, *, keepdims: bool) -> Any:
@@ -147,17 +142,26 @@ def test_each_kind_of_layer_computes_what_keras_computes(case: str, tmp_path: Pa
     assert_agrees(synthetic_model(CASES[case]), tmp_path, "last")
 
 
+def test_each_activation_computes_what_keras_computes(tmp_path: Path) -> None:
+    names = ["relu", "relu6", "sigmoid", "silu", "hard_sigmoid", "hard_silu", "tanh", "gelu"]
+
+    def add(maps: Any) -> list[Any]:
+        return [layers.Activation(name, name=name)(maps) for name in [*names, "linear"]]
+
+    assert_agrees(synthetic_model(add), tmp_path, *names, "linear")
+
+
 @pytest.mark.parametrize(
-    "function",
-    ["relu", "relu6", "sigmoid", "silu", "hard_sigmoid", "hard_silu", "tanh", "gelu", "linear"],
+    ("base", "preprocessing"),
+    [
+        ("vgg16", "native"),
+        ("resnet50_v2", "native"),
+        ("densenet121", "native"),
+        ("mobilenet_v3_small", "native"),
+        ("vgg16", "rescale"),
+    ],
 )
-def test_each_activation_computes_what_keras_computes(function: str, tmp_path: Path) -> None:
-    assert_agrees(synthetic_model(layers.Activation(function, name="last")), tmp_path, "last")
-
-
-@pytest.mark.parametrize("preprocessing", ["native", "rescale"])
-@pytest.mark.parametrize("base", ["vgg16", "resnet50_v2", "densenet121", "mobilenet_v3_small"])
-def test_preprocessing_is_the_base_s_own_or_the_one_asked_for(
+def test_preprocessing_is_native_or_the_requested_one(
     base: str, preprocessing: str, tmp_path: Path
 ) -> None:
     model = synthetic_model(layers.ReLU(name="last"))
@@ -165,7 +169,7 @@ def test_preprocessing_is_the_base_s_own_or_the_one_asked_for(
     assert_agrees(model, tmp_path, "last", config=config)
 
 
-def test_layers_asked_for_keep_their_own_results(tmp_path: Path) -> None:
+def test_requested_layers_keep_their_results(tmp_path: Path) -> None:
     def add(maps: Any) -> Any:
         maps = layers.Conv2D(6, 3, name="convolved")(maps)
         maps = layers.BatchNormalization(name="normed")(maps)
@@ -174,13 +178,13 @@ def test_layers_asked_for_keep_their_own_results(tmp_path: Path) -> None:
         return layers.Conv2D(4, 3, activation="relu", name="activated")(maps)
 
     names = ("input_image", "convolved", "normed", "dropped", "padded", "activated")
-    found = assert_agrees(synthetic_model(add), tmp_path, *names)
-    assert found["activated"].min() == 0
-    assert found["normed"].min() < 0
-    np.testing.assert_array_equal(found["dropped"], found["normed"])
+    features = assert_agrees(synthetic_model(add), tmp_path, *names)
+    assert features["activated"].min() == 0
+    assert features["normed"].min() < 0
+    np.testing.assert_array_equal(features["dropped"], features["normed"])
 
 
-def test_only_what_leads_to_the_layers_asked_for_is_read() -> None:
+def test_only_layers_that_the_requested_ones_depend_on_are_read() -> None:
     def add(maps: Any) -> Any:
         maps = layers.ReLU(name="early")(maps)
         return layers.UpSampling2D(name="unknown")(maps)
@@ -209,7 +213,7 @@ def test_a_known_layer_with_an_unknown_setting_cannot_be_converted(layer: Any) -
         read(synthetic_model(add), "maps")
 
 
-def test_a_layer_that_is_not_there_or_gives_no_maps_is_a_usage_error() -> None:
+def test_unknown_layer_and_layer_without_feature_maps_are_usage_errors() -> None:
     model = synthetic_model(layers.GlobalAveragePooling2D(name="flat"))
     with pytest.raises(UsageError, match="has no layer 'block9'"):
         read(model, "block9")
@@ -262,7 +266,7 @@ def test_a_convolution_that_is_an_output_or_has_another_reader_stays() -> None:
         ("relu", "avg", ["before", "padded", "pool"]),
     ],
 )
-def test_padding_is_merged_into_a_pooling_only_where_zeros_have_no_say(
+def test_padding_is_merged_into_a_pooling_only_where_zeros_change_nothing(
     before: str, function: str, expected: list[str]
 ) -> None:
     operations = [

@@ -1,4 +1,4 @@
-"""ONNX Runtime's engine: what it opens, what it returns, and what it leaves alone."""
+"""The ONNX Runtime engine: what it opens, returns and does not touch."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-if find_spec("onnxruntime") is None:  # importing it here would let it keep usage data
+if find_spec("onnxruntime") is None:  # an import here would let it store usage data
     pytest.skip("needs onnxruntime", allow_module_level=True)
 
 from pipeline.bases.registry import PREPROCESSING
@@ -31,7 +31,7 @@ IMAGES = DRAW.integers(0, 256, (5, SIDE, SIDE, 3)).astype(np.uint8)
 
 
 def network() -> Network:
-    """A convolution with channels for a blocked layout, depthwise, gated, pooled."""
+    """A convolution with enough channels for a blocked layout, depthwise, gated, pooled."""
     return Network(
         image_size=SIDE,
         preprocessing=PREPROCESSING["tf"],
@@ -63,13 +63,13 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("conversion")
-    convert(network(), made)
-    onnx.checker.check_model(made / MODEL_FILE, full_check=True)
-    return made
+    path = tmp_path_factory.mktemp("conversion")
+    convert(network(), path)
+    onnx.checker.check_model(path / MODEL_FILE, full_check=True)
+    return path
 
 
-def test_rows_have_the_shapes_that_the_engine_says(folder: Path) -> None:
+def test_rows_have_the_announced_shapes(folder: Path) -> None:
     keys = ["pooled:max", "active", "pooled", "active:avg"]
     engine = OnnxEngine(folder, layers=keys)
     assert engine.row_shapes == {
@@ -97,15 +97,15 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(folder: Path) -> None:
             np.testing.assert_array_equal(engine(IMAGES[count:])[key], rows[count:])
 
 
-def test_preprocessing_and_affine_operations_are_what_they_say(tmp_path: Path) -> None:
+def test_preprocessing_and_affine_operations_are_computed(tmp_path: Path) -> None:
     scale, offset = np.float32([1, 2, 3]), np.float32([0, 5, -5])
-    made = Network(
+    affine = Network(
         image_size=SIDE,
         preprocessing=PREPROCESSING["caffe"],
         operations=(Affine(name="last", inputs=(IMAGE,), scale=scale, offset=offset),),
         outputs={"last": (SIDE, SIDE, 3)},
     )
-    convert(made, tmp_path)
+    convert(affine, tmp_path)
     rows = OnnxEngine(tmp_path, layers=["last"])(IMAGES)["last"]
     bgr = IMAGES[..., ::-1] - np.array([103.939, 116.779, 123.68])
     np.testing.assert_allclose(rows, bgr * scale + offset, rtol=1e-5, atol=1e-4)
@@ -116,11 +116,11 @@ def test_a_damaged_conversion_is_bad_data(
     content: bytes | str | None, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
-        whole = (folder / MODEL_FILE).read_bytes()
-        damaged = content if isinstance(content, bytes) else whole[: len(whole) // 2]
+        model = (folder / MODEL_FILE).read_bytes()
+        damaged = content if isinstance(content, bytes) else model[: len(model) // 2]
         (tmp_path / MODEL_FILE).write_bytes(damaged)
     with pytest.raises(
-        BadDataError, match=rf"{MODEL_FILE} cannot be opened .* made anew"
+        BadDataError, match=rf"{MODEL_FILE} cannot be opened .* converted again"
     ) as raised:
         OnnxEngine(tmp_path, layers=["pooled"])
     assert "\n" not in str(raised.value)
@@ -128,11 +128,11 @@ def test_a_damaged_conversion_is_bad_data(
 
 
 def test_a_layer_that_was_not_converted_is_bad_data(folder: Path) -> None:
-    with pytest.raises(BadDataError, match=r"holds active, pooled; received block9_pool"):
+    with pytest.raises(BadDataError, match=r"contains active, pooled; received block9_pool"):
         OnnxEngine(folder, layers=["block9_pool"])
 
 
-def test_it_runs_without_tensorflow_and_keeps_nothing_to_send(folder: Path, tmp_path: Path) -> None:
+def test_it_runs_without_tensorflow_and_stores_no_usage_data(folder: Path, tmp_path: Path) -> None:
     program = f"""
 import sys
 import numpy as np
@@ -156,4 +156,4 @@ assert "tensorflow" not in sys.modules and "onnx" not in sys.modules
         cwd=Path(__file__).parents[2],
         env={**environment, "HOME": str(home)},
     )
-    assert not list(home.rglob("*"))  # what it would send, it first keeps under ~/.cache
+    assert not list(home.rglob("*"))  # it stores usage data in ~/.cache before it sends them

@@ -1,4 +1,4 @@
-"""Which files a command's arguments name."""
+"""The files that the arguments of a command name."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def photos() -> Path:
     return Path("photos")
 
 
-def found(*names: str) -> list[str]:
+def paths_of(*names: str) -> list[str]:
     files, skipped = find_images(names)
     assert not skipped
     return [os.fsdecode(file) for file in files]
@@ -25,29 +25,32 @@ def found(*names: str) -> list[str]:
 
 def test_folder_stands_for_its_files_in_the_order_of_their_paths(photos: Path) -> None:
     expected = ["photos/a.jpg", "photos/b/10.jpg", "photos/b/2.jpg", "photos/c.jpg"]
-    assert found("photos") == expected
-    assert found("./photos/b/") == ["./photos/b/10.jpg", "./photos/b/2.jpg"]
+    assert paths_of("photos") == expected
+    assert paths_of("./photos/b/") == ["./photos/b/10.jpg", "./photos/b/2.jpg"]
 
 
-def test_arguments_keep_their_order_and_each_file_stands_once(photos: Path) -> None:
-    assert found("photos/c.jpg", "photos", "photos/a.jpg")[:2] == ["photos/c.jpg", "photos/a.jpg"]
-    assert len(found("photos/c.jpg", "photos", "photos/a.jpg")) == 4
+def test_arguments_keep_their_order_and_each_file_is_listed_once(photos: Path) -> None:
+    assert paths_of("photos/c.jpg", "photos", "photos/a.jpg")[:2] == [
+        "photos/c.jpg",
+        "photos/a.jpg",
+    ]
+    assert len(paths_of("photos/c.jpg", "photos", "photos/a.jpg")) == 4
 
 
 def test_quoted_patterns_are_expanded(photos: Path) -> None:
-    assert found("photos/*.jpg") == ["photos/a.jpg", "photos/c.jpg"]
-    assert found(f"{photos.absolute()}/[ab].jpg") == [f"{photos.absolute()}/a.jpg"]
+    assert paths_of("photos/*.jpg") == ["photos/a.jpg", "photos/c.jpg"]
+    assert paths_of(f"{photos.absolute()}/[ab].jpg") == [f"{photos.absolute()}/a.jpg"]
     everything = ["photos/a.jpg", "photos/b/10.jpg", "photos/b/2.jpg", "photos/c.jpg"]
-    assert found("photos/**/*.jpg") == everything
-    assert set(found("photos/**")) == {*everything, "photos/b/Thumbs.db"}
+    assert paths_of("photos/**/*.jpg") == everything
+    assert set(paths_of("photos/**")) == {*everything, "photos/b/Thumbs.db"}
 
 
-def test_name_that_exists_is_no_pattern(photos: Path) -> None:
+def test_name_that_exists_is_not_a_pattern(photos: Path) -> None:
     (photos / "[ab].jpg").write_bytes(b"")
-    assert found("photos/[ab].jpg") == ["photos/[ab].jpg"]
+    assert paths_of("photos/[ab].jpg") == ["photos/[ab].jpg"]
 
 
-def test_what_is_no_file_is_skipped_with_a_reason(photos: Path) -> None:
+def test_name_that_is_not_a_file_is_skipped_with_a_reason(photos: Path) -> None:
     os.mkfifo(photos / "pipe")
     (photos / "gone.jpg").symlink_to("nowhere")
     (photos / "link").symlink_to("b")
@@ -67,13 +70,13 @@ def test_what_is_no_file_is_skipped_with_a_reason(photos: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_folder_without_permission_is_told(photos: Path) -> None:
+def test_folder_without_permission_is_skipped(photos: Path) -> None:
     (photos / "b").chmod(0)
     _, skipped = find_images(["photos"])
     assert [item.path for item in skipped] == [b"photos/b"]
 
 
-def test_names_that_are_no_utf8_are_found_as_they_are(photos: Path) -> None:
+def test_names_that_are_not_utf8_keep_their_bytes(photos: Path) -> None:
     (photos / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
     assert find_images(["photos"])[0][-1] == b"photos/\xff.jpg"
 

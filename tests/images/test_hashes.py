@@ -1,15 +1,15 @@
-"""Digests are remembered while a file is certainly the same, as git's index does."""
+"""Digests are remembered while a file is certainly unchanged, as in git's index."""
 
 import hashlib
+import json
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.images import hashes
 from pipeline.images.hashes import hash_files
-from pipeline.images.scan import ImageFolder, scan_folder
+from pipeline.images.scan import scan_folder
 
 
 def test_digests_are_sha256_of_the_files(synthetic_set: Path) -> None:
@@ -21,95 +21,64 @@ def test_digests_are_sha256_of_the_files(synthetic_set: Path) -> None:
 
 
 def test_file_that_vanishes_before_hashing_is_skipped(synthetic_set: Path) -> None:
-    found = scan_folder(synthetic_set)
-    (synthetic_set / os.fsdecode(found.files[3].path)).unlink()
-    digests, skipped = hash_files(synthetic_set, found.paths)
+    folder = scan_folder(synthetic_set)
+    (synthetic_set / os.fsdecode(folder.files[3].path)).unlink()
+    digests, skipped = hash_files(synthetic_set, folder.paths)
     assert len(digests) == 71
-    assert [item.path for item in skipped] == [found.files[3].path]
+    assert [item.path for item in skipped] == [folder.files[3].path]
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files whose content was read."""
-    seen: list[Path] = []
-    real = hashes._hashed
-
-    def counting(path: Path) -> hashes.Entry:
-        seen.append(path)
-        return real(path)
-
-    monkeypatch.setattr(hashes, "_hashed", counting)
-    return seen
+PLANTED = "00" * 32
 
 
-def make_old(root: Path, monkeypatch: pytest.MonkeyPatch) -> ImageFolder:
-    """Let the files be older than what counts as recent."""
-    later = time.time_ns() + 10 * hashes.RACY_NS
-    monkeypatch.setattr(hashes.time, "time_ns", lambda: later)
-    return scan_folder(root)
+def plant_digests(folder: Path, *, seconds: float = 10) -> None:
+    """Write false digests into the index, as of files hashed so many seconds later.
+
+    A file that gets its false digest was not read.
+    """
+    (path,) = folder.iterdir()
+    entries = json.loads(path.read_text())
+    for entry in entries.values():
+        entry[4] += int(seconds * 1e9)
+        entry[5] = PLANTED
+    path.write_text(json.dumps(entries))
 
 
-def test_unchanged_files_are_not_read_again(
-    synthetic_set: Path, tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["unchanged", "recent", "rehash", "no change time"])
+def test_only_unchanged_files_are_not_read_again(
+    synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    found = make_old(synthetic_set, monkeypatch)
-    first = hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index")
-    assert len(reads) == 72
-    assert hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index") == first
-    assert len(reads) == 72
-
-
-def test_files_that_changed_just_now_are_read_again(
-    synthetic_set: Path, tmp_path: Path, reads: list[Path]
-) -> None:
-    found = scan_folder(synthetic_set)
-    for _ in range(2):
-        hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index")
-    assert len(reads) == 144
-
-
-def test_rehash_reads_every_file(
-    synthetic_set: Path, tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = make_old(synthetic_set, monkeypatch)
-    for _ in range(2):
-        hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index", rehash=True)
-    assert len(reads) == 144
+    paths, index = scan_folder(synthetic_set).paths, tmp_path / "index"
+    digests, _ = hash_files(synthetic_set, paths, index_folder=index)
+    plant_digests(index, seconds=0 if name == "recent" else 10)
+    if name == "no change time":  # Windows
+        monkeypatch.setattr(hashes, "HAS_CHANGE_TIME", False)
+    again, _ = hash_files(synthetic_set, paths, index_folder=index, rehash=name == "rehash")
+    planted = dict.fromkeys(paths, bytes.fromhex(PLANTED))
+    assert again == (planted if name == "unchanged" else digests)
 
 
 def test_content_changed_under_the_same_size_and_mtime_is_seen(
-    synthetic_set: Path, tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+    synthetic_set: Path, tmp_path: Path
 ) -> None:
-    found = make_old(synthetic_set, monkeypatch)
-    before, _ = hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index")
-    victim = synthetic_set / os.fsdecode(found.files[5].path)
+    paths = scan_folder(synthetic_set).paths
+    hash_files(synthetic_set, paths, index_folder=tmp_path / "index")
+    plant_digests(tmp_path / "index")
+    victim = synthetic_set / os.fsdecode(paths[5])
     stat = victim.stat()
     content = bytearray(victim.read_bytes())
     content[-20] ^= 1
     victim.write_bytes(content)
     os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    reads.clear()
-    after, _ = hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index")
-    assert [path.name for path in reads] == [victim.name]
-    assert [path for path in found.paths if before[path] != after[path]] == [found.paths[5]]
-
-
-def test_where_ctime_is_no_change_time_every_file_is_read(
-    synthetic_set: Path, tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hashes, "HAS_CHANGE_TIME", False)
-    found = make_old(synthetic_set, monkeypatch)
-    for _ in range(2):
-        hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index")
-    assert len(reads) == 144
+    digests, _ = hash_files(synthetic_set, paths, index_folder=tmp_path / "index")
+    assert digests[paths[5]] == hashlib.sha256(content).digest()
+    assert [path for path in paths if digests[path].hex() != PLANTED] == [paths[5]]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1,2,3,4,5,"zz"]}', "{"])
-def test_damaged_index_is_as_good_as_none(
-    synthetic_set: Path, tmp_path: Path, reads: list[Path], text: str
-) -> None:
-    found = scan_folder(synthetic_set)
-    expected = hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index")
+def test_damaged_index_is_ignored(synthetic_set: Path, tmp_path: Path, text: str) -> None:
+    paths = scan_folder(synthetic_set).paths
+    expected = hash_files(synthetic_set, paths, index_folder=tmp_path / "index")
     (index,) = (tmp_path / "index").iterdir()
     index.write_text(text)
-    assert hash_files(synthetic_set, found.paths, index_folder=tmp_path / "index") == expected
+    assert hash_files(synthetic_set, paths, index_folder=tmp_path / "index") == expected

@@ -1,4 +1,4 @@
-"""Reading ahead keeps the order and notices what changed."""
+"""Prefetched images keep their order; a file that changed is skipped."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Finding images: layouts, odd entries, and what is said where a folder is not a set."""
+"""Find images: layouts, unusual entries, and the error if a folder is not an image set."""
 
 import os
 from pathlib import Path
@@ -11,26 +11,26 @@ from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, scan_folder
 
 
 def test_split_folders_and_classes_are_found(synthetic_set: Path) -> None:
-    found = scan_folder(synthetic_set)
-    assert found.classes == ("plain", "striped")
-    assert {file.split for file in found.files} == {TRAIN, VALIDATION, TEST}
-    assert len(found.files) == 3 * 2 * 12
-    first = found.files[0]
+    images = scan_folder(synthetic_set)
+    assert images.classes == ("plain", "striped")
+    assert {file.split for file in images.files} == {TRAIN, VALIDATION, TEST}
+    assert len(images.files) == 3 * 2 * 12
+    first = images.files[0]
     assert (first.path, first.label, first.split) == (b"train/plain/000.png", 0, TRAIN)
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
-def test_usual_names_of_the_validation_folder_are_known(tmp_path: Path, name: str) -> None:
-    found = scan_folder(make_image_folder(tmp_path / "set", per_class=1, splits=("train", name)))
-    assert {file.split for file in found.files} == {TRAIN, VALIDATION}
+def test_usual_names_of_the_validation_folder_are_recognised(tmp_path: Path, name: str) -> None:
+    images = scan_folder(make_image_folder(tmp_path / "set", per_class=1, splits=("train", name)))
+    assert {file.split for file in images.files} == {TRAIN, VALIDATION}
 
 
 def test_class_folders_alone_have_no_split(synthetic_classes: Path) -> None:
-    found = scan_folder(synthetic_classes)
-    assert {file.split for file in found.files} == {NO_SPLIT}
+    images = scan_folder(synthetic_classes)
+    assert {file.split for file in images.files} == {NO_SPLIT}
 
 
-def test_a_class_called_test_is_a_class_where_it_holds_images(tmp_path: Path) -> None:
+def test_folder_called_test_is_a_class_if_it_contains_images(tmp_path: Path) -> None:
     for name in ("test", "good"):
         (tmp_path / "set" / name).mkdir(parents=True)
         draw(1, stripes=False).save(tmp_path / "set" / name / "a.png")
@@ -47,17 +47,17 @@ def test_images_in_folders_below_a_class_belong_to_it(synthetic_classes: Path) -
 
 
 def test_limit_takes_the_first_of_each_class_and_split(synthetic_set: Path) -> None:
-    found = scan_folder(synthetic_set).limited(2)
-    assert [file.path.split(b"/")[-1] for file in found.files] == [b"000.png", b"001.png"] * 6
+    images = scan_folder(synthetic_set).limited(2)
+    assert [file.path.split(b"/")[-1] for file in images.files] == [b"000.png", b"001.png"] * 6
 
 
-def test_hidden_files_are_passed_over_and_other_folders_named(synthetic_set: Path) -> None:
+def test_hidden_files_are_ignored_and_other_folders_reported(synthetic_set: Path) -> None:
     (synthetic_set / "train" / "plain" / ".DS_Store").write_bytes(b"x")
     (synthetic_set / "train" / "plain" / "Thumbs.db").write_bytes(b"x")
     (synthetic_set / "notes").mkdir()
-    found = scan_folder(synthetic_set)
-    assert len(found.files) == 72
-    assert found.ignored == ("notes",)
+    images = scan_folder(synthetic_set)
+    assert len(images.files) == 72
+    assert images.ignored == ("notes",)
 
 
 def test_links_and_pipes_are_skipped_by_name(synthetic_classes: Path, tmp_path: Path) -> None:
@@ -68,11 +68,11 @@ def test_links_and_pipes_are_skipped_by_name(synthetic_classes: Path, tmp_path: 
     (plain / "nowhere.png").symlink_to("missing.png")
     (plain / "same.png").symlink_to("000.png")
     os.mkfifo(plain / "pipe")
-    found = scan_folder(synthetic_classes)
-    reasons = {item.path.split(b"/")[-1].decode(): item.reason for item in found.skipped}
+    images = scan_folder(synthetic_classes)
+    reasons = {item.path.split(b"/")[-1].decode(): item.reason for item in images.skipped}
     assert sorted(reasons) == ["loop", "nowhere.png", "outside.png", "pipe"]
     assert "out of the image folder" in reasons["outside.png"]
-    assert b"plain/same.png" in {file.path for file in found.files}
+    assert b"plain/same.png" in {file.path for file in images.files}
 
 
 def test_class_folders_that_are_links_are_skipped_by_name(
@@ -81,9 +81,9 @@ def test_class_folders_that_are_links_are_skipped_by_name(
     outside = make_image_folder(tmp_path / "outside", per_class=2)
     (synthetic_classes / "bird").symlink_to(outside / "plain")
     (synthetic_classes / "loop").symlink_to(synthetic_classes)
-    found = scan_folder(synthetic_classes)
-    assert found.classes == ("plain", "striped")
-    assert [item.path for item in found.skipped] == [b"bird", b"loop"]
+    images = scan_folder(synthetic_classes)
+    assert images.classes == ("plain", "striped")
+    assert [item.path for item in images.skipped] == [b"bird", b"loop"]
 
 
 def test_any_file_name_keeps_its_bytes(synthetic_classes: Path) -> None:
@@ -95,7 +95,7 @@ def test_any_file_name_keeps_its_bytes(synthetic_classes: Path) -> None:
     assert {b"plain/" + name for name in names} <= paths
 
 
-def test_class_name_that_is_no_text_gets_one(synthetic_classes: Path) -> None:
+def test_class_name_that_is_not_text_is_escaped(synthetic_classes: Path) -> None:
     odd = os.fsdecode(b"caf\xe9")
     (synthetic_classes / "plain").rename(synthetic_classes / odd)
     assert scan_folder(synthetic_classes).classes == ("caf\\xe9", "striped")
@@ -127,7 +127,7 @@ def test_images_without_class_folders_are_bad_data(tmp_path: Path) -> None:
 
 def test_empty_class_is_bad_data(synthetic_classes: Path) -> None:
     (synthetic_classes / "third").mkdir()
-    with pytest.raises(BadDataError, match="third holds no files"):
+    with pytest.raises(BadDataError, match="third contains no files"):
         scan_folder(synthetic_classes)
 
 

@@ -1,4 +1,4 @@
-"""Views: random transforms of an image that are the same for ever, and are Keras' own."""
+"""Views: random transforms of an image that never change and equal those of Keras."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def view_of(
 
 
 def random_transform(rng: np.random.Generator) -> Transform:
-    """Any geometry, far beyond what the policies draw."""
+    """Draw any geometry, far beyond the policies."""
     return Transform(
         rotation=rng.uniform(-180, 180),
         width_shift=rng.uniform(-0.9, 0.9),
@@ -74,8 +74,8 @@ def test_views_are_the_same_in_any_order_and_in_many_threads() -> None:
     pixels = draw(90)
     alone = [view_of(pixels, view).tobytes() for view in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        made = pool.map(lambda view: view_of(pixels, view).tobytes(), reversed(range(8)))
-    assert list(made)[::-1] == alone
+        views = pool.map(lambda view: view_of(pixels, view).tobytes(), reversed(range(8)))
+    assert list(views)[::-1] == alone
     np.testing.assert_array_equal(pixels, draw(90))  # untouched
 
 
@@ -88,12 +88,12 @@ PINNED = {
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_views_of_this_version_never_change(policy: str) -> None:
-    """If this fails, pixels of cached views would change unseen: raise VERSION, then pin anew."""
-    made = hashlib.sha256()
+    """If this fails, cached views would change: increase VERSION, then pin the new digests."""
+    digest = hashlib.sha256()
     for size in (33, 150):
         for view in range(1, 9):
-            made.update(view_of(draw(size), view, augmentation=POLICIES[policy]).tobytes())
-    assert (VERSION, made.hexdigest()) == (1, PINNED[policy])
+            digest.update(view_of(draw(size), view, augmentation=POLICIES[policy]).tobytes())
+    assert (VERSION, digest.hexdigest()) == (1, PINNED[policy])
 
 
 @pytest.mark.parametrize("size", [2, 7, 31, 90])  # 90: in two strips
@@ -128,7 +128,7 @@ def resampled_by_scipy(pixels: np.ndarray, transform: Transform) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_views_of_photographs_are_keras_own(assets: Path) -> None:
+def test_views_of_photographs_equal_those_of_keras(assets: Path) -> None:
     from pipeline.keras_backend import keras
 
     generator = keras.src.legacy.preprocessing.image.ImageDataGenerator(fill_mode="nearest")
@@ -154,7 +154,7 @@ def test_views_of_photographs_are_keras_own(assets: Path) -> None:
 
 
 @pytest.mark.slow
-def test_numbers_are_synthetic_from_the_ranges_that_keras_draws_from() -> None:
+def test_numbers_are_drawn_from_the_ranges_of_keras() -> None:
     """Means and extremes over many draws, Keras' and ours."""
     from pipeline.keras_backend import keras
 
@@ -216,7 +216,7 @@ def test_numbers_fill_their_ranges_evenly_and_independently() -> None:
     assert abs(np.corrcoef(shares.T) - np.eye(10)).max() < 0.1
 
 
-def test_a_range_can_be_changed_without_the_other_numbers_becoming_others() -> None:
+def test_changing_one_range_does_not_change_the_other_numbers() -> None:
     level = draw_transform(replace(BOOK, rotation=0, flip=False), DIGEST, 3)
     turned = draw_transform(BOOK, DIGEST, 3)
     assert level.rotation == 0
@@ -225,12 +225,12 @@ def test_a_range_can_be_changed_without_the_other_numbers_becoming_others() -> N
     assert half == replace(turned, rotation=turned.rotation / 2)
 
 
-def test_nothing_synthetic_leaves_the_image_as_it_is() -> None:
+def test_empty_augmentation_does_not_change_the_image() -> None:
     pixels = draw(31)
     np.testing.assert_array_equal(view_of(pixels, 5, augmentation=Augmentation()), pixels)
 
 
-def test_flip_mirrors_left_to_right_after_all_else() -> None:
+def test_flip_mirrors_left_to_right_after_the_geometry() -> None:
     pixels = draw(30)
     np.testing.assert_array_equal(transform_pixels(pixels, Transform(flip=True)), pixels[:, ::-1])
     turned = Transform(rotation=20, width_shift=0.1)
@@ -238,7 +238,7 @@ def test_flip_mirrors_left_to_right_after_all_else() -> None:
     np.testing.assert_array_equal(flipped, transform_pixels(pixels, turned)[:, ::-1])
 
 
-def test_shift_looks_to_the_right_and_down_and_repeats_the_edge() -> None:
+def test_shift_reads_pixels_to_the_right_and_down_and_repeats_the_edge() -> None:
     pixels = draw(10)
     right = transform_pixels(pixels, Transform(width_shift=0.2))
     np.testing.assert_array_equal(right[:, :8], pixels[:, 2:])
@@ -314,7 +314,7 @@ def test_augmentation_survives_json(policy: str) -> None:
     assert read.digest == augmentation.digest
 
 
-def test_digest_tells_every_augmentation_from_every_other() -> None:
+def test_every_augmentation_has_its_own_digest() -> None:
     changes: dict[str, Any] = {
         "rotation": 39,
         "width_shift": 0.1,
@@ -350,20 +350,20 @@ def test_digest_tells_every_augmentation_from_every_other() -> None:
         {"colour": 1},
     ],
 )
-def test_odd_augmentation_is_refused(change: dict[str, Any]) -> None:
+def test_unexpected_value_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Augmentation.from_dict(BOOK.to_dict() | change)
 
 
 @pytest.mark.parametrize("values", [None, [], "book", {}, {"rotation": 40}])
-def test_what_is_no_augmentation_is_refused(values: Any) -> None:
+def test_value_that_is_not_an_augmentation_is_refused(values: Any) -> None:
     with pytest.raises(ValueError, match="needs the fields"):
         Augmentation.from_dict(values)
 
 
-def test_augmentation_says_what_it_does() -> None:
-    said = str(replace(BOOK, seed=3))
-    assert said == "rotation 40°, shift 0.2, shear 0.2°, zoom 0.2, flip, seed 3"
+def test_augmentation_is_formatted_for_people() -> None:
+    text = str(replace(BOOK, seed=3))
+    assert text == "rotation 40°, shift 0.2, shear 0.2°, zoom 0.2, flip, seed 3"
     assert (
         str(Augmentation(height_shift=0.1, jitter=0.4))
         == "shift 0 across 0.1 down, jitter 0.4, seed 0"

@@ -69,7 +69,7 @@ def test_predictions_come_in_the_order_of_the_files_whatever_is_known_or_broken(
     assert [brightness_of(items[place]) for place in (0, 1, 4, 5, 6)] == [10, 200, 30, 40, 50]
     assert [isinstance(item, Prediction) and item.cached for item in items][:2] == [False, True]
     assert items[2] == Skipped(
-        b"broken.png", "not an image, or of a kind that Pillow does not read"
+        b"broken.png", "not an image, or in a format that Pillow does not read"
     )
     assert items[3] == Skipped(b"gone.png", "cannot be read: No such file or directory")
     assert model.batches == [2, 2]  # what is broken or known takes no place in a batch
