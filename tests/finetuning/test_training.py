@@ -1,9 +1,5 @@
 """The training loop against Keras' own, killed and resumed, stopped early."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -85,53 +81,33 @@ def test_dropout_and_batchnorm_below_the_head_are_off_while_it_learns() -> None:
         np.testing.assert_array_equal(now, then)
 
 
-KILLED = """
-import os, signal
-from pathlib import Path
+def test_an_interrupted_run_resumes_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """`test_finetune.py` kills a process; here the third epoch is interrupted."""
 
-from finetuning_tasks import synthetic_maps, train_head
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done == 100:
+            raise KeyboardInterrupt
 
-from pipeline.finetuning.config import Schedule
-from pipeline.finetuning.training import RunOptions
-
-def die(stage, done, total):
-    if done == 100:  # in the midst of the third epoch
-        os.kill(os.getpid(), signal.SIGKILL)
-
-options = RunOptions(seed=5, checkpoints=Path("kept"), progress=die)
-schedule = Schedule(epochs=4, learning_rate=1e-3, patience=9)
-train_head(synthetic_maps(), options, schedule)
-"""
-
-
-def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+    options = RunOptions(seed=5, checkpoints=tmp_path / "kept", progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_head(synthetic_maps(), options, SCHEDULE)
     seen: list[int] = []
-    options = RunOptions(
-        seed=5, checkpoints=tmp_path / "kept", progress=lambda _, done, total: seen.append(done)
-    )
+    options = replace(options, progress=lambda _, done, total: seen.append(done))
     resumed = train_head(synthetic_maps(), options, SCHEDULE)
     assert seen == [100, 120, 140, 160]  # two epochs of 40 rows were kept
-    undisturbed = train_head(synthetic_maps(), RunOptions(seed=5), SCHEDULE)
-    assert_same(resumed, undisturbed)
+    uninterrupted = train_head(synthetic_maps(), RunOptions(seed=5), SCHEDULE)
+    assert_same(resumed, uninterrupted)
     seen.clear()
-    assert_same(train_head(synthetic_maps(), options, SCHEDULE), undisturbed)
-    assert seen == []  # all epochs were there
+    assert_same(train_head(synthetic_maps(), options, SCHEDULE), uninterrupted)
+    assert seen == []  # every epoch was in the checkpoint
 
 
-@pytest.mark.parametrize(
-    "other", [RunOptions(seed=6), RunOptions(seed=5, identity={"features": "others"})]
-)
-def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path, other: RunOptions) -> None:
-    options = RunOptions(seed=5, checkpoints=tmp_path)
+def test_a_checkpoint_of_another_run_is_ignored(tmp_path: Path) -> None:
     schedule = replace(SCHEDULE, epochs=1)
-    train_head(synthetic_maps(), options, schedule)
-    ours = train_head(synthetic_maps(), replace(other, checkpoints=tmp_path), schedule)
-    assert_same(ours, train_head(synthetic_maps(), other, schedule))
+    train_head(synthetic_maps(), RunOptions(seed=5, checkpoints=tmp_path), schedule)
+    for other in (RunOptions(seed=6), RunOptions(seed=5, identity={"features": "others"})):
+        result = train_head(synthetic_maps(), replace(other, checkpoints=tmp_path), schedule)
+        assert_same(result, train_head(synthetic_maps(), other, schedule))
 
 
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:

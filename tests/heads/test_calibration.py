@@ -18,7 +18,7 @@ from pipeline.heads.calibration import (
     fit_temperature,
 )
 
-SEEDS = range(8)
+SEEDS = range(0, 8, 2)
 
 
 def draw_logits(

@@ -245,24 +245,18 @@ def same(feature_count, class_count):
 def test_keras_models_are_trained_seeded_and_checked(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(KERAS_MODULE)
     train, _ = draw_rows(120, width=10, signal=1.0)
-    first, other = (fit("mine:softmax", train, seed=seed, epochs=5) for seed in (1, 2))
-    again = fit("mine:softmax", train, seed=1, epochs=5)
+    first, again, other = (fit("mine:softmax", train, seed=seed, epochs=2) for seed in (1, 1, 2))
     scores = first.predict_proba(train.features)
     np.testing.assert_allclose(scores.sum(axis=1), 1)
     np.testing.assert_array_equal(again.predict_proba(train.features), scores)
     assert np.abs(other.predict_proba(train.features) - scores).max() > 1e-4
     assert parameter_count(first) == first.model_.count_params()
-    assert [len(first.history_[curve]) for curve in ("loss", "val_accuracy")] == [5, 5]
+    assert [len(first.history_[curve]) for curve in ("loss", "val_accuracy")] == [2, 2]
 
-    compiled = fit("mine:sigmoid", train, epochs=20)
-    assert set(compiled.history_) == {"loss", "val_loss"}
-    accuracy = np.mean(compiled.predict_proba(train.features).argmax(axis=1) == train.labels)
-    assert accuracy > 0.8
     uneven, _ = draw_rows(120, width=10, rare=10, signal=0.3)
-    plain, balanced = (
-        fit("mine:sigmoid", uneven, epochs=5, balanced=balanced).predict_proba(uneven.features)
-        for balanced in (False, True)
-    )
+    fits = [fit("mine:sigmoid", uneven, epochs=5, balanced=each) for each in (False, True)]
+    assert set(fits[0].history_) == {"loss", "val_loss"}  # as the factory compiles it
+    plain, balanced = (each.predict_proba(uneven.features) for each in fits)
     assert balanced[:, 1].mean() > plain[:, 1].mean() + 0.1
 
     for factory, message in (
