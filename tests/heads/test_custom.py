@@ -180,7 +180,7 @@ def test_balanced_goes_by_class_weights_or_row_weights_or_not_at_all() -> None:
     [
         ("nowhere:make", "--head nowhere:make: cannot import nowhere: ModuleNotFoundError: No "),
         ("broken:make", "cannot import broken: SyntaxError"),
-        ("mine:missing", "--head mine:missing: mine has no missing"),
+        ("mine:missing", "--head mine:missing: module mine has no missing"),
         ("mine:SHARED", "expected a function or class; received sklearn"),
         (
             "mine:odd",
@@ -261,8 +261,8 @@ def test_keras_models_are_trained_seeded_and_checked(tmp_path: Path) -> None:
 
     for factory, message in (
         ("logits", "expected probabilities"),
-        ("wide", r"made a model of \(3,\) outputs; expected \(2,\)"),
-        ("same", "expected a new one from each call"),
+        ("wide", r"expected \(2,\) outputs; received \(3,\)"),
+        ("same", "expected a new model from each call"),
     ):
         with pytest.raises(UsageError, match=message):
             fit(f"mine:{factory}", train)

@@ -195,5 +195,5 @@ def test_it_is_a_scikit_learn_classifier() -> None:
     ],
 )
 def test_values_that_no_training_can_have_are_refused(name: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"{name} is .*; received {value!r}"):
+    with pytest.raises(UsageError, match=f"{name}: expected .*; received {value!r}"):
         DenseConfig(**{name: value})  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def test_a_custom_head_is_a_module_and_a_factory() -> None:
         ("knn:round", "flat or pooled"),
         ("all:round", "flat or pooled"),
         ("mine:make:round", "expected MODULE:FACTORY"),
-        (" , ", "names no head"),
+        (" , ", "--heads is empty"),
     ],
 )
 def test_wrong_head_names_get_a_remedy(typed: str, message: str) -> None:
