@@ -73,9 +73,7 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
         """Train like ``model.fit``, 2 to 3 times faster: the rows stay in memory as tensors."""
         from pipeline.keras_backend import keras, tf
 
-        tensors, validation_tensors = (
-            [tf.constant(array) for array in arrays] for arrays in (rows, validation)
-        )
+        tensors, val_tensors = ([tf.constant(each) for each in data] for data in (rows, validation))
         count, size = len(rows[0]), self.batch_size
 
         def steps(batches: Any, tensors: Any) -> None:  # (steps, rows of a batch)
@@ -108,10 +106,8 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
             logs = {name: float(value) for name, value in model.get_metrics_result().items()}
             if validation:
                 model.reset_metrics()
-                logs |= {
-                    f"val_{name}": float(value)
-                    for name, value in evaluate(validation_tensors).items()
-                }
+                val_logs = evaluate(val_tensors).items()
+                logs |= {f"val_{name}": float(value) for name, value in val_logs}
             text = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
             log.debug("epoch %d/%d: %s", epoch + 1, self.epochs, text)
             run.on_epoch_end(epoch, logs)

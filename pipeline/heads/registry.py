@@ -187,9 +187,7 @@ def load_head(name: str, dense: Sequence[DenseConfig] = (DenseConfig(),)) -> Hea
     Keras models. Raises UsageError if a custom module or factory is missing.
     """
     if name == "dense":
-        ordered = sorted(
-            dense, key=lambda config: (-config.dropout, config.units, config.learning_rate)
-        )
+        ordered = sorted(dense, key=lambda each: (-each.dropout, each.units, each.learning_rate))
         grid = [{key: [value] for key, value in config.changed().items()} for config in ordered]
         return replace(HEADS[name], grid=grid)
     if name in HEADS:

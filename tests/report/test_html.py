@@ -189,7 +189,7 @@ def test_text_from_outside_is_escaped_wherever_it_comes_from(comparison: Compari
 
 def test_table_names_every_head_and_says_why_one_has_no_figures(page: Page) -> None:
     text = page.text
-    table = text[text.index("Duplicates") : text.index("Settings were chosen")]
+    table = text[text.index("Duplicates") : text.index("Settings are chosen")]
     for expected in ("dense best", "logistic recommended", "96.0 (94.0–98.0)", "0.400", "<0.001",
                      "svm_rbf", "stopped after 10 s"):  # fmt: skip
         assert expected in table, expected
@@ -214,15 +214,15 @@ def test_layers_are_compared_where_there_are_several(comparison: Comparison) -> 
     text = section(
         "layers", tables.layers(replace(comparison, outcomes=(*comparison.outcomes, *deeper)))
     )
-    assert "99.0 %, has logistic on block3_pool" in text
+    assert "logistic on block3_pool has the highest validation accuracy, 99.0 %" in text
     assert text.index("block3_pool") < text.index("block5_pool") < text.index("block13_pool")
 
 
 def test_many_classes_are_summarised(tmp_path: Path) -> None:
     classes = [f"class {number:02d} of a long name" for number in range(45)]
     page = read(synthetic_comparison(tmp_path / "set", classes=classes))
-    assert "the 3 classes told worst" in page.text
-    assert "The lowest F1 first" in page.text
+    assert "the 3 classes with the lowest ROC area" in page.text
+    assert "The lowest F1 comes first" in page.text
     assert [each for each in page.all("svg") if "of 45 classes" in each.get("aria-label", "")]
     assert classes[37] in page.text
 
@@ -308,9 +308,9 @@ def test_calibration_with_the_temperature_is_compared_on_test(comparison: Compar
     assert "rises from 0.120 to 0.200" in text(calibrated_log_loss=0.2)
     assert "stays at 0.120" in text(calibrated_log_loss=0.12)
     assert "with temperature" not in text(calibrated_ece=math.nan)
-    assert "fitted on validation." not in text()
+    assert "are fitted on validation." not in text()
     fitted = with_outcomes(comparison, native_probabilities=False)
-    assert "fitted on validation." in reliability_text(fitted)
+    assert "are fitted on validation." in reliability_text(fitted)
 
 
 def test_the_mean_temperature_of_several_fits_is_not_interpreted(comparison: Comparison) -> None:
@@ -357,8 +357,8 @@ def test_the_selection_metric_is_named(comparison: Comparison, page: Page) -> No
         with_results(comparison, validation_balanced_accuracy=0.913),
         run={**comparison.run, "balance": True},
     )
-    assert "balanced validation accuracy91.3 %chosen by this" in read(balanced).text
-    assert "validation accuracy97.0 %chosen by this" in page.text
+    assert "balanced validation accuracy91.3 %selects the head" in read(balanced).text
+    assert "validation accuracy97.0 %selects the head" in page.text
 
 
 def test_layers_are_compared_by_the_selection_metric(comparison: Comparison) -> None:
@@ -377,7 +377,7 @@ def test_layers_are_compared_by_the_selection_metric(comparison: Comparison) -> 
     ]
     run = {**comparison.run, "balance": True}
     text = section("layers", tables.layers(replace(comparison, outcomes=tuple(outcomes), run=run)))
-    assert "highest balanced validation accuracy, 90.0 %, has logistic on block4_pool" in text
+    assert "logistic on block4_pool has the highest balanced validation accuracy, 90.0 %" in text
 
 
 def test_where_none_is_recommended_no_row_is_marked_so(comparison: Comparison) -> None:
@@ -434,6 +434,6 @@ def test_sixty_identical_frames_are_one_group(tmp_path: Path) -> None:
     text = duplicates_text(replace(comparison, findings=findings))
     assert "62 images in 2 groups" in text
     assert "1 group across splits" in text
-    near = text.index("nearly the same, similarity 0.980, across splits")
+    near = text.index("near-duplicates, similarity 0.980, across splits")
     assert near < text.index("60 images: identical files; 56 more not shown")
     assert text.count(".png") == 2 + 4
