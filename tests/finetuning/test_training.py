@@ -1,4 +1,4 @@
-"""The training loop against Keras' own, killed and resumed, stopped early."""
+"""The training loop equals Keras', resumes after an interruption, and stops early."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,7 +30,7 @@ def assert_same(ours: TrainingResult, theirs: TrainingResult) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_an_epoch_is_that_of_keras(classes: int) -> None:
+def test_an_epoch_equals_one_of_keras(classes: int) -> None:
     task = synthetic_maps(count=50, classes=classes)
     schedule = replace(SCHEDULE, epochs=1)
     ours = train_head(task, RunOptions(seed=2), schedule, dropout=0)
@@ -66,7 +66,7 @@ def test_an_epoch_is_that_of_keras(classes: int) -> None:
     np.testing.assert_allclose(ours.validation_probabilities, probabilities, atol=1e-5)
 
 
-def test_dropout_and_batchnorm_below_the_head_are_off_while_it_learns() -> None:
+def test_dropout_and_batchnorm_of_the_base_are_off_in_training() -> None:
     body = keras.Sequential(
         [keras.Input((4, 4, 8)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.9)]
     )
@@ -116,13 +116,13 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     train_head(synthetic_maps(), options, schedule)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(BadDataError, match=r"head.safetensors is no whole checkpoint: delete"):
+    with pytest.raises(BadDataError, match=r"head.safetensors is damaged: delete"):
         train_head(synthetic_maps(), options, schedule)
 
 
-def test_it_stops_early_and_keeps_the_best_epoch() -> None:
+def test_training_stops_early_and_keeps_the_best_epoch() -> None:
     task = synthetic_maps()
-    swapped = task.validation.labels != 1  # the better it learns, the worse it does
+    swapped = task.validation.labels != 1  # the better the training, the worse the validation
     task = task._replace(validation=replace(task.validation, labels=swapped.astype(np.int64)))
     schedule = replace(SCHEDULE, epochs=30, patience=3, learning_rate=3e-4)
     trained = train_head(task, RunOptions(), schedule, dropout=0)
@@ -141,13 +141,13 @@ def test_training_that_diverges_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
-        ({"epochs": 0}, "epochs is a number from 1; received 0"),
-        ({"patience": 0}, "patience is a number from 1"),
-        ({"learning_rate": 1.0}, "learning_rate is above 0 and below 1"),
+        ({"epochs": 0}, "epochs: expected a whole number from 1; received 0"),
+        ({"patience": 0}, "patience: expected a whole number from 1"),
+        ({"learning_rate": 1.0}, "learning_rate: expected above 0 and below 1"),
     ],
 )
-def test_impossible_schedules_are_refused(setting: Mapping[str, float], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_impossible_schedules_are_errors(setting: Mapping[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         replace(FINE_TUNING, **setting)  # type: ignore[arg-type]
