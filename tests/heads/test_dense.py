@@ -48,7 +48,7 @@ def assert_close(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]
         assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(other)
 
 
-def test_two_classes_make_the_books_model() -> None:
+def test_two_classes_give_the_model_of_the_book() -> None:
     model = build_dense((4, 4, 512), 2, DenseConfig(), 0)
     assert model.count_params() == 2_097_665
     kinds = [type(layer).__name__ for layer in model.layers]
@@ -62,7 +62,7 @@ def test_two_classes_make_the_books_model() -> None:
     assert (DenseConfig().epochs, DenseConfig().batch_size) == (30, 20)
 
 
-def test_config_and_classes_reach_the_model() -> None:
+def test_config_and_class_count_determine_the_model() -> None:
     config = DenseConfig(units=7, dropout=0.1, learning_rate=0.5, optimizer="sgd")
     model = build_dense((8,), 5, config, 0)
     assert model.layers[1].units == 7
@@ -85,7 +85,7 @@ def test_config_and_classes_reach_the_model() -> None:
         pytest.param("adam", 2, True, marks=pytest.mark.slow),
     ],
 )
-def test_training_equals_keras_fit_step_for_step(
+def test_training_equals_that_of_keras_fit(
     optimizer: Optimizer, class_count: int, xla: bool
 ) -> None:
     count, batch_size = (XLA_ROWS // 3 + 10, 400) if xla else (53, 20)  # the last batch is smaller
@@ -194,6 +194,6 @@ def test_it_is_a_scikit_learn_classifier() -> None:
         ("optimizer", "lion"),
     ],
 )
-def test_values_that_no_training_can_have_are_refused(name: str, value: object) -> None:
+def test_impossible_values_are_errors(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"{name}: expected .*; received {value!r}"):
         DenseConfig(**{name: value})  # type: ignore[arg-type]

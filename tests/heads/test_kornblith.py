@@ -39,7 +39,7 @@ def test_points_of_the_path_are_the_optima_on_raw_features(signal: float, class_
         assert np.all(np.diff(lengths) > 0.01 * lengths[:-1])
 
 
-def test_a_point_stopped_early_is_not_called_converged() -> None:
+def test_a_fit_that_stopped_early_has_not_converged() -> None:
     train, _ = draw_rows(300, signal=3.0)
     stopped = KornblithRegression(1e-6, max_iter=2).fit(train.features, train.labels)
     assert not has_converged(stopped)

@@ -119,7 +119,7 @@ REFERENCES: dict[str, Any] = {
 @pytest.mark.filterwarnings("ignore:.*zero standard deviation")  # of a feature, in NearestCentroid
 @pytest.mark.parametrize(("class_count", "balanced"), [(2, False), (3, True)])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_every_setting_is_scikit_learns_estimator_on_rows_scaled_by_hand(
+def test_every_setting_equals_scikit_learns_estimator_on_scaled_rows(
     name: str, class_count: int, balanced: bool
 ) -> None:
     rows = train, validation = draw_rows(90, class_count, width=10, signal=0.3, rare=3)
@@ -146,7 +146,7 @@ def test_every_setting_is_scikit_learns_estimator_on_rows_scaled_by_hand(
         np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_more_features_than_rows_are_rotated_which_changes_nothing() -> None:
+def test_pca_of_many_features_only_rotates_them() -> None:
     rows = train, validation = draw_rows(40, width=300)
     scaled = train.features - train.features.mean(axis=0, dtype=np.float64)
     scaled /= np.sqrt(scaled.var(axis=0).sum())
@@ -191,7 +191,7 @@ def test_balance_finds_a_rare_class_more_often(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [each for each in NOT_DENSE if each != "kornblith"])
-def test_the_unit_of_features_changes_no_decision(name: str) -> None:
+def test_the_unit_of_features_does_not_change_predictions(name: str) -> None:
     train, validation = draw_rows(60, 3, signal=0.5)
     settings = list(ParameterGrid(HEADS[name].grid or {}))
     settings = settings[: 1 if name == "random_forest" else 3]  # a forest takes its time
@@ -209,7 +209,7 @@ def test_the_unit_of_features_changes_no_decision(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [each for each in NOT_DENSE if each not in ("naive_bayes", "prototype")]
 )
-def test_features_that_never_change_do_no_harm(name: str) -> None:
+def test_constant_features_give_finite_probabilities(name: str) -> None:
     rows = LabelledRows(np.full((60, 6), 3.0, np.float32), np.arange(60) % 2)
     found = search(load_head(name), rows, rows, class_count=2, seed=0)
     assert found is not None
@@ -235,7 +235,7 @@ def test_a_solver_that_stopped_early_has_not_converged() -> None:
     assert not has_converged(estimator.fit(train.features, train.labels))
 
 
-def test_more_neighbors_than_rows_are_left_out_of_the_grid() -> None:
+def test_grid_of_knn_excludes_more_neighbors_than_rows() -> None:
     rows = draw_rows(6)
     found = search(load_head("knn"), *rows, class_count=2, seed=0)
     assert found is not None
@@ -244,7 +244,7 @@ def test_more_neighbors_than_rows_are_left_out_of_the_grid() -> None:
     np.testing.assert_allclose(zeros.sum(axis=1), 1)
 
 
-def test_more_rows_than_a_head_takes_are_refused() -> None:
+def test_more_rows_than_the_maximum_of_a_head_are_an_error() -> None:
     rows = draw_rows(90)
     head = Head(HEADS["svm_rbf"].make, max_rows=89)
     with pytest.raises(BadDataError, match="at most 89; received 90"):

@@ -28,7 +28,7 @@ def test_overfitting_names_its_first_epoch(turn: int, epochs: int) -> None:
     assert f"from epoch {turn} on" in describe_curves(history(valley(turn, epochs)))
 
 
-def test_noise_does_not_move_the_turn_far() -> None:
+def test_noise_barely_moves_the_epoch_of_overfitting() -> None:
     random = np.random.default_rng(0)
     noisy = [value + random.normal(0, 0.01) for value in valley(12, 40)]
     sentence = describe_curves(history(noisy))

@@ -119,7 +119,7 @@ def test_page_is_readable_by_a_screen_reader(page: Page) -> None:
     assert all(each["aria-label"] and each["tabindex"] == "0" for each in regions)
 
 
-def test_nothing_is_fetched_and_nothing_runs(source: str, page: Page) -> None:
+def test_report_loads_nothing_and_runs_nothing(source: str, page: Page) -> None:
     assert page.all("script") == page.all("link") == []
     addresses = [
         value
@@ -187,7 +187,7 @@ def test_text_from_outside_is_escaped_wherever_it_comes_from(comparison: Compari
     assert not [each for each in page.all("img") if each["src"] == "x"]
 
 
-def test_table_names_every_head_and_says_why_one_has_no_figures(page: Page) -> None:
+def test_table_contains_every_head_and_the_status_of_failed_ones(page: Page) -> None:
     text = page.text
     table = text[text.index("Duplicates") : text.index("Settings are chosen")]
     for expected in ("dense best", "logistic recommended", "96.0 (94.0–98.0)", "0.400", "<0.001",
@@ -195,7 +195,7 @@ def test_table_names_every_head_and_says_why_one_has_no_figures(page: Page) -> N
         assert expected in table, expected
 
 
-def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
+def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
     comparison = synthetic_comparison(tmp_path / "set", looked=False, notices=(), run={})
     outcomes = tuple(replace(each, history=None) for each in comparison.outcomes)
     page = read(replace(comparison, outcomes=outcomes))
@@ -227,7 +227,7 @@ def test_many_classes_are_summarised(tmp_path: Path) -> None:
     assert classes[37] in page.text
 
 
-def test_pictures_that_are_gone_or_changed_are_said_to_be(tmp_path: Path) -> None:
+def test_missing_and_changed_pictures_are_reported(tmp_path: Path) -> None:
     comparison = synthetic_comparison(tmp_path / "set")
     images = tmp_path / "set" / "images"
     (images / "picture 2.png").unlink()  # the suspect
@@ -380,7 +380,7 @@ def test_layers_are_compared_by_the_selection_metric(comparison: Comparison) -> 
     assert "logistic on block4_pool has the highest balanced validation accuracy, 90.0 %" in text
 
 
-def test_where_none_is_recommended_no_row_is_marked_so(comparison: Comparison) -> None:
+def test_no_row_is_recommended_without_a_recommendation(comparison: Comparison) -> None:
     def guessing(predictions: HeadPredictions) -> HeadPredictions:
         return predictions and replace(predictions, scores=np.tile([0.6, 0.4], (6, 1)))
 
@@ -394,14 +394,14 @@ def test_where_none_is_recommended_no_row_is_marked_so(comparison: Comparison) -
     assert page.text.count("choice on validation") == 2  # in the sentence and in the table
 
 
-def test_joiners_of_persian_and_emoji_are_left_alone() -> None:
+def test_joiners_of_persian_and_emoji_are_preserved() -> None:
     persian = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
     assert name_text(persian) == persian
     family = "\U0001f468\u200d\U0001f467"
     assert name_text(f"{family} cat\u200ds") == f"{family} cat\\u200ds"  # not to look like "cats"
 
 
-def test_columns_that_matter_come_first(source: str) -> None:
+def test_important_columns_come_first(source: str) -> None:
     titles = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", source[: source.index("<tbody>")])
     assert titles[:2] == ["head", "test\u00a0% (95\u00a0%)"]
     assert titles[-2:] == ["params", "ms/image"]
@@ -421,7 +421,7 @@ def test_duplicates_are_across_folds_where_there_are_folds(comparison: Compariso
     assert "(train)" not in text
 
 
-def test_sixty_identical_frames_are_one_group(tmp_path: Path) -> None:
+def test_sixty_identical_files_are_one_group(tmp_path: Path) -> None:
     classes = [f"class {number}" for number in range(8)]  # 72 images
     comparison = synthetic_comparison(tmp_path / "set", classes=classes)
     assert comparison.findings is not None
