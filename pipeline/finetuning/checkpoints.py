@@ -37,7 +37,7 @@ class Checkpoint(NamedTuple):
 def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run: Mapping[str, Any]) -> None:
     """Write durably: after a crash the file is the previous or this checkpoint, complete."""
     remove_temporaries(path)
-    metadata = {"run": _canonical(run), "state": json.dumps(checkpoint.state)}
+    metadata = {"run": _to_json(run), "state": json.dumps(checkpoint.state)}
     arrays = {name: np.asarray(each, order="C") for name, each in checkpoint.arrays.items()}
     data = safetensors.numpy.save(arrays, metadata)
     write_durably(path, lambda file: file.write(data), needs=len(data))
@@ -50,7 +50,7 @@ def read_checkpoint(path: Path, *, run: Mapping[str, Any]) -> Checkpoint | None:
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
-            if metadata.get("run") != _canonical(run):
+            if metadata.get("run") != _to_json(run):
                 return None
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return Checkpoint(arrays, json.loads(metadata["state"]))
@@ -101,5 +101,5 @@ class CheckpointFolder:
             self.folder.rmdir()
 
 
-def _canonical(run: Mapping[str, Any]) -> str:
+def _to_json(run: Mapping[str, Any]) -> str:
     return json.dumps(run, sort_keys=True, separators=(",", ":"))

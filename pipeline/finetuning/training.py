@@ -164,7 +164,9 @@ def train(
         )
         if path:
             arrays = {f"best/{name}": array for name, array in state.best.items()}
-            arrays |= {f"now/{name}": array for name, array in _values(trainer.variables).items()}
+            arrays |= {
+                f"now/{name}": array for name, array in _read_values(trainer.variables).items()
+            }
             fields = {name: value for name, value in vars(state).items() if name != "best"}
             write_checkpoint(path, Checkpoint(arrays, fields), run=run)
     if state.epochs < schedule.epochs:
@@ -270,7 +272,7 @@ class _Trainer:
         return means
 
 
-def _values(variables: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def _read_values(variables: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     return {name: each.value.numpy() for name, each in variables.items()}
 
 
@@ -298,7 +300,7 @@ class _TrainingState:
         self.seconds.append(seconds)
         losses = self.history["val_loss"]
         if losses[-1] < min(losses[:-1], default=math.inf):
-            self.best_epoch, self.best = self.epochs, _values(network.variables)
+            self.best_epoch, self.best = self.epochs, _read_values(network.variables)
 
 
 def _run_identity(
@@ -306,7 +308,7 @@ def _run_identity(
 ) -> dict[str, Any]:
     """Return the values that must be equal in a checkpoint and the run that resumes from it."""
     start = hashlib.sha256()
-    for name, array in _values(trainer.variables).items():
+    for name, array in _read_values(trainer.variables).items():
         start.update(f"{name} {array.shape} {array.dtype} ".encode())
         start.update(array.tobytes())
     for rows in (task.train, task.validation):

@@ -81,7 +81,7 @@ def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) 
     The temperature of an overconfident classifier is above 1. It is 1 if the scores are the same
     for every row or every class.
     """
-    logits = _logits(scores, has_probabilities=has_probabilities)
+    logits = _to_logits(scores, has_probabilities=has_probabilities)
     spread = float(np.sqrt(np.mean((logits - logits.mean(axis=1, keepdims=True)) ** 2)))
     if spread == 0 or np.all(logits == logits[0]):
         return 1.0
@@ -107,14 +107,14 @@ def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) 
 
 def apply_temperature(scores: Scores, temperature: float, *, has_probabilities: bool) -> Scores:
     """Return ``softmax(logits / temperature)`` (N, K); the ranking of the classes stays."""
-    logits = _logits(scores, has_probabilities=has_probabilities)
+    logits = _to_logits(scores, has_probabilities=has_probabilities)
     return np.asarray(softmax(logits / temperature, axis=1))
 
 
 class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A fitted classifier with probabilities: its decision values divided by a temperature.
 
-    There is no bias, as in Platt's sigmoid: it would change the predicted classes. ``method`` is
+    There is no bias: that of Platt's sigmoid would change the predicted classes. ``method`` is
     ``decision_function`` or ``predict``.
     """
 
@@ -150,7 +150,7 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.decision_function(X).argmax(axis=1))
 
 
-def _logits(scores: Scores, *, has_probabilities: bool) -> Scores:
+def _to_logits(scores: Scores, *, has_probabilities: bool) -> Scores:
     if not has_probabilities:
         return scores
     return np.asarray(np.log(np.maximum(scores, np.finfo(np.float64).eps)))

@@ -47,7 +47,9 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
             raise UsageError(f"--head {name}: module {module_name} has no {path}")
         factory = getattr(factory, attribute)
     if not callable(factory):
-        raise UsageError(f"--head {name}: expected a function or class; received {_kind(factory)}")
+        raise UsageError(
+            f"--head {name}: expected a function or class; received {_type_name(factory)}"
+        )
     if required_arguments(factory) not in (0, 2):
         raise UsageError(
             f"--head {name}: expected a factory without arguments or with (feature_count, "
@@ -61,7 +63,7 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
             return KerasClassifier(build, class_count, epochs=epochs, batch_size=batch_size)
         if not (hasattr(model, "get_params") and hasattr(model, "fit") and is_classifier(model)):
             raise UsageError(
-                f"expected a scikit-learn classifier or a Keras model; received a {_kind(model)}"
+                f"expected a scikit-learn classifier or a Keras model; received a {_type_name(model)}"
             )
         return clone(model)  # a factory may return the same object every time
 
@@ -150,7 +152,7 @@ def _check_probabilities(outputs: npt.NDArray[Any]) -> None:
         )
 
 
-def _kind(thing: object) -> str:
+def _type_name(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 

@@ -44,7 +44,7 @@ def parse_heads(text: str | Iterable[str]) -> list[HeadRequest]:
     stripped = filter(None, map(str.strip, words))
     requests = [request for word in stripped for request in _parse_word(word)]
     if not requests:
-        raise UsageError(f"--heads is empty; {_choices()}")
+        raise UsageError(f"--heads is empty; {_list_choices()}")
     return list(dict.fromkeys(requests))
 
 
@@ -55,7 +55,7 @@ def parse_custom_head(text: str) -> HeadRequest:
         raise UsageError(
             f"--head {text}: expected MODULE:FACTORY, MODULE:FACTORY:flat or MODULE:FACTORY:pooled"
         )
-    return HeadRequest(match["name"], _input(match["input"]))
+    return HeadRequest(match["name"], _parse_input(match["input"]))
 
 
 def _parse_word(word: str) -> list[HeadRequest]:
@@ -67,14 +67,14 @@ def _parse_word(word: str) -> list[HeadRequest]:
         return [parse_custom_head(word)]
     if not names:
         close = get_close_matches(name, [*HEADS, *groups()], n=1)
-        hint = f"did you mean {close[0]}?" if close else _choices()
+        hint = f"did you mean {close[0]}?" if close else _list_choices()
         raise UsageError(f"--heads: unknown head {name!r}; {hint}")
-    return [HeadRequest(each, _input(input_name)) for each in names]
+    return [HeadRequest(each, _parse_input(input_name)) for each in names]
 
 
-def _input(word: str | None) -> Input | None:
+def _parse_input(word: str | None) -> Input | None:
     return next((kind for kind in get_args(Input) if kind == word), None)
 
 
-def _choices() -> str:
+def _list_choices() -> str:
     return f"choose from {', '.join(groups()['all'])}, all or fast"

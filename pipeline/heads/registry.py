@@ -23,20 +23,22 @@ def dense() -> Any:
 def logistic() -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return _scaled(LogisticRegression(tol=1e-8, max_iter=10_000))  # 1e-4 stops weak penalties early
+    return _make_scaled(
+        LogisticRegression(tol=1e-8, max_iter=10_000)
+    )  # 1e-4 stops weak penalties early
 
 
 def linear_svm() -> Any:
     from sklearn.svm import LinearSVC
 
     # the primal solver uses no random numbers and stays fast for large C
-    return _scaled(LinearSVC(dual=False, tol=1e-6, max_iter=10_000))
+    return _make_scaled(LinearSVC(dual=False, tol=1e-6, max_iter=10_000))
 
 
 def ridge() -> Any:
     from sklearn.linear_model import RidgeClassifier
 
-    return _scaled(RidgeClassifier())
+    return _make_scaled(RidgeClassifier())
 
 
 def lda(feature_count: int, class_count: int) -> Any:
@@ -46,14 +48,14 @@ def lda(feature_count: int, class_count: int) -> Any:
     # The covariance of flattened maps takes gigabytes. PCA with all components only rotates the
     # features, to N columns instead of D.
     rotation = [PCA(svd_solver="full")] if feature_count > MOST_COVARIANCE_FEATURES else []
-    return _scaled(*rotation, LinearDiscriminantAnalysis(solver="lsqr"))
+    return _make_scaled(*rotation, LinearDiscriminantAnalysis(solver="lsqr"))
 
 
 def svm_rbf() -> Any:
     from sklearn.decomposition import PCA
     from sklearn.svm import SVC
 
-    return _scaled(PCA(svd_solver="full"), SVC(max_iter=1_000_000))
+    return _make_scaled(PCA(svd_solver="full"), SVC(max_iter=1_000_000))
 
 
 def knn() -> Any:
@@ -61,7 +63,7 @@ def knn() -> Any:
     # (VGG16, pooled), test accuracy is 91 % with Euclidean distances, 96 % with angles.
     from sklearn.neighbors import KNeighborsClassifier
 
-    return _scaled(KNeighborsClassifier(metric="cosine"), with_mean=False)
+    return _make_scaled(KNeighborsClassifier(metric="cosine"), with_mean=False)
 
 
 def prototype() -> Any:
@@ -69,20 +71,20 @@ def prototype() -> Any:
 
     from pipeline.heads.prototype import NearestPrototype
 
-    return _scaled(Normalizer(), NearestPrototype(), with_mean=False)
+    return _make_scaled(Normalizer(), NearestPrototype(), with_mean=False)
 
 
 def random_forest() -> Any:
     from sklearn.ensemble import RandomForestClassifier
 
     # 400 trees take twice the time and change accuracy by at most 0.2 points
-    return _scaled(RandomForestClassifier(200, n_jobs=-1))
+    return _make_scaled(RandomForestClassifier(200, n_jobs=-1))
 
 
 def naive_bayes() -> Any:
     from sklearn.naive_bayes import GaussianNB
 
-    return _scaled(GaussianNB())
+    return _make_scaled(GaussianNB())
 
 
 def majority() -> Any:
@@ -97,7 +99,7 @@ def kornblith() -> Any:
     return KornblithRegression()
 
 
-def _scaled(*steps: Any, with_mean: bool = True) -> Any:
+def _make_scaled(*steps: Any, with_mean: bool = True) -> Any:
     from sklearn.pipeline import make_pipeline
 
     from pipeline.heads.scaler import CommonScaler
@@ -145,7 +147,7 @@ def required_arguments(factory: Callable[..., Any]) -> int:
     return sum(p.default is p.empty and p.kind not in optional for p in parameters)
 
 
-def _powers(first: int, last: int) -> tuple[float, ...]:
+def _powers_of_ten(first: int, last: int) -> tuple[float, ...]:
     step = 1 if last > first else -1
     return tuple(10.0**exponent for exponent in range(first, last + step, step))
 
@@ -157,14 +159,14 @@ L2_PENALTIES = tuple(10.0 ** (5 - step / 4) for step in range(45))
 
 HEADS: dict[str, Head] = {
     "dense": Head(dense, input="flat", is_stochastic=True),
-    "logistic": Head(logistic, {"logisticregression__C": _powers(-2, 3)}),
-    "linear_svm": Head(linear_svm, {"linearsvc__C": _powers(-3, 1)}),
-    "ridge": Head(ridge, {"ridgeclassifier__alpha": _powers(2, -4)}),
+    "logistic": Head(logistic, {"logisticregression__C": _powers_of_ten(-2, 3)}),
+    "linear_svm": Head(linear_svm, {"linearsvc__C": _powers_of_ten(-3, 1)}),
+    "ridge": Head(ridge, {"ridgeclassifier__alpha": _powers_of_ten(2, -4)}),
     "lda": Head(lda, {"lineardiscriminantanalysis__shrinkage": SHRINKAGES}),
     # The mean squared distance of rows is 2, so gamma = 0.25 is the usual 1 / (2 · median).
     "svm_rbf": Head(
         svm_rbf,
-        [{"svc__gamma": [gamma], "svc__C": _powers(0, 2)} for gamma in (0.1, 0.25, 0.6)],
+        [{"svc__gamma": [gamma], "svc__C": _powers_of_ten(0, 2)} for gamma in (0.1, 0.25, 0.6)],
         max_rows=10_000,
     ),
     # odd numbers: two classes cannot tie
@@ -174,7 +176,7 @@ HEADS: dict[str, Head] = {
     "random_forest": Head(
         random_forest, {"randomforestclassifier__min_samples_leaf": (5, 1)}, is_stochastic=True
     ),
-    "naive_bayes": Head(naive_bayes, {"gaussiannb__var_smoothing": _powers(0, -9)}),
+    "naive_bayes": Head(naive_bayes, {"gaussiannb__var_smoothing": _powers_of_ten(0, -9)}),
     "majority": Head(majority),
     "kornblith": Head(kornblith, {"l2": L2_PENALTIES}),
 }

@@ -115,7 +115,7 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
             scaled = apply_temperature(test.scores, result.temperature, has_probabilities=True)
             bins[name] = reliability_bins(test.labels, scaled)
         figures.append((name, result.calibrated_ece, result.calibrated_log_loss))
-        text += _temperature_text(result, outcome.validation)
+        text += _describe_temperature(result, outcome.validation)
     drawing = inline_svg(
         lambda axes: draw_reliability(axes, bins),
         label=f"Reliability. Share classified correctly by predicted probability. {text}",
@@ -123,7 +123,7 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
     return {"text": text, "drawing": drawing, "figures": figures}
 
 
-def _temperature_text(result: Result, validation: HeadPredictions) -> str:
+def _describe_temperature(result: Result, validation: HeadPredictions) -> str:
     """Describe temperature scaling on validation, where it is fitted, and on test."""
     temperature = f"a temperature of {result.temperature:.2f}"
     scaled = apply_temperature(validation.scores, result.temperature, has_probabilities=True)

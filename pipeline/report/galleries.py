@@ -82,7 +82,7 @@ def mistakes(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | 
     if not len(wrong):
         return None
     shown = wrong[np.argsort(-test.scores[wrong].max(axis=1), kind="stable")][:MOST_MISTAKES]
-    images = _images(findings.table, test.rows[shown].tolist())
+    images = _read_images(findings.table, test.rows[shown].tolist())
     for image, index in zip(images, shown.tolist(), strict=True):
         predicted, label = test.predicted[index], test.labels[index]
         image["classes"] = [
@@ -97,7 +97,7 @@ def suspects(findings: AuditResult) -> dict[str, Any] | None:
     classes, shown = findings.table.classes, findings.suspects[:MOST_SUSPECTS]
     if not shown:
         return None
-    images = _images(findings.table, [each.row for each in shown])
+    images = _read_images(findings.table, [each.row for each in shown])
     for image, each in zip(images, shown, strict=True):
         image["classes"] = [
             ("labelled", classes[each.label], each.label_probability),
@@ -120,10 +120,10 @@ def duplicates(comparison: Comparison, findings: AuditResult) -> dict[str, Any] 
     groups.sort(key=lambda group: (not _is_across(group[1]), -len(group[0])))
     shown = []
     for rows, group_pairs in groups[:MOST_GROUPS]:
-        images = _images(table, rows[:MOST_OF_GROUP])
+        images = _read_images(table, rows[:MOST_OF_GROUP])
         for image, row in zip(images, rows, strict=False):
             image["split"] = SPLIT_NAMES[table.columns.splits[row]] if parts == "splits" else ""
-        shown.append({"images": images, "text": _group_text(len(rows), group_pairs, parts)})
+        shown.append({"images": images, "text": _describe_group(len(rows), group_pairs, parts)})
     return {
         "images": sum(len(rows) for rows, _ in groups),
         "count": len(groups),
@@ -137,7 +137,7 @@ def _is_across(pairs: Sequence[DuplicatePair]) -> bool:
     return any(pair.across for pair in pairs)
 
 
-def _group_text(count: int, pairs: Sequence[DuplicatePair], parts: str) -> str:
+def _describe_group(count: int, pairs: Sequence[DuplicatePair], parts: str) -> str:
     text = "identical files"
     if not all(pair.exact for pair in pairs):
         text = f"near-duplicates, similarity {min(pair.similarity for pair in pairs):.3f}"
@@ -149,7 +149,7 @@ def _group_text(count: int, pairs: Sequence[DuplicatePair], parts: str) -> str:
     return f"{counted(count, 'image')}: {text}" if count > 2 else text
 
 
-def _images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
+def _read_images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
     thumbnails = read_thumbnails(table, rows)
     return [{"path": table.columns.paths[row], "thumbnail": thumbnails[row]} for row in rows]
 

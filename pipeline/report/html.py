@@ -38,7 +38,7 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
             ("suspects", "Likely label errors", galleries.suspects(findings)),
             ("duplicates", "Duplicates", galleries.duplicates(comparison, findings)),
         ]
-    sections.append(("run", "Settings of this run", _run(comparison.run, command)))
+    sections.append(("run", "Settings of this run", _run_facts(comparison.run, command)))
     measure, field = selection_metric(comparison)
     caches = comparison.run.get("caches") or [{}]
     style = resources.files("pipeline.report").joinpath("report.css").read_text("utf-8")
@@ -56,7 +56,7 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
     )
 
 
-def _run(run: Mapping[str, Any], command: str | None) -> dict[str, Any]:
+def _run_facts(run: Mapping[str, Any], command: str | None) -> dict[str, Any]:
     """Command, versions, seeds and caches of a run; each may be missing."""
     facts = {name: value for name, value in run.items() if name not in SHOWN_SEPARATELY}
     return {

@@ -29,7 +29,7 @@ def name_text(name: str | bytes) -> str:
     return "".join(part if index % 2 else printable(part) for index, part in enumerate(parts))
 
 
-def _isolated(name: str | bytes) -> str:
+def _isolate(name: str | bytes) -> str:
     """Return a name for an attribute; right-to-left text does not reorder the rest."""
     text = name_text(name)
     if any(unicodedata.bidirectional(character) in RIGHT_TO_LEFT for character in text):
@@ -37,19 +37,19 @@ def _isolated(name: str | bytes) -> str:
     return text
 
 
-def _chance(probability: float) -> str:
+def _format_probability(probability: float) -> str:
     """Return a probability in percent; only 1 shows as 100 and only 0 as 0.0."""
     if 0.9995 <= probability < 1:
         return ">99.9"
     return "<0.1" if 0 < probability < 0.0005 else percent(probability)
 
 
-def _fact(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """Return a value of results.json as readable text."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_fact(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {_format_value(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_fact, value))
+        return ", ".join(map(_format_value, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
@@ -65,10 +65,10 @@ TEMPLATES = Environment(
 )
 TEMPLATES.filters |= {
     "bdi": lambda name: Markup("<bdi>{}</bdi>").format(name_text(name)),
-    "chance": _chance,
+    "chance": _format_probability,
     "counted": counted,
-    "fact": _fact,
-    "isolated": _isolated,
+    "fact": _format_value,
+    "isolated": _isolate,
     "md": lambda text: re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text)),  # escapes Markdown
     "name": name_text,
     "percent": percent,

@@ -234,7 +234,7 @@ def draw_lines(
         axes.plot([0, 1], [0, 1], ":", color=COLOURS["soft"], linewidth=1.3, label=diagonal)
     for style, (name, points) in enumerate(lines):
         axes.plot(*points.T, linestyle=DASHES[style], color=COLOURS[f"s{style}"], label=name)
-    _percent(axes, *titles)
+    _set_percent_axes(axes, *titles)
     axes.legend(loc="lower right" if diagonal else "lower left")
 
 
@@ -248,11 +248,11 @@ def draw_reliability(axes: Axes, bins: Mapping[str, Reliability]) -> None:
                   label=name)  # fmt: skip
         area = 8 + 200 * each.rows[filled] / each.rows.max()
         axes.scatter(x, y, area, marker=MARKERS[style], color=colour, alpha=0.35)
-    _percent(axes, "probability of the predicted class, %", "accuracy, %")
+    _set_percent_axes(axes, "probability of the predicted class, %", "accuracy, %")
     axes.legend()
 
 
-def _percent(axes: Axes, x_title: str, y_title: str) -> None:
+def _set_percent_axes(axes: Axes, x_title: str, y_title: str) -> None:
     axes.set(xlabel=x_title, ylabel=y_title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))

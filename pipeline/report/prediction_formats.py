@@ -77,13 +77,13 @@ def csv_lines(
     """Yield CSV lines, column names first; ``named`` converts paths and labels to text."""
     names = ["path", "label", "probability", "margin"]
     names += [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
-    titles = _csv_line(names)
+    titles = _to_csv(names)
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
         values = [named(prediction.path), named(label), probability, prediction.margin]
         for name, share in others:
             values += [named(name), share]
-        yield titles + _csv_line(values)
+        yield titles + _to_csv(values)
         titles = ""
 
 
@@ -95,10 +95,10 @@ def json_parts(
     tail: Callable[[], Mapping[str, Any]],
 ) -> Iterator[str]:
     """Yield parts of one JSON document: ``head``, ``images``, and ``tail`` after the last image."""
-    prefix = _json(head)[:-1] + ', "images": [\n'
+    prefix = _to_json(head)[:-1] + ', "images": [\n'
     for prediction in predictions:
         (label, probability), *_ = best = prediction.top(top)
-        yield prefix + _json(
+        yield prefix + _to_json(
             {
                 "path": os.fsdecode(prediction.path),
                 "label": label,
@@ -109,10 +109,10 @@ def json_parts(
             }
         )
         prefix = ",\n"
-    yield "\n], " + _json(tail())[1:] + "\n"
+    yield "\n], " + _to_json(tail())[1:] + "\n"
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def _to_json(value: Mapping[str, Any]) -> str:
     """Return one line of JSON; escapes preserve names that are not UTF-8."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
@@ -122,7 +122,7 @@ def _json(value: Mapping[str, Any]) -> str:
     return text
 
 
-def _csv_line(values: Sequence[Any]) -> str:
+def _to_csv(values: Sequence[Any]) -> str:
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -17,7 +16,7 @@ from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, withou
 from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.models.bundle import SUFFIX, save_bundle
 from pipeline.models.runs import FOLDER, ROW_IDENTITY
-from pipeline.text import printable
+from pipeline.text import file_name, printable
 
 Save = Literal["all", "best", "none"]
 
@@ -51,7 +50,7 @@ def write_run(
 
     check_writable(results)
     set_name = str(comparison.run["caches"][0]["set"])
-    folder = _new_folder(results, set_name)
+    folder = _create_folder(results, set_name)
     comparison = _save_models(comparison, folder, save)
     document = comparison.document()
     document["run"] |= {"folder": printable(folder), "command": command}
@@ -99,7 +98,7 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
         if bundle is not None:
             models.mkdir(exist_ok=True)
             name = result.head if one_layer else f"{result.head}-{result.layer}"
-            paths = (models / f"{each}{SUFFIX}" for each in _numbered(_file_name(name)))
+            paths = (models / f"{each}{SUFFIX}" for each in _number_names(file_name(name)))
             path = next(path for path in paths if not path.exists())
             save_bundle(bundle, path)
             result = replace(result, model=f"{FOLDER}/{path.name}")
@@ -111,14 +110,10 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
     return replace(comparison, outcomes=tuple(outcomes), run=run)
 
 
-def _numbered(name: str) -> Iterator[str]:
+def _number_names(name: str) -> Iterator[str]:
     """Yield the name, then the name with a number from 2, for a name that is taken."""
     yield name
     yield from (f"{name}-{number}" for number in count(2))
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name).strip(".-_")
 
 
 def _write_settings(comparison: Comparison, path: Path) -> None:
@@ -135,9 +130,9 @@ def _write_settings(comparison: Comparison, path: Path) -> None:
                 writer.writerow([*(row[name] for name in identity), *values.values()])
 
 
-def _new_folder(results: Path, set_name: str) -> Path:
+def _create_folder(results: Path, set_name: str) -> Path:
     """Create ``2026-11-21_143000-textile``, with a number if another run has that name."""
-    for name in _numbered(f"{datetime.now():%Y-%m-%d_%H%M%S}-{_file_name(set_name) or 'set'}"):
+    for name in _number_names(f"{datetime.now():%Y-%m-%d_%H%M%S}-{file_name(set_name)}"):
         folder = results / name
         try:
             folder.mkdir()  # not exist_ok: the first run to create it owns it

@@ -50,7 +50,7 @@ def write_contact_sheet(
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
         left, upper = MARGIN + column * (PICTURE + MARGIN), header + row * cell_height
-        sheet.paste(_picture(prediction.path), (left, upper))
+        sheet.paste(_read_picture(prediction.path), (left, upper))
         name = Path(os.fsdecode(prediction.path)).name
         lower = upper + PICTURE + 4
         _write_line(canvas, (left, lower), name, PICTURE, colour="dimgray")
@@ -107,7 +107,7 @@ def _save(sheet: Image.Image, path: Path) -> None:
     write_durably(path, lambda file: file.write(encoded), needs=len(encoded))
 
 
-def _picture(path: bytes) -> Image.Image:
+def _read_picture(path: bytes) -> Image.Image:
     """Return the complete image in a square, with black bars at its sides."""
     try:
         data = Path(os.fsdecode(path)).read_bytes()

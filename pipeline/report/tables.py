@@ -57,7 +57,7 @@ def layers(comparison: Comparison) -> dict[str, Any] | None:
         "layer": layer,
         "head": head,
         "titles": [column.title for column in columns],
-        "rows": sorted(rows.items(), key=lambda row: [*map(_natural, row[0])]),
+        "rows": sorted(rows.items(), key=lambda row: [*map(_natural_key, row[0])]),
         "highest": {
             name: max(each.get(name, 0) for each in rows.values())
             for heads in rows.values()
@@ -66,7 +66,7 @@ def layers(comparison: Comparison) -> dict[str, Any] | None:
     }
 
 
-def _natural(text: str) -> list[tuple[str, int]]:
+def _natural_key(text: str) -> list[tuple[str, int]]:
     """Return a key that sorts block_3 before block_13."""
     return [(word, int(digits or 0)) for word, digits in re.findall(r"(\D*)(\d*)", text)]
 

@@ -41,13 +41,13 @@ def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumb
 
     def read(row: int) -> Thumbnail:
         columns = table.columns
-        return _thumbnail(root, columns.paths[row], columns.digests[row].tobytes())
+        return _make_thumbnail(root, columns.paths[row], columns.digests[row].tobytes())
 
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         return dict(zip(unique_rows, pool.map(read, unique_rows), strict=True))
 
 
-def _thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
+def _make_thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
     """Return the picture of a file in ``root`` if its SHA-256 is that digest."""
     try:
         data = _read_inside(root, relative)
@@ -57,7 +57,7 @@ def _thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
     if hashlib.sha256(data).digest() != digest:
         return Thumbnail(reason="the file has changed")
     try:
-        pixels = _without_bars(decode(data, image_size=LONGER_SIDE, resize="pad"))
+        pixels = _crop_bars(decode(data, image_size=LONGER_SIDE, resize="pad"))
     except UnreadableImage:
         return Thumbnail(reason="the file cannot be read")
     buffer = io.BytesIO()
@@ -78,7 +78,7 @@ def _read_inside(root: Path, relative: bytes) -> bytes:
     return path.read_bytes()
 
 
-def _without_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _crop_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Crop the black bars that make a picture square: (S, S, 3) -> (H, W, 3)."""
     lit = pixels.max(axis=2) > 0  # (S, S)
     rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
