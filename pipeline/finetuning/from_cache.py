@@ -1,8 +1,6 @@
 """Fine-tuning (*Deep Learning with Python*, 5.3) on cached feature maps of the freeze boundary."""
 
-import logging
 import math
-import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -17,7 +15,6 @@ from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_mod
 from pipeline.bases.build import build_base
 from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
-from pipeline.errors import StorageError
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.refit import with_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
@@ -30,7 +27,7 @@ from pipeline.finetuning.method_result import (
     shortfall_notices,
     unreadable_notices,
 )
-from pipeline.finetuning.rows import Rows, scratch_maps
+from pipeline.finetuning.rows import Rows, check_disk_space, scratch_maps
 from pipeline.finetuning.training import (
     RunOptions,
     StageProgress,
@@ -42,11 +39,8 @@ from pipeline.finetuning.training import (
 from pipeline.heads.dense import build_dense
 from pipeline.images.scan import NO_SPLIT, scan_folder
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier, top_block
-from pipeline.text import file_size, printable
 
 HEAD_STAGE, JOINT_STAGE = "head", "fine-tuning"
-
-log = logging.getLogger("pipeline")
 
 
 def train_from_cache(
@@ -61,7 +55,7 @@ def train_from_cache(
     base, size = config.extract.network, config.extract.size
     base_model, _ = build_base(config.extract)
     boundary = find_boundary(base_model, base, config.first_unfrozen)
-    _check_scratch(data, config, boundary)
+    _check_disk_space(data, config, boundary)
     layers = [boundary.layer, base.last_layer]
     extracted = extract_features(
         data, config.extract, layers=layers, views=config.views, progress=extract_progress
@@ -178,22 +172,12 @@ def head_variables(head: Any) -> dict[str, Any]:
     return dict(zip(names, head.trainable_variables, strict=True))
 
 
-def _check_scratch(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:
+def _check_disk_space(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:
     """Raise StorageError before the extraction if the disk has no space for the training data."""
     images = len(scan_folder(data).files)
-    needed = 4 * math.prod(boundary.shape) * images * (1 + config.views)
-    folder = config.extract.cache_dir
-    make_folder(folder)
-    free = shutil.disk_usage(folder).free
-    log.info(
-        "training needs at most %s of disk space in addition to the cache, %s free",
-        file_size(needed), file_size(free),
-    )  # fmt: skip
-    if needed > free:
-        raise StorageError(
-            f"{printable(folder)}: expected {file_size(needed)} of disk space for training; found "
-            f"{file_size(free)}. Free disk space or reduce --views"
-        )
+    needed = 4 * math.prod(boundary.shape) * images * (1 + config.views)  # float32
+    make_folder(config.extract.cache_dir)
+    check_disk_space(config.extract.cache_dir, needed, cure="free disk space or reduce --views")
 
 
 def needed_rows(cache: SplitCache) -> npt.NDArray[np.int64]:

@@ -57,6 +57,17 @@ def row_order(count: int, *, seed: int, epoch: int) -> Indices:
     return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
 
 
+def check_disk_space(folder: Path, needed: int, *, cure: str) -> None:
+    """Raise StorageError if a folder's disk has too few free bytes for the training data."""
+    free = shutil.disk_usage(folder).free
+    log.info("training needs %s of disk space, %s free", file_size(needed), file_size(free))
+    if needed > free:
+        raise StorageError(
+            f"{printable(folder)}: training needs {file_size(needed)} of disk space; found "
+            f"{file_size(free)}; {cure}"
+        )
+
+
 @contextlib.contextmanager
 def scratch_array(
     blocks: Iterable[Array], *, shape: Sequence[int], dtype: str, folder: Path
@@ -68,14 +79,8 @@ def scratch_array(
 
     Yields a read-only array of the written rows. Raises StorageError without disk space.
     """
-    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    free = shutil.disk_usage(folder).free
-    log.info("training data needs %s of disk space during the run", file_size(needed))
-    if needed > free:
-        raise StorageError(
-            f"{printable(folder)}: expected {file_size(needed)} of disk space for training data; "
-            f"found {file_size(free)}. Free disk space and run again"
-        )
+    needed = math.prod(shape) * np.dtype(dtype).itemsize
+    check_disk_space(folder, needed, cure="free disk space and run again")
     with tempfile.TemporaryFile(dir=folder) as file:
         rows = 0
         # written, not mapped: a full disk kills a process that maps a file (SIGBUS)

@@ -18,6 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.finetuning.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from pipeline.finetuning.config import Schedule
 from pipeline.finetuning.rows import Rows, row_order
+from pipeline.heads.calibration import both_classes
 from pipeline.keras_backend import keras, tf
 from pipeline.text import counted
 
@@ -164,9 +165,8 @@ def train(
         )
         if path:
             arrays = {f"best/{name}": array for name, array in state.best.items()}
-            arrays |= {
-                f"now/{name}": array for name, array in _read_values(trainer.variables).items()
-            }
+            current = _read_values(trainer.variables)
+            arrays |= {f"now/{name}": array for name, array in current.items()}
             fields = {name: value for name, value in vars(state).items() if name != "best"}
             write_checkpoint(path, Checkpoint(arrays, fields), run=run)
     if state.epochs < schedule.epochs:
@@ -208,10 +208,7 @@ class _RunningMeans:
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Probabilities (N, K) float64; the sum of each row is 1."""
-        outputs = np.concatenate(self._outputs).astype(np.float64)
-        if outputs.shape[1] == 1:
-            return np.hstack([1 - outputs, outputs])
-        return np.asarray(outputs / outputs.sum(axis=1, keepdims=True))
+        return both_classes(np.concatenate(self._outputs))
 
 
 class _Trainer:

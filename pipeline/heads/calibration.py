@@ -1,6 +1,7 @@
 """Class scores of fitted estimators, and temperature scaling (Guo et al. 2017)."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -50,7 +51,12 @@ def class_scores(
 
 def probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:
     """Return probabilities (N, K) of a Keras model, softmax or one sigmoid, for rows (N, D)."""
-    outputs = np.asarray(model(rows, training=False), np.float64)  # `predict` would compile again
+    return both_classes(np.asarray(model(rows, training=False)))  # `predict` would compile again
+
+
+def both_classes(outputs: npt.NDArray[Any]) -> Scores:
+    """Return probabilities (N, K) float64 of softmax outputs (N, K) or sigmoid outputs (N, 1)."""
+    outputs = outputs.astype(np.float64)
     if outputs.shape[1] == 1:
         return np.hstack([1 - outputs, outputs])
     return np.asarray(outputs / outputs.sum(axis=1, keepdims=True))  # float32: 1 ± 1e-7
@@ -111,6 +117,7 @@ def apply_temperature(scores: Scores, temperature: float, *, has_probabilities: 
     return np.asarray(softmax(logits / temperature, axis=1))
 
 
+@dataclass(eq=False, repr=False)
 class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A fitted classifier with probabilities: its decision values divided by a temperature.
 
@@ -118,12 +125,9 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ``decision_function`` or ``predict``.
     """
 
-    def __init__(
-        self, estimator: Any, *, method: str = "decision_function", temperature: float = 1.0
-    ) -> None:
-        self.estimator = estimator
-        self.method = method
-        self.temperature = temperature
+    estimator: Any
+    method: str = "decision_function"
+    temperature: float = 1.0
 
     @property
     def classes_(self) -> npt.NDArray[np.int64]:

@@ -4,9 +4,10 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,7 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
         factory = getattr(factory, attribute)
     if not callable(factory):
         raise UsageError(
-            f"--head {name}: expected a function or class; received {_type_name(factory)}"
+            f"--head {name}: expected a function or class; received {_type_of(factory)}"
         )
     if required_arguments(factory) not in (0, 2):
         raise UsageError(
@@ -62,9 +63,8 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
         if any(base.__module__.partition(".")[0] == "keras" for base in type(model).__mro__):
             return KerasClassifier(build, class_count, epochs=epochs, batch_size=batch_size)
         if not (hasattr(model, "get_params") and hasattr(model, "fit") and is_classifier(model)):
-            raise UsageError(
-                f"expected a scikit-learn classifier or a Keras model; received a {_type_name(model)}"
-            )
+            kind = _type_of(model)
+            raise UsageError(f"expected a scikit-learn classifier or Keras model; received {kind}")
         return clone(model)  # a factory may return the same object every time
 
     return Head(make, is_stochastic=True, name=name)
@@ -85,6 +85,7 @@ def failures_of(head: Head) -> Iterator[None]:
         raise HeadFailedError(f"failed: {_one_line(error)}") from error
 
 
+@dataclass(eq=False, repr=False)
 class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A custom Keras model, trained by Keras' ``fit``, as a scikit-learn classifier.
 
@@ -92,22 +93,13 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     model is compiled with Adam and the loss that matches its outputs.
     """
 
-    not_savable = "a custom Keras model may contain layers that execute code when loaded"
+    not_savable: ClassVar = "a custom Keras model may contain layers that execute code when loaded"
 
-    def __init__(
-        self,
-        build: Callable[[], Any],
-        class_count: int,
-        *,
-        epochs: int,
-        batch_size: int,
-        random_state: int | None = None,
-    ) -> None:
-        self.build = build
-        self.class_count = class_count
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.random_state = random_state
+    build: Callable[[], Any]
+    class_count: int
+    epochs: int
+    batch_size: int
+    random_state: int | None = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, validation_data: Any = None) -> Self:
         """Raises UsageError if the model's outputs are not the probabilities of the classes."""
@@ -152,7 +144,7 @@ def _check_probabilities(outputs: npt.NDArray[Any]) -> None:
         )
 
 
-def _type_name(thing: object) -> str:
+def _type_of(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 

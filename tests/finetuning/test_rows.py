@@ -34,7 +34,7 @@ def test_maps_on_disk_equal_those_of_the_cache(
 def test_too_little_disk_space_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
     read = partial(pytest.fail, "read")
     scratch = scratch_maps(read, np.arange(50), row_shape=(10**7, 10**7), folder=tmp_path)
-    with pytest.raises(StorageError, match=r"expected .* of disk space .*; found "), scratch:
+    with pytest.raises(StorageError, match=r"training needs .* of disk space; found "), scratch:
         pass
 
 

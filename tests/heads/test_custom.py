@@ -197,7 +197,7 @@ def test_missing_modules_and_wrong_factories_are_errors(name: str, message: str)
 
 @pytest.mark.parametrize("factory", ["regression", "nothing"])
 def test_a_factory_of_something_else_than_a_classifier_is_an_error(factory: str) -> None:
-    with pytest.raises(UsageError, match="expected a scikit-learn classifier or a Keras model"):
+    with pytest.raises(UsageError, match="expected a scikit-learn classifier or Keras model"):
         fit(f"mine:{factory}", draw_rows(20)[0])
 
 
