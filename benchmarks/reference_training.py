@@ -27,11 +27,7 @@ from pipeline.evaluation.splits import Trial
 from pipeline.finetuning.checkpoints import CheckpointFolder
 from pipeline.finetuning.config import Plan, Schedule
 from pipeline.finetuning.from_cache import HEAD_STAGE, JOINT_STAGE, head_variables
-from pipeline.finetuning.method_result import (
-    MethodResult,
-    shortfall_notices,
-    unreadable_notices,
-)
+from pipeline.finetuning.method_result import MethodResult, notices_of
 from pipeline.finetuning.rows import Array, Indices, Rows, scratch_array
 from pipeline.finetuning.training import (
     RunOptions,
@@ -141,10 +137,7 @@ def train_reference(
         trial_plan=trial_plan,
         source=source,
         checkpoints=checkpoints,
-        notices=[
-            *unreadable_notices([*found.skipped, *unreadable, *skipped]),
-            *shortfall_notices(last, trial.seeds),
-        ],
+        notices=notices_of([*found.skipped, *unreadable, *skipped], last, trial.seeds),
     )
 
 

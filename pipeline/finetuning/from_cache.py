@@ -22,11 +22,7 @@ from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.search import fit_of
 from pipeline.finetuning.checkpoints import CheckpointFolder
 from pipeline.finetuning.config import FinetuneConfig, Plan
-from pipeline.finetuning.method_result import (
-    MethodResult,
-    shortfall_notices,
-    unreadable_notices,
-)
+from pipeline.finetuning.method_result import MethodResult, notices_of
 from pipeline.finetuning.rows import Rows, check_disk_space, scratch_maps
 from pipeline.finetuning.training import (
     RunOptions,
@@ -130,10 +126,7 @@ def train_from_cache(
         trial_plan=cache.trial_plan,
         source=cache.describe(),
         checkpoints=checkpoints,
-        notices=[
-            *unreadable_notices(extracted.skipped),
-            *shortfall_notices(results, trial.seeds),
-        ],
+        notices=notices_of(extracted.skipped, results, trial.seeds),
     )
 
 

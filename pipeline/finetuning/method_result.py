@@ -24,21 +24,23 @@ class MethodResult:
     notices: Sequence[str]
 
 
-def unreadable_notices(skipped: Sequence[Skipped]) -> list[str]:
-    """Return a notice about skipped files, if there are any."""
-    if not skipped:
-        return []
-    first = skipped[0]
-    return [
-        f"{counted(len(skipped), 'file')} could not be read, e.g. {printable(first.path)} "
-        f"({printable(first.reason)})"
-    ]
-
-
-def shortfall_notices(results: Sequence[TrainingResult], seeds: Sequence[int]) -> list[str]:
-    """Return a notice for each training that ended below its frozen head."""
-    return [
-        f"seed {seed}: {result.shortfall}"
-        for seed, result in zip(seeds, results, strict=True)
-        if result.shortfall
-    ]
+def notices_of(
+    skipped: Sequence[Skipped], results: Sequence[TrainingResult], seeds: Sequence[int]
+) -> list[str]:
+    """Return notices about skipped files and about trainings that end below the frozen head."""
+    notices = []
+    if skipped:
+        first = skipped[0]
+        notices.append(
+            f"{counted(len(skipped), 'file')} could not be read, e.g. {printable(first.path)} "
+            f"({printable(first.reason)})"
+        )
+    for seed, result in zip(seeds, results, strict=True):
+        frozen = result.frozen_head
+        if frozen and result.validation_accuracy < frozen.validation_accuracy:
+            notices.append(
+                f"seed {seed}: fine-tuning ends below the frozen head: "
+                f"{100 * result.validation_accuracy:.1f} % validation accuracy instead of "
+                f"{100 * frozen.validation_accuracy:.1f} %"
+            )
+    return notices

@@ -55,17 +55,6 @@ class TrainingResult:
         """Accuracy of the best epoch, 0 … 1."""
         return self.history["val_accuracy"][self.best_epoch - 1]
 
-    @property
-    def shortfall(self) -> str | None:
-        """A notice if validation accuracy is below that of the frozen head, else None."""
-        frozen = self.frozen_head
-        if frozen is None or self.validation_accuracy >= frozen.validation_accuracy:
-            return None
-        return (
-            f"fine-tuning ends below the frozen head: {100 * self.validation_accuracy:.1f} % "
-            f"validation accuracy instead of {100 * frozen.validation_accuracy:.1f} %"
-        )
-
 
 class TrainableModel(NamedTuple):
     """A network, inputs (B, …) -> probabilities (B, 1) or (B, K), and its variables to train.
