@@ -25,7 +25,7 @@ from pipeline.report.plots import (
 )
 from pipeline.report.ranking import class_curves, macro_precision_recall, macro_roc
 
-ROC_TITLES = "false positives, % of the others", "true positives, % of the class"
+ROC_TITLES = "false positive rate, %", "true positive rate, %"
 WORST_CLASSES = 3  # drawn with the mean if there are too many classes for all
 LEAST_GAIN = 0.0005  # nats of log loss; three digits show no smaller one
 
@@ -96,8 +96,8 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
     bins = {"uncalibrated": reliability_bins(test.labels, test.scores)}
     figures = [("uncalibrated", result.ece, result.log_loss)]
     text = (
-        f"The expected calibration error, the mean difference between probability and accuracy, is "
-        f"{percent(result.ece)} points. "
+        f"The expected calibration error (ECE), the mean difference between probability and "
+        f"accuracy, is {percent(result.ece)} points. "
     )
     if not outcome.native_probabilities:
         text += "The head has no native probabilities: they are fitted on validation."

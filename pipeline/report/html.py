@@ -24,17 +24,17 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
     # anchor and template name, title, and data of each section
     sections = [
         ("heads", "All heads", tables.heads(comparison)),
-        ("layers", "Which layer suits this data", tables.layers(comparison)),
+        ("layers", "Comparison of layers", tables.layers(comparison)),
         ("curves", "Training curves", figures.curves(comparison, smoothing)),
         ("confusion", "Errors by class", tables.confusion(shown.test, classes)),
         ("roc", "ROC and precision-recall", figures.ranking(shown.test, classes)),
-        ("reliability", "Are the probabilities reliable", figures.reliability(shown)),
+        ("reliability", "Calibration", figures.reliability(shown)),
     ]
     if findings is not None:
         sections += [
-            ("learning", "Would more images help", figures.learning(findings)),
+            ("learning", "Learning curve", figures.learning(findings)),
             ("map", "Map of the features", galleries.feature_map(findings)),
-            ("mistakes", "The most confident mistakes", galleries.mistakes(comparison, findings)),
+            ("mistakes", "Most confident mistakes", galleries.mistakes(comparison, findings)),
             ("suspects", "Likely label errors", galleries.suspects(findings)),
             ("duplicates", "Duplicates", galleries.duplicates(comparison, findings)),
         ]

@@ -260,11 +260,11 @@ def _set_percent_axes(axes: Axes, x_title: str, y_title: str) -> None:
 
 def draw_learning_curve(axes: Axes, curve: LearningCurve) -> None:
     """Draw accuracy by number of training images."""
-    draws = curve.accuracies.shape[1]
-    axes.plot(np.repeat(curve.sizes, draws), curve.accuracies.ravel(), MARKERS[1], alpha=0.6,
-              color=COLOURS["s1"], markersize=5, label="a random draw")  # fmt: skip
+    samples = curve.accuracies.shape[1]
+    axes.plot(np.repeat(curve.sizes, samples), curve.accuracies.ravel(), MARKERS[1], alpha=0.6,
+              color=COLOURS["s1"], markersize=5, label="random sample")  # fmt: skip
     axes.plot(curve.sizes, curve.accuracies.mean(axis=1), color=COLOURS["s0"],
-              label="mean of the draws")  # fmt: skip
+              label="mean of the samples")  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(curve.sizes, [f"{size:,}" for size in curve.sizes], rotation=45)

@@ -1,4 +1,4 @@
-"""The contact sheet shows every picture with its classes, whatever they are called."""
+"""The contact sheet shows every picture with its classes, for any name."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def sheet_of(predictions: list[Prediction], top: int = 2) -> np.ndarray:
 
 
 def cell(sheet: np.ndarray, number: int, *, pictures: int) -> np.ndarray:
-    """The place of a picture, with the text below it."""
+    """Return the pixels of a picture and the text below it."""
     rows = -(-pictures // COLUMNS)
     header = 2 * MARGIN + LINE
     height = (sheet.shape[0] - header) // rows

@@ -1,4 +1,4 @@
-"""report.html is whole, says what the comparison says, and no name breaks out of it."""
+"""report.html is complete and correct, and names are always text."""
 
 import base64
 import hashlib
@@ -196,7 +196,7 @@ def test_table_contains_every_head_and_the_status_of_failed_ones(page: Page) -> 
 
 
 def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
-    comparison = synthetic_comparison(tmp_path / "set", looked=False, notices=(), run={})
+    comparison = synthetic_comparison(tmp_path / "set", audit=False, notices=(), run={})
     outcomes = tuple(replace(each, history=None) for each in comparison.outcomes)
     page = read(replace(comparison, outcomes=outcomes))
     sections = [each["id"] for each in page.all("section")]
@@ -357,8 +357,8 @@ def test_the_selection_metric_is_named(comparison: Comparison, page: Page) -> No
         with_results(comparison, validation_balanced_accuracy=0.913),
         run={**comparison.run, "balance": True},
     )
-    assert "balanced validation accuracy91.3 %selects the head" in read(balanced).text
-    assert "validation accuracy97.0 %selects the head" in page.text
+    assert "balanced validation accuracy91.3 %used to select the head" in read(balanced).text
+    assert "validation accuracy97.0 %used to select the head" in page.text
 
 
 def test_layers_are_compared_by_the_selection_metric(comparison: Comparison) -> None:
@@ -433,7 +433,7 @@ def test_sixty_identical_files_are_one_group(tmp_path: Path) -> None:
     findings = replace(comparison.findings, duplicates=(*frames, leak))
     text = duplicates_text(replace(comparison, findings=findings))
     assert "62 images in 2 groups" in text
-    assert "1 group across splits" in text
+    assert "1 group is across splits" in text
     near = text.index("near-duplicates, similarity 0.980, across splits")
     assert near < text.index("60 images: identical files; 56 more not shown")
     assert text.count(".png") == 2 + 4

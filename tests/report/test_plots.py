@@ -1,4 +1,4 @@
-"""Plots are drawn for any number of classes and any name, without a word on stderr."""
+"""Plots of any number of classes and any name, without output on stderr."""
 
 import re
 import warnings
@@ -49,7 +49,7 @@ def synthetic_outcome(class_count: int = 2, *, epochs: int = 5) -> Outcome:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved, to look into."""
+    """The saved figures, for inspection."""
     saved: list[Figure] = []
     original = Figure.savefig
 

@@ -1,4 +1,4 @@
-"""ImagePredictions as text, while they are made."""
+"""Predictions as text, one by one."""
 
 import csv
 import io

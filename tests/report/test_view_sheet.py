@@ -1,4 +1,4 @@
-"""The sheet of views shows the very views that are cached, whatever the images are called."""
+"""The sheet of views shows the cached views, for any image name."""
 
 import os
 from pathlib import Path
