@@ -67,7 +67,8 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
         return probabilities(self._model, X)
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+        scores = self.predict_proba(X)
+        return np.asarray(self.classes_[scores.argmax(axis=1)])
 
     def _train(self, model: Any, rows: Any, validation: Any) -> Any:
         """Train like ``model.fit``, 2 to 3 times faster: the rows stay in memory as tensors."""

@@ -128,7 +128,7 @@ class Features(ClassifierMixin, BaseEstimator):
 def test_a_temperature_does_not_change_predictions(class_count: int, temperature: float) -> None:
     _, logits = draw_logits(class_count, seed=5)
     logits[:40] = logits[:40].round()  # ties, too
-    if class_count == 2:  # what scikit-learn gives of two classes: one column
+    if class_count == 2:  # scikit-learn returns one column for two classes
         logits[:, 0] = -logits[:, 1]
     scaling = TemperatureScaling(Features(class_count), temperature=temperature)
     probabilities = scaling.predict_proba(logits)

@@ -226,7 +226,8 @@ def softmax(feature_count, class_count):
 
 def sigmoid(feature_count, class_count):
     model = layers(feature_count, keras.layers.Dense(1, activation="sigmoid"))
-    model.compile(optimizer=keras.optimizers.SGD(0.1), loss="binary_crossentropy")
+    sgd = keras.optimizers.SGD(0.1)
+    model.compile(sgd, loss="binary_crossentropy", run_eagerly=True)  # tracing takes longer
     return model
 
 def logits(feature_count, class_count):

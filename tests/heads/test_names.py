@@ -1,4 +1,4 @@
-"""Names of heads are read as they are typed."""
+"""Names, groups and inputs of heads are parsed."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Every entry of the table is scikit-learn's estimator, fitted and scored as it says."""
+"""Every head of the table equals scikit-learn's estimator."""
 
 import pickle
 from collections.abc import Iterator
