@@ -24,20 +24,20 @@ def logistic() -> Any:
     from sklearn.linear_model import LogisticRegression
 
     # the default tolerance, 1e-4, stops weak penalties early
-    return _after_scaling(LogisticRegression(tol=1e-8, max_iter=10_000))
+    return _scaled(LogisticRegression(tol=1e-8, max_iter=10_000))
 
 
 def linear_svm() -> Any:
     from sklearn.svm import LinearSVC
 
     # the primal solver uses no random numbers and stays fast for large C
-    return _after_scaling(LinearSVC(dual=False, tol=1e-6, max_iter=10_000))
+    return _scaled(LinearSVC(dual=False, tol=1e-6, max_iter=10_000))
 
 
 def ridge() -> Any:
     from sklearn.linear_model import RidgeClassifier
 
-    return _after_scaling(RidgeClassifier())
+    return _scaled(RidgeClassifier())
 
 
 def lda(feature_count: int, class_count: int) -> Any:
@@ -47,14 +47,14 @@ def lda(feature_count: int, class_count: int) -> Any:
     # The covariance of flattened maps takes gigabytes. PCA with all components only rotates the
     # features, to N columns instead of D.
     rotation = [PCA(svd_solver="full")] if feature_count > MOST_COVARIANCE_FEATURES else []
-    return _after_scaling(*rotation, LinearDiscriminantAnalysis(solver="lsqr"))
+    return _scaled(*rotation, LinearDiscriminantAnalysis(solver="lsqr"))
 
 
 def svm_rbf() -> Any:
     from sklearn.decomposition import PCA
     from sklearn.svm import SVC
 
-    return _after_scaling(PCA(svd_solver="full"), SVC(max_iter=1_000_000))
+    return _scaled(PCA(svd_solver="full"), SVC(max_iter=1_000_000))
 
 
 def knn() -> Any:
@@ -62,7 +62,7 @@ def knn() -> Any:
     # (VGG16, pooled), test accuracy is 91 % with Euclidean distances, 96 % with angles.
     from sklearn.neighbors import KNeighborsClassifier
 
-    return _after_scaling(KNeighborsClassifier(metric="cosine"), with_mean=False)
+    return _scaled(KNeighborsClassifier(metric="cosine"), with_mean=False)
 
 
 def prototype() -> Any:
@@ -70,20 +70,20 @@ def prototype() -> Any:
 
     from pipeline.heads.prototype import NearestPrototype
 
-    return _after_scaling(Normalizer(), NearestPrototype(), with_mean=False)
+    return _scaled(Normalizer(), NearestPrototype(), with_mean=False)
 
 
 def random_forest() -> Any:
     from sklearn.ensemble import RandomForestClassifier
 
     # 400 trees take twice the time and change accuracy by at most 0.2 points
-    return _after_scaling(RandomForestClassifier(200, n_jobs=-1))
+    return _scaled(RandomForestClassifier(200, n_jobs=-1))
 
 
 def naive_bayes() -> Any:
     from sklearn.naive_bayes import GaussianNB
 
-    return _after_scaling(GaussianNB())
+    return _scaled(GaussianNB())
 
 
 def majority() -> Any:
@@ -98,7 +98,8 @@ def kornblith() -> Any:
     return KornblithRegression()
 
 
-def _after_scaling(*steps: Any, with_mean: bool = True) -> Any:
+def _scaled(*steps: Any, with_mean: bool = True) -> Any:
+    """Return a pipeline of `CommonScaler` and these steps."""
     from sklearn.pipeline import make_pipeline
 
     from pipeline.heads.scaler import CommonScaler
