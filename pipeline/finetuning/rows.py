@@ -83,7 +83,7 @@ def scratch_array(
     check_disk_space(folder, needed, cure="free disk space and run again")
     with tempfile.TemporaryFile(dir=folder) as file:
         rows = 0
-        # written, not mapped: a full disk kills a process that maps a file (SIGBUS)
+        # written, not mapped: a mapped file on a full disk dies of SIGBUS
         with explained(folder / "training data", needs=needed):
             for block in blocks:
                 file.write(np.ascontiguousarray(block, dtype).data)
