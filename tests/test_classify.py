@@ -91,7 +91,7 @@ def test_views_are_counted_in_the_log_the_table_and_the_report(tmp_path: Path) -
     folder = Path(finished.stdout.splitlines()[-1].removeprefix("written to "))
     (row,) = json.loads((folder / "results.json").read_text("utf-8"))["rows"]
     assert (row["views"], row["tta"]) == (2, 4)
-    told = "Heads learned from each training image and 2 augmented views of it; train is of the"
+    trained = "Heads are trained on each training image and 2 augmented views of it; train"
     averaged = "Probabilities on validation and test are means over each image and 4 augmented"
     counts = {
         "results.md": "(train 60 × 3 views, validation 20 × 5 views, test 20 × 5 views)",
@@ -99,7 +99,7 @@ def test_views_are_counted_in_the_log_the_table_and_the_report(tmp_path: Path) -
     }
     for name, count in counts.items():
         text = (folder / name).read_text("utf-8")
-        assert told in text
+        assert trained in text
         assert averaged in text
         assert count in text
 
@@ -109,13 +109,13 @@ def test_views_are_counted_in_the_log_the_table_and_the_report(tmp_path: Path) -
     [
         (["nowhere.h5"], 66, "run python -m pipeline.extract first"),
         (["--cache-dir", "empty"], 66, "no feature cache in empty/"),
-        (["text.h5"], 65, "no feature cache"),
+        (["text.h5"], 65, "not a feature cache"),
         (["cache/synthetic.h5", "--heads", "logistc"], 2, "did you mean logistic?"),
         (["cache/synthetic.h5", "--layer", "block9"], 2, "choose from block5_pool"),
         (["cache/synthetic.h5", "--split", "60/40"], 2, "such as 60/20/20"),
         (["cache/synthetic.h5", "--cv", "2"], 2, "needs 3 folds"),
         (["cache/synthetic.h5", "--cv", "90"], 65, "try --cv 50"),
-        (["cache/synthetic.h5", "--group", "folder"], 2, "places none of 100 images"),
+        (["cache/synthetic.h5", "--group", "folder"], 2, "matches none of 100 images"),
         (["cache/synthetic.h5", "--head", "nothing"], 2, "expected MODULE:FACTORY"),
         (["cache/synthetic.h5", "--head", "gone:head"], 2, "gone"),
         (["cache/synthetic.h5", "--labels", "gone.csv"], 66, "gone.csv"),

@@ -16,10 +16,10 @@ from pipeline.bases.build import build_base
 from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
 from pipeline.evaluation.caches import SplitCache, open_caches
-from pipeline.evaluation.refit import with_bundle
+from pipeline.evaluation.refit import add_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
-from pipeline.evaluation.search import fit_of
+from pipeline.evaluation.search import score_on_validation
 from pipeline.finetuning.checkpoints import CheckpointFolder
 from pipeline.finetuning.config import FinetuneConfig, Plan
 from pipeline.finetuning.method_result import MethodResult, notices_of
@@ -90,7 +90,7 @@ def train_from_cache(
             features=make_task(last_rows, cache.table.layers[base.last_layer]),
         )
         results.append(result)
-        fit = fit_of(
+        fit = score_on_validation(
             dense_classifier(frozen_head.weights, class_count, network),
             last_rows.unaugmented(trial.splits.validation),
             seed=seed,
@@ -98,7 +98,7 @@ def train_from_cache(
             fit_seconds=sum(frozen_head.seconds),
         )
         frozen.append(replace(fit, history=frozen_head.history))
-        fit = fit_of(
+        fit = score_on_validation(
             top_block(base_model, base, size, boundary, result.weights, class_count, network),
             boundary_rows.unaugmented(trial.splits.validation),
             seed=seed,
@@ -119,7 +119,7 @@ def train_from_cache(
             cache.table.columns,
             folds=0,
         )
-        outcomes.append(with_bundle(outcome, fits[0], cache.table, fitted_on="train"))
+        outcomes.append(add_bundle(outcome, fits[0], cache.table, fitted_on="train"))
     return MethodResult(
         outcomes=outcomes,
         classes=cache.table.classes,
