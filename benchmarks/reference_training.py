@@ -24,9 +24,10 @@ from pipeline.evaluation.protocol import TrialPlan
 from pipeline.evaluation.result import Fit, Outcome, Result
 from pipeline.evaluation.scoring import summarize
 from pipeline.evaluation.splits import Trial
+from pipeline.finetuning.checkpoints import CheckpointFolder
 from pipeline.finetuning.config import Plan, Schedule
 from pipeline.finetuning.from_cache import HEAD_STAGE, JOINT_STAGE, head_variables
-from pipeline.finetuning.method_result import CheckpointFolder, MethodResult, shortfalls, unread
+from pipeline.finetuning.method_result import MethodResult, notices_of
 from pipeline.finetuning.rows import Array, Indices, Rows, scratch_array
 from pipeline.finetuning.training import (
     RunOptions,
@@ -120,7 +121,11 @@ def train_reference(
         row, source = _describe(config, found, trial_plan)
         identity = f"{config.method} {source['spec']}"
         checkpoints = CheckpointFolder.of(config, columns, trial, features=identity)
-        by_seed = [_train(config, task, checkpoints.options(s, training)) for s in trial.seeds]
+        options = RunOptions(identity=checkpoints.identity, progress=training)
+        by_seed = [
+            _train(config, task, replace(options, seed=seed, checkpoints=checkpoints.of_seed(seed)))
+            for seed in trial.seeds
+        ]
     outcomes = [
         _outcome(replace(row, head=head), config, [each[head] for each in by_seed], columns, trial)
         for head in by_seed[0]
@@ -132,10 +137,7 @@ def train_reference(
         trial_plan=trial_plan,
         source=source,
         checkpoints=checkpoints,
-        notices=[
-            *unread([*found.skipped, *unreadable, *skipped]),
-            *shortfalls(last, trial.seeds),
-        ],
+        notices=notices_of([*found.skipped, *unreadable, *skipped], last, trial.seeds),
     )
 
 

@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     words = sys.argv[1:] if argv is None else argv
     with (
-        cli.ProgressBar("extracting", unit="row") as extracting,
-        cli.StageProgressBar(unit="row") as training,
+        cli.ProgressBar("extracting", unit="row") as extract_progress,
+        cli.StageProgressBar(unit="row") as train_progress,
     ):
         comparison, folder = finetune(
             arguments.data,
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             command=printable(shlex.join(["python", "-m", "pipeline.finetune", *words])),
             smoothing=arguments.smooth,
             save=arguments.save,
-            extracting=extracting,
-            training=training,
+            extract_progress=extract_progress,
+            train_progress=train_progress,
         )
     cli.print_comparison(comparison, folder, as_json=arguments.json)
 

@@ -1,6 +1,7 @@
 """Text for people: escape names from outside, format numbers."""
 
 import os
+import re
 import unicodedata
 
 
@@ -25,6 +26,11 @@ def file_size(count: float) -> str:
     from rich.filesize import decimal
 
     return decimal(int(count))
+
+
+def file_name(name: str) -> str:
+    """Replace the characters that a file name should not contain: 'my pets' -> 'my_pets'."""
+    return re.sub(r"[^\w.-]+", "_", name).strip(".-") or "set"
 
 
 def duration(seconds: float) -> str:

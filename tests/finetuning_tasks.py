@@ -1,4 +1,4 @@
-"""Small learning tasks for the tests: synthetic maps, synthetic images."""
+"""Small training tasks: synthetic feature maps and images."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from pipeline.heads.dense import build_dense
 
 
 def synthetic_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: int = 2) -> Rows:
-    """Images of noise, brighter by class: uint8."""
+    """Return noise images, uint8; a higher class is brighter."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, count)
     images = random.integers(0, 130, (count, *shape)) + 60 * labels.reshape(-1, 1, 1, 1)
@@ -19,13 +19,13 @@ def synthetic_rows(count: int, shape: tuple[int, ...], *, seed: int, classes: in
 
 
 def synthetic_task(shape: tuple[int, ...], *, count: int = 40, classes: int = 2) -> Task:
-    """``count`` training rows, half as many for validation."""
+    """Return ``count`` training rows and half as many validation rows."""
     train = synthetic_rows(count, shape, seed=0, classes=classes)
     return Task(train, synthetic_rows(count // 2, shape, seed=1, classes=classes), classes)
 
 
 def synthetic_maps(*, count: int = 40, classes: int = 2) -> Task:
-    """Images as feature maps would be: (4, 4, 8) float32."""
+    """Return a task of feature maps: (4, 4, 8) float32."""
     task = synthetic_task((4, 4, 8), count=count, classes=classes)
     train, validation = (
         Rows(rows.inputs.astype(np.float32) / 255, rows.labels)
@@ -37,7 +37,7 @@ def synthetic_maps(*, count: int = 40, classes: int = 2) -> Task:
 def train_head(
     task: Task, options: RunOptions, schedule: Schedule, *, dropout: float = 0.5
 ) -> TrainingResult:
-    """Train a small head on the task's inputs as they are: the loop at its cheapest."""
+    """Train a small head on the inputs of a task: the cheapest use of the loop."""
     config = DenseConfig(units=16, dropout=dropout)
     head = build_dense(task.train.inputs.shape[1:], task.class_count, config, options.seed)
     return train(TrainableModel(head, head_variables(head)), task, schedule, options, stage="head")

@@ -1,4 +1,4 @@
-"""``python -m pipeline.finetune``: a row and a model of the last layers trained, too."""
+"""``python -m pipeline.finetune``: rows and models of the frozen and the fine-tuned base."""
 
 import json
 import signal
@@ -35,14 +35,11 @@ def bundles_of(document: dict[str, Any]) -> dict[str, Path]:
     return {row["head"]: folder / row["model"] for row in document["rows"] if row["model"]}
 
 
-# ------------------------------------------------------------------------------ what is asked
-
-
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (["--base", "pixels"], 2, "pixels has no layers to train"),
-        (["--base", "mobilenet_v2"], 2, "--unfreeze names the first layer of mobilenet_v2"),
+        (["--base", "mobilenet_v2"], 2, "choose the first layer of mobilenet_v2 to train"),
         (["--method", "scratch"], 2, "unrecognized arguments: --method"),
         (["--learning-rate", "0"], 2, "above 0"),
         (["--epochs", "0"], 2, "from 1"),
@@ -51,7 +48,7 @@ def bundles_of(document: dict[str, Any]) -> dict[str, Path]:
         (["--image-size", "20"], 2, "at least 32 pixels"),
     ],
 )
-def test_what_cannot_be_is_one_line_before_tensorflow_is_loaded(
+def test_invalid_options_are_one_line_before_tensorflow_is_loaded(
     synthetic_set: Path, options: list[str], code: int, message: str
 ) -> None:
     finished = run_command("finetune", synthetic_set, *options, check=code)
@@ -64,11 +61,8 @@ def test_vgg_is_unfrozen_from_its_last_block() -> None:
     assert FinetuneConfig().first_unfrozen == "block5_conv1"
 
 
-# ------------------------------------------------------------------------------ what is trained
-
-
 @pytest.mark.slow
-def test_layer_that_is_no_boundary_names_the_nearest(synthetic_set: Path) -> None:
+def test_error_for_a_layer_that_is_not_a_boundary_names_the_nearest(synthetic_set: Path) -> None:
     finished = run_command(
         "finetune", synthetic_set, "--base", "resnet50", *SMALL,
         "--unfreeze", "conv5_block3_2_conv", check=2,
@@ -77,7 +71,7 @@ def test_layer_that_is_no_boundary_names_the_nearest(synthetic_set: Path) -> Non
 
 
 @pytest.mark.slow
-def test_run_ends_in_two_rows_a_model_and_curves(synthetic_set: Path) -> None:
+def test_run_writes_two_rows_their_models_and_curves(synthetic_set: Path) -> None:
     document = finetune(synthetic_set, "--views", "2")
     rows = rows_of(document)
     assert set(rows) == {"frozen_head", "fine_tuned"}
@@ -94,43 +88,48 @@ def test_run_ends_in_two_rows_a_model_and_curves(synthetic_set: Path) -> None:
     assert not list(Path("cache/finetuning").glob("*"))  # checkpoints, once results are there
     for head, path in bundles_of(document).items():
         finished = run_command("predict", synthetic_set / "test", "--model", path, "--json")
-        said = json.loads(finished.stdout)
-        images = said["images"] if isinstance(said, dict) else said
+        images = json.loads(finished.stdout)["images"]
         assert len(images) == 24, head
         right = sum(Path(each["path"]).parent.name == each["label"] for each in images)
         assert right / 24 == pytest.approx(rows[head]["test_accuracy"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["head", "fine-tuning"])
-def test_killed_run_goes_on_to_the_same_model(
-    synthetic_set: Path, tmp_path: Path, stage: str
-) -> None:
+def test_run_that_is_killed_in_each_stage_resumes_to_the_same_model(synthetic_set: Path) -> None:
     options = [*SMALL, *QUICK, "--views", "1", "--seed", "3"]
     options[options.index("--epochs") + 1] = options[options.index("--head-epochs") + 1] = "8"
-    whole = json.loads(
+    uninterrupted = json.loads(
         run_command(
-            "finetune", synthetic_set, *options, "--json", "--cache-dir", "whole", "--out", "a"
+            "finetune",
+            synthetic_set,
+            *options,
+            "--json",
+            "--cache-dir",
+            "uninterrupted",
+            "--out",
+            "a",
         ).stdout
     )
     command = [sys.executable, "-m", "pipeline.finetune", str(synthetic_set), *options]
     command += ["--json", "--cache-dir", "killed", "--out", "b"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 300
-        while not list(Path("killed/finetuning").glob(f"*/*/{stage}.safetensors")):
-            assert run.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        run.send_signal(signal.SIGKILL)
+    for stage in ("head", "fine-tuning"):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+            deadline = time.monotonic() + 300
+            while not list(Path("killed/finetuning").glob(f"*/*/{stage}.safetensors")):
+                assert run.poll() is None, "it ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            run.send_signal(signal.SIGKILL)
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"{stage}: goes on after epoch" in finished.stderr
-    again = json.loads(finished.stdout)
-    for head, row in rows_of(whole).items():
-        other = rows_of(again)[head]
+    for stage in ("head", "fine-tuning"):
+        assert f"{stage}: resumes after epoch" in finished.stderr
+    resumed = json.loads(finished.stdout)
+    for head, row in rows_of(uninterrupted).items():
+        other = rows_of(resumed)[head]
         for measure in ("train_accuracy", "validation_accuracy", "test_accuracy", "log_loss"):
             assert other[measure] == row[measure], (head, measure)
-    for head, path in bundles_of(whole).items():
-        one, other = load_bundle(path).estimator, load_bundle(bundles_of(again)[head]).estimator
+    for head, path in bundles_of(uninterrupted).items():
+        one, other = load_bundle(path).estimator, load_bundle(bundles_of(resumed)[head]).estimator
         block, other_block = getattr(one, "block", {}), getattr(other, "block", {})
         assert block.keys() == other_block.keys()
         for name, array in block.items():

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pipeline.cache.chunks import LEVEL
 from pipeline.cache.validation import COLUMN_DTYPES, InvalidCacheError, check_layout, check_values
 from pipeline.errors import BadDataError, BusyError, CannotCreateError, DamagedError, NoInputError
 from pipeline.spec import FeatureSpec
-from pipeline.text import printable
+from pipeline.text import file_name, printable
 
 DIGEST_DTYPE = np.dtype("V32")  # opaque: a fixed-width string would lose trailing zero bytes
 
@@ -270,7 +269,7 @@ def cache_file(
     the same name gets a file with six digits of its path's digest: when the recorded folder still
     exists, or when the file contains none of the images.
     """
-    name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
+    name = file_name(set_name)
     name += f"+{variant}" * bool(variant)
     plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
     table = existing_table(plain, cure="move it away or give --out")

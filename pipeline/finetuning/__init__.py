@@ -1,1 +1,1 @@
-"""Train parts of a base together with a head: from the freeze boundary's cache, or end to end."""
+"""Fine-tuning: train the last layers of a base together with a head."""

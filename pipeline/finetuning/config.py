@@ -1,4 +1,4 @@
-"""`FinetuneConfig`: the options of fine-tuning, checked before anything is loaded or trained."""
+"""`FinetuneConfig`: the options of fine-tuning, validated before anything is loaded or trained."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,13 @@ from pipeline.evaluation.config import ClassifyConfig
 from pipeline.heads.config import DenseConfig
 from pipeline.spec import check_seed
 
-USUAL_SPLIT = "60/20/20"  # of a set without split folders
+USUAL_SPLIT = "60/20/20"  # of an image folder without split folders
 FIRST_UNFROZEN = {"vgg16": "block5_conv1", "vgg19": "block5_conv1"}  # the book's last block
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """At most so many epochs of RMSprop; raises UsageError for what no training can have."""
+    """Training with RMSprop and early stopping; raises UsageError for impossible values."""
 
     epochs: int
     learning_rate: float
@@ -34,19 +34,21 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is a number from 1; received {getattr(self, name)}")
+                value = getattr(self, name)
+                raise UsageError(f"{name}: expected a whole number from 1; received {value}")
         if not 0 < self.learning_rate < 1:
-            raise UsageError(f"learning_rate is above 0 and below 1; received {self.learning_rate}")
+            rate = self.learning_rate
+            raise UsageError(f"learning_rate: expected above 0 and below 1; received {rate}")
 
 
-# Of Deep Learning with Python: listings 5.18 and 5.21, and 5.22
+# Deep Learning with Python, listings 5.18, 5.21 and 5.22
 HEAD = Schedule(epochs=30, learning_rate=2e-5)
 FINE_TUNING = Schedule(epochs=100, learning_rate=1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The head's network, and how each stage is trained."""
+    """The network of the head and the training of each stage."""
 
     network: DenseConfig
     head: Schedule
@@ -61,7 +63,7 @@ _NETWORK = DenseConfig()
 @documented
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Config):
-    """What to train, and how; raises a `pipeline.errors.PipelineError` for odd values."""
+    """Options of fine-tuning; raises a `pipeline.errors.PipelineError` for invalid values."""
 
     extract: ExtractConfig = option(
         ExtractConfig(), flag="", help="the base, and what views are drawn from"
@@ -131,11 +133,9 @@ class FinetuneConfig(Config):
         check_seed(self.seed)
         base = self.extract.network
         if not base.module:
-            raise UsageError("the base pixels has no layers to train; choose a network")
-        _ = self.first_unfrozen  # raises where there is none
-        _ = self.classify_config(
-            has_splits=self.split is None
-        ).evaluation_protocol  # raises for wrong rules
+            raise UsageError("--base pixels has no layers to train; choose a network")
+        _ = self.first_unfrozen  # raises if there is no default
+        _ = self.classify_config(has_splits=self.split is None).evaluation_protocol  # may raise
         if self.views:
             from pipeline.cache.config import ViewPlan
 
@@ -143,24 +143,24 @@ class FinetuneConfig(Config):
 
     @property
     def first_unfrozen(self) -> str:
-        """The first layer that learns, beside the head."""
+        """The first trained layer of the base."""
         name = self.extract.network.name
         layer = self.unfreeze or FIRST_UNFROZEN.get(name)
         if not layer:
             raise UsageError(
-                f"--unfreeze names the first layer of {name} that shall learn: "
-                f"--list-layers {name} of pipeline.extract shows them"
+                f"--unfreeze is missing: choose the first layer of {name} to train; "
+                f"pipeline.extract --list-layers {name} lists them"
             )
         return layer
 
     @property
     def plan(self) -> Plan:
-        """How each stage is trained."""
+        """The training of each stage."""
 
-        def stage(usual: Schedule, epochs: int | None, learning_rate: float | None) -> Schedule:
+        def stage(default: Schedule, epochs: int | None, learning_rate: float | None) -> Schedule:
             return Schedule(
-                epochs=epochs or usual.epochs,
-                learning_rate=learning_rate or usual.learning_rate,
+                epochs=epochs or default.epochs,
+                learning_rate=learning_rate or default.learning_rate,
                 batch_size=self.batch_size,
                 patience=self.patience,
             )
@@ -172,7 +172,7 @@ class FinetuneConfig(Config):
         )
 
     def classify_config(self, *, has_splits: bool) -> ClassifyConfig:
-        """How images are divided; folds would be as many trainings."""
+        """Return the split of the images, without folds: each fold would need a training."""
         return ClassifyConfig(
             split=self.split or (None if has_splits else USUAL_SPLIT),
             group=self.group,

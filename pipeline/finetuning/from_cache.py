@@ -1,8 +1,6 @@
-"""Fine-tuning (*Deep Learning with Python*, 5.3) from cached maps of the freeze boundary."""
+"""Fine-tuning (*Deep Learning with Python*, 5.3) on cached feature maps of the freeze boundary."""
 
-import logging
 import math
-import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -17,15 +15,15 @@ from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_mod
 from pipeline.bases.build import build_base
 from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
-from pipeline.errors import StorageError
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.refit import add_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.search import score_on_validation
+from pipeline.finetuning.checkpoints import CheckpointFolder
 from pipeline.finetuning.config import FinetuneConfig, Plan
-from pipeline.finetuning.method_result import CheckpointFolder, MethodResult, shortfalls, unread
-from pipeline.finetuning.rows import Rows, scratch_maps
+from pipeline.finetuning.method_result import MethodResult, notices_of
+from pipeline.finetuning.rows import Rows, check_disk_space, scratch_maps
 from pipeline.finetuning.training import (
     RunOptions,
     StageProgress,
@@ -37,11 +35,8 @@ from pipeline.finetuning.training import (
 from pipeline.heads.dense import build_dense
 from pipeline.images.scan import NO_SPLIT, scan_folder
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier, top_block
-from pipeline.text import file_size, printable
 
 HEAD_STAGE, JOINT_STAGE = "head", "fine-tuning"
-
-log = logging.getLogger("pipeline")
 
 
 def train_from_cache(
@@ -49,17 +44,17 @@ def train_from_cache(
     config: FinetuneConfig,
     stack: ExitStack,
     *,
-    extracting: RowProgress | None,
-    training: StageProgress | None,
+    extract_progress: RowProgress | None,
+    train_progress: StageProgress | None,
 ) -> MethodResult:
-    """Cache, train the head, then the layers, too; ``stack`` closes the data on the disk."""
+    """Extract features, train the head, then head and layers; ``stack`` closes the scratch file."""
     base, size = config.extract.network, config.extract.size
     base_model, _ = build_base(config.extract)
     boundary = find_boundary(base_model, base, config.first_unfrozen)
-    _check_scratch(data, config, boundary)
+    _check_disk_space(data, config, boundary)
     layers = [boundary.layer, base.last_layer]
     extracted = extract_features(
-        data, config.extract, layers=layers, views=config.views, progress=extracting
+        data, config.extract, layers=layers, views=config.views, progress=extract_progress
     )
     has_splits = any(file.split != NO_SPLIT for file in extracted.images.files)
     (cache,) = open_caches(
@@ -67,60 +62,58 @@ def train_from_cache(
         replace(config.classify_config(has_splits=has_splits), layers=layers, views=config.views),
     )
     (trial,) = cache.trial_plan.trials
-    wanted = rows_of(cache)
+    rows = needed_rows(cache)
     maps = stack.enter_context(
         scratch_maps(
             partial(cache.views.table.features, boundary.layer),
-            wanted,
+            rows,
             row_shape=boundary.shape,
             folder=config.extract.cache_dir,
         )
-    )  # of 5,000 rows of VGG16's block4_pool 830 MB
-    below = trial_rows(cache, wanted, maps.reshape(len(wanted), -1))
-    last = trial_rows(cache, wanted, read_input(cache.views.table, base.last_layer, wanted, "flat"))
+    )  # 830 MB for 5,000 rows of VGG16's block4_pool
+    boundary_rows = trial_rows(cache, rows, maps.reshape(len(rows), -1))
+    last = read_input(cache.views.table, base.last_layer, rows, "flat")
+    last_rows = trial_rows(cache, rows, last)
     checkpoints = CheckpointFolder.of(
         config, cache.table.columns, trial, features=cache.table.spec.fingerprint
     )
     network, class_count = config.plan.network, len(cache.table.classes)
-    all_trained, frozen, tuned = [], [], []
+    options = RunOptions(identity=checkpoints.identity, progress=train_progress)
+    results, frozen, tuned = [], [], []
     for seed in trial.seeds:
-        trained = finetune_from_cache(
+        frozen_head, result = finetune_from_cache(
             base_model,
             boundary,
-            task_of(below, boundary.shape),
-            checkpoints.options(seed, training),
+            make_task(boundary_rows, boundary.shape),
+            replace(options, seed=seed, checkpoints=checkpoints.of_seed(seed)),
             plan=config.plan,
-            features=task_of(last, cache.table.layers[base.last_layer]),
+            features=make_task(last_rows, cache.table.layers[base.last_layer]),
         )
-        before = trained.frozen_head
-        if before is None:
-            raise ValueError("fine-tuning trains the head on the frozen base first")
-        all_trained.append(trained)
+        results.append(result)
         fit = score_on_validation(
-            dense_classifier(before.weights, class_count, network),
-            last.unaugmented(trial.splits.validation),
+            dense_classifier(frozen_head.weights, class_count, network),
+            last_rows.unaugmented(trial.splits.validation),
             seed=seed,
             params=network.changed(),
-            fit_seconds=sum(before.seconds),
+            fit_seconds=sum(frozen_head.seconds),
         )
-        frozen.append(replace(fit, history=before.history))
-        weights = trained.weights
+        frozen.append(replace(fit, history=frozen_head.history))
         fit = score_on_validation(
-            top_block(base_model, base, size, boundary, weights, class_count, network),
-            below.unaugmented(trial.splits.validation),
+            top_block(base_model, base, size, boundary, result.weights, class_count, network),
+            boundary_rows.unaugmented(trial.splits.validation),
             seed=seed,
             params={"unfreeze": config.first_unfrozen, **network.changed()},
-            fit_seconds=sum(before.seconds) + sum(trained.seconds),
+            fit_seconds=sum(frozen_head.seconds) + sum(result.seconds),
         )
-        tuned.append(replace(fit, history=trained.history))
+        tuned.append(replace(fit, history=result.history))
     outcomes = []
-    for name, fits, rows, layer in (
-        ("frozen_head", frozen, last, base.last_layer),
-        ("fine_tuned", tuned, below, boundary.layer),
+    for head, fits, inputs, layer in (
+        ("frozen_head", frozen, last_rows, base.last_layer),
+        ("fine_tuned", tuned, boundary_rows, boundary.layer),
     ):
-        scored = [score_on_test(fit, trial, rows) for fit in fits]
+        scored = [score_on_test(fit, trial, inputs) for fit in fits]
         outcome = summarize(
-            new_row(name, cache.table, layer, "flat", rows.rows),
+            new_row(head, cache.table, layer, "flat", inputs.rows),
             [scored],
             [trial],
             cache.table.columns,
@@ -133,7 +126,7 @@ def train_from_cache(
         trial_plan=cache.trial_plan,
         source=cache.describe(),
         checkpoints=checkpoints,
-        notices=[*unread(extracted.skipped), *shortfalls(all_trained, trial.seeds)],
+        notices=notices_of(extracted.skipped, results, trial.seeds),
     )
 
 
@@ -145,77 +138,69 @@ def finetune_from_cache(
     *,
     plan: Plan,
     features: Task,
-) -> TrainingResult:
-    """Train the head, then the layers above the boundary with it, reading only cached maps.
+) -> tuple[TrainingResult, TrainingResult]:
+    """Train the head alone, then the head and the layers above the boundary, on cached features.
 
     Parameters
     ----------
-    base_model : frozen, as `build_base` makes it; left as it was.
-    task : rows of the boundary's maps (N, H, W, C).
-    features : the same rows of the base's last layer.
+    base_model : frozen, from `build_base`; unchanged afterwards.
+    task : feature maps of the boundary (N, H, W, C).
+    features : features of the base's last layer, of the same rows.
+
+    Returns the results of both stages; the second refers to the first as its ``frozen_head``.
     """
     upper = upper_model(base_model, boundary)
     head = build_dense(upper.output_shape[1:], task.class_count, plan.network, options.seed)
     on_features = TrainableModel(head, head_variables(head))
     frozen = train(on_features, features, plan.head, options, stage=HEAD_STAGE)
-    with unfrozen(base_model, boundary) as learns:
-        network = TrainableModel(head, learns | head_variables(head), body=upper)
+    with unfrozen(base_model, boundary) as variables:
+        network = TrainableModel(head, variables | head_variables(head), body=upper)
         tuned = train(network, task, plan.joint, options, stage=JOINT_STAGE)
-    return replace(tuned, frozen_head=frozen)
+    return frozen, replace(tuned, frozen_head=frozen)
 
 
 def head_variables(head: Any) -> dict[str, Any]:
-    """A dense head's variables by name, ``head/hidden_kernel`` and so on."""
+    """Return the variables of a dense head by name, ``head/hidden_kernel`` and so on."""
     names = (f"head/{name}" for name in HEAD_WEIGHTS)
     return dict(zip(names, head.trainable_variables, strict=True))
 
 
-def _check_scratch(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:
-    """Raise StorageError before the extraction if the training data cannot fit beside it."""
+def _check_disk_space(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:
+    """Raise StorageError before the extraction if the disk has no space for the training data."""
     images = len(scan_folder(data).files)
-    needed = 4 * math.prod(boundary.shape) * images * (1 + config.views)
-    folder = config.extract.cache_dir
-    make_folder(folder)
-    free = shutil.disk_usage(folder).free
-    log.info(
-        "training will take at most %s of the disk beside the cache, %s free",
-        file_size(needed), file_size(free),
-    )  # fmt: skip
-    if needed > free:
-        raise StorageError(
-            f"{printable(folder)} has too little room to train: {file_size(needed)} "
-            f"needed, {file_size(free)} free; make room, or take fewer --views"
-        )
+    needed = 4 * math.prod(boundary.shape) * images * (1 + config.views)  # float32
+    make_folder(config.extract.cache_dir)
+    check_disk_space(config.extract.cache_dir, needed, cure="free disk space or reduce --views")
 
 
-def rows_of(cache: SplitCache) -> npt.NDArray[np.int64]:
-    """What is read: first all that is learned from, then validation and test as they are."""
+def needed_rows(cache: SplitCache) -> npt.NDArray[np.int64]:
+    """Return the rows to read: all training rows, then validation and test without views."""
     (trial,) = cache.trial_plan.trials
     rows, splits = cache.views.rows, trial.splits
-    judged = [rows.of_view(images) for images in (splits.validation, splits.test)]
-    return np.concatenate([rows.training_rows(splits.train), *judged])
+    evaluated = [rows.of_view(images) for images in (splits.validation, splits.test)]
+    return np.concatenate([rows.training_rows(splits.train), *evaluated])
 
 
 def trial_rows(
-    cache: SplitCache, wanted: npt.NDArray[np.int64], features: npt.NDArray[np.float32]
+    cache: SplitCache, rows: npt.NDArray[np.int64], features: npt.NDArray[np.float32]
 ) -> TrialRows:
-    """Features (R, D) of these rows, with what they are."""
+    """Return these rows of a cache, with their features (R, D)."""
     return TrialRows(
         features=features,
         labels=cache.table.columns.labels,
         class_count=len(cache.table.classes),
         trials=cache.trial_plan.trials,
-        rows=cache.views.rows.take(wanted),
+        rows=cache.views.rows.take(rows),
     )
 
 
-def task_of(data: TrialRows, shape: tuple[int, ...]) -> Task:
-    """The same rows as a network takes them, (N, H, W, C)."""
+def make_task(data: TrialRows, shape: tuple[int, ...]) -> Task:
+    """Return training and validation rows with features of this shape, (N, H, W, C)."""
     (trial,) = data.trials
-    learned = data.training_rows(trial.splits.train)
-    watched = data.unaugmented(trial.splits.validation)
+    train = data.training_rows(trial.splits.train)
+    validation = data.unaugmented(trial.splits.validation)
     return Task(
-        train=Rows(learned.features.reshape(-1, *shape), learned.labels),
-        validation=Rows(watched.features.reshape(-1, *shape), watched.labels),
+        train=Rows(train.features.reshape(-1, *shape), train.labels),
+        validation=Rows(validation.features.reshape(-1, *shape), validation.labels),
         class_count=data.class_count,
     )

@@ -1,4 +1,4 @@
-"""The rows that a network is trained on: arrays on the disk, read in the order of a seed."""
+"""Rows of a training: arrays on disk, read in an order that depends on the seed."""
 
 import contextlib
 import logging
@@ -18,8 +18,8 @@ from pipeline.errors import StorageError
 from pipeline.prefetch import prefetch
 from pipeline.text import file_size, printable
 
-BLOCK_BYTES = 2**25  # 32 MiB: some hundred maps, so that a chunk of the cache is read once or twice
-ORDER = 1  # the random stream of the order; others draw weights
+BLOCK_BYTES = 2**25  # 32 MiB, about 100 maps: reads each chunk of the cache once or twice
+ORDER = 1  # the random stream of the order; other streams are for weights
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs (N, …) float32, which may lie on the disk, and their labels (N,) in 0 … K - 1."""
+    """Inputs (N, …) float32, in memory or on disk, and labels (N,) in 0 … K - 1."""
 
     inputs: Array
     labels: Indices
@@ -38,44 +38,49 @@ class Rows:
         return len(self.labels)
 
     def read(self, rows: Indices, epoch: int) -> Array:
-        """Inputs (B, …), the same in each epoch; a subclass may augment them anew."""
+        """Return inputs (B, …), the same in each epoch; a subclass may augment them."""
         return np.asarray(self.inputs[rows])
 
     def batches(
         self, order: Indices, *, size: int, epoch: int = 0
     ) -> Generator[tuple[Array, Indices]]:
-        """Yield inputs (B, …) and labels (B,) in the given order; the next batch is read ahead."""
-        cut = (order[start : start + size] for start in range(0, len(order), size))
-        batches = prefetch(lambda rows: self.read(rows, epoch), cut)
+        """Yield inputs (B, …) and labels (B,) in this order; a thread prefetches the next batch."""
+        parts = (order[start : start + size] for start in range(0, len(order), size))
+        batches = prefetch(lambda rows: self.read(rows, epoch), parts)
         with contextlib.closing(batches):
             for rows, inputs in batches:
                 yield inputs, self.labels[rows]
 
 
 def row_order(count: int, *, seed: int, epoch: int) -> Indices:
-    """The order of the rows in an epoch, from 0: (count,)."""
+    """Return the order of the rows in an epoch, which counts from 0: (count,)."""
     return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
+
+
+def check_disk_space(folder: Path, needed: int, *, cure: str) -> None:
+    """Raise StorageError if a folder's disk has too few free bytes for the training data."""
+    free = shutil.disk_usage(folder).free
+    log.info("training needs %s of disk space, %s free", file_size(needed), file_size(free))
+    if needed > free:
+        raise StorageError(
+            f"{printable(folder)}: training needs {file_size(needed)} of disk space; found "
+            f"{file_size(free)}; {cure}"
+        )
 
 
 @contextlib.contextmanager
 def scratch_array(
     blocks: Iterable[Array], *, shape: Sequence[int], dtype: str, folder: Path
 ) -> Iterator[Array]:
-    """Put rows on the disk, uncompressed, where a shuffled batch is read in milliseconds.
+    """Write rows to disk, uncompressed, where reading a shuffled batch takes milliseconds.
 
-    The blocks (n, …) have together at most the N rows of ``shape``. Their file has no name: it is
-    gone with the process, however that ends.
+    The blocks (n, …) have at most N rows in total, the first dimension of ``shape``. The file has
+    no name: it disappears with the process, even if that is killed.
 
-    Yields the array, read-only, of as many rows as there were. Raises StorageError without room.
+    Yields a read-only array of the written rows. Raises StorageError without disk space.
     """
-    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    free = shutil.disk_usage(folder).free
-    log.info("training data takes %s of the disk while it runs", file_size(needed))
-    if needed > free:
-        raise StorageError(
-            f"no space left for training data in {printable(folder)}: {file_size(needed)} needed, "
-            f"{file_size(free)} free; make room and run again"
-        )
+    needed = math.prod(shape) * np.dtype(dtype).itemsize
+    check_disk_space(folder, needed, cure="free disk space and run again")
     with tempfile.TemporaryFile(dir=folder) as file:
         rows = 0
         # written, not mapped: a mapped file on a full disk dies of SIGBUS
@@ -84,14 +89,14 @@ def scratch_array(
                 file.write(np.ascontiguousarray(block, dtype).data)
                 rows += len(block)
             file.flush()
-        whole = (rows, *shape[1:])
-        yield np.memmap(file, dtype, "r", shape=whole) if rows else np.empty(whole, dtype)
+        written = (rows, *shape[1:])
+        yield np.memmap(file, dtype, "r", shape=written) if rows else np.empty(written, dtype)
 
 
 def scratch_maps(
     read: Callable[[Indices], Array], rows: Indices, *, row_shape: Sequence[int], folder: Path
 ) -> contextlib.AbstractContextManager[Array]:
-    """Cached maps of rows, float32, as a `scratch_array`; ascending rows are read fastest."""
+    """Return a `scratch_array` of cached maps, float32; ascending rows are read fastest."""
     size = max(1, BLOCK_BYTES // (4 * math.prod(row_shape)))
     blocks = (read(rows[start : start + size]) for start in range(0, len(rows), size))
     return scratch_array(blocks, shape=(len(rows), *row_shape), dtype="float32", folder=folder)

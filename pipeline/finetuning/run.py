@@ -1,4 +1,4 @@
-"""Train, measure, and compare with the head on the frozen base."""
+"""Fine-tune, evaluate, and compare with the head on the frozen base."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -28,53 +28,55 @@ def finetune(
     command: str | None = None,
     smoothing: float = 0.8,
     save: Save = "all",
-    extracting: RowProgress | None = None,
-    training: StageProgress | None = None,
+    extract_progress: RowProgress | None = None,
+    train_progress: StageProgress | None = None,
 ) -> tuple[Comparison, Path]:
-    """Train, once with each of ``repeats`` seeds, and measure on validation and test.
+    """Train once with each of ``repeats`` seeds; evaluate on validation and test.
 
-    A killed run that is started again with the same settings goes on from its last checkpoint.
+    An interrupted run with the same settings resumes from its last checkpoint.
 
     Parameters
     ----------
     data : image folder, as for `pipeline.extract_features`.
     results, command, smoothing, save : as for `pipeline.report.run_folder.write_run`.
-    extracting : called with (rows done, rows in all) while features are computed.
-    training : called with the stage's name, and how many rows of how many were learned from.
+    extract_progress : called with (finished rows, total rows) during the extraction.
+    train_progress : called with (stage, finished rows, total rows) during the training.
 
-    Returns the rows of the table and the run's folder. Raises a `pipeline.errors.PipelineError`
-    for every expected failure.
+    Returns the comparison and the run's folder. Raises a `pipeline.errors.PipelineError` for every
+    expected failure.
     """
     check_writable(results)
     with ExitStack() as stack:
-        measured = train_from_cache(data, config, stack, extracting=extracting, training=training)
+        result = train_from_cache(
+            data, config, stack, extract_progress=extract_progress, train_progress=train_progress
+        )
     augmentation = config.extract.augmentation_ranges.to_dict() if config.views else None
-    how = {"method": "boundary", "views": config.views, "augmentation": augmentation}
+    method = {"method": "boundary", "views": config.views, "augmentation": augmentation}
     return write_results(
-        measured, config, how, results=results, command=command, smoothing=smoothing, save=save
+        result, config, method, results=results, command=command, smoothing=smoothing, save=save
     )
 
 
 def write_results(
-    measured: MethodResult,
+    result: MethodResult,
     config: FinetuneConfig,
-    how: Mapping[str, Any],
+    method: Mapping[str, Any],
     *,
     results: Path,
     command: str | None,
     smoothing: float,
     save: Save,
 ) -> tuple[Comparison, Path]:
-    """Write the run's folder; as `finetune`, ``how`` is its method and views for results.json."""
-    outcomes, recommendation = rank_and_recommend(measured.outcomes)
+    """Write the run's folder, as `finetune`; ``method`` is its method and views in results.json."""
+    outcomes, recommendation = rank_and_recommend(result.outcomes)
     comparison = Comparison(
         outcomes=tuple(outcomes),
-        classes=measured.classes,
+        classes=result.classes,
         run={
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "classes": list(measured.classes),
+            "classes": list(result.classes),
             "unfreeze": config.first_unfrozen or None,
-            **how,
+            **method,
             "seed": config.seed,
             "repeats": config.repeats,
             "split": config.split,
@@ -82,14 +84,14 @@ def write_results(
             "group": config.group and printable(config.group),
             "plan": asdict(config.plan),
             "versions": versions(),
-            "caches": [measured.source],
+            "caches": [result.source],
         },
         recommendation=recommendation,
-        notices=(*measured.notices, *measured.trial_plan.notices),
+        notices=(*result.notices, *result.trial_plan.notices),
     )
     folder = write_run(comparison, results, command=command, smoothing=smoothing, save=save)
-    last = measured.outcomes[-1]  # curves.png is of what this command trains, recommended or not
+    last = result.outcomes[-1]  # curves.png shows the fine-tuned model, recommended or not
     if last.history:
         draw_curves(last, folder / "curves.png", smoothing=smoothing)
-    measured.checkpoints.remove()
+    result.checkpoints.remove()
     return comparison, folder

@@ -1,4 +1,4 @@
-"""The one training loop: RMSprop by batches, early stopping, the best epoch kept, resumable."""
+"""The training loop: RMSprop, early stopping, weights of the best epoch, checkpoints."""
 
 import hashlib
 import logging
@@ -18,6 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.finetuning.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from pipeline.finetuning.config import Schedule
 from pipeline.finetuning.rows import Rows, row_order
+from pipeline.heads.calibration import both_classes
 from pipeline.keras_backend import keras, tf
 from pipeline.text import counted
 
@@ -30,16 +31,16 @@ StageProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """A network as it was after its best epoch, the one of lowest validation loss.
+    """A trained network after its best epoch, the one with the lowest validation loss.
 
     Attributes
     ----------
-    weights : all that was trained, by name: ``block5_conv1/kernel``, ``head/hidden_kernel``.
-    history : `MEASURES` by epoch; of training rows as each batch found them, before it learned.
-    seconds : each epoch's training, without validation and checkpoint.
-    best_epoch : from 1.
+    weights : trained weights by name: ``block5_conv1/kernel``, ``head/hidden_kernel``.
+    history : `MEASURES` by epoch; training measures are those of each batch before its step.
+    seconds : training time of each epoch, without validation and checkpoint.
+    best_epoch : counts from 1.
     validation_probabilities : (N, K) float64.
-    frozen_head : the head alone on the frozen base, where it was trained before.
+    frozen_head : result of the first stage, which trains the head on the frozen base.
     """
 
     weights: Mapping[str, npt.NDArray[np.float32]]
@@ -51,31 +52,20 @@ class TrainingResult:
 
     @property
     def validation_accuracy(self) -> float:
-        """Of the best epoch, 0 … 1."""
+        """Accuracy of the best epoch, 0 … 1."""
         return self.history["val_accuracy"][self.best_epoch - 1]
-
-    @property
-    def shortfall(self) -> str | None:
-        """A line if it ends below the frozen head in validation accuracy."""
-        before = self.frozen_head
-        if before is None or self.validation_accuracy >= before.validation_accuracy:
-            return None
-        return (
-            f"fine-tuning ends below the frozen head: {100 * self.validation_accuracy:.1f} % "
-            f"of validation instead of {100 * before.validation_accuracy:.1f} %"
-        )
 
 
 class TrainableModel(NamedTuple):
-    """What turns inputs (B, …) into probabilities (B, 1) or (B, K), and what of it learns.
+    """A network, inputs (B, …) -> probabilities (B, 1) or (B, K), and its variables to train.
 
-    Two Keras models, not one: ``training=True`` reaches every model inside another, even one put
-    in with ``training=False``, and would turn on BatchNorm and dropout of the base.
+    It consists of two Keras models: in a single one, ``training=True`` would reach the layers of
+    the base, too, and turn on their BatchNorm and dropout.
     """
 
     top: Any
-    learns: Mapping[str, Any]  # variables of both by name
-    body: Any | None = None  # comes before top, always in inference mode
+    variables: Mapping[str, Any]  # to train, of both models, by name
+    body: Any | None = None  # precedes top, always in inference mode
 
     def __call__(self, inputs: Any, *, training: bool) -> Any:
         features = inputs if self.body is None else self.body(inputs, training=False)
@@ -83,6 +73,8 @@ class TrainableModel(NamedTuple):
 
 
 class Task(NamedTuple):
+    """The rows to train on and to validate with."""
+
     train: Rows
     validation: Rows
     class_count: int
@@ -90,14 +82,14 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What all stages of a run share.
+    """Options of all stages of a run.
 
     Attributes
     ----------
-    checkpoints : folder for a file a stage, deleted by who has saved the result; None keeps none.
-    identity : what tells this run from others that would use the folder, as JSON has it; a
-        checkpoint of another is passed over.
-    progress : called with the stage's name, and how many rows of how many were learned from.
+    checkpoints : folder with a file for each stage; None writes no checkpoints. The caller removes
+        it when the results are saved.
+    identity : JSON values that identify the run; checkpoints of other runs are ignored.
+    progress : called with (stage, finished rows, total rows).
     """
 
     seed: int = 0
@@ -109,75 +101,80 @@ class RunOptions:
 def train(
     network: TrainableModel, task: Task, schedule: Schedule, options: RunOptions, *, stage: str
 ) -> TrainingResult:
-    """Train what ``network.learns``; afterwards it has the weights of its best epoch.
+    """Train the variables of a network; afterwards they have the values of the best epoch.
 
-    A seed gives the same result, however often it was killed. Raises UsageError if a loss is not
-    finite.
+    The result depends only on the seed, also after interruptions. Raises UsageError if a loss is
+    not finite.
     """
-    count = sum(math.prod(each.shape) for each in network.learns.values())
-    names = (f"{name} ({' × '.join(map(str, v.shape))})" for name, v in network.learns.items())
+    variables = network.variables
+    count = sum(math.prod(variable.shape) for variable in variables.values())
+    names = (f"{name} ({' × '.join(map(str, v.shape))})" for name, v in variables.items())
     log.info(
         "%s: trains %s tensors, %s parameters: %s",
-        *(stage, len(network.learns), f"{count:,}", ", ".join(names)),
+        *(stage, len(variables), f"{count:,}", ", ".join(names)),
     )
-    learner = _Learner(network, task.class_count, schedule.learning_rate, options.seed)
+    trainer = _Trainer(network, task.class_count, schedule.learning_rate, options.seed)
     path = None
     if options.checkpoints:
         make_folder(options.checkpoints)
         path = options.checkpoints / f"{stage}.safetensors"
-    run = _run_identity(learner, task, schedule, options, stage)
-    course = _Course()
-    if path and (found := read_checkpoint(path, run=run)):
-        course = _Course(**found.state, best=_part(found.arrays, "best/"))
-        _assign(learner.state, _part(found.arrays, "now/"))
-        path.touch()  # or it looks abandoned until the first epoch ends
-        log.info("%s: goes on after epoch %d", stage, course.epochs)
-    in_all = schedule.epochs * len(task.train)
-    while course.epochs < min(schedule.epochs, course.best_epoch + schedule.patience):
-        epoch = course.epochs
-        began = time.monotonic()
+    run = _run_identity(trainer, task, schedule, options, stage)
+    state = _TrainingState()
+    if path and (checkpoint := read_checkpoint(path, run=run)):
+        best = _select(checkpoint.arrays, "best/")
+        state = _TrainingState(**checkpoint.state, best=best)
+        _assign(trainer.variables, _select(checkpoint.arrays, "now/"))
+        path.touch()  # a recent time protects it from the removal of abandoned checkpoints
+        log.info("%s: resumes after epoch %d", stage, state.epochs)
+    total = schedule.epochs * len(task.train)
+    while state.epochs < min(schedule.epochs, state.best_epoch + schedule.patience):
+        epoch = state.epochs
+        start = time.monotonic()
         order = row_order(len(task.train), seed=options.seed, epoch=epoch)
-        measured = _RunningMeans()
+        means = _RunningMeans()
         batches = task.train.batches(order, size=schedule.batch_size, epoch=epoch)
         with closing(batches):
             for inputs, labels in batches:
-                measured.add(*learner.learn(inputs, labels), labels)
+                means.add(*trainer.train_batch(inputs, labels), labels)
                 if options.progress:
-                    options.progress(stage, epoch * len(order) + measured.rows, in_all)
-        seconds = time.monotonic() - began
-        watched = learner.measure(task.validation, schedule.batch_size)
-        values = (*measured.means, *watched.means)
+                    options.progress(stage, epoch * len(order) + means.rows, total)
+        seconds = time.monotonic() - start
+        validation = trainer.evaluate(task.validation, schedule.batch_size)
+        values = (*means.values, *validation.values)
         if not all(map(math.isfinite, values)):
             raise UsageError(
                 f"{stage}: training diverged in epoch {epoch + 1}, its loss is not finite; choose "
                 f"a lower learning rate than {schedule.learning_rate:g}"
             )
-        course.add(values, seconds, network)
+        state.add(values, seconds, network)
         log.info(
             "%s: epoch %d/%d: loss %.4f, accuracy %.1f %%; validation loss %.4f, accuracy %.1f %%",
             *(stage, epoch + 1, schedule.epochs),
             *(values[0], 100 * values[1], values[2], 100 * values[3]),
         )
         if path:
-            arrays = {f"best/{name}": each for name, each in course.best.items()}
-            arrays |= {f"now/{name}": each for name, each in _values(learner.state).items()}
-            state = {name: each for name, each in vars(course).items() if name != "best"}
-            write_checkpoint(path, Checkpoint(arrays, state), run=run)
-    if course.epochs < schedule.epochs:
+            arrays = {f"best/{name}": array for name, array in state.best.items()}
+            current = _read_values(trainer.variables)
+            arrays |= {f"now/{name}": array for name, array in current.items()}
+            fields = {name: value for name, value in vars(state).items() if name != "best"}
+            write_checkpoint(path, Checkpoint(arrays, fields), run=run)
+    if state.epochs < schedule.epochs:
         patience = counted(schedule.patience, "epoch")
-        log.info("%s: stopped, for validation loss has not fallen in %s", stage, patience)
-    _assign(network.learns, course.best)
-    validation = learner.measure(task.validation, schedule.batch_size)
+        log.info("%s: stopped: validation loss has not fallen in %s", stage, patience)
+    _assign(variables, state.best)
+    validation = trainer.evaluate(task.validation, schedule.batch_size)
     return TrainingResult(
-        weights=course.best,
-        history=course.history,
-        seconds=course.seconds,
-        best_epoch=course.best_epoch,
+        weights=state.best,
+        history=state.history,
+        seconds=state.seconds,
+        best_epoch=state.best_epoch,
         validation_probabilities=validation.probabilities,
     )
 
 
 class _RunningMeans:
+    """Mean loss and accuracy of batches, and their outputs."""
+
     def __init__(self) -> None:
         self.rows = 0
         self._loss = 0.0
@@ -185,62 +182,60 @@ class _RunningMeans:
         self._outputs: list[npt.NDArray[np.float32]] = []
 
     def add(self, loss: float, outputs: npt.NDArray[np.float32], labels: Any) -> None:
-        """A batch's mean loss and its outputs (B, 1) or (B, K)."""
+        """Add a batch: its mean loss and its outputs (B, 1) or (B, K)."""
         self.rows += len(labels)
         self._loss += loss * len(labels)
-        said = outputs[:, 0] > 0.5 if outputs.shape[1] == 1 else outputs.argmax(axis=1)
-        self._right += int(np.sum(said == labels))
+        predicted = outputs[:, 0] > 0.5 if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+        self._right += int(np.sum(predicted == labels))
         self._outputs.append(outputs)
 
     @property
-    def means(self) -> tuple[float, float]:
-        """Loss and accuracy."""
+    def values(self) -> tuple[float, float]:
+        """Mean loss and accuracy."""
         return self._loss / self.rows, self._right / self.rows
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """(N, K) float64, each row's sum 1."""
-        outputs = np.concatenate(self._outputs).astype(np.float64)
-        if outputs.shape[1] == 1:
-            return np.hstack([1 - outputs, outputs])
-        return np.asarray(outputs / outputs.sum(axis=1, keepdims=True))
+        """Probabilities (N, K) float64; the sum of each row is 1."""
+        return both_classes(np.concatenate(self._outputs))
 
 
-class _Learner:
-    """A network with its optimiser, compiled once for each size of a batch."""
+class _Trainer:
+    """A network and its optimiser, compiled once for each batch size."""
 
     def __init__(
         self, network: TrainableModel, class_count: int, learning_rate: float, seed: int
     ) -> None:
         self._network = network
         self._binary = class_count == 2
-        variables = list(network.learns.values())
+        variables = list(network.variables.values())
         self._optimizer = keras.optimizers.RMSprop(learning_rate)
         self._optimizer.build(variables)
         weights = {id(weight) for weight in network.top.weights}
-        # what a model has beside its weights: where its random streams (dropout) stand
+        # variables that are not weights are the states of random streams (dropout)
         streams = [each for each in network.top.variables if id(each) not in weights]
         for number, stream in enumerate(streams):
             stream.assign([seed, number])
-        # all that the next step depends on: weights, optimiser, random streams
-        self.state = dict(network.learns)
+        # everything that the next step depends on: weights, optimiser, random streams
+        self.variables = dict(network.variables)
         for kind, others in (("optimizer", self._optimizer.variables), ("stream", streams)):
-            self.state |= {f"{kind}/{number}": each for number, each in enumerate(others)}
+            self.variables |= {f"{kind}/{number}": each for number, each in enumerate(others)}
         values = [variable.value for variable in variables]
 
-        def learn(inputs: Any, labels: Any) -> tuple[Any, Any]:
+        def train_batch(inputs: Any, labels: Any) -> tuple[Any, Any]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(values)  # below the first of them nothing is differentiated
+                tape.watch(values)  # no gradients below the first of them
                 outputs = network(inputs, training=True)
                 loss = self._loss(labels, outputs)
             self._optimizer.apply(tape.gradient(loss, values), variables)
             return loss, outputs
 
-        def measure(inputs: Any, labels: Any) -> tuple[Any, Any]:
+        def evaluate_batch(inputs: Any, labels: Any) -> tuple[Any, Any]:
             outputs = network(inputs, training=False)
             return self._loss(labels, outputs), outputs
 
-        self._learn, self._measure = tf.function(learn), tf.function(measure)
+        self._train_batch = tf.function(train_batch)
+        self._evaluate_batch = tf.function(evaluate_batch)
 
     def _loss(self, labels: Any, outputs: Any) -> Any:
         if self._binary:
@@ -248,22 +243,22 @@ class _Learner:
             return tf.reduce_mean(keras.losses.binary_crossentropy(labels, outputs))
         return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, outputs))
 
-    def learn(self, inputs: Any, labels: Any) -> tuple[float, npt.NDArray[np.float32]]:
-        """One step; gives loss and outputs as they were before it."""
-        loss, outputs = self._learn(tf.constant(inputs), tf.constant(labels))
+    def train_batch(self, inputs: Any, labels: Any) -> tuple[float, npt.NDArray[np.float32]]:
+        """Make one step; return loss and outputs before it."""
+        loss, outputs = self._train_batch(tf.constant(inputs), tf.constant(labels))
         return float(loss), outputs.numpy()
 
-    def measure(self, rows: Rows, size: int) -> _RunningMeans:
-        """Dropout off, in the rows' order."""
-        measured = _RunningMeans()
+    def evaluate(self, rows: Rows, size: int) -> _RunningMeans:
+        """Evaluate rows in their order, without dropout."""
+        means = _RunningMeans()
         with closing(rows.batches(np.arange(len(rows)), size=size)) as batches:
             for inputs, labels in batches:
-                loss, outputs = self._measure(tf.constant(inputs), tf.constant(labels))
-                measured.add(float(loss), outputs.numpy(), labels)
-        return measured
+                loss, outputs = self._evaluate_batch(tf.constant(inputs), tf.constant(labels))
+                means.add(float(loss), outputs.numpy(), labels)
+        return means
 
 
-def _values(variables: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def _read_values(variables: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     return {name: each.value.numpy() for name, each in variables.items()}
 
 
@@ -273,8 +268,8 @@ def _assign(variables: Mapping[str, Any], values: Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass
-class _Course:
-    """How a training has gone so far."""
+class _TrainingState:
+    """History and best weights of a training so far."""
 
     history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
     seconds: list[float] = field(default_factory=list)
@@ -291,15 +286,15 @@ class _Course:
         self.seconds.append(seconds)
         losses = self.history["val_loss"]
         if losses[-1] < min(losses[:-1], default=math.inf):
-            self.best_epoch, self.best = self.epochs, _values(network.learns)
+            self.best_epoch, self.best = self.epochs, _read_values(network.variables)
 
 
 def _run_identity(
-    learner: _Learner, task: Task, schedule: Schedule, options: RunOptions, stage: str
+    trainer: _Trainer, task: Task, schedule: Schedule, options: RunOptions, stage: str
 ) -> dict[str, Any]:
-    """What a checkpoint must have in common with a run that goes on from it."""
+    """Return the values that must be equal in a checkpoint and the run that resumes from it."""
     start = hashlib.sha256()
-    for name, array in _values(learner.state).items():
+    for name, array in _read_values(trainer.variables).items():
         start.update(f"{name} {array.shape} {array.dtype} ".encode())
         start.update(array.tobytes())
     for rows in (task.train, task.validation):
@@ -313,7 +308,7 @@ def _run_identity(
     }
 
 
-def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _select(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {
         name.removeprefix(prefix): each for name, each in arrays.items() if name.startswith(prefix)
     }

@@ -1,1 +1,1 @@
-"""Heads: scikit-learn classifiers and a Keras model that learn from cached features."""
+"""Heads: scikit-learn classifiers and a Keras model, trained on cached features."""

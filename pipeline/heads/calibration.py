@@ -1,6 +1,7 @@
 """Class scores of fitted estimators, and temperature scaling (Guo et al. 2017)."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -10,10 +11,10 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-# A temperature is sought within this factor of the logits' own spread, either way: colder, all
-# probabilities are 0 or 1; hotter, they are equal to three digits.
-RANGE = 1e3
-ROWS_PER_BLOCK = 1024  # so that memory does not grow with the number of rows
+# The search for a temperature covers the logits' spread divided and multiplied by this factor:
+# below, all probabilities are 0 or 1; above, they are equal to three digits.
+SEARCH_FACTOR = 1e3
+ROWS_PER_BLOCK = 1024  # memory does not grow with the number of rows
 
 Labels = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -22,79 +23,85 @@ Scores = npt.NDArray[np.float64]
 def class_scores(
     estimator: Any, features: npt.NDArray[Any], class_count: int, *, method: str = "predict_proba"
 ) -> Scores:
-    """Scores of a fitted estimator: (N, D) -> (N, K) float64, the highest for the predicted class.
+    """Return scores of a fitted estimator: (N, D) -> (N, K) float64, the prediction's is highest.
 
-    By ``predict``, the predicted class scores 1. Raises ValueError if they are not (N, K).
+    With the method ``predict``, the predicted class scores 1. Raises ValueError if the estimator
+    does not return (N, K).
     """
     if not len(features):
         return np.empty((0, class_count))
     starts = range(0, len(features), ROWS_PER_BLOCK)
     blocks = [features[start : start + ROWS_PER_BLOCK] for start in starts]
-    with parallel_config("sequential"):  # threads add the votes of trees in any order
-        found = np.concatenate([np.asarray(getattr(estimator, method)(block)) for block in blocks])
+    with parallel_config("sequential"):  # threads would sum trees' votes in random order
+        output = np.concatenate([np.asarray(getattr(estimator, method)(block)) for block in blocks])
     if method == "predict":
-        return np.asarray(found[:, None] == np.arange(class_count), np.float64)
-    if found.ndim == 1:
-        found = np.stack([-found, found], axis=1)
-    if found.shape != (len(features), class_count):
+        return np.asarray(output[:, None] == np.arange(class_count), np.float64)
+    if output.ndim == 1:
+        output = np.stack([-output, output], axis=1)
+    if output.shape != (len(features), class_count):
         raise ValueError(
-            f"expected scores ({len(features)}, {class_count}); received {found.shape}"
+            f"expected scores ({len(features)}, {class_count}); received {output.shape}"
         )
-    scores = np.empty(found.shape)
-    scores[:, np.asarray(estimator.classes_, np.int64)] = found  # its columns may be in any order
-    if method == "predict_proba":  # some miss 1 by more than rounding in float64
+    scores = np.empty(output.shape)
+    scores[:, np.asarray(estimator.classes_, np.int64)] = output  # classes_ may be in any order
+    if method == "predict_proba":  # some estimators' sums differ from 1 by more than rounding
         scores /= scores.sum(axis=1, keepdims=True)
     return scores
 
 
 def probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:
-    """Probabilities (N, K) of a Keras model of softmax outputs or one sigmoid, for rows (N, D)."""
-    outputs = np.asarray(model(rows, training=False), np.float64)  # `predict` would compile anew
+    """Return probabilities (N, K) of a Keras model, softmax or one sigmoid, for rows (N, D)."""
+    return both_classes(np.asarray(model(rows, training=False)))  # `predict` would compile again
+
+
+def both_classes(outputs: npt.NDArray[Any]) -> Scores:
+    """Return probabilities (N, K) float64 of softmax outputs (N, K) or sigmoid outputs (N, 1)."""
+    outputs = outputs.astype(np.float64)
     if outputs.shape[1] == 1:
         return np.hstack([1 - outputs, outputs])
     return np.asarray(outputs / outputs.sum(axis=1, keepdims=True))  # float32: 1 ± 1e-7
 
 
 def scoring_method(estimator: Any) -> str:
-    """The best that an estimator has of predict_proba, decision_function and predict."""
+    """Return the first method that an estimator has: predict_proba, decision_function, predict."""
     methods = ("predict_proba", "decision_function", "predict")
     return next(method for method in methods if hasattr(estimator, method))
 
 
 def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) -> float:
-    """The temperature T of the lowest log loss of ``softmax(logits / T)``.
+    """Return the temperature T that minimises the log loss of ``softmax(logits / T)``.
 
-    A convex problem in 1/T. The logits are the logarithms of the probabilities, or the decision
-    values where there are none.
+    The problem is convex in 1/T. The logits are the logarithms of the probabilities, or the
+    decision values of a classifier without probabilities.
 
-    Where all (or nearly all) rows are right, the loss falls for ever as T goes to 0, and
-    scikit-learn's ``CalibratedClassifierCV(method="temperature")`` returns probabilities of 0 and
-    1. So the mean confidence is at most (N + 1) / (N + 2), how sure of the next answer one can be
-    after N right ones (Laplace's rule of succession).
+    If all (or nearly all) rows are right, the loss falls as T approaches 0, and scikit-learn's
+    ``CalibratedClassifierCV(method="temperature")`` returns probabilities of 0 and 1. The mean
+    confidence is therefore limited to (N + 1) / (N + 2), the probability of another success after
+    N successes (Laplace's rule of succession).
 
     Parameters
     ----------
-    labels : (N,) true classes of rows that nothing was fitted on.
+    labels : (N,) true classes of rows that the classifier was not fitted on.
     scores : (N, K) of a classifier.
 
-    Returns above 1 for a classifier that is too sure of itself, 1 where the scores are the same for
-    every row or every class.
+    The temperature of an overconfident classifier is above 1. It is 1 if the scores are the same
+    for every row or every class.
     """
-    logits = _logits(scores, has_probabilities=has_probabilities)
+    logits = _to_logits(scores, has_probabilities=has_probabilities)
     spread = float(np.sqrt(np.mean((logits - logits.mean(axis=1, keepdims=True)) ** 2)))
     if spread == 0 or np.all(logits == logits[0]):
         return 1.0
     logits = logits / spread
     true = logits[np.arange(len(labels)), labels]
-    surest = (len(labels) + 1) / (len(labels) + 2)
+    most_confident = (len(labels) + 1) / (len(labels) + 2)
 
     def excess(log_inverse: float) -> float:
-        """Negative while the temperature is too high; rises with its inverse."""
+        """Negative if the temperature is too high; increases with its inverse."""
         probabilities = softmax(logits * math.exp(log_inverse), axis=1)
-        slope = np.mean((probabilities * logits).sum(axis=1) - true)  # of the loss, by 1/T
-        return float(max(slope, probabilities.max(axis=1).mean() - surest))
+        slope = np.mean((probabilities * logits).sum(axis=1) - true)  # of the loss over 1/T
+        return float(max(slope, probabilities.max(axis=1).mean() - most_confident))
 
-    hottest, coldest = -math.log(RANGE), math.log(RANGE)
+    hottest, coldest = -math.log(SEARCH_FACTOR), math.log(SEARCH_FACTOR)
     if excess(hottest) >= 0:
         log_inverse = hottest
     elif excess(coldest) <= 0:
@@ -105,24 +112,22 @@ def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) 
 
 
 def apply_temperature(scores: Scores, temperature: float, *, has_probabilities: bool) -> Scores:
-    """``softmax(logits / temperature)`` (N, K); the order of the classes stays as it is."""
-    logits = _logits(scores, has_probabilities=has_probabilities)
+    """Return ``softmax(logits / temperature)`` (N, K); the ranking of the classes stays."""
+    logits = _to_logits(scores, has_probabilities=has_probabilities)
     return np.asarray(softmax(logits / temperature, axis=1))
 
 
+@dataclass(eq=False, repr=False)
 class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A fitted classifier whose decision values, divided by a temperature, are logits.
+    """A fitted classifier with probabilities: its decision values divided by a temperature.
 
-    There is no bias: with one, as Platt's sigmoid has it, a head would predict other classes with
-    its probabilities than without. ``method`` is ``decision_function`` or ``predict``.
+    There is no bias: that of Platt's sigmoid would change the predicted classes. ``method`` is
+    ``decision_function`` or ``predict``.
     """
 
-    def __init__(
-        self, estimator: Any, *, method: str = "decision_function", temperature: float = 1.0
-    ) -> None:
-        self.estimator = estimator
-        self.method = method
-        self.temperature = temperature
+    estimator: Any
+    method: str = "decision_function"
+    temperature: float = 1.0
 
     @property
     def classes_(self) -> npt.NDArray[np.int64]:
@@ -133,7 +138,7 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return int(self.estimator.n_features_in_)
 
     def fit(self, X: Any, y: Labels) -> Self:
-        """Fit the temperature alone, on rows that the estimator was not fitted on."""
+        """Fit only the temperature, on rows that the estimator was not fitted on."""
         scores = self.decision_function(X)
         self.temperature = fit_temperature(y, scores, has_probabilities=False)
         return self
@@ -149,7 +154,7 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.decision_function(X).argmax(axis=1))
 
 
-def _logits(scores: Scores, *, has_probabilities: bool) -> Scores:
+def _to_logits(scores: Scores, *, has_probabilities: bool) -> Scores:
     if not has_probabilities:
         return scores
     return np.asarray(np.log(np.maximum(scores, np.finfo(np.float64).eps)))

@@ -1,4 +1,4 @@
-"""`DenseConfig`: the dense head's options, apart from the head: ``--help`` needs no NumPy."""
+"""`DenseConfig`: the options of the dense head, without NumPy, for a quick ``--help``."""
 
 import importlib.util
 from dataclasses import asdict, dataclass, fields
@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from pipeline.config import documented, fraction, option, positive_number, whole_number
 from pipeline.errors import UnreachableError, UsageError
 
-Input = Literal["flat", "pooled"]  # what a head learns from: flattened or averaged maps
+Input = Literal["flat", "pooled"]  # of a head: flattened or averaged feature maps
 Optimizer = Literal["rmsprop", "adam", "sgd"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
@@ -20,7 +20,7 @@ _number = partial(option, type=whole_number, metavar="N,…")
 class DenseConfig:
     """How the dense head is built and trained; the defaults are the book's (DLwP 5.3).
 
-    Raises UsageError for a value that no training can have.
+    Raises UsageError for an impossible value.
     """
 
     epochs: int = _number(30, help="default: 30")
@@ -44,19 +44,21 @@ class DenseConfig:
         for name in ("epochs", "batch_size", "units", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"dense: {name} is a number from 1; received {value}")
+                raise UsageError(f"dense: {name}: expected a whole number from 1; received {value}")
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"dense: dropout is from 0 to below 1; received {self.dropout}")
+            raise UsageError(f"dense: dropout: expected 0 to below 1; received {self.dropout}")
         if not self.learning_rate > 0:
-            raise UsageError(f"dense: learning_rate is above 0; received {self.learning_rate}")
+            raise UsageError(
+                f"dense: learning_rate: expected a number above 0; received {self.learning_rate}"
+            )
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(
-                f"dense: optimizer is one of {', '.join(OPTIMIZERS)}; received {self.optimizer!r}"
+                f"dense: optimizer: expected {' or '.join(OPTIMIZERS)}; received {self.optimizer!r}"
             )
         if self.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
             raise UnreachableError("tensorboard is missing: pip install -e '.[tensorboard]'")
 
     def changed(self) -> dict[str, Any]:
-        """The values that are not the book's."""
-        book = {field.name: field.default for field in fields(DenseConfig)}
-        return {name: value for name, value in asdict(self).items() if value != book.get(name)}
+        """Return the values that differ from the defaults."""
+        defaults = {field.name: field.default for field in fields(DenseConfig)}
+        return {name: value for name, value in asdict(self).items() if value != defaults.get(name)}

@@ -4,9 +4,10 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +22,20 @@ ROWS_PER_BATCH = 1024  # of a forward pass
 
 
 class HeadFailedError(PipelineError):
-    """A custom head raised something; the message is its row's status."""
+    """A custom head raised an error; the message is the status of its row."""
 
     exit_code = UsageError.exit_code
 
 
 def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
-    """The entry for what ``module:factory`` makes; the module may lie in the current folder.
+    """Return the head that ``module:factory`` makes; the module may be in the current folder.
 
-    Raises UsageError where there is no such module or factory, or it cannot be called.
+    Raises UsageError if the module or factory is missing or the factory cannot be called.
     """
     module_name, _, path = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)  # for good: factories import, too, and processes that fit
+        sys.path.insert(0, here)  # kept: factories and fitting processes import later
     try:
         with redirect_stdout(sys.stderr):
             factory: Any = importlib.import_module(module_name)
@@ -44,10 +45,12 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
         ) from error
     for attribute in path.split("."):
         if not hasattr(factory, attribute):
-            raise UsageError(f"--head {name}: {module_name} has no {path}")
+            raise UsageError(f"--head {name}: module {module_name} has no {path}")
         factory = getattr(factory, attribute)
     if not callable(factory):
-        raise UsageError(f"--head {name}: expected a function or class; received {_kind(factory)}")
+        raise UsageError(
+            f"--head {name}: expected a function or class; received {_type_of(factory)}"
+        )
     if required_arguments(factory) not in (0, 2):
         raise UsageError(
             f"--head {name}: expected a factory without arguments or with (feature_count, "
@@ -56,22 +59,21 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
 
     def make(feature_count: int, class_count: int) -> Any:
         build = partial(factory, *((feature_count, class_count)[: required_arguments(factory)]))
-        made = build()
-        if any(each.__module__.partition(".")[0] == "keras" for each in type(made).__mro__):
+        model = build()
+        if any(base.__module__.partition(".")[0] == "keras" for base in type(model).__mro__):
             return KerasClassifier(build, class_count, epochs=epochs, batch_size=batch_size)
-        if not (hasattr(made, "get_params") and hasattr(made, "fit") and is_classifier(made)):
-            raise UsageError(
-                f"made a {_kind(made)}; expected a scikit-learn classifier or a Keras model"
-            )
-        return clone(made)  # a factory may return the same object each time
+        if not (hasattr(model, "get_params") and hasattr(model, "fit") and is_classifier(model)):
+            kind = _type_of(model)
+            raise UsageError(f"expected a scikit-learn classifier or Keras model; received {kind}")
+        return clone(model)  # a factory may return the same object every time
 
     return Head(make, is_stochastic=True, name=name)
 
 
 @contextmanager
 def failures_of(head: Head) -> Iterator[None]:
-    """Turn what a custom head raises into a HeadFailedError; what it prints goes to stderr."""
-    if not head.name:  # an error of the table's heads is a bug
+    """Convert a custom head's errors into HeadFailedError and send its output to stderr."""
+    if not head.name:  # an error in a built-in head is a bug
         yield
         return
     try:
@@ -83,46 +85,38 @@ def failures_of(head: Head) -> Iterator[None]:
         raise HeadFailedError(f"failed: {_one_line(error)}") from error
 
 
+@dataclass(eq=False, repr=False)
 class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A custom Keras model, trained by its own ``fit``, as a scikit-learn classifier.
+    """A custom Keras model, trained by Keras' ``fit``, as a scikit-learn classifier.
 
-    ``build`` returns a new model of softmax outputs (K,) or sigmoid (1,); one that is not compiled
-    gets Adam and the loss of its outputs.
+    ``build`` returns a new model with softmax outputs (K,) or a sigmoid output (1,). An uncompiled
+    model is compiled with Adam and the loss that matches its outputs.
     """
 
-    not_savable = "a custom Keras model may hold layers that execute code when loaded"
+    not_savable: ClassVar = "a custom Keras model may contain layers that execute code when loaded"
 
-    def __init__(
-        self,
-        build: Callable[[], Any],
-        class_count: int,
-        *,
-        epochs: int,
-        batch_size: int,
-        random_state: int | None = None,
-    ) -> None:
-        self.build = build
-        self.class_count = class_count
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.random_state = random_state
+    build: Callable[[], Any]
+    class_count: int
+    epochs: int
+    batch_size: int
+    random_state: int | None = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, validation_data: Any = None) -> Self:
-        """Raises UsageError for a model whose outputs are not the probabilities of the classes."""
+        """Raises UsageError if the model's outputs are not the probabilities of the classes."""
         from pipeline.keras_backend import keras
 
         self.classes_ = np.arange(self.class_count)
         first = self.build()
-        keras.utils.set_random_seed(self.random_state or 0)  # initial weights are drawn by build
+        keras.utils.set_random_seed(self.random_state or 0)  # build draws the initial weights
         self.model_ = model = self.build()
         if model is first:
-            raise UsageError("made the same model twice; expected a new one from each call")
+            raise UsageError("expected a new model from each call; received the same one twice")
         outputs = tuple(model(X[:1]).shape[1:])
         if outputs != (self.class_count,) and (self.class_count, outputs) != (2, (1,)):
-            raise UsageError(f"made a model of {outputs} outputs; expected ({self.class_count},)")
+            raise UsageError(f"expected ({self.class_count},) outputs; received {outputs}")
         if not model.compiled:
             loss = "binary_crossentropy" if outputs == (1,) else "sparse_categorical_crossentropy"
-            # XLA would compile once more for each batch size
+            # XLA would compile again for each batch size
             model.compile("adam", loss, metrics=["accuracy"], jit_compile=False)
         sizes = {"batch_size": self.batch_size, "validation_batch_size": ROWS_PER_BATCH}
         weighted = {"sample_weight": sample_weight, "validation_data": validation_data}
@@ -139,18 +133,18 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _check_probabilities(outputs: npt.NDArray[Any]) -> None:
-    """Raise UsageError for logits, which would pass for probabilities."""
+    """Raise UsageError for logits, which look like probabilities to the search."""
     if not np.isfinite(outputs).all():
-        return  # the training diverged; the search finds that
+        return  # the training diverged; the search reports that
     sums_to_one = outputs.shape[1] == 1 or np.allclose(outputs.sum(axis=1), 1, atol=1e-3)
     if outputs.min() < 0 or outputs.max() > 1 + 1e-6 or not sums_to_one:
         raise UsageError(
-            f"gave outputs from {outputs.min():.3g} to {outputs.max():.3g}; "
-            f"expected probabilities (softmax, or sigmoid of one output)"
+            f"expected probabilities (softmax, or sigmoid of one output); "
+            f"received outputs from {outputs.min():.3g} to {outputs.max():.3g}"
         )
 
 
-def _kind(thing: object) -> str:
+def _type_of(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 

@@ -1,4 +1,4 @@
-"""Logistic regression as Kornblith et al. (2019) compare bases with it."""
+"""Logistic regression with the penalty of Kornblith et al. (2019)."""
 
 from typing import Any, Self
 
@@ -9,10 +9,10 @@ from pipeline.heads.scaler import CommonScaler
 
 
 class KornblithRegression(LogisticRegression):  # type: ignore[misc]
-    """Logistic regression whose ``l2`` weighs ½‖w‖² beside the *mean* log loss.
+    """Logistic regression that minimises the *mean* log loss + ``l2`` · ½‖w‖².
 
-    Kornblith et al., "Do better ImageNet models transfer better?" (CVPR 2019), state the penalty
-    so. It is scikit-learn's with ``C = 1 / (N · l2)``, on features that are not scaled.
+    The penalty is that of Kornblith et al., "Do better ImageNet models transfer better?" (CVPR
+    2019). It equals scikit-learn's with ``C = 1 / (N · l2)`` on unscaled features.
     """
 
     def __init__(self, l2: float = 1.0, *, max_iter: int = 10_000, tol: float = 1e-12) -> None:
@@ -20,8 +20,8 @@ class KornblithRegression(LogisticRegression):  # type: ignore[misc]
         self.l2 = l2
 
     def fit(self, X: npt.NDArray[Any], y: npt.ArrayLike, sample_weight: Any = None) -> Self:
-        # The same optimum, found on centered features of one scale: raw ones are so badly
-        # conditioned that the solver stops up to 8 % away from it.
+        # Solve on centered features of one scale and convert back: raw features are so badly
+        # conditioned that the solver stops up to 8 % away from the optimum.
         scaler = CommonScaler().fit(X)
         self.C = scaler.scale_**2 / (len(X) * self.l2)
         super().fit(scaler.transform(X), y, sample_weight)

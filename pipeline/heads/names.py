@@ -1,4 +1,4 @@
-"""Reads which heads ``--heads`` and ``--head`` name."""
+"""The values of ``--heads`` and ``--head``: names, groups and inputs of heads."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,33 +10,33 @@ from pipeline.errors import UsageError
 from pipeline.heads.config import Input
 from pipeline.heads.registry import HEADS
 
-PROTOCOLS = ("kornblith",)  # heads that are a protocol of their own, in none of the groups
-# Half a second and more on 2,000 × 512 of two classes; the others take up to 0.6 s.
+PROTOCOLS = ("kornblith",)  # evaluation protocols, in no group of heads
+# These take longest on 2,000 × 512 features of two classes; the others take up to 0.6 s.
 SLOW = ("dense", "svm_rbf", "random_forest")
 
 CUSTOM_HEAD = re.compile(r"(?P<name>[\w.]+:[\w.]+?)(?::(?P<input>flat|pooled))?")
 
 
 def groups() -> Mapping[str, tuple[str, ...]]:
-    """Names for several heads: ``all`` and ``fast``."""
-    every = tuple(name for name in HEADS if name not in PROTOCOLS)
-    return {"all": every, "fast": tuple(name for name in every if name not in SLOW)}
+    """Return the groups of heads, ``all`` and ``fast``, with the names in each."""
+    names = tuple(name for name in HEADS if name not in PROTOCOLS)
+    return {"all": names, "fast": tuple(name for name in names if name not in SLOW)}
 
 
 @dataclass(frozen=True)
 class HeadRequest:
-    """A head by name, and its input unless the head's default will do."""
+    """The name of a head and its input; None for the head's default input."""
 
     name: str
     input: Input | None = None
 
     def __str__(self) -> str:
-        """As it is typed: ``knn``, ``dense:pooled`` or ``module:factory:flat``."""
+        """Return the text of the option: ``knn``, ``dense:pooled`` or ``module:factory:flat``."""
         return ":".join(filter(None, (self.name, self.input)))
 
 
 def parse_heads(text: str | Iterable[str]) -> list[HeadRequest]:
-    """Read ``all``, ``fast``, ``logistic,dense:pooled`` or ``module:factory``, without repeats.
+    """Parse ``all``, ``fast``, ``logistic,dense:pooled`` or ``module:factory``; drop repeats.
 
     Raises UsageError for an unknown head or input.
     """
@@ -44,37 +44,37 @@ def parse_heads(text: str | Iterable[str]) -> list[HeadRequest]:
     stripped = filter(None, map(str.strip, words))
     requests = [request for word in stripped for request in _parse_word(word)]
     if not requests:
-        raise UsageError(f"--heads names no head; {_choices()}")
+        raise UsageError(f"--heads is empty; {_list_choices()}")
     return list(dict.fromkeys(requests))
 
 
 def parse_custom_head(text: str) -> HeadRequest:
-    """Read ``module:factory``, with ``:flat`` or ``:pooled`` or without; else raises UsageError."""
-    found = CUSTOM_HEAD.fullmatch(text.strip())
-    if found is None:
+    """Parse ``module:factory[:flat|:pooled]``; raises UsageError for other text."""
+    match = CUSTOM_HEAD.fullmatch(text.strip())
+    if match is None:
         raise UsageError(
             f"--head {text}: expected MODULE:FACTORY, MODULE:FACTORY:flat or MODULE:FACTORY:pooled"
         )
-    return HeadRequest(found["name"], _input(found["input"]))
+    return HeadRequest(match["name"], _parse_input(match["input"]))
 
 
 def _parse_word(word: str) -> list[HeadRequest]:
-    name, _, wanted = word.partition(":")
+    name, _, input_name = word.partition(":")
     names = groups().get(name) or ((name,) if name in HEADS else ())
-    if wanted not in ("", *get_args(Input)):
+    if input_name not in ("", *get_args(Input)):
         if names:
-            raise UsageError(f"--heads {word}: the input is flat or pooled, not {wanted!r}")
+            raise UsageError(f"--heads {word}: expected flat or pooled; received {input_name!r}")
         return [parse_custom_head(word)]
     if not names:
         close = get_close_matches(name, [*HEADS, *groups()], n=1)
-        hint = f"did you mean {close[0]}?" if close else _choices()
-        raise UsageError(f"--heads: there is no head {name!r}; {hint}")
-    return [HeadRequest(each, _input(wanted)) for each in names]
+        hint = f"did you mean {close[0]}?" if close else _list_choices()
+        raise UsageError(f"--heads: unknown head {name!r}; {hint}")
+    return [HeadRequest(each, _parse_input(input_name)) for each in names]
 
 
-def _input(word: str | None) -> Input | None:
+def _parse_input(word: str | None) -> Input | None:
     return next((kind for kind in get_args(Input) if kind == word), None)
 
 
-def _choices() -> str:
+def _list_choices() -> str:
     return f"choose from {', '.join(groups()['all'])}, all or fast"

@@ -1,1 +1,1 @@
-"""A comparison on disk: tables, documents, plots."""
+"""The results of a comparison on disk: tables, documents, plots."""

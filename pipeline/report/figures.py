@@ -1,4 +1,4 @@
-"""What the report's charts show: training, ranking, reliability, more images."""
+"""Data of the report's charts: training, ROC, reliability, learning curve."""
 
 import math
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ from pipeline.report.plots import (
 )
 from pipeline.report.ranking import class_curves, macro_precision_recall, macro_roc
 
-ROC_TITLES = "false positives, % of the others", "true positives, % of the class"
-WORST_CLASSES = 3  # are drawn beside the mean where not all classes are
-LEAST_GAIN = 0.0005  # nats of log loss: less does not show in three digits
+ROC_TITLES = "false positive rate, %", "true positive rate, %"
+WORST_CLASSES = 3  # drawn with the mean if there are too many classes for all
+LEAST_GAIN = 0.0005  # nats of log loss; three digits show no smaller one
 
 
 def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
-    """Loss and accuracy by epoch of the head shown, or else the best trained so."""
+    """Loss and accuracy by epoch of the head shown, else of the best head that has epochs."""
     for outcome in (comparison.shown, *comparison.outcomes):
         history = outcome.history
         if history and all(history.get(measure) for measure in MEASURES):
@@ -57,18 +57,18 @@ def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
 def ranking(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
     """ROC and precision-recall curves, one class against the rest."""
     labels = [1] if len(classes) == 2 else range(len(classes))
-    found = [each for label in labels if (each := class_curves(test, label)) is not None]
-    if not found:
+    by_class = [each for label in labels if (each := class_curves(test, label)) is not None]
+    if not by_class:
         return None
-    shown = sorted(found, key=lambda each: each.roc_auc)
-    if len(found) >= STYLES:  # and the mean has a style, too
+    shown = sorted(by_class, key=lambda each: each.roc_auc)
+    if len(by_class) >= STYLES:  # the mean needs a style, too
         shown = shown[:WORST_CLASSES]
-    auc = float(np.mean([each.roc_auc for each in found]))
-    precision = float(np.mean([each.average_precision for each in found]))
+    auc = float(np.mean([each.roc_auc for each in by_class]))
+    precision = float(np.mean([each.average_precision for each in by_class]))
     roc, recall = [], []
-    if len(found) > 1:
-        roc.append((f"mean, area {auc:.3f}", macro_roc(found)))
-        recall.append((f"mean, area {precision:.3f}", macro_precision_recall(found)))
+    if len(by_class) > 1:
+        roc.append((f"mean, area {auc:.3f}", macro_roc(by_class)))
+        recall.append((f"mean, area {precision:.3f}", macro_precision_recall(by_class)))
     for each in shown:
         name = short_name(classes[each.label])
         roc.append((f"{name}, area {each.roc_auc:.3f}", each.roc))
@@ -76,10 +76,10 @@ def ranking(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | N
     return {
         "class_count": len(classes),
         "positive": classes[1],
-        "worst": len(shown) if len(shown) < len(found) else 0,
+        "worst": len(shown) if len(shown) < len(by_class) else 0,
         "roc": inline_svg(
             lambda axes: draw_lines(axes, roc, titles=ROC_TITLES, diagonal="chance"),
-            label=f"ROC. The area below the curve is {auc:.3f}, by chance it would be 0.5.",
+            label=f"ROC. The area under the curve is {auc:.3f}; by chance it would be 0.5.",
         ),
         "recall": inline_svg(
             lambda axes: draw_lines(axes, recall, titles=("recall, %", "precision, %")),
@@ -89,71 +89,73 @@ def ranking(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | N
 
 
 def reliability(outcome: Outcome) -> dict[str, Any] | None:
+    """Accuracy by confidence, with and without temperature scaling; None without probabilities."""
     result, test = outcome.result, outcome.test
     if math.isnan(result.ece):
         return None
-    bins = {"as they are": reliability_bins(test.labels, test.scores)}
-    figures = [("as they are", result.ece, result.log_loss)]
+    bins = {"uncalibrated": reliability_bins(test.labels, test.scores)}
+    figures = [("uncalibrated", result.ece, result.log_loss)]
     text = (
-        f"Probability and accuracy differ by {percent(result.ece)} points on average (expected "
-        f"calibration error). "
+        f"The expected calibration error (ECE), the mean difference between probability and "
+        f"accuracy, is {percent(result.ece)} points. "
     )
     if not outcome.native_probabilities:
-        text += "The head gives none of its own: they were fitted on validation."
+        text += "The head has no native probabilities: they are fitted on validation."
     elif math.isnan(result.calibrated_ece):
-        pass  # nothing to compare with
+        pass  # no temperature to compare
     elif outcome.validation.correct.all():
         text += (
-            "Validation images are all classified right, so they cannot show whether the head is "
-            "too sure of itself."
+            "All validation images are classified correctly, so they cannot show whether the head "
+            "is overconfident."
         )
     else:
-        name = "each fit with its own temperature"
+        name = "each fit with its temperature"
         if result.fits == 1:
             name = f"with temperature {result.temperature:.2f}"
             scaled = apply_temperature(test.scores, result.temperature, has_probabilities=True)
             bins[name] = reliability_bins(test.labels, scaled)
         figures.append((name, result.calibrated_ece, result.calibrated_log_loss))
-        text += _temperature_text(result, outcome.validation)
+        text += _describe_temperature(result, outcome.validation)
     drawing = inline_svg(
         lambda axes: draw_reliability(axes, bins),
-        label=f"Reliability. Share classified right by predicted probability. {text}",
+        label=f"Reliability. Share classified correctly by predicted probability. {text}",
     )
     return {"text": text, "drawing": drawing, "figures": figures}
 
 
-def _temperature_text(result: Result, validation: HeadPredictions) -> str:
-    """What temperature scaling shows: on validation, where it was fitted, and on test."""
+def _describe_temperature(result: Result, validation: HeadPredictions) -> str:
+    """Describe temperature scaling on validation, where it is fitted, and on test."""
     temperature = f"a temperature of {result.temperature:.2f}"
     scaled = apply_temperature(validation.scores, result.temperature, has_probabilities=True)
     before, after = (log_loss_of(validation.labels, each) for each in (validation.scores, scaled))
     gain = before - after
-    if result.fits > 1:  # some may be too sure and others not enough: their mean says nothing
+    if result.fits > 1:  # the mean of over- and underconfident fits means nothing
         text = (
-            f"Each of the {result.fits} fits has a temperature of its own, fitted on validation: "
-            f"with them "
+            f"Each of the {result.fits} fits has its own temperature, fitted on validation: with "
+            f"them "
         )
     elif gain < LEAST_GAIN:
         text = (
-            f"On validation {temperature} brings no lower log loss, so the head is neither "
-            f"clearly too sure of itself nor clearly not sure enough: with it "
+            f"On validation {temperature} does not lower the log loss, so the head is neither "
+            f"clearly overconfident nor clearly underconfident: with it "
         )
     else:
-        mood = "too sure of itself" if result.temperature > 1 else "not sure enough"
-        text = f"On validation the head is {mood}: with {temperature}, fitted there, "
-    now, then = f"{result.calibrated_log_loss:.3f}", f"{result.log_loss:.3f}"
-    if now == then:
-        change = f"stays at {now}"
+        verdict = "overconfident" if result.temperature > 1 else "underconfident"
+        text = f"On validation the head is {verdict}: with {temperature}, fitted there, "
+    uncalibrated, calibrated = f"{result.log_loss:.3f}", f"{result.calibrated_log_loss:.3f}"
+    if calibrated == uncalibrated:
+        change = f"stays at {calibrated}"
     else:
-        way = "falls" if result.calibrated_log_loss < result.log_loss else "rises"
-        change = f"{way} from {then} to {now}"
+        verb = "falls" if result.calibrated_log_loss < result.log_loss else "rises"
+        change = f"{verb} from {uncalibrated} to {calibrated}"
     return (
-        f"{text}the difference on test is {percent(result.calibrated_ece)} points, and the log "
-        f"loss {change}."
+        f"{text}the calibration error on test is {percent(result.calibrated_ece)} points, and the "
+        f"log loss {change}."
     )
 
 
 def learning(findings: AuditResult) -> dict[str, Any] | None:
+    """Accuracy by number of training images."""
     curve = findings.learning_curve
     if curve is None:
         return None

@@ -1,4 +1,4 @@
-"""What the report's pictures show: the map, mistakes, likely label errors, duplicates."""
+"""Data of the report's galleries: the map, mistakes, likely label errors, duplicates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ from pipeline.report.plots import GLYPHS, POINTS, STYLES, draw_dots, inline_svg
 from pipeline.report.thumbnails import read_thumbnails
 from pipeline.text import counted
 
-MOST_POINTS = 2000  # more only cover each other
-PICTURE_COLUMNS, PICTURE_ROWS = 13, 8  # a grid that pictures keep to, so that none overlap
+MOST_POINTS = 2000  # more would cover each other
+PICTURE_COLUMNS, PICTURE_ROWS = 13, 8  # a grid for the pictures, so that they do not overlap
 MOST_MISTAKES, MOST_SUSPECTS, MOST_GROUPS = 24, 40, 20
-MOST_ALIKE = 4  # pictures of a group; more show nothing new
-CELL, PICTURE = 80, 54  # sides of a cell of the map and of the picture in it, in the map's units
+MOST_OF_GROUP = 4  # more pictures of a group show nothing new
+CELL, PICTURE = 80, 54  # sides of a cell of the map and of its picture, in points
 MARGIN = 26  # around the map, for the outermost dots
 
 Rows = npt.NDArray[np.int64]
@@ -29,6 +29,7 @@ Points = npt.NDArray[np.float64]
 
 
 def feature_map(findings: AuditResult) -> dict[str, Any]:
+    """The principal component analysis of pooled features, a dot an image, with some pictures."""
     table, classes = findings.table, findings.table.classes
     rows = spread_rows(table.columns.labels)
     points, (first, second) = lay_out(read_input(table, findings.layer, rows, "pooled"))
@@ -37,15 +38,15 @@ def feature_map(findings: AuditResult) -> dict[str, Any]:
     size = np.array([PICTURE_COLUMNS * CELL, PICTURE_ROWS * CELL])
     text = name_text(
         f"Principal component analysis (PCA) of the {findings.layer} features, pooled, of "
-        f"{counted(len(rows), 'image')}: what lies close looks alike to the heads. The two "
-        f"axes hold {percent(first + second)} % of the variance ({percent(first)} and "
-        f"{percent(second)} %), so what overlaps here may still be told apart."
+        f"{counted(len(rows), 'image')}: images close to each other look similar to the heads. "
+        f"The two axes explain {percent(first + second)} % of the variance ({percent(first)} and "
+        f"{percent(second)} %), so a head may separate images that overlap here."
     )
-    on_map, middles = choose_pictures(points)
-    thumbnails = read_thumbnails(table, rows[on_map].tolist())
+    chosen, middles = choose_pictures(points)
+    thumbnails = read_thumbnails(table, rows[chosen].tolist())
     pictures = []
-    for place, middle in zip(on_map.tolist(), middles, strict=True):
-        row, label = int(rows[place]), int(labels[place])
+    for index, middle in zip(chosen.tolist(), middles, strict=True):
+        row, label = int(rows[index]), int(labels[index])
         left, top = MARGIN + middle * size - PICTURE / 2
         picture = {
             "class": classes[label],
@@ -75,59 +76,58 @@ def feature_map(findings: AuditResult) -> dict[str, Any]:
 
 
 def mistakes(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | None:
-    """The test images that the head got wrong, the surest first."""
+    """The test images that the head misclassifies, the most confident first."""
     test, classes = comparison.shown.test, comparison.classes
     wrong = np.flatnonzero(~test.correct)
     if not len(wrong):
         return None
     shown = wrong[np.argsort(-test.scores[wrong].max(axis=1), kind="stable")][:MOST_MISTAKES]
-    images = _images(findings.table, test.rows[shown].tolist())
-    for image, place in zip(images, shown.tolist(), strict=True):
+    images = _read_images(findings.table, test.rows[shown].tolist())
+    for image, index in zip(images, shown.tolist(), strict=True):
+        predicted, label = test.predicted[index], test.labels[index]
         image["classes"] = [
-            (what, classes[label], test.scores[place, label])
-            for what, label in (
-                ("taken for", test.predicted[place]),
-                ("labelled", test.labels[place]),
-            )
+            ("predicted", classes[predicted], test.scores[index, predicted]),
+            ("labelled", classes[label], test.scores[index, label]),
         ]
     return {"wrong": len(wrong), "count": len(test), "images": images}
 
 
 def suspects(findings: AuditResult) -> dict[str, Any] | None:
+    """The images whose labels are likely wrong."""
     classes, shown = findings.table.classes, findings.suspects[:MOST_SUSPECTS]
     if not shown:
         return None
-    images = _images(findings.table, [each.row for each in shown])
+    images = _read_images(findings.table, [each.row for each in shown])
     for image, each in zip(images, shown, strict=True):
         image["classes"] = [
             ("labelled", classes[each.label], each.label_probability),
-            ("looks like", classes[each.suggested], each.suggested_probability),
+            ("predicted", classes[each.suggested], each.suggested_probability),
         ]
     return {"count": len(findings.suspects), "images": images}
 
 
 def duplicates(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | None:
-    """Groups of rows that pairs of duplicates link, those across parts first, then the largest."""
+    """Groups of duplicates: those across splits or folds first, then the largest."""
     table, pairs = findings.table, findings.duplicates
     parts = "folds" if comparison.shown.folds else "splits"
-    number = linked_rows(pairs, len(table))
-    members: dict[int, list[DuplicatePair]] = {}
+    group_of = linked_rows(pairs, len(table))
+    pairs_of: dict[int, list[DuplicatePair]] = {}
     for pair in pairs:
-        members.setdefault(int(number[pair.first]), []).append(pair)
-    groups = [(np.flatnonzero(number == each).tolist(), of) for each, of in members.items()]
+        pairs_of.setdefault(int(group_of[pair.first]), []).append(pair)
+    groups = [(np.flatnonzero(group_of == group).tolist(), of) for group, of in pairs_of.items()]
     if not groups:
         return None
     groups.sort(key=lambda group: (not _is_across(group[1]), -len(group[0])))
     shown = []
-    for rows, of_group in groups[:MOST_GROUPS]:
-        images = _images(table, rows[:MOST_ALIKE])
+    for rows, group_pairs in groups[:MOST_GROUPS]:
+        images = _read_images(table, rows[:MOST_OF_GROUP])
         for image, row in zip(images, rows, strict=False):
             image["split"] = SPLIT_NAMES[table.columns.splits[row]] if parts == "splits" else ""
-        shown.append({"images": images, "text": _group_text(len(rows), of_group, parts)})
+        shown.append({"images": images, "text": _describe_group(len(rows), group_pairs, parts)})
     return {
         "images": sum(len(rows) for rows, _ in groups),
         "count": len(groups),
-        "across": sum(_is_across(of_group) for _, of_group in groups),
+        "across": sum(_is_across(group_pairs) for _, group_pairs in groups),
         "parts": parts,
         "groups": shown,
     }
@@ -137,41 +137,40 @@ def _is_across(pairs: Sequence[DuplicatePair]) -> bool:
     return any(pair.across for pair in pairs)
 
 
-def _group_text(count: int, pairs: Sequence[DuplicatePair], parts: str) -> str:
-    words = "identical files"
+def _describe_group(count: int, pairs: Sequence[DuplicatePair], parts: str) -> str:
+    text = "identical files"
     if not all(pair.exact for pair in pairs):
-        words = f"nearly the same, similarity {min(pair.similarity for pair in pairs):.3f}"
-        words += " or more" if count > 2 else ""
+        text = f"near-duplicates, similarity {min(pair.similarity for pair in pairs):.3f}"
+        text += " or more" if count > 2 else ""
     if _is_across(pairs):
-        words += f", across {parts}"
-    if count > MOST_ALIKE:
-        words += f"; {count - MOST_ALIKE:,} more not shown"
-    return f"{counted(count, 'image')}: {words}" if count > 2 else words
+        text += f", across {parts}"
+    if count > MOST_OF_GROUP:
+        text += f"; {count - MOST_OF_GROUP:,} more not shown"
+    return f"{counted(count, 'image')}: {text}" if count > 2 else text
 
 
-def _images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
+def _read_images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
     thumbnails = read_thumbnails(table, rows)
     return [{"path": table.columns.paths[row], "thumbnail": thumbnails[row]} for row in rows]
 
 
 def spread_rows(labels: Rows) -> Rows:
-    """At most `MOST_POINTS` rows (n,), evenly spread over the classes; ascending."""
+    """Return at most `MOST_POINTS` rows (n,), ascending, spread evenly over the classes."""
     by_class = np.argsort(labels, kind="stable")
     if len(labels) > MOST_POINTS:
-        places = np.linspace(0, len(labels) - 1, MOST_POINTS).round().astype(np.int64)
-        by_class = by_class[places]
+        by_class = by_class[np.linspace(0, len(labels) - 1, MOST_POINTS).round().astype(np.int64)]
     return np.sort(by_class)
 
 
 def lay_out(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, float]]:
-    """Principal component analysis of features (n, D) to two dimensions; needs three rows.
+    """Reduce features (n, D) to two principal components; n is at least 3.
 
-    Returns points (n, 2) in 0 … 1, of which the outermost 1 % may lie a little outside, and the
-    share of the variance along each axis.
+    Returns points (n, 2) in 0 … 1, the outermost 1 % slightly outside, and the share of the
+    variance that each axis explains.
     """
     from sklearn.decomposition import PCA
 
-    # ARPACK needs a third column
+    # ARPACK needs three columns
     wide = np.pad(features, ((0, 0), (0, max(0, 3 - features.shape[1]))))
     if (wide == wide[0]).all():
         return np.full((len(wide), 2), 0.5), (0.0, 0.0)
@@ -184,7 +183,7 @@ def lay_out(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, flo
 
 
 def choose_pictures(points: Points) -> tuple[Rows, Points]:
-    """In each cell of a grid the point (n, 2) nearest its middle: places (m,), middles (m, 2)."""
+    """Return the point nearest the middle of each cell of a grid, (m,), and the middles (m, 2)."""
     grid = np.array([PICTURE_COLUMNS, PICTURE_ROWS])
     scaled = points.clip(0, 1 - 1e-9) * grid
     cells = np.floor(scaled)

@@ -1,4 +1,4 @@
-"""results/<run>/report.html: one file that shows a comparison, with no network and no script."""
+"""results/<run>/report.html: a comparison in one file, without network access or scripts."""
 
 import base64
 import hashlib
@@ -11,34 +11,35 @@ from markupsafe import Markup
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import views_suffix
 from pipeline.report import figures, galleries, tables
-from pipeline.report.markup import chosen_by, render
+from pipeline.report.markup import render, selection_metric
 from pipeline.text import counted
 
-SHOWN_APART = {"created", "versions", "caches", "classes", "command", "folder"}  # of a run's facts
+# facts of a run that have their own place in the report
+SHOWN_SEPARATELY = {"created", "versions", "caches", "classes", "command", "folder"}
 
 
 def report_html(comparison: Comparison, *, command: str | None, smoothing: float = 0.8) -> str:
-    """One HTML document; ``command`` was typed, ``smoothing`` is that of `curves.smooth`."""
+    """Return the report; ``command`` is the command line, ``smoothing`` that of `curves.smooth`."""
     shown, classes, findings = comparison.shown, comparison.classes, comparison.findings
-    # a section's anchor, which is also its template's name, its title, and the template's data
+    # anchor and template name, title, and data of each section
     sections = [
         ("heads", "All heads", tables.heads(comparison)),
-        ("layers", "Which layer suits this data", tables.layers(comparison)),
+        ("layers", "Comparison of layers", tables.layers(comparison)),
         ("curves", "Training curves", figures.curves(comparison, smoothing)),
-        ("confusion", "Where it errs", tables.confusion(shown.test, classes)),
+        ("confusion", "Errors by class", tables.confusion(shown.test, classes)),
         ("roc", "ROC and precision-recall", figures.ranking(shown.test, classes)),
-        ("reliability", "How far to trust its probabilities", figures.reliability(shown)),
+        ("reliability", "Calibration", figures.reliability(shown)),
     ]
     if findings is not None:
         sections += [
-            ("learning", "Would more images help", figures.learning(findings)),
+            ("learning", "Learning curve", figures.learning(findings)),
             ("map", "Map of the features", galleries.feature_map(findings)),
-            ("mistakes", "The most confident mistakes", galleries.mistakes(comparison, findings)),
+            ("mistakes", "Most confident mistakes", galleries.mistakes(comparison, findings)),
             ("suspects", "Likely label errors", galleries.suspects(findings)),
             ("duplicates", "Duplicates", galleries.duplicates(comparison, findings)),
         ]
-    sections.append(("run", "What exactly was run", _run(comparison.run, command)))
-    measure, field = chosen_by(comparison)
+    sections.append(("run", "Settings of this run", _run_facts(comparison.run, command)))
+    measure, field = selection_metric(comparison)
     caches = comparison.run.get("caches") or [{}]
     style = resources.files("pipeline.report").joinpath("report.css").read_text("utf-8")
     return render(
@@ -49,15 +50,15 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
         notices=comparison.notices,
         result=shown.result,
         measure=measure,
-        merit=getattr(shown.result, field),
+        measure_value=getattr(shown.result, field),
         style=Markup(style),
         style_digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
     )
 
 
-def _run(run: Mapping[str, Any], command: str | None) -> dict[str, Any]:
-    """Command, versions, seeds, caches with their fingerprints and splits; all may be missing."""
-    facts = {name: value for name, value in run.items() if name not in SHOWN_APART}
+def _run_facts(run: Mapping[str, Any], command: str | None) -> dict[str, Any]:
+    """Command, versions, seeds and caches of a run; each may be missing."""
+    facts = {name: value for name, value in run.items() if name not in SHOWN_SEPARATELY}
     return {
         "command": command,
         "facts": {"date": run.get("created"), **facts, "versions": run.get("versions")},
@@ -68,9 +69,9 @@ def _run(run: Mapping[str, Any], command: str | None) -> dict[str, Any]:
 
 
 def _cache_facts(cache: Mapping[str, Any]) -> dict[str, Any]:
-    """A cache's facts: its own, what its features are, how many images each split has."""
-    apart = ("path", "spec", "split_counts")
-    facts = {name: value for name, value in cache.items() if name not in apart}
+    """Facts of a cache, its features and its splits."""
+    nested = ("path", "spec", "split_counts")
+    facts = {name: value for name, value in cache.items() if name not in nested}
     facts |= cache.get("spec") or {}
     for split, counts in (cache.get("split_counts") or {}).items():
         views = cache.get("views" if split == "train" else "tta") or 0

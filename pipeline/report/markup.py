@@ -1,4 +1,4 @@
-"""The templates of report.html and results.md, and how text from outside is shown in them."""
+"""The templates of report.html and results.md, and their filters for text from outside."""
 
 import os
 import re
@@ -14,42 +14,42 @@ from pipeline.evaluation.rows import views_suffix
 from pipeline.evaluation.table import percent
 from pipeline.text import counted, printable
 
-JOINERS = re.compile(r"(?<=[^\x00-\x7f])([\u200c\u200d])")  # after a letter that may need one
+JOINERS = re.compile(r"(?<=[^\x00-\x7f])([\u200c\u200d])")  # after a non-ASCII letter
 RIGHT_TO_LEFT = {"R", "AL", "AN"}  # of Unicode's bidirectional classes
 ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
 
 
 def name_text(name: str | bytes) -> str:
-    """A class or file name as text: composed, its control characters visible.
+    """Return a class or file name as composed text with visible control characters.
 
-    Hangul from macOS comes decomposed, and many fonts show such letters side by side. The two
-    joiners stay: Persian, Indian scripts and emoji are spelled with them.
+    macOS decomposes Hangul, and many fonts show decomposed letters side by side. The two joiners
+    stay: Persian, Indian scripts and emoji need them.
     """
     parts = JOINERS.split(unicodedata.normalize("NFC", os.fsdecode(name)))
-    return "".join(part if place % 2 else printable(part) for place, part in enumerate(parts))
+    return "".join(part if index % 2 else printable(part) for index, part in enumerate(parts))
 
 
-def _isolated(name: str | bytes) -> str:
-    """A name for an attribute; one that reads from right to left does not reorder the rest."""
+def _isolate(name: str | bytes) -> str:
+    """Return a name for an attribute; right-to-left text does not reorder the rest."""
     text = name_text(name)
     if any(unicodedata.bidirectional(character) in RIGHT_TO_LEFT for character in text):
         return f"{ISOLATE}{text}{POP_ISOLATE}"
     return text
 
 
-def _chance(probability: float) -> str:
-    """In percent; only 1 is 100 and only 0 is 0.0."""
+def _format_probability(probability: float) -> str:
+    """Return a probability in percent; only 1 shows as 100 and only 0 as 0.0."""
     if 0.9995 <= probability < 1:
         return ">99.9"
     return "<0.1" if 0 < probability < 0.0005 else percent(probability)
 
 
-def _fact(value: Any) -> str:
-    """A value of results.json for people."""
+def _format_value(value: Any) -> str:
+    """Return a value of results.json as readable text."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_fact(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {_format_value(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_fact, value))
+        return ", ".join(map(_format_value, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
@@ -64,12 +64,12 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 TEMPLATES.filters |= {
-    "bdi": lambda name: Markup("<bdi>{}</bdi>").format(name_text(name)),  # in running text
-    "chance": _chance,
+    "bdi": lambda name: Markup("<bdi>{}</bdi>").format(name_text(name)),
+    "chance": _format_probability,
     "counted": counted,
-    "fact": _fact,
-    "isolated": _isolated,
-    "md": lambda text: re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text)),  # as plain text
+    "fact": _format_value,
+    "isolated": _isolate,
+    "md": lambda text: re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text)),  # escapes Markdown
     "name": name_text,
     "percent": percent,
     "printable": printable,
@@ -78,18 +78,19 @@ TEMPLATES.filters |= {
 
 
 def render(template: str, **values: Any) -> str:
+    """Return the text of a template with these values."""
     return TEMPLATES.get_template(template).render(values)
 
 
-def chosen_by(comparison: Comparison) -> tuple[str, str]:
-    """What heads are judged by: its name, and the field of a `Result` that holds it."""
+def selection_metric(comparison: Comparison) -> tuple[str, str]:
+    """Return the name of the metric that selects heads, and its field of `Result`."""
     if comparison.run.get("balance"):
         return "balanced validation accuracy", "validation_balanced_accuracy"
     return "validation accuracy", "validation_accuracy"
 
 
 def head_name(result: Result) -> str:
-    """``logistic (C=0.1) on vgg16 block5_pool, pooled``."""
+    """Return ``logistic (C=0.1) on vgg16 block5_pool, pooled`` for such a result."""
     params = f" ({result.params})" if result.params else ""
     layer = "" if result.layer == result.base else f" {result.layer}"
     return printable(f"{result.head}{params} on {result.base}{layer}, {result.input}")

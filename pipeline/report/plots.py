@@ -1,7 +1,7 @@
 """The plots of a run, for PNG files and for report.html, drawn by matplotlib without a display.
 
-Not by pyplot, which is slow to import. Colours are those of report.css: in a page they become its
-variables, so that a drawing follows light and dark.
+pyplot is not used: its import is slow. The colours are those of report.css: in the report they
+become its variables, so that a drawing follows light and dark mode.
 """
 
 import io
@@ -30,7 +30,7 @@ from pipeline.report.markup import head_name, name_text
 DOTS_PER_INCH = 120  # of PNG files
 POINTS = 72  # SVG units per inch
 LONGEST_NAME = 22  # characters of a class name in a plot
-MOST_NAMED_CLASSES = 40  # more names would overlap
+MOST_NAMED_CLASSES = 40  # more names overlap
 MOST_WRITTEN_CLASSES = 16  # more cells are too small to write in
 COLOURS = {
     "ink": "#1c1f23",
@@ -45,7 +45,7 @@ COLOURS = {
     "s5": "#3d4b5c",
 }
 VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
-STYLES = 6  # colours, dashes and markers that can be told apart
+STYLES = 6  # distinguishable colours, dashes and markers
 DASHES = ("-", "--", ":", "-.", (0, (5, 2)), (0, (12, 3, 2, 3, 2, 3)))
 MARKERS, GLYPHS = "os^Dv*", "●■▲◆▼★"  # the same shapes as characters
 MARGINS: dict[str, dict[str, float]] = {
@@ -79,9 +79,9 @@ Counts = npt.NDArray[np.int64]
 
 
 def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
-    """Write loss and accuracy by epoch: dots, with their moving average."""
+    """Write a PNG file of loss and accuracy by epoch: dots, with their moving average."""
     history = outcome.history or {}
-    average = f", lines their moving average (factor {smoothing:g})" if smoothing else ""
+    average = f", lines are moving averages (factor {smoothing:g})" if smoothing else ""
     with rc_context(RC):
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -91,6 +91,7 @@ def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
 
 
 def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
+    """Write a PNG file of the confusion matrix."""
     counts = confusion_matrix(
         outcome.test.labels, outcome.test.predicted, labels=range(len(classes))
     )
@@ -109,7 +110,7 @@ def _save(figure: Figure, path: Path, *, title: str) -> None:
 
 def _render(figure: Figure, file: Any, **options: Any) -> None:
     with warnings.catch_warnings():
-        # a name in a script that the font lacks is drawn as boxes; results.json has it in full
+        # letters that the font lacks show as boxes; results.json contains the full name
         warnings.filterwarnings("ignore", message=".*[Gg]lyph", category=UserWarning)
         figure.savefig(file, **options)
 
@@ -122,19 +123,19 @@ def inline_svg(
     layout: Literal["chart", "matrix", "bare"] = "chart",
     overlay: str = "",
 ) -> Markup:
-    """A drawing as an ``<svg>`` element, without style attributes, which the page's policy forbids.
+    """Return a drawing as an ``<svg>`` element without style attributes: the page forbids them.
 
     Parameters
     ----------
-    label : what it shows, read aloud in its place.
+    label : description for screen readers.
     size : inches.
-    layout : ``chart`` has fixed margins, which is fast; ``matrix`` leaves room for class names;
-        ``bare`` draws no axes, and data are in points from the top left. Also the CSS class.
+    layout : ``chart`` has fixed margins, which is fast; ``matrix`` has space for class names;
+        ``bare`` has no axes, and its data are points from the top left. Also the CSS class.
     overlay : SVG elements on top, in points.
     """
     file = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same bytes every time
-    with rc_context(RC | {"svg.hashsalt": label}):  # ids differ between the drawings of a page
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # which change between runs
+    with rc_context(RC | {"svg.hashsalt": label}):  # ids are unique in a page
         figure = Figure(figsize=size, layout="constrained" if layout == "matrix" else None)
         axes = figure.subplots(gridspec_kw=MARGINS[layout])
         draw(axes)
@@ -148,13 +149,13 @@ def inline_svg(
             element.remove(child)
         element.tag = element.tag.rpartition("}")[2]
         attributes = {name.rpartition("}")[2]: value for name, value in element.items()}
-        # CSS as presentation attributes, colours as the page's variables; fonts are the page's
+        # CSS becomes presentation attributes, colours become variables; the page sets the font
         pairs = (each.split(": ", 1) for each in attributes.pop("style", "").split("; ") if each)
         styles = {name: VARIABLES.get(value, value) for name, value in pairs}
         styles.pop("font-family", None)
         element.attrib.clear()
         element.attrib |= attributes | styles
-        if element.tag == "g":  # the other ids are referred to
+        if element.tag == "g":  # other elements refer to the other ids
             element.attrib.pop("id", None)
     for name in ("height", "version"):
         del root.attrib[name]
@@ -169,6 +170,7 @@ def inline_svg(
 
 
 def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) -> None:
+    """Draw one measure of training and validation by epoch."""
     for style, (name, prefix) in enumerate((("train", ""), ("validation", "val_"))):
         values, colour = history[prefix + measure], COLOURS[f"s{style}"]
         epochs = range(1, len(values) + 1)
@@ -185,13 +187,14 @@ def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) ->
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
 
 
-def confusion_size(class_count: int) -> tuple[float, float]:  # inches
+def confusion_size(class_count: int) -> tuple[float, float]:
+    """Return width and height of a confusion matrix in inches."""
     side = min(12.0, 3.2 + 0.75 * min(class_count, MOST_WRITTEN_CLASSES))
     return side + 1.6, side + 0.4
 
 
 def draw_matrix(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
-    """Counts (K, K) and their share of the true class; a rare mistake is coloured, too."""
+    """Draw counts (K, K), coloured by their share of the true class; rare mistakes are visible."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(100 * shares, cmap=SHARES, norm=PowerNorm(0.5, 0, 100))
     axes.grid(visible=False)
@@ -199,14 +202,14 @@ def draw_matrix(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
     if len(classes) > MOST_NAMED_CLASSES:
         axes.set(xlabel="predicted class (number)", ylabel="true class (number)")
     else:
-        names, places = [*map(short_name, classes)], range(len(classes))
-        steep = max(map(len, names)) > 8 or len(classes) > MOST_WRITTEN_CLASSES
-        axes.set_xticks(places, names)
-        if steep:
+        names, positions = [*map(short_name, classes)], range(len(classes))
+        is_rotated = max(map(len, names)) > 8 or len(classes) > MOST_WRITTEN_CLASSES
+        axes.set_xticks(positions, names)
+        if is_rotated:
             axes.tick_params("x", rotation=45)
             for tick in axes.get_xticklabels():
                 tick.set(ha="right", rotation_mode="anchor")
-        axes.set_yticks(places, names)
+        axes.set_yticks(positions, names)
     if len(classes) > MOST_WRITTEN_CLASSES:
         bar = axes.figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
         bar.outline.set_visible(False)
@@ -215,8 +218,8 @@ def draw_matrix(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
     for (row, column), count in np.ndenumerate(counts):
         share = f"{100 * shares[row, column]:.1f} %"
         texts = [(share, "bottom"), (f"{count:,}", "top")] if count else [("0", "center")]
-        for text, place in texts:
-            axes.text(column, row, text, ha="center", va=place, fontsize=size)
+        for text, align in texts:
+            axes.text(column, row, text, ha="center", va=align, fontsize=size)
 
 
 def draw_lines(
@@ -226,17 +229,17 @@ def draw_lines(
     titles: tuple[str, str],
     diagonal: str | None = None,
 ) -> None:
-    """Curves of shares (n, 2) with their names, and a dotted diagonal to compare with."""
+    """Draw named curves of shares (n, 2) and a dotted diagonal."""
     if diagonal:
         axes.plot([0, 1], [0, 1], ":", color=COLOURS["soft"], linewidth=1.3, label=diagonal)
     for style, (name, points) in enumerate(lines):
         axes.plot(*points.T, linestyle=DASHES[style], color=COLOURS[f"s{style}"], label=name)
-    _percent(axes, *titles)
+    _set_percent_axes(axes, *titles)
     axes.legend(loc="lower right" if diagonal else "lower left")
 
 
 def draw_reliability(axes: Axes, bins: Mapping[str, Reliability]) -> None:
-    """Accuracy by confidence; the area of a marker grows with its number of rows."""
+    """Draw accuracy by confidence; the area of a marker grows with its number of rows."""
     axes.plot([0, 1], [0, 1], ":", color=COLOURS["soft"], linewidth=1.3, label="perfect")
     for style, (name, each) in enumerate(bins.items()):
         colour, filled = COLOURS[f"s{style}"], each.rows > 0
@@ -245,32 +248,33 @@ def draw_reliability(axes: Axes, bins: Mapping[str, Reliability]) -> None:
                   label=name)  # fmt: skip
         area = 8 + 200 * each.rows[filled] / each.rows.max()
         axes.scatter(x, y, area, marker=MARKERS[style], color=colour, alpha=0.35)
-    _percent(axes, "probability of the predicted class, %", "classified right, %")
+    _set_percent_axes(axes, "probability of the predicted class, %", "accuracy, %")
     axes.legend()
 
 
-def _percent(axes: Axes, x_title: str, y_title: str) -> None:
+def _set_percent_axes(axes: Axes, x_title: str, y_title: str) -> None:
     axes.set(xlabel=x_title, ylabel=y_title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
 
 
 def draw_learning_curve(axes: Axes, curve: LearningCurve) -> None:
-    draws = curve.accuracies.shape[1]
-    axes.plot(np.repeat(curve.sizes, draws), curve.accuracies.ravel(), MARKERS[1], alpha=0.6,
-              color=COLOURS["s1"], markersize=5, label="a random draw")  # fmt: skip
+    """Draw accuracy by number of training images."""
+    samples = curve.accuracies.shape[1]
+    axes.plot(np.repeat(curve.sizes, samples), curve.accuracies.ravel(), MARKERS[1], alpha=0.6,
+              color=COLOURS["s1"], markersize=5, label="random sample")  # fmt: skip
     axes.plot(curve.sizes, curve.accuracies.mean(axis=1), color=COLOURS["s0"],
-              label="mean of the draws")  # fmt: skip
+              label="mean of the samples")  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(curve.sizes, [f"{size:,}" for size in curve.sizes], rotation=45)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
-    axes.set(xlabel="training images (logarithmic)", ylabel="held-out images classified right, %")
+    axes.set(xlabel="training images (logarithmic)", ylabel="accuracy on held-out images, %")
     axes.legend(loc="lower right")
 
 
 def draw_dots(axes: Axes, points: Shares, labels: Counts) -> None:
-    """Points (n, 2), marked by class as long as the classes can be told apart."""
+    """Draw points (n, 2), with a style for each class if there are enough styles."""
     if labels.max() >= STYLES:
         axes.plot(*points.T, ".", color=COLOURS["soft"], alpha=0.55)
         return
@@ -280,7 +284,7 @@ def draw_dots(axes: Axes, points: Shares, labels: Counts) -> None:
 
 
 def short_name(name: str) -> str:
-    """A class name of `LONGEST_NAME` characters at most."""
+    """Return a class name of at most `LONGEST_NAME` characters."""
     text = name_text(name)
     text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
-    return f" {text}" if text.startswith("_") else text  # else a legend would leave it out
+    return f" {text}" if text.startswith("_") else text  # legends skip names with "_"

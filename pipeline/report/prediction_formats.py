@@ -1,4 +1,4 @@
-"""Predictions as text, written while they are made: an aligned table, CSV or JSON."""
+"""Predictions as text, one by one: an aligned table, CSV or JSON."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ GAP = "  "
 
 
 class Tally:
-    """Predictions as they go by, counted; what is skipped is told on stderr and kept."""
+    """An iterator over predictions that counts them, and logs and collects skipped files."""
 
     def __init__(self, predictions: ImagePredictions, progress: RowProgress | None = None) -> None:
         self.predictions = predictions
@@ -42,7 +42,7 @@ class Tally:
                 self.cached += item.cached
                 if len(self.first) < MOST_PICTURES:
                     self.first.append(item)
-                if self._progress:  # not before: until then the network is being loaded
+                if self._progress:  # from the first result on: before, the network loads
                     self._progress(self.images + len(self.skipped), self.predictions.total)
                 yield item
 
@@ -50,7 +50,7 @@ class Tally:
 def table_lines(
     predictions: Iterable[Prediction], *, paths: Sequence[bytes], classes: Sequence[str], top: int
 ) -> Iterator[str]:
-    """Aligned lines, the titles first; widths come from all names before the first prediction."""
+    """Yield aligned lines, titles first; all paths and classes determine the widths."""
     path_width = max(len("path"), *(cell_len(printable(path)) for path in paths))
     label_width = max(len("label"), *(cell_len(printable(name)) for name in classes))
     titles = f"{set_cell_size('path', path_width)}{GAP}{set_cell_size('label', label_width)}{GAP}"
@@ -74,16 +74,16 @@ def table_lines(
 def csv_lines(
     predictions: Iterable[Prediction], *, top: int, named: Callable[[str | bytes], str]
 ) -> Iterator[str]:
-    """Comma-separated lines, the column names first; ``named`` makes text of paths and labels."""
+    """Yield CSV lines, column names first; ``named`` converts paths and labels to text."""
     names = ["path", "label", "probability", "margin"]
-    names += [f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "probability")]
-    titles = _csv_line(names)
+    names += [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
+    titles = _to_csv(names)
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
         values = [named(prediction.path), named(label), probability, prediction.margin]
         for name, share in others:
             values += [named(name), share]
-        yield titles + _csv_line(values)
+        yield titles + _to_csv(values)
         titles = ""
 
 
@@ -94,11 +94,11 @@ def json_parts(
     head: Mapping[str, Any],
     tail: Callable[[], Mapping[str, Any]],
 ) -> Iterator[str]:
-    """Parts of one JSON document: ``head``, ``images``, and what is known when all are done."""
-    before = _json(head)[:-1] + ', "images": [\n'
+    """Yield parts of one JSON document: ``head``, ``images``, and ``tail`` after the last image."""
+    prefix = _to_json(head)[:-1] + ', "images": [\n'
     for prediction in predictions:
         (label, probability), *_ = best = prediction.top(top)
-        yield before + _json(
+        yield prefix + _to_json(
             {
                 "path": os.fsdecode(prediction.path),
                 "label": label,
@@ -108,12 +108,12 @@ def json_parts(
                 "cached": prediction.cached,
             }
         )
-        before = ",\n"
-    yield "\n], " + _json(tail())[1:] + "\n"
+        prefix = ",\n"
+    yield "\n], " + _to_json(tail())[1:] + "\n"
 
 
-def _json(value: Mapping[str, Any]) -> str:
-    """On one line; a name that is no UTF-8 is kept by JSON's own escapes."""
+def _to_json(value: Mapping[str, Any]) -> str:
+    """Return one line of JSON; escapes preserve names that are not UTF-8."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
@@ -122,7 +122,7 @@ def _json(value: Mapping[str, Any]) -> str:
     return text
 
 
-def _csv_line(values: Sequence[Any]) -> str:
+def _to_csv(values: Sequence[Any]) -> str:
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()

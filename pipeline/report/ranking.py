@@ -1,4 +1,4 @@
-"""How well scores rank: ROC and precision-recall curves of one class against the rest."""
+"""ROC and precision-recall curves, one class against the rest."""
 
 from dataclasses import dataclass
 
@@ -18,42 +18,44 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCurves:
+    """The curves of one class and their areas."""
+
     label: int
     roc: Points  # (n, 2) false and true positive rate
-    precision_recall: Points  # (m, 2) recall and precision, up to the first threshold with all
+    precision_recall: Points  # (m, 2) recall and precision, up to a recall of 1
     roc_auc: float
     average_precision: float
 
 
 def class_curves(test: HeadPredictions, label: int) -> ClassCurves | None:
-    """Curves of one class's scores; None where all or none of the images are of it."""
+    """Return the curves of a class; None if all images or no image belong to it."""
     truth, scores = test.labels == label, test.scores[:, label]
     if truth.all() or not truth.any():
         return None
     precision, recall, _ = precision_recall_curve(truth, scores)
-    found = recall[::-1], precision[::-1]
-    found[1][0] = found[1][1]  # scikit-learn puts 1 where nothing is found
-    shown = 1 + int(np.argmax(found[0] == 1))
+    recall, precision = recall[::-1], precision[::-1]
+    precision[0] = precision[1]  # scikit-learn sets 1 for a recall of 0
+    count = 1 + int(np.argmax(recall == 1))
     return ClassCurves(
         label=label,
         roc=np.column_stack(roc_curve(truth, scores)[:2]),
-        precision_recall=np.column_stack(found)[:shown],
+        precision_recall=np.column_stack([recall, precision])[:count],
         roc_auc=float(roc_auc_score(truth, scores)),
         average_precision=float(average_precision_score(truth, scores)),
     )
 
 
 def macro_roc(curves: list[ClassCurves]) -> Points:
-    """Mean over the classes of the true positive rate at each false positive rate: (102, 2)."""
+    """Return the mean true positive rate of the classes at each false positive rate: (102, 2)."""
     rates = np.linspace(0, 1, 101)
     mean = np.mean([np.interp(rates, *each.roc.T) for each in curves], axis=0)
     return np.vstack([(0.0, 0.0), np.column_stack([rates, mean])])
 
 
 def macro_precision_recall(curves: list[ClassCurves]) -> Points:
-    """Mean over the classes of the precision at which each recall is first reached: (101, 2).
+    """Return the mean precision of the classes where each recall is first reached: (101, 2).
 
-    In steps, as the average precision counts them, not from point to point.
+    The curve is a step function, like the average precision, without interpolation.
     """
     recalls = np.linspace(0, 1, 101)
     by_class = [

@@ -1,8 +1,7 @@
-"""results/<run>/: what a comparison leaves behind."""
+"""results/<run>/: the folder of a comparison's tables, plots, report and models."""
 
 import csv
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -17,19 +16,19 @@ from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, withou
 from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.models.bundle import SUFFIX, save_bundle
 from pipeline.models.runs import FOLDER, ROW_IDENTITY
-from pipeline.text import printable
+from pipeline.text import file_name, printable
 
 Save = Literal["all", "best", "none"]
 
 
 def check_writable(results: Path) -> None:
-    """Make the results folder before the work begins, not after; raises CannotCreateError."""
+    """Create the results folder before the work starts; raises CannotCreateError."""
     try:
         results.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryDirectory(dir=results).cleanup()
     except OSError as error:
         raise CannotCreateError(
-            f"cannot make the results folder {results} ({error.strerror}); choose another --out"
+            f"cannot create the results folder {results} ({error.strerror}); choose another --out"
         ) from error
 
 
@@ -41,9 +40,9 @@ def write_run(
     smoothing: float = 0.8,
     save: Save = "all",
 ) -> Path:
-    """Write a comparison's tables, plots, report and heads into a new folder below ``results``.
+    """Write a comparison's tables, plots, report and models to a new folder in ``results``.
 
-    ``command`` is what was typed, ``smoothing`` that of curves.png; ``save`` says which heads.
+    ``command`` is the command line, ``smoothing`` that of curves.png, ``save`` selects the models.
     """
     from pipeline.report.html import report_html  # 0.5 s of matplotlib
     from pipeline.report.markup import render
@@ -51,7 +50,7 @@ def write_run(
 
     check_writable(results)
     set_name = str(comparison.run["caches"][0]["set"])
-    folder = _new_folder(results, set_name)
+    folder = _create_folder(results, set_name)
     comparison = _save_models(comparison, folder, save)
     document = comparison.document()
     document["run"] |= {"folder": printable(folder), "command": command}
@@ -62,8 +61,8 @@ def write_run(
         writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
         writer.writeheader()
         writer.writerows(document["rows"])
-    with_history = (each for each in (comparison.shown, *comparison.outcomes) if each.history)
-    trained = next(with_history, None)
+    outcomes = (comparison.shown, *comparison.outcomes)
+    trained = next((outcome for outcome in outcomes if outcome.history), None)
     markdown = render(
         "results.md",
         set_name=set_name,
@@ -88,7 +87,7 @@ def write_run(
 
 
 def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison:
-    """The comparison with the files of its saved heads, and in ``run`` why others have none."""
+    """Save models; return the comparison with their files, and the reasons for unsaved ones."""
     models = folder / FOLDER
     one_layer = len({outcome.result.layer for outcome in comparison.outcomes}) == 1
     outcomes, not_saved = [], []
@@ -99,7 +98,7 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
         if bundle is not None:
             models.mkdir(exist_ok=True)
             name = result.head if one_layer else f"{result.head}-{result.layer}"
-            paths = (models / f"{each}{SUFFIX}" for each in _numbered(_file_name(name)))
+            paths = (models / f"{each}{SUFFIX}" for each in _number_names(file_name(name)))
             path = next(path for path in paths if not path.exists())
             save_bundle(bundle, path)
             result = replace(result, model=f"{FOLDER}/{path.name}")
@@ -111,18 +110,14 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
     return replace(comparison, outcomes=tuple(outcomes), run=run)
 
 
-def _numbered(name: str) -> Iterator[str]:
-    """The name, then with a number from 2, for what another one took."""
+def _number_names(name: str) -> Iterator[str]:
+    """Yield the name, then the name with a number from 2, for a name that is taken."""
     yield name
     yield from (f"{name}-{number}" for number in count(2))
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name).strip(".-_")
-
-
 def _write_settings(comparison: Comparison, path: Path) -> None:
-    """Every setting that was tried, with what it reached on validation, in the first fit."""
+    """Write every setting of the search with its validation results in the first fit."""
     identity = ("head", "input", "base", "layer", "fingerprint")
     names = [field.name for field in fields(Setting)]
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -131,21 +126,21 @@ def _write_settings(comparison: Comparison, path: Path) -> None:
         for outcome in comparison.outcomes:
             row = outcome.result.row()
             for setting in outcome.settings:
-                tried = without_nan({name: getattr(setting, name) for name in names})
-                writer.writerow([*(row[name] for name in identity), *tried.values()])
+                values = without_nan({name: getattr(setting, name) for name in names})
+                writer.writerow([*(row[name] for name in identity), *values.values()])
 
 
-def _new_folder(results: Path, set_name: str) -> Path:
-    """``2026-11-21_143000-textile``, with a number where another run took that name."""
-    for name in _numbered(f"{datetime.now():%Y-%m-%d_%H%M%S}-{_file_name(set_name) or 'set'}"):
+def _create_folder(results: Path, set_name: str) -> Path:
+    """Create ``2026-11-21_143000-textile``, with a number if another run has that name."""
+    for name in _number_names(f"{datetime.now():%Y-%m-%d_%H%M%S}-{file_name(set_name)}"):
         folder = results / name
         try:
-            folder.mkdir()  # not exist_ok: making it is what claims the name
+            folder.mkdir()  # not exist_ok: the first run to create it owns it
             break
         except FileExistsError:
             continue
         except OSError as error:
             raise CannotCreateError(
-                f"cannot make {folder} ({error.strerror}); choose another --out"
+                f"cannot create {folder} ({error.strerror}); choose another --out"
             ) from error
     return folder

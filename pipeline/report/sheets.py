@@ -1,4 +1,4 @@
-"""Sheets of pictures, each one PNG: predictions with their images, and views of some images."""
+"""Contact sheets, PNG files: images with their predictions, and images with their views."""
 
 import io
 import math
@@ -21,9 +21,9 @@ PICTURE = 200  # pixels
 MARGIN = 12
 LINE = 18  # pixels from one line of text to the next
 TEXT_SIZE = 13
-LONGEST = 60  # characters that are looked at for a line; no more fit
+LONGEST = 60  # characters of a line; no more fit
 
-MOST_VIEWS = 16  # beside the image: a sheet of 3,600 pixels' width
+MOST_VIEWS = 16  # beside the image: a sheet 3,600 pixels wide
 NARROWEST = 50  # pixels from one picture to the next: "view 16" fits
 
 Canvas = ImageDraw.ImageDraw
@@ -32,10 +32,10 @@ Canvas = ImageDraw.ImageDraw
 def write_contact_sheet(
     path: Path, predictions: Sequence[Prediction], *, top: int, title: str
 ) -> None:
-    """Draw some images, read anew from their files, each with its top classes, ten at most.
+    """Write a PNG file of images, read from their files, each with its top classes, at most ten.
 
-    Names are escaped; a letter that the bundled typeface lacks shows as a box. What has become
-    unreadable meanwhile shows as a grey square.
+    Names are escaped; a letter that the bundled font lacks shows as a box. An image that cannot
+    be read shows as a grey square.
     """
     register_heic()
     top = min(top, MOST_CLASSES)
@@ -45,17 +45,17 @@ def write_contact_sheet(
     header = 2 * MARGIN + LINE
     sheet = Image.new("RGB", (width, header + rows * cell_height), "white")
     canvas = ImageDraw.Draw(sheet)
-    canvas.font = ImageFont.load_default(TEXT_SIZE)  # Pillow's own: the same on every system
+    canvas.font = ImageFont.load_default(TEXT_SIZE)  # bundled: the same on every system
     _write_line(canvas, (MARGIN, MARGIN), title, width - 2 * MARGIN)
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
         left, upper = MARGIN + column * (PICTURE + MARGIN), header + row * cell_height
-        sheet.paste(_picture(prediction.path), (left, upper))
+        sheet.paste(_read_picture(prediction.path), (left, upper))
         name = Path(os.fsdecode(prediction.path)).name
         lower = upper + PICTURE + 4
         _write_line(canvas, (left, lower), name, PICTURE, colour="dimgray")
-        for place, (label, probability) in enumerate(prediction.top(top), start=1):
-            _write_class(canvas, (left, lower + place * LINE), label, probability)
+        for rank, (label, probability) in enumerate(prediction.top(top), start=1):
+            _write_class(canvas, (left, lower + rank * LINE), label, probability)
     _save(sheet, path)
 
 
@@ -66,10 +66,10 @@ def write_view_sheet(
     augmentation: Augmentation,
     views: int,
 ) -> None:
-    """Draw a row for each image: its name, the image as it is, then views 1 to ``views``.
+    """Write a PNG file with a row for each image: its name, the image, then views 1 to ``views``.
 
-    They are the very views that are cached, at the size that the base sees, smaller only where
-    that is above `PICTURE` pixels. At most `MOST_VIEWS` are shown. Names are escaped.
+    The views equal those in the cache, at the image size of the base, or `PICTURE` pixels if that
+    is smaller. At most `MOST_VIEWS` are shown. Names are escaped.
     ``rows`` : path, digest and (S, S, 3) uint8 pixels of each image.
     """
     shown = min(views, MOST_VIEWS)
@@ -77,7 +77,7 @@ def write_view_sheet(
     step = max(side, NARROWEST) + MARGIN
     count = f"first {shown} of {views} views" if shown < views else counted(views, "view")
     title = f"{count}: {augmentation}"
-    font = ImageFont.load_default(TEXT_SIZE)  # Pillow's own: the same on every system
+    font = ImageFont.load_default(TEXT_SIZE)  # bundled: the same on every system
     width = max(2 * MARGIN + math.ceil(font.getlength(title)), MARGIN + (1 + shown) * step)
     header = 2 * (MARGIN + LINE)
     row_height = LINE + side + MARGIN
@@ -86,15 +86,15 @@ def write_view_sheet(
     canvas.font = font
     canvas.text((MARGIN, MARGIN), title, "black")
     for view in range(1 + shown):
-        place = (MARGIN + view * step, MARGIN + LINE)
-        heading = f"view {view}" if view else "as it is"
-        _write_line(canvas, place, heading, step, colour="dimgray")
+        position = (MARGIN + view * step, MARGIN + LINE)
+        heading = f"view {view}" if view else "original"
+        _write_line(canvas, position, heading, step, colour="dimgray")
     for row, (name, digest, pixels) in enumerate(rows):
         upper = header + row * row_height
         _write_line(canvas, (MARGIN, upper), os.fsdecode(name), width - 2 * MARGIN)
         for view in range(1 + shown):
-            drawn = draw_view(pixels, augmentation=augmentation, image_digest=digest, view=view)
-            picture = Image.fromarray(drawn)
+            augmented = draw_view(pixels, augmentation=augmentation, image_digest=digest, view=view)
+            picture = Image.fromarray(augmented)
             picture.thumbnail((side, side))
             sheet.paste(picture, (MARGIN + view * step, upper + LINE))
     _save(sheet, path)
@@ -107,8 +107,8 @@ def _save(sheet: Image.Image, path: Path) -> None:
     write_durably(path, lambda file: file.write(encoded), needs=len(encoded))
 
 
-def _picture(path: bytes) -> Image.Image:
-    """The whole image in a square, black bars at its sides."""
+def _read_picture(path: bytes) -> Image.Image:
+    """Return the complete image in a square, with black bars at its sides."""
     try:
         data = Path(os.fsdecode(path)).read_bytes()
         return Image.fromarray(decode(data, image_size=PICTURE, resize="pad"))
@@ -116,9 +116,9 @@ def _picture(path: bytes) -> Image.Image:
         return Image.new("RGB", (PICTURE, PICTURE), "lightgray")
 
 
-def _write_class(canvas: Canvas, place: tuple[int, int], label: str, probability: float) -> None:
-    """A class and its probability, on a bar as long as it is probable."""
-    left, upper = place
+def _write_class(canvas: Canvas, position: tuple[int, int], label: str, probability: float) -> None:
+    """Write a class and its probability on a bar of proportional length."""
+    left, upper = position
     bar = (left, upper, left + round(probability * (PICTURE - 1)), upper + LINE - 3)
     canvas.rectangle(bar, fill="lightblue")
     number = f"{probability:.3f}"
@@ -128,11 +128,11 @@ def _write_class(canvas: Canvas, place: tuple[int, int], label: str, probability
 
 
 def _write_line(
-    canvas: Canvas, place: tuple[int, int], text: str, width: int, *, colour: str = "black"
+    canvas: Canvas, position: tuple[int, int], text: str, width: int, *, colour: str = "black"
 ) -> None:
-    """One line of text from outside, cut to a width in pixels."""
+    """Write one line of escaped text, cut to a width in pixels."""
     text = printable(text)
     shown = text[:LONGEST]
     while canvas.textlength(shown + "…" * (shown != text)) > width and shown:
         shown = shown[:-1]
-    canvas.text(place, shown + "…" * (shown != text), colour)
+    canvas.text(position, shown + "…" * (shown != text), colour)

@@ -1,4 +1,4 @@
-"""What the report's tables show: all heads, layers by heads, what is taken for what."""
+"""Data of the report's tables: all heads, layers by heads, the confusion matrix."""
 
 import math
 import re
@@ -10,26 +10,27 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from pipeline.evaluation.result import Comparison, HeadPredictions
 from pipeline.evaluation.table import IDENTITY, columns_of, explain_views
-from pipeline.report.markup import chosen_by
+from pipeline.report.markup import selection_metric
 from pipeline.report.plots import confusion_size, draw_matrix, inline_svg
 
-MOST_IN_ORDER = 12  # classes; of more the worst come first
+MOST_IN_ORDER = 12  # classes; if there are more, the worst come first
 MOST_CONFUSIONS = 12
-BESIDE_THE_HEAD = ("head", "verdict")  # columns that the first cell of a row holds
+FIRST_CELL = ("head", "verdict")  # columns in the first cell of a row
 TEST = "test % (95 %)"
-DOUBT = "No head can be recommended"  # how such a recommendation begins
-PLACES = {TEST: -1, "params": 1, "ms/image": 2}  # first what a phone shows without scrolling
+NO_RECOMMENDATION = "No head can be recommended"  # the start of such a sentence
+COLUMN_ORDER = {TEST: -1, "params": 1, "ms/image": 2}  # a phone shows the first columns
 
 
 def heads(comparison: Comparison) -> dict[str, Any]:
+    """The table of all heads."""
     results = comparison.results
-    columns = [each for each in columns_of(results) if each.title not in BESIDE_THE_HEAD]
-    is_doubted = comparison.recommendation.startswith(DOUBT)
+    columns = [each for each in columns_of(results) if each.title not in FIRST_CELL]
+    has_recommendation = not comparison.recommendation.startswith(NO_RECOMMENDATION)
     return {
         "results": results,
-        "columns": sorted(columns, key=lambda each: PLACES.get(each.title, 0)),
+        "columns": sorted(columns, key=lambda each: COLUMN_ORDER.get(each.title, 0)),
         "test": TEST,
-        "badge": "choice on validation" if is_doubted else "recommended",
+        "badge": "recommended" if has_recommendation else "choice on validation",
         "has_spread": not all(math.isnan(result.test_spread) for result in results),
         "has_p_values": not all(math.isnan(result.p_holm) for result in results),
         "views": explain_views([result for result in results if not result.status]),
@@ -37,8 +38,8 @@ def heads(comparison: Comparison) -> dict[str, Any]:
 
 
 def layers(comparison: Comparison) -> dict[str, Any] | None:
-    """What heads are judged by, by layer and head, where several layers were compared."""
-    measure, field = chosen_by(comparison)
+    """The selection metric by layer and head; None for a single layer."""
+    measure, field = selection_metric(comparison)
     results = [result for result in comparison.results if not result.status]
     columns = [column for column in columns_of(results) if column in IDENTITY]
     rows: dict[tuple[str, ...], dict[str, float]] = {}
@@ -47,16 +48,16 @@ def layers(comparison: Comparison) -> dict[str, Any] | None:
         heads[result.head] = max(heads.get(result.head, 0), getattr(result, field))
     if len(rows) < 2:
         return None
-    accuracy, place, head = max(
-        (accuracy, place, head) for place, heads in rows.items() for head, accuracy in heads.items()
+    accuracy, layer, head = max(
+        (accuracy, layer, head) for layer, heads in rows.items() for head, accuracy in heads.items()
     )
     return {
         "measure": measure,
         "accuracy": accuracy,
-        "place": place,
+        "layer": layer,
         "head": head,
         "titles": [column.title for column in columns],
-        "rows": sorted(rows.items(), key=lambda row: [*map(_natural, row[0])]),
+        "rows": sorted(rows.items(), key=lambda row: [*map(_natural_key, row[0])]),
         "highest": {
             name: max(each.get(name, 0) for each in rows.values())
             for heads in rows.values()
@@ -65,15 +66,15 @@ def layers(comparison: Comparison) -> dict[str, Any] | None:
     }
 
 
-def _natural(text: str) -> list[tuple[str, int]]:
-    """A key that sorts block_3 before block_13."""
+def _natural_key(text: str) -> list[tuple[str, int]]:
+    """Return a key that sorts block_3 before block_13."""
     return [(word, int(digits or 0)) for word, digits in re.findall(r"(\D*)(\d*)", text)]
 
 
 def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
-    """What is taken for what, and precision, recall and F1 of each class."""
-    every = range(len(classes))
-    counts = confusion_matrix(test.labels, test.predicted, labels=every)
+    """The confusion matrix, and precision, recall and F1 of each class."""
+    labels = range(len(classes))
+    counts = confusion_matrix(test.labels, test.predicted, labels=labels)
     drawing = inline_svg(
         lambda axes: draw_matrix(axes, counts, classes),
         label=f"Confusion matrix of {len(classes)} classes; a table names the most frequent "
@@ -81,19 +82,19 @@ def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
         size=confusion_size(len(classes)),
         layout="matrix",
     )
-    measured = precision_recall_fscore_support(
-        test.labels, test.predicted, labels=every, zero_division=np.nan
+    scores = precision_recall_fscore_support(
+        test.labels, test.predicted, labels=labels, zero_division=np.nan
     )
-    by_class = list(zip(classes, *measured, strict=True))
+    by_class = list(zip(classes, *scores, strict=True))
     if is_sorted := len(classes) > MOST_IN_ORDER:
         by_class.sort(key=lambda row: float(np.nan_to_num(row[3])))
     wrong = counts * ~np.eye(len(classes), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = [
-        (classes[true], classes[taken], counts[true, taken], shares[true, taken])
-        for true, taken in (divmod(int(place), len(classes)) for place in order)
-        if wrong[true, taken]
+        (classes[true], classes[predicted], counts[true, predicted], shares[true, predicted])
+        for true, predicted in (divmod(int(index), len(classes)) for index in order)
+        if wrong[true, predicted]
     ]
     return {
         "right": int(test.correct.sum()),

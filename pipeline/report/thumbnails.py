@@ -1,4 +1,4 @@
-"""Small pictures of cached rows, made from the image files if these are still what they were."""
+"""Thumbnails of cached rows, made from the image files if these have not changed."""
 
 import base64
 import hashlib
@@ -24,40 +24,40 @@ JPEG_QUALITY = 72
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture as a ``data:`` address, or, empty, the reason why there is none."""
+    """A picture as a ``data:`` address, or an empty address and the reason."""
 
     address: str = ""
     reason: str = ""
 
 
 def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumbnail]:
-    """Row -> its picture, of at most `LONGER_SIDE` pixels; each row is read once."""
+    """Return the picture of each row, of at most `LONGER_SIDE` pixels; each row is read once."""
     register_heic()
-    wanted = sorted(set(rows))
+    unique_rows = sorted(set(rows))
     root = Path(str(table.document["root"]))
     if not (root.is_absolute() and root.is_dir()):
-        return dict.fromkeys(wanted, Thumbnail(reason="the image folder is gone"))
+        return dict.fromkeys(unique_rows, Thumbnail(reason="the image folder is gone"))
     root = root.resolve()
 
     def read(row: int) -> Thumbnail:
         columns = table.columns
-        return _thumbnail(root, columns.paths[row], columns.digests[row].tobytes())
+        return _make_thumbnail(root, columns.paths[row], columns.digests[row].tobytes())
 
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
-        return dict(zip(wanted, pool.map(read, wanted), strict=True))
+        return dict(zip(unique_rows, pool.map(read, unique_rows), strict=True))
 
 
-def _thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
-    """The picture of one file below ``root`` whose content has that SHA-256."""
+def _make_thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
+    """Return the picture of a file in ``root`` if its SHA-256 is that digest."""
     try:
         data = _read_inside(root, relative)
     except (OSError, ValueError):
         return Thumbnail(reason="the file is gone")
-    # What a cache from elsewhere names is shown only if it is the image that was extracted.
+    # A cache from elsewhere may name any file: show only the image that was extracted.
     if hashlib.sha256(data).digest() != digest:
         return Thumbnail(reason="the file has changed")
     try:
-        pixels = _without_bars(decode(data, image_size=LONGER_SIDE, resize="pad"))
+        pixels = _crop_bars(decode(data, image_size=LONGER_SIDE, resize="pad"))
     except UnreadableImage:
         return Thumbnail(reason="the file cannot be read")
     buffer = io.BytesIO()
@@ -67,21 +67,21 @@ def _thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
 
 
 def _read_inside(root: Path, relative: bytes) -> bytes:
-    """Contents of a regular file below ``root``, links followed; raises OSError or ValueError."""
+    """Read a regular file in ``root``, following links; raises OSError or ValueError."""
     posix = PurePosixPath(os.fsdecode(relative))
     path = (root / posix).resolve()
     if posix.is_absolute() or ".." in posix.parts or not path.is_relative_to(root):
         raise ValueError(f"{path} is outside {root}")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
-        raise ValueError(f"{path} is no image file")
+        raise ValueError(f"{path} is not an image file")
     return path.read_bytes()
 
 
-def _without_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Cut off the black bars that make a picture square: (S, S, 3) -> (H, W, 3)."""
+def _crop_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Crop the black bars that make a picture square: (S, S, 3) -> (H, W, 3)."""
     lit = pixels.max(axis=2) > 0  # (S, S)
     rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
-    if not len(rows):  # black all over
+    if not len(rows):  # all black
         return pixels
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -1,6 +1,6 @@
-"""What a network is trained on holds no view of an image that it is judged on.
+"""No view of a validation or test image is used for training.
 
-Features say which image and view they are of.
+The features are the numbers of image and view.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from pipeline.cache.config import ExtractConfig
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.finetuning.config import FinetuneConfig
-from pipeline.finetuning.from_cache import rows_of, task_of, trial_rows
+from pipeline.finetuning.from_cache import make_task, needed_rows, trial_rows
 from pipeline.finetuning.run import finetune
 
 COUNT, VIEWS = 60, 4
@@ -28,8 +28,8 @@ PROTOCOLS: list[dict[str, Any]] = [
 ]
 
 
-def divided_cache(path: Path, options: dict[str, Any], *, views: int, tta: bool) -> SplitCache:
-    """Rows, in no order, whose features are (image, view)."""
+def split_cache(path: Path, options: dict[str, Any], *, views: int, tta: bool) -> SplitCache:
+    """Shuffled rows whose features are (image, view)."""
     labels = alternating_labels(COUNT)
     splits = None if options else folder_splits(COUNT)
     columns, images = add_views(draw_columns(labels, splits=splits), views, to_all=tta)
@@ -43,13 +43,13 @@ def divided_cache(path: Path, options: dict[str, Any], *, views: int, tta: bool)
 
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("options", PROTOCOLS)
-def test_maps_learned_from_are_of_no_judged_image(
+def test_training_rows_show_no_validation_or_test_image(
     tmp_path: Path, options: dict[str, Any], tta: bool
 ) -> None:
-    cache = divided_cache(tmp_path / "c.h5", options, views=VIEWS, tta=tta)
-    wanted = rows_of(cache)
-    data = trial_rows(cache, wanted, cache.views.table.features("names:avg", wanted))
-    task = task_of(data, (2,))
+    cache = split_cache(tmp_path / "c.h5", options, views=VIEWS, tta=tta)
+    rows = needed_rows(cache)
+    data = trial_rows(cache, rows, cache.views.table.features("names:avg", rows))
+    task = make_task(data, (2,))
     (trial,) = cache.trial_plan.trials
     names = cache.views.table.features("names:avg", np.arange(len(cache.views.table)))
     of_image = {
@@ -62,17 +62,17 @@ def test_maps_learned_from_are_of_no_judged_image(
 
     train, validation = images(trial.splits.train), images(trial.splits.validation)
     test = images(trial.splits.test)
-    learned = Counter((int(image), int(view)) for image, view in task.train.inputs)
-    assert learned == Counter((image, view) for image in train for view in range(1 + VIEWS))
-    assert {image for image, _ in learned}.isdisjoint(validation | test)
-    watched = [(int(image), int(view)) for image, view in task.validation.inputs]
-    assert sorted(watched) == [(image, 0) for image in sorted(validation)]
+    trained = Counter((int(image), int(view)) for image, view in task.train.inputs)
+    assert trained == Counter((image, view) for image in train for view in range(1 + VIEWS))
+    assert {image for image, _ in trained}.isdisjoint(validation | test)
+    validated = [(int(image), int(view)) for image, view in task.validation.inputs]
+    assert sorted(validated) == [(image, 0) for image in sorted(validation)]
     assert len(train) + len(validation) + len(test) == COUNT
 
 
 @pytest.mark.slow
 def test_random_labels_give_chance_accuracy(tmp_path: Path) -> None:
-    """Eight views, and a learning rate that learns the training images by heart."""
+    """Eight views, and a learning rate that memorises the training images."""
     per_class = 60
     root = make_image_folder(
         tmp_path / "noise", per_class=per_class, splits=("train", "validation", "test")
@@ -89,11 +89,11 @@ def test_random_labels_give_chance_accuracy(tmp_path: Path) -> None:
 
 
 def shuffle_labels(root: Path) -> None:
-    """Deal the images of each split out to its class folders anew."""
+    """Move the images of each split to random class folders."""
     random = np.random.default_rng(0)
     for split in root.iterdir():
         folders = sorted(split.iterdir())
         files = sorted(split.glob("*/*"))
         moved = [path.rename(split / f"{number}.png") for number, path in enumerate(files)]
-        for place, number in enumerate(random.permutation(len(moved))):
-            moved[number].rename(folders[place % len(folders)] / moved[number].name)
+        for index, number in enumerate(random.permutation(len(moved))):
+            moved[number].rename(folders[index % len(folders)] / moved[number].name)

@@ -1,4 +1,4 @@
-"""A temperature fitted on validation: the optimum, its guards, and what it leaves as it is."""
+"""Temperature scaling: the optimum, its limits, and unchanged predictions."""
 
 import math
 
@@ -10,25 +10,25 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import log_loss
 
 from pipeline.evaluation.search import parameter_count
-from pipeline.heads import calibration
 from pipeline.heads.calibration import (
+    ROWS_PER_BLOCK,
     TemperatureScaling,
     apply_temperature,
     class_scores,
     fit_temperature,
 )
 
-SEEDS = range(8)
+SEEDS = range(0, 8, 2)
 
 
 def draw_logits(
     class_count: int, *, seed: int, temperature: float = 1.0, count: int = 400
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels drawn from the softmax of logits, and these multiplied by the temperature."""
+    """Return labels from the softmax of random logits, and the logits times the temperature."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(count, class_count)) * 2
-    chances = softmax(logits, axis=1).cumsum(axis=1)
-    labels = (random.random((count, 1)) > chances).sum(axis=1).clip(max=class_count - 1)
+    cumulative = softmax(logits, axis=1).cumsum(axis=1)
+    labels = (random.random((count, 1)) > cumulative).sum(axis=1).clip(max=class_count - 1)
     return labels, logits * temperature
 
 
@@ -46,34 +46,34 @@ def test_temperature_is_where_an_independent_search_finds_the_lowest_log_loss(
     def loss(log_temperature: float) -> float:
         return float(log_loss(labels, softmax(logits / math.exp(log_temperature), axis=1)))
 
-    found = fit_temperature(labels, scores, has_probabilities=has_probabilities)
+    temperature = fit_temperature(labels, scores, has_probabilities=has_probabilities)
     searched = minimize_scalar(loss, bounds=(-5, 5), method="bounded", options={"xatol": 1e-9})
-    assert math.log(found) == pytest.approx(searched.x, abs=1e-5)
-    assert loss(math.log(found)) <= searched.fun + 1e-12
-    calibrated = apply_temperature(scores, found, has_probabilities=has_probabilities)
+    assert math.log(temperature) == pytest.approx(searched.x, abs=1e-5)
+    assert loss(math.log(temperature)) <= searched.fun + 1e-12
+    calibrated = apply_temperature(scores, temperature, has_probabilities=has_probabilities)
     assert log_loss(labels, calibrated) == pytest.approx(searched.fun)
     # the gradient vanishes: expected and observed logits agree
     observed = logits[np.arange(len(labels)), labels].mean()
     assert (calibrated * logits).sum(axis=1).mean() == pytest.approx(observed, abs=1e-8)
 
 
-def test_the_temperature_that_labels_were_synthetic_with_is_found() -> None:
+def test_the_true_temperature_is_recovered() -> None:
     for true in (0.3, 1.0, 4.0):
         labels, logits = draw_logits(3, seed=1, temperature=true, count=20_000)
-        found = fit_temperature(labels, logits, has_probabilities=False)
-        assert found == pytest.approx(true, rel=0.03)
+        temperature = fit_temperature(labels, logits, has_probabilities=False)
+        assert temperature == pytest.approx(true, rel=0.03)
 
 
 @pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6])
-def test_the_unit_of_decision_values_does_not_matter(unit: float) -> None:
+def test_temperature_scales_with_the_unit_of_decision_values(unit: float) -> None:
     labels, logits = draw_logits(2, seed=3)
     expected = fit_temperature(labels, logits, has_probabilities=False)
-    found = fit_temperature(labels, logits * unit, has_probabilities=False)
-    assert found == pytest.approx(expected * unit)
+    temperature = fit_temperature(labels, logits * unit, has_probabilities=False)
+    assert temperature == pytest.approx(expected * unit)
 
 
 @pytest.mark.parametrize("count", [4, 50, 1000])
-def test_all_right_makes_as_sure_as_that_many_images_allow(count: int) -> None:
+def test_confidence_without_errors_is_limited_by_the_number_of_images(count: int) -> None:
     random = np.random.default_rng(count)
     labels = np.arange(count) % 2
     decisions = np.where(labels == 1, 1, -1) * random.uniform(0.5, 2, count)
@@ -81,14 +81,14 @@ def test_all_right_makes_as_sure_as_that_many_images_allow(count: int) -> None:
     temperature = fit_temperature(labels, scores, has_probabilities=False)
     probabilities = apply_temperature(scores, temperature, has_probabilities=False)
     assert probabilities.max(axis=1).mean() == pytest.approx((count + 1) / (count + 2))
-    # one more image, wrong by a hair, has a minimum, but one that is far too sure
+    # with one more image, barely wrong, the loss has a minimum, but a far too confident one
     labels, scores = np.append(labels, 0), np.vstack([scores, [-1e-9, 1e-9]])
     temperature = fit_temperature(labels, scores, has_probabilities=False)
     probabilities = apply_temperature(scores, temperature, has_probabilities=False)
     assert probabilities.max(axis=1).mean() <= (count + 2) / (count + 3) + 1e-12
 
 
-def test_certain_scores_of_a_head_that_is_always_right_stay_finite() -> None:
+def test_scores_of_0_and_1_get_finite_logits() -> None:
     labels = np.arange(20) % 2
     temperature = fit_temperature(labels, np.eye(2)[labels], has_probabilities=True)
     probabilities = apply_temperature(np.eye(2)[labels], temperature, has_probabilities=True)
@@ -96,7 +96,7 @@ def test_certain_scores_of_a_head_that_is_always_right_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
-def test_scores_that_are_the_same_everywhere_keep_a_temperature_of_one(share: float) -> None:
+def test_equal_scores_have_a_temperature_of_one(share: float) -> None:
     labels = np.arange(10) % 2
     scores = np.tile([share, 1 - share], (10, 1))
     assert fit_temperature(labels, scores, has_probabilities=True) == 1.0
@@ -104,7 +104,7 @@ def test_scores_that_are_the_same_everywhere_keep_a_temperature_of_one(share: fl
     assert fit_temperature(labels, undecided, has_probabilities=False) == 1.0
 
 
-def test_a_head_worse_than_chance_is_made_unsure() -> None:
+def test_a_head_worse_than_chance_gets_equal_probabilities() -> None:
     labels, logits = draw_logits(3, seed=0)
     temperature = fit_temperature(labels, -logits, has_probabilities=False)
     probabilities = apply_temperature(-logits, temperature, has_probabilities=False)
@@ -125,34 +125,36 @@ class Features(ClassifierMixin, BaseEstimator):
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.1, 1.0, 30.0, 1e3])
 @pytest.mark.parametrize("class_count", [2, 6])
-def test_a_temperature_changes_no_decision(class_count: int, temperature: float) -> None:
+def test_a_temperature_does_not_change_predictions(class_count: int, temperature: float) -> None:
     _, logits = draw_logits(class_count, seed=5)
     logits[:40] = logits[:40].round()  # ties, too
-    if class_count == 2:  # what scikit-learn gives of two classes: one column
+    if class_count == 2:  # scikit-learn returns one column for two classes
         logits[:, 0] = -logits[:, 1]
     scaling = TemperatureScaling(Features(class_count), temperature=temperature)
-    found = scaling.predict_proba(logits)
-    np.testing.assert_array_equal(found.argmax(axis=1), logits.argmax(axis=1))
+    probabilities = scaling.predict_proba(logits)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), logits.argmax(axis=1))
     np.testing.assert_array_equal(scaling.predict(logits), logits.argmax(axis=1))
-    np.testing.assert_allclose(found.sum(axis=1), 1)
-    np.testing.assert_allclose(np.exp(log_softmax(logits / temperature, axis=1)), found)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    np.testing.assert_allclose(np.exp(log_softmax(logits / temperature, axis=1)), probabilities)
     assert parameter_count(scaling) == parameter_count(scaling.estimator)
 
 
-def test_fitting_finds_the_temperature_of_decision_values_alone() -> None:
+def test_fit_sets_only_the_temperature() -> None:
     labels, logits = draw_logits(3, seed=2)
     scaling = TemperatureScaling(Features(3)).fit(logits, labels)
     assert scaling.temperature == fit_temperature(labels, logits, has_probabilities=False)
     np.testing.assert_array_equal(scaling.classes_, [0, 1, 2])
 
 
-def test_scores_are_in_the_order_of_the_classes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "ROWS_PER_BLOCK", 7)
-    _, logits = draw_logits(3, seed=2, count=30)
+def test_scores_of_every_block_are_in_the_order_of_the_classes() -> None:
+    count = 2 * ROWS_PER_BLOCK + 5
+    _, logits = draw_logits(3, seed=2, count=count)
     classifier = Features(3)
     classifier.classes_ = np.array([2, 0, 1])
-    found = class_scores(classifier, logits, 3, method="decision_function")
-    np.testing.assert_array_equal(found, logits[:, [1, 2, 0]])
+    scores = class_scores(classifier, logits, 3, method="decision_function")
+    np.testing.assert_array_equal(scores, logits[:, [1, 2, 0]])
     assert class_scores(classifier, logits[:0], 3, method="decision_function").shape == (0, 3)
-    with pytest.raises(ValueError, match=r"expected scores \(30, 4\); received \(30, 3\)"):
+    with pytest.raises(
+        ValueError, match=rf"expected scores \({count}, 4\); received \({count}, 3\)"
+    ):
         class_scores(classifier, logits, 4, method="decision_function")

@@ -14,17 +14,18 @@ def test_grid_is_45_penalties_evenly_spaced_the_strongest_first() -> None:
     np.testing.assert_allclose(L2_PENALTIES, np.logspace(-6, 5, 45)[::-1])
 
 
-@pytest.mark.parametrize("class_count", [2, 3])
-@pytest.mark.parametrize("signal", [0.1, 3.0], ids=["overlapping", "separable"])
+@pytest.mark.parametrize(
+    ("signal", "class_count"), [(0.1, 3), (3.0, 2)], ids=["overlapping", "separable"]
+)
 def test_points_of_the_path_are_the_optima_on_raw_features(signal: float, class_count: int) -> None:
-    train, validation = draw_rows(300, class_count, signal=signal)
+    train, validation = draw_rows(120, class_count, signal=signal)
     path = list(
         fit_grid(load_head("kornblith"), train, validation, class_count=class_count, seed=0)
     )
     assert [params["l2"] for params, _ in path] == list(L2_PENALTIES)
     assert all(has_converged(estimator) for _, estimator in path)
     raw = train.features.astype(np.float64)
-    for params, estimator in path[::8]:
+    for params, estimator in path[::11]:
         reference = LogisticRegression(
             C=1 / (len(train) * params["l2"]), solver="newton-cholesky", tol=1e-10, max_iter=1000
         ).fit(raw, train.labels)
@@ -35,10 +36,10 @@ def test_points_of_the_path_are_the_optima_on_raw_features(signal: float, class_
         assert error < 1e-3 * np.linalg.norm(reference.coef_)
     if class_count == 2:  # no point stays where a stronger penalty's ended
         lengths = np.array([np.linalg.norm(estimator.coef_) for _, estimator in path])
-        assert np.all(np.diff(lengths) > 0.01 * lengths[:-1]) or signal < 1
+        assert np.all(np.diff(lengths) > 0.01 * lengths[:-1])
 
 
-def test_a_point_stopped_early_is_not_called_converged() -> None:
+def test_a_fit_that_stopped_early_has_not_converged() -> None:
     train, _ = draw_rows(300, signal=3.0)
     stopped = KornblithRegression(1e-6, max_iter=2).fit(train.features, train.labels)
     assert not has_converged(stopped)

@@ -1,4 +1,4 @@
-"""Names of heads are read as they are typed."""
+"""Names, groups and inputs of heads are parsed."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from pipeline.heads.names import HeadRequest, groups, parse_custom_head, parse_h
 from pipeline.heads.registry import HEADS
 
 
-def test_groups_leave_out_what_is_a_protocol_or_slow() -> None:
+def test_all_excludes_protocols_and_fast_excludes_slow_heads() -> None:
     assert [request.name for request in parse_heads("all")] == list(groups()["all"])
     assert set(HEADS) - set(groups()["all"]) == {"kornblith"}
     assert {request.input for request in parse_heads("all")} == {None}
@@ -33,7 +33,7 @@ def test_fast_heads_load_no_keras() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_input_is_chosen_per_head_and_repeats_count_once() -> None:
+def test_each_head_may_have_an_input_and_repeats_are_dropped() -> None:
     assert parse_heads(" knn, dense:pooled,knn ,dense:flat") == [
         HeadRequest("knn"),
         HeadRequest("dense", "pooled"),
@@ -69,9 +69,9 @@ def test_a_custom_head_is_a_module_and_a_factory() -> None:
         ("knn:round", "flat or pooled"),
         ("all:round", "flat or pooled"),
         ("mine:make:round", "expected MODULE:FACTORY"),
-        (" , ", "names no head"),
+        (" , ", "--heads is empty"),
     ],
 )
-def test_wrong_head_names_get_a_remedy(typed: str, message: str) -> None:
+def test_error_for_a_wrong_name_suggests_a_cure(typed: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         parse_heads(typed)

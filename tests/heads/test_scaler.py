@@ -27,7 +27,7 @@ def test_rows_have_a_mean_square_of_one_whatever_the_unit(unit: float) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_without_centering_angles_stay() -> None:
+def test_scaling_without_centering_preserves_angles() -> None:
     rows = draw_rows(90)[0].features
     scaled = CommonScaler(with_mean=False).fit_transform(rows)
     np.testing.assert_allclose(

@@ -351,8 +351,12 @@ STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
         "its dense layers have weights",
     ),
     "a million units": ("dense", put(units=10**6), "its dense layers have weights"),
-    "an optimizer of their own": ("dense", put(optimizer={"class_name": "x"}), "optimizer is one"),
-    "a dropout of 2": ("dense", put(dropout=2.0), "dropout is from 0"),
+    "an optimizer of their own": (
+        "dense",
+        put(optimizer={"class_name": "x"}),
+        "optimizer: expected",
+    ),
+    "a dropout of 2": ("dense", put(dropout=2.0), "dropout: expected 0"),
     "infinite dense weights": (
         "dense",
         lambda head: head.weights_.__setitem__(3, np.full(1, np.inf, "f4")),

@@ -1,4 +1,4 @@
-"""Synthetic comparisons: figures, findings and images, without fitting anything."""
+"""Synthetic comparisons: results, audit and images, without fitting heads."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ PER_CLASS = 9  # images of each class: three for each split
 def synthetic_table(
     folder: Path, classes: Sequence[str] = ("cats", "dogs"), *, file_name: str = "picture"
 ) -> FeatureTable:
-    """A cache whose images exist, below ``folder/images``."""
+    """Return a cache with images in ``folder/images``."""
     root = folder / "images"
     root.mkdir(parents=True)
     labels = [row % len(classes) for row in range(PER_CLASS * len(classes))]
@@ -48,7 +48,7 @@ def synthetic_table(
 
 
 def synthetic_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> HeadPredictions:
-    """Probabilities that are mostly right, and wrong of the first image of the split."""
+    """Return predictions that are mostly correct, and wrong for the first image of the split."""
     rows = np.flatnonzero(table.columns.splits == split)
     labels = table.columns.labels[rows]
     class_count = len(table.classes)
@@ -65,7 +65,7 @@ def synthetic_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> 
 
 
 def synthetic_result(**changes: Any) -> Result:
-    """A line of the table."""
+    """Return a row of the table."""
     values: dict[str, Any] = {
         "head": "logistic",
         "input": "pooled",
@@ -99,7 +99,7 @@ def synthetic_result(**changes: Any) -> Result:
 
 
 def synthetic_history(epochs: int = 12) -> dict[str, tuple[float, ...]]:
-    """Of a head that overfits from epoch 6 on, while its accuracy holds."""
+    """Return the history of a head that overfits from epoch 6 on without a fall of accuracy."""
     ages = np.arange(epochs)
     curves = {
         "loss": 0.6 * 0.7**ages,
@@ -115,10 +115,10 @@ def synthetic_comparison(
     classes: Sequence[str] = ("cats", "dogs"),
     *,
     file_name: str = "picture",
-    looked: bool = True,
+    audit: bool = True,
     **changes: Any,
 ) -> Comparison:
-    """Three heads and one without figures; ``changes`` are fields of the Comparison."""
+    """Return three heads and a failed one; ``changes`` are fields of the Comparison."""
     table = synthetic_table(folder, classes, file_name=file_name)
     test, validation = synthetic_predictions(table, 3), synthetic_predictions(table, 2)
     scored = [
@@ -138,15 +138,15 @@ def synthetic_comparison(
             classes=tuple(classes),
             run=synthetic_run(table),
             recommendation="Use logistic: 96.0 % of the test images right.",
-            notices=("2 test images also stand in train, which inflates every number.",),
-            findings=synthetic_findings(table) if looked else None,
+            notices=("2 test images are also in train: test accuracy is too high.",),
+            findings=synthetic_findings(table) if audit else None,
         ),
         **changes,
     )
 
 
 def synthetic_findings(table: FeatureTable) -> AuditResult:
-    """A pair of each kind, one suspect, and a learning curve."""
+    """Return a pair of duplicates of each kind, one suspect, and a learning curve."""
     labels = table.columns.labels
     pairs = (
         DuplicatePair(first=0, second=5, similarity=1.0, exact=True, across=True),
@@ -175,7 +175,7 @@ def synthetic_findings(table: FeatureTable) -> AuditResult:
 
 
 def synthetic_run(table: FeatureTable) -> dict[str, Any]:
-    """What was run, as `compare_heads` tells it."""
+    """Return the facts of a run, as `compare_heads` does."""
     return {
         "created": "2026-11-22T02:00:00+00:00",
         "classes": list(table.classes),

@@ -1,4 +1,4 @@
-"""The contact sheet shows every picture with its classes, whatever they are called."""
+"""The contact sheet shows every picture with its classes, for any name."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def sheet_of(predictions: list[Prediction], top: int = 2) -> np.ndarray:
 
 
 def cell(sheet: np.ndarray, number: int, *, pictures: int) -> np.ndarray:
-    """The place of a picture, with the text below it."""
+    """Return the pixels of a picture and the text below it."""
     rows = -(-pictures // COLUMNS)
     header = 2 * MARGIN + LINE
     height = (sheet.shape[0] - header) // rows
@@ -34,7 +34,7 @@ def cell(sheet: np.ndarray, number: int, *, pictures: int) -> np.ndarray:
     return sheet[header + row * height :, left : left + PICTURE][:height]
 
 
-def test_pictures_stand_in_order_and_undistorted() -> None:
+def test_pictures_are_in_order_and_undistorted() -> None:
     for number in range(7):
         picture = Image.new("RGB", (400, 200), (number * 30, 0, 255))
         picture.save(f"{number}.png")
@@ -46,7 +46,7 @@ def test_pictures_stand_in_order_and_undistorted() -> None:
     assert (cell(sheet, 7, pictures=7) == 255).all()
 
 
-def test_bar_is_as_long_as_its_class_is_probable() -> None:
+def test_length_of_a_bar_is_the_probability_of_its_class() -> None:
     draw(0, stripes=True).save("a.png")
     sheet = sheet_of([predict("a.png", classes=("", "", ""))], top=3)  # 1/2, 1/3, 1/6; no names
     text = cell(sheet, 0, pictures=1)[PICTURE:]
@@ -60,7 +60,7 @@ NAMES = ["고양이", "a\x1b[31m", "new\nline", "\u202egpj", "x" * 200, "\udcff"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_is_synthetic_within_its_cell(name: str) -> None:
+def test_any_name_stays_within_its_cell(name: str) -> None:
     path = f"{name}.png"
     draw(0, stripes=True).save(os.fsencode(path))
     draw(1, stripes=True).save("b.png")
@@ -74,12 +74,12 @@ def test_any_name_is_synthetic_within_its_cell(name: str) -> None:
     assert (both[header:, 2 * (PICTURE + MARGIN) :] == 255).all()  # nothing leaves its cell
 
 
-def test_a_thousand_classes_do_not_make_a_sheet_of_a_thousand_lines() -> None:
+def test_sheet_shows_at_most_ten_classes_of_a_picture() -> None:
     draw(0, stripes=True).save("a.png")
     made = [predict("a.png", classes=tuple(map(str, range(1000))))]
     assert sheet_of(made, top=1000).shape == sheet_of(made, top=10).shape
 
 
-def test_picture_that_is_gone_is_a_grey_square() -> None:
+def test_a_missing_picture_is_a_grey_square() -> None:
     sheet = sheet_of([predict("gone.png")])
     assert (cell(sheet, 0, pictures=1)[:PICTURE] == 211).all()

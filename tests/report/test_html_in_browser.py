@@ -1,4 +1,4 @@
-"""report.html in a real Chromium: nothing cut off, no complaint, light and dark."""
+"""report.html in Chromium: nothing is cut off, no console message, light and dark mode."""
 
 import shutil
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ return [...document.querySelectorAll('body *')].filter(element => {
 """
 
 
-SPILT = """
+OVERFLOWING = """
 return [...document.querySelectorAll('th, td, .gallery dd')].filter(
   cell => cell.scrollWidth > cell.clientWidth + 1
 ).map(cell => cell.textContent);
@@ -62,7 +62,7 @@ return [...document.querySelectorAll('th, td, .gallery dd')].filter(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window; its driver and selenium come with the tools for developers."""
+    """Chromium without a window."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs chromium and chromedriver on PATH")
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: '.[dev]'")
@@ -92,23 +92,24 @@ def show(browser: Any, path: Path, size: tuple[int, int], scheme: str = "light")
     browser.get(path.as_uri())
 
 
-@pytest.fixture(params=["usual", "hostile", "long", "many classes"])
-def report(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module", params=["usual", "hostile", "long", "many classes"])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes, name = {
         "usual": (("cats", "dogs"), "picture"),
         "hostile": ((HOSTILE, DECOMPOSED, ARABIC), f"{HOSTILE.replace('/', '')} {ARABIC}"),
         "long": (("w" * 200, "two words " * 20), "f" * 180),
         "many classes": ([f"class {number:03d}" for number in range(100)], "picture"),
     }[request.param]
-    comparison = synthetic_comparison(tmp_path / "set", classes=classes, file_name=name)
-    write_report(comparison, tmp_path / "report.html", command="python -m pipeline.classify " * 9)
-    return tmp_path / "report.html"
+    folder = tmp_path_factory.mktemp("report")
+    comparison = synthetic_comparison(folder / "set", classes=classes, file_name=name)
+    write_report(comparison, folder / "report.html", command="python -m pipeline.classify " * 9)
+    return folder / "report.html"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_report_is_whole_and_legible(
+def test_report_is_complete_and_legible(
     browser: Any, report: Path, size: tuple[int, int], scheme: str
 ) -> None:
     show(browser, report, size, scheme)
@@ -122,7 +123,7 @@ def test_report_is_whole_and_legible(
         "return document.querySelector('.recommendation').getBoundingClientRect().bottom"
     )
     assert 0 < bottom <= size[1]
-    assert browser.execute_script(SPILT) == []
+    assert browser.execute_script(OVERFLOWING) == []
     dim = [each for each in browser.execute_script(CONTRASTS) if each[0] < 4.5]
     assert dim == []
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
@@ -130,7 +131,7 @@ def test_report_is_whole_and_legible(
 
 
 @pytest.mark.slow
-def test_pictures_load_and_notices_stand_in_the_first_screen(browser: Any, tmp_path: Path) -> None:
+def test_pictures_load_and_notices_are_on_the_first_screen(browser: Any, tmp_path: Path) -> None:
     write_report(synthetic_comparison(tmp_path / "set"), tmp_path / "report.html", command=None)
     show(browser, tmp_path / "report.html", PHONE)
     assert browser.execute_script(
@@ -143,7 +144,7 @@ def test_pictures_load_and_notices_stand_in_the_first_screen(browser: Any, tmp_p
 
 
 @pytest.mark.slow
-def test_table_with_every_column_is_whole_on_a_desktop_and_tells_the_test_figure_on_a_phone(
+def test_table_fits_a_desktop_and_a_phone_shows_the_test_accuracy(
     browser: Any, tmp_path: Path
 ) -> None:
     comparison = synthetic_comparison(tmp_path / "set")
@@ -169,9 +170,7 @@ def test_table_with_every_column_is_whole_on_a_desktop_and_tells_the_test_figure
 
 
 @pytest.mark.slow
-def test_hostile_class_is_text_and_the_policy_stops_what_would_run(
-    browser: Any, tmp_path: Path
-) -> None:
+def test_hostile_class_is_text_and_the_policy_blocks_scripts(browser: Any, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     write_report(
         synthetic_comparison(tmp_path / "set", classes=(HOSTILE, "dogs")), report, command="x"
@@ -179,12 +178,12 @@ def test_hostile_class_is_text_and_the_policy_stops_what_would_run(
     show(browser, report, DESKTOP)
     assert HOSTILE in browser.execute_script("return document.body.innerText")
     assert browser.execute_script("return document.querySelectorAll('[src=x], script').length") == 0
-    # even markup that got in would do nothing
+    # the policy would block even injected markup
     source = report.read_text("utf-8").replace(
         "<main>", "<main><script>document.title = 'ran'</script><p style='color: red'>"
     )
     report.write_text(source, "utf-8")
     show(browser, report, DESKTOP)
     assert browser.title != "ran"
-    complaints = [each["message"] for each in browser.get_log("browser")]
-    assert len([each for each in complaints if "Content Security Policy" in each]) == 2
+    messages = [each["message"] for each in browser.get_log("browser")]
+    assert len([each for each in messages if "Content Security Policy" in each]) == 2

@@ -1,4 +1,4 @@
-"""Plots are drawn for any number of classes and any name, without a word on stderr."""
+"""Plots of any number of classes and any name, without output on stderr."""
 
 import re
 import warnings
@@ -49,7 +49,7 @@ def synthetic_outcome(class_count: int = 2, *, epochs: int = 5) -> Outcome:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved, to look into."""
+    """The saved figures, for inspection."""
     saved: list[Figure] = []
     original = Figure.savefig
 
@@ -66,7 +66,7 @@ def texts(axes: Axes) -> list[str]:
 
 
 @pytest.mark.parametrize("class_count", [2, 10, 60])
-def test_confusion_is_synthetic_for_few_and_many_classes(
+def test_confusion_matrix_fits_few_and_many_classes(
     class_count: int, tmp_path: Path, figures: list[Figure]
 ) -> None:
     outcome = synthetic_outcome(class_count)
@@ -94,7 +94,7 @@ def test_confusion_is_synthetic_for_few_and_many_classes(
 @pytest.mark.parametrize(
     "name", ["$\\frac{$", "猫", DECOMPOSED, "قطة", "a" * 300, "x\x1b[31m\ny", "", "_", "100 % <b>"]
 )
-def test_any_class_name_is_synthetic_in_silence(
+def test_any_class_name_is_drawn_without_warnings(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with warnings.catch_warnings():
@@ -129,7 +129,7 @@ def svg(label: str = "said") -> str:
     return inline_svg(lambda axes: draw_lines(axes, lines, titles=("x", "y")), label=label)
 
 
-def test_a_drawing_in_the_page_has_its_colours_and_its_fonts_and_no_style() -> None:
+def test_inline_svg_uses_the_colours_and_fonts_of_the_page() -> None:
     drawing = svg()
     assert drawing == svg()
     assert 'aria-label="said"' in drawing
@@ -140,13 +140,13 @@ def test_a_drawing_in_the_page_has_its_colours_and_its_fonts_and_no_style() -> N
     assert "_a &lt;b&gt; &amp; c, area 1</text>" in drawing
 
 
-def test_drawings_of_a_page_share_no_ids() -> None:
+def test_ids_of_drawings_are_unique() -> None:
     ids = [set(re.findall(r' id="([^"]*)"', svg(label))) for label in ("one", "other")]
     assert ids[0]
     assert not ids[0] & ids[1]
 
 
-def test_styles_and_their_glyphs_differ_in_shape_not_only_in_colour() -> None:
+def test_styles_differ_in_shape_and_not_only_in_colour() -> None:
     assert len(set(MARKERS)) == len(set(GLYPHS)) == len(set(DASHES)) == STYLES
 
 
@@ -157,7 +157,7 @@ def test_colours_are_those_of_the_page_in_light() -> None:
         assert f"--{name}: {colour};" in light
 
 
-def test_even_a_rare_mistake_is_coloured(figures: list[Figure], tmp_path: Path) -> None:
+def test_rare_mistakes_are_coloured(figures: list[Figure], tmp_path: Path) -> None:
     draw_confusion(synthetic_outcome(), ["a", "b"], tmp_path / "confusion.png")
     image = figures[0].axes[0].images[0]
     nothing, rare, all_of_it = image.to_rgba(np.array([0.0, 0.1, 100.0]))[:, 3]

@@ -1,4 +1,4 @@
-"""ImagePredictions as text, while they are made."""
+"""Predictions as text, one by one."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ def test_table_is_aligned_in_a_terminals_cells_and_names_are_escaped() -> None:
         assert cell_len(line[: line.index(before) + len(before)]) == column
 
 
-def test_one_class_on_request_leaves_out_the_others() -> None:
+def test_table_of_one_class_has_no_column_for_others() -> None:
     made = draw_predictions(b"a.jpg")
     title, line = "".join(table_lines(made, paths=[b"a.jpg"], classes=CLASSES, top=1)).splitlines()
     assert title.split()[-1] == "margin"
@@ -49,7 +49,7 @@ def test_one_class_on_request_leaves_out_the_others() -> None:
     assert len(line.split()) == 4
 
 
-def test_csv_keeps_names_byte_for_byte() -> None:
+def test_csv_preserves_the_bytes_of_names() -> None:
     made = draw_predictions(*NAMES)
     text = "".join(csv_lines(made, top=2, named=os.fsdecode))
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -75,7 +75,7 @@ def test_json_parts_make_one_document() -> None:
 
 
 @pytest.mark.parametrize("kind", ["table", "csv", "json"])
-def test_text_is_out_before_the_second_prediction_is_made(kind: str) -> None:
+def test_text_of_a_prediction_precedes_the_next_prediction(kind: str) -> None:
     made: list[bytes] = []
 
     def predictions() -> Iterator[Prediction]:

@@ -30,7 +30,7 @@ def predictions(count: int, class_count: int, *, seed: int, ties: bool = False) 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_ranking_curves_are_scikit_learns(seed: int, ties: bool) -> None:
+def test_ranking_curves_equal_scikit_learns(seed: int, ties: bool) -> None:
     test = predictions(120, 3, seed=seed, ties=ties)
     for label in range(3):
         found = class_curves(test, label)
@@ -46,7 +46,7 @@ def test_ranking_curves_are_scikit_learns(seed: int, ties: bool) -> None:
         assert found.average_precision == pytest.approx(average_precision_score(truth, scores))
 
 
-def test_a_class_without_images_has_no_curve_and_the_mean_goes_without_it() -> None:
+def test_a_class_without_images_has_no_curve() -> None:
     test = predictions(60, 4, seed=1)
     test.labels[test.labels == 3] = 0
     curves = [class_curves(test, label) for label in range(4)]
@@ -55,7 +55,7 @@ def test_a_class_without_images_has_no_curve_and_the_mean_goes_without_it() -> N
     assert mean[-1].tolist() == [1, 1]
 
 
-def test_perfect_scores_are_synthetic_perfect() -> None:
+def test_perfect_scores_give_perfect_curves() -> None:
     test = predictions(1200, 100, seed=0)
     test.labels[:] = np.arange(1200) % 100
     test.scores[np.arange(1200), test.labels] += 1
@@ -67,7 +67,7 @@ def test_perfect_scores_are_synthetic_perfect() -> None:
     assert macro_roc(curves)[1:, 1].tolist() == [1] * 101
 
 
-def test_mean_precision_has_the_mean_average_precision_for_area() -> None:
+def test_area_of_mean_precision_is_the_mean_average_precision() -> None:
     test = predictions(2000, 4, seed=2)
     curves = [found for label in range(4) if (found := class_curves(test, label)) is not None]
     mean = macro_precision_recall(curves)
@@ -77,7 +77,7 @@ def test_mean_precision_has_the_mean_average_precision_for_area() -> None:
 
 
 @pytest.mark.parametrize(("count", "width"), [(50, 8), (20, 60), (9, 3), (9, 2), (9, 1)])
-def test_map_is_scikit_learns_principal_components(count: int, width: int) -> None:
+def test_map_equals_scikit_learns_principal_components(count: int, width: int) -> None:
     features = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
     features *= np.linspace(3, 1, width, dtype=np.float32)
     points, explained = lay_out(features)
@@ -99,7 +99,7 @@ def test_map_of_equal_features_does_not_fail() -> None:
     assert np.isfinite(points).all()
 
 
-def test_pictures_stand_in_cells_of_their_own() -> None:
+def test_each_picture_has_its_own_cell() -> None:
     features = np.random.default_rng(3).normal(size=(900, 5)).astype(np.float32)
     points, _ = lay_out(features)
     chosen, middles = choose_pictures(points)
@@ -107,7 +107,7 @@ def test_pictures_stand_in_cells_of_their_own() -> None:
     assert 20 < len(chosen) == len(cells) <= PICTURE_COLUMNS * PICTURE_ROWS
 
 
-def test_many_rows_are_thinned_alike_in_every_class() -> None:
+def test_many_rows_are_sampled_evenly_from_every_class() -> None:
     labels = np.repeat([0, 1], [6000, 2000])
     chosen = spread_rows(labels)
     assert len(chosen) == len(set(chosen.tolist())) == MOST_POINTS

@@ -1,8 +1,8 @@
-"""results/<run>/ holds the table in three forms, and the plots."""
+"""results/<run>/ contains the table in three formats, and the plots."""
 
 import csv
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,13 @@ from feature_sets import alternating_labels, folder_splits, write_cache
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison
-from pipeline.report import run_folder
 from pipeline.report.run_folder import write_run
 
 
-@pytest.fixture
-def comparison(tmp_path: Path) -> Comparison:
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     cache = write_cache(
-        tmp_path / "synthetic.h5",
+        tmp_path_factory.mktemp("cache") / "synthetic.h5",
         labels=alternating_labels(100),
         splits=folder_splits(100),
         classes=("a|b", "<c>"),
@@ -26,7 +25,7 @@ def comparison(tmp_path: Path) -> Comparison:
     return compare_heads(cache, heads="logistic,linear_svm,majority")
 
 
-def test_csv_json_and_markdown_tell_the_same(comparison: Comparison, tmp_path: Path) -> None:
+def test_csv_json_and_markdown_contain_the_same(comparison: Comparison, tmp_path: Path) -> None:
     command = "python -m pipeline.classify synthetic.h5"
     folder = write_run(comparison, tmp_path / "results", command=command)
     document = json.loads((folder / "results.json").read_text("utf-8"))
@@ -50,24 +49,20 @@ def test_csv_json_and_markdown_tell_the_same(comparison: Comparison, tmp_path: P
     assert not (folder / "curves.png").exists()
 
 
-def test_two_runs_in_one_second_have_folders_of_their_own(
-    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_in_the_same_second_get_different_folders(
+    comparison: Comparison, tmp_path: Path
 ) -> None:
-    class Stopped(datetime):
-        @classmethod
-        def now(cls, tz: object = None) -> "Stopped":
-            return cls(2026, 11, 21, 14, 30)
-
-    monkeypatch.setattr(run_folder, "datetime", Stopped)
-    names = [write_run(comparison, tmp_path / "results").name for _ in range(3)]
-    assert names == [
-        "2026-11-21_143000-synthetic",
-        "2026-11-21_143000-synthetic-2",
-        "2026-11-21_143000-synthetic-3",
-    ]
+    now = datetime.now()
+    seconds = [now + timedelta(seconds=second) for second in range(300)]
+    taken = [tmp_path / "results" / f"{each:%Y-%m-%d_%H%M%S}-synthetic" for each in seconds]
+    for folder in taken:
+        folder.mkdir(parents=True)
+    written = write_run(comparison, tmp_path / "results")
+    assert written.name in {f"{folder.name}-2" for folder in taken}
+    assert (written / "results.json").is_file()
 
 
-def test_results_that_cannot_be_made_are_told(comparison: Comparison, tmp_path: Path) -> None:
+def test_uncreatable_results_folder_is_an_error(comparison: Comparison, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CannotCreateError, match="choose another --out"):
         write_run(comparison, tmp_path / "file" / "results")

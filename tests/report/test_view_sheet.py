@@ -1,4 +1,4 @@
-"""The sheet of views shows the very views that are cached, whatever the images are called."""
+"""The sheet of views shows the cached views, for any image name."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def cell(sheet: np.ndarray, row: int, view: int, *, side: int = 48) -> np.ndarra
     return sheet[upper : upper + side, left : left + side]
 
 
-def test_each_row_is_the_image_as_it_is_and_then_its_cached_views() -> None:
+def test_each_row_contains_the_image_and_its_cached_views() -> None:
     rows = [row_of("a.png", seed=1), row_of("b.png", seed=2)]
     sheet = sheet_of(rows, views=4)
     for number, (_, digest, pixels) in enumerate(rows):
@@ -55,7 +55,7 @@ def test_large_pictures_are_shown_smaller() -> None:
     assert (rest == 255).all()
 
 
-def test_a_hundred_views_do_not_make_an_endless_sheet() -> None:
+def test_sheet_shows_a_limited_number_of_views() -> None:
     rows = [row_of("a.png")]
     shape = sheet_of(rows, views=100).shape
     assert shape == sheet_of(rows, views=MOST_VIEWS).shape
@@ -83,7 +83,7 @@ NAMES = ["고양이", "a\x1b[31m", "new\nline", "\u202egpj", "x" * 2000, "\udcff
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_is_synthetic_on_its_line(name: str) -> None:
+def test_any_name_stays_on_its_line(name: str) -> None:
     plain = sheet_of([row_of("b.png"), row_of("", seed=1)], views=2)
     named = sheet_of([row_of("b.png"), row_of(name, seed=1)], views=2)
     upper = 2 * (MARGIN + LINE) + LINE + 48 + MARGIN
