@@ -374,9 +374,7 @@ def test_loaded_model_averages_over_views_as_in_the_comparison(
     model = load_model("logistic.skops", batch_size=5)
     np.testing.assert_allclose(model.predict_proba(paths), outcome.test.scores, atol=1e-6)
     arrays = np.stack([np.asarray(Image.open(path)) for path in paths[:3]])
-    again = model.predict_proba(
-        arrays
-    )  # an array has another digest than its file, hence other views
+    again = model.predict_proba(arrays)  # arrays have other views than their files
     np.testing.assert_allclose(model.predict_proba(arrays[::-1])[::-1], again, atol=1e-12)
     plain = replace(outcome.bundle, document={**outcome.bundle.document, "tta": 0})
     save_bundle(plain, Path("plain.skops"))
