@@ -269,21 +269,12 @@ def test_csv_and_json_agree_and_keep_names_byte_for_byte() -> None:
     assert document["cached"] == 0
 
 
-def test_dash_reads_a_list_from_stdin_and_rows_reach_a_pipe_while_a_terminal_shows_progress() -> (
-    None
-):
-    listed = ["unknown/striped/002.png", "unknown/plain"]
+def test_list_is_read_from_stdin_and_rows_are_piped_while_a_terminal_shows_progress() -> None:
+    listed, last = ["unknown/striped/002.png", "unknown/plain"], "synthetic/test/plain/001.png"
     terminal_end, process_end = pty.openpty()
     with open(terminal_end, "rb", buffering=0) as terminal:  # noqa: PTH123 - a descriptor
         finished = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pipeline.predict",
-                "-",
-                "synthetic/test/plain/001.png",
-                "--csv",
-            ],
+            [sys.executable, "-m", "pipeline.predict", "-", last, "--csv"],
             input="".join(f"{name}\0" for name in listed),
             stdout=subprocess.PIPE,
             stderr=process_end,
@@ -297,7 +288,7 @@ def test_dash_reads_a_list_from_stdin_and_rows_reach_a_pipe_while_a_terminal_sho
     assert list(read_csv(finished.stdout)) == [
         listed[0],
         *(f"unknown/plain/{number:03d}.png" for number in range(5)),
-        "synthetic/test/plain/001.png",
+        last,
     ]
 
 
@@ -312,7 +303,7 @@ def test_help_loads_no_library() -> None:
     assert not {"numpy", "h5py", "sklearn", "tensorflow", "keras"} & loaded
 
 
-def test_the_expected_base_size_and_preprocessing_are_checked(
+def test_expectations_that_the_model_meets_are_accepted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main(["unknown", "--base", "Pixels", "--image-size", "8", "--preprocessing", "native"])

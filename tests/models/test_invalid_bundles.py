@@ -168,15 +168,15 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "format": (setting("format", 1), "format 2"),
     "no head": (lambda text: text.pop("head"), "format 2"),
     "one field more": (setting("__class__", "os.system"), "format 2"),
-    "three classes": (setting("classes", ["a", "b", "c"]), "its head is not of 3 classes"),
+    "three classes": (setting("classes", ["a", "b", "c"]), "does not have 3 classes"),
     "one class": (setting("classes", ["a"]), "two or more different names"),
     "the same class twice": (setting("classes", ["a", "a"]), "different names"),
-    "half a surrogate pair": (setting("classes", ["\ud800", "b"]), "a folder could"),
-    "class with a NUL": (setting("classes", ["a\0", "b"]), "a folder could"),
-    "class without a name": (setting("classes", ["", "b"]), "a folder could"),
-    "head of half a pair": (setting("head", "\ud800"), "a file could"),
-    "head without a name": (setting("head", ""), "a file could"),
-    "params with a NUL": (setting("params", "C=\0"), "a file could"),
+    "half a surrogate pair": (setting("classes", ["\ud800", "b"]), "valid folder names"),
+    "class with a NUL": (setting("classes", ["a\0", "b"]), "valid folder names"),
+    "class without a name": (setting("classes", ["", "b"]), "valid folder names"),
+    "head of half a pair": (setting("head", "\ud800"), "valid file names"),
+    "head without a name": (setting("head", ""), "valid file names"),
+    "params with a NUL": (setting("params", "C=\0"), "valid file names"),
     "classes of numbers": (setting("classes", [1, 2]), "different names"),
     "another width": (setting("shape", [13]), "takes 12 features; expected 13"),
     "shape is a text": (setting("shape", "12"), "such as [4, 4, 512]"),
@@ -190,8 +190,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "image size": (setting("spec.image_size", 10**9), "at most 4096"),
     "resize": (setting("spec.resize", "stretch"), "expected squash or crop or pad"),
     "fingerprint": (setting("fingerprint", "0" * 12), "fingerprint"),
-    "document": (setting("document", []), "no JSON object"),
-    "root": (setting("document.root", 3), "its root is no text"),
+    "document": (setting("document", []), "not a JSON object"),
+    "root": (setting("document.root", 3), "its root is not a text"),
     "engine": (setting("document.engine", ["onnx"]), "its engine is ['onnx']"),
     "views are a text": (setting("document.tta", "4"), "its tta is '4'"),
     "views are a truth": (setting("document.tta", True), "its tta is True"),
@@ -207,7 +207,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "pooling twice": (setting("layer", "block5_pool:avg:avg"), "block5_pool:avg"),
     "pooling none": (setting("layer", "block5_pool:none"), "block5_pool:avg"),
     "layer without a name": (setting("layer", ":avg"), "block5_pool:avg"),
-    "layer": (setting("layer", ["a"]), "its layer is no text"),
+    "layer": (setting("layer", ["a"]), "its layer is not a text"),
 }
 
 
@@ -246,7 +246,7 @@ def test_a_repeated_key_and_invalid_numbers_are_refused(tmp_path: Path) -> None:
     ):
         assert text != plain
         path.write_bytes(packed(members | {"bundle.json": text.encode()}))
-        assert "of ours, or damaged" in refused(path)
+        assert "it is damaged, or" in refused(path)
 
 
 # ------------------------------------------------------------------ the estimator
@@ -291,9 +291,9 @@ def tree_of(feature_count: int) -> Callable[[Any], object]:
     return change
 
 
-UNFIT = "not fit together"
-LOST = "lead out of themselves"
-SAME = "classes that it does not have"
+UNFIT = "are inconsistent"
+LOST = "are not valid trees"
+SAME = "neighbors are inconsistent"
 STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "NaN weights": ("logistic", array("coef_", each(np.nan)), "not all finite"),
     "weights of 1e308": ("logistic", array("coef_", each(1e308)), "within 1e+30"),
@@ -302,19 +302,19 @@ STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "weights that broadcast": ("logistic", put(intercept_=np.ones((10**6, 1))), "intercept_ has"),
     "weights that are a list": ("logistic", array("coef_", np.ndarray.tolist), "coef_ has shape"),
     "weights of texts": ("logistic", array("coef_", lambda old: old.astype("U9")), "coef_ has"),
-    "no weights": ("logistic", lambda step: delattr(step, "coef_"), "or damaged"),
-    "no width": ("logistic", lambda step: delattr(step, "n_features_in_"), "or damaged"),
-    "classes 0 and 0": ("logistic", put(classes_=np.zeros(2, int)), "not of 2 classes"),
-    "classes 1 and 2": ("naive_bayes", put(classes_=np.array([1, 2])), "not of 2 classes"),
+    "no weights": ("logistic", lambda step: delattr(step, "coef_"), "damaged, or not"),
+    "no width": ("logistic", lambda step: delattr(step, "n_features_in_"), "damaged, or not"),
+    "classes 0 and 0": ("logistic", put(classes_=np.zeros(2, int)), "does not have 2 classes"),
+    "classes 1 and 2": ("naive_bayes", put(classes_=np.array([1, 2])), "does not have 2 classes"),
     "LDA of other shapes": ("lda", array("coef_", lambda old: old[:, 1:]), "coef_ has shape"),
     "means of other shapes": ("naive_bayes", array("theta_", lambda old: old[:1]), "theta_ has"),
     "variance 0": ("naive_bayes", array("var_", each(0)), "do not sum to 1"),
     "shares that sum to 2": ("majority", array("class_prior_", each(1)), "do not sum to 1"),
     "negative shares": ("majority", put(class_prior_=np.array([-1.0, 2])), "do not sum to 1"),
-    "a billion outputs": ("majority", put(n_outputs_=10**9), "not of 2 classes"),
-    "a hidden method": ("majority", put(predict_proba="x"), "hides that of"),
+    "a billion outputs": ("majority", put(n_outputs_=10**9), "does not have 2 classes"),
+    "a hidden method": ("majority", put(predict_proba="x"), "shadows an attribute of"),
     "no neighbor": ("knn", put(n_neighbors=0), "do not sum to 1"),
-    "more neighbors than rows": ("knn", put(n_neighbors=121), "or damaged"),
+    "more neighbors than rows": ("knn", put(n_neighbors=121), "damaged, or not"),
     "neighbors of no class": ("knn", array("_y", each(2)), SAME),
     "neighbors of class -1": ("knn", array("_y", each(-1)), SAME),
     "fewer labels": ("knn", array("_y", lambda old: old[1:]), "_y has shape (119,)"),
@@ -333,7 +333,7 @@ STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "Platt's numbers": ("svm_rbf", put(_probA=np.ones(1)), UNFIT),
     "a precomputed kernel": ("svm_rbf", put(kernel="precomputed"), UNFIT),
     "a sparse machine": ("svm_rbf", put(_sparse=True), UNFIT),
-    "a regression": ("svm_rbf", put(_impl="epsilon_svr"), "hides that of"),
+    "a regression": ("svm_rbf", put(_impl="epsilon_svr"), "shadows an attribute of"),
     "a tree in a circle": ("random_forest", tree(left_child=0), LOST),
     "a child beyond": ("random_forest", tree(left_child=10**6), LOST),
     "a child below": ("random_forest", tree(right_child=-5), LOST),
@@ -341,11 +341,11 @@ STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "a feature beyond": ("random_forest", tree(feature=12), LOST),
     "a feature below": ("random_forest", tree(feature=-5), LOST),
     "a tree of other features": ("random_forest", tree_of(1000), LOST),
-    "trees of more classes": ("random_forest", put(n_classes_=10**12), "not of 2 classes"),
+    "trees of more classes": ("random_forest", put(n_classes_=10**12), "does not have 2 classes"),
     "a forest of forests": (
         "random_forest",
         lambda forest: forest.estimators_.append(deepcopy(forest)),
-        "holds a sklearn.ensemble",
+        "contains a sklearn.ensemble",
     ),
     "dense weights of other shapes": (
         "dense",
@@ -393,14 +393,14 @@ WHOLE: dict[str, tuple[Callable[[], Any], str]] = {
     "temperature 0": (lambda: scaled(temperature=0.0), "not within 1e-30"),
     "temperature NaN": (lambda: scaled(temperature=float("nan")), "not within"),
     "temperature 1e300": (lambda: scaled(temperature=1e300), "not within"),
-    "temperature is a text": (lambda: scaled(temperature="1"), "or damaged"),
+    "temperature is a text": (lambda: scaled(temperature="1"), "damaged, or not"),
     "scores of another method": (lambda: scaled(method="set_params"), "scores come from"),
     "scaled twice": (lambda: TemperatureScaling(scaled()), "in an unexpected place"),
     "a pipeline in a pipeline": (lambda: nested(fit_head("logistic")), "in an unexpected place"),
     "no classifier": (lambda: [1, 2, 3], "in an unexpected place"),
     "a text": (lambda: "cos\nsystem", "in an unexpected place"),
     "another estimator": (GradientBoostingClassifier, "which is not trusted"),
-    "no probabilities": (lambda: scaled().estimator, "or damaged"),
+    "no probabilities": (lambda: scaled().estimator, "damaged, or not"),
 }
 
 
@@ -506,12 +506,12 @@ def two_of_one_id(schema: dict[str, Any]) -> None:
     second["__id__"] = first["__id__"]
 
 
-DECLARE = "do not have the nodes that they declare"
+DECLARE = "unlike the number of nodes"
 SCHEMAS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "nested deeply": ("logistic", deep, "nested deeper than 50"),
-    "an older protocol": ("logistic", lambda schema: schema.update(protocol=0), "of protocol 0"),
-    "one file for two arrays": ("logistic", shared_file, "a file of its own"),
-    "two objects of one id": ("logistic", two_of_one_id, "two objects of one id"),
+    "an older protocol": ("logistic", lambda schema: schema.update(protocol=0), "has protocol 0"),
+    "one file for two arrays": ("logistic", shared_file, "their own files"),
+    "two objects of one id": ("logistic", two_of_one_id, "two objects with one id"),
     "more nodes than there are": (
         "random_forest",
         in_tree(lambda _, state: state.update(node_count=fresh("1000000000"))),
@@ -576,7 +576,7 @@ def test_unexpected_members_are_refused(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         archive.writestr("bundle.json", members["bundle.json"])
     path.write_bytes(stream.getvalue())
-    assert "two of one name" in refused(path)
+    assert "equal names" in refused(path)
     stream = io.BytesIO(sound)
     with zipfile.ZipFile(stream, "a") as archive:
         first = archive.infolist()[0]
@@ -598,7 +598,7 @@ def test_a_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         file.write(b"PK" * 100)
     if not 0 < path.stat().st_blocks * 512 < size // 16:
         pytest.skip("this file system fills holes, or does not count blocks")
-    assert "were ever written" in refused(path)
+    assert "it is sparse" in refused(path)
     with path.open("r+b") as file:
         file.truncate(5 * 2**30)
     assert "more than 4,294,967,296" in refused(path)
