@@ -160,9 +160,7 @@ def _check_schema(archive: zipfile.ZipFile) -> None:
                 or shapes[classes["file"]] != (1,)
                 or shapes[state["nodes"]["file"]] != count
             ):
-                raise InvalidModelError(
-                    "its trees have arrays unlike the number of nodes that they declare"
-                )
+                raise InvalidModelError("its trees have arrays unlike the number of nodes")
 
 
 def _nodes(schema: Any, depth: int = 0) -> Iterator[Any]:
@@ -190,7 +188,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _shape_of_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...]:
-    """Return the shape in an array's header; raise InvalidModelError if it disagrees with the size."""
+    """Return an array's shape; raise InvalidModelError if its size is not that of the file."""
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise InvalidModelError(f"its {printable(member.filename)} has an unknown version")
