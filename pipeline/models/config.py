@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 _expected = partial(
     option,
     default=None,
-    group="what you expect of the model: it is refused if it was trained otherwise",
+    group="expected settings: another model is refused",
 )
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Config):
-    """Which head classifies images, and how.
+    """Options of a prediction.
 
     Examples
     --------
@@ -36,33 +36,31 @@ class PredictConfig(Config):
     model: "str | os.PathLike[str] | ImageClassifier | None" = option(
         None,
         metavar="RUN",
-        help="a run of classify, or one of its models (default: the newest run in results/)",
+        help="run of classify, or one of its models (default: newest in results/)",
     )
     head: str | None = option(
-        None, metavar="NAME", help="the head (default: the one that the run recommends)"
+        None, metavar="NAME", help="head of the run (default: the recommended one)"
     )
     weights: str | None = option(
         None,
         type=str,
         metavar="FILE",
-        help="weights file of the base, if that of the training has moved",
+        help="weights file of the base, if it has moved since training",
     )
     cache_dir: Path = option(
         Path("cache"),
         metavar="FOLDER",
-        help="folder of caches, whose features are not computed again (default: %(default)s)",
+        help="folder of feature caches (default: %(default)s)",
     )
-    use_cache: bool = option(True, flag="--no-cache", help="compute every image")
+    use_cache: bool = option(True, flag="--no-cache", help="compute every image, without caches")
     batch_size: int = option(
         BATCH_SIZE,
         metavar="N",
-        help="images computed at a time (default: two for each core, from 8 to 32)",
+        help="images per forward pass (default: two per core, 8 to 32)",
     )
     strict: bool = option(False, help="stop at the first unreadable image")
-    base: str | None = _expected(help="the base")
-    image_size: int | None = _expected(
-        type=int, metavar="PIXELS", help="height and width that the base sees"
-    )
+    base: str | None = _expected(help="base of the model")
+    image_size: int | None = _expected(type=int, metavar="PIXELS", help="image size of the base")
     preprocessing: str | None = _expected(
-        choices=PREPROCESSING_POLICIES, help="the base's own, or the book's 1/255"
+        choices=PREPROCESSING_POLICIES, help="preprocessing: the base's, or the book's 1/255"
     )

@@ -83,7 +83,7 @@ def test_a_missing_head_is_refused_with_the_names_of_the_saved_ones(run: Path) -
 def test_missing_runs_and_results_with_foreign_paths_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leave out --head knn"):
         find_bundle(run / "models" / "knn.skops", "knn")
-    with pytest.raises(NoInputError, match="no run of classify"):
+    with pytest.raises(NoInputError, match="not a run"):
         find_bundle(tmp_path / "elsewhere")
     with pytest.raises(NoInputError, match="does not exist"):
         load_bundle(tmp_path / "elsewhere")
@@ -96,7 +96,7 @@ def test_missing_runs_and_results_with_foreign_paths_are_refused(run: Path, tmp_
         [],
     ):
         write_results(run, document)
-        with pytest.raises(BadDataError, match=r"no results\.json of classify"):
+        with pytest.raises(BadDataError, match=r"not a results\.json of classify"):
             find_bundle(run)
 
 

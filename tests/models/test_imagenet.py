@@ -142,7 +142,7 @@ def test_invalid_settings_and_files_are_refused(labels: Path) -> None:
         ImagenetModel("mobilenet", weights="headless.weights.h5", labels=labels)
     short = Path("short.txt")
     short.write_text("cat\ndog\n")
-    with pytest.raises(BadDataError, match="tells 1,000 classes apart; received 2 names"):
+    with pytest.raises(BadDataError, match="has 1,000 classes; received 2 class names"):
         ImagenetModel("mobilenet", weights="random", labels=short, image_size=128)
     with pytest.raises(UsageError, match="received pixels"):
         ImagenetModel("pixels", labels=labels)
@@ -182,7 +182,7 @@ def test_class_names_are_read_from_keras_list_or_from_lines() -> None:
         b'{"0": 1}',
     ):  # fmt: skip
         Path("labels").write_bytes(content)
-        with pytest.raises(BadDataError, match="is no list of classes"):
+        with pytest.raises(BadDataError, match="is not a list of classes"):
             read_labels(Path("labels"))
     with pytest.raises(NoInputError, match="no such file"):
         read_labels(Path("gone"))

@@ -320,7 +320,7 @@ def test_cached_views_are_used_for_images_that_have_all_of_them() -> None:
 
 def test_cached_views_are_read_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     write_views("all", range(3), **PLAN)
-    monkeypatch.setattr(cached_features, "ROWS_AT_ONCE", 6)
+    monkeypatch.setattr(cached_features, "ROWS_PER_BLOCK", 6)
     blocks = list(open_bundle(draw_bundle(**TTA), use_cache=True).cached_probabilities(DIGESTS))
     assert [len(digests) for digests, _ in blocks] == [2, 2, 1]
     found = np.concatenate([probabilities for _, probabilities in blocks])
