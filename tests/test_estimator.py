@@ -292,7 +292,7 @@ def test_flattened_rows_are_images() -> None:
         rows.fit_transform(grey.reshape(5, -1)),
         FeatureExtractor("pixels").fit_transform(images[..., :1]),
     )
-    with pytest.raises(UsageError, match=r"rows of 10 values are no images of shape \(3, -1\)"):
+    with pytest.raises(UsageError, match=r"rows of 10 values are not images of shape \(3, -1\)"):
         clone(rows).set_params(image_shape=(3, -1)).fit(np.zeros((2, 10)))
 
 
@@ -308,7 +308,11 @@ def test_flattened_rows_are_images() -> None:
         ({"pooling": "mean"}, np.zeros((1, 4, 4, 3), np.uint8), "pooling is one of none, avg, max"),
         ({"base": "vgg_61"}, np.zeros((1, 4, 4, 3), np.uint8), "did you mean vgg"),
         ({"layer": "conv"}, np.zeros((1, 4, 4, 3), np.uint8), "has one layer, pixels"),
-        ({"image_shape": (2, 2), "value_range": (1, 0)}, np.zeros((1, 4)), "from less to more"),
+        (
+            {"image_shape": (2, 2), "value_range": (1, 0)},
+            np.zeros((1, 4)),
+            "value_range must increase",
+        ),
     ],
 )
 def test_invalid_settings_and_images_are_refused_in_one_line(

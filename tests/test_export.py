@@ -53,7 +53,7 @@ def test_onnx_predicts_copied_files_as_in_the_comparison_without_this_project(
 ) -> None:
     main([str(lab / "run"), "--format", "onnx", "--head", "logistic"])
     agreement, _, written = capsys.readouterr().out.splitlines()
-    assert agreement.startswith("the same as measured: largest difference ")
+    assert agreement.startswith("predicts as in the comparison: largest difference ")
     assert agreement.endswith("no decision of 24 changed")
     folder = lab / "run" / "exports" / "logistic-onnx"
     assert written == f"written to {folder}"
@@ -63,7 +63,7 @@ def test_onnx_predicts_copied_files_as_in_the_comparison_without_this_project(
     found = predict_elsewhere(folder / "predict.py", copies)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    with pytest.raises(CannotCreateError, match="is there already"):
+    with pytest.raises(CannotCreateError, match="exists: choose"):
         main([str(lab / "run"), "--format", "onnx", "--head", "logistic"])
 
 
@@ -138,7 +138,7 @@ def test_error_planted_in_the_model_is_found_and_leaves_nothing(
 ) -> None:
     from pipeline.models import composition
 
-    monkeypatch.setattr(composition, "_pooled", lambda maps, pooling: maps[..., ::-1])
+    monkeypatch.setattr(composition, "_pool", lambda maps, pooling: maps[..., ::-1])
     with pytest.raises(BadDataError, match="the exported model does not predict"):
         export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
@@ -150,13 +150,13 @@ def test_link_in_a_received_run_writes_nothing_outside_it(lab: Path) -> None:
     for target in ("../victim", "models", "../not there", "exports"):
         Path("run/exports").symlink_to(target)
         before = sorted(Path.cwd().rglob("*"))
-        with pytest.raises(BadDataError, match=r"run/exports is a link.* choose --out"):
+        with pytest.raises(BadDataError, match="exports is a link out of the run: choose --out"):
             export_bundle(find_bundle(Path("run"), "ridge"), format="onnx")
         assert sorted(Path.cwd().rglob("*")) == before
         Path("run/exports").unlink()
     Path("run/exports").mkdir()
     Path("run/exports/ridge-onnx").symlink_to("../../victim/new")
-    with pytest.raises(CannotCreateError, match="is there already"):
+    with pytest.raises(CannotCreateError, match="exists: choose"):
         export_bundle(find_bundle(Path("run"), "ridge"), format="onnx")
 
 
@@ -180,10 +180,10 @@ def test_next_export_removes_the_folders_of_a_killed_one(lab: Path) -> None:
 def test_predict_py_without_an_answer_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "LONGEST_CHECK", 0.2)
+    monkeypatch.setattr(export, "CHECK_TIMEOUT", 0.2)
     script = tmp_path / "predict.py"
     script.write_text("import time\ntime.sleep(60)\n")
-    with pytest.raises(BadDataError, match=r"did not answer for 1 image within 0\.2 s") as caught:
+    with pytest.raises(BadDataError, match=r"did not classify 1 image within 0\.2 s") as caught:
         predict_elsewhere(script, [tmp_path])
     assert "\n" not in str(caught.value)
 

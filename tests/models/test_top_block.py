@@ -122,7 +122,7 @@ def test_layers_that_the_base_does_not_have_are_refused() -> None:
     from pipeline.models.upper_layers import layers_above, put_weights
 
     for boundary, message in (
-        ("block6_pool", "cannot be cut behind a layer block6_pool"),
+        ("block6_pool", "cannot be cut after a layer block6_pool"),
         ("block5_conv1", r"block5_conv2/bias has shape none; expected \(512,\)"),
         ("block5_conv3", r"block5_conv3/bias has shape \(512,\); expected none"),
     ):
@@ -133,7 +133,7 @@ def test_layers_that_the_base_does_not_have_are_refused() -> None:
 def test_a_layer_inside_a_residual_block_is_not_a_boundary() -> None:
     from pipeline.models.upper_layers import layers_above
 
-    with pytest.raises(InvalidModelError, match="cannot be cut behind"):
+    with pytest.raises(InvalidModelError, match="cannot be cut after"):
         layers_above(build("mobilenet_v3_small"), "expanded_conv_9_expand")
 
 
@@ -149,7 +149,7 @@ def test_a_block_that_depends_on_the_base_cannot_be_saved() -> None:
     base = find_base("efficientnet_b0")
     base_model = build(base.name)
     boundary = find_boundary(base_model, base, "normalization")  # HEAD is not of its width
-    with pytest.raises(UnsavableError, match=r"does not stand alone.*unfreeze fewer layers"):
+    with pytest.raises(UnsavableError, match=r"cannot be saved.*unfreeze fewer layers"):
         top_block(base_model, base, 32, boundary, HEAD, 2, DenseConfig(units=8))
 
 
