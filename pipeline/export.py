@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="new folder (default: exports/HEAD-FORMAT in RUN)",
+        help="folder (default: exports/HEAD-FORMAT in RUN)",
     )
     parser.add_argument(
         "--cache-dir",

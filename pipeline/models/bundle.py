@@ -51,10 +51,6 @@ SPARSE_BYTES, SPARSE_TIMES = 2**26, 16
 MAX_DESCRIPTION_BYTES = 2**24  # 16 MiB; 1,000 classes take about 20 kB
 MAX_FEATURES = 2**26  # of one image; as in the first block of VGG16 at 1,024 pixels
 MAX_REASON = 300  # characters of a message that may quote the file
-FIELDS = {
-    "format", "head", "params", "spec", "fingerprint", "layer", "input", "shape", "classes",
-    "document",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +82,9 @@ class Bundle:
     def plan(self) -> ViewPlan:
         """Return the views of an image to average over; by default the image alone."""
         return _view_plan(self.document)
+
+
+FIELDS = {"format", "fingerprint"} | Bundle.__annotations__.keys() - {"estimator"}
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.text import counted, printable
 FILES_PER_WINDOW = 1024  # hashed before the first is decoded: 0.1 s, 1 MB of predictions
 
 Probabilities = npt.NDArray[np.float64]
+Result = tuple[Probabilities, bool] | str  # and whether cached; or why a file is skipped
 
 
 class ImageClassifier(Protocol):
@@ -30,16 +31,11 @@ class ImageClassifier(Protocol):
     policy that makes them square.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def resize(self) -> str: ...
-    @property
-    def batch_size(self) -> int: ...
+    name: str
+    classes: tuple[str, ...]
+    image_size: int
+    resize: str
+    batch_size: int
 
     def describe(self) -> dict[str, Any]:
         """Return the model's settings, for JSON."""
@@ -132,73 +128,57 @@ class ImagePredictions:
             paths = self.paths[start : start + FILES_PER_WINDOW]
             digests, unreadable = hash_files(Path(), paths)
             skipped = {item.path: item for item in unreadable}
-            window = _Window(self.model, digests)
+            results: dict[bytes, Result] = {}
             remaining = deque(paths)
-            for _ in window.predict():
-                while remaining and (remaining[0] in skipped or window.has(remaining[0])):
+            for _ in self._compute(digests, results):
+                while remaining and (remaining[0] in skipped or digests[remaining[0]] in results):
                     path = remaining.popleft()
-                    yield skipped.get(path) or window.get(path)
+                    yield skipped.get(path) or self._item(path, results[digests[path]])
 
+    def _item(self, path: bytes, result: Result) -> Prediction | Skipped:
+        if isinstance(result, str):
+            return Skipped(path, result)
+        return Prediction(path, self.model.classes, *result)
 
-class _Window:
-    """Predictions for some files, kept by the digest of their content."""
-
-    def __init__(self, model: ImageClassifier, digests: Mapping[bytes, bytes]) -> None:
-        self._model = model
-        self._digests = digests  # path -> digest
-        self._paths: dict[bytes, bytes] = {}  # digest -> the first of identical files
+    def _compute(
+        self, digests: Mapping[bytes, bytes], results: dict[bytes, Result]
+    ) -> Iterator[None]:
+        """Fill ``results``, by digest; yield after the cached images and after each batch."""
+        paths: dict[bytes, bytes] = {}  # digest -> the first of identical files
         for path, digest in digests.items():
-            self._paths.setdefault(digest, path)
-        self._cached: dict[bytes, Probabilities] = {}
-        self._computed: dict[bytes, Probabilities] = {}
-        self._unreadable: dict[bytes, str] = {}  # digest -> reason
-
-    def has(self, path: bytes) -> bool:
-        digest = self._digests[path]
-        return digest in self._cached or digest in self._computed or digest in self._unreadable
-
-    def get(self, path: bytes) -> Prediction | Skipped:
-        digest = self._digests[path]
-        if digest in self._unreadable:
-            return Skipped(path, self._unreadable[digest])
-        cached = digest in self._cached
-        probabilities = (self._cached if cached else self._computed)[digest]
-        return Prediction(path, self._model.classes, probabilities, cached)
-
-    def predict(self) -> Iterator[None]:
-        """Predict every file; yield after the cached ones and after each batch."""
-        for digests, probabilities in self._model.cached_probabilities(self._paths):
-            self._cached.update(zip(digests, probabilities, strict=True))
+            paths.setdefault(digest, path)
+        for cached, probabilities in self.model.cached_probabilities(paths):
+            results |= {
+                digest: (row, True) for digest, row in zip(cached, probabilities, strict=True)
+            }
         yield
-        with closing(self._read_uncached()) as images:
-            batches = iter(lambda: list(islice(images, self._model.batch_size)), [])
+        uncached = {path: digest for digest, path in paths.items() if digest not in results}
+        with closing(self._read(uncached, results)) as images:
+            batches = iter(lambda: list(islice(images, self.model.batch_size)), [])
             if first := next(batches, None):
                 # In this thread: it loads the base for seconds, and Ctrl-C must interrupt that.
-                self._keep(first, self._classify(first))
+                results |= self._classify(first)
                 yield
             with closing(prefetch(self._classify, batches)) as computed:
-                for batch, probabilities in computed:
-                    self._keep(batch, probabilities)
+                for _, classified in computed:
+                    results |= classified
                     yield
         yield
 
-    def _keep(self, batch: Sequence[tuple[bytes, Pixels]], probabilities: Probabilities) -> None:
-        digests = [digest for digest, _ in batch]
-        self._computed.update(zip(digests, probabilities, strict=True))
-
-    def _classify(self, batch: Sequence[tuple[bytes, Pixels]]) -> Probabilities:
+    def _classify(self, batch: Sequence[tuple[bytes, Pixels]]) -> dict[bytes, Result]:
         pixels = np.stack([pixels for _, pixels in batch])  # (B, S, S, 3)
-        return self._model.probabilities(pixels, [digest for digest, _ in batch])
+        digests = [digest for digest, _ in batch]
+        probabilities = self.model.probabilities(pixels, digests)
+        return {digest: (row, False) for digest, row in zip(digests, probabilities, strict=True)}
 
-    def _read_uncached(self) -> Generator[tuple[bytes, Pixels]]:
-        """Return digests and pixels of the uncached images; threads decode them in advance."""
-        digests = {
-            path: digest for digest, path in self._paths.items() if digest not in self._cached
-        }
-        size, resize = self._model.image_size, self._model.resize
+    def _read(
+        self, digests: Mapping[bytes, bytes], results: dict[bytes, Result]
+    ) -> Generator[tuple[bytes, Pixels]]:
+        """Return digests and pixels of images; threads decode in advance, failures are results."""
+        size, resize = self.model.image_size, self.model.resize
         with closing(read_images(Path(), digests, image_size=size, resize=resize)) as images:
             for path, pixels in images:
                 if isinstance(pixels, Skipped):
-                    self._unreadable[digests[path]] = pixels.reason
+                    results[digests[path]] = pixels.reason
                 else:
                     yield digests[path], pixels

@@ -59,6 +59,10 @@ class Predictor:
         if batch_size < 1:
             raise UsageError(f"--batch-size needs at least 1; received {batch_size}")
         self.bundle = bundle
+        self.name = f"{bundle.head} on {bundle.spec.base}"
+        self.classes = bundle.classes
+        self.image_size = bundle.spec.image_size
+        self.resize = bundle.spec.resize
         self.batch_size = batch_size
         self._weights = weights
         self._cache_folder = cache_dir
@@ -75,23 +79,6 @@ class Predictor:
         if weights is not None:  # a wrong file is refused even if every image is cached
             self.base_config()
         self._cached_features = CachedFeatures(bundle, cache_dir) if use_cache else None
-
-    @property
-    def name(self) -> str:
-        """Return ``logistic on vgg16``, for messages."""
-        return f"{self.bundle.head} on {self.bundle.spec.base}"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.bundle.classes
-
-    @property
-    def image_size(self) -> int:
-        return self.bundle.spec.image_size
-
-    @property
-    def resize(self) -> str:
-        return self.bundle.spec.resize
 
     def describe(self) -> dict[str, Any]:
         bundle, spec = self.bundle, self.bundle.spec

@@ -145,7 +145,7 @@ def _check_schema(archive: zipfile.ZipFile) -> None:
         name = f"{node.get('__module__')}.{node.get('__class__')}"
         if name not in LOADERS.get(str(node["__loader__"]), ()):
             raise InvalidModelError(f"it contains a {printable(name)[:60]}, which is not trusted")
-        if not _is_same(by_id.setdefault(node["__id__"], node), node):
+        if _without_ids(by_id.setdefault(node["__id__"], node)) != _without_ids(node):
             raise InvalidModelError(f"its {SCHEMA} has two objects with one id")
         if node["__loader__"] == "NdArrayNode" and (
             node["type"] != "numpy" or node["file"] != f"{node['__id__']}.npy"
@@ -176,15 +176,10 @@ def _nodes(schema: Any, depth: int = 0) -> Iterator[Any]:
             yield from _nodes(value, depth + 1)
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    """Return whether two objects of a schema are equal but for their ids."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(
-            name == "__id__" or _is_same(value, other[name]) for name, value in one.items()
-        )
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    return bool(one == other)
+def _without_ids(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _without_ids(value) for name, value in schema.items() if name != "__id__"}
+    return [_without_ids(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def _shape_of_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...]:

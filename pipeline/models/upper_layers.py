@@ -44,7 +44,7 @@ class UpperLayers:
         self._forward = tf.function(lambda maps: upper(maps, training=False))
 
     def batches(self, features: Array) -> Iterator[tuple[Array, int]]:
-        """Return (batch_size, F) float32 of each batch of maps (N, H·W·C), and its unpadded size."""
+        """Return the outputs (batch_size, F) of batches of maps (N, H·W·C), with unpadded sizes."""
         if features.shape[1] != self._feature_count:
             raise InvalidModelError(
                 f"its layers take {self._feature_count:,} features; received {features.shape[1]:,}"
