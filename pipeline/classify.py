@@ -90,7 +90,7 @@ def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace
     for path, parity in zip(bundles, found, strict=True):
         say(f"  {printable(path.stem)}: {parity}")
     for path, parity in zip(bundles, found, strict=True):
-        parity.demand(printable(path))
+        parity.raise_for_difference(printable(path))
 
 
 def _dense_grid(arguments: argparse.Namespace) -> list[DenseConfig]:

@@ -92,7 +92,7 @@ def test_check_of_images_that_changed_fails(cache: Path, synthetic_set: Path) ->
         "classify", cache, "--heads", "majority", "--no-audit", "--check", check=65
     )
     assert "Traceback" not in finished.stderr
-    assert "003.png is not the image that was cached" in finished.stderr.splitlines()[-1]
+    assert "003.png is not the cached image" in finished.stderr.splitlines()[-1]
 
 
 def test_check_without_saved_heads_is_a_usage_error(cache: Path) -> None:

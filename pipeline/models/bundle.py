@@ -300,7 +300,7 @@ def _view_plan(document: Mapping[str, Any]) -> ViewPlan:
 
 
 def _is_file_name(text: str) -> bool:
-    """Return whether a file can have that name; surrogates stand for bytes that are not UTF-8."""
+    """Return whether a file can have a name; surrogates are bytes that are not UTF-8."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -37,7 +37,7 @@ class CachedFeatures:
                 self._rows.append((table, self._rows_of(table)))
 
     def _rows_of(self, table: FeatureTable) -> dict[bytes, list[int]]:
-        """Return the rows of the views of each image that has all of them in a table."""
+        """Return the rows of images that have every view in a table, by digest."""
         if self._plan.views and not has_same_augmentation(table, self._plan):
             return {}
         rows = {key: row for row, key in enumerate(table.columns.row_keys())}

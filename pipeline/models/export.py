@@ -129,7 +129,7 @@ def export_bundle(
         exported = predict_elsewhere(unfinished / "predict.py", images.paths)
         tolerance = TOLERANCES[bundle.spec.dtype]
         parity = compare_predictions(images.predictions(bundle), exported, tolerance=tolerance)
-        parity.demand("the exported model")
+        parity.raise_for_difference("the exported model")
         (unfinished / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
         publish_folder(unfinished, folder)
     return Export(folder, parity)

@@ -58,7 +58,7 @@ class Parity:
     feature_tolerance: float = FEATURE_TOLERANCES["float32"]
 
     @property
-    def holds(self) -> bool:
+    def agrees(self) -> bool:
         return (
             self.count > 0
             and self.max_difference <= self.tolerance
@@ -66,9 +66,9 @@ class Parity:
             and self.feature_error <= self.feature_tolerance
         )
 
-    def demand(self, model: str) -> None:
+    def raise_for_difference(self, model: str) -> None:
         """Raise BadDataError, naming the model, unless the predictions agree."""
-        if not self.holds:
+        if not self.agrees:
             raise BadDataError(
                 f"{model} does not predict from image files what it predicts from the cache: "
                 f"{self}; extract into a new cache and classify again"
@@ -89,18 +89,18 @@ class Parity:
 
 
 def compare_predictions(
-    expected: Probabilities, found: Probabilities, *, tolerance: float
+    expected: Probabilities, received: Probabilities, *, tolerance: float
 ) -> Parity:
     """Compare class probabilities (n, K); raise BadDataError if the shapes differ.
 
     A decision may change in a tie, where the expected probabilities of both classes differ by at
     most the tolerance.
     """
-    if expected.shape != found.shape:
-        raise BadDataError(f"expected probabilities {expected.shape}; received {found.shape}")
-    difference = np.abs(expected - found).max(initial=0.0)
+    if expected.shape != received.shape:
+        raise BadDataError(f"expected probabilities {expected.shape}; received {received.shape}")
+    difference = np.abs(expected - received).max(initial=0.0)
     rows = np.arange(len(expected))
-    lead = expected.max(axis=1, initial=0) - expected[rows, found.argmax(axis=1)]
+    lead = expected.max(axis=1, initial=0) - expected[rows, received.argmax(axis=1)]
     return Parity(
         max_difference=float(difference) if np.isfinite(difference) else float("inf"),
         changed=int(np.count_nonzero(lead > tolerance)),
@@ -127,8 +127,8 @@ def check_parity(
     most : maximum number of these images, evenly spread.
     progress : called with (images done, images in all).
 
-    Returns a result for each bundle, whether it holds or not. Raises NoInputError if cache or
-    images are missing; BadDataError if they are not those of the training.
+    Returns one result per bundle, also if it disagrees. Raises NoInputError if cache or images are
+    missing; BadDataError if they are not those of the training.
     """
     groups: dict[tuple[str, str, ViewPlan], list[int]] = defaultdict(list)
     for index, bundle in enumerate(bundles):

@@ -41,15 +41,11 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
         problem = "it recommends no head" if head is None else f"it has no head {printable(head)}"
         raise UsageError(f"{printable(run)}: {problem}; saved are: {names}")
     if not chosen["model"]:
-        reasons = [
-            entry.get("reason")
-            for entry in not_saved
-            if all(entry.get(name) == chosen[name] for name in ROW_IDENTITY)
-        ]
+        identity = {name: chosen[name] for name in ROW_IDENTITY}
+        reasons = (entry.get("reason") for entry in not_saved if identity.items() <= entry.items())
         raise UsageError(
             f"{printable(run)}: {printable(chosen['head'])} was not saved "
-            f"({printable(str(reasons[0])) if reasons else 'by an older version'}); "
-            f"saved are: {names}"
+            f"({printable(str(next(reasons, 'by an older version')))}); saved are: {names}"
         )
     path = run / str(chosen["model"])
     try:

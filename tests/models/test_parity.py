@@ -46,8 +46,8 @@ def test_every_head_predicts_raw_test_images_as_in_the_comparison(bundles: list[
     for found in check(*bundles):
         assert found.count == 24  # the test split
         assert found.max_difference <= 1e-4
-        assert found.holds
-        found.demand("model")
+        assert found.agrees
+        found.raise_for_difference("model")
 
 
 def test_another_resize_or_order_of_colours_is_found(
@@ -66,9 +66,9 @@ def test_another_resize_or_order_of_colours_is_found(
     for wrong in (bgr, cropped):
         monkeypatch.setattr(parity, "read_images", wrong)
         (found,) = check(ridge)
-        assert not found.holds
+        assert not found.agrees
         with pytest.raises(BadDataError, match="does not predict from image files") as caught:
-            found.demand("model")
+            found.raise_for_difference("model")
         assert "\n" not in str(caught.value)
 
 
@@ -87,7 +87,7 @@ def test_wrong_features_are_found_although_the_head_hides_them(
     saturated = replace(bundles[0], estimator=Saturated())
     caplog.set_level("INFO", "pipeline")
     for found in check(saturated, saturated):
-        assert found.holds
+        assert found.agrees
         assert found.feature_error < 1e-6
     (line,) = [message for message in caplog.messages if "relative error" in message]
     assert re.fullmatch(
@@ -101,7 +101,7 @@ def test_wrong_features_are_found_although_the_head_hides_them(
     assert found.max_difference == found.changed == 0
     assert found.feature_error == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(BadDataError, match=r"features differ by 1\.0e-02 of their length"):
-        found.demand("model")
+        found.raise_for_difference("model")
 
 
 def test_error_of_features_is_relative_to_each_row() -> None:
@@ -164,7 +164,7 @@ def test_changed_or_missing_images_and_caches_are_refused(tmp_path: Path) -> Non
     done, (bundle,) = train(tmp_path, heads="ridge", dtype="float16")
     (found,) = check(bundle)
     assert (found.tolerance, found.feature_tolerance) == (1e-3, 1e-2)  # a float16 cache
-    assert found.holds
+    assert found.agrees
     images = tmp_path / "synthetic"
     image = images / "test" / "plain" / "000.png"
     draw(99, stripes=True).save(image)
@@ -198,7 +198,7 @@ def test_means_over_views_are_compared_with_those_of_the_cached_views(
     plain = replace(bundle, document=bundle.document | {"tta": 0})
     results = check(*averaged, plain)
     assert [result.count for result in results] == [24] * 4
-    assert all(result.holds for result in results)
+    assert all(result.agrees for result in results)
     images = reference_images(bundle, most=10, closest=True)
     assert not images.table.columns.views[images.rows].any()
     assert np.abs(images.predictions(bundle) - images.predictions(plain)).max() > 1e-5
@@ -227,18 +227,18 @@ def test_changed_decisions_count_unless_they_were_ties() -> None:
     result = compare_predictions(expected, found, tolerance=1e-4)
     assert result.max_difference == pytest.approx(2e-4)
     assert (result.changed, result.count) == (1, 4)
-    assert not result.holds
+    assert not result.agrees
     assert str(result).endswith("1 decision of 4 changed")
     same = compare_predictions(expected, expected + 1e-5, tolerance=1e-4)
-    assert same.holds
+    assert same.agrees
     assert "no decision of 4 changed" in str(same)
 
 
 def test_predictions_that_are_nan_or_empty_do_not_agree() -> None:
     expected = np.array([[0.9, 0.1]])
     broken = compare_predictions(expected, np.full((1, 2), np.nan), tolerance=1e-4)
-    assert not broken.holds
+    assert not broken.agrees
     assert broken.max_difference == float("inf")
-    assert not compare_predictions(expected[:0], expected[:0], tolerance=1e-4).holds
+    assert not compare_predictions(expected[:0], expected[:0], tolerance=1e-4).agrees
     with pytest.raises(BadDataError, match=r"expected probabilities \(1, 2\); received \(1, 3\)"):
         compare_predictions(expected, np.ones((1, 3)) / 3, tolerance=1e-4)
