@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import cli
+from pipeline.errors import CannotCreateError, UsageError
 from pipeline.models.config import PredictConfig
 from pipeline.text import counted, duration, printable
 
@@ -84,11 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="files, folders, patterns, or - for a list on stdin (one per line, or NUL-separated)",
     )
     parser.add_argument(
-        "--top",
-        type=int,
-        default=3,
-        metavar="K",
-        help="number of classes per image (default: %(default)s)",
+        "--top", type=int, default=3, metavar="K", help="classes per image (default: %(default)s)"
     )
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
@@ -109,8 +106,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UsageError for options that do not go together."""
-    from pipeline.errors import UsageError
-
     if arguments.top < 1:
         raise UsageError(f"--top needs at least 1; received {arguments.top}")
     if arguments.imagenet:
@@ -166,11 +161,8 @@ def _sheet_path(arguments: argparse.Namespace) -> Path | None:
     path: Path | None = arguments.sheet
     if path is None and arguments.imagenet:
         path = Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-imagenet.png")
-    if path is not None:
-        from pipeline.errors import CannotCreateError
-
-        if path.is_dir():
-            raise CannotCreateError(f"{printable(path)} is a folder: name a file with --sheet")
+    if path is not None and path.is_dir():
+        raise CannotCreateError(f"{printable(path)} is a folder: name a file with --sheet")
     return path
 
 

@@ -204,8 +204,7 @@ def _dict_of_unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _finite_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is not a number")
     return number
 
@@ -219,19 +218,12 @@ def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidModelError("its head or params are not valid file names")
     key = names["layer"]
     layer, pooling = split_layer_key(key)
-    if (
-        not _is_file_name(layer)
-        or pooling not in POOLING_POLICIES
-        or layer_key(layer, pooling) != key
-    ):
+    is_key = pooling in POOLING_POLICIES and layer_key(layer, pooling) == key
+    if not _is_file_name(layer) or not is_key:
         raise InvalidModelError(
             f"its layer is {quote(key)}; expected a key such as block5_pool or block5_pool:avg"
         )
-    try:
-        spec = FeatureSpec.from_dict(description["spec"])
-    except ValueError as error:
-        raise InvalidModelError(str(error)) from error
-    _check_spec(spec)
+    spec = _validate_spec(description["spec"])
     if description["fingerprint"] != spec.fingerprint:
         raise InvalidModelError("its fingerprint does not match its feature spec")
     classes, shape, input = (description[name] for name in ("classes", "shape", "input"))
@@ -240,9 +232,7 @@ def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
     if not all(map(_is_file_name, classes)):
         raise InvalidModelError("its classes are not all valid folder names")
     if not _is_list_of(int, shape) or not 1 <= len(shape) <= 4 or min(shape) < 1:
-        raise InvalidModelError(
-            f"its shape is {quote(shape)}; expected a shape such as [4, 4, 512]"
-        )
+        raise InvalidModelError(f"its shape is {quote(shape)}; expected one such as [4, 4, 512]")
     if input not in get_args(Input) or (input == "flat" and len(shape) == 1):
         raise InvalidModelError(f"its input is {quote(input)} of shape {quote(shape)}")
     width = feature_count(shape, input)
@@ -266,8 +256,12 @@ def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_spec(spec: FeatureSpec) -> None:
-    """Raise InvalidModelError or UsageError for features that no base here computes."""
+def _validate_spec(values: Mapping[str, Any]) -> FeatureSpec:
+    """Return a spec; raise InvalidModelError or UsageError if no base computes its features."""
+    try:
+        spec = FeatureSpec.from_dict(values)
+    except ValueError as error:
+        raise InvalidModelError(str(error)) from error
     base = find_base(spec.base)
     check_image_size(base, spec.image_size)
     for name, value, allowed in (
@@ -285,6 +279,7 @@ def _check_spec(spec: FeatureSpec) -> None:
         if match is None:
             raise InvalidModelError(f"its weights are {quote(spec.weights)}; expected random-SEED")
         check_seed(int(match[1]), "the seed of its weights")
+    return spec
 
 
 def _view_plan(document: Mapping[str, Any]) -> ViewPlan:
