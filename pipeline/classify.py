@@ -81,7 +81,7 @@ def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace
             list(bundles.values()),
             cache_dir=arguments.cache_dir,
             keys=keys,
-            most=arguments.check_images,
+            max_images=arguments.check_images,
             progress=bar,
         )
     say = log.info if arguments.json else print

@@ -25,7 +25,7 @@ from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, U
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.head_layers import head_layers
 from pipeline.models.parity import (
-    MOST_IMAGES,
+    MAX_IMAGES,
     TOLERANCES,
     Parity,
     compare_predictions,
@@ -69,7 +69,7 @@ def export_bundle(
     weights: str | None = None,
     out: Path | None = None,
     cache_dir: Path = Path("cache"),
-    check_images: int = MOST_IMAGES,
+    check_images: int = MAX_IMAGES,
 ) -> Export:
     """Write one model from uint8 image to class probabilities, after a comparison.
 
@@ -98,7 +98,7 @@ def export_bundle(
     if os.path.lexists(folder):
         raise CannotCreateError(f"{printable(folder)} exists: choose another --out")
     config = Predictor(bundle, weights=weights, cache_dir=cache_dir).base_config()
-    images = reference_images(bundle, most=check_images, closest=True)
+    images = reference_images(bundle, max_images=check_images, closest=True)
     from pipeline.models import composition  # loads TensorFlow
 
     model = composition.compose(bundle, config)

@@ -36,7 +36,7 @@ log = logging.getLogger("pipeline")
 
 TOLERANCES = {"float32": 1e-4, "float16": 1e-3}  # absolute, of a probability, by cache dtype
 FEATURE_TOLERANCES = {"float32": 1e-3, "float16": 1e-2}  # relative, of a row, by cache dtype
-MOST_IMAGES = 200  # 25 s of VGG16 on 2 cores; a preprocessing error shows in the first
+MAX_IMAGES = 200  # 25 s of VGG16 on 2 cores; a preprocessing error shows in the first
 IMAGES_PER_BLOCK = 64  # decoded and computed before the heads classify them
 ROWS_PER_BLOCK = 128  # 32 MiB of (9, 9, 512) float32, two chunks of smaller maps
 TEST = SPLIT_NAMES.index("test")
@@ -115,7 +115,7 @@ def check_parity(
     cache_dir: Path,
     weights: str | None = None,
     keys: Keys | None = None,
-    most: int = MOST_IMAGES,
+    max_images: int = MAX_IMAGES,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Parity]:
     """Compare the predictions of image files with those of their cached features.
@@ -124,7 +124,7 @@ def check_parity(
     ----------
     cache_dir, weights : as in `Predictor`.
     keys : (n,) digests of the images; by default the cache's test split, or all without one.
-    most : maximum number of these images, evenly spread.
+    max_images : maximum number of these images, evenly spread.
     progress : called with (images done, images in all).
 
     Returns one result per bundle, also if it disagrees. Raises NoInputError if cache or images are
@@ -137,7 +137,7 @@ def check_parity(
     for indices in groups.values():
         group = [bundles[index] for index in indices]
         layer, dtype = group[0].layer, group[0].spec.dtype
-        images = reference_images(group[0], keys=keys, most=most)
+        images = reference_images(group[0], keys=keys, max_images=max_images)
         predictors = [Predictor(bundle, weights=weights, cache_dir=cache_dir) for bundle in group]
         blocks: list[list[Probabilities]] = []  # of each block, the heads' (b, K)
         start, feature_error = 0, 0.0
@@ -236,13 +236,13 @@ class ReferenceImages:
 
 
 def reference_images(
-    bundle: Bundle, *, keys: Keys | None = None, most: int = MOST_IMAGES, closest: bool = False
+    bundle: Bundle, *, keys: Keys | None = None, max_images: int = MAX_IMAGES, closest: bool = False
 ) -> ReferenceImages:
     """Return cached images to check a bundle's predictions on.
 
     Parameters
     ----------
-    keys, most : as in `check_parity`.
+    keys, max_images : as in `check_parity`.
     closest : choose half by the head's smallest margins, where an error shows first; the others
         are evenly spread.
 
@@ -272,17 +272,17 @@ def reference_images(
         rows = unaugmented[np.isin(columns.digests[unaugmented], keys)]
     if not len(rows):
         raise NoInputError(f"{printable(table.path)} contains no image to check predictions on")
-    if not closest or most >= len(rows):
-        return ReferenceImages(table, _evenly_spread(rows, most), root)
+    if not closest or max_images >= len(rows):
+        return ReferenceImages(table, _evenly_spread(rows, max_images), root)
     ordered = np.sort(ReferenceImages(table, rows, root).predictions(bundle), axis=1)
     order = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")  # by margin
-    near, others = rows[order[: most // 2]], rows[np.sort(order[most // 2 :])]
-    chosen = np.concatenate([near, _evenly_spread(others, most - len(near))])
+    near, others = rows[order[: max_images // 2]], rows[np.sort(order[max_images // 2 :])]
+    chosen = np.concatenate([near, _evenly_spread(others, max_images - len(near))])
     return ReferenceImages(table, np.sort(chosen), root)
 
 
-def _evenly_spread(rows: Rows, most: int) -> Rows:
-    indices = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
+def _evenly_spread(rows: Rows, max_images: int) -> Rows:
+    indices = np.linspace(0, len(rows) - 1, min(max_images, len(rows))).round().astype(np.int64)
     return rows[indices]
 
 

@@ -116,27 +116,27 @@ def test_half_of_the_reference_images_are_the_closest_decisions(bundles: list[Bu
     scores = every.predictions(bundles[0])
     margins = dict(zip(every.rows.tolist(), np.abs(scores[:, 0] - scores[:, 1]), strict=True))
     closest = sorted(margins, key=lambda row: margins[row])
-    for most in (1, 2, 7, 23):
-        rows = reference_images(bundles[0], most=most, closest=True).rows.tolist()
+    for count in (1, 2, 7, 23):
+        rows = reference_images(bundles[0], max_images=count, closest=True).rows.tolist()
         assert rows == sorted(set(rows))
-        assert len(rows) == most
-        assert set(closest[: most // 2]) <= set(rows)
+        assert len(rows) == count
+        assert set(closest[: count // 2]) <= set(rows)
     others = [row for row in every.rows.tolist() if row not in closest[:3]]
-    rows = reference_images(bundles[0], most=6, closest=True).rows.tolist()
+    rows = reference_images(bundles[0], max_images=6, closest=True).rows.tolist()
     assert {others[0], others[-1]} <= set(rows)
-    for most in (24, 200):
-        chosen = reference_images(bundles[0], most=most, closest=True).rows
+    for count in (24, 200):
+        chosen = reference_images(bundles[0], max_images=count, closest=True).rows
         np.testing.assert_array_equal(chosen, every.rows)
 
 
 def test_reference_images_are_evenly_spread_or_selected_by_keys(bundles: list[Bundle]) -> None:
-    images = reference_images(bundles[0], most=4)
+    images = reference_images(bundles[0], max_images=4)
     names = [(path.parent.parent.name, path.parent.name) for path in images.paths]
     assert names == [("test", "plain")] * 2 + [("test", "striped")] * 2
     keys = images.table.columns.digests[:3]
     chosen = reference_images(bundles[0], keys=keys)
     np.testing.assert_array_equal(np.sort(chosen.table.columns.digests[chosen.rows]), np.sort(keys))
-    (found,) = check(bundles[0], most=5)
+    (found,) = check(bundles[0], max_images=5)
     assert found.count == 5
     with pytest.raises(NoInputError, match="contains no image"):
         reference_images(bundles[0], keys=keys[:0])
@@ -199,7 +199,7 @@ def test_means_over_views_are_compared_with_those_of_the_cached_views(
     results = check(*averaged, plain)
     assert [result.count for result in results] == [24] * 4
     assert all(result.agrees for result in results)
-    images = reference_images(bundle, most=10, closest=True)
+    images = reference_images(bundle, max_images=10, closest=True)
     assert not images.table.columns.views[images.rows].any()
     assert np.abs(images.predictions(bundle) - images.predictions(plain)).max() > 1e-5
     original = Predictor.views
