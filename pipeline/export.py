@@ -41,37 +41,41 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     made = parser(
         command="export",
-        summary="Write one model from uint8 image to class probabilities (preprocessing, base and "
-        "head), and a predict.py that needs nothing of this project. It is written only if it "
-        "predicts what was measured.",
+        summary="Export preprocessing, base and head as one model (uint8 images to class "
+        "probabilities),\nwith a predict.py that does not need this project.\n"
+        "Nothing is written unless its predictions equal the evaluated ones.",
         example="python -m pipeline.export results/2026-01-31-120000 --format onnx --head logistic",
     )
     made.add_argument(
         "run",
         nargs="?",
         type=Path,
-        help="a folder of classify, or one of its models (default: the newest in results/)",
+        help="run folder or saved model (default: the newest run in results/)",
     )
-    made.add_argument("--format", required=True, choices=("keras", "onnx"))
+    made.add_argument(
+        "--format", required=True, choices=("keras", "onnx"), help="file format of the model"
+    )
     made.add_argument(
         "--head",
         metavar="NAME",
-        help="dense, a linear or a fine-tuned one (default: the recommended one)",
+        help="dense, linear or fine-tuned head (default: the recommended one)",
+    )
+    made.add_argument("--weights", metavar="FILE", help="weights file of the base, if it has moved")
+    made.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="output folder (default: exports/HEAD-FORMAT in the run)",
     )
     made.add_argument(
-        "--weights", metavar="FILE", help="the base's, where they have moved since extract"
+        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
     )
-    made.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: exports/HEAD-FORMAT in the run"
-    )
-    made.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
     made.add_argument(
         "--check-images",
         type=int,
         default=200,
         metavar="N",
-        help="test images to compare on: half are the least certain, half evenly spread "
-        "(default: %(default)s)",
+        help="number of test images to compare on",
     )
     made.add_argument("--json", action="store_true", help="print one JSON document")
     return made

@@ -74,29 +74,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     made = cli.parser(
         command="predict",
-        summary="Classify images with a trained head, or with a ready-made network.",
+        summary="Classify images with a trained head, or with a network trained on ImageNet.",
         example="python -m pipeline.predict holiday/ 'more/*.jpg' --csv",
     )
     made.add_argument(
         "images",
         nargs="+",
         metavar="IMAGES",
-        help="files, folders, patterns, or - for a list on stdin (one a line, or NUL-separated)",
+        help="files, folders, patterns, or - for paths on stdin (one per line, or NUL-separated)",
     )
-    made.add_argument("--top", type=int, default=3, metavar="K", help="so many classes an image")
+    made.add_argument("--top", type=int, default=3, metavar="K", help="number of classes per image")
     formats = made.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")
-    made.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw a contact sheet, too")
+    made.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet")
     cli.add_options(made, PredictConfig)
-    ready = made.add_argument_group("a ready-made network instead")
+    ready = made.add_argument_group("a network trained on ImageNet, instead of a head")
     ready.add_argument(
         "--imagenet",
         metavar="BASE",
-        help="tell ImageNet's 1,000 classes; its contact sheet goes to results/",
+        help="predict ImageNet's 1,000 classes, with a contact sheet in results/",
     )
     ready.add_argument(
-        "--labels", type=Path, metavar="FILE", help="their names (default: Keras' own list)"
+        "--labels", type=Path, metavar="FILE", help="class names (default: Keras' list)"
     )
     return made
 

@@ -213,8 +213,8 @@ def test_same_bytes_under_two_labels_or_splits_are_warned_of(tmp_path: Path) -> 
     (root / "train/striped/copy.png").write_bytes(content)
     (root / "test/plain/copy.png").write_bytes(content)
     stderr = run_command("extract", root, "--base", "pixels").stderr
-    assert "warning: 1 image stands under two labels: " in stderr
-    assert "warning: 1 image stands under two splits: " in stderr
+    assert "warning: 1 image has several labels: " in stderr
+    assert "warning: 1 image has several splits: " in stderr
     assert "train/striped/copy.png" in stderr
 
 

@@ -27,7 +27,7 @@ def test_the_newest_cache_is_taken_and_told(cache: Path) -> None:
     old = write_cache(cache.with_name("old.h5"), labels=LABELS)
     os.utime(old, (1, 1))
     finished = run_command("classify", "--heads", "logistic,majority")
-    assert "taking the newest cache: cache/synthetic.h5" in finished.stderr
+    assert "using the newest cache: cache/synthetic.h5" in finished.stderr
     lines = [line for line in finished.stdout.splitlines() if not line.startswith("note: ")]
     assert lines[0].split()[:2] == ["head", "input"]
     assert {line.split()[0] for line in lines[2:4]} == {"logistic", "majority"}

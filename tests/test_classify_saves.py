@@ -97,4 +97,4 @@ def test_check_of_images_that_changed_fails(cache: Path, synthetic_set: Path) ->
 
 def test_check_without_saved_heads_is_a_usage_error(cache: Path) -> None:
     finished = run_command("classify", cache, "--save", "none", "--check", check=2)
-    assert "leave out one" in assert_one_line(finished)
+    assert "Leave out one" in assert_one_line(finished)

@@ -24,7 +24,7 @@ class TrainConfig(Config):
     layers: Sequence[str] = option((), flag="--layer", help="repeatable")
     mode: str = option("fast", choices=("fast", "exact"), help="how (default: %(default)s)")
     strict: bool = option(False, help="stop at the first error")
-    look: bool = option(True, flag="--no-audit", help="skip the audit")
+    audit: bool = option(True, flag="--no-audit", help="skip the audit")
     flip: bool | None = option(None, type=bool, help="mirror")
     out: Path | None = option(None, type=Path, help="a file")
     folder: Path = option(Path("cache"), help="where files go")
@@ -54,9 +54,9 @@ def test_values_of_the_caller_replace_those_of_the_command() -> None:
     assert parsed("--epochs", "3", epochs=5).epochs == 5
 
 
-def test_left_out_fields_are_no_options() -> None:
+def test_excluded_fields_are_not_options() -> None:
     parser = argparse.ArgumentParser()
-    cli.add_options(parser, TrainConfig, leave_out=["mode", "epochs"])
+    cli.add_options(parser, TrainConfig, exclude=["mode", "epochs"])
     text = parser.format_help()
     assert "--image-size" in text
     assert not {"--mode", "--epochs", "--kernel"} & set(text.split())

@@ -68,7 +68,7 @@ DOCUMENT: dict[str, Any] = {
         "image_size": 150,
         "layer": "block5_pool\x1b",
         "images": 128,
-        "synthetic": True,
+        "drawn": True,
         "operations_per_image": 13_700_000_000,
         "gpus": ["GPU:0"],
         "matrix_product_gflops": spread(130),

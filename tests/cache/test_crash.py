@@ -40,7 +40,7 @@ from simulated_disk import (
 from synthetic_images import draw
 
 from pipeline import api, durable
-from pipeline.cache import compute, fill, provenance, publish, shards, maintenance
+from pipeline.cache import compute, fill, maintenance, provenance, publish, shards
 from pipeline.cache import file as cache_file
 from pipeline.cache.checksums import find_damage, read_checksums
 from pipeline.cache.fill import fill_cache
