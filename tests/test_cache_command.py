@@ -114,7 +114,7 @@ def test_repair_without_the_images_says_that_they_are_gone(cached: Path, tmp_pat
     flip(cached, chunk_position(cached, 1))
     shutil.rmtree(tmp_path / "data")
     finished = run_command("cache", "repair", cached, check=66)
-    assert "is gone" in assert_one_line(finished)
+    assert "is missing" in assert_one_line(finished)
 
 
 def test_repair_of_a_whole_file_changes_nothing(cached: Path) -> None:
