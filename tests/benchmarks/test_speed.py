@@ -27,7 +27,7 @@ from pipeline.errors import PipelineError
         ("--engine torch", 2, "--engine is one of tensorflow, onnx, ncnn; received 'torch'"),
         ("--weights gone.h5", 66, "gone.h5"),
         ("gone", 66, "gone does not exist"),
-        ("--layer block5_pool:max", 2, "its pooling by --pooling"),
+        ("--layer block5_pool:max", 2, "use --pooling"),
     ],
 )
 def test_invalid_input_is_an_error_before_any_measurement(
@@ -111,9 +111,9 @@ def test_table_has_every_value_with_its_quartiles() -> None:
     assert "4e-07" in onnx
     assert "matrix products reach 130 (117–143) GFLOP/s" in text
     assert "reaches 94% (85–103%) of the ceiling" in text
-    assert "the first time: 1 min 10 s, peak memory 1.1 GB" in text
+    assert "first run: 1 min 10 s, peak memory 1.1 GB" in text
     assert "TensorFlow computes on GPU:0" in text
-    assert "engine ncnn is left out: ncnn is missing" in text
+    assert "engine ncnn is not measured: ncnn is missing" in text
     assert "4.00 (3.60–4.40)" in text
     assert "\x1b" not in text
     assert all(len(line) < 130 for line in lines)
