@@ -129,10 +129,7 @@ def train_reference(
         trial_plan=trial_plan,
         source=source,
         checkpoints=checkpoints,
-        notices=[
-            *unread([*images.skipped, *unreadable, *skipped]),
-            *shortfalls(last, trial.seeds),
-        ],
+        notices=[*unread([*images.skipped, *unreadable, *skipped]), *shortfalls(last, trial.seeds)],
     )
 
 

@@ -102,6 +102,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     cli.run(
-        main,
-        when_interrupted="interrupted; checkpoints are kept: run the same command to continue",
+        main, when_interrupted="interrupted; checkpoints are kept: run the same command to continue"
     )

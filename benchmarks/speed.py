@@ -64,10 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "all installed ones, extract selects)",
     )
     options.add_argument(
-        "--images",
-        type=int,
-        metavar="N",
-        help="number of images (default: 128 to 512)",
+        "--images", type=int, metavar="N", help="number of images (default: 128 to 512)"
     )
     options.add_argument("--rounds", type=int, default=7, metavar="N", help="number of rounds")
     options.add_argument(

@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     cli.add_options(parser, ClassifyConfig)
     parser.add_argument("--verbose", action="store_true", help="show each epoch of the dense head")
-    cli.add_run_options(parser)
+    cli.add_options(parser, cli.RunConfig)
     check = parser.add_argument_group("check of saved heads")
     check.add_argument(
         "--check",

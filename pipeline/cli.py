@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pipeline.config import Config, flag_of, fraction
+from pipeline.config import Config, flag_of, fraction, option
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration, printable
 
@@ -26,6 +26,29 @@ EXIT_INTERRUPTED = 130
 C = TypeVar("C", bound=Config)
 
 SECONDS_BETWEEN_LINES = 10.0  # progress if stderr is not a terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """Where a comparison or training writes its results, and which ones."""
+
+    out: Path = option(
+        Path("results"), metavar="FOLDER", help="parent of the run folder", group="results"
+    )
+    save: str = option(
+        "all",
+        choices=("all", "best", "none"),
+        help="models to save for predict and export; best: the recommended one",
+        group="results",
+    )
+    smooth: float = option(
+        0.8,
+        type=fraction,
+        metavar="F",
+        help="factor of the curves' moving average, 0 for none",
+        group="results",
+    )
+    json: bool = option(False, help="print results.json instead of a table", group="results")
 
 
 def parser(
@@ -77,28 +100,6 @@ def add_options(
             title, _, description = group.partition(": ")
             groups[group] = parser.add_argument_group(title, description or None)
         groups[group].add_argument(flag, **settings)
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a run folder: ``--out``, ``--save``, ``--smooth`` and ``--json``."""
-    run = parser.add_argument_group("run folder")
-    run.add_argument(
-        "--out", type=Path, default=Path("results"), metavar="FOLDER", help="parent of the folder"
-    )
-    run.add_argument(
-        "--save",
-        choices=("all", "best", "none"),
-        default="all",
-        help="models to save for predict and export; best: the recommended one",
-    )
-    run.add_argument(
-        "--smooth",
-        type=fraction,
-        default=0.8,
-        metavar="F",
-        help="factor of the curves' moving average, 0 for none",
-    )
-    run.add_argument("--json", action="store_true", help="print results.json instead of a table")
 
 
 def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentation":

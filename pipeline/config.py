@@ -6,7 +6,7 @@ parameters of the API and their documentation::
     class TrainConfig(Config):
         '''How a head is trained.'''
 
-        epochs: int = option(30, type=whole_number, metavar="N", help="maximum number")
+        epochs: int = option(30, type=whole_number, help="maximum number")
         layers: Sequence[str] = option((), flag="--layer", help="repeatable")  # list
         audit: bool = option(True, flag="--no-audit", help="skip the audit")  # --no-audit
         kernel: str | Kernel = option("linear", flag="", help="...")  # API only
@@ -47,10 +47,13 @@ def option(
     The default False or True makes a switch, ``()`` a repeatable option, None with the type bool
     ``--name`` and ``--no-name``. ``flag`` defaults to the field's name with hyphens, ``""`` means
     no option. ``type`` defaults to that of a number or path, else str; a config also converts to
-    str, int and Path. ``group`` is ``title`` or ``title: description`` in ``--help``.
+    str, int and Path. ``metavar`` defaults to N for integers. ``group`` is ``title`` or
+    ``title: description`` in ``--help``.
     """
     if type is None and isinstance(default, int | float | Path) and not isinstance(default, bool):
         type = Path if isinstance(default, Path) else default.__class__
+    if metavar is None and type in (int, whole_number, count):
+        metavar = "N"
     settings = {"help": help, "flag": flag, "type": type, "choices": choices}
     return field(default=default, metadata={**settings, "metavar": metavar, "group": group})
 

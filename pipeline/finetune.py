@@ -60,11 +60,10 @@ def add_options(parser: argparse.ArgumentParser, config: type[FinetuneConfig]) -
     cli.add_options(parser, BaseConfig, exclude=("batch_size", "seed"))
     cli.add_options(parser, AugmentConfig)
     parser.add_argument("--view-seed", type=int, default=0, metavar="N", help="seed of views")
-    cli.add_run_options(parser)
+    cli.add_options(parser, cli.RunConfig)
 
 
 if __name__ == "__main__":
     cli.run(
-        main,
-        when_interrupted="interrupted; checkpoints are kept: run the same command to continue",
+        main, when_interrupted="interrupted; checkpoints are kept: run the same command to continue"
     )

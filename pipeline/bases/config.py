@@ -45,10 +45,7 @@ class BaseConfig(Config):
         help="height and width of the input (default: 150 for VGG16, else the base's own)",
     )
     weights: str = _base_option(
-        IMAGENET,
-        type=str,
-        metavar="W",
-        help="imagenet, random, or a Keras .h5 file",
+        IMAGENET, type=str, metavar="W", help="imagenet, random, or a Keras .h5 file"
     )
     preprocessing: str = _base_option(
         "native",
@@ -65,15 +62,11 @@ class BaseConfig(Config):
         "with TensorFlow",
     )
     batch_size: int = option(
-        BATCH_SIZE,
-        metavar="N",
-        help="images per batch (default: two per core, from 8 to 32)",
+        BATCH_SIZE, help="images per batch (default: two per core, from 8 to 32)"
     )
-    seed: int = option(0, metavar="N", help="seed of random weights and views")
+    seed: int = option(0, help="seed of random weights and views")
     cache_dir: Path = option(
-        Path("cache"),
-        metavar="FOLDER",
-        help="folder of caches and downloaded weights",
+        Path("cache"), metavar="FOLDER", help="folder of caches and downloaded weights"
     )
 
     def __post_init__(self) -> None:

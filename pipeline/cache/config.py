@@ -32,10 +32,7 @@ class ExtractConfig(BaseConfig):
     """
 
     layers: Sequence[str] = option(
-        (),
-        flag="--layer",
-        metavar="NAME",
-        help="layer to cache, repeatable (default: the last)",
+        (), flag="--layer", metavar="NAME", help="layer to cache, repeatable (default: the last)"
     )
     pooling: str = option(
         "none",
@@ -48,9 +45,7 @@ class ExtractConfig(BaseConfig):
         "book", flag="", help="augmentation policy: light, book, strong, or an Augmentation"
     )
     tta: bool = option(False, help="also cache views of validation and test images")
-    limit_per_class: int | None = option(
-        None, type=int, metavar="N", help="maximum number of files per class"
-    )
+    limit_per_class: int | None = option(None, type=int, help="maximum number of files per class")
     strict: bool = option(False, help="stop at the first unreadable image")
     rehash: bool = option(False, help="read and hash unchanged files again")
     wait: bool = option(False, help="wait for another run that writes this cache")

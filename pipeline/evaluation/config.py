@@ -31,7 +31,7 @@ class SplitConfig(Config):
     split: str | None = _splitting(
         None, metavar="A/B/C", help="shares of train, validation and test, such as 60/20/20"
     )
-    split_seed: int = _splitting(0, type=int, metavar="N", help="seed of the split or folds")
+    split_seed: int = _splitting(0, type=int, help="seed of the split or folds")
     group: str | None = _splitting(
         None,
         metavar="RULE",
@@ -65,10 +65,7 @@ class ClassifyConfig(SplitConfig):
     )
     balance: bool = _heads(False, help="weight classes equally, whatever their size")
     timeout: float | None = _heads(
-        None,
-        type=positive_number,
-        metavar="SECONDS",
-        help="maximum time for one head on one split",
+        None, type=positive_number, metavar="SECONDS", help="maximum time for one head on one split"
     )
     dense: DenseGrid = _heads(
         (), flag="", help="config or configs of the dense head (default: the book's)"
@@ -81,10 +78,7 @@ class ClassifyConfig(SplitConfig):
         "split folders, else a single split)",
     )
     repeats: int = _evaluation(
-        1,
-        type=whole_number,
-        metavar="R",
-        help="number of seeds for stochastic heads and for folds",
+        1, type=whole_number, metavar="R", help="number of seeds for stochastic heads and for folds"
     )
     refit: bool = _evaluation(False, help="retrain on train and validation before the test")
     protocol: str = _evaluation(
@@ -95,7 +89,7 @@ class ClassifyConfig(SplitConfig):
     tta: bool = _evaluation(
         False, help="test-time augmentation: average probabilities over cached views"
     )
-    seed: int = _evaluation(0, type=int, metavar="N", help="seed of stochastic heads")
+    seed: int = _evaluation(0, type=int, help="seed of stochastic heads")
     labels: LabelFiles = _evaluation(
         (),
         metavar="FILE",
@@ -103,9 +97,7 @@ class ClassifyConfig(SplitConfig):
         "later files override earlier ones",
     )
     audit: bool = _evaluation(
-        True,
-        flag="--no-audit",
-        help="skip duplicates, label errors and the learning curve",
+        True, flag="--no-audit", help="skip duplicates, label errors and the learning curve"
     )
     keep: bool = option(
         True, flag="", help="keep each row's classifier; after folds, fit it on all rows"

@@ -4,14 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.cache.config import ExtractConfig
-from pipeline.config import (
-    count,
-    documented,
-    fraction,
-    option,
-    positive_number,
-    whole_number,
-)
+from pipeline.config import count, documented, fraction, option, positive_number, whole_number
 from pipeline.errors import UsageError
 from pipeline.evaluation.config import ClassifyConfig, SplitConfig
 from pipeline.heads.config import DenseConfig
@@ -68,18 +61,14 @@ class FinetuneConfig(SplitConfig):
         help="first layer to train (default: block5_conv1 of VGG16 and VGG19)",
     )
     views: int = option(
-        0,
-        type=count,
-        metavar="K",
-        help="cached augmented views per training image",
+        0, type=count, metavar="K", help="cached augmented views per training image"
     )
     head_epochs: int = _training(
-        HEAD.epochs, type=whole_number, metavar="N", help="maximum epochs of the head alone"
+        HEAD.epochs, type=whole_number, help="maximum epochs of the head alone"
     )
     epochs: int | None = _training(
         None,
         type=whole_number,
-        metavar="N",
         help=f"maximum epochs of head and base (default: {FINE_TUNING.epochs})",
     )
     head_learning_rate: float = _training(
@@ -97,25 +86,16 @@ class FinetuneConfig(SplitConfig):
     patience: int = _training(
         HEAD.patience,
         type=whole_number,
-        metavar="N",
         help="epochs without a lower validation loss before stopping",
     )
-    batch_size: int = _training(
-        HEAD.batch_size, type=whole_number, metavar="N", help="images per batch"
-    )
+    batch_size: int = _training(HEAD.batch_size, type=whole_number, help="images per batch")
     units: int = _training(
-        _NETWORK.units,
-        type=whole_number,
-        metavar="N",
-        help="width of the head's hidden layer",
+        _NETWORK.units, type=whole_number, help="width of the head's hidden layer"
     )
     dropout: float = _training(
-        _NETWORK.dropout,
-        type=fraction,
-        metavar="P",
-        help="dropout rate before the head's output",
+        _NETWORK.dropout, type=fraction, metavar="P", help="dropout rate before the head's output"
     )
-    seed: int = _training(0, metavar="N", help="seed of initial weights, image order and dropout")
+    seed: int = _training(0, help="seed of initial weights, image order and dropout")
     repeats: int = _training(1, type=whole_number, metavar="R", help="number of seeds")
 
     def __post_init__(self) -> None:

@@ -34,8 +34,7 @@ class DenseConfig:
         "rmsprop", type=str, metavar="NAME,…", help="rmsprop, adam or sgd (default: rmsprop)"
     )
     patience: int | None = _number(
-        None,
-        help="epochs without a lower validation loss before stopping (default: never stop)",
+        None, help="epochs without a lower validation loss before stopping (default: never stop)"
     )
     tensorboard: str | None = option(
         None, type=str, metavar="DIR", help="folder for TensorBoard logs"
