@@ -4,11 +4,13 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import ProgressBar, parser, print_json, run
+from pipeline.bases.config import AUTO, ENGINES, BaseConfig
+from pipeline.cli import ProgressBar, add_options, config_from, parser, print_json, run
 from pipeline.text import printable
 
 if TYPE_CHECKING:
@@ -44,16 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         example="python -m benchmarks.speed data/pets --base mobilenet_v2 --pooling avg",
     )
     options.add_argument("data", nargs="?", type=Path, help="default: synthetic images")
-    options.add_argument("--base", default="vgg16", help="name of a keras.applications model")
-    options.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="default: 150 for VGG16, else the base's"
-    )
+    used = ("base", "image_size", "weights", "cache_dir")
+    unused = [field.name for field in fields(BaseConfig) if field.name not in used]
+    add_options(options, BaseConfig, exclude=unused)
     options.add_argument("--layer", metavar="NAME", help="layer to measure (default: the last)")
     options.add_argument(
         "--pooling", default="none", choices=("none", "avg", "max"), help="pooling of feature maps"
-    )
-    options.add_argument(
-        "--weights", default="imagenet", metavar="W", help="imagenet, random, or a Keras .h5 file"
     )
     options.add_argument(
         "--engine",
@@ -71,9 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         "--stage", default="all", choices=("one", "two", "all"), help="stage to measure"
     )
     options.add_argument(
-        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of weights"
-    )
-    options.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
@@ -87,15 +82,12 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     """Return the settings of stage one; raise a PipelineError for invalid options."""
     from benchmarks.images import LEAST
     from benchmarks.stage_one import Settings
-    from pipeline.bases.config import ENGINES, BaseConfig
     from pipeline.bases.registry import PIXELS
     from pipeline.errors import UsageError
     from pipeline.images.scan import scan_folder
     from pipeline.spec import layer_key
 
-    config = BaseConfig(
-        base=arguments.base, image_size=arguments.image_size, weights=arguments.weights
-    )
+    config = config_from(arguments, BaseConfig, engine=AUTO)
     base = config.network
     if base.name == PIXELS:
         raise UsageError("--base pixels has no network to measure; choose another base")
@@ -117,8 +109,8 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         base=base,
         image_size=config.size,
         layer=layer_key(arguments.layer or base.last_layer, arguments.pooling),
-        weights=arguments.weights,
-        cache_dir=arguments.cache_dir.resolve(),
+        weights=config.weights,
+        cache_dir=config.cache_dir.resolve(),
         engines=tuple(arguments.engine),
         images=arguments.images,
         rounds=arguments.rounds,

@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.result import Comparison, Result
+    from pipeline.evaluation.result import Comparison
     from pipeline.images.views import Augmentation
 
 EXIT_INTERRUPTED = 130
@@ -151,27 +151,22 @@ def run(
         sys.exit(StorageError.exit_code)
 
 
-def print_table(results: Sequence["Result"]) -> None:
-    """Print the results table: with lines on a terminal, else plain."""
-    from pipeline.evaluation.table import plain_table, rich_table
-
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console()
-        console.print(rich_table(results, width=console.width))
-    else:
-        print(plain_table(results))
-
-
 def print_comparison(comparison: "Comparison", folder: Path, *, as_json: bool) -> None:
     """Print a run's table, recommendation and folder, or its results.json."""
     if as_json:
         print_json(json.loads((folder / "results.json").read_text("utf-8")))
         return
+    from pipeline.evaluation.table import plain_table, rich_table
+
     for notice in comparison.notices:
         print(f"note: {notice}")
-    print_table(comparison.results)
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console()
+        console.print(rich_table(comparison.results, width=console.width))
+    else:
+        print(plain_table(comparison.results))
     print(f"\n{comparison.recommendation}")
     if comparison.findings is not None and comparison.findings.learning_curve is not None:
         print(f"{comparison.findings.learning_curve.sentence}.")
