@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from synthetic_images import make_image_folder
@@ -43,13 +44,22 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
             del sys.modules[name]
 
 
+@pytest.fixture(scope="session")
+def _drawn_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders that tests copy: drawing takes six times as long."""
+    folder = tmp_path_factory.mktemp("drawn")
+    make_image_folder(folder / "splits" / "synthetic", splits=("train", "validation", "test"))
+    make_image_folder(folder / "classes" / "synthetic", per_class=40)
+    return folder
+
+
 @pytest.fixture
-def synthetic_set(tmp_path: Path) -> Path:
+def synthetic_set(tmp_path: Path, _drawn_sets: Path) -> Path:
     """``synthetic/`` with 12 images per class in train, validation and test each."""
-    return make_image_folder(tmp_path / "synthetic", splits=("train", "validation", "test"))
+    return copytree(_drawn_sets / "splits" / "synthetic", tmp_path / "synthetic")
 
 
 @pytest.fixture
-def synthetic_classes(tmp_path: Path) -> Path:
+def synthetic_classes(tmp_path: Path, _drawn_sets: Path) -> Path:
     """``synthetic/`` with two class folders of 40 images each and no splits."""
-    return make_image_folder(tmp_path / "synthetic", per_class=40)
+    return copytree(_drawn_sets / "classes" / "synthetic", tmp_path / "synthetic")
