@@ -14,7 +14,6 @@ from pathlib import Path
 from pipeline.errors import BadDataError, UnreachableError
 from pipeline.text import file_size, printable
 
-TIMEOUT_SECONDS = 10  # to connect, and between two bytes; then the connection counts as cut
 BYTES_PER_READ = 2**16  # a read returns the bytes that have arrived, at most four TLS records
 MEGABYTE = 10**6  # the unit of progress
 
@@ -29,6 +28,7 @@ class Archive:
     page: str
     size: int
     sha256: str
+    timeout: float = 10.0  # seconds to connect and between two bytes; then the connection is cut
 
     @property
     def name(self) -> str:
@@ -104,7 +104,7 @@ def _connect(archive: Archive, partial: Path) -> http.client.HTTPResponse:
         request.add_header("Range", f"bytes={start}-")
     try:
         response: http.client.HTTPResponse = urllib.request.urlopen(
-            request, timeout=TIMEOUT_SECONDS
+            request, timeout=archive.timeout
         )
     except urllib.error.HTTPError as error:
         reason = f"the server answered {error.code} {error.reason}"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import archive as download_module
 from benchmarks.archive import Archive, download
 from pipeline.errors import BadDataError, UnreachableError
 
@@ -162,28 +161,20 @@ def test_server_that_restarts_and_cuts_is_not_retried_forever(
 
 @pytest.mark.parametrize("silent_after", [0, 70_000])
 def test_silent_server_counts_as_cut(
-    server: Server,
-    archive: Archive,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    silent_after: int,
+    server: Server, archive: Archive, tmp_path: Path, silent_after: int
 ) -> None:
-    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
     server.stalls = True
     server.cuts = [silent_after, 0]
     with pytest.raises(UnreachableError):
-        fetch(archive, tmp_path)
+        fetch(replace(archive, timeout=0.2), tmp_path)
     assert (tmp_path / "images.zip.part").stat().st_size == silent_after
 
 
-def test_server_that_never_answers_is_unreachable(
-    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
+def test_server_that_never_answers_is_unreachable(archive: Archive, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/images.zip"
         with pytest.raises(UnreachableError, match="timed out"):
-            fetch(replace(archive, url=url), tmp_path)
+            fetch(replace(archive, url=url, timeout=0.2), tmp_path)
 
 
 def test_wrong_content_is_deleted_and_the_next_run_succeeds(

@@ -66,12 +66,9 @@ def test_json_is_one_document(data_dir: Path, capsys: pytest.CaptureFixture[str]
     }
 
 
-def test_images_go_to_data_by_default(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_images_go_to_data_by_default(data_dir: Path) -> None:
     main(["textile", "--per-class", "1"])
-    assert len(list(tmp_path.glob("data/textile/*/textile_0001.jpg"))) == 2
+    assert len(list(Path("data").glob("textile/*/textile_0001.jpg"))) == 2
 
 
 def test_unknown_name_is_a_usage_error_that_lists_the_samples() -> None:
