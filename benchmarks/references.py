@@ -1,7 +1,5 @@
 """``python -m benchmarks.references``: train the book's slow methods, for comparison."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,7 +9,6 @@ from pipeline.config import count, documented, option
 from pipeline.errors import UsageError
 from pipeline.finetune import add_options, extract_config
 from pipeline.finetuning.config import FinetuneConfig, Plan
-from pipeline.text import printable
 
 if TYPE_CHECKING:
     from pipeline.images.views import Augmentation
@@ -83,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.finetuning.run import write_results
     from pipeline.report.run_folder import check_writable
 
-    words = sys.argv[1:] if argv is None else argv
     check_writable(arguments.out)
     with cli.StageProgressBar(unit="row") as training:
         result = train_reference(arguments.data, config, training=training)
@@ -93,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config,
         {"method": config.method, "views": bool(config.views), "augmentation": augmentation},
         results=arguments.out,
-        command=printable(shlex.join(["python", "-m", "benchmarks.references", *words])),
+        command=cli.command_line("benchmarks.references", argv),
         smoothing=arguments.smooth,
         save=arguments.save,
     )

@@ -1,9 +1,7 @@
 """``python -m benchmarks.results``: run the experiments of docs/RESULTS.md, write that page."""
 
 import argparse
-import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,6 @@ CURVES = "finetuning.png"  # next to the page
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, run the missing steps, write the page."""
     arguments = _parser().parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
     page = reproduce(
         [_parse_set(text) for text in arguments.sets],
         weights=arguments.weights,
@@ -37,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder=arguments.folder,
         page=arguments.out,
         only_collect=arguments.collect,
-        command=printable(shlex.join(["python", "-m", "benchmarks.results", *words])),
+        command=cli.command_line("benchmarks.results", argv),
     )
     print(printable(page))
 

@@ -2,8 +2,6 @@
 
 import argparse
 import logging
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import product
@@ -49,11 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     check_writable(arguments.out)
     comparison = compare_heads(arguments.caches or [_newest_cache(arguments.cache_dir)], config)
-    words = sys.argv[1:] if argv is None else argv
     folder = write_run(
         comparison,
         arguments.out,
-        command=printable(shlex.join(["python", "-m", "pipeline.classify", *words])),
+        command=cli.command_line("pipeline.classify", argv),
         smoothing=arguments.smooth,
         save=arguments.save,
     )

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
@@ -115,6 +116,13 @@ def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -
     parsed = vars(arguments)
     names = [field.name for field in fields(config) if flag_of(field) and field.name in parsed]
     return config(**{name: parsed[name] for name in names} | values)
+
+
+def command_line(module: str, argv: Sequence[str] | None) -> str:
+    """Return the command as typed, printable; ``argv`` None stands for the process's arguments."""
+    return printable(
+        shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
+    )
 
 
 def run(

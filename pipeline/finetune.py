@@ -1,8 +1,6 @@
 """``python -m pipeline.finetune``: train the last layers of a base on cached feature maps."""
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +8,6 @@ from pipeline import cli
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
 from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.finetuning.config import FinetuneConfig
-from pipeline.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     scan_folder(arguments.data)  # reports mistakes before TensorFlow is loaded
     from pipeline.finetuning.run import finetune
 
-    words = sys.argv[1:] if argv is None else argv
     with (
         cli.ProgressBar("extracting", unit="row") as extracting,
         cli.StageProgressBar(unit="row") as training,
@@ -37,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.data,
             config,
             results=arguments.out,
-            command=printable(shlex.join(["python", "-m", "pipeline.finetune", *words])),
+            command=cli.command_line("pipeline.finetune", argv),
             smoothing=arguments.smooth,
             save=arguments.save,
             extracting=extracting,
