@@ -25,13 +25,11 @@ clean:
 	rm -rf $(VENV)
 
 # pip compiles bytecode while it installs: TensorFlow then imports in 7 s instead of 20.
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: EXTRAS :=
+$(VENV)/installed-dev: EXTRAS := [dev]
+$(VENV)/installed $(VENV)/installed-dev: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 (or another)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable .
-	@touch $@
-
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PY) -m pip install --quiet --editable '.[dev]'
-	@touch $@
+	$(PY) -m pip install --quiet --editable '.$(EXTRAS)'
+	@touch $@ $(VENV)/installed

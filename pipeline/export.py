@@ -41,17 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         command="export",
-        summary="Write one model from uint8 images to class probabilities (preprocessing, base and "
-        "head), with a predict.py that does not need this project. It is written only if it "
-        "predicts test images as the cached features do.",
+        summary="Export preprocessing, base and head as one model (uint8 images to class "
+        "probabilities),\nwith a predict.py that does not need this project.\n"
+        "Nothing is written unless its predictions equal the evaluated ones.",
         example="python -m pipeline.export results/2026-01-31-120000 --format onnx --head logistic",
     )
     parser.add_argument(
         "run",
         nargs="?",
         type=Path,
-        metavar="RUN",
-        help="run of classify, or one of its models (default: newest in results/)",
+        help="run folder or saved model (default: the newest run in results/)",
     )
     parser.add_argument(
         "--format", required=True, choices=("keras", "onnx"), help="file format of the model"
@@ -62,27 +61,23 @@ def _parser() -> argparse.ArgumentParser:
         help="dense, linear or fine-tuned head (default: the recommended one)",
     )
     parser.add_argument(
-        "--weights", metavar="FILE", help="weights file of the base, if it has moved since training"
+        "--weights", metavar="FILE", help="weights file of the base, if it has moved"
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="folder (default: exports/HEAD-FORMAT in RUN)",
+        help="output folder (default: exports/HEAD-FORMAT in the run)",
     )
     parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        default=Path("cache"),
-        metavar="FOLDER",
-        help="folder of fetched weights (default: %(default)s)",
+        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
     )
     parser.add_argument(
         "--check-images",
         type=int,
         default=200,
         metavar="N",
-        help="test images to compare, half of them least certain (default: %(default)s)",
+        help="number of test images to compare on",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser

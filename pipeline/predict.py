@@ -75,31 +75,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         command="predict",
-        summary="Classify images with a trained head, or with a ready-made network.",
+        summary="Classify images with a trained head, or with a network trained on ImageNet.",
         example="python -m pipeline.predict holiday/ 'more/*.jpg' --csv",
     )
     parser.add_argument(
         "images",
         nargs="+",
         metavar="IMAGES",
-        help="files, folders, patterns, or - for a list on stdin (one per line, or NUL-separated)",
+        help="files, folders, patterns, or - for paths on stdin (one per line, or NUL-separated)",
     )
     parser.add_argument(
-        "--top", type=int, default=3, metavar="K", help="classes per image (default: %(default)s)"
+        "--top", type=int, default=3, metavar="K", help="number of classes per image"
     )
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw a contact sheet")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet")
     cli.add_options(parser, PredictConfig)
-    ready = parser.add_argument_group("a ready-made network instead of a head")
+    ready = parser.add_argument_group("a network trained on ImageNet, instead of a head")
     ready.add_argument(
         "--imagenet",
         metavar="BASE",
-        help="predict ImageNet's 1,000 classes; draw a contact sheet in results/",
+        help="predict ImageNet's 1,000 classes, with a contact sheet in results/",
     )
     ready.add_argument(
-        "--labels", type=Path, metavar="FILE", help="names of the classes (default: Keras' list)"
+        "--labels", type=Path, metavar="FILE", help="class names (default: Keras' list)"
     )
     return parser
 

@@ -114,7 +114,7 @@ def test_repair_without_the_images_says_that_they_are_gone(cached: Path, tmp_pat
     flip(cached, chunk_position(cached, 1))
     shutil.rmtree(tmp_path / "data")
     finished = run_command("cache", "repair", cached, check=66)
-    assert "is gone" in assert_one_line(finished)
+    assert "is missing" in assert_one_line(finished)
 
 
 def test_repair_of_a_whole_file_changes_nothing(cached: Path) -> None:
@@ -213,8 +213,8 @@ def test_same_bytes_under_two_labels_or_splits_are_warned_of(tmp_path: Path) -> 
     (root / "train/striped/copy.png").write_bytes(content)
     (root / "test/plain/copy.png").write_bytes(content)
     stderr = run_command("extract", root, "--base", "pixels").stderr
-    assert "warning: 1 image stands under two labels: " in stderr
-    assert "warning: 1 image stands under two splits: " in stderr
+    assert "warning: 1 image has several labels: " in stderr
+    assert "warning: 1 image has several splits: " in stderr
     assert "train/striped/copy.png" in stderr
 
 

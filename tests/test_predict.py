@@ -322,9 +322,9 @@ def test_weights_of_another_model_are_refused_naming_both() -> None:
 
 
 FAILURES = [
-    (["nowhere.jpg"], 66, "there is no image file to look at: nowhere.jpg does not exist"),
+    (["nowhere.jpg"], 66, "there is no image file to classify: nowhere.jpg does not exist"),
     (["no*.jpg"], 66, "no*.jpg does not exist"),
-    (["empty"], 66, "there is no image file to look at"),
+    (["empty"], 66, "there is no image file to classify"),
     (["text.jpg"], 65, "none of 1 file can be read as an image"),
     (["text.jpg", "synthetic", "--strict"], 65, "--strict stops here"),
     (["synthetic", "missing.jpg", "--strict"], 65, "missing.jpg: does not exist"),

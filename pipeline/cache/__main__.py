@@ -20,31 +20,39 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(
         command="cache",
-        summary="Look after the caches of extracted features.",
+        summary="List, show, verify, repair and prune caches.",
         example="python -m pipeline.cache verify cache/pets-vgg16-8849e8c6e7d7.h5",
     )
     made.set_defaults(do=lambda arguments: made.error("name one of the commands"))
     commands = made.add_subparsers(metavar="COMMAND")
     for do, summary in (
-        (_ls, "every cache: set, base, layers, rows, size, age"),
-        (_show, "what one cache holds: spec, counts per split and class, skipped files"),
-        (_verify, "check every byte; damage is named by layer and rows (exit 65)"),
-        (_repair, "compute again only what is damaged"),
-        (_prune, "delete what is left over: of dead runs, deleted sets and images, old trainings"),
+        (_ls, "list caches: set, base, layers, rows, size, age"),
+        (_show, "show spec, counts per split and class, skipped files"),
+        (_verify, "check every byte; report damaged layers and rows (exit 65)"),
+        (_repair, "compute damaged rows again"),
+        (_prune, "delete leftovers of stopped runs, deleted images and old checkpoints"),
     ):
         name = do.__name__.strip("_")
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(do=do)
         command.add_argument("--json", action="store_true", help="print one JSON document")
         if do in (_show, _verify, _repair):
-            command.add_argument("file", type=Path, metavar="FILE", help="a cache file (.h5)")
+            command.add_argument("file", type=Path, metavar="FILE", help="cache file (.h5)")
         if do is _repair:
-            command.add_argument("--weights", type=Path, metavar="FILE", help="if they have moved")
+            command.add_argument(
+                "--weights", type=Path, metavar="FILE", help="weights file, if it has moved"
+            )
             command.add_argument("--wait", action="store_true", help="wait for a running writer")
         if do in (_ls, _prune, _repair):
-            command.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
+            command.add_argument(
+                "--cache-dir",
+                type=Path,
+                default=Path("cache"),
+                metavar="FOLDER",
+                help="folder of caches (default: cache)",
+            )
         if do is _prune:
-            command.add_argument("--yes", action="store_true", help="do not ask")
+            command.add_argument("--yes", action="store_true", help="delete without asking")
     arguments = made.parse_args(argv)
     arguments.do(arguments)
 

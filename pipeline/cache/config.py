@@ -37,21 +37,24 @@ class ExtractConfig(BaseConfig):
     pooling: str = option(
         "none",
         choices=POOLING_POLICIES,
-        help="average or maximum of each map: (N, H, W, C) features become (N, C)",
+        help="average or maximum per map: (N, H, W, C) becomes (N, C)",
     )
-    dtype: str = option("float32", choices=DTYPES, help="type of the stored features")
-    views: int = option(0, metavar="K", help="random views of each training image")
+    dtype: str = option("float32", choices=DTYPES, help="data type of the stored features")
+    views: int = option(0, metavar="K", help="random augmented views per training image")
     augmentation: "str | Augmentation" = option(
-        "book", flag="", help="what views are drawn from: light, book, strong, or an Augmentation"
+        "book", flag="", help="augmentation policy: light, book, strong, or an Augmentation"
     )
-    tta: bool = option(False, help="views of validation and test images, too, for classify --tta")
-    limit_per_class: int | None = option(
-        None, type=int, metavar="N", help="use the first N files of each class, for a quick try"
-    )
+    tta: bool = option(False, help="also cache views of validation and test images")
+    limit_per_class: int | None = option(None, type=int, help="maximum number of files per class")
     strict: bool = option(False, help="stop at the first unreadable image")
-    rehash: bool = option(False, help="read even files that look unchanged")
-    wait: bool = option(False, help="wait for another run on the same cache")
-    out: Path | None = option(None, type=Path, metavar="FILE", help="the cache file (.h5)")
+    rehash: bool = option(False, help="read and hash unchanged files again")
+    wait: bool = option(False, help="wait for another run that writes this cache")
+    out: Path | None = option(
+        None,
+        type=Path,
+        metavar="FILE",
+        help="cache file (default: CACHE_DIR/SET-BASE-FINGERPRINT.h5)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +148,7 @@ class ViewPlan:
             raise ValueError(str(error)) from error
 
 
-_GROUP = "what views are drawn from: a policy; the other flags change parts of it"
+_GROUP = "augmentation: a policy and changes to it; book: Deep Learning with Python, 5.2"
 
 
 def _part(metavar: str, text: str) -> Any:
@@ -160,14 +163,12 @@ class AugmentConfig(Config):
         "book",
         flag="--augment",
         choices=("light", "book", "strong"),
-        help="default: %(default)s",
+        help="augmentation policy",
         group=_GROUP,
     )
-    rotation: float | None = _part("DEGREES", "the book: 40")
-    shift: float | None = _part("SHARE", "of width and height; the book: 0.2")
-    shear: float | None = _part("DEGREES", "the book: 0.2")
-    zoom: float | None = _part("SHARE", "the book: 0.2")
-    jitter: float | None = _part("SHARE", "of colours; the book: 0")
-    flip: bool | None = option(
-        None, type=bool, help="mirror every other view, or none", group=_GROUP
-    )
+    rotation: float | None = _part("DEGREES", "maximum rotation (book: 40)")
+    shift: float | None = _part("SHARE", "maximum shift, of width and height (book: 0.2)")
+    shear: float | None = _part("DEGREES", "maximum shear angle (book: 0.2)")
+    zoom: float | None = _part("SHARE", "maximum change of scale (book: 0.2)")
+    jitter: float | None = _part("SHARE", "maximum change of colours (book: 0)")
+    flip: bool | None = option(None, type=bool, help="mirror half of the views", group=_GROUP)

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from pipeline.models.image_predictions import ImageClassifier
 
 _expected = partial(
-    option,
-    default=None,
-    group="expected settings: another model is refused",
+    option, default=None, group="expected model: stop if the model was trained otherwise"
 )
 
 
@@ -34,33 +32,27 @@ class PredictConfig(Config):
     """
 
     model: "str | os.PathLike[str] | ImageClassifier | None" = option(
-        None,
-        metavar="RUN",
-        help="run of classify, or one of its models (default: newest in results/)",
+        None, metavar="RUN", help="run folder or saved model (default: the newest run in results/)"
     )
     head: str | None = option(
         None, metavar="NAME", help="head of the run (default: the recommended one)"
     )
     weights: str | None = option(
-        None,
-        type=str,
-        metavar="FILE",
-        help="weights file of the base, if it has moved since training",
+        None, type=str, metavar="FILE", help="weights file of the base, if it has moved"
     )
     cache_dir: Path = option(
-        Path("cache"),
-        metavar="FOLDER",
-        help="folder of feature caches (default: %(default)s)",
+        Path("cache"), metavar="FOLDER", help="folder of caches to read features from"
     )
-    use_cache: bool = option(True, flag="--no-cache", help="compute every image, without caches")
+    use_cache: bool = option(True, flag="--no-cache", help="compute the features of every image")
     batch_size: int = option(
-        BATCH_SIZE,
-        metavar="N",
-        help="images per forward pass (default: two per core, 8 to 32)",
+        BATCH_SIZE, help="images per batch (default: two per core, from 8 to 32)"
     )
     strict: bool = option(False, help="stop at the first unreadable image")
-    base: str | None = _expected(help="base of the model")
-    image_size: int | None = _expected(type=int, metavar="PIXELS", help="image size of the base")
+    base: str | None = _expected(help="name of the base")
+    image_size: int | None = _expected(
+        type=int, metavar="PIXELS", help="height and width of the input"
+    )
     preprocessing: str | None = _expected(
-        choices=PREPROCESSING_POLICIES, help="preprocessing: the base's, or the book's 1/255"
+        choices=PREPROCESSING_POLICIES,
+        help="native: as the base was trained; rescale: the book's 1/255",
     )
