@@ -8,7 +8,10 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from pipeline.text import file_size, printable
 
 TEMPORARY_SUFFIX = ".tmp"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+STALE_AFTER = 86_400  # seconds: an older scratch folder is from a killed process
 
 
 def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: int = 0) -> None:
@@ -189,14 +193,42 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish_folder(made: Path, folder: Path) -> None:
-    """Rename a folder of files to ``folder``, which is new, once all of it is on the disk."""
-    for path in made.iterdir():
+@contextlib.contextmanager
+def scratch_folder(folder: Path, *, prefix: str) -> Iterator[Path]:
+    """Yield an empty folder to fill and pass to `publish_folder`; delete what stays in it.
+
+    It is near ``folder``, on the same disk, in a folder whose name begins with ``prefix``. Such
+    folders of killed processes are deleted after a day.
+    """
+    parents = folder.absolute().parents
+    oldest = time.time() - STALE_AFTER
+    for path in (path for parent in parents[:2] for path in parent.glob(f"{prefix}*")):
+        is_ours = re.fullmatch(rf"{re.escape(prefix)}[a-z0-9_]{{8}}", path.name)
+        with contextlib.suppress(OSError):  # its process may be deleting it
+            is_folder = path.is_dir() and not path.is_symlink()
+            if is_ours and is_folder and path.stat().st_mtime < oldest:
+                shutil.rmtree(path, ignore_errors=True)
+    near = next(parent for parent in parents if parent.is_dir())
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=near)
+    except PermissionError as error:
+        raise CannotCreateError(
+            f"{printable(near)} is not writable; choose another folder"
+        ) from error
+    with scratch as name:
+        filled = Path(name) / folder.name
+        filled.mkdir()
+        yield filled
+
+
+def publish_folder(filled: Path, folder: Path) -> None:
+    """Sync a folder of files and rename it to ``folder``, which does not exist."""
+    for path in filled.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    sync_folder(made)
+    sync_folder(filled)
     make_folder(folder.parent)
-    os.rename(made, folder)
+    os.rename(filled, folder)
     sync_folder(folder.parent)
 
 

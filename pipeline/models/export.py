@@ -7,12 +7,9 @@ image files the probabilities that the head gives their cached features.
 import importlib.util
 import logging
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.durable import publish_folder
+from pipeline.durable import publish_folder, scratch_folder
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.head_layers import head_layers
@@ -40,7 +37,6 @@ FORMATS = ("keras", "onnx")
 ONNX_PACKAGES = ("onnxruntime", "tf2onnx")  # the extra [onnx]
 
 SCRATCH = ".export-"  # prefix of an unfinished folder
-STALE_AFTER = 86_400  # seconds: older unfinished folders are those of killed processes
 CHECK_TIMEOUT = 1_800  # seconds; 200 images through VGG16 on 2 cores take 25
 
 # Runs a predict.py on paths from stdin without this project.
@@ -102,17 +98,7 @@ def export_bundle(
     from pipeline.models import composition  # loads TensorFlow
 
     model = composition.compose(bundle, config)
-    parents = folder.absolute().parents
-    for parent in parents[:2]:
-        _remove_stale(parent)
-    nearest = next(parent for parent in parents if parent.is_dir())
-    try:  # on the disk of the new folder, so that a rename can publish it
-        temporary = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=nearest)
-    except PermissionError as error:
-        raise CannotCreateError(f"{printable(nearest)} is not writable: choose --out") from error
-    with temporary as scratch:
-        unfinished = Path(scratch) / folder.name
-        unfinished.mkdir()
+    with scratch_folder(folder, prefix=SCRATCH) as unfinished:
         save = composition.save_onnx if format == "onnx" else composition.save_keras
         log.info("writing model.%s", format)
         about = {
@@ -142,15 +128,6 @@ def _exports_folder(bundle: Path) -> Path:
     if exports.is_symlink() or not exports.resolve().is_relative_to(run.resolve()):
         raise BadDataError(f"{printable(exports)} is a link out of the run: choose --out")
     return exports
-
-
-def _remove_stale(folder: Path) -> None:
-    """Delete the unfinished folders of killed exports."""
-    oldest = time.time() - STALE_AFTER
-    for path in folder.glob(f"{SCRATCH}*"):
-        is_scratch = re.fullmatch(rf"{re.escape(SCRATCH)}[a-z0-9_]{{8}}", path.name)
-        if is_scratch and path.is_dir() and not path.is_symlink() and path.stat().st_mtime < oldest:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _template(name: str) -> str:
