@@ -370,5 +370,5 @@ def test_without_a_run_classify_is_named() -> None:
 
 
 def test_no_images_named_is_an_error() -> None:
-    with pytest.raises(NoInputError, match="none was named"):
+    with pytest.raises(NoInputError, match="no path was passed"):
         predict_images([])
