@@ -24,7 +24,7 @@ from pipeline.models.export import export_bundle
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
 HEADS = ("dense", "logistic", "linear_svm", "ridge", "lda")
-PER_CLASS = 25
+PER_CLASS = 15
 BASES = {
     "vgg16": {"image_size": 150},
     "mobilenet_v2": {"image_size": 160, "weights": "mobilenet_v2_imagenet_notop.weights.h5"},

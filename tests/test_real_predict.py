@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
 HEADS = ("dense", "logistic", "linear_svm", "ridge", "lda")
 TOLERANCE = 1e-4  # of a probability
-PER_CLASS = 40
+PER_CLASS = 20
 
 
 @pytest.mark.parametrize("base", ["vgg16", "mobilenet_v2"])
