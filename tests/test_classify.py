@@ -68,7 +68,7 @@ def test_json_on_stdout_equals_results_json(cache: Path) -> None:
 
 
 def test_heads_of_scikit_learn_do_not_load_tensorflow(cache: Path) -> None:
-    heads = "fast,svm_rbf,random_forest"
+    heads = "fast,svm_rbf"
     loaded = modules_loaded_by("classify", cache, "--heads", heads, "--no-audit")
     assert "sklearn" in loaded
     assert not {"tensorflow", "keras"} & loaded
