@@ -15,7 +15,7 @@ import pytest
 from command import modules_loaded_by
 from synthetic_images import make_image_folder
 
-from pipeline import extract_features
+from pipeline import durable, extract_features
 from pipeline.errors import BadDataError, CannotCreateError, PipelineError, UnreachableError
 from pipeline.evaluation.compare import compare_heads
 from pipeline.export import main
@@ -163,7 +163,7 @@ def test_link_in_a_strangers_run_leads_nothing_out_of_it(lab: Path) -> None:
 def test_next_export_removes_what_a_killed_one_left(lab: Path) -> None:
     Path("elsewhere").mkdir()
     Path(".export-linkedto").symlink_to("elsewhere")
-    two_days_ago = time.time() - 2 * export.STALE_AFTER
+    two_days_ago = time.time() - 2 * durable.STALE_AFTER
     for name in (".export-abc12_78", "new/.export-abc12_78", ".export-running0", ".export-theirs"):
         Path(name, "onnx").mkdir(parents=True)
         Path(name, "onnx", "model.onnx").write_bytes(b"half")

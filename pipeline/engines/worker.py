@@ -6,7 +6,6 @@ the weights, the preprocessing and the layers; below it a folder per engine and 
 `pipeline.engines.trials` found out about them.
 """
 
-import contextlib
 import hashlib
 import importlib
 import json
@@ -31,7 +30,7 @@ from filelock import FileLock
 
 from pipeline import errors
 from pipeline.bases.config import BATCH_SIZE, TENSORFLOW, BaseConfig
-from pipeline.durable import make_folder, publish_folder
+from pipeline.durable import make_folder, publish_folder, scratch_folder
 from pipeline.engines import Engine, pooled, relative_errors
 from pipeline.engines.network import CannotConvert
 from pipeline.errors import PipelineError
@@ -40,7 +39,6 @@ from pipeline.spec import POOLING_POLICIES, split_layer_key
 CONVERTER = 2  # raised when the same base is converted otherwise
 MANIFEST = "files.json"  # file -> SHA-256
 SCRATCH = ".converting-"
-STALE_AFTER = 86_400  # seconds: what is older was left by a process that was killed
 RUNTIME_CLASSES = {"onnx": "OnnxEngine", "ncnn": "NcnnEngine"}  # modules: name -> class
 SHORTEST, LONGEST = 1.0, 5.0  # seconds that a speed is measured for, at least and at most
 LEAST_RUNS = 3
@@ -80,13 +78,7 @@ def is_complete(folder: Path) -> bool:
 def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
     """Let ``convert`` fill a folder, and give that its name once all in it is on the disk."""
     make_folder(folder.parent)
-    for path in folder.parent.glob(f"{SCRATCH}*"):
-        with contextlib.suppress(OSError):  # its owner may remove it at this moment
-            if path.stat().st_mtime < time.time() - STALE_AFTER:
-                shutil.rmtree(path, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder.parent) as scratch:
-        made = Path(scratch) / folder.name
-        made.mkdir()
+    with scratch_folder(folder, prefix=SCRATCH) as made:
         convert(made)
         digests = {path.name: _digest(path) for path in made.iterdir()}
         (made / MANIFEST).write_text(json.dumps(digests, indent=2))

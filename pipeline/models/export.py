@@ -7,12 +7,9 @@ image files the probabilities that the head gives their cached features.
 import importlib.util
 import logging
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.durable import publish_folder
+from pipeline.durable import publish_folder, scratch_folder
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.head_layers import head_layers
@@ -40,7 +37,6 @@ FORMATS = ("keras", "onnx")
 ONNX_PACKAGES = ("onnxruntime", "tf2onnx")  # the extra [onnx]
 
 SCRATCH = ".export-"  # what a folder is named while it is made
-STALE_AFTER = 86_400  # seconds: what is older was left by a process that was killed
 LONGEST_CHECK = 1_800  # seconds; 200 images through VGG16 on 2 cores take 25
 
 # Runs a predict.py on paths from stdin as if this project were not installed.
@@ -102,17 +98,7 @@ def export_bundle(
     from pipeline.models import composition  # only now: it loads TensorFlow
 
     model = composition.compose(bundle, config)
-    parents = folder.absolute().parents
-    for parent in parents[:2]:
-        _remove_stale(parent)
-    near = next(parent for parent in parents if parent.is_dir())
-    try:  # on the disk of what is to be made, so that a rename can publish it
-        temporary = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=near)
-    except PermissionError as error:
-        raise CannotCreateError(f"{printable(near)} cannot be written to: choose --out") from error
-    with temporary as scratch:
-        made = Path(scratch) / folder.name
-        made.mkdir()
+    with scratch_folder(folder, prefix=SCRATCH) as made:
         save = composition.save_onnx if format == "onnx" else composition.save_keras
         log.info("writing model.%s", format)
         about = {
@@ -142,15 +128,6 @@ def _exports_of(bundle: Path) -> Path:
     if exports.is_symlink() or not exports.resolve().is_relative_to(run.resolve()):
         raise BadDataError(f"{printable(exports)} is a link, which may lead anywhere: choose --out")
     return exports
-
-
-def _remove_stale(folder: Path) -> None:
-    """Delete what killed exports left in a folder."""
-    oldest = time.time() - STALE_AFTER
-    for path in folder.glob(f"{SCRATCH}*"):
-        ours = re.fullmatch(rf"{re.escape(SCRATCH)}[a-z0-9_]{{8}}", path.name)
-        if ours and path.is_dir() and not path.is_symlink() and path.stat().st_mtime < oldest:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _template(name: str) -> str:
