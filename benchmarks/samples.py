@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from benchmarks.archive import Archive, download
-from pipeline.durable import explained, make_folder
+from pipeline.durable import make_folder, storage_errors
 from pipeline.errors import BadDataError, CannotCreateError, StorageError, UsageError
 from pipeline.package_index import Wheel, fetch_wheel
 from pipeline.text import counted, file_size, printable
@@ -180,7 +180,7 @@ def place_sample(
     needed = _require_space(sample, data_dir, count)
     files: dict[str, str] = {}
     added = 0
-    with explained(folder, needs=needed), tempfile.TemporaryDirectory() as scratch:
+    with storage_errors(folder, needs=needed), tempfile.TemporaryDirectory() as scratch:
         archive_path = _fetch(sample.source, data_dir, Path(scratch), progress)
         with zipfile.ZipFile(archive_path) as archive, progress("unpacking", unit="image") as bar:
             make_folder(folder)  # not earlier: an empty folder looks like a set

@@ -14,13 +14,12 @@ from typing import Any
 from pipeline.cache.checksums import Damage, find_damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
-from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache
+from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache, read_skipped
 from pipeline.cache.maintenance import (
-    bad_rows,
     check_format,
+    damaged_rows,
     remove_damaged_shards,
     repair_metadata,
-    skipped_files,
 )
 from pipeline.cache.provenance import cache_document, config_of, continue_engine, feature_spec
 from pipeline.cache.shards import writer_lock
@@ -211,7 +210,7 @@ def repair_cache(
             f"missing. Restore the folder"
         )
     cached_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
-    images = scan_folder(root).only(cached_paths, skipped=skipped_files(target))
+    images = scan_folder(root).only(cached_paths, skipped=read_skipped(target))
     digests, unreadable = hash_files(root, images.paths)
     filled = fill_cache(
         target,
@@ -224,7 +223,7 @@ def repair_cache(
         document=dict(table.document),
         batch_size=config.batch_size,
         wait=wait,
-        damaged=bad_rows(target, table),
+        damaged=damaged_rows(target, table),
         plan=plan,
         progress=progress,
     )

@@ -119,7 +119,7 @@ def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -
 
 
 def command_line(module: str, argv: Sequence[str] | None) -> str:
-    """Return the command as typed, printable; ``argv`` None stands for the process's arguments."""
+    """Return the command as typed, printable; without ``argv``, with the process's arguments."""
     return printable(
         shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
     )

@@ -1,7 +1,7 @@
-"""Put a file in its place so that a crash leaves either the old one or the whole new one.
+"""Write files so that a crash leaves either the old file or the complete new one.
 
-Everything that stage one changes on the disk goes through this module, and here through `os`:
-tests put a simulated file system in its place that crashes at every call.
+Stage one changes the disk only through this module, and this module only through `os`: tests
+replace `os` with a simulated file system that crashes at every call.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ STALE_AFTER = 86_400  # seconds: an older scratch folder is from a killed proces
 
 
 def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: int = 0) -> None:
-    """Let ``write`` fill a temporary file, then fsync it, rename it to ``path``, fsync the folder.
+    """Let ``write`` fill a temporary file, fsync it, rename it to ``path``, fsync the folder.
 
-    When this returns, the file outlives a power cut. If anything fails, the temporary file is
-    removed and ``path`` is as it was. Raises StorageError, naming the bytes that the file
-    ``needs``, if the disk is full.
+    When this returns, the file survives a power cut. If anything fails, the temporary file is
+    deleted and ``path`` is unchanged. Raises StorageError, with the bytes that the file ``needs``,
+    if the disk is full.
     """
-    # A unique name: two processes that write the same file must not fill one temporary.
+    # A unique name: two processes that write the same file must not share a temporary file.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
-    with explained(path, needs=needs):
+    with storage_errors(path, needs=needs):
         try:
             with DiskFile(temporary) as file:
                 write(file)
@@ -48,11 +48,11 @@ def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: i
 
 
 class DiskFile:
-    """A new file to be written, also by HDF5, which must never learn of a failure.
+    """A new file, also for HDF5, that hides write errors until `check` or `sync`.
 
-    On a full disk HDF5 can die of SIGSEGV. So the first error is kept for `check` to raise, what
-    is written from then on stays in memory, and HDF5 reads all that it wrote. Whoever writes much
-    calls `check` now and then.
+    HDF5 can crash with SIGSEGV on a full disk. So the file keeps the first error for `check`,
+    stores later writes in memory, and reads everything back as written. Call `check` between large
+    writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,19 +61,19 @@ class DiskFile:
         self._position = 0
         self._size = 0
         self._error: OSError | None = None
-        self._lost: list[tuple[int, bytes]] = []  # offset and content of what the disk did not take
+        self._lost: list[tuple[int, bytes]] = []  # offset and bytes not on the disk
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
-        self._descriptor = -1  # the number may soon be another file's
+        self._descriptor = -1  # the system reuses the number for another file
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
         done = 0
-        with self._kept():
+        with self._keep_error():
             if self._error is None:
                 os.lseek(self._descriptor, self._position, os.SEEK_SET)
                 while done < len(view):
@@ -85,25 +85,25 @@ class DiskFile:
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Cut or extend the file to a size, by default to its position."""
+        """Truncate or extend the file to a size, by default to its position."""
         self._size = self._position if size is None else size
-        with self._kept():
+        with self._keep_error():
             if self._error is None:
                 os.ftruncate(self._descriptor, self._size)
         return self._size
 
     def check(self) -> None:
-        """Raise the first OSError of anything done to the file."""
+        """Raise the file's first OSError, if any."""
         if self._error is not None:
             raise self._error
 
     def sync(self) -> None:
-        """Bring the file to the disk; raises like `check`."""
+        """fsync the file; raises like `check`."""
         self.check()
         os.fsync(self._descriptor)
 
     def flush(self) -> None:
-        """Nothing is buffered."""
+        """Do nothing: no data is buffered."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
@@ -114,14 +114,14 @@ class DiskFile:
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer from the file's position, with zeros beyond the file's end."""
+        """Fill a buffer from the file's position, with zeros after the file's end."""
         view = memoryview(buffer).cast("B")
         data = self.read(len(view))
         view[:] = data.ljust(len(view), b"\0")
         return len(data)
 
     def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes from the file's position; fewer only at its end."""
+        """Read up to ``size`` bytes from the file's position; fewer only at its end."""
         start = self._position
         data = bytearray(max(0, min(size, self._size - start)))
         os.lseek(self._descriptor, start, os.SEEK_SET)
@@ -137,7 +137,7 @@ class DiskFile:
         return bytes(data)
 
     @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _keep_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -145,34 +145,34 @@ class DiskFile:
 
 
 @contextlib.contextmanager
-def explained(path: Path, *, needs: int = 0) -> Iterator[None]:
-    """Turn what the system says about a full disk into a line that says what to do."""
+def storage_errors(path: Path, *, needs: int = 0) -> Iterator[None]:
+    """Raise StorageError, with the bytes needed and free, for an OSError of a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        wanted = f"{file_size(needs)} needed, " if needs else ""
+        needed = f"{file_size(needs)} needed, " if needs else ""
         free = file_size(shutil.disk_usage(path.parent).free)
         cause = "too large for this file system or limit" if error.errno == errno.EFBIG else "full"
         raise StorageError(
-            f"no space left for {printable(path)} ({cause}): {wanted}{free} free; make room and "
-            f"run again (what was committed is kept)"
+            f"no space left for {printable(path)} ({cause}): {needed}{free} free; free some "
+            f"and run again (committed data is kept)"
         ) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, to last; raises CannotCreateError if that cannot be."""
+    """Create a folder and its parents durably; raises CannotCreateError if that is impossible."""
     if folder.is_dir():
-        with contextlib.suppress(PermissionError):  # of a parent that is somebody else's
-            sync_folder(folder.parent)  # whoever made it may not have come to that
+        with contextlib.suppress(PermissionError):  # the parent may belong to another user
+            sync_folder(folder.parent)  # a killed run may not have synced it
         return
     try:
         if not folder.parent.is_dir():
             make_folder(folder.parent)
         os.mkdir(folder)
     except OSError as error:
-        if folder.is_dir():  # another process was quicker
+        if folder.is_dir():  # another process was faster
             return
         if error.errno in DISK_FULL:
             raise
@@ -183,7 +183,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that names in it outlive a power cut; a no-op where folders cannot be."""
+    """fsync a folder, so that its names survive a power cut; does nothing on Windows."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -233,13 +233,13 @@ def publish_folder(filled: Path, folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file if it exists."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def remove_folder(folder: Path, *, keep: Collection[Path] = ()) -> None:
-    """Delete a folder of files, if it is there, but for those to keep, and with them the folder."""
+    """Delete a folder and its files, if it exists; with ``keep``, only the other files."""
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if path not in keep:
@@ -249,6 +249,6 @@ def remove_folder(folder: Path, *, keep: Collection[Path] = ()) -> None:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Delete what a killed process left of a file half-written; for those who hold its lock."""
-    for leftover in path.parent.glob(f"{glob.escape(path.name)}.{'?' * 8}{TEMPORARY_SUFFIX}"):
-        remove_file(leftover)
+    """Delete the temporary files of killed processes; the caller holds the file's lock."""
+    for temporary in path.parent.glob(f"{glob.escape(path.name)}.{'?' * 8}{TEMPORARY_SUFFIX}"):
+        remove_file(temporary)

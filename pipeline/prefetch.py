@@ -1,4 +1,4 @@
-"""Results in order, computed in threads ahead of whoever wants them."""
+"""Compute results in threads ahead of the caller, in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -15,36 +15,36 @@ def prefetch(
     *,
     threads: int = 1,
     waiting: int | None = None,
-    name: str = "ahead",
+    name: str = "prefetch",
 ) -> Generator[tuple[Item, Result]]:
-    """Yield items, taken in the calling thread as they are needed, with what is computed of them.
+    """Yield each item with its result; the calling thread iterates over the items.
 
-    At most ``waiting`` results are ahead, done or not; by default one more than threads, so that
-    none of these is ever idle. Raises what an item's computation raised, in its place, and what
-    taking the next item raised, behind the results of all before it.
+    At most ``waiting`` results are computed ahead, finished or not; by default one more than
+    ``threads``, so that no thread is idle. An error of ``compute`` is raised in place of its
+    result, an error of ``items`` after the results of all earlier items.
 
-    Who may stop before the end closes it: the garbage collector would join its threads wherever
-    it happens to run, and inside `threading` itself that is a deadlock.
+    A caller that may stop early must close the generator: otherwise the garbage collector joins
+    its threads, which deadlocks inside `threading`.
     """
-    most = threads + 1 if waiting is None else waiting
+    max_results = threads + 1 if waiting is None else waiting
     with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
         results: deque[tuple[Item, Future[Result]]] = deque()
         failed: Exception | None = None
-        taken = iter(items)
+        iterator = iter(items)
         try:
             while True:
                 try:
-                    item = next(taken)
+                    item = next(iterator)
                 except StopIteration:
                     break
                 except Exception as error:
                     failed = error
                     break
                 results.append((item, pool.submit(compute, item)))
-                if len(results) >= most:
-                    yield _first(results)
+                if len(results) >= max_results:
+                    yield _pop_first(results)
             while results:
-                yield _first(results)
+                yield _pop_first(results)
         finally:
             for _, result in results:
                 result.cancel()
@@ -52,7 +52,7 @@ def prefetch(
             raise failed
 
 
-def _first(results: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
-    """Take it out, once it is there: nothing here holds it while the next is waited for."""
+def _pop_first(results: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
+    """Remove and return the first result: no reference to it stays here while the next runs."""
     item, result = results.popleft()
     return item, result.result()

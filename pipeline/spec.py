@@ -1,4 +1,4 @@
-"""What makes two features the same: `FeatureSpec` and its fingerprint."""
+"""`FeatureSpec`, which identifies features, and its fingerprint."""
 
 import hashlib
 import json
@@ -11,30 +11,30 @@ from pipeline.errors import UsageError
 POOLING_POLICIES = ("none", "avg", "max")
 RESIZE_POLICIES = ("squash", "crop", "pad")
 DTYPES = ("float32", "float16")
-FINGERPRINT_DIGITS = 12  # 48 bits: a clash among a million caches has a chance of 1 in 560
+FINGERPRINT_DIGITS = 12  # 48 bits: a collision among a million caches has probability 1/560
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """All that changes every number of a feature; nothing else."""
+    """The properties that determine the values of features, and nothing else."""
 
-    base: str  # its name in the registry
-    weights: str  # SHA-256 over the weight arrays, ``random-<seed>``, or ``none``
+    base: str  # name in the registry
+    weights: str  # SHA-256 of the weight arrays, ``random-<seed>``, or ``none``
     preprocessing: str
     image_size: int  # height and width that the base sees
     resize: str
-    pixels: str  # SHA-256 over probe images, see `pipeline.images.decode.pixels_digest`
+    pixels: str  # SHA-256 of probe images, see `pipeline.images.decode.pixels_digest`
     dtype: str
 
     @property
     def fingerprint(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 over the canonical JSON of all fields."""
+        """The first 12 hexadecimal digits of the SHA-256 of all fields as canonical JSON."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Rebuild a spec from parsed JSON; raises ValueError if a field is missing or odd."""
+        """Create a spec from parsed JSON; raises ValueError if a field is missing or invalid."""
         kinds = {field.name: str for field in fields(cls)} | {"image_size": int}
         check_fields(values, kinds, "a", "feature spec")
         return cls(**values)
@@ -57,11 +57,11 @@ def check_seed(seed: int, flag: str = "--seed") -> None:
 
 
 def layer_key(layer: str, pooling: str) -> str:
-    """What a cached layer is called: ``block5_pool``, or ``block5_pool:avg`` where pooled."""
+    """Return the key of a cached layer: ``block5_pool``, or ``block5_pool:avg`` if pooled."""
     return layer if pooling == "none" else f"{layer}:{pooling}"
 
 
 def split_layer_key(key: str) -> tuple[str, str]:
-    """The layer and the pooling of a key: ``block5_pool:avg`` -> ``("block5_pool", "avg")``."""
+    """Return layer and pooling of a key: ``block5_pool:avg`` -> ``("block5_pool", "avg")``."""
     layer, _, pooling = key.partition(":")
     return layer, pooling or "none"

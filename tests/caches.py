@@ -1,33 +1,34 @@
-"""Cache files of random features for the tests."""
+"""Cache files for the tests: of random features, and of the pixels of synthetic images."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import feature_sets
 import h5py
 import numpy as np
 
 from pipeline.cache.checksums import write_checksums
 from pipeline.cache.file import Source, columns_of, create_features
+from pipeline.cache.fill import FillResult, fill_cache
 from pipeline.cache.publish import publish
+from pipeline.images.hashes import hash_files
+from pipeline.images.scan import scan_folder
 from pipeline.spec import FeatureSpec
 
-SPEC = FeatureSpec(
-    base="vgg16",
-    weights="0" * 64,
-    preprocessing="native",
-    image_size=150,
-    resize="squash",
-    pixels="1" * 64,
-    dtype="float32",
-)
+SIZE = 8  # pixels, of the images that PixelEngine takes
+PIXEL_SPEC = replace(feature_sets.SPEC, base="tiny", weights="none", image_size=SIZE)
 
 
 def document(root: str = "/photos/pets") -> dict[str, Any]:
-    return {"format": 1, "spec": vars(SPEC).copy(), "set": "pets", "root": root, "engine": None}
+    spec = vars(feature_sets.SPEC).copy()
+    return {"format": 1, "spec": spec, "set": "pets", "root": root, "engine": None}
 
 
 def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, np.ndarray]:
-    """A cache of random maps and vectors; the last ``gone`` rows are of images that are gone."""
+    """A cache of random maps and vectors; the images of the last ``gone`` rows are gone."""
     rng = np.random.default_rng(rows)
     arrays = {
         "maps": rng.normal(size=(rows, 2, 2, 3)).astype("f4"),
@@ -58,3 +59,82 @@ def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, n
         },
     )
     return arrays
+
+
+class PixelEngine:
+    """An engine whose maps are the pixels; it remembers what it computed and can die on the way."""
+
+    version, weights = "1", "none"
+    calls_at_once = 1
+
+    def __init__(self, *, name: str = "pixels", die_after: int | None = None) -> None:
+        self.name = name
+        self.error: dict[str, float] = {}
+        self.images_seen = 0
+        self.computed: list[tuple[str, bytes]] = []  # layer key and pixels of each row
+        self.opened: list[tuple[str, ...]] = []
+        self.row_shapes: dict[str, tuple[int, ...]] = {}
+        self._die_after = die_after
+
+    def open(self, layers: Sequence[str], *_: Any) -> "PixelEngine":
+        self.opened.append(tuple(layers))
+        self.row_shapes = {key: (3,) if key.endswith(":avg") else (SIZE, SIZE, 3) for key in layers}
+        return self
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        if self._die_after is not None and self.images_seen + len(images) > self._die_after:
+            raise KeyboardInterrupt
+        self.images_seen += len(images)
+        self.computed += [(key, pixels.tobytes()) for pixels in images for key in self.row_shapes]
+        maps = images.astype(np.float32)
+        return {key: maps.mean((1, 2)) if key.endswith(":avg") else maps for key in self.row_shapes}
+
+
+def fill(
+    root: Path,
+    path: Path,
+    engine: PixelEngine,
+    *,
+    layers: Sequence[str] = ("maps",),
+    spec: FeatureSpec = PIXEL_SPEC,
+    limit: int | None = None,
+    batch_size: int = 8,
+    **options: Any,
+) -> FillResult:
+    """Fill the cache file ``path`` with the images of a folder, as ``extract`` does."""
+    images = scan_folder(root)
+    if limit:
+        images = images.limited(limit)
+    digests, unreadable = hash_files(root, images.paths)
+    return fill_cache(
+        path,
+        images=images,
+        digests=digests,
+        skipped=(*images.skipped, *unreadable),
+        spec=spec,
+        layers=layers,
+        open_engine=engine.open,
+        document={"format": 1, "spec": vars(spec), "set": root.name, "root": str(root)},
+        batch_size=batch_size,
+        **options,
+    )
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """The system lets no file of this process grow beyond so many bytes, as after ``ulimit -f``."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,12 +1,11 @@
-"""A disk that a test can stop at any call, and that knows what would be left of it.
+"""A disk that a test can stop at any call, and that models what a crash leaves.
 
-`SimulatedDisk` stands in for `os` in `pipeline.durable`. It does every call on a real folder and
-keeps a model beside it, by inode: of a file what was written and what of that was synced, of a
-folder its names now and its names when it was last synced. Before, half-way through and after each
-call that changes something it calls an observer, who can ask the model what a killed process or a
-power cut leaves there. So one run shows the crashes at all of its calls, and none is tidied by
-handlers that a dead process would not run. What the code does after a call that *failed* has to be
-seen by running it: ``fail_at``.
+`SimulatedDisk` replaces `os` in `pipeline.durable`. It does every call on a real folder and keeps a
+model of it: for each file the written and the synced bytes, for each folder its names now and at
+its last sync. Before, half-way through and after each change it calls an observer, which can ask
+the model what a killed process or a power cut leaves. So one run shows the crashes at all of its
+calls, without the cleanup that a dead process does not run. To see what the code does after a
+*failed* call, run it with ``fail_at``.
 """
 
 import errno
@@ -27,8 +26,8 @@ import pipeline
 from pipeline import durable
 
 PACKAGE = str(Path(pipeline.__file__).parent)
-NOT_DATA = (".lock", ".holder")  # what a run needs only while it lives
-HARMLESS = {"name", "lseek", "read"}  # and constants; whatever else appears must be modelled first
+NOT_DATA = (".lock", ".holder")  # files that a run needs only while it lives
+HARMLESS = {"name", "lseek", "read"}  # change nothing, like constants; other calls are modelled
 
 Tree = frozenset[tuple[str, bytes | None]]  # relative path -> content; None is a folder
 Observer = Callable[[str, str], None]
@@ -36,16 +35,16 @@ Observer = Callable[[str, str], None]
 
 @dataclass
 class File:
-    """An inode: what was written, and what of it a power cut cannot take."""
+    """An inode: its written bytes, and those that survive a power cut."""
 
     content: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
-    sync_failed: bool = False  # Linux drops the pages then: a later fsync succeeds for nothing
+    sync_failed: bool = False  # Linux then drops the pages: a later fsync succeeds without effect
 
 
 @dataclass
 class Folder:
-    """Names as they are and as they were when the folder was last synced."""
+    """The names in a folder, now and at its last sync."""
 
     names: "dict[str, File | Folder]" = field(default_factory=dict)
     synced: "dict[str, File | Folder]" = field(default_factory=dict)
@@ -53,7 +52,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Survival:
-    """What outlives the end: unsynced names of the outer and of inner folders, unsynced data."""
+    """What survives a crash: unsynced names of the outer and inner folders, unsynced data."""
 
     outer_names: bool
     inner_names: bool
@@ -64,19 +63,19 @@ KILL = "kill"
 SURVIVALS = {
     KILL: Survival(True, True, "kept"),
     "power cut": Survival(False, False, "lost"),
-    # What ext4 may leave: folders are written back on their own, and before the files' data.
+    # As on ext4: folders are written back separately, and before the data of files.
     "power cut, names kept": Survival(True, True, "lost"),
     "power cut, names kept, data zeroed": Survival(True, True, "zeroed"),
     "power cut, outer names kept": Survival(True, False, "lost"),
     "power cut, inner names kept": Survival(False, True, "lost"),
 }
 
-# What each call may answer; the first of them is tried where one must do.
+# The errors that each call can raise; a short sweep tries only the first.
 ERRORS = {
     "create": (errno.ENOSPC, errno.EIO),
     "write": (errno.ENOSPC, errno.EIO),
     "truncate": (errno.ENOSPC, errno.EIO),
-    "fsync file": (errno.EIO, errno.ENOSPC),  # ENOSPC: blocks are found late, e.g. over NFS
+    "fsync file": (errno.EIO, errno.ENOSPC),  # ENOSPC: blocks are allocated late, e.g. on NFS
     "fsync folder": (errno.EIO,),
     "rename": (errno.ENOSPC, errno.EIO),
     "mkdir": (errno.ENOSPC, errno.EIO),
@@ -90,14 +89,14 @@ class SimulatedDisk:
 
     Parameters
     ----------
-    root : the folder, as real as the calls; nothing outside it may be changed.
-    model : what of the folder is synced; by default all that is there.
+    root : the real folder; nothing outside it may change.
+    model : the synced state of the folder; by default everything in it is synced.
     observe : called with (call site, "before" | "half" | "after") around each change.
-    fail_at, error : the number of the call, from 1 on, that fails once with this errno.
+    fail_at, error : the number of the call, from 1, that fails once with this errno.
     die_at, die_half : the number of the call before which (half-way through which) the process
-        really kills itself.
-    run : sets the temporary names of one run apart from those that an earlier one left.
-    without_sync : an fsync at a site for which this holds does nothing, as if it were not there.
+        kills itself.
+    run : distinguishes the temporary names of one run from those of an earlier one.
+    without_sync : an fsync at a site for which this returns true does nothing.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class SimulatedDisk:
     def __getattr__(self, name: str) -> Any:
         if name in HARMLESS or name.startswith(("O_", "SEEK_")):
             return getattr(os, name)
-        raise AssertionError(f"os.{name} is not simulated: teach tests/simulated_disk.py")
+        raise AssertionError(f"os.{name} is not simulated: add it to tests/simulated_disk.py")
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
@@ -140,7 +139,7 @@ class SimulatedDisk:
             yield
 
     def tree(self, survival: str = KILL) -> Tree:
-        """What is left if everything ends now."""
+        """The files that a crash at this moment leaves."""
         return frozenset(_surviving(self.model, SURVIVALS[survival], "", outer=True))
 
     # ---- the calls, in the order of a file's life
@@ -186,7 +185,7 @@ class SimulatedDisk:
             file.content[size:] = bytes(max(0, size - len(file.content)))
 
     def fsync(self, descriptor: int) -> None:
-        """Nothing on the real disk, where it only takes time."""
+        """Sync the model only: on the real disk it would take time."""
         node = self._open[descriptor]
         kind = "fsync file" if isinstance(node, File) else "fsync folder"
         try:
@@ -231,27 +230,29 @@ class SimulatedDisk:
 
     @contextmanager
     def _change(self, kind: str) -> Iterator[Callable[[Callable[[], object]], None]]:
-        """Number a call, tell the observer, fail or die in its place; gives what to call
-        half-way through, with what does the half of it."""
+        """Number a call, notify the observer, fail or die if requested.
+
+        Yields a function to call half-way through, with a function that does the first half.
+        """
         self.calls += 1
         site = _site(kind)
         self._observe(site, "before")
-        mine = self.calls
-        if mine == self._fail_at:
+        number = self.calls
+        if number == self._fail_at:
             self.failed = site
             raise OSError(self._error, os.strerror(self._error))
-        if mine == self._die_at and not self._die_half:
+        if number == self._die_at and not self._die_half:
             os.kill(os.getpid(), signal.SIGKILL)
 
         def half_way(do_half: Callable[[], object]) -> None:
             self._observe(site, "half")
-            if mine == self._die_at:
+            if number == self._die_at:
                 do_half()
                 os.kill(os.getpid(), signal.SIGKILL)
 
         yield half_way
         self._observe(site, "after")
-        if mine == self._die_at:
+        if number == self._die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _file(self, descriptor: int) -> File:
@@ -272,12 +273,12 @@ class SimulatedDisk:
     def _place(self, path: Path) -> tuple[Folder, str]:
         """The folder and the name of a path that is about to change."""
         folder = self._find(path.parent)
-        assert isinstance(folder, Folder), f"{path} lies outside {self.root}"
+        assert isinstance(folder, Folder), f"{path} is outside {self.root}"
         return folder, path.name
 
 
 def write_tree(tree: Tree, folder: Path) -> None:
-    """Make a folder that holds what is left."""
+    """Create a folder with these files."""
     folder.mkdir()
     for name, content in sorted(tree, key=lambda entry: entry[0]):
         if content is None:
@@ -287,7 +288,7 @@ def write_tree(tree: Tree, folder: Path) -> None:
 
 
 def read_tree(folder: Path) -> Tree:
-    """What stands in a folder; locks, which hold nothing, aside."""
+    """Read the files of a folder except locks."""
     return frozenset(
         (path.relative_to(folder).as_posix(), None if path.is_dir() else path.read_bytes())
         for path in folder.rglob("*")

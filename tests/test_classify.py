@@ -68,7 +68,7 @@ def test_json_on_stdout_equals_results_json(cache: Path) -> None:
 
 
 def test_heads_of_scikit_learn_do_not_load_tensorflow(cache: Path) -> None:
-    heads = "fast,svm_rbf,random_forest"
+    heads = "fast,svm_rbf"
     loaded = modules_loaded_by("classify", cache, "--heads", heads, "--no-audit")
     assert "sklearn" in loaded
     assert not {"tensorflow", "keras"} & loaded
@@ -91,7 +91,7 @@ def test_views_are_counted_in_log_table_and_report(tmp_path: Path) -> None:
     folder = Path(finished.stdout.splitlines()[-1].removeprefix("written to "))
     (row,) = json.loads((folder / "results.json").read_text("utf-8"))["rows"]
     assert (row["views"], row["tta"]) == (2, 4)
-    trained = "Heads learned from each training image and 2 augmented views of it; train is of the"
+    trained = "Heads are trained on each training image and 2 augmented views of it; train"
     averaged = "Probabilities on validation and test are means over each image and 4 augmented"
     counts = {
         "results.md": "(train 60 × 3 views, validation 20 × 5 views, test 20 × 5 views)",
@@ -112,13 +112,13 @@ CACHE = "cache/synthetic.h5"
     [
         ("nowhere.h5", 66, "run python -m pipeline.extract first"),
         ("--cache-dir empty", 66, "no feature cache in empty/"),
-        ("text.h5", 65, "no feature cache"),
+        ("text.h5", 65, "not a feature cache"),
         (f"{CACHE} --heads logistc", 2, "did you mean logistic?"),
         (f"{CACHE} --layer block9", 2, "choose from block5_pool"),
         (f"{CACHE} --split 60/40", 2, "such as 60/20/20"),
         (f"{CACHE} --cv 2", 2, "needs 3 folds"),
         (f"{CACHE} --cv 90", 65, "try --cv 50"),
-        (f"{CACHE} --group folder", 2, "places none of 100 images"),
+        (f"{CACHE} --group folder", 2, "matches none of 100 images"),
         (f"{CACHE} --head nothing", 2, "expected MODULE:FACTORY"),
         (f"{CACHE} --head gone:head", 2, "gone"),
         (f"{CACHE} --labels gone.csv", 66, "gone.csv"),

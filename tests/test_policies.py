@@ -119,7 +119,7 @@ def test_harmed_shard_is_computed_again(
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.cache.fill.publish_rows", interrupted)
-        patch.setattr("pipeline.cache.compute.SECONDS", 0.0)
+        patch.setattr("pipeline.cache.compute.SECONDS_PER_COMMIT", 0.0)
         with pytest.raises(KeyboardInterrupt):
             extract_features(root, base="pixels", out="x.h5")
     shard = Path("x.parts/000001.h5")

@@ -1,4 +1,4 @@
-"""What was planted among real photographs is found, and little else. Slow."""
+"""Planted duplicates and wrong labels among real photographs are found. Slow."""
 
 import shutil
 from pathlib import Path
@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
 COPIES = 20  # of each kind
 WRONG_LABELS = 20  # among the 1,000 of train
-# Two pictures of this set are one photograph, saved twice; told apart by no file comparison.
-BORN_TWINS = {"train/dogs/dog.74.jpg", "train/dogs/dog.180.jpg"}
+# These two files of the set are one photograph, saved twice.
+SAME_PHOTOGRAPH = {"train/dogs/dog.74.jpg", "train/dogs/dog.180.jpg"}
 
 Planted = tuple[FeatureTable, dict[str, tuple[str, str]], set[str]]
-Looked = tuple[AuditResult, tuple[str, ...]]
+Audited = tuple[AuditResult, tuple[str, ...]]
 
 
 def save_copy(kind: str, source: Path, target: Path) -> None:
@@ -41,21 +41,20 @@ def save_copy(kind: str, source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def planted(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """The photographs with what was planted, extracted: copy -> its kind and original, and the
-    paths of wrong labels."""
+    """Features of the photographs; copy -> its kind and original; paths with wrong labels."""
     root = tmp_path_factory.mktemp("planted") / "cats_and_dogs"
     shutil.copytree(assets / "data" / "cats_and_dogs", root, copy_function=shutil.copyfile)
     random = np.random.default_rng(0)
     train = sorted(
         path
         for path in root.glob("train/*/*")
-        if path.relative_to(root).as_posix() not in BORN_TWINS
+        if path.relative_to(root).as_posix() not in SAME_PHOTOGRAPH
     )
     chosen = random.permutation(len(train))
     copies = {}
-    for place, row in enumerate(chosen[: 4 * COPIES].tolist()):
-        kind = ("exact", "quality", "crop", "rescale")[place % 4]
-        target = root / "test" / train[row].parent.name / f"{kind}-{place}.jpg"
+    for number, row in enumerate(chosen[: 4 * COPIES].tolist()):
+        kind = ("exact", "quality", "crop", "rescale")[number % 4]
+        target = root / "test" / train[row].parent.name / f"{kind}-{number}.jpg"
         save_copy(kind, train[row], target)
         copies[target.relative_to(root).as_posix()] = (
             kind,
@@ -66,7 +65,7 @@ def planted(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
         other = {"cats": "dogs", "dogs": "cats"}[train[row].parent.name]
         moved = train[row].rename(root / "train" / other / train[row].name)
         wrong.add(moved.relative_to(root).as_posix())
-    done = extract_features(
+    run = extract_features(
         root,
         base="MobileNetV2",
         image_size=160,
@@ -74,56 +73,56 @@ def planted(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
         weights=assets / "weights" / "mobilenet_v2_imagenet_notop.weights.h5",
         cache_dir=root.parent / "cache",
     )
-    return done.table, copies, wrong
+    return run.table, copies, wrong
 
 
 @pytest.fixture(scope="module")
-def looked(planted: Planted) -> Looked:
+def audited(planted: Planted) -> Audited:
     table = planted[0]
     (layer,) = table.layers
     return audit_features(table, layer, splits=make_splits(table.columns, table.classes))
 
 
 def test_planted_duplicates_are_found_with_few_false_alarms(
-    planted: Planted, looked: Looked
+    planted: Planted, audited: Audited
 ) -> None:
     table, copies, _ = planted
-    findings, notices = looked
+    findings, notices = audited
     paths = [path.decode() for path in table.columns.paths.tolist()]
-    found = {frozenset((paths[p.first], paths[p.second])): p for p in findings.duplicates}
+    pairs = {frozenset((paths[p.first], paths[p.second])): p for p in findings.duplicates}
     for kind in ("exact", "quality", "crop", "rescale"):
         planted_pairs = [
-            frozenset((copy, origin)) for copy, (made, origin) in copies.items() if made == kind
+            frozenset((copy, origin)) for copy, (way, origin) in copies.items() if way == kind
         ]
-        recalled = [found.pop(pair) for pair in planted_pairs if pair in found]
+        recalled = [pairs.pop(pair) for pair in planted_pairs if pair in pairs]
         print(f"{kind}: {len(recalled)} of {len(planted_pairs)}")
         assert len(recalled) == COPIES
         assert all(pair.across for pair in recalled)
         assert all(pair.exact == (kind == "exact") for pair in recalled)
-    false = [set(pair) for pair in found if set(pair) != BORN_TWINS]
+    false = [set(pair) for pair in pairs if set(pair) != SAME_PHOTOGRAPH]
     print(f"false alarms: {len(false)} of {len(table):,} images")
     assert len(false) <= 2
-    assert f"{4 * COPIES} test images also stand in train" in notices[0]
+    assert f"{4 * COPIES} test images have duplicates in train" in notices[0]
     assert f"(exact: {COPIES}, near: {3 * COPIES})" in notices[0]
 
 
 def test_planted_label_errors_are_among_the_first_suspects(
-    planted: Planted, looked: Looked
+    planted: Planted, audited: Audited
 ) -> None:
     table, _, wrong = planted
-    first = [table.columns.paths[each.row].decode() for each in looked[0].suspects[:40]]
+    first = [table.columns.paths[each.row].decode() for each in audited[0].suspects[:40]]
     recalled = wrong & set(first)
     print(f"{len(recalled)} of {len(wrong)} wrong labels and {40 - len(recalled)} false alarms in")
     print(f"the first 40; in the first 20 {len(wrong & set(first[:20]))}")
     assert len(recalled) >= 15
 
 
-def test_the_edited_file_puts_the_labels_right(
-    planted: Planted, looked: Looked, tmp_path: Path
+def test_the_edited_file_corrects_the_labels(
+    planted: Planted, audited: Audited, tmp_path: Path
 ) -> None:
     table, _, wrong = planted
     path = tmp_path / "suspects.csv"
-    write_suspects(path, looked[0])
+    write_suspects(path, audited[0])
     lines = path.read_text("utf-8-sig").splitlines()
     for number, line in enumerate(lines):
         cells = line.split(",")

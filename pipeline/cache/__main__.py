@@ -18,49 +18,46 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    made = parser(
+    main_parser = parser(
         command="cache",
-        summary="List, show, verify, repair and prune caches.",
+        summary="List, check, repair and prune feature caches.",
         example="python -m pipeline.cache verify cache/pets-vgg16-8849e8c6e7d7.h5",
     )
-    made.set_defaults(do=lambda arguments: made.error("name one of the commands"))
-    commands = made.add_subparsers(metavar="COMMAND")
-    for do, summary in (
+    main_parser.set_defaults(run=lambda arguments: main_parser.error("name a command"))
+    commands = main_parser.add_subparsers(metavar="COMMAND")
+    for run_command, summary in (
         (_ls, "list caches: set, base, layers, rows, size, age"),
-        (_show, "show spec, counts per split and class, skipped files"),
-        (_verify, "check every byte; report damaged layers and rows (exit 65)"),
+        (_show, "show a cache: spec, counts per split and class, skipped files"),
+        (_verify, "check every byte; name damaged layers and rows (exit code 65)"),
         (_repair, "compute damaged rows again"),
-        (_prune, "delete leftovers of stopped runs, deleted images and old checkpoints"),
+        (_prune, "delete temporary files, old checkpoints, caches and rows of deleted images"),
     ):
-        name = do.__name__.strip("_")
+        name = run_command.__name__.strip("_")
         command = commands.add_parser(name, help=summary, description=summary)
-        command.set_defaults(do=do)
+        command.set_defaults(run=run_command)
         command.add_argument("--json", action="store_true", help="print one JSON document")
-        if do in (_show, _verify, _repair):
+        if run_command in (_show, _verify, _repair):
             command.add_argument("file", type=Path, metavar="FILE", help="cache file (.h5)")
-        if do is _repair:
+        if run_command is _repair:
             command.add_argument(
-                "--weights", type=Path, metavar="FILE", help="weights file, if it has moved"
+                "--weights", type=Path, metavar="FILE", help="weights file, if moved"
             )
-            command.add_argument("--wait", action="store_true", help="wait for a running writer")
-        if do in (_ls, _prune, _repair):
+            command.add_argument("--wait", action="store_true", help="wait for another writer")
+        if run_command in (_ls, _prune, _repair):
             command.add_argument(
-                "--cache-dir",
-                type=Path,
-                default=Path("cache"),
-                metavar="FOLDER",
-                help="folder of caches (default: cache)",
-            )
-        if do is _prune:
+                "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER",
+                help="folder of caches (default: %(default)s)",
+            )  # fmt: skip
+        if run_command is _prune:
             command.add_argument("--yes", action="store_true", help="delete without asking")
-    arguments = made.parse_args(argv)
-    arguments.do(arguments)
+    arguments = main_parser.parse_args(argv)
+    arguments.run(arguments)
 
 
 def _ls(arguments: argparse.Namespace) -> None:
     from pipeline.cache.file import cache_files, read_table
 
-    listed: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for path in cache_files(arguments.cache_dir):
         entry: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size}
         entry["age_seconds"] = round(time.time() - path.stat().st_mtime)
@@ -75,30 +72,31 @@ def _ls(arguments: argparse.Namespace) -> None:
             }
         except BadDataError as error:
             entry["error"] = str(error)
-        listed.append(entry)
+        entries.append(entry)
     if arguments.json:
-        print_json(listed)
+        print_json(entries)
         return
-    for entry in listed:
+    for entry in entries:
         size, age = file_size(entry["bytes"]), duration(entry["age_seconds"])
         if "error" in entry:
             print(f"{printable(entry['file'])}  {size}  unreadable: {entry['error']}")
             continue
-        what = f"{entry['base']} at {entry['image_size']}: {', '.join(entry['layers'])}"
-        print(f"{printable(entry['file'])}  {printable(entry['set'])}  {printable(what)}", end="  ")
+        features = f"{entry['base']} at {entry['image_size']}: {', '.join(entry['layers'])}"
+        print(f"{printable(entry['file'])}  {printable(entry['set'])}", end="  ")
+        print(printable(features), end="  ")
         print(f"{entry['rows']:,} rows  {size}  {age} old")
-    if not listed:
+    if not entries:
         print(f"no caches in {printable(arguments.cache_dir)}/")
 
 
 def _show(arguments: argparse.Namespace) -> None:
     from pipeline.cache.file import read_all_rows, read_table
-    from pipeline.cache.maintenance import skipped_files
+    from pipeline.cache.fill import read_skipped
 
     table = read_table(arguments.file)
-    skipped = skipped_files(arguments.file)
+    skipped = read_skipped(arguments.file)
     gone = len(read_all_rows(arguments.file)) - len(table)
-    counts = _counts(table)
+    counts = _count_rows(table)
     if arguments.json:
         print_json(
             {
@@ -108,15 +106,15 @@ def _show(arguments: argparse.Namespace) -> None:
                 "counts": counts,
                 "gone_rows": gone,
                 "skipped": [
-                    {"path": os.fsdecode(item.path), "reason": item.reason} for item in skipped
+                    {"path": os.fsdecode(file.path), "reason": file.reason} for file in skipped
                 ],
             }
         )
         return
     print(f"set {printable(table.document['set'])} of {printable(table.document['root'])}")
-    made = printable(str(table.document.get("created", "at an unknown time")))
-    print(f"fingerprint {table.spec.fingerprint}, made {made}")
-    for name, value in {**vars(table.spec), **_made_with(table.document)}.items():
+    created = printable(str(table.document.get("created", "at an unknown time")))
+    print(f"fingerprint {table.spec.fingerprint}, created {created}")
+    for name, value in {**vars(table.spec), **_describe_origin(table.document)}.items():
         print(f"  {name:14} {printable(str(value))}")
     for layer, shape in table.layers.items():
         print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
@@ -125,30 +123,30 @@ def _show(arguments: argparse.Namespace) -> None:
         print(f"  {entry['split']:12} {printable(entry['class']):20} {entry['images']:>8,}{views}")
     if gone:
         print(f"{gone:,} more rows of images that are gone")
-    for item in skipped:
-        print(f"skipped {printable(item.path)}: {printable(item.reason)}")
+    for file in skipped:
+        print(f"skipped {printable(file.path)}: {printable(file.reason)}")
 
 
-def _made_with(document: Mapping[str, Any]) -> dict[str, str]:
-    """The engines, and the augmentation where there are views, in words."""
-    engine = document["engine"] or {}
+def _describe_origin(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the engines of a cache and, if it has views, their number and augmentation."""
+    first = document["engine"] or {}
     engines = []
-    for each in (engine, *engine.get("also", ())):
-        error = max(dict(each.get("error") or {}).values(), default=0.0)
+    for engine in (first, *first.get("also", ())):
+        error = max(dict(engine.get("error") or {}).values(), default=0.0)
         engines.append(
-            f"{each.get('name')} {each.get('version')}"
+            f"{engine.get('name')} {engine.get('version')}"
             + (f", {error:.1e} from TensorFlow" if error else "")
         )
-    made = {"engine": "; ".join(engines)}
+    origin = {"engine": "; ".join(engines)}
     if "augmentation" in document:
-        whose = "every image" if document.get("tta") else "each training image"
-        made["views"] = f"{document.get('views')} of {whose}"
+        images = "every image" if document.get("tta") else "each training image"
+        origin["views"] = f"{document.get('views')} of {images}"
         ranges = dict(document["augmentation"])
-        made["augmentation"] = ", ".join(f"{name} {value}" for name, value in ranges.items())
-    return made
+        origin["augmentation"] = ", ".join(f"{name} {value}" for name, value in ranges.items())
+    return origin
 
 
-def _counts(table: "FeatureTable") -> list[dict[str, Any]]:
+def _count_rows(table: "FeatureTable") -> list[dict[str, Any]]:
     from pipeline.cache.file import SPLIT_NAMES
 
     columns = table.columns
@@ -171,17 +169,17 @@ def _verify(arguments: argparse.Namespace) -> None:
 
     damages = verify_cache(arguments.file)
     if arguments.json:
-        places = [vars(found) for found in damages]
-        print_json({"file": str(arguments.file), "whole": not damages, "damages": places})
+        document = {"file": str(arguments.file), "whole": not damages}
+        print_json({**document, "damages": [vars(damage) for damage in damages]})
     elif not damages and not arguments.file.exists():
         parts = printable(arguments.file.with_suffix(".parts"))
-        print(f"{parts} is whole, but no file was published from it yet: run extract again")
+        print(f"{parts} is undamaged, but not published yet: run extract again")
     elif not damages:
-        print(f"{printable(arguments.file)} is whole: every byte is as it was written")
-    else:
-        for found in damages:
-            print(f"damaged: {printable(found.what)}")
+        print(f"{printable(arguments.file)} is undamaged: every byte is correct")
     if damages:
+        if not arguments.json:
+            for damage in damages:
+                print(f"damaged: {printable(damage.what)}")
         raise BadDataError(
             f"{printable(arguments.file)} is damaged in {counted(len(damages), 'place')}: "
             f"python -m pipeline.cache repair {printable(arguments.file)}"
@@ -192,7 +190,7 @@ def _repair(arguments: argparse.Namespace) -> None:
     from pipeline.api import repair_cache
 
     with ProgressBar("repairing", unit="image") as bar:
-        done = repair_cache(
+        repair = repair_cache(
             arguments.file,
             weights=arguments.weights,
             cache_dir=arguments.cache_dir,
@@ -200,39 +198,40 @@ def _repair(arguments: argparse.Namespace) -> None:
             progress=bar,
         )
     if arguments.json:
-        print_json({"damages": [found.what for found in done.damages], "computed": done.computed})
+        damages = [damage.what for damage in repair.damages]
+        print_json({"damages": damages, "computed": repair.computed})
         return
-    for found in done.damages:
-        print(f"mended: {printable(found.what)}")
-    if done.damages:
-        print(f"{counted(done.computed, 'image')} computed again")
+    for damage in repair.damages:
+        print(f"repaired: {printable(damage.what)}")
+    if repair.damages:
+        print(f"{counted(repair.computed, 'image')} computed again")
     else:
-        print(f"{printable(arguments.file)} is whole: nothing to repair")
+        print(f"{printable(arguments.file)} is undamaged: nothing to repair")
 
 
 def _prune(arguments: argparse.Namespace) -> None:
     from pipeline.cache.maintenance import find_prunable, prune
 
-    found = find_prunable(arguments.cache_dir)
+    items = find_prunable(arguments.cache_dir)
     if arguments.json and not arguments.yes:
-        raise UsageError("prune asks before it deletes; with --json give --yes, too")
+        raise UsageError("prune asks before it deletes: --json also needs --yes")
     if not arguments.json:
-        for item in found:
+        for item in items:
             print(f"{printable(item.path)}  {file_size(item.size)}  {item.reason}")
-        if not found:
+        if not items:
             print("nothing to prune")
             return
     if not arguments.yes:
-        what = "this" if len(found) == 1 else f"these {len(found)}"
-        print(f"delete {what}? [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):  # no answer is no
+        question = "delete this?" if len(items) == 1 else f"delete these {len(items)}?"
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing was deleted")
             return
-    for item in found:
+    for item in items:
         prune(item)
-    freed = sum(item.size for item in found)
+    freed = sum(item.size for item in items)
     if arguments.json:
-        pruned = [{"file": str(item.path), "reason": item.reason} for item in found]
+        pruned = [{"file": str(item.path), "reason": item.reason} for item in items]
         print_json({"pruned": pruned, "bytes": freed})
     else:
         print(f"freed {file_size(freed)}")

@@ -1,7 +1,7 @@
-"""A seal behind the HDF5 data: a checksum for every byte, and a spare copy of the metadata.
+"""Checksums after the HDF5 data: a SHA-256 for every byte, and a backup copy of the metadata.
 
-HDF5's own fletcher32 covers only chunks of features. The seal stands after HDF5's last byte, where
-its readers never look; it tells which rows are wrong and mends all but features (docs/FORMAT.md).
+HDF5's own fletcher32 covers only chunks of features. These checksums follow HDF5's last byte, where
+its readers never look. They name damaged rows and restore all but features (docs/FORMAT.md).
 """
 
 import hashlib
@@ -18,14 +18,14 @@ import h5py
 from pipeline.durable import DiskFile
 
 MAGIC = b"feature cache 1\n"
-TAIL = struct.Struct("<QQ32s16s")  # lengths of index and spare copy, SHA-256 of both, magic
+TAIL = struct.Struct("<QQ32s16s")  # lengths of index and backup, SHA-256 of both, magic
 BYTES_PER_READ = 2**20
 
 Stream = BinaryIO | DiskFile
 
 
 class StoredChunk(NamedTuple):
-    """A chunk of features as it is stored: where it stands in the file and which rows it holds."""
+    """A stored chunk of features: its bytes in the file and its rows."""
 
     offset: int
     length: int
@@ -36,7 +36,7 @@ class StoredChunk(NamedTuple):
 
 
 class StoredColumn(NamedTuple):
-    """An uncompressed dataset: where it stands in the file, and bytes per row."""
+    """An uncompressed dataset: its bytes in the file, and bytes per row."""
 
     offset: int
     length: int
@@ -46,51 +46,51 @@ class StoredColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes that are not what was written."""
+    """Bytes that differ from those written."""
 
-    dataset: str  # empty for HDF5's own structures and the seal
-    rows: tuple[int, int] | None  # the first and last
-    what: str  # for people
+    dataset: str  # empty for HDF5's own structures and the checksums
+    rows: tuple[int, int] | None  # first and last
+    what: str  # shown to the user
 
 
 class InvalidChecksumsError(Exception):
-    """There is no readable seal; its message says why."""
+    """A file has no readable checksums; the message says why."""
 
 
 @dataclass(frozen=True)
 class Checksums:
-    """What the file said when it was written."""
+    """The checksums of a file and the backup copy of its metadata."""
 
     end: int  # length of the HDF5 data
     chunks: tuple[StoredChunk, ...]
     columns: tuple[StoredColumn, ...]
-    spare: bytes  # all that belong to no chunk of features
+    backup: bytes  # all bytes outside chunks of features
 
     def metadata(self) -> Iterator[tuple[int, bytes]]:
-        """Offset and spare copy of each stretch that belongs to no chunk of features."""
-        used = 0
+        """Yield offset and backup copy of each byte range outside chunks of features."""
+        position = 0
         for offset, length in _gaps(self.chunks, self.end):
-            yield offset, self.spare[used : used + length]
-            used += length
+            yield offset, self.backup[position : position + length]
+            position += length
 
 
 def write_checksums(stream: Stream) -> None:
-    """Checksums a whole HDF5 file that has just been written and closed by h5py."""
-    chunks, columns = _layout(stream)
+    """Append checksums to a complete HDF5 file that h5py has just closed."""
+    chunks, columns = _read_layout(stream)
     end = stream.seek(0, 2)
-    sealed = [chunk._replace(sha256=_sha256(stream, chunk)) for chunk in chunks]
-    spare = b"".join(_read(stream, offset, length) for offset, length in _gaps(chunks, end))
-    index = json.dumps({"end": end, "chunks": sealed, "columns": columns}).encode()
-    packed = zlib.compress(spare, 1)
+    hashed = [chunk._replace(sha256=_sha256(stream, chunk)) for chunk in chunks]
+    backup = b"".join(_read(stream, offset, length) for offset, length in _gaps(chunks, end))
+    index = json.dumps({"end": end, "chunks": hashed, "columns": columns}).encode()
+    packed = zlib.compress(backup, 1)
+    digest = hashlib.sha256(index + packed).digest()
     stream.seek(0, 2)
     stream.write(index)
     stream.write(packed)
-    digest = hashlib.sha256(index + packed).digest()
     stream.write(TAIL.pack(len(index), len(packed), digest, MAGIC))
 
 
 def read_checksums(path: Path) -> Checksums:
-    """Read a file's seal; raises InvalidChecksumsError if there is none or it is damaged itself."""
+    """Read a file's checksums; raises InvalidChecksumsError if they are missing or damaged."""
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         if size < TAIL.size:
@@ -99,64 +99,63 @@ def read_checksums(path: Path) -> Checksums:
         index_length, packed_length, digest, magic = TAIL.unpack(stream.read(TAIL.size))
         start = size - TAIL.size - index_length - packed_length
         if magic != MAGIC or start < 0:
-            raise InvalidChecksumsError("the file has no seal at its end, or is cut off")
+            raise InvalidChecksumsError("the file has no checksums at its end, or is cut off")
         stream.seek(start)
         index, packed = stream.read(index_length), stream.read(packed_length)
     if hashlib.sha256(index + packed).digest() != digest:
-        raise InvalidChecksumsError("the seal itself is damaged")
+        raise InvalidChecksumsError("the checksums themselves are damaged")
     values = json.loads(index)
     if values["end"] != start:
-        raise InvalidChecksumsError("the seal belongs to a file of another length")
+        raise InvalidChecksumsError("the checksums belong to a file of another length")
     return Checksums(
         end=start,
         chunks=tuple(StoredChunk(*chunk) for chunk in values["chunks"]),
         columns=tuple(StoredColumn(*column) for column in values["columns"]),
-        spare=zlib.decompress(packed),
+        backup=zlib.decompress(packed),
     )
 
 
 def find_damage(path: Path) -> list[Damage]:
-    """Compare every byte of a file with its seal; an empty list means the file is whole."""
+    """Compare every byte of a file with its checksums; an empty list means no damage."""
     try:
-        seal = read_checksums(path)
-    except InvalidChecksumsError as broken:
-        return [Damage("", None, str(broken))]
+        checksums = read_checksums(path)
+    except InvalidChecksumsError as error:
+        return [Damage("", None, str(error))]
     damages = []
     with path.open("rb") as stream:
-        for chunk in seal.chunks:
+        for chunk in checksums.chunks:
             if _sha256(stream, chunk) != chunk.sha256:
                 rows = (chunk.first_row, chunk.last_row)
-                words = f"{chunk.dataset}, rows {rows[0]} to {rows[1]}"
-                damages.append(Damage(chunk.dataset, rows, words))
-    return damages + find_metadata_damage(path, seal)
+                what = f"{chunk.dataset}, rows {rows[0]} to {rows[1]}"
+                damages.append(Damage(chunk.dataset, rows, what))
+    return damages + find_metadata_damage(path, checksums)
 
 
-def find_metadata_damage(path: Path, seal: Checksums) -> list[Damage]:
-    """Compare all that belongs to no chunk of features with the spare copy."""
+def find_metadata_damage(path: Path, checksums: Checksums) -> list[Damage]:
+    """Compare every byte outside chunks of features with the backup copy."""
     damages = []
     with path.open("rb") as stream:
-        for offset, spare in seal.metadata():
-            found = _read(stream, offset, len(spare))
-            if found != spare:
-                places = range(len(spare))
-                place = next(at for at in places if found[at : at + 1] != spare[at : at + 1])
-                damages.append(_metadata_damage(seal.columns, offset + place))
+        for offset, backup in checksums.metadata():
+            data = _read(stream, offset, len(backup))
+            if data != backup:
+                first = next(i for i in range(len(backup)) if data[i : i + 1] != backup[i : i + 1])
+                damages.append(_metadata_damage(checksums.columns, offset + first))
     return damages
 
 
 def write_repaired(source: Path, target: Stream) -> None:
-    """Copy a file with its metadata from the seal's spare copy; raises InvalidChecksumsError."""
-    seal = read_checksums(source)
+    """Copy a file with its metadata from the backup copy; raises InvalidChecksumsError."""
+    checksums = read_checksums(source)
     with source.open("rb") as stream:
-        for piece in _pieces(stream, 0, source.stat().st_size):
-            target.write(piece)
-    for offset, spare in seal.metadata():
+        for block in _blocks(stream, 0, source.stat().st_size):
+            target.write(block)
+    for offset, backup in checksums.metadata():
         target.seek(offset)
-        target.write(spare)
+        target.write(backup)
 
 
 def _gaps(chunks: Sequence[StoredChunk], end: int) -> Iterator[tuple[int, int]]:
-    """Offset and length of each stretch that belongs to no chunk of features."""
+    """Yield offset and length of each byte range outside chunks of features."""
     position = 0
     for chunk in chunks:
         if chunk.offset > position:
@@ -166,8 +165,8 @@ def _gaps(chunks: Sequence[StoredChunk], end: int) -> Iterator[tuple[int, int]]:
         yield position, end - position
 
 
-def _layout(stream: Stream) -> tuple[list[StoredChunk], list[StoredColumn]]:
-    """Where chunks and columns stand, in the order of the file."""
+def _read_layout(stream: Stream) -> tuple[list[StoredChunk], list[StoredColumn]]:
+    """Chunks, without their SHA-256, and columns, in the order of the file."""
     chunks: list[StoredChunk] = []
     columns: list[StoredColumn] = []
     stream.seek(0)
@@ -177,11 +176,11 @@ def _layout(stream: Stream) -> tuple[list[StoredChunk], list[StoredColumn]]:
             if not isinstance(node, h5py.Dataset):
                 return
             if node.chunks:
-                rows, step = len(node), node.chunks[0]
+                rows, size = len(node), node.chunks[0]
 
                 def add(info: h5py.h5d.StoreInfo) -> None:
                     first = info.chunk_offset[0]
-                    last = min(first + step, rows) - 1
+                    last = min(first + size, rows) - 1
                     chunks.append(StoredChunk(info.byte_offset, info.size, name, first, last, ""))
 
                 node.id.chunk_iter(add)
@@ -203,17 +202,17 @@ def _metadata_damage(columns: Sequence[StoredColumn], position: int) -> Damage:
 
 def _sha256(stream: Stream, chunk: StoredChunk) -> str:
     digest = hashlib.sha256()
-    for piece in _pieces(stream, chunk.offset, chunk.length):
-        digest.update(piece)
+    for block in _blocks(stream, chunk.offset, chunk.length):
+        digest.update(block)
     return digest.hexdigest()
 
 
 def _read(stream: Stream, offset: int, length: int) -> bytes:
-    return b"".join(_pieces(stream, offset, length))
+    return b"".join(_blocks(stream, offset, length))
 
 
-def _pieces(stream: Stream, offset: int, length: int) -> Iterator[bytes]:
+def _blocks(stream: Stream, offset: int, length: int) -> Iterator[bytes]:
     stream.seek(offset)
-    while length > 0 and (piece := stream.read(min(length, BYTES_PER_READ))):
-        length -= len(piece)
-        yield piece
+    while length > 0 and (block := stream.read(min(length, BYTES_PER_READ))):
+        length -= len(block)
+        yield block

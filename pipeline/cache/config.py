@@ -1,4 +1,4 @@
-"""The options of extract and of its views, and which views they make of which images."""
+"""Options of extract and of augmented views, and the plan that they make."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(BaseConfig):
-    """What is extracted from an image folder, and how.
+    """Options of `pipeline.extract_features`.
 
-    Raises a `pipeline.errors.PipelineError` for values that cannot be.
+    Raises a `pipeline.errors.PipelineError` for an invalid value.
 
     Examples
     --------
@@ -37,36 +37,33 @@ class ExtractConfig(BaseConfig):
     pooling: str = option(
         "none",
         choices=POOLING_POLICIES,
-        help="average or maximum per map: (N, H, W, C) becomes (N, C)",
+        help="average or maximum of each map: (N, H, W, C) become (N, C)",
     )
-    dtype: str = option("float32", choices=DTYPES, help="data type of the stored features")
-    views: int = option(0, metavar="K", help="random augmented views per training image")
+    dtype: str = option("float32", choices=DTYPES, help="type of the stored features")
+    views: int = option(0, metavar="K", help="number of random views of each training image")
     augmentation: "str | Augmentation" = option(
-        "book", flag="", help="augmentation policy: light, book, strong, or an Augmentation"
+        "book", flag="", help="ranges of random views: light, book, strong, or an Augmentation"
     )
-    tta: bool = option(False, help="also cache views of validation and test images")
-    limit_per_class: int | None = option(None, type=int, help="maximum number of files per class")
+    tta: bool = option(False, help="add views of validation and test images, for classify --tta")
+    limit_per_class: int | None = option(
+        None, type=int, help="use only the first N files of each class"
+    )
     strict: bool = option(False, help="stop at the first unreadable image")
-    rehash: bool = option(False, help="read and hash unchanged files again")
-    wait: bool = option(False, help="wait for another run that writes this cache")
+    rehash: bool = option(False, help="read all files again, also unchanged ones")
+    wait: bool = option(False, help="wait while another run writes the cache")
     out: Path | None = option(
-        None,
-        type=Path,
-        metavar="FILE",
-        help="cache file (default: CACHE_DIR/SET-BASE-FINGERPRINT.h5)",
+        None, type=Path, metavar="FILE", help="cache file (default: in --cache-dir)"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.layers:
             if ":" in name:
-                raise UsageError(
-                    f"--layer {name}: name the layer alone, and its pooling by --pooling"
-                )
+                raise UsageError(f"--layer {name}: set the pooling with --pooling")
         if self.limit_per_class is not None and self.limit_per_class < 1:
             raise UsageError(f"--limit-per-class needs at least 1; received {self.limit_per_class}")
         if self.out is not None and self.out.suffix != ".h5":
-            raise UsageError(f"--out names an HDF5 file, ending in .h5; received {self.out}")
+            raise UsageError(f"--out names a file ending in .h5; received {self.out}")
         if self.out is not None and self.out.is_dir():
             raise CannotCreateError(f"{self.out} is a folder; --out names a file")
 
@@ -78,7 +75,7 @@ class ExtractConfig(BaseConfig):
 
     @property
     def augmentation_ranges(self) -> "Augmentation":
-        """What views are drawn from; a policy's name stands for its ranges, with ``seed``."""
+        """The ranges that views are drawn from: an Augmentation, or a policy with ``seed``."""
         if not isinstance(self.augmentation, str):
             return self.augmentation
         from pipeline.images.views import choose_augmentation
@@ -87,37 +84,39 @@ class ExtractConfig(BaseConfig):
 
     @property
     def view_plan(self) -> "ViewPlan":
-        ranges = self.augmentation_ranges  # an unknown policy is an error, views or none
+        ranges = self.augmentation_ranges  # an unknown policy is an error even without views
         return ViewPlan(self.views, ranges if self.views else None, self.tta)
 
 
-MOST_VIEWS = 1000  # 16 bits number them; more than some dozens were never of use to anybody
+MAX_VIEWS = 1000  # fits the int16 column; a few dozen suffice in practice
 
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """View 0, the image as it is, of every image; ``views`` random ones of each training image.
+    """View 0 (unaugmented) of every image, and ``views`` random views of each training image.
 
-    In a set without split folders, of every image: stage two makes the split.
+    In a set without split folders every image has random views: stage two makes the split.
     """
 
     views: int = 0
-    augmentation: "Augmentation | None" = None  # None only if there are no views
-    tta: bool = False  # of validation and test images, too, for test-time averaging
+    augmentation: "Augmentation | None" = None  # None if and only if views is 0
+    tta: bool = False  # also views of validation and test images, for test-time averaging
 
     def __post_init__(self) -> None:
-        if not 0 <= self.views <= MOST_VIEWS:
-            raise UsageError(f"--views is a number from 0 to {MOST_VIEWS}; received {self.views}")
+        if not 0 <= self.views <= MAX_VIEWS:
+            raise UsageError(f"--views is a number from 0 to {MAX_VIEWS}; received {self.views}")
         if bool(self.views) != (self.augmentation is not None):
-            raise ValueError("views need an augmentation, and it needs views")
+            raise ValueError("views and augmentation need each other")
         if self.tta and not self.views:
-            raise UsageError("--tta averages over views: say how many with --views")
+            raise UsageError("--tta averages over views: set their number with --views")
 
     def views_of(self, split: int) -> range:
+        """Numbers of the views that each image of a split has."""
         has_views = self.tta or split in (NO_SPLIT, TRAIN)
         return range(self.views + 1 if has_views else 1)
 
     def draw(self, key: "RowKey", pixels: "Pixels") -> "Pixels":
+        """Draw the view of an image, (S, S, 3) uint8, that a row contains."""
         if self.augmentation is None:
             return pixels
         from pipeline.images.views import draw_view
@@ -127,21 +126,21 @@ class ViewPlan:
         )
 
     def to_document(self) -> dict[str, Any]:
-        """Its part of the file's ``spec`` dataset; nothing where there are no views."""
+        """The plan's part of the file's ``spec`` dataset; empty without views."""
         if self.augmentation is None:
             return {}
         return {"views": self.views, "tta": self.tta, "augmentation": self.augmentation.to_dict()}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """The plan that a file was written by; raises ValueError if what it says is odd."""
+        """The plan in a file's ``spec`` dataset; raises ValueError if it is invalid."""
         if "augmentation" not in document:
             return cls()
         from pipeline.images.views import Augmentation
 
         views, tta = document.get("views"), document.get("tta")
         if type(views) is not int or type(tta) is not bool:
-            raise ValueError("its views and tta should be a number and true or false")
+            raise ValueError("its views should be an integer, its tta true or false")
         try:
             return cls(views, Augmentation.from_dict(document["augmentation"]), tta)
         except UsageError as error:
@@ -151,13 +150,13 @@ class ViewPlan:
 _GROUP = "augmentation: a policy and changes to it; book: Deep Learning with Python, 5.2"
 
 
-def _part(metavar: str, text: str) -> Any:
+def _range(metavar: str, text: str) -> Any:
     return option(None, type=float, metavar=metavar, help=text, group=_GROUP)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Config):
-    """The parameters of `pipeline.images.views.choose_augmentation`."""
+    """Options of `pipeline.images.views.choose_augmentation`."""
 
     policy: str = option(
         "book",
@@ -166,9 +165,11 @@ class AugmentConfig(Config):
         help="augmentation policy",
         group=_GROUP,
     )
-    rotation: float | None = _part("DEGREES", "maximum rotation (book: 40)")
-    shift: float | None = _part("SHARE", "maximum shift, of width and height (book: 0.2)")
-    shear: float | None = _part("DEGREES", "maximum shear angle (book: 0.2)")
-    zoom: float | None = _part("SHARE", "maximum change of scale (book: 0.2)")
-    jitter: float | None = _part("SHARE", "maximum change of colours (book: 0)")
-    flip: bool | None = option(None, type=bool, help="mirror half of the views", group=_GROUP)
+    rotation: float | None = _range("DEGREES", "maximum rotation (book: 40)")
+    shift: float | None = _range("SHARE", "maximum shift of width or height (book: 0.2)")
+    shear: float | None = _range("DEGREES", "maximum shear (book: 0.2)")
+    zoom: float | None = _range("SHARE", "maximum change of scale (book: 0.2)")
+    jitter: float | None = _range("SHARE", "maximum change of colours (book: 0)")
+    flip: bool | None = option(
+        None, type=bool, help="mirror each view with a probability of 1/2", group=_GROUP
+    )

@@ -1,7 +1,7 @@
-"""Features by content alone: of images that belong to no set, wherever they come from.
+"""Features of images that belong to no image folder, cached by content.
 
-They have cache files of their own, ``images/<layer>-<base>-<fingerprint>.h5``: one class, no
-splits, every row's path its digest. What other caches of the fingerprint hold is read there.
+Their cache files are ``images/<layer>-<base>-<fingerprint>.h5``: one class, no splits, and each
+row's path is its digest. Rows that other caches of the fingerprint contain are read from there.
 """
 
 import logging
@@ -28,9 +28,9 @@ from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
 
-FOLDER = "images"  # below the folder of caches; also the files' set name and only class
+FOLDER = "images"  # in the folder of caches; also the set name and the only class
 
-Stored = dict[RowKey, tuple[FeatureTable, int]]  # the file that holds a row, and its number there
+CachedRows = dict[RowKey, tuple[FeatureTable, int]]  # the file of a row, and its number there
 
 
 def features_by_content(
@@ -43,49 +43,50 @@ def features_by_content(
     document: Mapping[str, Any],
     batch_size: int,
 ) -> npt.NDArray[np.float32]:
-    """Features of images in their order, (N, *shape of a row) float32; computed ones are cached.
+    """Return features of images in order, (N, *shape of a row) float32, and cache new ones.
 
-    Processes that lack images wait for one another: each image is computed once. What a damaged
-    file held is computed again. ``document`` names the files' own folder as root, which exists as
-    long as they do: there is nothing to prune. Raises BadDataError for an image that cannot be
-    decoded; what was computed before it is kept.
+    Processes with missing images wait for one another: each image is computed once. Rows of a
+    damaged file are computed again. ``document`` names the cache folder itself as root, so that
+    nothing is ever pruned. Raises BadDataError for an image that cannot be decoded; the rows
+    computed before it are kept.
     """
     ending = f"-{spec.base}-{spec.fingerprint}.h5"
     path = folder / FOLDER / (re.sub(r"[^\w.-]", ".", layer) + ending)
     patterns = (f"*{ending}", f"{FOLDER}/*{ending}")
-    wanted = [RowKey(digest) for digest in images.digests]
+    keys = [RowKey(digest) for digest in images.digests]
     try:
-        stored = _stored_rows([read_all_rows(each) for each in _files(folder, patterns)], layer)
-        if stored.keys() >= set(wanted):  # nothing to wait for
-            return _read(stored, wanted, layer)
+        cached = _index_rows([read_all_rows(file) for file in _files(folder, patterns)], layer)
+        if cached.keys() >= set(keys):  # no need to wait for the lock
+            return _read_features(cached, keys, layer)
     except (BusyError, DamagedError) as error:
         log.info("%s", error)
     make_folder(path.parent)
     with writer_lock(path, wait=True):
         tables = []
-        for each in _files(folder, patterns):
-            if find_damage(each):
-                log.warning("%s is damaged: its images are computed again", printable(each))
+        for file in _files(folder, patterns):
+            if find_damage(file):
+                log.warning("%s is damaged: its images are computed again", printable(file))
             else:
-                tables.append(read_all_rows(each))
-        stored = _stored_rows(tables, layer)
-        table = next((each for each in tables if each.path == path), None)
+                tables.append(read_all_rows(file))
+        cached = _index_rows(tables, layer)
+        table = next((table for table in tables if table.path == path), None)
         shards = ShardFolder(path, spec)
-        shards.settle()
+        shards.recover()
         index = RowIndex(table, shards.shards)
-        there = stored.keys() | index.sources[layer].keys()
-        lacking = [key.digest for key in dict.fromkeys(wanted) if key not in there]
-        if lacking:
-            log.info("computing %s of %s", layer, counted(len(lacking), "image"))
-        read = images.read(lacking, image_size=spec.image_size, resize=spec.resize)
-        with closing(read) as decoded:
+        existing = cached.keys() | index.sources[layer].keys()
+        missing = [key.digest for key in dict.fromkeys(keys) if key not in existing]
+        if missing:
+            log.info("computing %s of %s", layer, counted(len(missing), "image"))
+        with closing(
+            images.read(missing, image_size=spec.image_size, resize=spec.resize)
+        ) as decoded:
             compute_rows(
                 ((RowKey(digest), pixels) for digest, pixels in decoded),
                 (layer,),
                 shards,
                 open_engine,
                 batch_size,
-                row_count=len(lacking),
+                row_count=len(missing),
                 recorded=index.engine,
             )
         index.add_shards(shards.shards)
@@ -104,15 +105,15 @@ def features_by_content(
             )
             published = read_all_rows(path)
             shards.remove_published(published)
-            stored |= _stored_rows([published], layer)
-        return _read(stored, wanted, layer)
+            cached |= _index_rows([published], layer)
+        return _read_features(cached, keys, layer)
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
-def _stored_rows(tables: Sequence[FeatureTable], layer: str) -> Stored:
+def _index_rows(tables: Sequence[FeatureTable], layer: str) -> CachedRows:
     return {
         key: (table, source.row)
         for table in tables
@@ -120,11 +121,13 @@ def _stored_rows(tables: Sequence[FeatureTable], layer: str) -> Stored:
     }
 
 
-def _read(stored: Stored, keys: Sequence[RowKey], layer: str) -> npt.NDArray[np.float32]:
-    """Rows in the order of their keys; raises DamagedError, or BusyError as `FeatureTable`."""
-    found = [stored[key] for key in keys]
-    features = np.empty((len(found), *found[0][0].layers[layer]), np.float32)
-    for path, table in {table.path: table for table, _ in found}.items():
-        places = [place for place, (each, _) in enumerate(found) if each.path == path]
-        features[places] = table.features(layer, np.array([found[place][1] for place in places]))
+def _read_features(
+    cached: CachedRows, keys: Sequence[RowKey], layer: str
+) -> npt.NDArray[np.float32]:
+    """Read rows in the order of their keys; raises DamagedError, or BusyError as `FeatureTable`."""
+    sources = [cached[key] for key in keys]
+    features = np.empty((len(keys), *sources[0][0].layers[layer]), np.float32)
+    for table in {table.path: table for table, _ in sources}.values():
+        indices = [i for i, (source, _) in enumerate(sources) if source.path == table.path]
+        features[indices] = table.features(layer, np.array([sources[i][1] for i in indices]))
     return features

@@ -1,4 +1,4 @@
-"""The published HDF5 file, plain and specified in docs/FORMAT.md, read lazily."""
+"""The published HDF5 file, specified in docs/FORMAT.md, and its lazy reader."""
 
 import contextlib
 import hashlib
@@ -24,10 +24,10 @@ DIGEST_DTYPE = np.dtype("V32")  # opaque: a fixed-width string would lose traili
 
 
 class RowKey(NamedTuple):
-    """What names a row within a layer: the image's content and the view of it."""
+    """The key of a row within a layer: the image's content and the number of the view."""
 
     digest: bytes  # SHA-256 of the image file
-    view: int = 0  # 0 is the image as it is
+    view: int = 0  # 0 is the unaugmented image
 
 
 class Row(NamedTuple):
@@ -43,19 +43,19 @@ class Source(NamedTuple):
 
 
 FORMAT_VERSION = 1
-ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read for a few training batches
-CHUNK_BYTES = 8 * 2**20  # larger maps get fewer rows a chunk, so that reading one stays cheap
-SPLIT_NAMES = ("none", "train", "validation", "test")  # by their number in `splits`
-NO_FILE = -1  # label of a row whose image is gone; kept, in case it comes back
+ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read per few training batches
+CHUNK_BYTES = 8 * 2**20  # larger maps have fewer rows per chunk, so that one read stays cheap
+SPLIT_NAMES = ("none", "train", "validation", "test")  # by the number in `splits`
+NO_FILE = -1  # label of a row whose image is gone; kept in case the image returns
 
-LIBVER = ("earliest", "v110")  # what HDF5 1.10 and later, MATLAB included, can read
+LIBVER = ("earliest", "v110")  # readable by HDF5 1.10 and later, also in MATLAB
 
 FILTERS: Mapping[str, Any] = {"compression": "gzip", "compression_opts": LEVEL, "fletcher32": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What is known of each row besides its features; paths are relative to the image root."""
+    """The columns of a cache besides features; paths are relative to the image root."""
 
     labels: npt.NDArray[np.int64]
     splits: npt.NDArray[np.uint8]
@@ -89,6 +89,7 @@ def columns_of(
     digests: Sequence[bytes],
     views: Sequence[int],
 ) -> Columns:
+    """Convert columns to arrays of the stored dtypes."""
     return Columns(
         labels=np.asarray(labels, np.int64),
         splits=np.asarray(splits, np.uint8),
@@ -100,15 +101,15 @@ def columns_of(
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureTable:
-    """A cache as stage two sees it: the rows whose images exist, features read when asked for.
+    """An open cache: the columns of the rows whose images exist; features are read on request.
 
     Attributes
     ----------
-    document : all of the file's ``spec`` dataset, parsed: set, root, engine, versions, created.
+    document : the file's ``spec`` dataset, parsed: set, root, engine, versions, created.
     classes : class names; ``columns.labels`` indexes them.
     layers : layer key -> shape of one row, e.g. ``{"block5_pool": (4, 4, 512)}``.
-    file_rows : (N,) where in the file each row stands.
-    written : which writing of the file this is; a later one may have moved rows.
+    file_rows : (N,) number of each row in the file.
+    version : identifies the published file; a later one may have moved rows.
     """
 
     path: Path
@@ -118,7 +119,7 @@ class FeatureTable:
     columns: Columns
     layers: Mapping[str, tuple[int, ...]]
     file_rows: npt.NDArray[np.int64]
-    written: tuple[int, ...]
+    version: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -127,27 +128,27 @@ class FeatureTable:
         self, layer: str, rows: npt.NDArray[np.int64] | None = None
     ) -> npt.NDArray[np.float32]:
         """Read (n, *shape of a row) float32; raises BadDataError if the file is damaged there."""
-        wanted = self.file_rows if rows is None else self.file_rows[rows]
+        file_rows = self.file_rows if rows is None else self.file_rows[rows]
         with h5py.File(self.path, "r") as file:
-            # after it was opened: what is renamed to its place now stays unread
-            if _written(self.path) != self.written:
-                raise BusyError(f"{printable(self.path)} was written anew meanwhile; run again")
+            # Checked on the open file: a file published from now on is not read.
+            if _version(self.path) != self.version:
+                raise BusyError(f"{printable(self.path)} was written again meanwhile; run again")
             try:
-                return read_rows(file[f"features/{layer}"], wanted)
+                return read_rows(file[f"features/{layer}"], file_rows)
             except OSError as error:
-                raise damaged(self.path) from error
+                raise damaged_error(self.path) from error
 
 
-def _written(path: Path) -> tuple[int, ...]:
-    """A file's inode, size and time: every publishing makes a new file."""
+def _version(path: Path) -> tuple[int, ...]:
+    """A file's inode, size and mtime: every publication makes a new file."""
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def damaged(path: Path) -> DamagedError:
+def damaged_error(path: Path) -> DamagedError:
     return DamagedError(
         f"{printable(path)} is damaged: python -m pipeline.cache repair {printable(path)} computes "
-        f"the bad rows again"
+        f"the damaged rows again"
     )
 
 
@@ -162,15 +163,15 @@ def read_rows(
     rows_per_chunk = dataset.chunks[0]
     order = np.argsort(rows, kind="stable")
     bounds = np.flatnonzero(np.diff(rows[order] // rows_per_chunk)) + 1
-    for places in np.split(order, bounds):
-        if len(places):
-            first, last = int(rows[places[0]]), int(rows[places[-1]])
-            out[places] = dataset[first : last + 1][rows[places] - first]
+    for indices in np.split(order, bounds):
+        if len(indices):
+            first, last = int(rows[indices[0]]), int(rows[indices[-1]])
+            out[indices] = dataset[first : last + 1][rows[indices] - first]
     return out
 
 
 def rows_per_chunk(row_shape: Sequence[int], dtype: str) -> int:
-    """How many rows share a chunk: 64, fewer where they would pass 8 MiB."""
+    """Return the number of rows per chunk: 64, or fewer if these exceed 8 MiB."""
     row_bytes = int(np.prod(row_shape)) * np.dtype(dtype).itemsize
     return max(1, min(ROWS_PER_CHUNK, CHUNK_BYTES // row_bytes))
 
@@ -178,7 +179,7 @@ def rows_per_chunk(row_shape: Sequence[int], dtype: str) -> int:
 def create_features(
     group: h5py.Group, layer: str, row_shape: Sequence[int], count: int, dtype: str
 ) -> h5py.Dataset:
-    """An empty ``features/<layer>`` dataset with the format's chunks and filters."""
+    """Create an empty ``features/<layer>`` dataset with the format's chunks and filters."""
     return group.create_dataset(
         f"features/{layer}",
         shape=(count, *row_shape),
@@ -189,51 +190,51 @@ def create_features(
 
 
 def read_table(path: Path) -> FeatureTable:
-    """Open a cache file; raises NoInputError, or BadDataError if it is none."""
+    """Open a cache file; raises NoInputError, or BadDataError if it is not a cache."""
     table = read_all_rows(path)
     present = np.flatnonzero(table.columns.labels != NO_FILE)
     return replace(table, columns=table.columns.take(present), file_rows=present)
 
 
 def read_all_rows(path: Path) -> FeatureTable:
-    """Like `read_table`, with the rows whose images are gone."""
+    """Open a cache file with all rows, also those whose images are gone."""
     if not path.exists():
         raise NoInputError(
             f"{printable(path)} does not exist; run python -m pipeline.extract first"
         )
     if path.is_dir():
         raise BadDataError(f"{printable(path)} is a folder, not a feature cache (a .h5 file)")
-    written = _written(path)  # before anything is read
-    with contextlib.suppress(InvalidChecksumsError):  # another writer's file has none
+    version = _version(path)  # before anything is read
+    with contextlib.suppress(InvalidChecksumsError):  # files of other programs have none
         if find_metadata_damage(path, read_checksums(path)):
-            raise damaged(path)
+            raise damaged_error(path)
     try:
         with h5py.File(path, "r") as file:
             check_layout(file)
-            return _read_open_file(path, file, written)
+            return _read_columns(path, file, version)
     except InvalidCacheError as error:
         raise BadDataError(f"{printable(path)} is refused: {error}") from error
-    except Exception as error:  # h5py raises nearly anything on damaged structures
+    except Exception as error:  # h5py raises many types on damaged structures
         raise BadDataError(
-            f"{printable(path)} cannot be read: it is no feature cache, or damaged "
-            f"(python -m pipeline.cache verify tells)"
+            f"{printable(path)} cannot be read: it is not a feature cache, or is damaged "
+            f"(python -m pipeline.cache verify)"
         ) from error
 
 
-def _read_open_file(path: Path, file: h5py.File, written: tuple[int, ...]) -> FeatureTable:
+def _read_columns(path: Path, file: h5py.File, version: tuple[int, ...]) -> FeatureTable:
     try:
         document = json.loads(file["spec"].asstr()[()])
         if document["format"] != FORMAT_VERSION:
             raise InvalidCacheError(
-                f"its format is {document['format']}, this version reads {FORMAT_VERSION}"
+                f"its format is {document['format']}; this version reads {FORMAT_VERSION}"
             )
         spec = FeatureSpec.from_dict(document["spec"])
         classes = tuple(file["classes"].asstr()[()])
         for name, kinds in (("set", str), ("root", str), ("engine", dict | None)):
             if not isinstance(document[name], kinds):
-                raise InvalidCacheError(f"its description has an odd {name}")
+                raise InvalidCacheError(f"the {name} in its spec has the wrong type")
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidCacheError(f"its description cannot be read ({error})") from error
+        raise InvalidCacheError(f"its spec cannot be read ({error})") from error
     columns = Columns(**{name: file[name][()] for name in COLUMN_DTYPES})
     check_values(vars(columns), len(classes))
     return FeatureTable(
@@ -244,14 +245,14 @@ def _read_open_file(path: Path, file: h5py.File, written: tuple[int, ...]) -> Fe
         columns=columns,
         layers={layer: tuple(rows.shape[1:]) for layer, rows in file["features"].items()},
         file_rows=np.arange(len(columns)),
-        written=written,
+        version=version,
     )
 
 
 def cache_files(folder: Path) -> Iterator[Path]:
-    """The cache files of a folder, newest first."""
-    found = [path for path in folder.glob("*.h5") if path.is_file()]
-    yield from sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    """Yield the cache files of a folder, newest first."""
+    paths = [path for path in folder.glob("*.h5") if path.is_file()]
+    yield from sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def cache_file(
@@ -263,11 +264,11 @@ def cache_file(
     variant: str = "",
     digests: Collection[bytes],
 ) -> Path:
-    """Where a set's features belong: ``<set>-<base>-<fingerprint>.h5``, or ``<set>+<variant>-…``.
+    """Return a set's cache file: ``<set>-<base>-<fingerprint>.h5``, or ``<set>+<variant>-…``.
 
-    A folder that was moved keeps its file: its images are known by content. While the folder that a
-    file was made from still exists, or none of its images is here, another folder of the same name
-    gets a file with six digits of its path's digest.
+    A moved image folder keeps its file, because images are recognised by content. Another folder of
+    the same name gets a file with six digits of its path's digest: when the recorded folder still
+    exists, or when the file contains none of the images.
     """
     name = re.sub(r"[^\w.-]+", "_", set_name).strip(".-") or "set"
     name += f"+{variant}" * bool(variant)
@@ -283,7 +284,7 @@ def cache_file(
 
 
 def existing_table(path: Path, *, cure: str) -> FeatureTable | None:
-    """The cache at a path, if there is one; raises CannotCreateError for anything else."""
+    """Open the cache at a path, None for no file; raises CannotCreateError for other files."""
     if not path.exists():
         return None
     try:

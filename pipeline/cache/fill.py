@@ -1,4 +1,4 @@
-"""Fill a cache in three steps: plan which rows it lacks, compute them, publish the file."""
+"""Fill a cache in three steps: plan the missing rows, compute them, publish the file."""
 
 import csv
 import io
@@ -27,14 +27,13 @@ SKIPPED_SUFFIX = ".skipped.csv"
 NO_VIEWS = ViewPlan()
 
 RowProgress = Callable[[int, int], None]
-Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -> path -> its rows
+Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -> path -> rows
 
 
 @dataclass(frozen=True)
 class FillResult:
-    computed: int  # forward passes of this run
+    computed: int  # rows computed by this run
     skipped: tuple[Skipped, ...]
-    written: bool  # False where the file said all that already
 
 
 def fill_cache(
@@ -54,21 +53,23 @@ def fill_cache(
     plan: ViewPlan = NO_VIEWS,
     progress: RowProgress | None = None,
 ) -> FillResult:
-    """Bring a cache file up to date with an image set.
+    """Bring a cache file up to date with an image folder.
 
-    The given layers and those already in the file end up complete for every readable image.
-    Rows of images that are gone stay, under the label -1.
+    The file then contains ``layers`` and its earlier layers for every readable image. Rows of
+    images that are gone stay, with the label -1.
 
     Parameters
     ----------
-    digests : path -> SHA-256 of the image files; files without one give no row.
-    open_engine : called, only if something must be computed, with layer keys, the first images and
-        the recorded engine.
+    digests : path -> SHA-256 of the image file; files without one have no row.
+    open_engine : called with layer keys, the first images and the recorded engine, only if rows
+        are missing.
     document : content of the file's ``spec`` dataset; the engine is added.
-    plan : views that the file holds beyond it stay, hidden.
+    damaged : rows of the file to compute again.
+    plan : the views of each image; further views in the file stay, hidden.
 
-    Raises CannotCreateError if the path holds something else, BadDataError if more than half of
-    the files were skipped, or under ``strict`` one.
+    Raises CannotCreateError if the path contains something else; BadDataError if more than half of
+    the files are skipped, if a class has no readable image, or for the first skipped file with
+    ``strict``.
     """
     with writer_lock(path, wait=wait):
         table = _open_table(path, spec, images.root, plan)
@@ -78,43 +79,43 @@ def fill_cache(
         rows, missing = plan_rows(images.files, digests, plan, layers, index)
         if strict and skipped:
             raise _strict_error(skipped[0])
-        reasons: dict[bytes, str] = {}
+        reasons: dict[bytes, str] = {}  # digest of an unreadable image -> why
         done = len(rows) - sum(len(keys) for group in missing.values() for keys in group.values())
 
-        def committed(count: int) -> None:
+        def report(count: int) -> None:
             nonlocal done
             done += count
             if progress and count:
                 progress(min(len(rows), done + len(reasons)), len(rows))
 
         earlier = len(shards.shards)
-        for lacking, group in missing.items():
+        for missing_layers, group in missing.items():
             with closing(
                 decode_rows(group, images.root, plan, spec, reasons=None if strict else reasons)
             ) as decoded:
                 compute_rows(
                     decoded,
-                    lacking,
+                    missing_layers,
                     shards,
                     open_engine,
                     batch_size,
                     row_count=sum(map(len, group.values())),
                     recorded=index.engine,
-                    committed=committed,
+                    on_commit=report,
                 )
         index.add_shards(shards.shards[earlier:])
+        # Copies of an unreadable image are skipped, too: one was decoded for all.
         unreadable = (row for row in rows if row.key.digest in reasons and not row.key.view)
-        # copies, too: one of them was tried for all
         skipped = [*skipped, *(Skipped(row.path, reasons[row.key.digest]) for row in unreadable)]
         write_skipped(path.with_suffix(SKIPPED_SUFFIX), skipped, images)
         rows = [row for row in rows if row.key.digest not in reasons]
-        if lost := {file.label for file in images.files} - {row.label for row in rows}:
-            names = ", ".join(printable(images.classes[label]) for label in sorted(lost))
-            raise BadDataError(  # as good as empty
-                f"no image of {names} in {printable(images.root)} can be read: mend them, or "
-                f"remove the folder"
+        if empty := {file.label for file in images.files} - {row.label for row in rows}:
+            names = ", ".join(printable(images.classes[label]) for label in sorted(empty))
+            raise BadDataError(
+                f"no image of {names} in {printable(images.root)} can be read: repair or "
+                f"delete them"
             )
-        written = publish_rows(
+        publish_rows(
             path,
             table=table,
             index=index,
@@ -125,11 +126,8 @@ def fill_cache(
         )
         if shards.path.is_dir():
             shards.remove_published(read_all_rows(path))
-    return FillResult(
-        computed=sum(len(shard.keys) for shard in shards.shards[earlier:]),
-        skipped=tuple(skipped),
-        written=written,
-    )
+    computed = sum(len(shard.keys) for shard in shards.shards[earlier:])
+    return FillResult(computed, tuple(skipped))
 
 
 def plan_rows(
@@ -139,7 +137,7 @@ def plan_rows(
     layers: Sequence[str],
     index: RowIndex,
 ) -> tuple[list[Row], Missing]:
-    """Rows that files with a digest should have; those that lack layers, identical ones once."""
+    """Return the rows of all files with a digest, and those with missing layers, copies once."""
     rows = [
         Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
         for file in files
@@ -149,9 +147,9 @@ def plan_rows(
     missing: dict[tuple[str, ...], dict[bytes, list[RowKey]]] = defaultdict(dict)
     seen: set[RowKey] = set()
     for row in rows:
-        lacking = tuple(layer for layer in layers if row.key not in index.sources[layer])
-        if lacking and row.key not in seen:
-            missing[lacking].setdefault(row.path, []).append(row.key)
+        absent = tuple(layer for layer in layers if row.key not in index.sources[layer])
+        if absent and row.key not in seen:
+            missing[absent].setdefault(row.path, []).append(row.key)
         seen.add(row.key)
     return rows, missing
 
@@ -166,8 +164,8 @@ def decode_rows(
 ) -> Generator[tuple[RowKey, Pixels]]:
     """Yield rows with their pixels, (image_size, image_size, 3) uint8 RGB; decode each image once.
 
-    ``group`` : path of an image -> its rows; ``reasons`` takes the digest of each unreadable image
-    and why, None raises BadDataError for it.
+    ``group`` : path of an image -> its rows. ``reasons`` receives the digest of each unreadable
+    image and why; if it is None, an unreadable image raises BadDataError.
     """
     digests = {path: keys[0].digest for path, keys in group.items()}
     images = read_images(
@@ -193,7 +191,7 @@ def _strict_error(item: Skipped) -> BadDataError:
 
 
 def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder) -> None:
-    """List skipped files in a CSV; raises BadDataError if they are more than half of the set."""
+    """Write skipped files to a CSV; raises BadDataError if they are more than half of all."""
     if not skipped:
         remove_file(target)
         return
@@ -201,7 +199,7 @@ def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder)
     writer = csv.writer(text)
     writer.writerow(["path", "reason"])
     writer.writerows((os.fsdecode(item.path), item.reason) for item in skipped)
-    # surrogateescape gives names that are no UTF-8 their own bytes back
+    # surrogateescape restores the bytes of names that are not UTF-8
     content = text.getvalue().encode(errors="surrogateescape")
     write_durably(target, lambda file: file.write(content))
     files = len(images.files) + len(images.skipped)
@@ -214,48 +212,57 @@ def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder)
         )
 
 
-def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
-    """The cache that is there; raises CannotCreateError if it is something else."""
-    table = existing_table(path, cure="choose another --out")
-    if table is None:
-        return None
-    recorded = Path(table.document["root"])
-    if recorded != root and recorded.is_dir():
-        raise CannotCreateError(
-            f"{printable(path)} holds the images of {printable(recorded)}; received "
-            f"{printable(root)}; choose another --out"
-        )
-    if table.spec != spec:
-        there, asked = vars(table.spec), vars(spec)
-        names = [name for name in there if there[name] != asked[name]]
-        raise CannotCreateError(
-            f"{path} holds features with "
-            + ", ".join(f"{name} {there[name]} (received {asked[name]})" for name in names)
-            + f": fingerprint {table.spec.fingerprint}, received {spec.fingerprint}; "
-            f"choose another --out"
-        )
+def read_skipped(path: Path) -> list[Skipped]:
+    """Read the list of skipped files of a cache; empty if there is none."""
     try:
-        augmentation = ViewPlan.from_document(table.document).augmentation
-    except ValueError as error:
-        raise CannotCreateError(f"{printable(path)}: {error}; choose another --out") from error
-    if table.columns.views.any() and augmentation != plan.augmentation:  # hidden ones, too
-        raise CannotCreateError(
-            f"{printable(path)} holds views drawn with {augmentation or 'what it does not say'}; "
-            f"received {plan.augmentation or 'no --views'}; choose another --out"
-        )
+        content = path.with_suffix(SKIPPED_SUFFIX).read_bytes()
+    except FileNotFoundError:
+        return []
+    rows = csv.DictReader(io.StringIO(content.decode(errors="surrogateescape"), newline=""))
+    return [Skipped(os.fsencode(row["path"]), row["reason"]) for row in rows]
+
+
+def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
+    """Open the existing cache; raises CannotCreateError if it contains other features."""
+    table = existing_table(path, cure="choose another --out")
+    if table and (conflict := _find_conflict(table, spec, root, plan)):
+        raise CannotCreateError(f"{printable(path)} {conflict}; choose another --out")
     return table
 
 
+def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: Path, plan: ViewPlan) -> str:
+    """Return why a cache cannot contain the requested features, or an empty string."""
+    recorded = Path(table.document["root"])
+    if recorded != root and recorded.is_dir():
+        return f"contains the images of {printable(recorded)}; received {printable(root)}"
+    if table.spec != spec:
+        differences = ", ".join(
+            f"{name} {value} (received {getattr(spec, name)})"
+            for name, value in vars(table.spec).items()
+            if value != getattr(spec, name)
+        )
+        fingerprints = f"fingerprint {table.spec.fingerprint}, received {spec.fingerprint}"
+        return f"contains features with {differences}: {fingerprints}"
+    try:
+        augmentation = ViewPlan.from_document(table.document).augmentation
+    except ValueError as error:
+        return f"is invalid: {error}"
+    if table.columns.views.any() and augmentation != plan.augmentation:  # also hidden views
+        received = plan.augmentation or "no --views"
+        return f"contains views drawn with {augmentation or 'unknown ranges'}; received {received}"
+    return ""
+
+
 def _open_shards(path: Path, spec: FeatureSpec, plan: ViewPlan) -> ShardFolder:
-    """The shards of a killed run; raises CannotCreateError if it drew other views."""
+    """Open the shards of a killed run; raises CannotCreateError if it drew other views."""
     shards = ShardFolder(path, spec, plan.to_document().get("augmentation"))
     remove_temporaries(path.with_suffix(SKIPPED_SUFFIX))
-    shards.settle()
+    shards.recover()
     for shard in shards.shards:
         if any(key.view for key in shard.keys) and shard.augmentation != shards.augmentation:
             raise CannotCreateError(
-                f"{printable(shards.path)} holds views of an interrupted run that were drawn "
-                f"otherwise; received {plan.augmentation or 'no --views'}: run that again, or "
+                f"{printable(shards.path)} contains views of an interrupted run with another "
+                f"augmentation; received {plan.augmentation or 'no --views'}: repeat that run, or "
                 f"choose another --out"
             )
     return shards

@@ -1,4 +1,4 @@
-"""Cached features as others take them: NumPy arrays, a tf.data.Dataset, pandas, Arrow."""
+"""Load cached features as NumPy arrays, a tf.data.Dataset, a data frame or an Arrow table."""
 
 import importlib
 import math
@@ -16,7 +16,7 @@ from pipeline.spec import check_seed
 from pipeline.text import printable
 
 FORMS = ("table", "arrays", "dataset", "pandas", "arrow")
-MIXED_CHUNKS = 16  # shuffled together: 1,024 rows, 32 MiB at (4, 4, 512) float32
+SHUFFLED_CHUNKS = 16  # mixed with one another: 1,024 rows, 32 MiB at (4, 4, 512) float32
 
 Rows = npt.NDArray[np.int64]
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -37,24 +37,25 @@ def load_features(
 
     Parameters
     ----------
-    as_ : what to return:
+    as_ : the form of the result:
 
-        - ``table``: a `FeatureTable`, which reads features when it is asked for them;
-        - ``arrays``: features (N, *shape of a row) float32 and labels (N,) int64, numbers of the
+        - ``table``: a `FeatureTable`, which reads features on request;
+        - ``arrays``: features (N, *shape of a row) float32 and labels (N,) int64, indices into the
           table's ``classes``;
-        - ``dataset``: a ``tf.data.Dataset`` of batches of both, read from the file as it goes;
-        - ``pandas``: a data frame, one row an image: path, label (the class name), split, and a
-          column for each feature, maps flattened;
-        - ``arrow``: a ``pyarrow.Table`` of path, label, split and features, each a tensor.
-    layer : layer key; None where the cache holds only one.
-    split : ``train``, ``validation`` or ``test``, where the set has such folders; None for all.
-    views : how many augmented views of each image to add, where the cache has them. By default
-        none: a row is an image, and whoever divides rows parts no views. With some, rows of an
+        - ``dataset``: a ``tf.data.Dataset`` of batches of both, read from the file on the fly;
+        - ``pandas``: a data frame with one row per image: path, label (the class name), split, and
+          a column for each feature, maps flattened;
+        - ``arrow``: a ``pyarrow.Table`` of path, label, split and features, each row a tensor.
+    layer : layer key; may be None if the cache contains only one.
+    split : ``train``, ``validation`` or ``test``, if the set has such folders; None for all.
+    views : number of augmented views of each image to add. By default each row is one image, so
+        that a split of the rows never separates views of an image. With views, the rows of an
         image share its path, and ``pandas`` and ``arrow`` have a column view, 0 for the image.
-    shuffle : mix the dataset's images anew in every epoch: 1,024 at a time, from 16 random places.
+    shuffle : shuffle the dataset again in every epoch: 1,024 images at a time, from 16 random
+        chunks of the file.
 
-    Raises NoInputError if there is no such file or nothing in that split, BadDataError if it is
-    not one of ours, UsageError for an unknown layer, UnreachableError if a package is missing.
+    Raises NoInputError if the file does not exist or the split is empty, BadDataError if the file
+    is not a cache, UsageError for an invalid option, UnreachableError if a package is missing.
 
     Examples
     --------
@@ -75,50 +76,54 @@ def load_features(
     table = read_table(Path(path))
     if as_ == "table":
         if layer is not None or split is not None or views:
-            raise UsageError("a table holds every layer, split and view; choose with another as_")
+            raise UsageError(
+                "a table contains every layer, split and view; select with another as_"
+            )
         return table
-    key, rows = _layer(table, layer), _rows(table, split, views)
+    key, rows = _select_layer(table, layer), _select_rows(table, split, views)
     if as_ == "arrays":
         return table.features(key, rows), table.columns.labels[rows]
     if as_ == "dataset":
         check_seed(seed, "seed")
         random = np.random.default_rng(seed) if shuffle else None
-        return _dataset(table, key, rows, batch_size, random)
+        return _to_dataset(table, key, rows, batch_size, random)
     if as_ == "pandas":
-        return _pandas(table, key, rows, with_views=views > 0)
-    return _arrow(table, key, rows, with_views=views > 0)
+        return _to_pandas(table, key, rows, with_views=views > 0)
+    return _to_arrow(table, key, rows, with_views=views > 0)
 
 
-def _layer(table: FeatureTable, name: str | None) -> str:
+def _select_layer(table: FeatureTable, name: str | None) -> str:
     if name is None and len(table.layers) == 1:
         return next(iter(table.layers))
     if name in table.layers:
         return str(name)
-    held = ", ".join(map(printable, table.layers))
-    raise UsageError(f"{printable(table.path)} holds the layers {held}; received layer={name!r}")
+    layers = ", ".join(map(printable, table.layers))
+    raise UsageError(
+        f"{printable(table.path)} contains the layers {layers}; received layer={name!r}"
+    )
 
 
-def _rows(table: FeatureTable, split: str | None, views: int) -> Rows:
+def _select_rows(table: FeatureTable, split: str | None, views: int) -> Rows:
     if split is not None and split not in SPLIT_NAMES[1:]:
         raise UsageError(f"split is one of {', '.join(SPLIT_NAMES[1:])}; received {split!r}")
     columns = table.columns
-    chosen = np.full(len(table), True)
+    selected = np.full(len(table), True)
     if split is not None:
-        chosen = columns.splits == SPLIT_NAMES.index(split)
-        if not chosen.any():
+        selected = columns.splits == SPLIT_NAMES.index(split)
+        if not selected.any():
             raise NoInputError(
-                f"{printable(table.path)} has no {split} images: its set has no such folder"
+                f"{printable(table.path)} has no {split} images: its image folder has no such split"
             )
-    cached = int(columns.views[chosen].max(initial=0))
+    cached = int(columns.views[selected].max(initial=0))
     if not 0 <= views <= cached:
         raise UsageError(
-            f"{printable(table.path)} holds {cached} augmented views of an image; received "
+            f"{printable(table.path)} contains {cached} augmented views per image; received "
             f"views={views}"
         )
-    return np.flatnonzero(chosen & (columns.views <= views))
+    return np.flatnonzero(selected & (columns.views <= views))
 
 
-def _dataset(
+def _to_dataset(
     table: FeatureTable, layer: str, rows: Rows, batch_size: int, random: np.random.Generator | None
 ) -> Any:
     from pipeline.keras_backend import tf
@@ -127,7 +132,7 @@ def _dataset(
         raise UsageError(f"batch_size is at least 1; received {batch_size}")
     return (
         tf.data.Dataset.from_generator(
-            lambda: _blocks(table, layer, rows, random),
+            lambda: _read_blocks(table, layer, rows, random),
             output_signature=(
                 tf.TensorSpec((None, *table.layers[layer]), tf.float32),
                 tf.TensorSpec((None,), tf.int64),
@@ -139,44 +144,44 @@ def _dataset(
     )
 
 
-def _blocks(
+def _read_blocks(
     table: FeatureTable, layer: str, rows: Rows, random: np.random.Generator | None
 ) -> Iterator[Arrays]:
-    """All rows, some chunks of the file at a time, so that each chunk is read once."""
+    """Yield all rows, some chunks of the file at a time, so that each chunk is read once."""
     size = rows_per_chunk(table.layers[layer], table.spec.dtype)
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     if random:
         random.shuffle(chunks)
-    for start in range(0, len(chunks), MIXED_CHUNKS):
-        block = np.concatenate(chunks[start : start + MIXED_CHUNKS])
+    for start in range(0, len(chunks), SHUFFLED_CHUNKS):
+        block = np.concatenate(chunks[start : start + SHUFFLED_CHUNKS])
         if random:
             random.shuffle(block)
         yield table.features(layer, block), table.columns.labels[block]
 
 
-def _pandas(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
-    pandas = _package("pandas", "a data frame")
+def _to_pandas(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
+    pandas = _import_package("pandas", "a data frame")
     features = table.features(layer, rows).reshape(len(rows), -1)
     columns = table.columns
-    about = pandas.DataFrame(
+    frame = pandas.DataFrame(
         {
-            "path": _paths(table, rows),
+            "path": _path_texts(table, rows),
             "label": pandas.Categorical.from_codes(columns.labels[rows], list(table.classes)),
             "split": pandas.Categorical.from_codes(columns.splits[rows], list(SPLIT_NAMES)),
         }
     )
     if with_views:
-        about["view"] = columns.views[rows]
+        frame["view"] = columns.views[rows]
     names = [f"{layer}_{number}" for number in range(features.shape[1])]
-    return pandas.concat([about, pandas.DataFrame(features, columns=names)], axis="columns")
+    return pandas.concat([frame, pandas.DataFrame(features, columns=names)], axis="columns")
 
 
-def _arrow(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
-    arrow = _package("pyarrow", "an Arrow table")
+def _to_arrow(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
+    arrow = _import_package("pyarrow", "an Arrow table")
     columns = table.columns
     return arrow.table(
         {
-            "path": arrow.array(_paths(table, rows), arrow.string()),
+            "path": arrow.array(_path_texts(table, rows), arrow.string()),
             "label": arrow.DictionaryArray.from_arrays(
                 columns.labels[rows].astype(np.int32), list(table.classes)
             ),
@@ -189,16 +194,16 @@ def _arrow(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> 
     )
 
 
-def _paths(table: FeatureTable, rows: Rows) -> list[str]:
-    """Relative paths as text that any column takes, whatever bytes a name has."""
+def _path_texts(table: FeatureTable, rows: Rows) -> list[str]:
+    """Return relative paths as text, with bytes that are not UTF-8 escaped."""
     paths: list[bytes] = table.columns.paths[rows].tolist()
     return [path.decode("utf-8", "backslashreplace") for path in paths]
 
 
-def _package(name: str, what: str) -> Any:
+def _import_package(name: str, purpose: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise UnreachableError(
-            f"{what} needs {name}, which is not installed: pip install -e '.[notebook]'"
+            f"{purpose} needs {name}, which is not installed: pip install -e '.[notebook]'"
         ) from error

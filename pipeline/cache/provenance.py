@@ -1,4 +1,4 @@
-"""From a config to what computes: the spec of its features, the engine, and what a file records."""
+"""The feature spec and engine of a config, and the record of both in a cache file."""
 
 import logging
 import os
@@ -26,10 +26,10 @@ RECORDED_VERSIONS = ("tensorflow", "keras", "numpy", "h5py", "pillow")
 
 
 def feature_spec(config: ExtractConfig) -> FeatureSpec:
-    """What the features are; loads the network only to name weights never met before."""
+    """Return the spec of a config's features; loads the network only to hash unknown weights."""
     base = config.network
     if config.preprocessing == "rescale" and base.preprocessing == "none":
-        log.warning("%s rescales its input by itself: 1/255 comes on top", base.name)
+        log.warning("%s rescales its input itself: 1/255 is applied in addition", base.name)
     return FeatureSpec(
         base=base.name,
         weights=name_weights(config),
@@ -44,37 +44,33 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
 def continue_engine(
     config: ExtractConfig, layers: Sequence[str], images: Pixels, recorded: Mapping[str, Any] | None
 ) -> Engine:
-    """Open the engine ``recorded`` in a cache, None for an empty one, to compute what it lacks.
+    """Open the engine ``recorded`` in a cache, None for a new cache, to compute its missing rows.
 
-    Raises CannotCreateError if another is asked for, UnreachableError where it is not installed.
+    Raises CannotCreateError if the config requests another engine, UnreachableError if the recorded
+    one is not installed.
     """
-    there = recorded or {}
     name = config.engine
     if recorded is not None and config.network.name != PIXELS:
         name = str(recorded["name"])
-        if config.engine not in (AUTO, name):
-            raise CannotCreateError(
-                f"{name} computed the features that are there; received --engine {config.engine}: "
-                f"leave it out, or choose another --out"
-            )
-        if name not in ENGINES:
-            raise UnreachableError(
-                f"{printable(name)} computed the features that are there, an engine that is not "
-                f"known here: choose another --out"
-            )
+    computed = f"{printable(name)} computed the features in this cache"
+    if config.engine not in (AUTO, name):
+        raise CannotCreateError(
+            f"{computed}; received --engine {config.engine}: omit it, or choose another --out"
+        )
+    if name != config.engine and name not in ENGINES:
+        raise UnreachableError(f"{computed}, but is unknown to this version: choose another --out")
     try:
         engine = open_engine(replace(config, engine=name), layers, images=images)
     except (BadDataError, UnreachableError) as error:
         if name == config.engine:
             raise
-        raise type(error)(
-            f"{name} computed the features that are there: {error}; or choose another --out"
-        ) from error
-    if there.get("name") == engine.name and there.get("version") != engine.version:
+        raise type(error)(f"{computed}: {error}; or choose another --out") from error
+    earlier = recorded or {}
+    if earlier.get("name") == engine.name and earlier.get("version") != engine.version:
         log.warning(
-            "%s %s computed the features that are there, %s goes on: each agrees with "
-            "TensorFlow, but they are not the same to the last bit",
-            engine.name, printable(str(there.get("version"))), engine.version,
+            "%s %s computed the features in this cache; %s %s continues: both agree with "
+            "TensorFlow, but differ in the last bits",
+            engine.name, printable(str(earlier.get("version"))), engine.name, engine.version,
         )  # fmt: skip
     return engine
 
@@ -82,7 +78,7 @@ def continue_engine(
 def cache_document(
     set_name: str, root: Path, config: ExtractConfig, spec: FeatureSpec
 ) -> dict[str, Any]:
-    """The file's ``spec`` dataset: what the features are and where they come from."""
+    """Return the content of a file's ``spec`` dataset: its feature spec and its origin."""
     return {
         "format": FORMAT_VERSION,
         "spec": asdict(spec),
@@ -100,7 +96,7 @@ def cache_document(
 def config_of(
     table: FeatureTable, weights: str | os.PathLike[str] | None, cache_dir: Path
 ) -> ExtractConfig:
-    """How a cache was made, to compute rows of it again."""
+    """Return the config of a cache, to compute its rows again."""
     spec = table.spec
     kind, _, seed = spec.weights.partition("-")
     is_random = kind == RANDOM

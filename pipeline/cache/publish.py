@@ -1,4 +1,4 @@
-"""Find rows by content in the cache file and its shards; write the file anew from both."""
+"""Find rows by content in the cache file and its shards; write a new file from both."""
 
 import json
 from collections import defaultdict
@@ -24,7 +24,7 @@ from pipeline.cache.file import (
     Source,
     columns_of,
     create_features,
-    damaged,
+    damaged_error,
     read_rows,
 )
 from pipeline.cache.shards import Shard
@@ -36,10 +36,10 @@ DamagedRows = Mapping[str, frozenset[int]]  # layer key -> rows of the file to c
 
 
 class RowIndex:
-    """Where the features of each row are, by layer and row key; the file's before those of shards.
+    """The source of each row's features by layer and row key; the file precedes the shards.
 
-    ``engine`` computed them, None if there are none: the first one's name, version and measured
-    error; another version or engine is listed under ``also``.
+    ``engine`` : name, version and measured error of the first engine that computed rows; ``also``
+    in it lists other engines and versions. None without rows.
     """
 
     def __init__(
@@ -70,12 +70,13 @@ class RowIndex:
         gone = np.flatnonzero(table.columns.labels == NO_FILE)
         for layer, shape in table.layers.items():
             self.row_shapes[layer] = shape
-            bad = damaged.get(layer, frozenset())
-            readable = np.setdiff1d(gone, list(bad))
-            empty = np.isnan(table.features(layer, readable))
-            out = {*bad, *readable[empty.all(axis=tuple(range(1, empty.ndim)))].tolist()}
+            damaged_rows = damaged.get(layer, frozenset())
+            readable = np.setdiff1d(gone, list(damaged_rows))
+            nan = np.isnan(table.features(layer, readable))
+            empty_rows = readable[nan.all(axis=tuple(range(1, nan.ndim)))]
+            excluded = {*damaged_rows, *empty_rows.tolist()}
             self.sources[layer] = {
-                key: Source(table.path, row) for row, key in enumerate(keys) if row not in out
+                key: Source(table.path, row) for row, key in enumerate(keys) if row not in excluded
             }
 
     def _add_engine(self, engine: Mapping[str, Any] | None) -> None:
@@ -85,13 +86,13 @@ class RowIndex:
             self.engine = engine
             return
         also = list(self.engine.get("also", ()))
-        known = {(each["name"], each["version"]) for each in (self.engine, *also)}
-        if (engine["name"], engine["version"]) not in known:
+        names = {(other["name"], other["version"]) for other in (self.engine, *also)}
+        if (engine["name"], engine["version"]) not in names:
             self.engine = {**self.engine, "also": [*also, dict(engine)]}
 
 
-OPEN_FILES = 16  # sources at a time
-SET_FIELDS = ("set", "root", "views", "tta", "augmentation")  # of the document
+MAX_OPEN_FILES = 16  # sources at a time
+SET_FIELDS = ("set", "root", "views", "tta", "augmentation")  # of the document, compared
 
 Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]  # row shape, row sources
 Opened = tuple[h5py.File, Mapping[tuple[str, int], str]]  # a file, its chunks' SHA-256
@@ -106,9 +107,9 @@ def publish_rows(
     classes: tuple[str, ...],
     layers: Sequence[str],
     document: Mapping[str, Any],
-) -> bool:
-    """Write the cache file anew, its rows as `arrange_rows`; False if it says all that already."""
-    layers = sorted(index.row_shapes.keys() & set(layers))  # shards may hold others, half done
+) -> None:
+    """Write the cache file with its rows as `arrange_rows`, unless it is up to date."""
+    layers = sorted(index.row_shapes.keys() & set(layers))  # shards may have others
     rows = arrange_rows(table, rows)
     columns = columns_of(
         labels=[row.label for row in rows],
@@ -117,24 +118,22 @@ def publish_rows(
         digests=[row.key.digest for row in rows],
         views=[row.key.view for row in rows],
     )
-    sources: dict[str, list[Source | None]] = {  # None only for a gone image without the layer
-        layer: [
-            found.get(row.key) if row.label == NO_FILE else found[row.key]
-            for found in [index.sources[layer]]
-            for row in rows
+    sources: dict[str, list[Source | None]] = {}
+    for layer in layers:
+        by_key = index.sources[layer]  # a row lacks a source only if its image is gone
+        sources[layer] = [
+            by_key.get(row.key) if row.label == NO_FILE else by_key[row.key] for row in rows
         ]
-        for layer in layers
-    }
     if (
         table is not None
         and table.classes == classes
         and sorted(table.layers) == layers
         and all(table.document.get(name) == document.get(name) for name in SET_FIELDS)
         and columns.equals(table.columns)
-        # A shard may mend rows of the file, and be of a run that was killed before it published.
-        and all(found is None or found.path == path for each in sources.values() for found in each)
+        # A shard of a killed repair replaces rows of the file.
+        and all(row is None or row.path == path for rows in sources.values() for row in rows)
     ):
-        return False
+        return
     publish(
         path,
         document={**document, "engine": index.engine},
@@ -142,26 +141,25 @@ def publish_rows(
         columns=columns,
         layers={layer: (index.row_shapes[layer], sources[layer]) for layer in layers},
     )
-    return True
 
 
-def arrange_rows(table: FeatureTable | None, wanted: Sequence[Row]) -> list[Row]:
-    """Rows of the old file in their order, under the label -1 if their image is gone; then new."""
+def arrange_rows(table: FeatureTable | None, requested: Sequence[Row]) -> list[Row]:
+    """Return the old file's rows in order, with label -1 for gone images, then new rows."""
     waiting: dict[RowKey, dict[bytes, Row]] = defaultdict(dict)
-    for row in wanted:
+    for row in requested:
         waiting[row.key][row.path] = row
     present = set(waiting)
     rows: list[Row] = []
     if table is not None:
         for key, path in zip(table.columns.row_keys(), table.columns.paths.tolist(), strict=True):
             rows.append(waiting[key].pop(path, Row(key, path, NO_FILE, NO_SPLIT)))
-    for place, row in enumerate(rows):
-        if row.label == NO_FILE and waiting[row.key]:  # the same content under another name
-            _, rows[place] = waiting[row.key].popitem()
+    for number, row in enumerate(rows):
+        if row.label == NO_FILE and waiting[row.key]:  # the image has been renamed
+            _, rows[number] = waiting[row.key].popitem()
     return [
-        # An image that is gone keeps its row, a further copy of one that is there does not.
+        # A gone image keeps its row; a gone copy of an existing image does not.
         *(row for row in rows if row.label != NO_FILE or row.key not in present),
-        *(row for row in wanted if row.path in waiting[row.key]),
+        *(row for row in requested if row.path in waiting[row.key]),
     ]
 
 
@@ -173,15 +171,15 @@ def publish(
     columns: Columns,
     layers: Layers,
 ) -> None:
-    """Write a complete cache file beside its place, check it, and rename it there.
+    """Write a complete cache file under a temporary name and rename it to ``path``.
 
-    ``layers`` : layer key -> (shape of one row, the source of each row; NaN fills one without).
+    ``layers`` : layer key -> (shape of one row, source of each row; rows without one become NaN).
     """
     dtype = document["spec"]["dtype"]
 
     def write(stream: DiskFile) -> None:
-        # Thousands of shards would pass the system's limit; h5py closes those that the cache drops.
-        open_source = lru_cache(OPEN_FILES)(_open_source)
+        # Thousands of open shards exceed the system's limit; h5py closes those dropped here.
+        open_source = lru_cache(MAX_OPEN_FILES)(_open_source)
         with h5py.File(stream, "w", libver=LIBVER) as file:
             file["spec"] = json.dumps(document)
             file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
@@ -194,12 +192,12 @@ def publish(
                     block = sources[start : start + size]
                     if not _copy_whole_chunk(target, start, block, open_source):
                         write_chunk(target, start, _gather(target, block, open_source))
-                    stream.check()  # on a full disk the rest would pile up in memory
-        stream.check()  # of a half-written file nothing can be sealed
+                    stream.check()  # on a full disk the rest would accumulate in memory
+        stream.check()  # an incomplete file takes no checksums
         write_checksums(stream)
 
     rows = (row for _, sources in layers.values() for row in sources if row is not None)
-    needs = sum(path.stat().st_size for path in {row.path for row in rows})  # as all sources
+    needs = sum(path.stat().st_size for path in {row.path for row in rows})  # size of all sources
     write_durably(path, write, needs=needs)
 
 
@@ -207,7 +205,7 @@ def _open_source(path: Path) -> Opened:
     file = h5py.File(path, "r")
     try:
         chunks = read_checksums(path).chunks
-    except InvalidChecksumsError:  # another writer's file: nothing to hold its chunks against
+    except InvalidChecksumsError:  # a file of another program
         return file, {}
     return file, {(chunk.dataset, chunk.first_row): chunk.sha256 for chunk in chunks}
 
@@ -218,7 +216,7 @@ def _copy_whole_chunk(
     block: Sequence[Source | None],
     open_source: Callable[[Path], Opened],
 ) -> bool:
-    """Copy a block as it is stored, if it is exactly one chunk of one file."""
+    """Copy a block without decompressing if it is exactly one chunk of one file."""
     size, first, name = target.chunks[0], block[0], target.name.removeprefix("/")
     if first is None or first.row % size:
         return False
@@ -230,9 +228,9 @@ def _copy_whole_chunk(
         return False
     zeros = (0,) * (target.ndim - 1)
     mask, data = source.id.read_direct_chunk((first.row, *zeros))
-    # HDF5 does not look at its own checksum of a chunk that it does not decompress.
+    # HDF5 does not check its own checksum unless it decompresses a chunk.
     if sha256(data).hexdigest() != expected:
-        raise damaged(first.path)
+        raise damaged_error(first.path)
     target.id.write_direct_chunk((start, *zeros), data, mask)
     return True
 
@@ -240,17 +238,17 @@ def _copy_whole_chunk(
 def _gather(
     target: h5py.Dataset, block: Sequence[Source | None], open_source: Callable[[Path], Opened]
 ) -> npt.NDArray[Any]:
-    """Read a block's rows from wherever they are; NaN where there is no source."""
+    """Read a block's rows from their sources; NaN for a row without one."""
     rows = np.full((len(block), *target.shape[1:]), np.nan, target.dtype)
-    places: dict[Path, list[tuple[int, int]]] = defaultdict(list)
-    for place, source in enumerate(block):
+    pairs: dict[Path, list[tuple[int, int]]] = defaultdict(list)  # row of the block, of the file
+    for row, source in enumerate(block):
         if source is not None:
-            places[source.path].append((place, source.row))
-    for path, found in places.items():
-        to, wanted = np.array(found).T
+            pairs[source.path].append((row, source.row))
+    for path, numbers in pairs.items():
+        block_rows, file_rows = np.array(numbers).T
         file, _ = open_source(path)
         try:
-            rows[to] = read_rows(file[target.name], wanted, str(target.dtype))
+            rows[block_rows] = read_rows(file[target.name], file_rows, str(target.dtype))
         except OSError as error:  # HDF5's checksum failed
-            raise damaged(path) from error
+            raise damaged_error(path) from error
     return rows

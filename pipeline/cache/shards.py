@@ -1,7 +1,7 @@
-"""Shards: small immutable files, one a commit, that hold features until a file is published.
+"""Shards: small immutable files, one per commit, that contain features until a file is published.
 
-A listing of the folder is the journal. Each shard carries its rows' keys, so the order in which
-shards are read does not matter. `writer_lock` keeps a second writer away.
+The list of files in the folder is the journal. Each shard contains the keys of its rows, so their
+order does not matter. `writer_lock` excludes a second writer.
 """
 
 import contextlib
@@ -39,12 +39,12 @@ from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2  # between looks at a lock that another process holds
+POLL_SECONDS = 0.2  # between attempts to take a lock that another process holds
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed batch; views in it were drawn from ``augmentation``."""
+    """A committed batch of rows; ``augmentation`` contains the ranges of its views."""
 
     path: Path
     keys: tuple[RowKey, ...]
@@ -63,18 +63,18 @@ class ShardFolder:
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
         self.augmentation = augmentation
-        self.shards: list[Shard] = []  # of earlier runs and of this one, in the order of commits
+        self.shards: list[Shard] = []  # of earlier runs and this one, in the order of commits
 
-    def settle(self) -> None:
-        """Take over from a killed run: remove half-written files, sync, read its whole shards."""
+    def recover(self) -> None:
+        """Clean up after a killed run: delete temporary files, sync folders, read the shards."""
         remove_temporaries(self.cache)
-        for leftover in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
-            remove_file(leftover)
+        for temporary in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
+            remove_file(temporary)
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)
         paths = sorted(self.path.glob("*.h5"))
-        self.shards = [shard for path in paths if (shard := self._read(path))]
+        self.shards = [shard for path in paths if (shard := self._read_shard(path))]
 
     def commit(
         self,
@@ -83,42 +83,35 @@ class ShardFolder:
         *,
         engine: Mapping[str, Any],
     ) -> None:
-        """Make rows permanent: when this returns, they outlive a crash.
+        """Write rows durably: when this returns, they survive a crash.
 
         ``features`` : layer key -> (n, *shape of a row) in the stored dtype.
         """
         if not self.path.exists():
             make_folder(self.path)
         number = max((int(path.stem) for path in self.path.glob("*.h5")), default=-1) + 1
-        shard = Shard(
-            path=self.path / f"{number:06d}.h5",
-            keys=tuple(keys),
-            row_shapes={layer: rows.shape[1:] for layer, rows in features.items()},
-            engine=dict(engine),
-            augmentation=self.augmentation,
-        )
-        made_by = {"engine": shard.engine, "augmentation": shard.augmentation}
-        image = _image({"spec": asdict(self.spec), **made_by}, keys, features)
-        write_durably(shard.path, lambda file: file.write(image), needs=len(image))
-        self.shards.append(shard)
+        path = self.path / f"{number:06d}.h5"
+        origin = {"engine": dict(engine), "augmentation": self.augmentation}
+        data = _encode_shard({"spec": asdict(self.spec), **origin}, keys, features)
+        write_durably(path, lambda file: file.write(data), needs=len(data))
+        row_shapes = {layer: rows.shape[1:] for layer, rows in features.items()}
+        self.shards.append(Shard(path, tuple(keys), row_shapes, dict(engine), self.augmentation))
 
     def remove_published(self, table: FeatureTable) -> None:
-        """Delete the shards of which the file holds every row; others serve later runs."""
+        """Delete the shards whose rows are all in the file; later runs use the others."""
         published = set(table.columns.row_keys())
         needed = [
             shard.path
             for shard in self.shards
-            if not (
-                shard.row_shapes.keys() <= table.layers.keys() and published.issuperset(shard.keys)
-            )
+            if shard.row_shapes.keys() - table.layers.keys() or set(shard.keys) - published
         ]
         remove_folder(self.path, keep=needed)
 
-    def _read(self, path: Path) -> Shard | None:
-        """A shard of this spec; None for another file, or a damaged one."""
+    def _read_shard(self, path: Path) -> Shard | None:
+        """Read a shard of this spec; None for another file or a damaged one."""
         if damages := find_damage(path):
             what = printable(damages[0].what)
-            log.warning("%s is damaged (%s): computed again", printable(path), what)
+            log.warning("%s is damaged (%s): its rows are computed again", printable(path), what)
             return None
         try:
             with h5py.File(path, "r") as file:
@@ -133,14 +126,14 @@ class ShardFolder:
                 )
                 return shard if document["spec"] == asdict(self.spec) else None
         except (OSError, KeyError, ValueError) as error:
-            log.warning("%s is no shard of ours (%s): passed over", path, error)
+            log.warning("%s is not a shard (%s): ignored", path, error)
             return None
 
 
-def _image(
+def _encode_shard(
     document: Mapping[str, Any], keys: Sequence[RowKey], features: Mapping[str, npt.NDArray[Any]]
 ) -> bytes:
-    """The shard as bytes of an HDF5 file, read back: HDF5 itself never writes to the disk."""
+    """Encode a shard in memory and read it back: HDF5 itself never writes to the disk."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=LIBVER) as file:
         file["spec"] = json.dumps(document)
@@ -151,26 +144,29 @@ def _image(
             for start in range(0, len(rows), dataset.chunks[0]):
                 write_chunk(dataset, start, rows[start : start + dataset.chunks[0]])
     write_checksums(buffer)
-    with h5py.File(buffer, "r") as file:  # catches a library gone wrong
+    with h5py.File(buffer, "r") as file:  # a check of the HDF5 and compression libraries
         if len(file["digests"]) != len(keys) or not all(
             np.array_equal(file[f"features/{layer}"][()], rows) for layer, rows in features.items()
         ):
-            raise StorageError("a batch of features did not survive being written; run again")
+            raise StorageError("a batch of features differs when read back; run again")
     return buffer.getvalue()
 
 
 @contextlib.contextmanager
 def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``<name>.lock``; where another process does, wait for it or raise BusyError."""
+    """Hold ``<name>.lock``; if another process holds it, wait for it or raise BusyError."""
     lock = FileLock(cache_path.with_suffix(".lock"))
-    holder = cache_path.with_suffix(".holder")  # apart: whoever tries the lock truncates its file
+    holder = cache_path.with_suffix(".holder")  # not the lock file: each attempt truncates that
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        who = f"{_read(holder)} is writing {printable(cache_path)}"
+        process = "another process"
+        with contextlib.suppress(OSError):  # it is starting or ending
+            process = printable(holder.read_text()) or process
+        message = f"{process} is writing {printable(cache_path)}"
         if not wait:
-            raise BusyError(f"{who}; run again when it has ended, or with --wait") from error
-        log.info("waiting: %s", who)
+            raise BusyError(f"{message}; run again after its end, or with --wait") from error
+        log.info("waiting: %s", message)
         lock.acquire(poll_interval=POLL_SECONDS)
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -180,16 +176,9 @@ def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
             f"folder"
         ) from error
     try:
-        with contextlib.suppress(OSError):  # a courtesy to others; a full disk is told of later
+        with contextlib.suppress(OSError):  # optional; later writes report a full disk
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-def _read(holder: Path) -> str:
-    try:
-        return printable(holder.read_text()) or "another process"
-    except OSError:  # it is just beginning, or just ending
-        return "another process"

@@ -1,7 +1,7 @@
-"""Refuse files that only look like caches, before anything in them is read.
+"""Checks that refuse files that only look like caches, before their data is read.
 
-A stranger's HDF5 file can point to other files, declare gigabytes that it does not hold, or leave
-chunks unwritten, which read as zeros. What `pipeline.cache.publish` writes does none of that.
+An untrusted HDF5 file can link to other files, declare gigabytes that it does not contain, or leave
+chunks unwritten, which read as zeros. Files of `pipeline.cache.publish` do none of this.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.bases.weights import GZIP_LIMIT
 
-MAX_CHUNK_BYTES = 2**28  # 256 MiB; ours are 8 MiB, or one row where that is larger
+MAX_CHUNK_BYTES = 2**28  # 256 MiB; valid ones are 8 MiB, or one row if that is larger
 MAX_ROWS = 2**31
 MAX_TEXT_BYTES = 2**24
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32}
@@ -22,86 +22,88 @@ COLUMN_DTYPES = {"labels": "<i8", "splits": "|u1", "digests": "|V32", "views": "
 
 
 class InvalidCacheError(Exception):
-    """The file is not laid out like a cache; its message says where."""
+    """A file does not have the layout of a cache; the message says where."""
 
 
 def check_layout(file: h5py.File) -> None:
-    """Look at a file's structure, not at its values; raises InvalidCacheError."""
+    """Check a file's structure, not its values; raises InvalidCacheError."""
     lengths = set()
-    for name, kind in COLUMN_DTYPES.items():
+    for name, dtype in COLUMN_DTYPES.items():
         column = _dataset(file, name)
-        right = column.dtype.kind == "S" if kind == "S" else column.dtype == np.dtype(kind)
-        if column.ndim != 1 or not right:
-            raise InvalidCacheError(
-                f"its {name} have the type {column.dtype}, shape {column.shape}"
-            )
-        if column.chunks or column.id.get_storage_size() != column.size * column.dtype.itemsize:
-            raise InvalidCacheError(f"its {name} are not stored whole")
+        is_valid = column.dtype.kind == "S" if dtype == "S" else column.dtype == np.dtype(dtype)
+        type_and_shape = f"have the type {column.dtype}, shape {column.shape}"
+        _require(column.ndim == 1 and is_valid, f"its {name} {type_and_shape}")
+        size = column.size * column.dtype.itemsize
+        is_stored = not column.chunks and column.id.get_storage_size() == size
+        _require(is_stored, f"its {name} are not stored completely")
         lengths.add(len(column))
     for name, dimensions in (("spec", 0), ("classes", 1)):
         text = _dataset(file, name)
-        if text.ndim != dimensions or h5py.check_string_dtype(text.dtype) is None:
-            raise InvalidCacheError(f"its {name} is no text")
-        if text.nbytes > MAX_TEXT_BYTES or text.chunks:
-            raise InvalidCacheError(f"its {name} declares {text.nbytes:,} bytes")
-    features = _hard(file, "features")
+        is_text = text.ndim == dimensions and h5py.check_string_dtype(text.dtype) is not None
+        _require(is_text, f"its {name} is not text")
+        fits = text.nbytes <= MAX_TEXT_BYTES and not text.chunks
+        _require(fits, f"its {name} declares {text.nbytes:,} bytes")
+    features = _resolve(file, "features")
     if not isinstance(features, h5py.Group) or not len(features):
-        raise InvalidCacheError("it holds no features")
+        raise InvalidCacheError("it contains no features")
     for layer in features:
-        rows = _dataset(file, f"features/{layer}")
-        name = rows.name
-        if rows.dtype not in ("<f4", "<f2") or rows.ndim < 2:
-            raise InvalidCacheError(f"its {name} have the type {rows.dtype}, shape {rows.shape}")
-        if not rows.chunks or rows.chunks[1:] != rows.shape[1:]:
-            raise InvalidCacheError(f"its {name} are not stored in chunks of whole rows")
-        plist = rows.id.get_create_plist()
-        filters = {plist.get_filter(number)[0] for number in range(plist.get_nfilters())}
-        if not filters <= FILTERS:
-            raise InvalidCacheError(f"its {name} need filters other than gzip and fletcher32")
-        stored = rows.id.get_storage_size()
-        if math.prod(rows.chunks) * rows.dtype.itemsize > MAX_CHUNK_BYTES:
-            raise InvalidCacheError(
-                f"its {name} have chunks of more than {MAX_CHUNK_BYTES:,} bytes"
-            )
-        if rows.nbytes > stored * GZIP_LIMIT:
-            raise InvalidCacheError(
-                f"its {name} declare {rows.nbytes:,} bytes, {stored:,} are stored"
-            )
-        if rows.id.get_num_chunks() != math.ceil(len(rows) / rows.chunks[0]):
-            raise InvalidCacheError(f"its {name} have chunks that were never written")
-        lengths.add(len(rows))
-    if len(lengths) != 1 or max(lengths) > MAX_ROWS:
-        raise InvalidCacheError(f"its datasets have different numbers of rows: {sorted(lengths)}")
+        _check_features(_dataset(file, f"features/{layer}"))
+        lengths.add(len(features[layer]))
+    are_equal = len(lengths) == 1 and max(lengths) <= MAX_ROWS
+    _require(are_equal, f"its datasets have different numbers of rows: {sorted(lengths)}")
+
+
+def _check_features(rows: h5py.Dataset) -> None:
+    name = rows.name
+    is_valid = rows.dtype in ("<f4", "<f2") and rows.ndim >= 2
+    _require(is_valid, f"its {name} have the type {rows.dtype}, shape {rows.shape}")
+    has_whole_rows = bool(rows.chunks) and rows.chunks[1:] == rows.shape[1:]
+    _require(has_whole_rows, f"its {name} are not stored in chunks of whole rows")
+    plist = rows.id.get_create_plist()
+    filters = {plist.get_filter(number)[0] for number in range(plist.get_nfilters())}
+    _require(filters <= FILTERS, f"its {name} need filters other than gzip and fletcher32")
+    fits = math.prod(rows.chunks) * rows.dtype.itemsize <= MAX_CHUNK_BYTES
+    _require(fits, f"its {name} have chunks of more than {MAX_CHUNK_BYTES:,} bytes")
+    stored = rows.id.get_storage_size()
+    is_stored = rows.nbytes <= stored * GZIP_LIMIT
+    _require(is_stored, f"its {name} declare {rows.nbytes:,} bytes; {stored:,} are stored")
+    is_written = rows.id.get_num_chunks() == math.ceil(len(rows) / rows.chunks[0])
+    _require(is_written, f"its {name} have chunks that were never written")
 
 
 def check_values(columns: Mapping[str, npt.NDArray[Any]], class_count: int) -> None:
-    """Look at what the columns say; raises InvalidCacheError."""
+    """Check the values of the columns; raises InvalidCacheError."""
     labels, splits, views = columns["labels"], columns["splits"], columns["views"]
-    if labels.size and not (labels.min() >= -1 and labels.max() < class_count):
-        raise InvalidCacheError("its labels name classes that it does not have")
-    if splits.max(initial=0) > 3 or views.min(initial=0) < 0:
-        raise InvalidCacheError("its splits or views are out of range")
+    in_range = not labels.size or (labels.min() >= -1 and labels.max() < class_count)
+    _require(in_range, "its labels name missing classes")
+    in_range = splits.max(initial=0) <= 3 and views.min(initial=0) >= 0
+    _require(in_range, "its splits or views are out of range")
     for path in columns["paths"]:
-        if path.startswith(b"/") or b".." in path.split(b"/") or not path:
-            raise InvalidCacheError(f"its path {bytes(path)!r} leads out of the image folder")
+        is_inside = path and not path.startswith(b"/") and b".." not in path.split(b"/")
+        _require(is_inside, f"its path {bytes(path)!r} leaves the image folder")
 
 
-def _hard(file: h5py.File, name: str) -> object:
-    """What a name stands for, unless it only points elsewhere."""
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise InvalidCacheError(message)
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset that is in the file itself."""
+    dataset = _resolve(file, name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise InvalidCacheError(f"its {name} is not a dataset")
+    _require(not dataset.is_virtual and not dataset.external, f"its {name} are in other files")
+    return dataset
+
+
+def _resolve(file: h5py.File, name: str) -> object:
+    """Return the object of a name; raises InvalidCacheError for a link."""
     node: object = file
     for part in name.split("/"):
         if not isinstance(node, h5py.Group) or part not in node:
             raise InvalidCacheError(f"it has no {name}")
-        if not isinstance(node.get(part, getlink=True), h5py.HardLink):
-            raise InvalidCacheError(f"its {name} is a link to somewhere else")
+        is_hard = isinstance(node.get(part, getlink=True), h5py.HardLink)
+        _require(is_hard, f"its {name} is a link")
         node = node[part]
     return node
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    found = _hard(file, name)
-    if not isinstance(found, h5py.Dataset):
-        raise InvalidCacheError(f"its {name} is no dataset")
-    if found.is_virtual or found.external:
-        raise InvalidCacheError(f"its {name} lie in other files")
-    return found

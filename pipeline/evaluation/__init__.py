@@ -1,1 +1,1 @@
-"""How good each head is: splits, metrics, the comparison and its table."""
+"""Compare heads: splits, fits, metrics, the results table and the audit of the data."""

@@ -1,4 +1,4 @@
-"""The caches of a comparison: opened, checked against one another, split."""
+"""Open the caches of a comparison, check that they match, and split their images."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from pipeline.evaluation.rows import CachedViews, images_of, views_suffix
 from pipeline.evaluation.splits import Splits
 from pipeline.text import counted, printable
 
-MANY_CLASSES = 12  # more no longer fit on a line
+MANY_CLASSES = 12  # more do not fit on one line
 
 log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
 class SplitCache:
-    """A cache, which of its layers are compared, and how its images are divided.
+    """A cache, its layers to compare, and the splits of its images.
 
-    ``table`` has a row for each image as it is, which the division's numbers refer to; ``views``
-    has the rows of the augmented views, too.
+    ``table`` has one row per unaugmented image, in the order of the image numbers of the trials;
+    ``views`` includes the rows of augmented views.
     """
 
     table: FeatureTable
@@ -35,7 +35,7 @@ class SplitCache:
     views: CachedViews
 
     def describe(self) -> dict[str, Any]:
-        """The cache as results.json records it."""
+        """Return the entry of results.json."""
         table = self.table
         return {
             "path": printable(table.path.as_posix()),
@@ -55,7 +55,7 @@ class SplitCache:
         }
 
     def split_lines(self) -> list[str]:
-        """``train       500 cats, 500 dogs × 5 views``, a line for each split."""
+        """Return a line per split: ``train       500 cats, 500 dogs × 5 views``."""
         rows = self.views.rows
         views = {"train": rows.train_views, "validation": rows.tta_views, "test": rows.tta_views}
         return [
@@ -65,16 +65,16 @@ class SplitCache:
 
     @property
     def splits(self) -> Splits:
-        """Of the first trial; those of other folds differ by an image or so."""
+        """The splits of the first trial; sizes of other folds differ by about one image."""
         return self.trial_plan.trials[0].splits
 
 
 def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCache]:
-    """Open caches of the same classes and divide each; a layer's name means all its poolings."""
+    """Open caches of the same classes and split each; a layer's name includes all its poolings."""
     protocol, layers, edits = config.evaluation_protocol, config.layers, config.label_files
     if not paths:
-        raise UsageError("no cache was given to compare")
-    tables = [read_table(path) for path in _once(paths)]
+        raise UsageError("there is no cache to compare; name a cache file")
+    tables = [read_table(path) for path in _without_repeats(paths)]
     check_group_rule(protocol.group_of, [table.columns for table in tables])
     if edits:
         tables = apply_label_edits(edits, tables)
@@ -82,19 +82,19 @@ def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCach
     _check_layers(tables, layers)
     opened: list[SplitCache] = []
     for table in tables:
-        chosen = tuple(layer for layer in table.layers if not layers or _is_named(layer, layers))
-        if not chosen:
-            log.warning("%s holds none of the layers asked for and is left out", table.path)
+        selected = tuple(layer for layer in table.layers if not layers or _is_named(layer, layers))
+        if not selected:
+            log.warning("%s contains none of the requested layers: skipped", table.path)
             continue
         cached = CachedViews.of(table)
         images = cached.images
-        division = protocol.plan_trials(images.columns, images.classes)
-        train, judged = images_of(division.trials)
-        views = cached.chosen(train=train, judged=judged, views=config.views, tta=config.tta)
-        cache = SplitCache(images, chosen, division, views)
-        log.info(
-            "%s: %s, %s", printable(table.path), counted(len(images), "image"), division.source
+        plan = protocol.plan_trials(images.columns, images.classes)
+        train, evaluation = images_of(plan.trials)
+        views = cached.select_views(
+            train=train, evaluation=evaluation, views=config.views, tta=config.tta
         )
+        cache = SplitCache(images, selected, plan, views)
+        log.info("%s: %s, %s", printable(table.path), counted(len(images), "image"), plan.source)
         if not opened or cache.split_lines() != opened[-1].split_lines():
             for line in cache.split_lines():
                 log.info("  %s", line)
@@ -102,11 +102,11 @@ def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCach
     return opened
 
 
-def _once(paths: Sequence[Path]) -> list[Path]:
-    """Each file once: a second mention would count as another rival of the best."""
+def _without_repeats(paths: Sequence[Path]) -> list[Path]:
+    """Return each file once: a repeat would be compared with itself."""
     files = {path.resolve(): path for path in reversed(paths)}
     if len(files) < len(paths):
-        log.warning("a cache was named twice; it is compared once")
+        log.warning("a cache is named twice; it is compared once")
     return list(reversed(files.values()))
 
 
@@ -115,17 +115,17 @@ def _check_same_classes(tables: Sequence[FeatureTable]) -> None:
     for table in tables[1:]:
         if table.classes != first.classes:
             raise BadDataError(
-                f"{_names(table.classes)} are the classes of {table.path}, but "
-                f"{_names(first.classes)} those of {first.path}; compare caches of the same classes"
+                f"{table.path} has the classes {_names(table.classes)}, and {first.path} "
+                f"{_names(first.classes)}; compare caches of the same classes"
             )
 
 
-def _check_layers(tables: Sequence[FeatureTable], wanted: Sequence[str]) -> None:
+def _check_layers(tables: Sequence[FeatureTable], names: Sequence[str]) -> None:
     available = sorted({layer for table in tables for layer in table.layers})
-    for name in wanted:
+    for name in names:
         if not any(_is_named(layer, [name]) for layer in available):
             raise UsageError(
-                f"--layer: no cache given holds {printable(name)}; "
+                f"--layer: no cache contains {printable(name)}; "
                 f"choose from {', '.join(map(printable, available))}"
             )
 
@@ -135,7 +135,7 @@ def _is_named(layer: str, names: Sequence[str]) -> bool:
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:
-    """``500 cats, 500 dogs``; of many classes their number and range."""
+    """Return ``500 cats, 500 dogs``; for many classes, their number and sizes."""
     if len(counts) > MANY_CLASSES:
         low, high = min(counts.values()), max(counts.values())
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"

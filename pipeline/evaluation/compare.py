@@ -1,4 +1,4 @@
-"""Fit every head on every cached layer; choose on validation, score once on test."""
+"""Compare heads: fit each on each cached layer, choose on validation, score once on test."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
 from pipeline.evaluation.recommendation import rank_and_recommend
-from pipeline.evaluation.refit import NOT_KEPT, with_bundles
+from pipeline.evaluation.refit import NOT_KEPT, refit
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
@@ -27,21 +27,19 @@ from pipeline.heads.registry import Head, load_head
 from pipeline.text import counted, duration, printable
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "keras", "tensorflow")
-IMBALANCED = 1.5  # times as many images of one class as of another are worth a word
+IMBALANCED = 1.5  # ratio of class sizes that deserves a notice
 
 log = logging.getLogger("pipeline")
 
 
 def compare_heads(
-    caches: Path | str | Sequence[Path | str],
-    config: ClassifyConfig | None = None,
-    **options: Any,
+    caches: Path | str | Sequence[Path | str], config: ClassifyConfig | None = None, **options: Any
 ) -> Comparison:
-    """Compare classifiers on cached features of the same classes.
+    """Compare heads on cached features of the same classes.
 
-    ``options`` are fields of `ClassifyConfig`, in place of a config or to change it.
+    ``options`` are fields of `ClassifyConfig`, instead of a config or to change it.
 
-    Raises NoInputError, BadDataError or UsageError in one line.
+    Raises NoInputError, BadDataError or UsageError.
 
     Examples
     --------
@@ -74,7 +72,7 @@ def compare_heads(
         "views": config.views,
         "tta": config.tta,
         "labels": [printable(path.as_posix()) for path in config.label_files],
-        "dense": [asdict(each) for each in config.dense_grid],
+        "dense": [asdict(dense) for dense in config.dense_grid],
         "versions": versions(),
         "caches": [cache.describe() for cache in opened],
     }
@@ -86,78 +84,76 @@ def compare_heads(
         for outcome in _compare_on_layer(cache, layer, loaded, config)
     ]
     if all(outcome.result.status for outcome in outcomes):
-        reasons = {f"{each.result.head} {each.result.status}" for each in outcomes}
+        reasons = {f"{outcome.result.head} {outcome.result.status}" for outcome in outcomes}
         raise BadDataError(f"no head could be fitted: {'; '.join(sorted(reasons))}")
-    judged, recommendation = rank_and_recommend(outcomes, balanced=config.balance)
+    ranked, recommendation = rank_and_recommend(outcomes, balanced=config.balance)
     comparison = Comparison(
-        outcomes=tuple(judged),
+        outcomes=tuple(ranked),
         classes=opened[0].table.classes,
         run=run,
         recommendation=recommendation,
         notices=(
-            *_other_images(opened),
+            *_notice_different_images(opened),
             *(notice for cache in opened for notice in cache.trial_plan.notices),
-            *_imbalance(opened[0].splits.counts["train"], balanced=config.balance),
-            *_unconverged(judged),
+            *_notice_imbalance(opened[0].splits.counts["train"], balanced=config.balance),
+            *_notice_unconverged(ranked),
         ),
     )
-    return _audited(comparison, opened, config.seed) if config.audit else comparison
+    return _add_audit(comparison, opened, config.seed) if config.audit else comparison
 
 
 def _compare_on_layer(
-    cache: SplitCache,
-    layer: str,
-    loaded: Mapping[HeadRequest, Head],
-    config: ClassifyConfig,
+    cache: SplitCache, layer: str, loaded: Mapping[HeadRequest, Head], config: ClassifyConfig
 ) -> Iterator[Outcome]:
+    """Fit all heads on one layer, by input; yield their outcomes."""
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():
-        kind = input_of(cache.table, layer, wanted=request.input, default=head.input)
+        kind = input_of(cache.table, layer, requested=request.input, default=head.input)
         if all(other.name != request.name for other in by_input[kind]):
-            by_input[kind][request] = head  # of a vector, flat and pooled are the same
+            by_input[kind][request] = head  # vectors have one input
     for kind, heads in by_input.items():
         trials = cache.trial_plan.trials
         data = TrialRows.read(cache.views, layer, kind, trials, refit=config.refit)
-        fitted = fit_heads(heads, data, config)
         fits: dict[HeadRequest, list[list[Fit]]] = {}
         outcomes = {}
-        for request, head in heads.items():
+        for request, fits_or_reasons in fit_heads(heads, data, config).items():
             result = new_row(request.name, cache.table, layer, kind, data.rows)
-            outcome = _score(result, head, fitted[request], data)
-            if isinstance(outcome, Outcome):
-                outcomes[request] = outcome
+            scored = _score(result, heads[request], fits_or_reasons, data)
+            if isinstance(scored, str):
+                outcomes[request] = Outcome(result=replace(result, status=scored))
             else:
-                fits[request] = outcome
+                fits[request] = scored
                 outcomes[request] = summarize(
-                    result, outcome, trials, cache.table.columns, folds=cache.trial_plan.folds
+                    result, scored, trials, cache.table.columns, folds=cache.trial_plan.folds
                 )
             _log_outcome(outcomes[request])
         if config.keep:
-            yield from with_bundles(outcomes, heads, fits, data, cache=cache, config=config)
+            yield from refit(outcomes, heads, fits, data, cache=cache, config=config)
         else:
             yield from (replace(outcome, not_saved=NOT_KEPT) for outcome in outcomes.values())
 
 
 def _score(
-    result: Result, head: Head, fitted: Sequence[Fits], data: TrialRows
-) -> list[list[Fit]] | Outcome:
-    """A head's fits with their test scores; or, where one failed, the row that says why."""
-    failed = next((each for each in fitted if isinstance(each, str)), None)
-    if failed is not None:
-        return Outcome(result=replace(result, status=failed))
-    found = [each for each in fitted if not isinstance(each, str)]
-    lost = sum(len(trial.seeds) for trial in data.trials) - sum(map(len, found))
-    if head.is_stochastic and lost:
-        name, seeds = printable(result.head), counted(lost, "seed")
-        log.warning("%s diverged with %s; its row is of the others", name, seeds)
+    result: Result, head: Head, fits_or_reasons: Sequence[Fits], data: TrialRows
+) -> list[list[Fit]] | str:
+    """Return the fits of each trial with their test scores, or the reason why one failed."""
+    fits = []
+    for of_trial in fits_or_reasons:
+        if isinstance(of_trial, str):
+            return of_trial
+        fits.append(of_trial)
+    diverged = sum(len(trial.seeds) for trial in data.trials) - sum(map(len, fits))
+    if head.is_stochastic and diverged:
+        name, seeds = printable(result.head), counted(diverged, "seed")
+        log.warning("%s diverged with %s; its row is the mean of the others", name, seeds)
     try:
         with failures_of(head):  # a custom head may fail on other rows
             return [
-                [score_on_test(fit, trial, data) for fit in each]
-                for each, trial in zip(found, data.trials, strict=True)
+                [score_on_test(fit, trial, data) for fit in of_trial]
+                for of_trial, trial in zip(fits, data.trials, strict=True)
             ]
     except PipelineError as error:
-        return Outcome(result=replace(result, status=str(error)))
+        return str(error)
 
 
 def _log_outcome(outcome: Outcome) -> None:
@@ -171,53 +167,54 @@ def _log_outcome(outcome: Outcome) -> None:
     log.info("%s: validation %.1f %%, %s", name, share, seconds)
 
 
-def _other_images(opened: Sequence[SplitCache]) -> Iterator[str]:
-    """Say which caches cannot be compared image by image."""
+def _notice_different_images(opened: Sequence[SplitCache]) -> Iterator[str]:
+    """Yield a notice per cache that cannot be compared with the first image by image."""
     first, *others = (cache.table for cache in opened)
     for table in others:
         if set(first.columns.row_keys()) != set(table.columns.row_keys()):
             yield (
-                f"{printable(first.path)} and {printable(table.path)} hold different images: "
-                f"their accuracies are not of the same test"
+                f"{printable(first.path)} and {printable(table.path)} contain different images: "
+                f"their accuracies are of different test sets"
             )
 
 
-def _imbalance(counts: Mapping[str, int], *, balanced: bool) -> Iterator[str]:
-    """Say where some class has far fewer training images than another."""
-    fewest, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda n: counts[n])
+def _notice_imbalance(counts: Mapping[str, int], *, balanced: bool) -> Iterator[str]:
+    """Yield a notice if a class has far fewer training images than another."""
+    by_count = sorted(counts, key=lambda name: counts[name])
+    fewest, most = by_count[0], by_count[-1]
     if counts[most] < IMBALANCED * counts[fewest]:
         return
     share = 100 * counts[most] / sum(counts.values())
     yield (
         f"the classes are imbalanced: {counts[most]:,} training images of {printable(most)} "
-        f"({share:.0f} %), {counts[fewest]:,} of {printable(fewest)}; look at balanced accuracy"
+        f"({share:.0f} %), {counts[fewest]:,} of {printable(fewest)}; see balanced accuracy"
         + (", which chose the settings" if balanced else ", and consider --balance")
     )
 
 
-def _unconverged(outcomes: Iterable[Outcome]) -> Iterator[str]:
-    """Say which settings' solvers stopped before they reached their tolerance."""
+def _notice_unconverged(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Yield a notice per head whose solver stopped before it reached its tolerance."""
     for outcome in outcomes:
-        stopped = [each for each in outcome.settings if not each.converged]
+        stopped = [setting for setting in outcome.settings if not setting.converged]
         if stopped:
-            chosen = ", the chosen one among them" if any(each.chosen for each in stopped) else ""
+            chosen = ", including the chosen one" if any(each.chosen for each in stopped) else ""
             settings = counted(len(outcome.settings), "setting")
             yield (
                 f"{printable(outcome.result.head)} did not converge with {len(stopped)} of "
-                f"{settings}{chosen} (settings.csv has them)"
+                f"{settings}{chosen} (see settings.csv)"
             )
 
 
-def _audited(comparison: Comparison, opened: Sequence[SplitCache], seed: int) -> Comparison:
-    """The comparison with what looking into the features of the row that is shown found."""
+def _add_audit(comparison: Comparison, opened: Sequence[SplitCache], seed: int) -> Comparison:
+    """Return the comparison with the audit of the recommended row's cache and layer."""
     best = comparison.shown.result
     cache = next(
-        each
-        for each in opened
-        if printable(each.table.path.as_posix()) == best.cache and best.layer in each.layers
+        cache
+        for cache in opened
+        if printable(cache.table.path.as_posix()) == best.cache and best.layer in cache.layers
     )
     folds = cache.trial_plan.trials[: cache.trial_plan.folds]
-    from pipeline.evaluation.audit import audit_features  # 0.3 s, which --no-audit does without
+    from pipeline.evaluation.audit import audit_features  # 0.3 s, which --no-audit saves
 
     findings, notices = audit_features(
         cache.table,
@@ -230,9 +227,9 @@ def _audited(comparison: Comparison, opened: Sequence[SplitCache], seed: int) ->
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes here, without importing it."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and numerical packages, without importing them."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed

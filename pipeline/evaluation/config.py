@@ -14,7 +14,7 @@ from pipeline.heads.names import PROTOCOLS, HeadRequest, groups, parse_heads
 if TYPE_CHECKING:
     from pipeline.evaluation.protocol import EvaluationProtocol
 
-STANDARD = "standard"  # the protocol; every other is a head of its own
+STANDARD = "standard"  # the other protocols compare one head only
 
 _heads = partial(option, group="heads")
 _splitting = partial(option, group="train, validation and test split")
@@ -108,11 +108,11 @@ class ClassifyConfig(SplitConfig):
         if self.protocol in PROTOCOLS:
             if self.heads is not None:
                 raise UsageError(
-                    f"--protocol {self.protocol} is a head of its own; leave out --heads"
+                    f"--protocol {self.protocol} compares one head, {self.protocol}; omit --heads"
                 )
             object.__setattr__(self, "refit", True)
         if self.timeout is not None and self.timeout <= 0:
-            raise UsageError(f"--timeout needs more than 0 seconds; received {self.timeout:g}")
+            raise UsageError(f"--timeout is above 0 seconds; received {self.timeout:g}")
         if self.heads is not None and not isinstance(self.heads, str):
             object.__setattr__(self, "heads", tuple(self.heads))
 

@@ -1,4 +1,4 @@
-"""Which images must not be parted: one file under several names, photographs of one object."""
+"""Groups of images that stay in one split: copies of one file, photographs of one object."""
 
 import hashlib
 import logging
@@ -19,48 +19,48 @@ from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.text import counted, printable
 
 Rows = npt.NDArray[np.int64]
-GroupOf = Callable[[Columns], list[str | None]]  # the name of each row's group
+GroupOf = Callable[[Columns], list[str | None]]  # returns the name of each row's group
 
 log = logging.getLogger("pipeline")
 
 
 def parse_group_rule(text: str) -> GroupOf:
-    """Read ``folder``, a CSV file with the columns path and group, or a regular expression.
+    """Parse ``folder``, a CSV file with the columns path and group, or a regular expression.
 
-    ``folder``: the folders below the class folder, ``cats/1`` and ``dogs/1`` being two groups;
-    where they are one, ``/([^/]+)/[^/]+$`` joins them. An expression is searched in the path; its
-    first group, or all that it matches, names the group. A file names images as that of
-    ``--labels`` does (see `ImageLookup`).
+    ``folder`` means the folders below the class folder; ``cats/1`` and ``dogs/1`` are two groups,
+    which the expression ``/([^/]+)/[^/]+$`` joins. An expression is searched in the path; its first
+    group, or the whole match, names the group. A file names images as that of ``--labels`` does
+    (see `ImageLookup`).
 
-    Raises UsageError, NoInputError or BadDataError in one line.
+    Raises UsageError, NoInputError or BadDataError.
     """
     if text == "folder":
-        return _by_path(_folder_below_class)
+        return _rule_by_path(_folder_below_class)
     if text.lower().endswith(".csv"):
         return _GroupFile(Path(text))
     try:
         pattern = re.compile(text)
     except re.error as error:
         raise UsageError(
-            f"--group is folder, a .csv file or a regular expression; {text!r} is none: {error}"
+            f"--group is folder, a .csv file or a regular expression; received {text!r}: {error}"
         ) from error
 
-    def matched(path: str) -> str | None:
+    def match_path(path: str) -> str | None:
         match = pattern.search(path)
         return None if match is None else match[1 if pattern.groups else 0]
 
-    return _by_path(matched)
+    return _rule_by_path(match_path)
 
 
 def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
-    """Raise BadDataError for a file of groups that names an image which no unedited table holds."""
+    """Raise BadDataError for a file of groups that names an image of no table, before edits."""
     if isinstance(group_of, _GroupFile):
-        finder = ImageLookup(tables)
-        for place, record in group_of.records:
-            finder.find_or_raise(record, place)
+        lookup = ImageLookup(tables)
+        for line, record in group_of.records:
+            lookup.find_or_raise(record, line)
 
 
-def _by_path(name_of: Callable[[str], str | None]) -> GroupOf:
+def _rule_by_path(name_of: Callable[[str], str | None]) -> GroupOf:
     return lambda columns: [name_of(os.fsdecode(path)) for path in columns.paths.tolist()]
 
 
@@ -72,26 +72,26 @@ def _folder_below_class(path: str) -> str | None:
 
 
 class _GroupFile:
-    """The groups that a CSV file names; images that it does not name have none."""
+    """The groups that a CSV file names; other images have none."""
 
     def __init__(self, path: Path) -> None:
         records = read_records(path, option="--group", values=("group",))
-        self.records = [(place, record) for place, record in records if record["group"]]
+        self.records = [(line, record) for line, record in records if record["group"]]
 
     def __call__(self, columns: Columns) -> list[str | None]:
-        finder = ImageLookup([columns])
+        lookup = ImageLookup([columns])
         groups: dict[int, tuple[str, str]] = {}
-        for place, record in self.records:
-            (rows,) = finder.find(record, place)
-            assign(record["group"], rows, place, groups, columns)
+        for line, record in self.records:
+            (rows,) = lookup.find(record, line)
+            assign(record["group"], rows, line, groups, columns)
         return [groups[row][0] if row in groups else None for row in range(len(columns))]
 
 
 def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDArray[np.void]:
-    """What must not be parted (N,) V32: rows of one identity stand on one side.
+    """Return identities (N,) V32; rows of one identity are in one split.
 
-    It is the content digest, or the SHA-256 of the name of the group that the rule finds, if any.
-    Groups that share an identical file are one, under the name that sorts first.
+    An identity is the content digest, or the SHA-256 of the group's name. Groups that share an
+    identical file are one group, with the digest that sorts first.
     """
     if group_of is None:
         return columns.digests
@@ -99,11 +99,11 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
     ungrouped = sum(name is None for name in names)
     if ungrouped == len(names):
         raise UsageError(
-            f"--group places none of {counted(len(names), 'image')}; "
+            f"--group matches none of {counted(len(names), 'image')}; "
             f"the first is {printable(columns.paths[0])}"
         )
     if ungrouped:
-        log.warning("--group places all but %s, which stand alone", counted(ungrouped, "image"))
+        log.warning("--group does not match %s: each is its own group", counted(ungrouped, "image"))
     named = np.frombuffer(
         b"".join(
             digest.tobytes() if name is None else hashlib.sha256(os.fsencode(name)).digest()
@@ -111,18 +111,20 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
         ),
         DIGEST_DTYPE,
     )
-    # rows are linked with the first of their group and the first of their file
-    uniques = [np.unique(each, True, True) for each in (named, columns.digests)]
-    firsts = np.concatenate([first_row[entry] for _, first_row, entry in uniques])
-    component = linked(firsts, np.tile(np.arange(len(names)), 2), len(names))
+    # link each row with the first row of its group and the first row of its file
+    uniques = [np.unique(keys, True, True) for keys in (named, columns.digests)]
+    firsts = np.concatenate([first_rows[inverse] for _, first_rows, inverse in uniques])
+    component = number_linked_sets(firsts, np.tile(np.arange(len(names)), 2), len(names))
     log.info("%s in %s", counted(len(names), "image"), counted(component.max() + 1, "group"))
     smallest = np.empty(component.max() + 1, DIGEST_DTYPE)
     descending = np.argsort(named)[::-1]
-    smallest[component[descending]] = named[descending]  # the smallest of each is written last
+    smallest[component[descending]] = named[descending]  # the smallest is written last
     return smallest[component]
 
 
-def linked(first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int) -> Rows:
-    """Number (count,), from 0, the sets of rows that are linked by pairs first[i], second[i]."""
+def number_linked_sets(
+    first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int
+) -> Rows:
+    """Return the set number (count,), from 0, of each row; first[i] and second[i] are linked."""
     links = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
     return np.asarray(connected_components(links, directed=False)[1], np.int64)

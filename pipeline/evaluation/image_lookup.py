@@ -1,4 +1,4 @@
-"""CSV files in which people name images: read, and their images found, however they are spelled."""
+"""Read CSV files that name images, and find these images in tables, in any spelling."""
 
 import csv
 import difflib
@@ -16,21 +16,21 @@ from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.text import printable
 
-NAMES = ("path", "digest")
 T = TypeVar("T")
 
-DELIMITERS = ",;\t"  # what spreadsheets write, by country
+NAMES = ("path", "digest")
+DELIMITERS = ",;\t"  # spreadsheets use these, by country
 
 
 def read_records(
     path: Path, *, option: str, values: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the place, FILE:LINE, and the cells of each record: path, digest and ``values``.
+    """Yield the line, ``FILE:LINE``, and the cells of each record: path, digest and ``values``.
 
-    Missing cells are empty, further columns are not read.
+    Missing cells are empty; other columns are ignored.
 
-    Raises NoInputError if the file, which ``option`` names, cannot be read; BadDataError, with its
-    line, if it is no CSV in UTF-8 or lacks path or digest, or every one of ``values``.
+    Raises NoInputError if the file, the value of ``option``, cannot be read; BadDataError, with the
+    line, if it is not CSV in UTF-8 or lacks both path and digest, or all of ``values``.
     """
     try:
         content = path.read_bytes()
@@ -43,8 +43,8 @@ def read_records(
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise BadDataError(
-            f"{printable(path)}:{line} is not UTF-8; save it as CSV UTF-8, and name an image whose "
-            f"path is no text by its digest"
+            f"{printable(path)}:{line} is not UTF-8; save it as CSV UTF-8, and name images with "
+            f"other paths by their digest"
         ) from error
     header = text.partition("\n")[0]
     reader = csv.reader(
@@ -62,14 +62,14 @@ def read_records(
             record.update(zip(columns, cells, strict=False))
             yield f"{printable(path)}:{reader.line_num}", record
     except csv.Error as error:
-        raise BadDataError(f"{printable(path)}:{reader.line_num} is no CSV: {error}") from error
+        raise BadDataError(f"{printable(path)}:{reader.line_num} is not CSV: {error}") from error
 
 
 class ImageLookup:
-    """Find the rows of an image in several tables: by its digest, else by its path.
+    """Finds the rows of an image in several tables: by its digest, else by its path.
 
-    A digest goes before a path and stands for every copy of that image, and so for its augmented
-    views; a path, in any of its spellings, for that file's rows alone.
+    A digest means every copy of the file, with its augmented views; a path, in any spelling, means
+    that file's rows only.
     """
 
     def __init__(self, tables: Sequence[Columns]) -> None:
@@ -81,54 +81,54 @@ class ImageLookup:
             for row, digest in enumerate(columns.digests):
                 self._by_digest[-1].setdefault(digest.tobytes().hex(), []).append(row)
 
-    def find(self, record: Mapping[str, str], place: str) -> list[list[int]]:
-        """The rows in each table; raises BadDataError for a record of no image or of several."""
+    def find(self, record: Mapping[str, str], line: str) -> list[list[int]]:
+        """Return the rows in each table; raises BadDataError for an ambiguous or empty name."""
         digest, path = record["digest"].strip().lower(), record["path"]
         if digest:
             return [by_digest.get(digest, []) for by_digest in self._by_digest]
         if not path:
-            raise BadDataError(f"{place} names no image: path and digest are empty")
-        found = []
+            raise BadDataError(f"{line} names no image: path and digest are empty")
+        rows = []
         for columns, spellings in zip(self._tables, self._spellings, strict=True):
-            named = spellings.get(path) or spellings.get(composed(path)) or set()
-            if len(named) > 1:
+            names = spellings.get(path) or spellings.get(composed(path)) or set()
+            if len(names) > 1:
                 raise BadDataError(
-                    f"{place}: {len(named)} images are called {printable(path)}; name one by its "
+                    f"{line}: {len(names)} images are called {printable(path)}; name one by its "
                     f"digest"
                 )
-            found.append(
-                [int(row) for name in named for row in np.flatnonzero(columns.paths == name)]
+            rows.append(
+                [int(row) for name in names for row in np.flatnonzero(columns.paths == name)]
             )
-        return found
+        return rows
 
-    def find_or_raise(self, record: Mapping[str, str], place: str) -> list[list[int]]:
-        """`find`; raises BadDataError where no table holds the image."""
-        found = self.find(record, place)
-        if any(found):
-            return found
+    def find_or_raise(self, record: Mapping[str, str], line: str) -> list[list[int]]:
+        """Return the same rows; raises BadDataError if no table contains the image."""
+        rows = self.find(record, line)
+        if any(rows):
+            return rows
         if digest := record["digest"].strip().lower():
-            raise BadDataError(f"{place}: no image has the digest {printable(digest)}")
-        path, known = record["path"], chain.from_iterable(self._spellings)
+            raise BadDataError(f"{line}: no image has the digest {printable(digest)}")
+        path, names = record["path"], chain.from_iterable(self._spellings)
         raise BadDataError(
-            f"{place}: no image is called {printable(path)}{did_you_mean(path, known)}"
+            f"{line}: no image is called {printable(path)}{did_you_mean(path, names)}"
         )
 
 
 def assign(
-    value: T, rows: Iterable[int], place: str, assigned: dict[int, tuple[T, str]], columns: Columns
+    value: T, rows: Iterable[int], line: str, assigned: dict[int, tuple[T, str]], columns: Columns
 ) -> None:
-    """Note the value of rows and the place that says so; raises BadDataError if another differs."""
+    """Assign the value of a line to rows; raises BadDataError if another line's value differs."""
     for row in rows:
-        before, said = assigned.setdefault(row, (value, place))
-        if before != value:
+        value_before, line_before = assigned.setdefault(row, (value, line))
+        if value_before != value:
             raise BadDataError(
-                f"{place} says otherwise than {said} about {printable(columns.paths[row])}; "
+                f"{line} contradicts {line_before} on {printable(columns.paths[row])}; "
                 f"keep one of the lines"
             )
 
 
 def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:
-    """Spelling -> the paths that it may mean; a file's exact name means that file alone."""
+    """Map spellings to the paths they may mean; the exact path of a file means that file only."""
     exact: dict[str, set[bytes]] = {}
     others: dict[str, set[bytes]] = {}
     for path in set(paths):
@@ -138,12 +138,12 @@ def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:
     return others | exact
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error with the nearest known name; empty where none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error that suggests the closest name, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {printable(close[0])}?" if close else ""
 
 
 def composed(text: str) -> str:
-    """The text in Unicode's composed form."""
+    """Return the text in Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", text)

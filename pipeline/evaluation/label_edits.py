@@ -1,4 +1,4 @@
-"""Correct labels without touching an image: write suspects.csv, read it back once it was edited."""
+"""Correct labels without changing images: write suspects.csv, apply its edited copy."""
 
 import csv
 import logging
@@ -23,16 +23,16 @@ from pipeline.text import printable
 COLUMNS = ("path", "split", "label", "suggested", "label_probability", "suggested_probability",
            "new_label", "drop", "digest")  # fmt: skip
 DROP, KEEP = {"yes", "x", "1", "true"}, {"", "no", "0", "false"}
-DROPPED = -1  # in place of a class number
+DROPPED = -1  # instead of a class number
 
 log = logging.getLogger("pipeline")
 
 
 def write_suspects(path: Path, findings: AuditResult) -> None:
-    """Write the suspects as CSV, the likeliest label error first, two columns left to fill in.
+    """Write the suspects as CSV, the likeliest label error first, with two empty columns to edit.
 
-    ``new_label`` takes the right class, ``drop`` takes ``yes``. The file begins with a byte order
-    mark, or Excel would not take it for UTF-8.
+    ``new_label`` takes the right class, ``drop`` takes ``yes``. The file starts with a byte order
+    mark, without which Excel does not read UTF-8.
     """
     table = findings.table
     with path.open("w", encoding="utf-8-sig", newline="") as file:
@@ -55,40 +55,39 @@ def write_suspects(path: Path, findings: AuditResult) -> None:
 
 
 def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> list[FeatureTable]:
-    """The tables as the files want them: relabelled rows carry their class, dropped ones are gone.
+    """Return the tables with relabelled rows and without dropped ones.
 
-    Of several files the later goes before the earlier, image by image. A class without any image
-    left in any table is left out.
+    Later files win, image by image. Classes without an image in any table are removed.
 
-    Raises BadDataError where a table would be left empty; otherwise as `read_label_edits` does.
+    Raises BadDataError if no row of a table remains, and the errors of `read_label_edits`.
     """
-    wanted = [table.columns.labels.copy() for table in tables]
+    new_labels = [table.columns.labels.copy() for table in tables]
     for path in paths:
-        for labels, edits in zip(wanted, read_label_edits(path, tables), strict=True):
+        for labels, edits in zip(new_labels, read_label_edits(path, tables), strict=True):
             labels[list(edits)] = list(edits.values())
     edited = []
-    for table, labels in zip(tables, wanted, strict=True):
+    for table, labels in zip(tables, new_labels, strict=True):
         kept = np.flatnonzero(labels != DROPPED)
         columns = replace(table.columns, labels=labels).take(kept)
         edited.append(replace(table, columns=columns, file_rows=table.file_rows[kept]))
         if not len(kept):
             files = ", ".join(map(printable, paths))
             raise BadDataError(f"--labels {files} drops every image of {printable(table.path)}")
-    left = {table.classes[label] for table in edited for label in np.unique(table.columns.labels)}
-    gone = sorted({name for table in edited for name in table.classes} - left)
-    if gone:
-        names = ", ".join(map(printable, gone))
-        log.warning("--labels leaves no image of %s, which is left out", names)
-    return [_without_classes(table, gone) for table in edited]
+    used = {table.classes[label] for table in edited for label in np.unique(table.columns.labels)}
+    empty = sorted({name for table in edited for name in table.classes} - used)
+    if empty:
+        names = ", ".join(map(printable, empty))
+        log.warning("--labels drops every image of %s: without this class", names)
+    return [_remove_classes(table, empty) for table in edited]
 
 
-def _without_classes(table: FeatureTable, gone: Sequence[str]) -> FeatureTable:
-    """The table without classes that it has no row of; those that stay are numbered anew."""
-    stay = np.array([name not in gone for name in table.classes])
-    numbers = np.cumsum(stay) - 1  # old class number -> new one
+def _remove_classes(table: FeatureTable, names: Sequence[str]) -> FeatureTable:
+    """Return the table without classes that no row has; the others are renumbered."""
+    is_kept = np.array([name not in names for name in table.classes])
+    numbers = np.cumsum(is_kept) - 1  # old class number -> new class number
     return replace(
         table,
-        classes=tuple(name for name in table.classes if name not in gone),
+        classes=tuple(name for name in table.classes if name not in names),
         columns=replace(table.columns, labels=numbers[table.columns.labels]),
     )
 
@@ -98,43 +97,43 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[in
 
     To edit one of several identical files, leave its digest empty (see `ImageLookup`).
 
-    Returns, for each table, row -> its class number or `DROPPED`; rows to leave alone are missing.
+    Returns, for each table, row -> class number or `DROPPED`, for edited rows only.
 
-    Raises NoInputError if the file cannot be read; BadDataError, with its line, for an unknown
-    class, an image that no table holds, or edits that contradict one another.
+    Raises NoInputError if the file cannot be read; BadDataError, with the line, for an unknown
+    class, an image of no table, or contradicting edits.
     """
     edits: list[dict[int, tuple[int, str]]] = [{} for _ in tables]
-    finder = ImageLookup([table.columns for table in tables])
-    for place, record in read_records(path, option="--labels", values=("new_label", "drop")):
+    lookup = ImageLookup([table.columns for table in tables])
+    for line, record in read_records(path, option="--labels", values=("new_label", "drop")):
         new_label, answer = record["new_label"], record["drop"].strip().lower()
         if answer not in DROP | KEEP:
             received = printable(record["drop"])
-            raise BadDataError(f"{place}: drop takes yes or nothing; received {received!r}")
+            raise BadDataError(f"{line}: drop is yes or empty; received {received!r}")
         drop = answer in DROP
         if drop and new_label:
-            raise BadDataError(f"{place} both drops and relabels the image; leave one empty")
+            raise BadDataError(f"{line} both drops and relabels the image; leave one empty")
         if not drop and not new_label:
             continue
         for table, edit, rows in zip(
-            tables, edits, finder.find_or_raise(record, place), strict=True
+            tables, edits, lookup.find_or_raise(record, line), strict=True
         ):
             if rows:
-                number = DROPPED if drop else _class_number(new_label, table.classes, place)
-                assign(number, rows, place, edit, table.columns)
+                number = DROPPED if drop else _class_number(new_label, table.classes, line)
+                assign(number, rows, line, edit, table.columns)
     return [{row: number for row, (number, _) in edit.items()} for edit in edits]
 
 
-def _class_number(name: str, classes: tuple[str, ...], place: str) -> int:
+def _class_number(name: str, classes: tuple[str, ...], line: str) -> int:
     if name in classes:
         return classes.index(name)
-    wanted = composed(name.strip())
-    spelled = [{composed(each), composed(printable(each))} for each in classes]
-    numbers = [number for number, spellings in enumerate(spelled) if wanted in spellings]
+    spelling = composed(name.strip())
+    spellings = [{composed(each), composed(printable(each))} for each in classes]
+    numbers = [number for number, of_class in enumerate(spellings) if spelling in of_class]
     if len(numbers) == 1:
         return numbers[0]
-    problem = "means several classes" if numbers else "is no class"
-    hint = did_you_mean(wanted, set().union(*spelled)) or (
+    problem = "means several classes" if numbers else "is not a class"
+    hint = did_you_mean(spelling, set().union(*spellings)) or (
         f"; the classes are {', '.join(map(printable, classes[:10]))}"
         + (" and others" if len(classes) > 10 else "")
     )
-    raise BadDataError(f"{place}: {printable(name)} {problem}{hint}")
+    raise BadDataError(f"{line}: {printable(name)} {problem}{hint}")

@@ -1,4 +1,4 @@
-"""What is measured of a classifier on a split. SciPy and scikit-learn are imported when used."""
+"""Metrics of a classifier on a split. SciPy and scikit-learn are imported when used."""
 
 import math
 from typing import NamedTuple
@@ -7,25 +7,25 @@ import numpy as np
 import numpy.typing as npt
 
 TOP = 5
-CALIBRATION_BINS = 15  # as in Guo et al. 2017 and most tables since
+CALIBRATION_BINS = 15  # as in Guo et al. 2017
 
 Labels = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
 
 class Reliability(NamedTuple):
-    """Means and number of rows of each bin, (CALIBRATION_BINS,); means of an empty one are NaN."""
+    """Means and number of rows per bin, (CALIBRATION_BINS,); means of empty bins are NaN."""
 
     confidence: npt.NDArray[np.float64]
     accuracy: npt.NDArray[np.float64]
     rows: npt.NDArray[np.int64]
 
 
-def measure(labels: Labels, scores: Scores) -> dict[str, float]:
-    """Measure probabilities (N, K) against true labels (N,): column of the table -> value.
+def compute_metrics(labels: Labels, scores: Scores) -> dict[str, float]:
+    """Return the metrics of probabilities (N, K) for true labels (N,): column -> value.
 
-    NaN where a measure does not apply. A class that is missing from the labels (of a small fold) is
-    left out of every mean over the classes that it makes undefined.
+    NaN where a metric does not apply. Means over classes leave out a class without labels (in a
+    small fold) where it has no value.
     """
     from sklearn.metrics import f1_score
 
@@ -44,7 +44,7 @@ def measure(labels: Labels, scores: Scores) -> dict[str, float]:
 
 
 def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> float:
-    """The share of rows whose highest score is the true class's, or its mean over classes."""
+    """Return the share of rows whose highest score is the true class's, or its class mean."""
     right = scores.argmax(axis=1) == labels
     if balanced:
         counts = np.bincount(labels)
@@ -53,10 +53,10 @@ def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> fl
 
 
 def roc_auc_of(labels: Labels, scores: Scores) -> float:
-    """Area under the ROC curve; of more than two classes, the mean of one against the rest.
+    """Return the area under the ROC curve; of more than two classes, the mean of one-vs-rest.
 
-    Computed as Mann-Whitney's statistic, ties counting half. Classes without rows, or without
-    others to tell them from, do not count; NaN if none is left.
+    Computed as the Mann-Whitney statistic, where ties count half. Classes without rows, or without
+    rows of other classes, do not count; NaN if none counts.
     """
     from scipy.stats import rankdata
 
@@ -69,15 +69,15 @@ def roc_auc_of(labels: Labels, scores: Scores) -> float:
 
 
 def log_loss_of(labels: Labels, probabilities: Scores) -> float:
-    """Mean -ln(probability of the true class), in nats; of a probability 0 that of the least."""
+    """Return the mean -ln(probability of the true class), in nats; 0 counts as machine epsilon."""
     true = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean()) + 0.0  # never -0
 
 
 def brier_of(labels: Labels, probabilities: Scores) -> float:
-    """Half the mean squared distance of probabilities (N, K) from the truth, in 0 … 1.
+    """Return half the mean squared distance of probabilities (N, K) from the truth, in 0 … 1.
 
-    Brier (1950) does not halve; halved, it is what is usual for two classes.
+    Brier (1950) does not halve; the half is the usual score of two classes.
     """
     true = probabilities[np.arange(len(labels)), labels]
     squares = (probabilities**2).sum(axis=1) - true**2 + (1 - true) ** 2
@@ -85,7 +85,7 @@ def brier_of(labels: Labels, probabilities: Scores) -> float:
 
 
 def expected_calibration_error(labels: Labels, probabilities: Scores) -> float:
-    """How far confidence is from accuracy, on average over the rows (Guo et al. 2017)."""
+    """Return the mean distance of confidence from accuracy over the rows (Guo et al. 2017)."""
     bins = reliability_bins(labels, probabilities)
     return float(np.nansum(bins.rows * np.abs(bins.confidence - bins.accuracy)) / len(labels))
 

@@ -1,4 +1,4 @@
-"""A quick linear probe of cached features: principal components and logistic regression on them."""
+"""A quick linear probe of cached features: principal components and logistic regression."""
 
 import warnings
 from typing import Any
@@ -6,17 +6,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SAMPLE = 2000  # rows that components are taken from at most
-# Near the optimum is enough to rank and to compare: held-out probabilities of cats and dogs put the
-# same wrong labels first with 1e-3 and with 1e-7.
-TOLERANCE = 1e-4
+SAMPLE = 2000  # most rows that components are fitted on
+TOLERANCE = 1e-4  # 1e-3 and 1e-7 rank the same wrong labels of cats and dogs first
 MOST_ITERATIONS = 100
 
 Floats = npt.NDArray[np.float32]
 
 
 def fit_components(features: Floats, most: int) -> Any:
-    """The first principal components, ``most`` or as many as there can be, of a sample of rows."""
+    """Fit ``most`` principal components, or as many as possible, on a sample of rows."""
     from sklearn.decomposition import PCA
 
     if len(features) > SAMPLE:
@@ -27,7 +25,7 @@ def fit_components(features: Floats, most: int) -> Any:
 
 
 def fit_probe(features: Floats, labels: npt.NDArray[np.int64], C: float) -> Any:
-    """Logistic regression at one C, fitted on rows (N, D) of every class."""
+    """Fit logistic regression with one C on rows (N, D)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -36,5 +34,5 @@ def fit_probe(features: Floats, labels: npt.NDArray[np.int64], C: float) -> Any:
 
     model = LogisticRegression(C=C, tol=TOLERANCE, max_iter=MOST_ITERATIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum is enough
+        warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum suffices
         return make_pipeline(CommonScaler(), model).fit(features, labels)

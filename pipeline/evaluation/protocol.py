@@ -1,4 +1,4 @@
-"""How heads are judged: which rows train, choose and test, how often, with which seeds."""
+"""The rules of a comparison: how often images are split, and which seeds heads are fitted with."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,12 @@ from pipeline.cache.file import Columns
 from pipeline.errors import UsageError
 from pipeline.evaluation.groups import GroupOf, identities_of, parse_group_rule
 from pipeline.evaluation.splits import (
-    FEWEST_FOLDS,
     TEST,
     TRAIN,
     VALIDATION,
     Shares,
     Splits,
     Trial,
-    check_fold_count,
     make_folds,
     make_splits,
     most_folds,
@@ -27,18 +25,18 @@ from pipeline.evaluation.splits import (
 from pipeline.spec import check_seed
 from pipeline.text import counted
 
-# Below it a single test set of a fifth gives an interval of over 4 points at 95 %.
-FEW_IMAGES = 2000
-USUAL_FOLDS = 5
+FEW_IMAGES = 2000  # of fewer, a fifth as test set gives a 95 % interval of over 4 points
+DEFAULT_FOLDS = 5
+FEWEST_FOLDS = 3  # one each for test, validation and training
 
 log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """All trials of a cache, and in one sentence where they come from.
+    """All trials of a cache, and one sentence on how they were made.
 
-    ``folds`` is how many trials together test every image once; 0 of a fixed test set.
+    ``folds`` is the number of trials that together test every image once; 0 for one split.
     """
 
     trials: tuple[Trial, ...]
@@ -53,14 +51,14 @@ class EvaluationProtocol:
 
     Attributes
     ----------
-    folds : None for `USUAL_FOLDS` of fewer than `FEW_IMAGES` images without split folders, else
-        one division.
-    split : shares where there are no split folders, ``60/20/20``.
-    group : as `parse_group_rule` reads it.
+    folds : None for `DEFAULT_FOLDS` of fewer than `FEW_IMAGES` images without split folders, else
+        one split.
+    split : shares of images without split folders, ``60/20/20``.
+    group : see `parse_group_rule`.
     seed, repeats : stochastic heads are fitted with seed, seed + 1, …; each repeat of the folds
-        divides anew.
+        draws other folds.
 
-    Raises UsageError, NoInputError or BadDataError for rules that cannot be.
+    Raises UsageError, NoInputError or BadDataError for invalid rules.
     """
 
     folds: int | None = None
@@ -72,15 +70,18 @@ class EvaluationProtocol:
 
     def __post_init__(self) -> None:
         if self.folds is not None and self.split is not None:
-            raise UsageError("--cv and --split are two ways to divide a set; choose one")
-        if self.folds is not None:
-            check_fold_count(self.folds)
+            raise UsageError("--cv and --split exclude each other; omit one")
+        if self.folds is not None and self.folds < FEWEST_FOLDS:
+            raise UsageError(
+                f"--cv needs {FEWEST_FOLDS} folds or more, for train, validation and test; "
+                f"received {self.folds}"
+            )
         if self.repeats < 1:
-            raise UsageError(f"--repeats needs at least 1; received {self.repeats}")
+            raise UsageError(f"--repeats is a number from 1; received {self.repeats}")
         for first, flag in ((self.seed, "--seed"), (self.split_seed, "--split-seed")):
             check_seed(first, flag)
             check_seed(first + self.repeats - 1, flag)
-        self.shares, self.group_of  # noqa: B018 - raise for what cannot be read
+        self.shares, self.group_of  # noqa: B018 - raises for invalid rules
 
     @cached_property
     def shares(self) -> Shares | None:
@@ -91,22 +92,21 @@ class EvaluationProtocol:
         return None if self.group is None else parse_group_rule(self.group)
 
     def plan_trials(self, columns: Columns, classes: Sequence[str]) -> TrialPlan:
-        """The trials of a set of images; raises BadDataError where it cannot be divided so."""
+        """Return the trials of a set of images; raises BadDataError if it cannot be split so."""
         identities = identities_of(columns, self.group_of)
         seeds = tuple(range(self.seed, self.seed + self.repeats))
         folds = self.folds
         if folds is None and self.shares is None:
             most, _ = most_folds(columns, classes, identities)
-            few = len(columns) < FEW_IMAGES
-            unsorted = set(np.unique(columns.splits).tolist()) <= {0, TRAIN}
-            if few and unsorted and most >= FEWEST_FOLDS and len(classes) > 1:
-                folds = min(USUAL_FOLDS, most)
+            is_small = len(columns) < FEW_IMAGES and columns.splits.max(initial=0) <= TRAIN
+            if is_small and most >= FEWEST_FOLDS and len(classes) > 1:
+                folds = min(DEFAULT_FOLDS, most)
         if folds is None:
-            self._check_that_folders_leave_a_choice(columns)
+            self._check_unused_options(columns)
             splits = make_splits(
                 columns, classes, shares=self.shares, seed=self.split_seed, identities=identities
             )
-            notices = tuple(_parted(splits, identities)) if self.group_of else ()
+            notices = tuple(_divided_groups(splits, identities)) if self.group_of else ()
             return TrialPlan((Trial(splits, seeds),), splits.source, notices=notices)
         trials = tuple(
             Trial(splits, (seed,))
@@ -117,30 +117,28 @@ class EvaluationProtocol:
         )
         ignored = "; the split folders are ignored" if columns.splits.max(initial=0) > TRAIN else ""
         grouped = ", groups kept together" if self.group_of else ""
-        again = f", {counted(self.repeats, 'time')}" if self.repeats > 1 else ""
-        source = f"cross-validated: {folds} folds stratified by class{grouped}{again}{ignored}"
+        repeated = f", {self.repeats} times" if self.repeats > 1 else ""
+        source = f"cross-validated: {folds} folds stratified by class{grouped}{repeated}{ignored}"
         return TrialPlan(trials, source, folds)
 
-    def _check_that_folders_leave_a_choice(self, columns: Columns) -> None:
-        """Refuse shares where the folders say it all, for they would do nothing."""
+    def _check_unused_options(self, columns: Columns) -> None:
+        """Raise UsageError for shares that complete split folders would overrule."""
         complete = {TRAIN, VALIDATION, TEST} <= set(np.unique(columns.splits).tolist())
         if complete and self.shares is not None:
             raise UsageError(
-                "--split: the set has train, validation and test folders, which decide; leave "
-                "--split out, or cross-validate with --cv"
+                "--split: the set has train, validation and test folders; omit --split, or "
+                "cross-validate with --cv"
             )
         if complete and self.split_seed:
-            log.warning(
-                "--split-seed changes nothing: the folders say which image is in which split"
-            )
+            log.warning("--split-seed has no effect: the folders decide the splits")
 
 
-def _parted(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
-    """Say how many groups the folders part."""
+def _divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
+    """Yield a notice if split folders divide groups."""
     parts = [np.unique(identities[rows]) for rows in (splits.train, splits.validation, splits.test)]
     count = len(np.concatenate(parts)) - len(np.unique(np.concatenate(parts)))
     if count:
         yield (
-            f"{counted(count, 'group stands', 'groups stand')} in two splits because the folders "
-            f"say so, which inflates every number; --cv keeps groups together"
+            f"the split folders divide {counted(count, 'group')}, which inflates every accuracy; "
+            f"--cv keeps groups together"
         )

@@ -1,4 +1,4 @@
-"""Which head is the best, which are as good, and which of them to use."""
+"""Rank heads on validation, find those as good as the best, and recommend one."""
 
 import math
 from collections.abc import Sequence
@@ -16,41 +16,41 @@ from pipeline.heads.calibration import apply_temperature, fit_temperature
 from pipeline.text import counted, printable
 
 BEST, AS_GOOD = "best", "≈ best"
-UNSURE = 0.05  # p-value from which on a head is not surely better than guessing
+SIGNIFICANCE = 0.05  # p-value below which a head is better than guessing
 ROUNDING = 1e-9  # of accuracies averaged over fits: far less than one image
-MOST_NAMES = 3  # of heads that are as good; the table has them all
+MOST_NAMES = 3  # of heads as good; the table has all
 
-Places = npt.NDArray[np.int64]
+Order = npt.NDArray[np.int64]
 Outcomes = Sequence[Outcome]
 
 
 def rank_and_recommend(outcomes: Outcomes, *, balanced: bool = False) -> tuple[list[Outcome], str]:
-    """Sort the outcomes, the best first; give verdicts and p-values, and say which head to use.
+    """Sort the outcomes, the best first, with verdicts and p-values; recommend one in a sentence.
 
-    Best is the highest validation accuracy (or balanced accuracy); of equal ones the lowest
-    validation log loss, then the fewest parameters. As good are heads that are not worse by more
-    than one standard error of the paired difference (Breiman et al. 1984). Of these, the one with
-    the fewest parameters is recommended, which is also the fastest to predict; of equally simple
-    ones that of the lowest calibrated log loss on validation. Nothing is chosen by the p-values,
+    The best head has the highest validation accuracy (or balanced accuracy); of equal ones the
+    lowest validation log loss, then the fewest parameters. Heads as good are at most one standard
+    error of the paired difference worse (Breiman et al. 1984). Of these, the one with the fewest
+    parameters is recommended, which is also the fastest to predict with; of equally simple ones
+    the one with the lowest calibrated log loss on validation. No choice depends on the p-values,
     which are of test.
 
-    On 120 random divisions of 2,000 cats and dogs (two bases, 200 to 1,000 images to train on) the
-    head recommended was 0.36 points on average below the one that turned out best on test; always
-    taking the best on validation, 0.60. Whichever head is best on average was 0.02 to 0.17 better.
+    On 120 random splits of 2,000 cats and dogs (two bases, 200 to 1,000 training images) the
+    recommended head was 0.36 points on average below the best head on that test; the best head on
+    validation, 0.60. The head with the highest mean accuracy was 0.02 to 0.17 points better.
 
-    Returns the outcomes, those without figures last, and a sentence; it is empty if none has any.
+    Returns the outcomes, those without metrics last, and the sentence, empty if all have none.
     """
-    failed = [each for each in outcomes if each.result.status]
-    scored = [each for each in outcomes if not each.result.status]
+    failed = [outcome for outcome in outcomes if outcome.result.status]
+    scored = [outcome for outcome in outcomes if not outcome.result.status]
     if not scored:
         return failed, ""
-    scored.sort(key=lambda outcome: _rank(outcome, balanced))
+    scored.sort(key=lambda outcome: _sort_key(outcome, balanced))
     best, *others = scored
-    tied = [best, *(each for each in others if _is_as_good(each, best, balanced))]
+    tied = [best, *(other for other in others if _is_as_good(other, best, balanced))]
     simplest = _simplest(tied)
-    verdicts = {id(each): AS_GOOD for each in tied} | {id(best): BEST}
-    p_values = [math.nan, *(_p_value(each, best) for each in others)]
-    judged = [
+    verdicts = {id(outcome): AS_GOOD for outcome in tied} | {id(best): BEST}
+    p_values = [math.nan, *(_p_value(other, best) for other in others)]
+    ranked = [
         replace(
             outcome,
             result=replace(
@@ -63,10 +63,10 @@ def rank_and_recommend(outcomes: Outcomes, *, balanced: bool = False) -> tuple[l
         )
         for outcome, p_value, p_holm in zip(scored, p_values, holm(p_values), strict=True)
     ]
-    return judged + failed, _sentence(simplest, tied, scored, balanced)
+    return ranked + failed, _sentence(simplest, tied, scored, balanced)
 
 
-def _rank(outcome: Outcome, balanced: bool) -> tuple[float, float, int]:
+def _sort_key(outcome: Outcome, balanced: bool) -> tuple[float, float, int]:
     validation = outcome.validation
     loss = log_loss_of(validation.labels, validation.scores)
     return -round(_accuracy(outcome, balanced) / ROUNDING), loss, outcome.result.parameters
@@ -77,25 +77,25 @@ def _accuracy(outcome: Outcome, balanced: bool) -> float:
     return result.validation_balanced_accuracy if balanced else result.validation_accuracy
 
 
-def _worth(predictions: HeadPredictions, balanced: bool) -> npt.NDArray[np.float64]:
-    """What each image counts (n,), 1 on average: the same, or less the more its class has."""
+def _image_weights(predictions: HeadPredictions, balanced: bool) -> npt.NDArray[np.float64]:
+    """Return the weight of each image (n,), 1 on average; balanced, classes have equal sums."""
     weights = compute_sample_weight("balanced" if balanced else None, predictions.labels)
     return np.asarray(weights, np.float64)
 
 
 def _simplest(tied: Outcomes) -> Outcome:
-    """The simplest in the cache of the best, which comes first; no constant one if it can be.
+    """Return the simplest outcome on the cache of the best, the first; constant predictors last.
 
-    A head's parameters say nothing of what another base costs: counted over caches, they preferred
-    VGG16 to MobileNetV2 for its fewer features, which cost 0.1 to 0.3 points on average.
+    Parameters of heads do not include those of bases: compared over caches, they preferred VGG16 to
+    MobileNetV2 for its fewer features, which lost 0.1 to 0.3 points on average.
     """
-    here = [each for each in tied if each.result.cache == tied[0].result.cache]
-    useful = [each for each in here if len(np.unique(each.validation.predicted)) > 1]
-    return min(useful or here, key=_simplicity)
+    same_cache = [outcome for outcome in tied if outcome.result.cache == tied[0].result.cache]
+    useful = [each for each in same_cache if len(np.unique(each.validation.predicted)) > 1]
+    return min(useful or same_cache, key=_complexity)
 
 
-def _simplicity(outcome: Outcome) -> tuple[int, float]:
-    """Lower is simpler; of equal numbers of parameters, the lower calibrated log loss."""
+def _complexity(outcome: Outcome) -> tuple[int, float]:
+    """Return the number of parameters, and the calibrated log loss on validation."""
     labels, scores = outcome.validation.labels, outcome.validation.scores
     temperature = fit_temperature(labels, scores, has_probabilities=True)
     calibrated = apply_temperature(scores, temperature, has_probabilities=True)
@@ -104,25 +104,26 @@ def _simplicity(outcome: Outcome) -> tuple[int, float]:
 
 def _is_as_good(outcome: Outcome, best: Outcome, balanced: bool) -> bool:
     first, second = (
-        each.validation.correct * _worth(each.validation, balanced) for each in (best, outcome)
+        each.validation.correct * _image_weights(each.validation, balanced)
+        for each in (best, outcome)
     )
-    pair = _in_pairs(best.validation, outcome.validation)
-    if pair is None:
+    orders = _pair_images(best.validation, outcome.validation)
+    if orders is None:
         error = math.hypot(standard_error(first), standard_error(second))
     else:
-        error = standard_error(first[pair[0]] - second[pair[1]])
+        error = standard_error(first[orders[0]] - second[orders[1]])
     return _accuracy(best, balanced) - _accuracy(outcome, balanced) <= error + ROUNDING
 
 
 def _p_value(outcome: Outcome, best: Outcome) -> float:
-    pair = _in_pairs(best.test, outcome.test)
-    if pair is None:
+    orders = _pair_images(best.test, outcome.test)
+    if orders is None:
         return math.nan
-    return mcnemar_exact(best.test.correct[pair[0]], outcome.test.correct[pair[1]])
+    return mcnemar_exact(best.test.correct[orders[0]], outcome.test.correct[orders[1]])
 
 
-def _in_pairs(first: HeadPredictions, second: HeadPredictions) -> tuple[Places, Places] | None:
-    """Where in both the same images are, (n,) each; None unless digests and labels are the same."""
+def _pair_images(first: HeadPredictions, second: HeadPredictions) -> tuple[Order, Order] | None:
+    """Return orders (n,) that pair equal images; None unless all digests and labels are equal."""
     one, other = (np.lexsort((each.rows, each.labels, each.keys)) for each in (first, second))
     same_images = np.array_equal(first.keys[one], second.keys[other])
     if not same_images or not np.array_equal(first.labels[one], second.labels[other]):
@@ -131,43 +132,40 @@ def _in_pairs(first: HeadPredictions, second: HeadPredictions) -> tuple[Places, 
 
 
 def _beats_guessing(outcome: Outcome, balanced: bool) -> bool:
-    """Whether a head is surely better on test than naming the class most frequent on validation.
+    """Return whether a head is significantly better on test than guessing.
 
-    By exact McNemar test; where every class counts the same, by two standard errors of the paired
-    difference of balanced accuracies, of which guessing has 1/K.
+    Guessing predicts the most frequent class of validation. The test is exact McNemar; with equal
+    classes, two standard errors of the paired difference of balanced accuracies (1/K by guessing).
     """
-    correct, guessed = outcome.test.correct, _guessed(outcome)
-    gains = (correct.astype(np.float64) - guessed) * _worth(outcome.test, balanced)
+    correct, guessed = outcome.test.correct, _guessed_right(outcome)
+    gains = (correct.astype(np.float64) - guessed) * _image_weights(outcome.test, balanced)
     if balanced:
         return bool(gains.mean() > Z_95 * standard_error(gains))
-    return bool(gains.sum() > 0 and mcnemar_exact(correct, guessed) < UNSURE)
+    return bool(gains.sum() > 0 and mcnemar_exact(correct, guessed) < SIGNIFICANCE)
 
 
-def _guessed(outcome: Outcome) -> Correct:
+def _guessed_right(outcome: Outcome) -> Correct:
     return np.asarray(outcome.test.labels == np.bincount(outcome.validation.labels).argmax())
 
 
-# ---------------------------------------------------------------------------------- in words
-
-
 def _sentence(chosen: Outcome, tied: Outcomes, scored: Outcomes, balanced: bool) -> str:
-    name = f"{_head(chosen.result)} on {_features(chosen.result, scored)}"
-    right = _right(chosen, balanced)
+    name = f"{_head_text(chosen.result)} on {_features_text(chosen.result, scored)}"
+    accuracy = _accuracy_text(chosen, balanced)
     if _beats_guessing(chosen, balanced):
-        return f"Use {name}: {right}{_rivals(chosen, tied, scored)}."
-    guessed = np.mean(_guessed(chosen) * _worth(chosen.test, balanced))
+        return f"Use {name}: {accuracy}{_rivals_text(chosen, tied, scored)}."
+    guessed = np.mean(_guessed_right(chosen) * _image_weights(chosen.test, balanced))
     return (
-        f"No head can be recommended: {name} is the choice on validation, but gets {right}, not "
-        f"surely more than by always naming the most frequent class ({percent(float(guessed))} %)."
+        f"No head can be recommended: {name} is the choice on validation, but gets {accuracy}, not "
+        f"significantly more than the most frequent class ({percent(float(guessed))} %)."
     )
 
 
-def _right(outcome: Outcome, balanced: bool) -> str:
+def _accuracy_text(outcome: Outcome, balanced: bool) -> str:
     result, folds = outcome.result, outcome.folds
     how = f"95 % interval {percent(result.test_low)}–{percent(result.test_high)}"
     if folds:
-        again = f" {result.fits // folds} times" if result.fits > folds else ""
-        how = f"over {folds} folds{again}, {how}"
+        repeated = f" {result.fits // folds} times" if result.fits > folds else ""
+        how = f"over {folds} folds{repeated}, {how}"
     elif result.fits > 1:
         how = f"mean of {result.fits} seeds, {how}"
     images = counted(len(outcome.test), "image" if folds else "test image")
@@ -177,21 +175,20 @@ def _right(outcome: Outcome, balanced: bool) -> str:
     return f"{percent(result.test_accuracy)} % of {images} right ({how})"
 
 
-def _rivals(chosen: Outcome, tied: Outcomes, scored: Outcomes) -> str:
-    result, others = chosen.result, [each.result for each in tied if each is not chosen]
+def _rivals_text(chosen: Outcome, tied: Outcomes, scored: Outcomes) -> str:
+    result, others = chosen.result, [other.result for other in tied if other is not chosen]
     if not others:
         return "; no other is as good on validation" if len(scored) > 1 else ""
     named = others[:MOST_NAMES]
-    places = {_features(each, scored) for each in (result, *named)}
     names = [printable(each.head) for each in named]
-    if len(places) > 1:
-        names = [f"{printable(each.head)} on {_features(each, scored)}" for each in named]
+    if len({_features_text(each, scored) for each in (result, *named)}) > 1:
+        names = [f"{printable(each.head)} on {_features_text(each, scored)}" for each in named]
     if len(others) > MOST_NAMES:
         names.append(f"{len(others) - MOST_NAMES} more")
     *first, last = names
     text = f"{', '.join(first)} and {last}" if first else last
     verb = "are" if first else "is"
-    if all(other.cache == result.cache for other in others):  # else their bases differ, too
+    if all(other.cache == result.cache for other in others):  # else their bases differ
         fewest = min(other.parameters for other in others)
         if fewest > result.parameters:
             return f"; it is simpler than {text}, which {verb} as good on validation"
@@ -200,16 +197,16 @@ def _rivals(chosen: Outcome, tied: Outcomes, scored: Outcomes) -> str:
     return f"; {text} {verb} as good on validation"
 
 
-def _head(result: Result) -> str:
-    """``logistic (C=1)``; settings that are in brackets already stay so."""
+def _head_text(result: Result) -> str:
+    """Return ``logistic (C=1)``, or ``logistic with C=1 (3 of 5 fits)``."""
     head, params = printable(result.head), printable(result.params)
     if not params or params.startswith("("):
         return f"{head} {params}".rstrip()
     return f"{head} with {params}" if "(" in params else f"{head} ({params})"
 
 
-def _features(result: Result, scored: Outcomes) -> str:
-    """``pooled vgg16 block5_pool``, with what tells it from another cache of the base."""
+def _features_text(result: Result, scored: Outcomes) -> str:
+    """Return ``pooled vgg16 block5_pool``, with size or cache to distinguish caches of one base."""
     names = dict.fromkeys([result.base, result.layer])  # of pixels both are the same
     text = " ".join([result.input, *map(printable, names)])
     namesakes = [each.result for each in scored if each.result.base == result.base]

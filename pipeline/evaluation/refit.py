@@ -1,7 +1,6 @@
-"""Which classifier leaves a comparison, with all that it takes to use it."""
+"""Keep one classifier per row, as a bundle with all that `predict` needs."""
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,8 +14,8 @@ from pipeline.cache.file import FeatureTable
 from pipeline.errors import PipelineError
 from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
-from pipeline.evaluation.fitting import run_in_parallel, within
-from pipeline.evaluation.result import Fit, Outcome, Result, params_text
+from pipeline.evaluation.fitting import call_with_time_limit, run_in_parallel
+from pipeline.evaluation.result import Fit, Outcome, Result, most_frequent_setting, params_text
 from pipeline.evaluation.rows import TrialRows
 from pipeline.evaluation.search import fit_again
 from pipeline.heads.calibration import TemperatureScaling
@@ -28,7 +27,7 @@ from pipeline.models.serialization import dump_estimator
 NOT_KEPT = "no classifier was kept"
 
 
-def with_bundles(
+def refit(
     outcomes: Mapping[HeadRequest, Outcome],
     heads: Mapping[HeadRequest, Head],
     fits: Mapping[HeadRequest, Sequence[Sequence[Fit]]],
@@ -37,42 +36,37 @@ def with_bundles(
     cache: SplitCache,
     config: ClassifyConfig,
 ) -> list[Outcome]:
-    """Each outcome with the classifier that may be saved, or with the reason why there is none.
+    """Return each outcome with its bundle, or with the reason why it has none.
 
-    Of one division it is the one that was measured, of several seeds the first one's. Of folds none
-    saw all images, so `fit_on_all` fits again. ``fits`` has those of each head with figures, of
-    each of ``data.trials``.
+    After one split, the bundle has the evaluated classifier, of several seeds the first. After
+    folds, no classifier was fitted on all images, so `fit_on_all` fits one. ``fits`` has, of each
+    head with metrics, those of each of ``data.trials``.
     """
-    measured = {request: fits[request][0][0] for request in fits}
+    first_fits = {request: fits[request][0][0] for request in fits}
     fitted_on = "train and validation" if config.refit else "train"
-    kept = [
-        with_bundle(each, measured.get(request), cache.table, fitted_on=fitted_on)
-        for request, each in outcomes.items()
-    ]
-    if not cache.trial_plan.folds:
-        return kept
-    # what cannot be saved need not be fitted again
-    savable = [request for request, each in zip(outcomes, kept, strict=True) if each.bundle]
-    again = fit_on_all({request: heads[request] for request in savable}, fits, data, config)
-    on_all = f"all images, after {cache.trial_plan.folds} folds without them in turn"
-    refitted = []
-    for request, outcome in zip(outcomes, kept, strict=True):
-        found = again.get(request)
-        if isinstance(found, str):
-            outcome = replace(outcome, bundle=None, not_saved=found)
-        elif found is not None:
-            outcome = with_bundle(outcome, found, cache.table, fitted_on=on_all)
-        refitted.append(outcome)
-    return refitted
+    kept = {
+        request: add_bundle(outcome, first_fits.get(request), cache.table, fitted_on=fitted_on)
+        for request, outcome in outcomes.items()
+    }
+    if cache.trial_plan.folds:
+        savable = {request: heads[request] for request in kept if kept[request].bundle}
+        fitted_on = f"all images, after {cache.trial_plan.folds} folds without them in turn"
+        for request, fit in fit_on_all(savable, fits, data, config).items():
+            if isinstance(fit, str):
+                kept[request] = replace(kept[request], bundle=None, not_saved=fit)
+            else:
+                kept[request] = add_bundle(kept[request], fit, cache.table, fitted_on=fitted_on)
+    return list(kept.values())
 
 
-def with_bundle(
+def add_bundle(
     outcome: Outcome, fit: Fit | None, table: FeatureTable, *, fitted_on: str
 ) -> Outcome:
+    """Return the outcome with the bundle of a fit, or with the reason why it has none."""
     if fit is None or outcome.result.status:
         return replace(outcome, not_saved=outcome.result.status)
     try:
-        dump_estimator(fit.estimator)  # raises for what no file can hold
+        dump_estimator(fit.estimator)  # raises for types that cannot be saved
     except PipelineError as error:
         return replace(outcome, not_saved=str(error))
     return replace(outcome, bundle=_bundle(outcome.result, fit, table, fitted_on=fitted_on))
@@ -84,42 +78,36 @@ def fit_on_all(
     data: TrialRows,
     config: ClassifyConfig,
 ) -> dict[HeadRequest, Fit | str]:
-    """Fit the setting that most folds chose on the rows of all of them; the first of equals.
+    """Fit the setting that most folds chose on all images; return the fit, or why it failed.
 
-    A head that fails has the reason in place of its fit. None can be measured: it has seen every
-    image. A head without probabilities gets the geometric mean of these folds' temperatures.
+    These fits cannot be evaluated, as no image is left. A head without probabilities gets the
+    geometric mean of the temperatures of the folds with this setting.
     """
     splits = data.trials[0].splits
     train = data.training_rows(np.concatenate([splits.train, splits.validation, splits.test]))
     validation = data.unaugmented(splits.validation)
 
     def fit(request: HeadRequest, head: Head, _: int) -> Fit | str:
-        chosen = _usual([fit for of_trial in fits[request] for fit in of_trial])
-        usual = replace(chosen[0], seed=data.trials[0].seeds[0])
+        chosen = most_frequent_setting([fit for of_trial in fits[request] for fit in of_trial])
+        first = replace(chosen[0], seed=data.trials[0].seeds[0])
         work = partial(
             fit_again,
-            fit=usual,
+            fit=first,
             train=train,
             validation=validation,
             class_count=data.class_count,
             balanced=config.balance,
         )
         try:
-            estimator = within(config, work, request.name)
+            estimator = call_with_time_limit(config, work, request.name)
         except PipelineError as error:
             return str(error)
         if isinstance(estimator, TemperatureScaling):
-            logarithms = [np.log(each.temperature) for each in chosen]
+            logarithms = [np.log(of_fold.temperature) for of_fold in chosen]
             estimator.temperature = float(np.exp(np.mean(logarithms)))
-        return replace(usual, estimator=estimator)
+        return replace(first, estimator=estimator)
 
-    return {request: found for request, (found,) in run_in_parallel(heads, 1, fit).items()}
-
-
-def _usual(fits: Sequence[Fit]) -> list[Fit]:
-    texts = [params_text(fit.params) for fit in fits]
-    (usual, _), *_ = Counter(texts).most_common(1)
-    return [fit for fit, text in zip(fits, texts, strict=True) if text == usual]
+    return {request: result for request, (result,) in run_in_parallel(heads, 1, fit).items()}
 
 
 def _bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: str) -> Bundle:

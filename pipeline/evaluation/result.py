@@ -1,4 +1,4 @@
-"""One line of the results table, and what else is known of it."""
+"""The data of a comparison: rows of the results table, fits, predictions, outcomes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A chosen head on one layer of one cache; the fields are the columns of results.csv.
+    """A head on one layer of one cache; the fields are the columns of results.csv.
 
-    Later columns are added at the end. Shares are in 0 … 1, NaN where a measure does not apply.
+    New columns are added at the end. Shares are in 0 … 1, NaN where a metric does not apply.
 
     Attributes
     ----------
-    params : the chosen settings, ``C=0.1``.
+    params : the chosen setting, ``C=0.1``.
     train_accuracy : of the training images without their augmented views.
     test_low, test_high : 95 % Wilson interval.
     fit_seconds : for all settings of the head.
     predict_ms : milliseconds per test image, from cached features to a class.
-    parameters : how many numbers the classifier has learned; 0 where none was chosen.
-    balanced_accuracy : mean over the classes of recall.
+    parameters : number of fitted values that predictions use; 0 where no setting was chosen.
+    balanced_accuracy : mean recall of the classes.
     brier : half the mean squared distance of the probabilities from the truth.
     ece : expected calibration error of the predicted class's probability, 15 bins of equal width.
-    temperature : divides the logarithms of the scores, fitted on validation; above 1, the head is
-        too sure of itself.
+    temperature : divides the logarithms of the scores, fitted on validation; above 1 for an
+        overconfident head.
     calibrated_log_loss, calibrated_ece : on test, with that temperature.
-    fits : how many fits the measures are means of: folds, or seeds.
-    test_spread : standard deviation of their test accuracies; NaN of a single fit.
-    p_value, p_holm : exact McNemar test against the best head on the same test images, as it is
-        and Holm-corrected over the table. Nothing is chosen by it.
+    fits : number of fits, folds or seeds, that the metrics are means of.
+    test_spread : standard deviation of their test accuracies; NaN for a single fit.
+    p_value, p_holm : exact McNemar test against the best head on the same test images, uncorrected
+        and Holm-corrected over the table. No choice depends on it.
     verdict : ``best`` or ``≈ best`` on validation, else empty.
-    recommended : the simplest of these.
-    status : empty, or why there are no figures: ``stopped after 10 s``, ``diverged``.
-    model : the saved classifier's file in the run's folder, or empty.
-    views, tta : how many augmented views, besides the image, it learned from, and its validation
-        and test probabilities are averaged over.
+    recommended : whether it is the simplest of these.
+    status : empty, or why there are no metrics: ``stopped after 10 s``, ``diverged``.
+    model : file of the saved classifier in the run's folder, or empty.
+    views, tta : number of augmented views that it was trained on, and that validation and test
+        probabilities are averaged over, in addition to the image.
     """
 
     head: str
@@ -85,12 +85,12 @@ class Result:
     tta: int = 0
 
     def row(self) -> dict[str, Any]:
-        """Column -> value; None instead of NaN, as JSON and CSV want it."""
+        """Return column -> value, with None instead of NaN for JSON and CSV."""
         return without_nan({name: getattr(self, name) for name in COLUMN_NAMES})
 
 
 def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None where there was NaN."""
+    """Return the values with None instead of NaN."""
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in values.items()
@@ -102,7 +102,7 @@ COLUMN_NAMES = tuple(field.name for field in fields(Result))
 
 @dataclass(frozen=True, kw_only=True)
 class HeadPredictions:
-    """What a head says of images that it was not fitted on, each image once.
+    """A head's predictions for n images that it was not fitted on, each image once.
 
     Attributes
     ----------
@@ -122,12 +122,12 @@ class HeadPredictions:
 
     @property
     def predicted(self) -> npt.NDArray[np.int64]:
-        """(n,): the class of the highest score."""
+        """Return the class of the highest score (n,)."""
         return np.asarray(self.scores.argmax(axis=1), np.int64)
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """(n,) bool: whether that is the true class."""
+        """Return whether the predicted class is the true class (n,)."""
         return np.asarray(self.predicted == self.labels)
 
 
@@ -150,20 +150,21 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """One fit of a head on one division: the setting chosen on validation, and its predictions.
+    """One fit of a head on one split: the setting chosen on validation, and its predictions.
 
     Attributes
     ----------
-    estimator : fitted, with ``predict_proba``; None where it is not at hand.
-    params : its place in the head's grid.
-    parameters : how many numbers it predicts with.
-    native_probabilities : whether they are the head's own, nothing fitted on validation.
+    estimator : fitted, with ``predict_proba``; None for a reference without one.
+    params : its point in the head's grid.
+    parameters : number of fitted values that predictions use.
+    native_probabilities : whether the estimator has its own probabilities; else a temperature
+        fitted on validation makes them.
     temperature : fitted on validation.
     validation_scores : (V, K) probabilities.
-    history : of a head that is trained by epoch: loss, accuracy, val_loss, val_accuracy.
+    history : of heads trained by epoch: loss, accuracy, val_loss, val_accuracy.
     fit_seconds : for all settings and a refit.
-    test_scores : (T, K) probabilities; with train_accuracy and predict_seconds, computed by
-        `pipeline.evaluation.scoring`.
+    test_scores : (T, K) probabilities; `score_on_test` adds them, train_accuracy and
+        predict_seconds.
     """
 
     estimator: Any = None
@@ -184,27 +185,33 @@ class Fit:
 
 
 def params_text(params: Mapping[str, Any]) -> str:
-    """Settings on one line, without the names of a pipeline's steps: ``C=0.1``."""
+    """Return a setting on one line, without the names of a pipeline's steps: ``C=0.1``."""
     return " ".join(
         f"{name.split('__')[-1]}={format(value, 'g') if isinstance(value, int | float) else value}"
         for name, value in params.items()
     )
 
 
+def most_frequent_setting(fits: Sequence[Fit]) -> list[Fit]:
+    """Return the fits with the setting that most fits chose, the first of equals."""
+    texts = [params_text(fit.params) for fit in fits]
+    chosen = max(texts, key=texts.count)
+    return [fit for fit, text in zip(fits, texts, strict=True) if text == chosen]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A result with what plots and statistics need.
+    """A result with the data of plots and statistics.
 
-    Each image's prediction is of the fold that left it out, in the first repeat; of several seeds
-    it is the first one's. ``native_probabilities``, ``history`` and ``settings`` are those of the
-    first fit.
+    An image's prediction is from the fold that tests it, in the first repeat, or from the first
+    seed. ``native_probabilities``, ``history`` and ``settings`` are those of the first fit.
 
     Attributes
     ----------
-    test, validation : predictions, none where the head has no figures (see `Result.status`).
-    folds : in how many parts every image was tested; 0 for one test set.
-    bundle : the classifier with what it takes to use it.
-    not_saved : why there is none.
+    test, validation : predictions; empty for a head without metrics (see `Result.status`).
+    folds : number of folds; 0 for one split.
+    bundle : the classifier with all that `predict` needs.
+    not_saved : why there is no bundle.
     """
 
     result: Result
@@ -220,14 +227,14 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Every head's outcome, the highest validation accuracy first; those without figures last.
+    """The outcomes of all heads, the highest validation accuracy first, without metrics last.
 
     Attributes
     ----------
-    run : what was compared and how: caches, splits, settings, versions.
-    recommendation : one sentence for people.
-    notices : what to know before reading the table: duplicates across splits, imbalance.
-    findings : of the recommended row's cache and layer.
+    run : caches, splits, options and versions of the comparison.
+    recommendation : one sentence.
+    notices : problems that affect the table: duplicates across splits, imbalance.
+    findings : the audit of the recommended row's cache and layer.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -243,10 +250,10 @@ class Comparison:
 
     @property
     def shown(self) -> Outcome:
-        """The outcome that validation recommends."""
-        return next(each for each in self.outcomes if each.result.recommended)
+        """The recommended outcome."""
+        return next(outcome for outcome in self.outcomes if outcome.result.recommended)
 
     def document(self) -> dict[str, Any]:
-        """The contents of results.json."""
-        said = {"recommendation": self.recommendation, "notices": list(self.notices)}
-        return {"run": {**self.run, **said}, "rows": [result.row() for result in self.results]}
+        """Return the contents of results.json."""
+        texts = {"recommendation": self.recommendation, "notices": list(self.notices)}
+        return {"run": {**self.run, **texts}, "rows": [result.row() for result in self.results]}

@@ -1,7 +1,6 @@
-"""From fits to rows of the table. The only place that looks at test."""
+"""Score fits on test and summarize them as rows of the table. Only this module uses test."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,11 +12,18 @@ from pipeline.evaluation.metrics import (
     Labels,
     Scores,
     accuracy_of,
+    compute_metrics,
     expected_calibration_error,
     log_loss_of,
-    measure,
 )
-from pipeline.evaluation.result import Fit, HeadPredictions, Outcome, Result, params_text
+from pipeline.evaluation.result import (
+    Fit,
+    HeadPredictions,
+    Outcome,
+    Result,
+    most_frequent_setting,
+    params_text,
+)
 from pipeline.evaluation.rows import TrialRows, ViewRows
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.statistics import wilson_interval
@@ -27,6 +33,7 @@ from pipeline.text import printable
 
 
 def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: ViewRows) -> Result:
+    """Return the row of a head before it is fitted."""
     spec = table.spec
     return Result(
         head=name,
@@ -42,7 +49,7 @@ def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: View
 
 
 def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
-    """The fit with its predictions on the test images of its trial."""
+    """Return the fit with its predictions on the test images of its trial."""
     train, test = data.unaugmented(trial.splits.train), data.evaluation_rows(trial.splits.test)
     started = time.perf_counter()
     scores = test.averaged(fit.estimator)
@@ -59,26 +66,30 @@ def summarize(
     *,
     folds: int,
 ) -> Outcome:
-    """Measure the test predictions of a head's fits, of each trial one for each seed.
+    """Return the outcome of a head's fits, which each trial has one of per seed.
 
-    Accuracies and calibration errors are over all images scored, other measures means over the
-    fits. ``folds`` is how many trials test every image once; 0 of a fixed test set.
+    Accuracies and calibration errors are over all test images, other metrics are means over the
+    fits. ``folds`` is the number of trials that together test every image once; 0 for one split.
     """
-    if not all(np.isfinite(_tested(fit)).all() for of_trial in fits for fit in of_trial):
+    if not all(np.isfinite(_test_scores(fit)).all() for of_trial in fits for fit in of_trial):
         return Outcome(result=replace(result, status="diverged"))
-    pairs = [[(fit, trial) for fit in each] for each, trial in zip(fits, trials, strict=True)]
-    # fits that together test every image once: the folds of a repeat, or one seed
+    pairs = [
+        [(fit, trial) for fit in of_trial] for of_trial, trial in zip(fits, trials, strict=True)
+    ]
+    # a pass tests every test image once: with the folds of a repeat, or with one seed
     passes = (
         [[pair for (pair,) in pairs[at : at + folds]] for at in range(0, len(pairs), folds)]
         if folds
         else [[pair] for pair in pairs[0]]
     )
-    first, once = fits[0][0], passes[0]
+    first, first_pass = fits[0][0], passes[0]
     return Outcome(
-        result=replace(result, **_figures(passes, columns.labels)),
-        test=_predictions(columns, [(trial.splits.test, _tested(fit)) for fit, trial in once]),
+        result=replace(result, **_metrics(passes, columns.labels)),
+        test=_predictions(
+            columns, [(trial.splits.test, _test_scores(fit)) for fit, trial in first_pass]
+        ),
         validation=_predictions(
-            columns, [(trial.splits.validation, fit.validation_scores) for fit, trial in once]
+            columns, [(trial.splits.validation, fit.validation_scores) for fit, trial in first_pass]
         ),
         native_probabilities=first.native_probabilities,
         folds=folds,
@@ -90,25 +101,25 @@ def summarize(
 Pairs = Sequence[tuple[Fit, Trial]]
 
 
-def _tested(fit: Fit) -> Scores:
+def _test_scores(fit: Fit) -> Scores:
     if fit.test_scores is None:
-        raise ValueError("the fit has no test scores yet")
+        raise ValueError("the fit has no test scores; call score_on_test first")
     return fit.test_scores
 
 
 def _calibrated(fit: Fit) -> Scores:
-    """Test probabilities with the temperature; a margin head has it in them already."""
+    """Return test probabilities with the temperature, which those of a margin head include."""
     temperature = fit.temperature if fit.native_probabilities else 1.0
-    return apply_temperature(_tested(fit), temperature, has_probabilities=True)
+    return apply_temperature(_test_scores(fit), temperature, has_probabilities=True)
 
 
-def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
-    pairs = [pair for once in passes for pair in once]
+def _metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
+    pairs = [pair for of_pass in passes for pair in of_pass]
     fits = [fit for fit, _ in pairs]
     tests = [trial.splits.test for _, trial in pairs]
-    scored = [(labels[test], _tested(fit)) for fit, test in zip(fits, tests, strict=True)]
-    measured = [measure(*each) for each in scored]
-    accuracies = [accuracy_of(*each) for each in scored]
+    scored = [(labels[test], _test_scores(fit)) for fit, test in zip(fits, tests, strict=True)]
+    metrics = [compute_metrics(*of_fit) for of_fit in scored]
+    accuracies = [accuracy_of(*of_fit) for of_fit in scored]
     sizes = [len(test) for test in tests]
     images = len(np.unique(np.concatenate(tests)))
     accuracy = float(np.average(accuracies, weights=sizes))
@@ -117,9 +128,9 @@ def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
         [fit.validation_accuracy for fit in fits],
         weights=[len(trial.splits.validation) for _, trial in pairs],
     )
-    figures = {name: _mean(each[name] for each in measured) for name in measured[0]}
-    return figures | {
-        "params": _usual([params_text(fit.params) for fit in fits]),
+    means = {name: _mean(of_fit[name] for of_fit in metrics) for name in metrics[0]}
+    return means | {
+        "params": _chosen_params(fits),
         "train_accuracy": _mean(fit.train_accuracy for fit in fits),
         "validation_accuracy": float(validation_accuracy),
         "validation_balanced_accuracy": _mean(fit.validation_balanced_accuracy for fit in fits),
@@ -135,16 +146,16 @@ def _figures(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
             log_loss_of(labels[test], _calibrated(fit))
             for fit, test in zip(fits, tests, strict=True)
         ),
-        "ece": _mean(_ece(once, labels, _tested) for once in passes),
-        "calibrated_ece": _mean(_ece(once, labels, _calibrated) for once in passes),
+        "ece": _mean(_ece(of_pass, labels, _test_scores) for of_pass in passes),
+        "calibrated_ece": _mean(_ece(of_pass, labels, _calibrated) for of_pass in passes),
         "fits": len(fits),
     }
 
 
-def _ece(once: Pairs, labels: Labels, scores_of: Callable[[Fit], Scores]) -> float:
-    """Over all images together: in the bins of a small fold it would measure noise."""
-    tests = np.concatenate([trial.splits.test for _, trial in once])
-    scores = np.concatenate([scores_of(fit) for fit, _ in once])
+def _ece(pairs: Pairs, labels: Labels, scores_of: Callable[[Fit], Scores]) -> float:
+    """Return the error over all images of a pass: the bins of a small fold would measure noise."""
+    tests = np.concatenate([trial.splits.test for _, trial in pairs])
+    scores = np.concatenate([scores_of(fit) for fit, _ in pairs])
     return expected_calibration_error(labels[tests], scores)
 
 
@@ -152,14 +163,16 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def _usual(texts: Sequence[str]) -> str:
-    """The setting chosen most often, and how often unless always."""
-    text, count = Counter(texts).most_common(1)[0]
-    return text if count == len(texts) else f"{text} ({count} of {len(texts)} fits)".lstrip()
+def _chosen_params(fits: Sequence[Fit]) -> str:
+    """Return the most frequent setting, ``C=1 (3 of 5 fits)``."""
+    chosen = most_frequent_setting(fits)
+    text = params_text(chosen[0].params)
+    share = f" ({len(chosen)} of {len(fits)} fits)" if len(chosen) < len(fits) else ""
+    return f"{text}{share}".lstrip()
 
 
 def _predictions(columns: Columns, parts: Sequence[tuple[Images, Scores]]) -> HeadPredictions:
-    """Scores of several trials in the order of the images."""
+    """Return the predictions of several trials in the order of the images."""
     unsorted = np.concatenate([images for images, _ in parts])
     order = np.argsort(unsorted)
     images = unsorted[order]

@@ -1,6 +1,6 @@
 """Fit every setting of a head's grid and choose one on validation.
 
-Test rows are not among the arguments: nothing here can select on them.
+Test rows are not among the arguments: no function here can select on them.
 """
 
 import logging
@@ -32,7 +32,7 @@ from pipeline.heads.registry import Head
 
 Params = Mapping[str, Any]
 
-NOT_LEARNED = ("classes_", "class_count_")  # arrays that no prediction needs
+NOT_PARAMETERS = ("classes_", "class_count_")  # arrays that predictions do not use
 
 log = logging.getLogger("pipeline")
 
@@ -47,18 +47,18 @@ def search(
     balanced: bool = False,
     refit: LabelledRows | None = None,
 ) -> Fit | None:
-    """Fit all settings and keep the one of the highest validation accuracy, balanced or not.
+    """Fit all settings and keep the one with the highest (balanced) validation accuracy.
 
-    Of equally accurate ones the lowest log loss decides, where there are probabilities: on an easy
-    set many settings are right everywhere, and the most regularised of them are needlessly unsure.
-    Of what is still equal the first of the grid is kept, the most regularised one.
+    Of equally accurate settings with probabilities, the lowest log loss wins: on an easy set many
+    settings make no error, and the most regularised of them are needlessly unsure. Of equal ones
+    the first of the grid wins, the most regularised.
 
-    A classifier without probabilities gets a temperature fitted on validation and so has them.
-    Settings are chosen on the images as they are; the chosen one is measured over their views, too.
+    A classifier without probabilities gets them from a temperature fitted on validation. Settings
+    are chosen on unaugmented images; the chosen one is evaluated over views, too.
 
     Parameters
     ----------
-    refit : fit the chosen setting again, on train and these rows, which are those of validation.
+    refit : validation rows to fit the chosen setting on again, together with train.
 
     Returns None if no setting has finite scores: the training diverged.
     """
@@ -72,7 +72,7 @@ def search(
         try:
             scores = class_scores(estimator, validation.features, class_count, method=method)
         except ValueError as error:  # such as more neighbors than training rows
-            if head.name:  # a custom head says so in its row
+            if head.name:  # the row of a custom head states it
                 raise
             log.debug("%s: %s", params_text(params), error)
             continue
@@ -83,7 +83,7 @@ def search(
                 loss = log_loss_of(validation.labels, scores)
             score = accuracy, 0.0 if math.isnan(loss) else -loss
             if best is None or score > best:
-                best, chosen, place = score, (params, estimator, method), len(settings)
+                best, chosen, index = score, (params, estimator, method), len(settings)
         settings.append(
             Setting(
                 params=params_text(params),
@@ -94,12 +94,12 @@ def search(
         )
     if best is None:
         return None
-    settings[place] = replace(settings[place], chosen=True)
+    settings[index] = replace(settings[index], chosen=True)
     params, estimator, method = chosen
     if method != "predict_proba":
         estimator = TemperatureScaling(estimator, method=method)
         estimator.fit(validation.features, validation.labels)
-    fit = fit_of(estimator, validation, seed=seed, params=params, settings=settings)
+    fit = score_on_validation(estimator, validation, seed=seed, params=params, settings=settings)
     if refit is not None:
         estimator = fit_again(
             head, fit, train.joined(refit), validation, class_count=class_count, balanced=balanced
@@ -108,7 +108,7 @@ def search(
     return replace(fit, fit_seconds=time.perf_counter() - started)
 
 
-def fit_of(
+def score_on_validation(
     estimator: Any,
     validation: LabelledRows,
     *,
@@ -117,7 +117,7 @@ def fit_of(
     settings: Sequence[Setting] = (),
     fit_seconds: float = math.nan,
 ) -> Fit:
-    """Measure a fitted estimator with probabilities on validation."""
+    """Return the fit of a fitted estimator with probabilities, evaluated on validation."""
     labels = validation.labels
     scores = validation.averaged(estimator)
     is_scaled = isinstance(estimator, TemperatureScaling)
@@ -150,7 +150,7 @@ def fit_again(
     class_count: int,
     balanced: bool = False,
 ) -> Any:
-    """The chosen setting's estimator, fitted on other rows; it keeps its temperature."""
+    """Return an estimator with the chosen setting and its temperature, fitted on other rows."""
     ((_, estimator),) = fit_grid(
         head,
         train,
@@ -175,12 +175,12 @@ def fit_grid(
     balanced: bool = False,
     settings: Iterable[Params] | None = None,
 ) -> Iterator[tuple[Params, Any]]:
-    """Yield each setting, of the grid or those given, with the estimator that is fitted with it.
+    """Yield each setting, by default of the head's grid, with its fitted estimator.
 
     Transformers of a `Pipeline` that no setting changes are fitted once. An estimator whose ``fit``
-    takes ``validation_data`` watches validation by epoch, and learns nothing from it.
+    takes ``validation_data`` monitors validation by epoch, and does not train on it.
 
-    Raises BadDataError for more rows than the head takes.
+    Raises BadDataError for more rows than the head's maximum.
     """
     if head.max_rows is not None and len(train) > head.max_rows:
         raise BadDataError(
@@ -192,15 +192,16 @@ def fit_grid(
     set_where_none(template, "random_state", seed)
     weights = balance(template, train.labels, class_count) if balanced else {}
     transformers, (last, model) = [], ("", template)
-    rows, watched = train.features, validation.features
+    rows, monitored = train.features, validation.features
     if isinstance(template, Pipeline):
         *transformers, (last, model) = template.steps
     shared = all(name.startswith(f"{last}__") for params in settings for name in params)
     if transformers and shared:
-        fitted = Pipeline(transformers)
-        rows, watched = fitted.fit_transform(rows, train.labels), fitted.transform(watched)
+        shared_steps = Pipeline(transformers)
+        rows = shared_steps.fit_transform(rows, train.labels)
+        monitored = shared_steps.transform(monitored)
     if has_fit_parameter(model, "validation_data"):
-        weights["validation_data"] = watched, validation.labels
+        weights["validation_data"] = monitored, validation.labels
     fits, failure = 0, ""
     for params in settings:
         candidate = clone(template).set_params(**params)
@@ -213,7 +214,7 @@ def fit_grid(
                 named = {prefix + name: value for name, value in weights.items()}
                 candidate.fit(train.features, train.labels, **named)
         except ValueError as error:  # such as features that are all constant
-            if head.name:  # a custom head's own line says so
+            if head.name:  # the row of a custom head states it
                 raise
             failure = str(error)
             log.debug("%s: %s", params_text(params), failure)
@@ -225,19 +226,16 @@ def fit_grid(
 
 
 def balance(estimator: Any, labels: npt.NDArray[np.int64], class_count: int) -> dict[str, Any]:
-    """Have the classes count equally; returns what the final step's ``fit`` needs for it."""
+    """Weight the classes equally; return the arguments that the final step's ``fit`` needs."""
     equal = np.full(class_count, 1 / class_count)
-    if set_where_none(estimator, "class_weight", "balanced") or set_where_none(
-        estimator, "priors", equal
-    ):
-        return {}
-    if not can_balance(estimator):
+    has_weights = set_where_none(estimator, "class_weight", "balanced")
+    if has_weights or set_where_none(estimator, "priors", equal) or not can_balance(estimator):
         return {}
     return {"sample_weight": compute_sample_weight("balanced", labels)}
 
 
 def can_balance(estimator: Any) -> bool:
-    """Whether an estimator takes weights or priors of classes, or weights of rows."""
+    """Return whether an estimator takes weights or priors of classes, or weights of rows."""
     while isinstance(estimator, TemperatureScaling):
         estimator = estimator.estimator
     names = {name.split("__")[-1] for name in estimator.get_params()}
@@ -246,25 +244,26 @@ def can_balance(estimator: Any) -> bool:
 
 
 def set_where_none(estimator: Any, name: str, value: object) -> bool:
-    """Set each parameter of that name, however deep, that is None; whether there is one."""
-    found = {key: now for key, now in estimator.get_params().items() if key.split("__")[-1] == name}
-    estimator.set_params(**{key: value for key, now in found.items() if now is None})
-    return bool(found)
+    """Set parameters of that name, of any step, that are None; return whether there is one."""
+    params = estimator.get_params()
+    keys = [key for key in params if key.split("__")[-1] == name]
+    estimator.set_params(**{key: value for key in keys if params[key] is None})
+    return bool(keys)
 
 
 def has_converged(estimator: Any) -> bool:
-    """Whether the solver reached its tolerance before its last iteration."""
+    """Return whether the solver reached its tolerance before its last iteration."""
     final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    if hasattr(final, "fit_status_"):  # of SVC: 1 if it did not
+    if hasattr(final, "fit_status_"):  # of SVC: 1 if it stopped early
         return bool(final.fit_status_ == 0)
     iterations, most = getattr(final, "n_iter_", None), getattr(final, "max_iter", None)
     return iterations is None or not most or most < 0 or bool(np.max(iterations) < most)
 
 
 def parameter_count(estimator: Any) -> int:
-    """How many numbers a fitted estimator predicts with.
+    """Return how many fitted values an estimator predicts with.
 
-    Coefficients, nodes of trees, or the arrays of its final step, such as neighbors' rows.
+    These are coefficients, nodes of trees, or the arrays of its final step, such as neighbors.
     """
     if isinstance(estimator, TemperatureScaling):
         return parameter_count(estimator.estimator)
@@ -282,6 +281,6 @@ def parameter_count(estimator: Any) -> int:
         return sum(map(parameter_count, np.ravel(np.asarray(estimator.estimators_, object))))
     if hasattr(estimator, "parameters"):
         return int(estimator.parameters)
-    values = [value for name, value in vars(estimator).items() if name not in NOT_LEARNED]
+    values = [value for name, value in vars(estimator).items() if name not in NOT_PARAMETERS]
     arrays = [each for value in values for each in (value if isinstance(value, list) else [value])]
     return sum(each.size for each in arrays if isinstance(each, np.ndarray))

@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals, paired tests, standard errors of differences."""
+"""Confidence intervals, paired tests and standard errors."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ Correct = npt.NDArray[np.bool_]
 
 
 def wilson_interval(correct: float, count: int) -> tuple[float, float]:
-    """Bounds of a proportion's 95 % confidence interval (Wilson 1927).
+    """Return the bounds of a proportion's 95 % confidence interval (Wilson 1927).
 
-    Unlike the normal approximation it stays within 0 … 1 and does not shrink to nothing when all
-    are correct. ``correct`` may be a mean over fits, so not whole.
+    Unlike the normal approximation it stays within 0 … 1 and has a width even if all are correct.
+    ``correct`` may be fractional, a mean over fits.
     """
     share, z = correct / count, Z_95
     centre = share + z**2 / (2 * count)
@@ -25,10 +25,10 @@ def wilson_interval(correct: float, count: int) -> tuple[float, float]:
 
 
 def mcnemar_exact(first: Correct, second: Correct) -> float:
-    """Two-sided p-value that two classifiers are right equally often (McNemar 1947).
+    """Return the two-sided p-value that two classifiers are equally accurate (McNemar 1947).
 
-    Of the same images (N,), only those on which they differ tell: under the hypothesis each goes
-    either way like a fair coin. 1 where there is none.
+    Only images (N,) on which they differ count; under the hypothesis either one is right with
+    probability one half. 1 if they never differ.
     """
     from scipy.stats import binomtest  # half a second to import
 
@@ -37,7 +37,7 @@ def mcnemar_exact(first: Correct, second: Correct) -> float:
 
 
 def holm(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """P-values (N,) corrected for their number (Holm 1979); NaN stays NaN and does not count."""
+    """Return p-values (N,) corrected for their number (Holm 1979); NaN is not counted."""
     values = np.asarray(p_values, np.float64)
     corrected = np.full(len(values), math.nan)
     tests = np.flatnonzero(~np.isnan(values))
@@ -48,7 +48,7 @@ def holm(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
 
 
 def standard_error(values: npt.NDArray[np.float64]) -> float:
-    """Of the mean of values (N,); infinite for a single value, which has no spread."""
+    """Return the standard error of the mean of values (N,); infinite for a single value."""
     from scipy.stats import sem
 
     return float(sem(values)) if len(values) > 1 else math.inf

@@ -1,4 +1,4 @@
-"""The results table: for a terminal, for a pipe, for Markdown."""
+"""The results table as text: for a terminal, a pipe and Markdown."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 GAP = 2  # spaces between two columns
-LONGEST_PARAMS, LONGEST_STATUS = 28, 40  # results.csv has them whole
+LONGEST_PARAMS, LONGEST_STATUS = 28, 40  # results.csv has the full text
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column; the least important leaves a narrow terminal first."""
+    """A column; a narrow terminal omits the least important columns."""
 
     title: str
     cell: Callable[[Result], str]
@@ -26,7 +26,7 @@ class Column:
 
 
 def percent(share: float) -> str:
-    """0.9745 -> '97.5'; empty for NaN."""
+    """Return 0.9745 as '97.5'; empty for NaN."""
     return "" if math.isnan(share) else f"{100 * share:.1f}"
 
 
@@ -35,7 +35,7 @@ def _decimals(value: float) -> str:
 
 
 def _significant(value: float) -> str:
-    """Two digits that matter, without an exponent: <0.001, 0.042, 1.3, 24."""
+    """Return two significant digits, without an exponent: <0.001, 0.042, 1.3, 24."""
     if math.isnan(value):
         return ""
     if value < 0.001:
@@ -52,7 +52,7 @@ def _cut(text: str, longest: int) -> str:
 
 
 def _test(result: Result) -> str:
-    """``96.8 ± 0.4 (94.9–98.0)``, or why there is no figure."""
+    """Return ``96.8 ± 0.4 (94.9–98.0)``, or why there is no accuracy."""
     if result.status:
         return _cut(printable(result.status), LONGEST_STATUS)
     spread = "" if math.isnan(result.test_spread) else f" ± {percent(result.test_spread)}"
@@ -61,16 +61,16 @@ def _test(result: Result) -> str:
 
 
 def _balanced(result: Result) -> str:
-    """Empty where it says the same as the accuracy."""
-    same = percent(result.balanced_accuracy) == percent(result.test_accuracy)
-    return "" if same else percent(result.balanced_accuracy)
+    """Return the balanced accuracy, empty where it equals the accuracy."""
+    balanced = percent(result.balanced_accuracy)
+    return "" if balanced == percent(result.test_accuracy) else balanced
 
 
 def _verdict(result: Result) -> str:
     return f"{result.verdict} *" if result.recommended else result.verdict
 
 
-# shown only where they tell rows apart, and in this order
+# shown only where they distinguish rows, in this order
 IDENTITY = (
     Column("base", lambda result: printable(result.base), 9, is_text=True),
     Column("layer", lambda result: printable(result.layer), 9, is_text=True),
@@ -102,31 +102,30 @@ COLUMNS = (
 
 
 def columns_of(results: Sequence[Result]) -> list[Column]:
-    """The columns with something to say: what tells rows apart, top-5 where it applies."""
-    telling: list[Column] = []
+    """Return the columns that distinguish rows, and those with any value."""
+    identity: list[Column] = []
     kinds = 1
     for column in IDENTITY:
-        found = len({tuple(each.cell(result) for each in (*telling, column)) for result in results})
-        if found > kinds:
-            telling.append(column)
-            kinds = found
-    return telling + [column for column in COLUMNS if any(map(column.cell, results))]
+        columns = [*identity, column]
+        kinds_with = len({tuple(each.cell(result) for each in columns) for result in results})
+        if kinds_with > kinds:
+            identity, kinds = columns, kinds_with
+    return identity + [column for column in COLUMNS if any(map(column.cell, results))]
 
 
 def explain_views(results: Sequence[Result]) -> str:
-    """What augmented views were used for, after a blank; empty if there were none."""
-    learned, averaged = (sorted({getattr(each, of) for each in results}) for of in ("views", "tta"))
-    views, tta = (" or ".join(map(str, counts)) for counts in (learned, averaged))
+    """Return sentences on the use of augmented views, after a blank; empty for none."""
+    views, tta = (sorted({getattr(result, of) for result in results}) for of in ("views", "tta"))
     text = ""
-    if any(learned):
+    if any(views):
         text += (
-            f" Heads learned from each training image and {views} augmented views of it; train is "
-            f"of the images as they are."
+            f" Heads are trained on each training image and {' or '.join(map(str, views))} "
+            f"augmented views of it; train accuracy is of unaugmented images."
         )
-    if any(averaged):
+    if any(tta):
         text += (
-            f" Probabilities on validation and test are means over each image and {tta} "
-            f"augmented views of it."
+            f" Probabilities on validation and test are means over each image and "
+            f"{' or '.join(map(str, tta))} augmented views of it."
         )
     return text
 
@@ -136,7 +135,7 @@ def _width(column: Column, results: Sequence[Result]) -> int:
 
 
 def fit_columns(results: Sequence[Result], width: int) -> list[Column]:
-    """The columns that fit a terminal of that width, the least important left out first."""
+    """Return the columns that fit a terminal of that width, without the least important."""
     columns = columns_of(results)
     widths = {column.title: _width(column, results) for column in columns}
     while len(columns) > 1 and sum(widths[each.title] + GAP for each in columns) - GAP > width:
@@ -145,12 +144,11 @@ def fit_columns(results: Sequence[Result], width: int) -> list[Column]:
 
 
 def plain_table(results: Sequence[Result]) -> str:
-    """All columns as aligned text, for a pipe or a file."""
+    """Return all columns as aligned text, for a pipe or a file."""
     columns = columns_of(results)
-    lines = [[column.title for column in columns]]
-    lines += [[column.cell(result) for column in columns] for result in results]
     widths = [_width(column, results) for column in columns]
-    lines.insert(1, ["-" * width for width in widths])
+    lines = [[column.title for column in columns], ["-" * width for width in widths]]
+    lines += [[column.cell(result) for column in columns] for result in results]
     return "\n".join(
         (" " * GAP)
         .join(
@@ -163,6 +161,7 @@ def plain_table(results: Sequence[Result]) -> str:
 
 
 def markdown_table(results: Sequence[Result]) -> str:
+    """Return all columns as a Markdown table."""
     columns = columns_of(results)
     lines = [[column.title for column in columns]]
     lines.append([":--" if column.is_text else "--:" for column in columns])
@@ -171,7 +170,7 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 
 def rich_table(results: Sequence[Result], *, width: int) -> "Table":
-    """What fits into a terminal of that width, the recommended row in bold."""
+    """Return the columns that fit a terminal of that width, the recommended row in bold."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -180,7 +179,7 @@ def rich_table(results: Sequence[Result], *, width: int) -> "Table":
     missing = [column.title for column in columns_of(results) if column not in columns]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     if missing:
-        table.caption = f"not shown for lack of width: {', '.join(missing)}; see results.csv"
+        table.caption = f"terminal too narrow for {', '.join(missing)}; see results.csv"
         table.caption_justify = "left"
     for column in columns:
         justify = "left" if column.is_text else "right"

@@ -19,10 +19,10 @@ from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
 from pipeline.errors import StorageError
 from pipeline.evaluation.caches import SplitCache, open_caches
-from pipeline.evaluation.refit import with_bundle
+from pipeline.evaluation.refit import add_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
-from pipeline.evaluation.search import fit_of
+from pipeline.evaluation.search import score_on_validation
 from pipeline.finetuning.config import FinetuneConfig, Plan
 from pipeline.finetuning.method_result import CheckpointFolder, MethodResult, shortfalls, unread
 from pipeline.finetuning.rows import Rows, scratch_maps
@@ -96,7 +96,7 @@ def train_from_cache(
         if before is None:
             raise ValueError("fine-tuning trains the head on the frozen base first")
         all_trained.append(trained)
-        fit = fit_of(
+        fit = score_on_validation(
             dense_classifier(before.weights, class_count, network),
             last.unaugmented(trial.splits.validation),
             seed=seed,
@@ -105,7 +105,7 @@ def train_from_cache(
         )
         frozen.append(replace(fit, history=before.history))
         weights = trained.weights
-        fit = fit_of(
+        fit = score_on_validation(
             top_block(base_model, base, size, boundary, weights, class_count, network),
             below.unaugmented(trial.splits.validation),
             seed=seed,
@@ -126,7 +126,7 @@ def train_from_cache(
             cache.table.columns,
             folds=0,
         )
-        outcomes.append(with_bundle(outcome, fits[0], cache.table, fitted_on="train"))
+        outcomes.append(add_bundle(outcome, fits[0], cache.table, fitted_on="train"))
     return MethodResult(
         outcomes=outcomes,
         classes=cache.table.classes,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.durable import explained
+from pipeline.durable import storage_errors
 from pipeline.errors import StorageError
 from pipeline.prefetch import prefetch
 from pipeline.text import file_size, printable
@@ -79,7 +79,7 @@ def scratch_array(
     with tempfile.TemporaryFile(dir=folder) as file:
         rows = 0
         # written, not mapped: a mapped file on a full disk dies of SIGBUS
-        with explained(folder / "training data", needs=needed):
+        with storage_errors(folder / "training data", needs=needed):
             for block in blocks:
                 file.write(np.ascontiguousarray(block, dtype).data)
                 rows += len(block)

@@ -1,4 +1,4 @@
-"""Views in a cache: drawn from content, computed once, in a file of their own."""
+"""Views in a cache are drawn from content, computed once, and have their own file."""
 
 import hashlib
 import os
@@ -18,7 +18,6 @@ from synthetic_images import draw
 
 from pipeline import api
 from pipeline.api import extract_features
-from pipeline.cache import compute
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import FeatureTable, RowKey, read_all_rows, read_table
 from pipeline.errors import CannotCreateError, StorageError, UsageError
@@ -58,7 +57,7 @@ def views_by_split(table: FeatureTable) -> dict[str, list[int]]:
     }
 
 
-def test_training_images_have_views_and_no_other(synthetic_set: Path) -> None:
+def test_only_training_images_have_views(synthetic_set: Path) -> None:
     done = extract(synthetic_set, 2)
     assert done.computed == 24 * 3 + 48
     assert_rows_are_the_views_of_their_images(done.table, synthetic_set)
@@ -96,7 +95,7 @@ def test_more_views_compute_only_those(synthetic_set: Path) -> None:
     )
 
 
-def test_fewer_views_hide_the_others_until_they_are_wanted_again(synthetic_set: Path) -> None:
+def test_fewer_views_hide_the_others_until_they_are_requested_again(synthetic_set: Path) -> None:
     extract(synthetic_set, 3)
     fewer = extract(synthetic_set, 1)
     assert fewer.computed == 0
@@ -115,43 +114,19 @@ def test_other_augmentation_goes_to_another_file(synthetic_set: Path) -> None:
         extract(synthetic_set, 1, augmentation="light", out=book)
 
 
-def test_renamed_image_keeps_its_views(synthetic_set: Path) -> None:
-    extract(synthetic_set, 2)
-    (synthetic_set / "train/plain/000.png").rename(synthetic_set / "train/plain/renamed.png")
-    done = extract(synthetic_set, 2)
-    assert done.computed == 0
-    names = done.table.columns.paths.tolist()
-    assert names.count(b"train/plain/renamed.png") == 3
-    assert b"train/plain/000.png" not in names
-
-
-def test_interrupted_run_goes_on_to_the_same_rows(
-    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compute, "SECONDS", 0.0)
-    progress: list[int] = []
-
-    def interrupt(done: int, total: int) -> None:
-        progress.append(done)
-        assert total == 24 * 4 + 48
-        if done >= 64:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        extract(synthetic_set, 3, progress=interrupt)
-    done = extract(synthetic_set, 3)
-    assert 0 < done.computed <= 144 - progress[-1]
-    assert_rows_are_the_views_of_their_images(done.table, synthetic_set)
-
-
-def test_new_image_gets_its_views(synthetic_set: Path) -> None:
+def test_new_image_gets_its_views_and_a_renamed_one_keeps_them(synthetic_set: Path) -> None:
     extract(synthetic_set, 2)
     draw(7, stripes=True, size=(20, 20)).save(synthetic_set / "train/striped/new.png")
     assert extract(synthetic_set, 2).computed == 3
     (synthetic_set / "train/striped/new.png").unlink()
-    table = extract(synthetic_set, 2).table
-    assert len(table) == 24 * 3 + 48
-    assert (read_all_rows(table.path).columns.labels == -1).sum() == 3
+    (synthetic_set / "train/plain/000.png").rename(synthetic_set / "train/plain/renamed.png")
+    done = extract(synthetic_set, 2)
+    assert done.computed == 0
+    assert len(done.table) == 24 * 3 + 48
+    names = done.table.columns.paths.tolist()
+    assert names.count(b"train/plain/renamed.png") == 3
+    assert b"train/plain/000.png" not in names
+    assert (read_all_rows(done.table.path).columns.labels == -1).sum() == 3
 
 
 def test_copy_in_test_gives_no_views_to_test(synthetic_set: Path) -> None:
@@ -175,23 +150,23 @@ def test_repair_draws_the_same_views(synthetic_set: Path) -> None:
     run_command("cache", "verify", table.path)
 
 
-def test_command_says_what_views_it_made(synthetic_set: Path) -> None:
+def test_command_prints_the_number_of_views(synthetic_set: Path) -> None:
     command = ["extract", synthetic_set, "--base", "pixels", "--views", "2", "--rotation", "10"]
     assert "72 images and 48 views of them (120 computed)" in run_command(*command).stdout
     assert "(all from the cache)" in run_command(*command).stdout
     message = assert_one_line(run_command(*command[:4], "--tta", check=2))
-    assert "--tta averages over views: say how many with --views" in message
+    assert "--tta averages over views: set their number with --views" in message
     assert "--rotation" in assert_one_line(run_command(*command[:-1], "400", check=2))
 
 
-def test_preview_is_a_sheet_and_nothing_else(synthetic_set: Path) -> None:
+def test_preview_writes_one_sheet_and_no_cache(synthetic_set: Path) -> None:
     finished = run_command("extract", synthetic_set, "--base", "pixels", "--preview-views")
     sheet = Path(finished.stdout.strip())
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert not list(Path("cache").glob("*.h5"))
 
 
-def test_too_little_room_is_said_before_the_work(
+def test_too_little_disk_space_is_an_error_before_the_work(
     synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 9))
@@ -199,13 +174,10 @@ def test_too_little_room_is_said_before_the_work(
         extract(synthetic_set, 2)
 
 
-@pytest.mark.parametrize("views", [-1, 1001])
-def test_odd_numbers_of_views_are_refused(views: int) -> None:
-    with pytest.raises(UsageError, match="--views is a number from 0 to 1000"):
-        ViewPlan(views, POLICIES["book"])
-
-
-def test_odd_documents_are_refused() -> None:
+def test_invalid_plans_and_documents_are_refused() -> None:
+    for views in (-1, 1001):
+        with pytest.raises(UsageError, match="--views is a number from 0 to 1000"):
+            ViewPlan(views, POLICIES["book"])
     good = ViewPlan(2, POLICIES["book"]).to_document()
     assert ViewPlan.from_document(good) == ViewPlan(2, POLICIES["book"])
     assert ViewPlan.from_document({}) == ViewPlan()
@@ -221,29 +193,26 @@ def test_view_0_is_the_image_itself() -> None:
     assert (plan.draw(RowKey(b"\1" * 32, 1), pixels) != pixels).any()
 
 
-def test_hidden_views_are_never_taken_for_those_of_another_augmentation(
+def test_hidden_views_are_never_used_for_those_of_another_augmentation(
     synthetic_set: Path,
 ) -> None:
     extract(synthetic_set, 2, out="x.h5")
     with pytest.raises(CannotCreateError, match="received no --views"):
         extract(synthetic_set, 0, out="x.h5")
-    with pytest.raises(CannotCreateError, match="holds views drawn with"):
+    with pytest.raises(CannotCreateError, match="contains views drawn with"):
         extract(synthetic_set, 2, out="x.h5", augmentation="strong")
-    with pytest.raises(CannotCreateError, match="holds views drawn with"):
+    with pytest.raises(CannotCreateError, match="contains views drawn with"):
         extract(synthetic_set, 2, out="x.h5", seed=1)
 
 
-def test_views_of_a_killed_run_are_never_taken_for_others(
-    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: Any, **__: Any) -> None:
+def test_interrupted_run_goes_on_with_its_own_views_only(synthetic_set: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        assert (done, total) == (120, 120)  # committed, not published
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.cache.fill.publish_rows", killed)
-        with pytest.raises(KeyboardInterrupt):
-            extract(synthetic_set, 2, out="x.h5")
-    with pytest.raises(CannotCreateError, match="interrupted run that were drawn otherwise"):
+    with pytest.raises(KeyboardInterrupt):
+        extract(synthetic_set, 2, out="x.h5", progress=interrupt)
+    with pytest.raises(CannotCreateError, match="of an interrupted run with another augmentation"):
         extract(synthetic_set, 2, out="x.h5", augmentation="strong")
     done = extract(synthetic_set, 2, out="x.h5")
     assert done.computed == 0

@@ -1,4 +1,4 @@
-"""Cached features as arrays, tf.data, pandas and Arrow say what the file says."""
+"""Arrays, tf.data, pandas and Arrow contain what the cache contains."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from caches import publish_random
 from feature_sets import alternating_labels, draw_features, folder_splits, write_cache
 
 from pipeline import load_features
@@ -15,11 +16,11 @@ from pipeline.errors import NoInputError, UnreachableError, UsageError
 COUNT = 150
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = alternating_labels(COUNT)
     return write_cache(
-        tmp_path / "synthetic.h5",
+        tmp_path_factory.mktemp("loading") / "synthetic.h5",
         labels=labels,
         splits=folder_splits(COUNT),
         layers={
@@ -29,7 +30,7 @@ def cache(tmp_path: Path) -> Path:
     )
 
 
-def test_table_is_what_it_was(cache: Path) -> None:
+def test_default_form_is_a_table(cache: Path) -> None:
     table = load_features(cache)
     assert isinstance(table, FeatureTable)
     assert len(load_features(str(cache))) == COUNT
@@ -44,7 +45,7 @@ def test_arrays_of_a_split(cache: Path) -> None:
     assert len(load_features(cache, as_="arrays", layer="maps:avg")[0]) == COUNT
 
 
-def test_data_frame_has_a_row_an_image(cache: Path) -> None:
+def test_data_frame_has_one_row_per_image(cache: Path) -> None:
     table = load_features(cache)
     frame = load_features(cache, as_="pandas", layer="maps")
     assert list(frame)[:4] == ["path", "label", "split", "maps_0"]
@@ -67,7 +68,7 @@ def test_arrow_table_keeps_the_shape_of_maps(cache: Path) -> None:
     assert set(arrow["split"].to_pylist()) == {"test"}
 
 
-def test_a_row_is_an_image_unless_views_are_asked_for(tmp_path: Path) -> None:
+def test_views_are_loaded_only_on_request(tmp_path: Path) -> None:
     labels, splits = alternating_labels(40), folder_splits(40)
     plain = write_cache(tmp_path / "plain.h5", labels=labels, splits=splits)
     viewed = write_cache(tmp_path / "viewed.h5", labels=labels, splits=splits, views=3)
@@ -76,7 +77,7 @@ def test_a_row_is_an_image_unless_views_are_asked_for(tmp_path: Path) -> None:
         assert len(load_features(viewed, as_="arrays", split=split)[1]) == expected
     assert len(load_features(viewed, as_="arrays", split="train", views=2)[1]) == 3 * images
     assert len(load_features(viewed, as_="arrays", views=3)[1]) == 40 + 3 * images
-    assert len(load_features(viewed)) == 40 + 3 * images  # a table is all that the file holds
+    assert len(load_features(viewed)) == 40 + 3 * images  # a table contains the whole file
     for form in ("pandas", "arrow"):
         found: Any = load_features(viewed, as_=form, views=1)  # type: ignore[call-overload]
         assert sum(map(int, found["view"].to_numpy())) == images
@@ -85,15 +86,13 @@ def test_a_row_is_an_image_unless_views_are_asked_for(tmp_path: Path) -> None:
         assert getattr(columns, "column_names", list(columns)) == getattr(
             names, "column_names", list(names)
         )
-    with pytest.raises(UsageError, match="holds 0 augmented views of an image; received views=1"):
+    with pytest.raises(UsageError, match="contains 0 augmented views per image; received views=1"):
         load_features(viewed, as_="arrays", split="test", views=1)
     with pytest.raises(UsageError, match="received views=-1"):
         load_features(viewed, as_="arrays", views=-1)
 
 
-def test_names_that_are_no_text_do_not_break_a_column(tmp_path: Path) -> None:
-    from caches import publish_random
-
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     publish_random(tmp_path / "random.h5", rows=3)
     for form in ("pandas", "arrow"):
         found: Any = load_features(tmp_path / "random.h5", as_=form, layer="maps")  # type: ignore[call-overload]
@@ -101,7 +100,7 @@ def test_names_that_are_no_text_do_not_break_a_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_dataset_gives_every_image_once_an_epoch(cache: Path) -> None:
+def test_dataset_yields_every_image_once_per_epoch(cache: Path) -> None:
     table = load_features(cache)
     expected = {row.tobytes(): label for row, label in zip(
         table.features("maps"), table.columns.labels.tolist(), strict=True)}  # fmt: skip
@@ -126,25 +125,25 @@ def test_dataset_gives_every_image_once_an_epoch(cache: Path) -> None:
     ("options", "message"),
     [
         ({"as_": "xlsx"}, "as_ is one of table, arrays, dataset, pandas, arrow; received 'xlsx'"),
-        ({"as_": "arrays"}, "holds the layers maps, maps:avg; received layer=None"),
+        ({"as_": "arrays"}, "contains the layers maps, maps:avg; received layer=None"),
         ({"as_": "arrays", "layer": "map"}, "received layer='map'"),
         ({"as_": "arrays", "layer": "maps", "split": "val"}, "split is one of train, validation"),
-        ({"split": "train"}, "a table holds every layer, split and view"),
+        ({"split": "train"}, "a table contains every layer, split and view"),
     ],
 )
-def test_what_cannot_be_is_refused(cache: Path, options: Any, message: str) -> None:
+def test_invalid_options_are_refused(cache: Path, options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_features(cache, **options)
 
 
-def test_split_that_the_set_does_not_have_is_no_input(tmp_path: Path) -> None:
+def test_split_without_images_is_an_error(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "synthetic.h5", labels=[0, 1])
     with pytest.raises(NoInputError, match="has no test images"):
         load_features(cache, as_="arrays", split="test")
 
 
 @pytest.mark.parametrize(("form", "package"), [("pandas", "pandas"), ("arrow", "pyarrow")])
-def test_missing_package_names_its_cure(
+def test_missing_package_names_the_command_that_installs_it(
     cache: Path, monkeypatch: pytest.MonkeyPatch, form: Any, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,6 +1,4 @@
-"""A cache keeps the engine that it was begun with."""
-
-from typing import Any
+"""A cache keeps the engine that computed its first rows."""
 
 import numpy as np
 import pytest
@@ -20,11 +18,13 @@ class FakeEngine:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The engines that were asked for, none of which is opened."""
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the engines that would be opened."""
     names: list[str] = []
 
     def open_engine(config: BaseConfig, layers: object, *, images: np.ndarray) -> FakeEngine:
+        if config.engine == "onnx":
+            raise UnreachableError("onnxruntime is missing: pip install onnxruntime")
         names.append(config.engine)
         return FakeEngine(config.engine)
 
@@ -32,53 +32,42 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def go_on(wanted: str, recorded: dict[str, str] | None) -> None:
+def resume(requested: str, recorded: dict[str, str] | None) -> None:
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    continue_engine(ExtractConfig(engine=wanted), ("block5_pool",), images, recorded)
+    continue_engine(ExtractConfig(engine=requested), ("block5_pool",), images, recorded)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "recorded", "engine"),
-    [
+def test_recorded_engine_continues(opened: list[str]) -> None:
+    for requested, recorded, engine in (
         ("auto", None, "auto"),
-        ("onnx", None, "onnx"),
+        ("ncnn", None, "ncnn"),
         ("auto", "ncnn", "ncnn"),
         ("ncnn", "ncnn", "ncnn"),
         ("auto", "tensorflow", "tensorflow"),
-    ],
-)
-def test_recorded_engine_goes_on(
-    asked: list[str], wanted: str, recorded: str | None, engine: str
-) -> None:
-    go_on(wanted, None if recorded is None else {"name": recorded})
-    assert asked == [engine]
+    ):
+        resume(requested, None if recorded is None else {"name": recorded})
+        assert opened.pop() == engine
 
 
-@pytest.mark.usefixtures("asked")
-def test_another_engine_is_refused() -> None:
+@pytest.mark.usefixtures("opened")
+def test_another_or_an_unknown_engine_is_refused() -> None:
     with pytest.raises(CannotCreateError, match=r"ncnn computed the features.*another --out"):
-        go_on("onnx", {"name": "ncnn"})
-
-
-@pytest.mark.usefixtures("asked")
-def test_engine_that_nobody_knows_here_is_refused() -> None:
+        resume("onnx", {"name": "ncnn"})
     with pytest.raises(UnreachableError, match=r"openvino computed the features.*another --out"):
-        go_on("auto", {"name": "openvino"})
+        resume("auto", {"name": "openvino"})
 
 
-def test_another_version_of_the_engine_goes_on_and_says_so(
-    asked: list[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.usefixtures("opened")
+def test_another_version_of_the_engine_continues_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for version, told in (("2", False), ("1", True)):
+    for version, warned in (("2", False), ("1", True)):
         caplog.clear()
-        go_on("auto", {"name": "ncnn", "version": version})
-        assert ("ncnn 1 computed the features that are there, 2 goes on" in caplog.text) == told
+        resume("auto", {"name": "ncnn", "version": version})
+        assert ("ncnn 1 computed the features in this cache; ncnn 2" in caplog.text) == warned
 
 
-def test_cure_is_for_what_the_user_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: Any, **__: Any) -> None:
-        raise UnreachableError("ncnn is missing: pip install ncnn")
-
-    monkeypatch.setattr(provenance, "open_engine", missing)
-    with pytest.raises(UnreachableError, match=r"^ncnn computed .*pip install.* another --out$"):
-        go_on("auto", {"name": "ncnn", "version": "1"})
+@pytest.mark.usefixtures("opened")
+def test_missing_engine_names_what_computed_and_what_to_install() -> None:
+    with pytest.raises(UnreachableError, match=r"^onnx computed .*pip install.* another --out$"):
+        resume("auto", {"name": "onnx"})

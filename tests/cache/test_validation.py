@@ -1,4 +1,4 @@
-"""Files that only look like caches are refused before anything in them is read."""
+"""Files that only look like caches are refused before their features are read."""
 
 import contextlib
 import json
@@ -52,7 +52,7 @@ def huge_declared(file: h5py.File) -> None:
 
 
 def bomb(file: h5py.File) -> None:
-    """Zeros compress 1,000 : 1; a 32 GB dataset in one chunk that is never written."""
+    """Zeros compress 1,000 : 1; 32 GB are declared and never written."""
     del file["features/maps"]
     shape = (150, 4096, 4096, 3)
     file.create_dataset("features/maps", shape, "f4", chunks=(1, *shape[1:]), compression="gzip")
@@ -61,8 +61,8 @@ def bomb(file: h5py.File) -> None:
 def unwritten_chunks(file: h5py.File) -> None:
     rows = file["features/maps"][()]
     del file["features/maps"]
-    made = file.create_dataset("features/maps", rows.shape, "f4", chunks=(64, 2, 2, 3))
-    made[:64] = rows[:64]
+    rows_written = file.create_dataset("features/maps", rows.shape, "f4", chunks=(64, 2, 2, 3))
+    rows_written[:64] = rows[:64]
 
 
 def unwritten_column(file: h5py.File) -> None:
@@ -88,19 +88,19 @@ def absolute_path(file: h5py.File) -> None:
     replace(file, "paths", paths)
 
 
-HOSTILE: list[Callable[[h5py.File], None]] = [
-    soft_link,
-    external_link,
-    external_storage,
-    virtual,
-    huge_declared,
-    bomb,
-    unwritten_chunks,
-    unwritten_column,
-    other_filter,
-    path_out_of_the_root,
-    absolute_path,
-]
+HOSTILE: dict[str, Callable[[h5py.File], None]] = {
+    "soft link": soft_link,
+    "external link": external_link,
+    "external storage": external_storage,
+    "virtual": virtual,
+    "huge declared": huge_declared,
+    "bomb": bomb,
+    "unwritten chunks": unwritten_chunks,
+    "unwritten column": unwritten_column,
+    "other filter": other_filter,
+    "path out of the root": path_out_of_the_root,
+    "absolute path": absolute_path,
+}
 ODD: dict[str, Callable[[h5py.File], None]] = {
     "labels are text": lambda file: replace(file, "labels", [b"x"] * 150),
     "labels are floats": lambda file: replace(file, "labels", np.zeros(150)),
@@ -120,11 +120,11 @@ ODD: dict[str, Callable[[h5py.File], None]] = {
 
 
 def change(path: Path, make: Callable[[h5py.File], object]) -> None:
-    """Change a cache as a stranger would, who knows how to seal it, too."""
+    """Change a cache as an attacker does, with valid checksums."""
     with h5py.File(path, "a") as file:
         make(file)
     with path.open("r+b") as stream, contextlib.suppress(Exception):
-        write_checksums(stream)  # of some HDF5 cannot even tell the layout
+        write_checksums(stream)  # HDF5 cannot read the layout of some
 
 
 def refused(path: Path) -> str:
@@ -134,34 +134,31 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
-def test_hostile_cache_is_refused(tmp_path: Path, make: Callable[[h5py.File], None]) -> None:
-    publish_random(tmp_path / "pets.h5")
-    change(tmp_path / "pets.h5", make)
-    assert "is refused" in refused(tmp_path / "pets.h5")
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a valid cache."""
+    path = tmp_path_factory.mktemp("valid") / "pets.h5"
+    publish_random(path)
+    return path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ODD)
-def test_odd_cache_is_refused(tmp_path: Path, kind: str) -> None:
-    publish_random(tmp_path / "pets.h5")
-    change(tmp_path / "pets.h5", ODD[kind])
+@pytest.mark.parametrize("kind", [*HOSTILE, *ODD])
+def test_invalid_cache_is_refused(tmp_path: Path, content: bytes, kind: str) -> None:
+    (tmp_path / "pets.h5").write_bytes(content)
+    change(tmp_path / "pets.h5", {**HOSTILE, **ODD}[kind])
     assert "is refused" in refused(tmp_path / "pets.h5")
 
 
 def test_any_flipped_byte_is_read_or_refused_but_never_a_traceback(tmp_path: Path) -> None:
-    publish_random(tmp_path / "pets.h5", rows=20)
-    content = (tmp_path / "pets.h5").read_bytes()
-    content = content[
-        : read_checksums(tmp_path / "pets.h5").end
-    ]  # without the seal that would tell
+    path = tmp_path / "pets.h5"
+    publish_random(path, rows=20)
+    content = path.read_bytes()[: read_checksums(path).end]  # the checksums would find all
     rng = np.random.default_rng(1)
-    for _ in range(300):
+    for _ in range(60):
         broken = bytearray(content)
         broken[rng.integers(len(broken))] ^= int(rng.integers(1, 256))
-        (tmp_path / "pets.h5").write_bytes(broken)
-        try:
-            table = read_table(tmp_path / "pets.h5")
+        path.write_bytes(broken)
+        with contextlib.suppress(BadDataError):
+            table = read_table(path)
             for layer in table.layers:
                 table.features(layer)
-        except BadDataError:
-            pass

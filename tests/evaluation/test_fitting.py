@@ -1,4 +1,4 @@
-"""Heads are fitted side by side, each thing once; one that takes too long is stopped."""
+"""Heads are fitted in parallel; one that takes too long is stopped."""
 
 import os
 import signal
@@ -39,32 +39,31 @@ def trial_rows(folds: int = 3) -> TrialRows:
 
 
 def fit(name: str, data: TrialRows, **options: object) -> list[Fits]:
-    """What one head gives on each trial."""
+    """Fit one head on each trial."""
     request = HeadRequest(name)
     config = ClassifyConfig(**options)  # type: ignore[arg-type]
     return fit_heads({request: load_head(name)}, data, config)[request]
 
 
 class Slow(DummyClassifier):  # type: ignore[misc]
-    """Waits, and notes how many wait at the same time."""
+    """Waits, and counts how many wait at the same time."""
 
     running = most = 0
     lock = threading.Lock()
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> "Slow":
-        kind = type(self)
+        head = type(self)
         with self.lock:
-            kind.running += 1
-            kind.most = max(kind.most, kind.running)
+            head.running += 1
+            head.most = max(head.most, head.running)
         time.sleep(0.1)
         with self.lock:
-            kind.running -= 1
+            head.running -= 1
         return super().fit(X, y)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("cores", [1, 3])
 def test_heads_run_on_every_core_and_stochastic_ones_alone(
-    cores: int, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Beside(Slow):
         pass
@@ -72,38 +71,13 @@ def test_heads_run_on_every_core_and_stochastic_ones_alone(
     class Alone(Slow):
         pass
 
-    monkeypatch.setattr(fitting, "usable_cores", lambda: cores)
+    monkeypatch.setattr(fitting, "usable_cores", lambda: 3)
     monkeypatch.setitem(HEADS, "beside", Head(Beside))
     monkeypatch.setitem(HEADS, "alone", Head(Alone, is_stochastic=True))
     heads = {HeadRequest(name): HEADS[name] for name in ("beside", "alone")}
-    found = fit_heads(heads, trial_rows(), ClassifyConfig())
-    assert [len(fits) for fits in found.values()] == [3, 3]
-    assert (Beside.most, Alone.most) == (cores, 1)
-
-
-def test_a_limit_on_time_changes_no_result() -> None:
-    data = trial_rows()
-    for free, limited in zip(fit("logistic", data), fit("logistic", data, timeout=60), strict=True):
-        assert not isinstance(free, str)
-        assert not isinstance(limited, str)
-        np.testing.assert_array_equal(free[0].validation_scores, limited[0].validation_scores)
-
-
-def test_a_head_that_takes_too_long_is_stopped() -> None:
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 2, 6000)
-    data = TrialRows(
-        features=random.normal(size=(6000, 400)).astype(np.float32),
-        labels=labels,
-        class_count=2,
-        trials=EvaluationProtocol(folds=3)
-        .plan_trials(draw_columns(labels.tolist()), ("a", "b"))
-        .trials[:1],
-        rows=ViewRows.plain(6000),
-    )
-    started = time.monotonic()
-    assert fit("random_forest", data, timeout=0.3) == ["stopped after 0.3 s"]
-    assert time.monotonic() - started < 60
+    fits = fit_heads(heads, trial_rows(), ClassifyConfig())
+    assert [len(of_head) for of_head in fits.values()] == [3, 3]
+    assert (Beside.most, Alone.most) == (3, 1)
 
 
 def test_a_head_that_fails_expectedly_has_a_status_and_a_bug_is_raised(
@@ -137,21 +111,18 @@ def test_a_head_that_cannot_balance_is_warned_of(
     ]
 
 
-OWN = """
+HEADS_OF_OTHERS = """
+import os, signal, sys, time
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-def with_lambda():
-    return make_pipeline(FunctionTransformer(lambda rows: rows), LogisticRegression())
-"""
+class Endless(DummyClassifier):
+    def fit(self, *arguments, **more):
+        time.sleep(600)
 
-
-EXITS = """
-import os, signal, sys
-from sklearn.dummy import DummyClassifier
-
-class Dying(DummyClassifier):
+class Killed(DummyClassifier):
     def fit(self, *arguments, **more):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -163,21 +134,55 @@ class Leaving(DummyClassifier):
     def fit(self, *arguments, **more):
         print("good bye")
         sys.exit(3)
+
+def with_lambda():
+    return make_pipeline(FunctionTransformer(lambda rows: rows), LogisticRegression())
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no signals that kill")
-def test_a_process_that_dies_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_exits.py").write_text(EXITS)
-    monkeypatch.syspath_prepend(tmp_path)
+def fit_custom(folder: Path, head: str, **options: object) -> list[Fits]:
+    """Fit a custom head on one trial."""
+    (folder / "custom.py").write_text(HEADS_OF_OTHERS)
     data = trial_rows()
-    one = replace(data, trials=data.trials[:1])
-    found = [fit(f"own_exits:{name}", one, timeout=60) for name in ("Dying", "Ending", "Leaving")]
-    assert found == [
-        ["was killed by signal 9 while it was fitted (out of memory?)"],
-        ["ended with exit code 5 while it was fitted"],
-        ["failed: SystemExit: 3"],
-    ]
+    return fit(f"custom:{head}", replace(data, trials=data.trials[:1]), **options)
+
+
+def test_a_head_within_its_time_limit_is_fitted_and_any_other_is_stopped(tmp_path: Path) -> None:
+    (free,), (limited,) = (
+        fit_custom(tmp_path, "LogisticRegression", **options) for options in ({}, {"timeout": 60})
+    )
+    assert not isinstance(free, str)
+    assert not isinstance(limited, str)
+    np.testing.assert_array_equal(free[0].validation_scores, limited[0].validation_scores)
+    assert fit_custom(tmp_path, "Endless", timeout=0.1) == ["stopped after 0.1 s"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no signals that kill")
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("Killed", "was killed by signal 9 during the fit (out of memory?)"),
+        ("Ending", "ended with exit code 5 during the fit"),
+        ("Leaving", "failed: SystemExit: 3"),
+        ("with_lambda", "cannot be sent to another process"),
+    ],
+)
+def test_a_process_without_a_fit_gives_a_status(tmp_path: Path, head: str, status: str) -> None:
+    (reason,) = fit_custom(tmp_path, head, timeout=60)
+    assert isinstance(reason, str)
+    assert reason.startswith(status)
+
+
+def test_a_custom_head_that_exits_or_prints_neither_ends_the_run_nor_reaches_stdout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit_custom(tmp_path, "Leaving") == ["failed: SystemExit: 3"]
+    assert capsys.readouterr() == ("", "good bye\n")
+    (tmp_path / "exits.py").write_text("import sys\nprint('imported')\nsys.exit('no guard')\n")
+    with pytest.raises(UsageError, match="cannot import exits: SystemExit: no guard"):
+        load_head("exits:head")
+    assert capsys.readouterr() == ("", "imported\n")
 
 
 SCRIPT = """
@@ -197,8 +202,8 @@ def fit():
     trials = EvaluationProtocol(folds=3).plan_trials(columns, ("a", "b")).trials[:1]
     data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials, ViewRows.plain(12))
     heads = {HeadRequest("knn"): load_head("knn")}
-    (found,) = fit_heads(heads, data, ClassifyConfig(timeout=60)).values()
-    print(found[0])
+    (fits,) = fit_heads(heads, data, ClassifyConfig(timeout=60)).values()
+    print(fits[0])
 """
 UNGUARDED = SCRIPT + "fit()"
 INTERRUPTED = f"""{SCRIPT}
@@ -226,11 +231,13 @@ def start(folder: Path, script: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_script_without_a_guard_is_told_what_it_needs(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_script_without_a_guard_gets_a_cure(tmp_path: Path) -> None:
     out, _ = start(tmp_path, UNGUARDED).communicate(timeout=60)
-    assert out == "its process did not start: a script needs if __name__ == '__main__'\n"
+    assert out == "did not start its process: a script needs if __name__ == '__main__'\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no groups of processes")
 def test_ctrl_c_while_a_process_imports_shows_no_traceback(tmp_path: Path) -> None:
     script = start(tmp_path, INTERRUPTED)
@@ -239,27 +246,3 @@ def test_ctrl_c_while_a_process_imports_shows_no_traceback(tmp_path: Path) -> No
     os.killpg(script.pid, signal.SIGINT)
     out, errors = script.communicate(timeout=60)
     assert (out, errors, script.returncode) == ("", "", 130)
-
-
-def test_a_head_that_exits_or_prints_neither_ends_the_run_nor_reaches_stdout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "own_leaving.py").write_text(f"{EXITS}\nprint('imported')\n")
-    (tmp_path / "own_gone.py").write_text("import sys\nsys.exit('no guard')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert fit("own_leaving:Leaving", trial_rows()) == ["failed: SystemExit: 3"] * 3
-    assert capsys.readouterr() == ("", "imported\n" + 3 * "good bye\n")
-    with pytest.raises(UsageError, match="cannot import own_gone: SystemExit: no guard"):
-        load_head("own_gone:head")
-
-
-def test_a_head_that_cannot_leave_its_process_has_a_status(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "own_with_lambda.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    name, data = "own_with_lambda:with_lambda", trial_rows(3)
-    assert not isinstance(fit(name, data)[0], str)
-    status = fit(name, replace(data, trials=data.trials[:1]), timeout=60)[0]
-    assert isinstance(status, str)
-    assert status.startswith("cannot be sent to another process")

@@ -1,4 +1,4 @@
-"""What belongs together is named by folder, expression or file, and joined by identical files."""
+"""A folder, expression or file names groups; identical files join groups."""
 
 import unicodedata
 from dataclasses import replace
@@ -23,12 +23,12 @@ def columns_with(paths: list[bytes]) -> Columns:
 
 
 def partition(identities: np.ndarray) -> list[int]:
-    """Groups numbered in the order they come."""
+    """Number groups in the order of their first rows."""
     seen: dict[bytes, int] = {}
     return [seen.setdefault(identity.tobytes(), len(seen)) for identity in identities]
 
 
-def test_without_a_rule_identical_files_belong_together() -> None:
+def test_without_a_rule_identical_files_are_a_group() -> None:
     columns = draw_columns([0, 0, 1])
     digests = columns.digests.copy()
     digests[2] = digests[0]
@@ -36,20 +36,20 @@ def test_without_a_rule_identical_files_belong_together() -> None:
 
 
 @pytest.mark.parametrize("split", [b"", b"train/", b"val/"])
-def test_folder_means_those_below_the_class(split: bytes) -> None:
+def test_folder_means_the_folders_below_the_class(split: bytes) -> None:
     paths = [b"cats/a/1.jpg", b"cats/a/2.jpg", b"cats/b/1.jpg", b"dogs/a/3.jpg", b"dogs/4.jpg"]
     columns = columns_with([split + path for path in paths])
     assert partition(identities_of(columns, parse_group_rule("folder"))) == [0, 0, 1, 2, 3]
 
 
-def test_numbered_folders_of_two_classes_are_different_objects() -> None:
+def test_equal_folder_names_of_two_classes_are_two_groups() -> None:
     columns = columns_with([b"cats/1/a.jpg", b"dogs/1/b.jpg", b"cats/2/c.jpg", b"cats/1/d.jpg"])
     assert partition(identities_of(columns, parse_group_rule("folder"))) == [0, 1, 2, 0]
-    joined = parse_group_rule(r"/([^/]+)/[^/]+$")  # as its docstring says
+    joined = parse_group_rule(r"/([^/]+)/[^/]+$")  # from the docstring
     assert partition(identities_of(columns, joined)) == [0, 0, 1, 0]
 
 
-def test_an_expression_names_groups_by_its_group_or_all_it_matches() -> None:
+def test_an_expression_names_groups_by_its_first_group_or_whole_match() -> None:
     columns = columns_with([b"c/obj1_a.jpg", b"c/obj1_b.jpg", b"c/obj2_a.jpg", b"d/obj2_a.jpg"])
     assert partition(identities_of(columns, parse_group_rule(r"(obj\d)_"))) == [0, 0, 1, 1]
     assert partition(identities_of(columns, parse_group_rule(r"^\w/obj\d"))) == [0, 0, 1, 2]
@@ -70,17 +70,17 @@ def test_groups_that_share_a_file_are_one() -> None:
     assert partition(joined) == [0, 0, 0, 0, 1]
 
 
-def test_an_added_group_moves_no_other() -> None:
+def test_an_added_group_changes_no_other() -> None:
     paths = [b"c/%d/%d.jpg" % (number // 3, number) for number in range(30)]
     rule = parse_group_rule("folder")
     few, many = (identities_of(columns_with(paths[:count]), rule) for count in (15, 30))
     assert [each.tobytes() for each in few] == [each.tobytes() for each in many[:15]]
 
 
-def test_rules_that_say_nothing_are_refused(tmp_path: Path) -> None:
+def test_invalid_rules_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="regular expression"):
         parse_group_rule("(")
-    with pytest.raises(UsageError, match=r"places none of 1 image; the first is c/1\.jpg"):
+    with pytest.raises(UsageError, match=r"matches none of 1 image; the first is c/1\.jpg"):
         identities_of(columns_with([b"c/1.jpg"]), parse_group_rule("folder"))
     with pytest.raises(NoInputError, match="cannot be read"):
         parse_group_rule(str(tmp_path / "gone.csv"))
@@ -100,7 +100,7 @@ def group_file(folder: Path, text: str) -> GroupOf:
         "digest,group\n{0},a\n{2},a\n",
     ],
 )
-def test_what_spreadsheets_and_people_write_is_read(tmp_path: Path, text: str) -> None:
+def test_formats_of_spreadsheets_and_editors_are_read(tmp_path: Path, text: str) -> None:
     columns = columns_with([f"곰/{number}.jpg".encode() for number in (1, 2, 3)])
     text = text.format(*(digest.tobytes().hex() for digest in columns.digests))
     assert partition(identities_of(columns, group_file(tmp_path, text))) == [0, 1, 0]
@@ -110,14 +110,12 @@ def test_what_spreadsheets_and_people_write_is_read(tmp_path: Path, text: str) -
     ("text", "message"),
     [
         ("file;group\n", r":1 needs the columns path or digest, and group; received 'file;group'"),
-        (f"path,group\n{200_000 * 'a'},1\n", r":2 is no CSV: field larger"),
-        ("path,group\nc/1.jpg,a\n\nc/1.jpg,b\n", r":4 says otherwise than .*groups\.csv:2 about"),
+        (f"path,group\n{200_000 * 'a'},1\n", r":2 is not CSV: field larger"),
+        ("path,group\nc/1.jpg,a\n\nc/1.jpg,b\n", r":4 contradicts .*groups\.csv:2 on"),
         ("path,group\n,a\n", r":2 names no image"),
     ],
 )
-def test_files_that_cannot_be_read_are_refused_with_their_line(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_invalid_files_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BadDataError, match=message) as raised:
         identities_of(columns_with([b"c/1.jpg"]), group_file(tmp_path, text))
     assert "\n" not in str(raised.value)

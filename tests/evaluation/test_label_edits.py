@@ -1,4 +1,4 @@
-"""suspects.csv is written and comes back, edited, for the right rows."""
+"""Edits of suspects.csv apply to the right rows."""
 
 import csv
 import unicodedata
@@ -73,7 +73,7 @@ def edited(text: str | bytes) -> Path:
     return path
 
 
-def wanted(path: Path, table: FeatureTable) -> np.ndarray:
+def edits_of(path: Path, table: FeatureTable) -> np.ndarray:
     (edits,) = read_label_edits(path, [table])
     return np.array([edits.get(row, UNEDITED) for row in range(len(table))])
 
@@ -97,27 +97,27 @@ def hexadecimal(table: FeatureTable, row: int) -> str:
 
 
 def test_an_unedited_file_changes_nothing(table: FeatureTable) -> None:
-    assert (wanted(suspects_file(table), table) == UNEDITED).all()
+    assert (edits_of(suspects_file(table), table) == UNEDITED).all()
 
 
-def test_suspects_are_written_one_a_line_for_spreadsheets(table: FeatureTable) -> None:
+def test_suspects_are_written_for_spreadsheets_one_per_line(table: FeatureTable) -> None:
     content = suspects_file(table).read_bytes()
     assert content.startswith(b"\xef\xbb\xbf" + ",".join(COLUMNS).encode())
     assert content.count(b"\n") == 1 + len(table)
 
 
-@pytest.mark.parametrize("row", range(len(PATHS)))
 @pytest.mark.parametrize("matched_by", ["digest", "path"])
-def test_every_row_round_trips(table: FeatureTable, row: int, matched_by: str) -> None:
-    written = records(suspects_file(table))
-    written[row] |= {"drop": "yes"} | ({"digest": ""} if matched_by == "path" else {})
+def test_every_row_round_trips(table: FeatureTable, matched_by: str) -> None:
     path = Path("edits.csv")
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(written)
-    copies = {0, 5} if matched_by == "digest" and row in (0, 5) else {row}
-    assert set(np.flatnonzero(wanted(path, table) == DROPPED).tolist()) == copies
+    for row in range(len(PATHS)):
+        written = records(suspects_file(table))
+        written[row] |= {"drop": "yes"} | ({"digest": ""} if matched_by == "path" else {})
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(written)
+        copies = {0, 5} if matched_by == "digest" and row in (0, 5) else {row}
+        assert set(np.flatnonzero(edits_of(path, table) == DROPPED).tolist()) == copies
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -131,11 +131,11 @@ def test_every_class_can_be_the_new_label_as_written(table: FeatureTable, name: 
         if own == label
     )
     for spelling in {name, shown}:
-        edits = wanted(edited(f"path,new_label\n{PATHS[6].decode()},{spelling}\n"), table)
+        edits = edits_of(edited(f"path,new_label\n{PATHS[6].decode()},{spelling}\n"), table)
         assert edits[6] == label
 
 
-def test_an_applied_file_relabels_drops_and_reads_the_right_features(table: FeatureTable) -> None:
+def test_applied_edits_relabel_and_drop_rows_with_their_features(table: FeatureTable) -> None:
     text = (
         f"digest,new_label,drop\n{hexadecimal(table, 0)},dogs,\n{hexadecimal(table, 3)},,x\n"
         f"{hexadecimal(table, 4)},,\n"
@@ -147,11 +147,11 @@ def test_an_applied_file_relabels_drops_and_reads_the_right_features(table: Feat
     np.testing.assert_array_equal(
         after.features("block5_pool"), table.features("block5_pool")[kept]
     )
-    assert table.columns.labels[0] == 0  # the one that was given stays as it is
+    assert table.columns.labels[0] == 0  # the argument is unchanged
 
 
-def test_a_path_alone_means_that_file_and_not_its_copies(table: FeatureTable) -> None:
-    edits = wanted(edited("path,drop\ntrain/cats/copy of 1.jpg,yes\n"), table)
+def test_a_path_without_digest_means_that_file_and_not_its_copies(table: FeatureTable) -> None:
+    edits = edits_of(edited("path,drop\ntrain/cats/copy of 1.jpg,yes\n"), table)
     assert np.flatnonzero(edits == DROPPED).tolist() == [5]
 
 
@@ -165,54 +165,57 @@ def test_a_path_alone_means_that_file_and_not_its_copies(table: FeatureTable) ->
         "path,new_label\ntrain/cats/1.jpeg\ntrain/cats/1.jpg,dogs\n",  # a short line
     ],
 )
-def test_what_spreadsheets_and_people_write_is_read(table: FeatureTable, text: str) -> None:
+def test_formats_of_spreadsheets_and_editors_are_read(table: FeatureTable, text: str) -> None:
     (after,) = apply_label_edits([edited(text)], [table])
     assert after.columns.labels.tolist() == [1, 0, 2, 1, 3, 0, 0, 1]
 
 
 def test_a_decomposed_name_is_the_same_name(table: FeatureTable) -> None:
     name = unicodedata.normalize("NFD", "고양이")
-    assert wanted(edited(f"path,new_label\n{name}/4.jpg,{name}\n"), table)[4] == 3
-    assert wanted(edited(f"path,drop\n{name}/4.jpg,yes\n"), table)[4] == DROPPED
+    assert edits_of(edited(f"path,new_label\n{name}/4.jpg,{name}\n"), table)[4] == 3
+    assert edits_of(edited(f"path,drop\n{name}/4.jpg,yes\n"), table)[4] == DROPPED
 
 
 @pytest.mark.parametrize("answer", ["yes", "x", "1", "TRUE", " Yes "])
 def test_drop_takes_several_words(table: FeatureTable, answer: str) -> None:
-    assert wanted(edited(f"path,drop\ntrain/cats/1.jpg,{answer}\n"), table)[0] == DROPPED
+    assert edits_of(edited(f"path,drop\ntrain/cats/1.jpg,{answer}\n"), table)[0] == DROPPED
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,new_label\ntrain/cats/1.jpg,dgos", r"edits\.csv:2: dgos is no class; .*mean dogs\?"),
+        (
+            "path,new_label\ntrain/cats/1.jpg,dgos",
+            r"edits\.csv:2: dgos is not .*mean dogs\?",
+        ),
         (
             "path,new_label\n\ntrain/cats/1.jpg,horse",
-            ":3: horse is no class; .*are cats",
+            ":3: horse is not a class; .*are cats",
         ),
         ("path,new_label\ntrain/cat/1.jpg,dogs", r":2: no image is called .*mean train/cats/1\.jp"),
         ("path,drop,new_label\ntrain/cats/1.jpg,x,dogs", ":2 both drops and relabels"),
-        ("path,drop\ntrain/cats/1.jpg,maybe", ":2: drop takes yes or nothing; received 'maybe'"),
+        ("path,drop\ntrain/cats/1.jpg,maybe", ":2: drop is yes or empty; received 'maybe'"),
         ("path,drop\n,yes", ":2 names no image"),
         ("digest,drop\nabc,yes", ":2: no image has the digest abc"),
         ("digest,drop\n" + 64 * "0" + ",yes", ":2: no image has the digest 0"),
         ("file,drop\na,yes", r":1 needs the columns path or digest.*'file,drop'"),
         ("path,label\na,yes", ":1 needs the columns"),
         ("", ":1 needs the columns"),
-        ('path,drop\n"a"b,yes', ":2 is no CSV"),
-        (f"path,drop\n{200_000 * 'a'},yes", ":2 is no CSV: field larger"),
+        ('path,drop\n"a"b,yes', ":2 is not CSV"),
+        (f"path,drop\n{200_000 * 'a'},yes", ":2 is not CSV: field larger"),
         (b"path,drop\ntrain/cats/\xff2.jpg,yes", r":2 is not UTF-8.*digest"),
         ("path,drop\n".encode("utf-16"), ":1 is not UTF-8"),
         (
             "path,new_label\ntrain/cats/1.jpg,dogs\ntrain/cats/1.jpg,cats",
-            r":3 says otherwise than edits\.csv:2 about train/cats/1\.jpg",
+            r":3 contradicts edits\.csv:2 on train/cats/1\.jpg",
         ),
         (
             "path,new_label,drop\ntrain/cats/1.jpg,dogs,\ntrain/cats/1.jpg,,x",
-            r":3 says otherwise than edits\.csv:2",
+            r":3 contradicts edits\.csv:2",
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_its_line(
+def test_invalid_edits_are_refused_with_their_line(
     table: FeatureTable, text: str | bytes, message: str
 ) -> None:
     with pytest.raises(BadDataError, match=message) as raised:
@@ -220,12 +223,12 @@ def test_what_cannot_be_done_is_refused_with_its_line(
     assert "\n" not in str(raised.value)
 
 
-def test_the_same_edit_twice_is_no_contradiction(table: FeatureTable) -> None:
+def test_a_repeated_edit_is_accepted(table: FeatureTable) -> None:
     line = "train/cats/1.jpg,dogs\n"
-    assert wanted(edited("path,new_label\n" + 2 * line), table)[0] == 1
+    assert edits_of(edited("path,new_label\n" + 2 * line), table)[0] == 1
 
 
-def test_a_file_that_is_not_there_is_said(table: FeatureTable) -> None:
+def test_a_missing_file_is_refused(table: FeatureTable) -> None:
     with pytest.raises(NoInputError, match=r"--labels nowhere\.csv cannot be read"):
         read_label_edits(Path("nowhere.csv"), [table])
 
@@ -235,7 +238,7 @@ def rows_of(table: FeatureTable, rows: list[int]) -> FeatureTable:
     return replace(table, columns=table.columns.take(places), file_rows=table.file_rows[places])
 
 
-def test_an_image_need_not_stand_in_every_cache(table: FeatureTable) -> None:
+def test_an_image_need_not_be_in_every_cache(table: FeatureTable) -> None:
     tables = [rows_of(table, [0, 1, 2, 3, 4]), rows_of(table, [7, 6, 3, 2, 4, 1])]
     text = "path,new_label,drop\ntrain/cats/1.jpg,dogs,\n-dogs/a,,\n@x/'7.jpg,,yes\n"
     first, second = apply_label_edits([edited(text)], tables)
@@ -252,16 +255,16 @@ def test_a_second_file_adds_to_the_first_and_goes_before_it(table: FeatureTable)
     assert after_edits(table, second, first).columns.labels.tolist() == [1, 0, 2, 1, 3, 1]
 
 
-def test_a_class_without_images_left_is_left_out(
+def test_a_class_without_images_is_removed(
     table: FeatureTable, caplog: pytest.LogCaptureFixture
 ) -> None:
     after = after_edits(table, f"digest,drop\n{hexadecimal(table, 2)},yes\n")
     assert after.classes == ("cats", "dogs", "고양이")
     assert after.columns.labels.tolist() == [0, 0, 1, 2, 0, 0, 1]
-    assert "no image of =1+1, which is left out" in caplog.text
+    assert "--labels drops every image of =1+1: without this class" in caplog.text
 
 
-def test_a_class_left_in_one_cache_stays_in_all(table: FeatureTable) -> None:
+def test_a_class_with_images_in_one_cache_stays_in_all(table: FeatureTable) -> None:
     tables = [rows_of(table, [0, 2, 3]), rows_of(table, [0, 2, 3, 4])]
     edits = edited("path,drop\n고양이/4.jpg,no\ntrain/cats/1.jpg,yes\n")
     for after in apply_label_edits([edits], tables):

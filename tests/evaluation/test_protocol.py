@@ -1,4 +1,4 @@
-"""The protocol decides how often a set is divided, and with which seeds heads are fitted."""
+"""The protocol decides how often a set is split, and which seeds heads are fitted with."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ CLASSES = ("cats", "dogs")
 
 
 @pytest.mark.parametrize(
-    ("count", "folders", "given", "folds"),
+    ("count", "folders", "options", "folds"),
     [
         (100, False, {}, 5),
         (FEW_IMAGES, False, {}, 0),
@@ -22,16 +22,16 @@ CLASSES = ("cats", "dogs")
     ],
 )
 def test_small_sets_without_folders_are_cross_validated(
-    count: int, folders: bool, given: dict[str, object], folds: int
+    count: int, folders: bool, options: dict[str, object], folds: int
 ) -> None:
     labels = alternating_labels(count)
     columns = draw_columns(labels, splits=folder_splits(count) if folders else None)
-    division = EvaluationProtocol(**given).plan_trials(columns, CLASSES)
-    assert division.folds == folds
-    assert len(division.trials) == max(folds, 1)
+    plan = EvaluationProtocol(**options).plan_trials(columns, CLASSES)
+    assert plan.folds == folds
+    assert len(plan.trials) == max(folds, 1)
 
 
-def test_folders_that_are_ignored_are_told() -> None:
+def test_ignored_folders_are_reported() -> None:
     columns = draw_columns(alternating_labels(100), splits=folder_splits(100))
     assert (
         "split folders are ignored"
@@ -41,7 +41,7 @@ def test_folders_that_are_ignored_are_told() -> None:
     assert "ignored" not in EvaluationProtocol(folds=3).plan_trials(columns, CLASSES).source
 
 
-def test_repeats_are_seeds_of_one_division_or_divisions_anew() -> None:
+def test_repeats_are_seeds_of_one_split_or_other_folds() -> None:
     columns = draw_columns(alternating_labels(100))
     (trial,) = (
         EvaluationProtocol(split="60/20/20", repeats=3, seed=5).plan_trials(columns, CLASSES).trials
@@ -55,12 +55,12 @@ def test_repeats_are_seeds_of_one_division_or_divisions_anew() -> None:
     assert not np.array_equal(trials[0].splits.test, trials[4].splits.test)
 
 
-def test_groups_hold_for_shares_and_for_folds() -> None:
+def test_shares_and_folds_keep_groups_together() -> None:
     columns = draw_columns(alternating_labels(300))
     rule = r"^(\d+)\d\.jpg"  # paths are 0.jpg … 299.jpg: ten in a row are one group
     object_of = np.arange(300) // 10
-    for given in ({"folds": 3}, {"split": "60/20/20"}):
-        for trial in EvaluationProtocol(group=rule, **given).plan_trials(columns, CLASSES).trials:
+    for options in ({"folds": 3}, {"split": "60/20/20"}):
+        for trial in EvaluationProtocol(group=rule, **options).plan_trials(columns, CLASSES).trials:
             splits = trial.splits
             train, validation, test = (
                 set(object_of[rows[rows >= 10]])
@@ -71,32 +71,34 @@ def test_groups_hold_for_shares_and_for_folds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("options", "message"),
     [
-        ({"folds": 5, "split": "60/20/20"}, "choose one"),
+        ({"folds": 5, "split": "60/20/20"}, "omit one"),
         ({"folds": 2}, "needs 3 folds"),
-        ({"repeats": 0}, "--repeats needs at least 1"),
+        ({"repeats": 0}, "--repeats is a number from 1"),
         ({"split_seed": -1}, "--split-seed is a number from 0"),
         ({"seed": 2**32 - 1, "repeats": 2}, "--seed is a number from 0"),
     ],
 )
-def test_what_cannot_be_is_refused(given: dict[str, object], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        EvaluationProtocol(**given)
+def test_invalid_rules_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EvaluationProtocol(**options)
 
 
-def test_flags_that_folders_overrule_are_refused_or_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_options_that_folders_overrule_are_refused_or_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     columns = draw_columns(alternating_labels(100), splits=folder_splits(100))
     with pytest.raises(UsageError, match="--split: the set has train, validation and test"):
         EvaluationProtocol(split="80/10/10").plan_trials(columns, CLASSES)
     EvaluationProtocol(split_seed=7).plan_trials(columns, CLASSES)
-    assert "--split-seed changes nothing" in caplog.text
-    rule = r"(\d)\.jpg"  # ten groups, of which the folders part each
+    assert "--split-seed has no effect" in caplog.text
+    rule = r"(\d)\.jpg"  # ten groups; the folders divide eight
     (notice,) = EvaluationProtocol(group=rule).plan_trials(columns, CLASSES).notices
-    assert "stand in two splits because the folders say so" in notice
+    assert notice.startswith("the split folders divide 8 groups, which inflates every accuracy")
     assert EvaluationProtocol(group=rule, folds=3).plan_trials(columns, CLASSES).notices == ()
 
 
-def test_a_set_too_small_for_folds_is_told_so() -> None:
+def test_a_set_too_small_for_folds_is_refused() -> None:
     with pytest.raises(BadDataError, match="has 2 different images"):
         EvaluationProtocol(folds=3).plan_trials(draw_columns([0, 0, 1, 1]), CLASSES)

@@ -1,4 +1,4 @@
-"""Which head is the best, which are as good, and what people are told to use."""
+"""Heads are ranked and recommended on validation; test only gives p-values."""
 
 import hashlib
 import math
@@ -80,13 +80,13 @@ def draw_outcome(
     return Outcome(result=replace(known, **fields), test=test, validation=validation)
 
 
-def judged(*outcomes: Outcome, folds: int = 0) -> tuple[list[Result], str]:
-    found, sentence = rank_and_recommend([replace(each, folds=folds) for each in outcomes])
-    return [each.result for each in found], sentence
+def ranked(*outcomes: Outcome, folds: int = 0) -> tuple[list[Result], str]:
+    sorted_outcomes, sentence = rank_and_recommend([replace(o, folds=folds) for o in outcomes])
+    return [outcome.result for outcome in sorted_outcomes], sentence
 
 
 def test_of_heads_as_good_as_the_best_the_one_with_fewest_parameters_is_recommended() -> None:
-    results, sentence = judged(
+    results, sentence = ranked(
         draw_outcome("weak", wrong=range(90), parameters=2),
         draw_outcome("logistic", wrong=range(4, 16), parameters=513, params="C=1"),
         draw_outcome("dense", wrong=range(10), parameters=2_097_665),
@@ -109,26 +109,26 @@ def test_as_good_is_within_one_standard_error_of_the_paired_difference() -> None
     # 9 images between them and none the other way: the error is 3 images; with 4 more each, 4.1
     best = draw_outcome("best", wrong=range(4))
     worse = draw_outcome("worse", wrong=range(13))
-    assert [each.verdict for each in judged(best, worse)[0]] == ["best", ""]
+    assert [each.verdict for each in ranked(best, worse)[0]] == ["best", ""]
     apart = draw_outcome("apart", wrong=range(100, 108))
-    assert [each.verdict for each in judged(best, apart)[0]] == ["best", ""]
+    assert [each.verdict for each in ranked(best, apart)[0]] == ["best", ""]
     apart = draw_outcome("apart", wrong=range(100, 107))
-    assert [each.verdict for each in judged(best, apart)[0]] == ["best", "≈ best"]
+    assert [each.verdict for each in ranked(best, apart)[0]] == ["best", "≈ best"]
     # errors that both make do not count, though each accuracy by itself is as unsure as 9 images
     pair = draw_outcome("best", wrong=range(100)), draw_outcome("worse", wrong=range(103))
-    assert [each.verdict for each in judged(*pair)[0]] == ["best", ""]
+    assert [each.verdict for each in ranked(*pair)[0]] == ["best", ""]
 
 
-@pytest.mark.parametrize("count", range(0, 60, 3))
-def test_one_image_apart_is_as_good(count: int) -> None:
+def test_one_image_apart_is_as_good() -> None:
     """It is exactly one standard error, so rounding must not decide."""
-    pair = draw_outcome("best", wrong=range(count)), draw_outcome("other", wrong=range(count + 1))
-    assert [each.verdict for each in judged(*pair)[0]] == ["best", "≈ best"]
+    for count in range(0, 60, 6):
+        best, other = (draw_outcome(str(size), wrong=range(size)) for size in (count, count + 1))
+        assert [each.verdict for each in ranked(best, other)[0]] == ["best", "≈ best"]
 
 
 @pytest.mark.parametrize("test_wrong", [range(0), range(250), range(250, 500)])
-def test_nothing_is_chosen_by_test(test_wrong: range) -> None:
-    results, _ = judged(
+def test_test_images_change_no_choice(test_wrong: range) -> None:
+    results, _ = ranked(
         draw_outcome("first", wrong=range(8)),
         draw_outcome("second", wrong=range(9), test_wrong=test_wrong, parameters=50),
         draw_outcome("third", wrong=range(60), test_wrong=test_wrong, parameters=1),
@@ -142,7 +142,7 @@ def test_nothing_is_chosen_by_test(test_wrong: range) -> None:
 
 def test_of_equal_accuracies_the_lowest_log_loss_is_best_then_the_fewest_parameters() -> None:
     def order(*outcomes: Outcome) -> list[str]:
-        return [each.head for each in judged(*outcomes)[0]]
+        return [each.head for each in ranked(*outcomes)[0]]
 
     unsure = draw_outcome("unsure", wrong=range(10), sure=0.6, parameters=1)
     sure = draw_outcome("sure", wrong=range(10), sure=0.9)
@@ -153,13 +153,13 @@ def test_of_equal_accuracies_the_lowest_log_loss_is_best_then_the_fewest_paramet
     assert order(sure, twin) == ["sure", "twin"]
 
 
-def test_of_equally_simple_heads_the_one_that_knows_when_it_is_wrong_is_recommended() -> None:
+def test_of_equally_simple_heads_the_lowest_calibrated_log_loss_is_recommended() -> None:
     blunt = draw_outcome("blunt", wrong=range(10))
     fine = draw_outcome("fine", wrong=range(11), sure=0.52)  # a temperature makes it surer
     scores = fine.validation.scores.copy()
     scores[:11] = 0.495 + 0.01 * np.eye(2)[scores[:11].argmax(axis=1)]
     fine = replace(fine, validation=replace(fine.validation, scores=scores))
-    results, sentence = judged(blunt, fine)
+    results, sentence = ranked(blunt, fine)
     assert [(each.verdict, each.recommended) for each in results] == [
         ("best", False),
         ("≈ best", True),
@@ -170,7 +170,7 @@ def test_of_equally_simple_heads_the_one_that_knows_when_it_is_wrong_is_recommen
 def test_p_values_are_statsmodels_against_the_best_on_the_same_images() -> None:
     random = np.random.default_rng(4)
     wrong = [random.choice(TEST, size, replace=False) for size in (15, 20, 32, 60)]
-    results, _ = judged(
+    results, _ = ranked(
         *(
             draw_outcome(f"head{place}", wrong=range(10 + 10 * place), test_wrong=images)
             for place, images in enumerate(wrong)
@@ -191,20 +191,20 @@ def test_p_values_are_statsmodels_against_the_best_on_the_same_images() -> None:
     assert math.isnan(results[0].p_holm)
 
 
-def test_rows_of_two_caches_are_paired_by_digest_whatever_their_order() -> None:
+def test_rows_of_two_caches_in_any_order_are_paired_by_digest() -> None:
     shuffled = np.random.default_rng(0).permutation(TEST)
     first = draw_outcome("first")
     second = draw_outcome("second", wrong=range(10), test_wrong=range(60))
     moved = draw_outcome(
         "second", wrong=range(10), test_wrong=range(60), order=shuffled, cache="b.h5"
     )
-    (_, expected), _ = judged(first, second)
-    (_, found), _ = judged(first, moved)
+    (_, expected), _ = ranked(first, second)
+    (_, found), _ = ranked(first, moved)
     assert found.p_value == expected.p_value < 0.001
 
 
 def test_identical_files_under_two_labels_are_paired_by_label() -> None:
-    """A file that stands in both classes: whichever comes first, right stays with its label."""
+    """A file is in both classes, in either order: the label says which prediction is right."""
 
     def with_twins(outcome: Outcome, order: list[int]) -> Outcome:
         keys = outcome.test.keys.copy()
@@ -221,28 +221,28 @@ def test_identical_files_under_two_labels_are_paired_by_label() -> None:
     always_first = range(1, TEST, 2)  # right on class 0 alone
     first = with_twins(draw_outcome("first", test_wrong=always_first), [0, 1])
     second = with_twins(draw_outcome("second", wrong=[0], test_wrong=always_first), [1, 0])
-    (_, found), _ = judged(first, second)
+    (_, found), _ = ranked(first, second)
     assert found.p_value == 1.0
 
 
 def test_other_images_or_labels_have_no_p_value_and_an_unpaired_error() -> None:
     first = draw_outcome("first", wrong=range(4))
     other = draw_outcome("other", wrong=range(8), salt="other", cache="b.h5")
-    results, _ = judged(first, other, draw_outcome("third", wrong=range(30), test_wrong=range(60)))
+    results, _ = ranked(first, other, draw_outcome("third", wrong=range(30), test_wrong=range(60)))
     assert math.isnan(results[1].p_value)
     assert results[2].p_holm == results[2].p_value < 0.001  # one test, nothing to correct
     # 4 images apart, the error unpaired 3.4 images: not as good; 3 are
     assert results[1].verdict == ""
     other = draw_outcome("other", wrong=range(7), salt="other", cache="b.h5")
-    assert judged(first, other)[0][1].verdict == "≈ best"
+    assert ranked(first, other)[0][1].verdict == "≈ best"
     relabelled = replace(first.test, labels=np.roll(first.test.labels, 1))
     other = replace(draw_outcome("other", wrong=[9]), test=relabelled)
-    assert math.isnan(judged(first, other)[0][1].p_value)
+    assert math.isnan(ranked(first, other)[0][1].p_value)
 
 
 def test_a_smaller_head_on_another_base_is_named_but_not_recommended() -> None:
     elsewhere = {"cache": "b.h5", "base": "mobilenet_v2", "layer": "out_relu:avg"}
-    results, sentence = judged(
+    results, sentence = ranked(
         draw_outcome("lda", wrong=range(2, 13), parameters=5, **elsewhere),
         draw_outcome("logistic", wrong=range(10)),
         draw_outcome("logistic", wrong=range(11), input="flat", parameters=9000),
@@ -255,13 +255,13 @@ def test_a_smaller_head_on_another_base_is_named_but_not_recommended() -> None:
     )
 
 
-def test_caches_of_one_base_are_told_apart_by_size_or_name() -> None:
-    _, sentence = judged(
+def test_size_or_name_distinguishes_caches_of_one_base() -> None:
+    _, sentence = ranked(
         draw_outcome("logistic", wrong=range(10)),
         draw_outcome("logistic", wrong=range(60), image_size=224, cache="b.h5"),
     )
     assert "on pooled vgg16 block5_pool at 150 pixels: " in sentence
-    _, sentence = judged(
+    _, sentence = ranked(
         draw_outcome("logistic", wrong=range(10)),
         draw_outcome("logistic", wrong=range(60), cache="b.h5"),
     )
@@ -269,35 +269,35 @@ def test_caches_of_one_base_are_told_apart_by_size_or_name() -> None:
 
 
 def test_of_many_that_are_as_good_three_are_named() -> None:
-    _, sentence = judged(*(draw_outcome(f"head{number}", parameters=number) for number in range(6)))
+    _, sentence = ranked(*(draw_outcome(f"head{number}", parameters=number) for number in range(6)))
     assert sentence.startswith("Use head0 on pooled vgg16 block5_pool: ")
     assert sentence.endswith(
         "; it is simpler than head1, head2, head3 and 2 more, which are as good on validation."
     )
 
 
-def test_a_single_head_and_a_clear_best_are_said_as_such() -> None:
-    _, sentence = judged(draw_outcome("logistic"))
+def test_the_sentence_of_a_single_head_and_of_a_clear_best() -> None:
+    _, sentence = ranked(draw_outcome("logistic"))
     assert sentence.endswith("right (95 % interval 93.9–97.4).")
-    _, sentence = judged(draw_outcome("logistic"), draw_outcome("weak", wrong=range(90)))
+    _, sentence = ranked(draw_outcome("logistic"), draw_outcome("weak", wrong=range(90)))
     assert sentence.endswith("(95 % interval 93.9–97.4); no other is as good on validation.")
 
 
 @pytest.mark.parametrize(
-    ("folds", "fits", "said"),
+    ("folds", "fits", "text"),
     [
         (5, 5, "96.0 % of 500 images right (over 5 folds, 95 %"),
         (5, 15, "96.0 % of 500 images right (over 5 folds 3 times, 95 %"),
         (0, 3, "96.0 % of 500 test images right (mean of 3 seeds, 95 %"),
     ],
 )
-def test_folds_and_seeds_are_said(folds: int, fits: int, said: str) -> None:
-    _, sentence = judged(draw_outcome("logistic", fits=fits), folds=folds)
-    assert said in sentence
+def test_the_sentence_states_folds_and_seeds(folds: int, fits: int, text: str) -> None:
+    _, sentence = ranked(draw_outcome("logistic", fits=fits), folds=folds)
+    assert text in sentence
 
 
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "text"),
     [
         ("C=1", "dense (C=1) on"),
         ("C=1 (3 of 5 fits)", "dense with C=1 (3 of 5 fits) on"),
@@ -305,33 +305,33 @@ def test_folds_and_seeds_are_said(folds: int, fits: int, said: str) -> None:
         ("(3 of 5 fits)", "dense (3 of 5 fits) on"),
     ],
 )
-def test_settings_are_said(params: str, said: str) -> None:
-    assert f"Use {said} pooled" in judged(draw_outcome("dense", params=params))[1]
+def test_the_sentence_states_the_setting(params: str, text: str) -> None:
+    assert f"Use {text} pooled" in ranked(draw_outcome("dense", params=params))[1]
 
 
 def test_names_from_outside_are_escaped() -> None:
     outcome = draw_outcome("my\x1b[31m:head", layer="a\nb", base="x\u202e")
-    assert judged(outcome)[1].startswith(r"Use my\x1b[31m:head on pooled x\u202e a\nb: ")
+    assert ranked(outcome)[1].startswith(r"Use my\x1b[31m:head on pooled x\u202e a\nb: ")
 
 
-def test_nothing_is_recommended_that_is_not_surely_better_than_guessing() -> None:
+def test_no_head_is_recommended_unless_significantly_better_than_guessing() -> None:
     half = [image for image in range(TEST) if image % 4 < 2]  # half of each class
     wrong = [image for image in range(VALIDATION) if image % 4 < 2]
-    results, sentence = judged(
+    results, sentence = ranked(
         draw_outcome("majority", wrong=range(1, VALIDATION, 2), parameters=2),
         draw_outcome("logistic", wrong=wrong[1:], test_wrong=half[10:]),
     )
     assert sentence == (
         "No head can be recommended: logistic on pooled vgg16 block5_pool is the choice on "
         "validation, but gets 52.0 % of 500 test images right (95 % interval 47.6–56.3), not "
-        "surely more than by always naming the most frequent class (50.0 %)."
+        "significantly more than the most frequent class (50.0 %)."
     )
-    # the report still looks at a head that looks at the images
+    # the report shows a head that is not constant
     assert [(each.head, each.verdict, each.recommended) for each in results] == [
         ("logistic", "best", True),
         ("majority", "≈ best", False),
     ]
-    _, sentence = judged(
+    _, sentence = ranked(
         draw_outcome(
             "majority", wrong=range(1, VALIDATION, 2), test_wrong=range(1, TEST, 2), parameters=2
         )
@@ -340,15 +340,15 @@ def test_nothing_is_recommended_that_is_not_surely_better_than_guessing() -> Non
 
 
 @pytest.mark.parametrize(("wrong", "sure"), [(75, True), (90, False)])
-def test_guessing_is_naming_the_class_most_frequent_on_validation(wrong: int, sure: bool) -> None:
-    _, sentence = judged(draw_outcome("logistic", cycle=5, test_wrong=range(wrong)))
+def test_guessing_predicts_the_most_frequent_class_of_validation(wrong: int, sure: bool) -> None:
+    _, sentence = ranked(draw_outcome("logistic", cycle=5, test_wrong=range(wrong)))
     assert sentence.startswith("Use logistic" if sure else "No head can be recommended: ")
     assert sure or sentence.endswith("the most frequent class (80.0 %).")
 
 
-def test_heads_without_figures_come_last_and_have_no_verdict() -> None:
+def test_heads_without_metrics_come_last_and_have_no_verdict() -> None:
     failed = Outcome(result=replace(draw_outcome("slow").result, status="stopped after 10 s"))
-    results, sentence = judged(failed, draw_outcome("logistic"))
+    results, sentence = ranked(failed, draw_outcome("logistic"))
     assert [(each.head, each.verdict, each.recommended) for each in results] == [
         ("logistic", "best", True),
         ("slow", "", False),
@@ -358,7 +358,7 @@ def test_heads_without_figures_come_last_and_have_no_verdict() -> None:
     assert rank_and_recommend([failed]) == ([failed], "")
 
 
-def test_where_classes_count_equally_the_balanced_accuracy_judges() -> None:
+def test_balanced_accuracy_ranks_where_classes_count_equally() -> None:
     # of every ten validation images one is of class 0: 40 of 400
     rare = list(range(0, 400, 10))
     outcomes = [
@@ -368,12 +368,12 @@ def test_where_classes_count_equally_the_balanced_accuracy_judges() -> None:
         ),
     ]
     for balanced, expected in ((False, ["common", "fair"]), (True, ["fair", "common"])):
-        judged, _ = rank_and_recommend(outcomes, balanced=balanced)
-        assert [each.result.head for each in judged] == expected
-        assert [each.result.verdict for each in judged] == ["best", ""]
+        outcomes_ranked, _ = rank_and_recommend(outcomes, balanced=balanced)
+        assert [each.result.head for each in outcomes_ranked] == expected
+        assert [each.result.verdict for each in outcomes_ranked] == ["best", ""]
 
 
-def test_balanced_a_head_that_finds_the_rare_class_beats_guessing() -> None:
+def test_with_balance_a_head_that_finds_the_rare_class_beats_guessing() -> None:
     # of every ten test images one is of class 0: naming class 1 always gets 90 %
     common = [row for row in range(TEST) if row % 10]
     fair = draw_outcome(

