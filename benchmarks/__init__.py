@@ -1,16 +1,15 @@
-"""How fast the pipeline is on this machine, beside what a reader of the book would write.
+"""Speed of the pipeline on this machine, compared with the book's code.
 
-Every side runs in a process of its own, so that its memory is its own and no thread of another is
-in its way; one works at a time, all in turn, round after round. What counts:
+Every side runs in its own process, so that its peak memory is its own and no thread of another side
+disturbs it. One side works at a time; all sides alternate, round after round. The times include:
 
-- the book's loop: from the first batch to the last one's features. Importing TensorFlow, building
-  the model, tracing it and listing the folder do not count.
-- an engine alone: decoded pixels in memory -> features.
+- book's loop: from the first batch to the features of the last one, without importing TensorFlow,
+  building and tracing the model and listing the folder.
+- engine alone: decoded pixels in memory -> features.
 - decoding alone: files -> pixels, as extract reads them.
-- extract: the whole call into a new cache file, less the same call with one image of each class.
-  So importing and opening the engine do not count here either; hashing, decoding, committing and
-  publishing do.
+- extract: a whole run into a new cache file, minus a run with one image per class. So imports and
+  opening the engine do not count; hashing, decoding, committing and publishing do.
 
-Start-up stands beside each: from the start of the process until its first batch is done; of
-extract, the command with one image of each class until it has ended.
+The start-up time of a side is from the start of its process to the end of its first batch; that of
+extract is the time of the command with one image per class.
 """

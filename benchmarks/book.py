@@ -1,4 +1,4 @@
-"""What a reader of "Deep Learning with Python" writes, with today's Keras."""
+"""The feature extraction of "Deep Learning with Python", with current Keras."""
 
 import time
 from pathlib import Path
@@ -16,13 +16,13 @@ BATCH_SIZE = 32  # the default of Keras' own loader
 
 
 class Loop:
-    """The features of a folder, batch by batch through ``predict`` (5.3, "fast feature extraction
-    without data augmentation"; the second edition's 8.3).
+    """Extract the features of a folder with ``predict``, batch by batch (5.3, "fast feature
+    extraction without data augmentation"; second edition: 8.3).
 
     Parameters
     ----------
-    layer : layer key; the book takes the base's last layer, without pooling.
-    whole : one ``predict`` over the whole dataset instead of one a batch: what Keras does best.
+    layer : layer key; the book uses the base's last layer, without pooling.
+    whole : one ``predict`` for the whole dataset, Keras' fastest way, instead of one per batch.
     """
 
     def __init__(
@@ -33,10 +33,9 @@ class Loop:
         )
         conv_base, _ = build_base(config)
         name, pooling = split_layer_key(layer)
-        if name not in {part.name for part in conv_base.layers}:
+        if name not in {member.name for member in conv_base.layers}:
             raise UsageError(
-                f"{base} has no layer {name!r}: python -m pipeline.extract --list-layers {base} "
-                f"shows them"
+                f"{base} has no layer {name!r}: see python -m pipeline.extract --list-layers {base}"
             )
         features = conv_base.get_layer(name).output
         if pooling == "avg":
@@ -61,8 +60,7 @@ class Loop:
         )
         started = time.perf_counter()
         if self._whole:
-            ready = dataset.map(lambda images, _: self._preprocess(images))
-            self._model.predict(ready, verbose=0)
+            self._model.predict(dataset.map(lambda x, _: self._preprocess(x)), verbose=0)
         else:
             all_features, all_labels = [], []
             for images, labels in dataset:

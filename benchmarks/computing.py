@@ -1,4 +1,4 @@
-"""Our sides of stage one: an engine on pixels in memory, decoding, and extract as a whole."""
+"""The pipeline's sides of stage one: an engine alone, decoding alone, and all of extract."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from pipeline.prefetch import prefetch
 
 
 class EngineAlone:
-    """One engine, opened and warm: decoded pixels -> features, in batches as extract has them."""
+    """An open, warm engine: decoded pixels -> features, in the batches of extract."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class EngineAlone:
         self.about = {"version": self._engine.version}
 
     def __call__(self, *, features: str | None = None) -> dict[str, Any]:
-        """Compute all images; with ``features``, a file for them, only the first batches."""
+        """Time all images; with ``features``, write those of the first batches to this file."""
         if features:
             computed = run_all(self._engine, self._images[: 4 * BATCH_SIZE], BATCH_SIZE)
             np.save(features, computed[self._layer])
@@ -61,16 +61,15 @@ class EngineAlone:
 
 
 def open_decoding(*, folder: str, image_size: int) -> Callable[[], dict[str, float]]:
-    """Read and decode every image of a folder, as extract does ahead of the engine."""
-    found = scan_folder(Path(folder))
-    digests, _ = hash_files(found.root, found.paths)
+    """Return a function that reads and decodes every image of a folder, as extract does."""
+    files = scan_folder(Path(folder))
+    digests, _ = hash_files(files.root, files.paths)
 
     def measure() -> dict[str, float]:
         started = time.perf_counter()
-        with closing(
-            read_images(found.root, digests, image_size=image_size, resize="squash")
-        ) as read:
-            for _ in read:
+        images = read_images(files.root, digests, image_size=image_size, resize="squash")
+        with closing(images):
+            for _ in images:
                 pass
         return {"seconds": time.perf_counter() - started}
 
@@ -78,9 +77,9 @@ def open_decoding(*, folder: str, image_size: int) -> Callable[[], dict[str, flo
 
 
 class Extract:
-    """The whole of extract into a new cache file, less what it takes for one image of each class.
+    """Time extract into a new cache file, minus its time for one image per class.
 
-    The engine is opened anew each time, as by a command; the difference leaves that out.
+    Each run opens the engine, as a command does; the difference excludes that time.
     """
 
     def __init__(self, *, folder: str, out: str, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""The files that every side of stage one reads: some of the user's own, or drawn ones."""
+"""The image files of stage one: from a folder of the user, or synthetic."""
 
 import hashlib
 import io
@@ -15,52 +15,53 @@ from pipeline.images.decode import MAX_FILE, UnreadableImage, decode
 from pipeline.images.scan import scan_folder
 from pipeline.text import counted, printable
 
-LEAST = 32  # images: one batch of the book's loop
-SIZE = (500, 375)  # width and height of a picture from the web, as in cats and dogs
-FORMATS = {"JPEG": ".jpg", "PNG": ".png"}  # what Keras' loader and ours both read
+LEAST = 32  # images in one batch of the book's loop
+SIZE = (500, 375)  # width and height of a photograph in cats and dogs
+FORMATS = {"JPEG": ".jpg", "PNG": ".png"}  # formats that Keras' loader can read
 
 
 def gather_images(data: Path | None, folder: Path, count: int) -> list[Path]:
-    """Fill a folder with at most ``count`` different images, half of them in each of two classes.
+    """Fill a folder with at most ``count`` different images in two classes; return their paths.
 
-    Those of a set are taken from all over it and linked, or copied where that cannot be. Files
-    that Keras' loader would trip over are left out, and so is what does not fill a batch of 32.
+    Images of a set are a random sample and linked, or copied if links are not possible. Files that
+    Keras' loader cannot read and images beyond full batches of 32 are omitted.
 
-    Raises BadDataError if fewer than 32 remain, and whatever
-    `pipeline.images.scan.scan_folder` raises.
+    Raises BadDataError if fewer than 32 images remain, and the errors of
+    `pipeline.images.scan.scan_folder`.
     """
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
-    made: list[Path] = []
+    paths: list[Path] = []
 
-    def place(suffix: str) -> Path:
-        made.append(folder / "ab"[len(made) % 2] / f"{len(made):06d}{suffix}")
-        return made[-1]
+    def new_path(suffix: str) -> Path:
+        paths.append(folder / "ab"[len(paths) % 2] / f"{len(paths):06d}{suffix}")
+        return paths[-1]
 
     if data is None:
         for seed in range(count):
-            draw_photograph(seed).save(place(".jpg"), quality=90)
+            draw_photograph(seed).save(new_path(".jpg"), quality=90)
     else:
         for path, suffix in _different_images(data):
-            _link_or_copy(path, place(suffix))
-            if len(made) == count:
+            _link_or_copy(path, new_path(suffix))
+            if len(paths) == count:
                 break
-        if len(made) < LEAST:
+        if len(paths) < LEAST:
             raise BadDataError(
-                f"{printable(data)} has {counted(len(made), 'different JPEG or PNG image')}; "
-                f"expected {LEAST} or more. Name another folder, or none to have images drawn"
+                f"{printable(data)} has {counted(len(paths), 'different JPEG or PNG image')}; "
+                f"expected {LEAST} or more. Name another folder, or none for synthetic images"
             )
-    for path in made[len(made) // LEAST * LEAST :]:
+    full = len(paths) // LEAST * LEAST
+    for path in paths[full:]:
         path.unlink()
-    return made[: len(made) // LEAST * LEAST]
+    return paths[:full]
 
 
 def _different_images(data: Path) -> Iterator[tuple[Path, str]]:
-    """Paths of usable images, in a random order that is always the same, with a file ending."""
-    found = scan_folder(data)
+    """Yield path and suffix of usable images, in the same random order each time."""
+    images = scan_folder(data)
     seen: set[bytes] = set()
-    for number in np.random.default_rng(0).permutation(len(found.files)):
-        path = found.root / os.fsdecode(found.files[number].path)
+    for number in np.random.default_rng(0).permutation(len(images.files)):
+        path = images.root / os.fsdecode(images.files[number].path)
         try:
             if path.stat().st_size > MAX_FILE:
                 continue
@@ -80,12 +81,12 @@ def _different_images(data: Path) -> Iterator[tuple[Path, str]]:
 def _link_or_copy(path: Path, target: Path) -> None:
     try:
         target.hardlink_to(path)
-    except OSError:  # another disk, or not allowed
+    except OSError:  # another disk, or not permitted
         shutil.copyfile(path, target)
 
 
 def draw_photograph(seed: int) -> Image.Image:
-    """Noise at every scale, the coarser the stronger: as much for a decoder to do as a photograph.
+    """Draw noise at every scale, stronger if coarser: to decode, it takes as long as a photograph.
 
     500 × 375 pixels; about 40 kB as JPEG.
     """
@@ -95,5 +96,5 @@ def draw_photograph(seed: int) -> Image.Image:
         noise = random.normal(128, 80, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
         layer = Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC)
         pixels += (np.asarray(layer, np.float32) - 128) / cells**0.5
-    pixels += random.normal(0, 3, pixels.shape)  # of the camera
+    pixels += random.normal(0, 3, pixels.shape)  # camera noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

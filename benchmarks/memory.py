@@ -1,4 +1,4 @@
-"""The peak memory of a process and all its descendants."""
+"""Peak memory of a process and its descendants."""
 
 import os
 import sys
@@ -7,16 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-SECONDS_BETWEEN_LOOKS = 0.1  # a look takes about a millisecond
+SECONDS_BETWEEN_SAMPLES = 0.1  # a sample takes about a millisecond
 
 
 class MemoryWatch:
-    """Watches a process tree from a thread while the ``with`` block runs.
+    """Sample the memory of a process tree in a thread while the ``with`` block runs.
 
     Attributes
     ----------
-    peak : bytes of resident memory, the sum over the tree at its highest; pages that processes
-        share count in each. None where the system does not tell (all but Linux).
+    peak : largest sum of resident bytes over the tree; shared pages count in each process. None on
+        systems other than Linux.
     """
 
     def __init__(self, pid: int) -> None:
@@ -40,47 +40,47 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while True:
-            found = tree_memory(self._pid)
-            if found is not None:
-                self.peak = max(self.peak or 0, found)
-            if self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            resident = tree_memory(self._pid)
+            if resident is not None:
+                self.peak = max(self.peak or 0, resident)
+            if self._ended.wait(SECONDS_BETWEEN_SAMPLES):
                 return
 
 
 def tree_memory(pid: int) -> int | None:
-    """Bytes of resident memory that a process and its descendants hold now; None if unknown."""
+    """Return the resident bytes of a process and its descendants; None if unknown."""
     try:
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:  # it has ended, or this is not Linux
+    except OSError:  # the process has ended, or this is not Linux
         return None
     total = resident * os.sysconf("SC_PAGE_SIZE")
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found = children.read_text().split()
-        except OSError:  # a thread that has ended
+            pids = children.read_text().split()
+        except OSError:  # the thread has ended
             continue
-        total += sum(tree_memory(int(child)) or 0 for child in found)
+        total += sum(tree_memory(int(child)) or 0 for child in pids)
     return total
 
 
 def own_peak() -> int | None:
-    """The most bytes of resident memory that this process ever held; None if unknown (Windows)."""
+    """Return the peak of this process's resident bytes; None if unknown (Windows)."""
     if sys.platform == "win32":
         return None
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     except (OSError, IndexError):
-        return _ever_held("RUSAGE_SELF")
+        return _resource_peak("RUSAGE_SELF")
 
 
 def ended_children_peak() -> int | None:
-    """The same of the largest child process that has ended so far; None if unknown (Windows)."""
-    return None if sys.platform == "win32" else _ever_held("RUSAGE_CHILDREN")
+    """Return the largest peak of the ended child processes; None if unknown (Windows)."""
+    return None if sys.platform == "win32" else _resource_peak("RUSAGE_CHILDREN")
 
 
-def _ever_held(whose: str) -> int:
-    import resource  # Unix alone has it
+def _resource_peak(whose: str) -> int:
+    import resource  # Unix only
 
-    held = resource.getrusage(getattr(resource, whose)).ru_maxrss
-    return held if sys.platform == "darwin" else 1024 * held
+    peak = resource.getrusage(getattr(resource, whose)).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

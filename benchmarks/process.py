@@ -1,13 +1,12 @@
-"""What is measured runs in processes: workers that wait for their turn, and plain commands."""
+"""Measurements in other processes: workers that wait for requests, and commands."""
 
+import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,13 +16,13 @@ from pipeline.errors import StorageError
 
 
 class Worker:
-    """A side that waits in a process of its own until it is asked.
+    """A side in its own process that measures on request.
 
     Attributes
     ----------
-    about : what the side tells of itself.
-    peak : bytes of resident memory, the highest so far; None before it is asked, or if unknown.
-    start_seconds : from the start of the process until it was ready.
+    about : facts about the side, such as its version.
+    peak : peak of resident bytes so far; None before the first request, or if unknown.
+    start_seconds : from the start of the process until it is ready.
     """
 
     def __init__(self, side: str, **settings: Any) -> None:
@@ -36,7 +35,6 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env=_environment(),
         )
         try:
             self.about: Mapping[str, Any] = self._answer()["about"]
@@ -46,14 +44,12 @@ class Worker:
         self.start_seconds = time.perf_counter() - started
 
     def ask(self, **message: Any) -> dict[str, Any]:
-        """Let it measure once; raises the PipelineError that it raised."""
-        if self._process.stdin is None:
-            raise StorageError(f"{self.side}: its process takes no questions")
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended: its last answer, or none, says why
+        """Measure once; raise the PipelineError that the side raised."""
+        requests = self._process.stdin
+        if requests is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended: its last answer says why
+                requests.write(json.dumps(message) + "\n")
+                requests.flush()
         answer = self._answer()
         self.peak = answer["peak"]
         measured: dict[str, Any] = answer["measured"]
@@ -63,8 +59,8 @@ class Worker:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             raise StorageError(
-                f"the process that measures {self.side} ended without an answer; it may need more "
-                f"memory than there is: see what it printed"
+                f"the process that measures {self.side} ended without an answer; it may be out of "
+                f"memory: see its output"
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -72,7 +68,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process; its memory is free when this returns."""
+        """End the process and wait until its memory is free."""
         self._process.kill()
         self._process.communicate()
 
@@ -90,7 +86,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that went well: its JSON, wall time, and the peak memory of its process tree."""
+    """Result of a command: its JSON, wall time and the peak memory of its process tree."""
 
     document: dict[str, Any]
     seconds: float
@@ -98,32 +94,24 @@ class Finished:
 
 
 def run_command(arguments: Sequence[str]) -> Finished:
-    """``python -m pipeline.<arguments>``, from its start to its end.
+    """Run ``python -m pipeline.<arguments>``.
 
-    Raises StorageError with the command's own last line if it fails.
+    Raises StorageError with the last line of the command's output if it fails.
     """
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", f"pipeline.{arguments[0]}", *arguments[1:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=_environment(),
     ) as process:
         try:
             with MemoryWatch(process.pid) as watch:
-                out, told = process.communicate()
+                out, err = process.communicate()
         except BaseException:
             process.kill()
             raise
     seconds = time.perf_counter() - started
     if process.returncode:
-        (*_, last) = told.decode(errors="replace").splitlines() or ["it said nothing"]
+        (*_, last) = err.decode(errors="replace").splitlines() or ["no output"]
         raise StorageError(f"python -m pipeline.{arguments[0]} failed: {last}")
     return Finished(json.loads(out), seconds, watch.peak or ended_children_peak())
-
-
-def _environment() -> dict[str, str]:
-    """This process's own, with both packages on the import path."""
-    here = os.fspath(Path(__file__).parents[1])
-    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,4 +1,4 @@
-"""The references: training from the images themselves, augmented anew in every epoch.
+"""The references: methods that train on images, with new views in every epoch.
 
 *Deep Learning with Python*, 5.2 and 5.3: a frozen base end to end with augmentation; end-to-end
 fine-tuning; a small convnet from scratch.
@@ -46,7 +46,7 @@ from pipeline.images.views import Augmentation, draw_view
 from pipeline.keras_backend import keras, tf
 from pipeline.text import printable
 
-NOT_SAVED = "a reference to measure against: pipeline.finetune saves what it trains"
+NOT_SAVED = "a reference for comparison: pipeline.finetune saves models"
 SCRATCH_STAGE = "scratch"
 
 
@@ -56,42 +56,39 @@ class ImageRows(Rows):
 
     Attributes
     ----------
-    places : (N,) where in ``inputs`` each row is.
+    indices : (N,) index of each row in ``inputs``.
     digests : (N,) void, SHA-256 of each file.
-    augmentation : the first epoch sees view 1 of each image, the second view 2, and so on; None
-        for the images as they are.
+    augmentation : the first epoch gets view 1 of each image, the second view 2, and so on; None
+        for unaugmented images.
     """
 
-    places: Indices
+    indices: Indices
     digests: npt.NDArray[np.void]
     augmentation: Augmentation | None = None
 
     def read(self, rows: Indices, epoch: int) -> Array:
-        """What an epoch, from 0, sees of these rows: (B, S, S, 3) uint8."""
-        pixels = np.asarray(self.inputs[self.places[rows]])
+        """Return these rows for an epoch, from 0: (B, S, S, 3) uint8."""
+        pixels = np.asarray(self.inputs[self.indices[rows]])
         if self.augmentation is None:
             return pixels
         views = [
             draw_view(
-                each,
-                augmentation=self.augmentation,
-                image_digest=digest.tobytes(),
-                view=epoch + 1,
+                image, augmentation=self.augmentation, image_digest=digest.tobytes(), view=epoch + 1
             )
-            for each, digest in zip(pixels, self.digests[rows], strict=True)
+            for image, digest in zip(pixels, self.digests[rows], strict=True)
         ]
         return np.stack(views)
 
 
 class ImageTask(NamedTuple):
-    """What is to be learned, and the rows whose probabilities are wanted afterwards."""
+    """A training task, and the rows to predict after training."""
 
-    learned: Task
+    training: Task
     predicted: Rows
 
 
 class Reference(NamedTuple):
-    """A trained network and its probabilities (P, K) for the rows to be predicted."""
+    """A trained network and its probabilities (P, K) for the predicted rows."""
 
     trained: TrainingResult
     probabilities: npt.NDArray[np.float64]
@@ -100,25 +97,25 @@ class Reference(NamedTuple):
 def train_reference(
     data: Path, config: ReferenceConfig, *, training: StageProgress | None
 ) -> MethodResult:
-    """Train a head, or a head and the last layers, on the whole base; or a convnet without one."""
-    found, extract = scan_folder(data), config.extract
+    """Train a head, or also the last layers, on a whole base; or a convnet without a base."""
+    images, extract = scan_folder(data), config.extract
     index_folder = extract.cache_dir / "hashes"
-    digests, unreadable = hash_files(found.root, found.paths, index_folder=index_folder)
+    digests, unreadable = hash_files(images.root, images.paths, index_folder=index_folder)
     with scratch_images(
-        found.root,
+        images.root,
         digests,
         image_size=extract.size,
         resize=extract.resize,
         folder=extract.cache_dir,
     ) as (pixels, kept, skipped):
-        columns = _columns_of(found, {path: digests[path] for path in kept})
+        columns = _columns_of(images, {path: digests[path] for path in kept})
         has_splits = bool((columns.splits != NO_SPLIT).any())
         trial_plan = config.classify_config(has_splits=has_splits).evaluation_protocol.plan_trials(
-            columns, found.classes
+            columns, images.classes
         )
         (trial,) = trial_plan.trials
-        task = task_of(config, pixels, columns, trial, len(found.classes))
-        row, source = _describe(config, found, trial_plan)
+        task = task_of(config, pixels, columns, trial, len(images.classes))
+        row, source = _describe(config, images, trial_plan)
         identity = f"{config.method} {source['spec']}"
         checkpoints = CheckpointFolder.of(config, columns, trial, features=identity)
         options = RunOptions(identity=checkpoints.identity, progress=training)
@@ -133,17 +130,17 @@ def train_reference(
     last = [list(each.values())[-1].trained for each in by_seed]
     return MethodResult(
         outcomes=outcomes,
-        classes=found.classes,
+        classes=images.classes,
         trial_plan=trial_plan,
         source=source,
         checkpoints=checkpoints,
-        notices=notices_of([*found.skipped, *unreadable, *skipped], last, trial.seeds),
+        notices=notices_of([*images.skipped, *unreadable, *skipped], last, trial.seeds),
     )
 
 
-def _columns_of(found: ImageFolder, digests: Mapping[bytes, bytes]) -> Columns:
-    """A row for each image that can be read; ``digests`` are path -> SHA-256."""
-    files = [file for file in found.files if file.path in digests]
+def _columns_of(images: ImageFolder, digests: Mapping[bytes, bytes]) -> Columns:
+    """Return a row for each readable image; ``digests`` are path -> SHA-256."""
+    files = [file for file in images.files if file.path in digests]
     return columns_of(
         labels=[file.label for file in files],
         splits=[file.split for file in files],
@@ -157,9 +154,9 @@ def _columns_of(found: ImageFolder, digests: Mapping[bytes, bytes]) -> Columns:
 def scratch_images(
     root: Path, digests: Mapping[bytes, bytes], *, image_size: int, resize: str, folder: Path
 ) -> Iterator[tuple[Array, list[bytes], list[Skipped]]]:
-    """Decode images once, to a `scratch_array` of (N, S, S, 3) uint8.
+    """Decode images once into a `scratch_array` of (N, S, S, 3) uint8.
 
-    Yields them with their paths, and what was skipped and why.
+    Yields the array, the paths of its rows, and the skipped files.
     """
     kept: list[bytes] = []
     skipped: list[Skipped] = []
@@ -180,11 +177,11 @@ def scratch_images(
 
 
 def _describe(
-    config: ReferenceConfig, found: ImageFolder, trial_plan: TrialPlan
+    config: ReferenceConfig, images: ImageFolder, trial_plan: TrialPlan
 ) -> tuple[Result, dict[str, Any]]:
-    """The row of the table before anything is measured, and what results.json says of the images.
+    """Return the row of the table without scores, and the source of images for results.json.
 
-    No cache is involved; a convnet from scratch has no base either.
+    There is no cache, and a convnet from scratch has no base.
     """
     extract, base, layer = config.extract, "none", "images"
     spec = {"base": base, "preprocessing": "rescale", "image_size": extract.size,
@@ -194,7 +191,7 @@ def _describe(
         features = feature_spec(extract)
         spec, fingerprint = asdict(features), features.fingerprint
         base, layer = features.base, extract.network.last_layer
-    path = printable(found.root.as_posix())
+    path = printable(images.root.as_posix())
     row = Result(
         head="",
         input="flat",
@@ -206,7 +203,7 @@ def _describe(
     )
     source = {
         "path": path,
-        "set": printable(found.name),
+        "set": printable(images.name),
         "layers": [layer],
         "fingerprint": fingerprint,
         "spec": spec,
@@ -226,23 +223,23 @@ def task_of(
     trial: Trial,
     class_count: int,
 ) -> ImageTask:
-    """Training images in new views each epoch; all of test, then of training, to be predicted."""
+    """Return training images with new views per epoch; predicted rows are test, then training."""
     splits = trial.splits
 
     def rows_of(images: Indices, augmentation: Augmentation | None = None) -> Rows:
         labels, digests = columns.labels[images], columns.digests[images]
         return ImageRows(pixels, labels, images, digests, augmentation)
 
-    learned = Task(
+    training = Task(
         train=rows_of(splits.train, config.augmentation),
         validation=rows_of(splits.validation),
         class_count=class_count,
     )
-    return ImageTask(learned, rows_of(np.concatenate([splits.test, splits.train])))
+    return ImageTask(training, rows_of(np.concatenate([splits.test, splits.train])))
 
 
 def _train(config: ReferenceConfig, task: ImageTask, options: RunOptions) -> dict[str, Reference]:
-    """Train with one seed: head's name -> its network, the last one trained last."""
+    """Train with one seed: head -> its network, in the order of training."""
     if config.method == "scratch":
         return {"scratch": train_from_scratch(task, options, schedule=config.plan.joint)}
     base_model, _ = build_base(config.extract)
@@ -268,23 +265,23 @@ def train_end_to_end(
     boundary: Boundary | None,
     plan: Plan,
 ) -> dict[str, Reference]:
-    """Train a head on the whole base, then, with a boundary, the layers above it, too.
+    """Train a head on the whole base, then, with a boundary, also the layers above it.
 
     Parameters
     ----------
-    base_model : frozen, as `build_base` makes it; it is left as it was.
-    rescale : the preprocessing.
+    base_model : frozen, as `build_base` returns it; its weights are restored.
+    rescale : preprocessing.
 
     Returns ``frozen_head`` and, with a boundary, ``end_to_end``.
     """
-    images = keras.Input(task.learned.train.inputs.shape[1:], dtype="uint8")
+    images = keras.Input(task.training.train.inputs.shape[1:], dtype="uint8")
     body = keras.Model(images, base_model(preprocess(images, rescale)))
-    head = build_dense(body.output_shape[1:], task.learned.class_count, plan.network, options.seed)
+    head = build_dense(body.output_shape[1:], task.training.class_count, plan.network, options.seed)
     network = TrainableModel(head, head_variables(head), body)
     trained = {"frozen_head": _fit(network, task, plan.head, options, stage=HEAD_STAGE)}
     if boundary is not None:
-        with unfrozen(base_model, boundary) as learns:
-            network = TrainableModel(head, learns | head_variables(head), body)
+        with unfrozen(base_model, boundary) as variables:
+            network = TrainableModel(head, variables | head_variables(head), body)
             tuned = _fit(network, task, plan.joint, options, stage=JOINT_STAGE)
         after = replace(tuned.trained, frozen_head=trained["frozen_head"].trained)
         trained["end_to_end"] = tuned._replace(trained=after)
@@ -294,45 +291,45 @@ def train_end_to_end(
 def train_from_scratch(
     task: ImageTask, options: RunOptions, *, schedule: Schedule, dropout: float = 0.5
 ) -> Reference:
-    """Train the book's small convnet, without any pretrained base.
+    """Train the book's small convnet, without a pretrained base.
 
-    Parameters
-    ----------
-    dropout : before the first dense layer; 0 as in listing 5.5, 0.5 as in 5.13.
+    ``dropout`` is the rate before the first dense layer: 0 in listing 5.5, 0.5 in 5.13.
     """
-    shape = task.learned.train.inputs.shape[1:]
-    model = build_small_convnet(shape, task.learned.class_count, dropout=dropout, seed=options.seed)
-    learns = {
+    shape = task.training.train.inputs.shape[1:]
+    model = build_small_convnet(
+        shape, task.training.class_count, dropout=dropout, seed=options.seed
+    )
+    variables = {
         f"{layer.name}/{variable.name}": variable
         for layer in model.layers
         for variable in layer.trainable_variables
     }
-    return _fit(TrainableModel(model, learns), task, schedule, options, stage=SCRATCH_STAGE)
+    return _fit(TrainableModel(model, variables), task, schedule, options, stage=SCRATCH_STAGE)
 
 
 def build_small_convnet(
     shape: tuple[int, ...], class_count: int, *, dropout: float, seed: int
 ) -> Any:
-    """Four convolutions with max-pooling, then dense layers (DLwP 5.2, listings 5.5 and 5.13).
+    """Build four convolutions with max-pooling, then dense layers (DLwP listings 5.5 and 5.13).
 
     uint8 images (B, S, S, 3) -> (B, 1) or (B, K); 3,453,121 parameters at 150 pixels.
     """
     seeds = iter(np.random.default_rng(seed).integers(2**31, size=6).tolist())
 
-    def drawn() -> dict[str, Any]:
+    def seeded() -> dict[str, Any]:
         return {"kernel_initializer": keras.initializers.GlorotUniform(next(seeds))}
 
     layers = [keras.Input(shape, dtype="uint8"), keras.layers.Rescaling(1 / 255)]
     for number, filters in enumerate((32, 64, 128, 128), 1):
         name = f"conv{number}"
-        layers.append(keras.layers.Conv2D(filters, 3, activation="relu", name=name, **drawn()))
+        layers.append(keras.layers.Conv2D(filters, 3, activation="relu", name=name, **seeded()))
         layers.append(keras.layers.MaxPooling2D())
     outputs, activation = (1, "sigmoid") if class_count == 2 else (class_count, "softmax")
     layers += [
         keras.layers.Flatten(),
         keras.layers.Dropout(dropout),
-        keras.layers.Dense(512, activation="relu", name="hidden", **drawn()),
-        keras.layers.Dense(outputs, activation=activation, name="output", **drawn()),
+        keras.layers.Dense(512, activation="relu", name="hidden", **seeded()),
+        keras.layers.Dense(outputs, activation=activation, name="output", **seeded()),
     ]
     return keras.Sequential(layers)
 
@@ -340,8 +337,8 @@ def build_small_convnet(
 def _fit(
     network: TrainableModel, task: ImageTask, schedule: Schedule, options: RunOptions, *, stage: str
 ) -> Reference:
-    """Train a network, then predict with the weights of its best epoch."""
-    trained = train(network, task.learned, schedule, options, stage=stage)
+    """Train a network, then predict with the weights of the best epoch."""
+    trained = train(network, task.training, schedule, options, stage=stage)
     forward = tf.function(lambda images: network(images, training=False))
     order = np.arange(len(task.predicted))
     with contextlib.closing(task.predicted.batches(order, size=schedule.batch_size)) as batches:
@@ -367,8 +364,8 @@ def _outcome(
     fits = []
     for seed, (trained, probabilities) in zip(trial.seeds, references, strict=True):
         validation = trained.validation_probabilities
-        tested, learned = np.split(probabilities, [len(splits.test)])
-        before = trained.frozen_head.seconds if trained.frozen_head else ()
+        test, train_rows = np.split(probabilities, [len(splits.test)])
+        head_seconds = trained.frozen_head.seconds if trained.frozen_head else ()
         fits.append(
             Fit(
                 seed=seed,
@@ -379,9 +376,9 @@ def _outcome(
                 validation_accuracy=accuracy_of(truth, validation),
                 validation_balanced_accuracy=accuracy_of(truth, validation, balanced=True),
                 history=trained.history,
-                fit_seconds=sum(trained.seconds) + sum(before),
-                test_scores=tested,
-                train_accuracy=accuracy_of(labels[splits.train], learned),
+                fit_seconds=sum(trained.seconds) + sum(head_seconds),
+                test_scores=test,
+                train_accuracy=accuracy_of(labels[splits.train], train_rows),
             )
         )
     outcome = summarize(row, [fits], [trial], columns, folds=0)

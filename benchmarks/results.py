@@ -1,9 +1,7 @@
-"""``python -m benchmarks.results``: run what docs/RESULTS.md reports, and write that page."""
+"""``python -m benchmarks.results``: run the experiments of docs/RESULTS.md, write that page."""
 
 import argparse
-import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +15,14 @@ from pipeline.durable import make_folder, write_durably
 from pipeline.errors import UsageError
 from pipeline.text import printable
 
-CURVES = "finetuning.png"  # beside the page
+CURVES = "finetuning.png"  # next to the page
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, run what has not been run, write the page."""
+    """Parse the command line, run the missing steps, write the page."""
     arguments = _parser().parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
     page = reproduce(
-        [_set(text) for text in arguments.sets],
+        [_parse_set(text) for text in arguments.sets],
         weights=arguments.weights,
         amount=Amount(
             views=arguments.views,
@@ -37,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder=arguments.folder,
         page=arguments.out,
         only_collect=arguments.collect,
-        command=printable(shlex.join(["python", "-m", "benchmarks.results", *words])),
+        command=cli.command_line("benchmarks.results", argv),
     )
     print(printable(page))
 
@@ -52,81 +49,80 @@ def reproduce(
     only_collect: bool,
     command: str,
 ) -> Path:
-    """Measure every set and write the page; returns its path.
+    """Run the steps on every set, write the page and return its path.
 
     Parameters
     ----------
-    sets : image folders, and how like ImageNet each is, in words. The references, which take
-        longest, are measured on the first.
-    only_collect : run nothing.
-    command : what was typed.
+    sets : image folders, and the similarity of each to ImageNet in words. The references, which
+        take longest, run on the first set only.
+    only_collect : run no step.
+    command : the command line, for the page.
 
-    Raises a `pipeline.errors.PipelineError` where a step fails.
+    Raises a `pipeline.errors.PipelineError` if a step fails.
     """
-    measured = []
+    results = []
     curves: Path | None = None
     for number, (data, likeness) in enumerate(sets):
         size = replace(amount, scratch_epochs=0, end_to_end_epochs=0) if number else amount
         answers: dict[str, Any] = {}
         for step in steps_of(data, weights, size):
-            found = read_answer(step, folder) if only_collect else run_step(step, folder)
-            if found is not None:
-                answers[step.name] = found
-                drawn = sorted((folder / step.name).glob("*/curves.png"))
-                if "finetune-0" in step.name and drawn and curves is None:
-                    curves = drawn[0]
-        measured.append(DatasetResults(data.name, likeness, size, answers))
+            answer = read_answer(step, folder) if only_collect else run_step(step, folder)
+            if answer is not None:
+                answers[step.name] = answer
+                pictures = sorted((folder / step.name).glob("*/curves.png"))
+                if "finetune-0" in step.name and pictures and curves is None:
+                    curves = pictures[0]
+        results.append(DatasetResults(data.name, likeness, size, answers))
     make_folder(page.parent)
     if curves:
         shutil.copyfile(curves, page.parent / CURVES)
-    text = make_page(measured, [command], curves=CURVES if curves else None)
+    text = make_page(results, [command], curves=CURVES if curves else None)
     write_durably(page, lambda file: file.write(text.encode()))
     return page
 
 
-def _set(text: str) -> tuple[Path, str]:
-    """``data/pets=like ImageNet``."""
+def _parse_set(text: str) -> tuple[Path, str]:
+    """Return folder and words of ``data/pets=like ImageNet``."""
     path, _, likeness = text.partition("=")
     if not likeness:
         raise UsageError(
-            f"{printable(text)}: say how like ImageNet the set is, as in "
+            f"{printable(text)}: expected FOLDER=WORDS, such as "
             f"'data/pets=photographs, like ImageNet'"
         )
     return Path(path), likeness
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         command="results",
         package="benchmarks",
-        summary="Measure VGG16 by every method and write docs/RESULTS.md. It takes hours; what was "
-        "measured is kept, so it may be interrupted.",
+        summary="Measure every method with VGG16 and write docs/RESULTS.md. This takes hours; an "
+        "interrupted run continues.",
         example="python -m benchmarks.results 'data/cats_and_dogs=like ImageNet'",
     )
-    made.add_argument(
-        "sets", nargs="+", metavar="FOLDER=WORDS", help="image sets, and how like ImageNet they are"
+    parser.add_argument(
+        "sets", nargs="+", metavar="FOLDER=WORDS", help="image set, and its similarity to ImageNet"
     )
-    made.add_argument("--weights", default="imagenet", metavar="W", help="imagenet or a .h5 file")
-    made.add_argument("--views", type=whole_number, default=4, metavar="K")
-    made.add_argument("--epochs", type=whole_number, default=8, metavar="N", help="of fine-tuning")
-    made.add_argument("--head-epochs", type=whole_number, default=30, metavar="N")
-    for method, default in (("scratch", 30), ("end-to-end", 3)):
-        made.add_argument(
-            f"--{method}-epochs",
-            type=count,
-            default=default,
-            metavar="N",
-            help="of the first set; 0 leaves it out (default: %(default)s)",
-        )
-    made.add_argument(
-        "--folder", type=Path, default=Path("results/reproduction"), help="of the runs"
+    parser.add_argument("--weights", default="imagenet", metavar="W", help="imagenet or .h5 file")
+    for flag, number, default, text in (
+        ("--views", whole_number, 4, "views per training image"),
+        ("--epochs", whole_number, 8, "epochs of fine-tuning"),
+        ("--head-epochs", whole_number, 30, "epochs of heads"),
+        ("--scratch-epochs", count, 30, "epochs of a convnet on the first set; 0 omits it"),
+        ("--end-to-end-epochs", count, 3, "epochs end to end on the first set; 0 omits them"),
+    ):
+        parser.add_argument(flag, type=number, default=default, metavar="N", help=text)
+    parser.add_argument(
+        "--folder", type=Path, default=Path("results/reproduction"), help="folder of the runs"
     )
-    made.add_argument("--out", type=Path, default=Path("docs/RESULTS.md"), metavar="FILE")
-    made.add_argument(
-        "--collect", action="store_true", help="run nothing: write the page of what there is"
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/RESULTS.md"), metavar="FILE", help="page to write"
     )
-    return made
+    parser.add_argument(
+        "--collect", action="store_true", help="run nothing; write the page from existing results"
+    )
+    return parser
 
 
 if __name__ == "__main__":
-    cli.run(main, when_interrupted="interrupted; what was measured is kept: run the same again")
+    cli.run(main, when_interrupted="interrupted; finished steps are kept: run the same command")

@@ -1,7 +1,7 @@
-"""The page made of the steps' results: beside what the book says, by method, by difference."""
+"""The page of results: comparison with the book, methods, differences."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from scipy import stats
 
-from benchmarks.results_steps import LAYERS, SEEDS, Amount
+from benchmarks.results_steps import LAYERS, Amount
 from pipeline.bases.registry import BASES
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.text import duration, file_size, printable
@@ -17,17 +17,12 @@ from pipeline.text import duration, file_size, printable
 NOT_MEASURED = "not measured"
 
 Row = Mapping[str, Any]
-Answers = Mapping[str, Mapping[str, Any]]  # step -> what it printed
+Answers = Mapping[str, Mapping[str, Any]]  # step -> the JSON that it printed
 
 
 @dataclass(frozen=True)
 class DatasetResults:
-    """An image set with the answers of its steps.
-
-    Attributes
-    ----------
-    likeness : how similar it is to ImageNet, in words.
-    """
+    """An image set and the answers of its steps; ``likeness``: similarity to ImageNet in words."""
 
     name: str
     likeness: str
@@ -35,14 +30,14 @@ class DatasetResults:
     answers: Answers
 
     def rows(self, step: str, head: str) -> list[Row]:
-        """A head's rows of a step, a seed each, as far as they were run."""
-        found = (self.answers.get(f"{self.name}/{step}-{seed}") for seed in SEEDS)
-        return [row for each in found if each for row in each["rows"] if row["head"] == head]
+        """Return the rows of a head in a step, one for each seed that was run."""
+        names = [f"{self.name}/{step}-{seed}" for seed in range(self.amount.seeds)]
+        answers = [self.answers[name] for name in names if name in self.answers]
+        return [row for answer in answers for row in answer["rows"] if row["head"] == head]
 
     @property
     def test_images(self) -> int:
-        counts = self._split_counts().get("test", {})
-        return sum(counts.values())
+        return sum(self._split_counts().get("test", {}).values())
 
     @property
     def train_images(self) -> int:
@@ -59,48 +54,42 @@ class DatasetResults:
 def make_page(
     sets: Sequence[DatasetResults], commands: Sequence[str], *, curves: str | None
 ) -> str:
-    """The page as Markdown.
-
-    Parameters
-    ----------
-    commands : what was typed.
-    curves : name of the picture of fine-tuning's curves, beside the page.
-    """
+    """Return the page as Markdown; ``curves`` is the picture of fine-tuning next to the page."""
     parts = [
         "# Results",
-        "Made by the command below from runs of this project's own commands; nothing here was "
-        "typed in. Every accuracy is of test images that nothing was chosen on, in per cent, with "
-        "the 95 % Wilson interval; of several seeds it is their mean.",
+        "The command below generates this page from runs of this project's commands. Accuracies "
+        "are in per cent, on test images that no choice was made on, with the 95 % Wilson "
+        "interval; with several seeds, the accuracy is their mean.",
         "\n".join(["```console", *(f"$ {command}" for command in commands), "```"]),
-        *_beside_the_book(sets[0]),
+        *_book_comparison(sets[0]),
         *_methods(sets),
         *_differences(sets),
     ]
     if curves:
         parts += [
             "## Fine-tuning by epoch",
-            "Dots: as measured; lines: the book's moving average, factor 0.8.",
+            "Dots: measured values; lines: the book's moving average, factor 0.8.",
             f"![Loss and accuracy of fine-tuning by epoch]({curves})",
         ]
     return "\n\n".join(parts) + "\n"
 
 
-# ------------------------------------------------------------------------- beside the book
+# ------------------------------------------------------------------ comparison with the book
 
 
-def _beside_the_book(measured: DatasetResults) -> Iterator[str]:
-    """*Deep Learning with Python*, 5.2 and 5.3, and the posts that it grew from."""
+def _book_comparison(measured: DatasetResults) -> Iterator[str]:
+    """Compare with *Deep Learning with Python*, 5.2 and 5.3, and the posts it is based on."""
     views = measured.amount.views
     cached = measured.rows("classify-rescale-0", "dense")
     native = measured.rows("classify-native-0", "dense")
     tuned = measured.rows("finetune-0", "fine_tuned")
     frozen = measured.rows("finetune-0", "frozen_head")
     scratch = measured.rows("scratch", "scratch")
-    yield "## Beside the book"
+    yield "## Comparison with the book"
     yield (
-        f"The book trains on 2,000 photographs of cats and dogs; here {measured.train_images:,} of "
-        f"them, {measured.test_images:,} to test. It rescales by 1/255 where VGG16 was trained "
-        f"otherwise; its own preprocessing is the default here."
+        f"The book trains on 2,000 photographs of cats and dogs; this page trains on "
+        f"{measured.train_images:,} and tests on {measured.test_images:,}. The book rescales "
+        f"pixels by 1/255; the default here is the preprocessing that VGG16 was trained with."
     )
     epochs = measured.amount.head_epochs
     rows = [
@@ -117,14 +106,14 @@ def _beside_the_book(measured: DatasetResults) -> Iterator[str]:
             f"{scratch[0]['parameters']:,}" if scratch else NOT_MEASURED,
         ),
         ("method one: features once, 1/255, dense head", "about 90 %", _accuracy(measured, cached)),
-        ("the same with VGG16's own preprocessing", "", _accuracy(measured, native)),
+        ("method one with VGG16's own preprocessing", "", _accuracy(measured, native)),
         (
             "method two: end to end, augmented, frozen base",
             "about 96 %",
             _accuracy(measured, measured.rows("end_to_end", "frozen_head")),
         ),
         (
-            f"its road through the cache: {views} views an image",
+            f"method two from the cache: {views} views per image",
             "",
             _accuracy(measured, measured.rows(f"classify-native-{views}", "dense")),
         ),
@@ -136,10 +125,10 @@ def _beside_the_book(measured: DatasetResults) -> Iterator[str]:
             _seconds([row["fit_seconds"] / epochs for row in native]),
         ),
     ]
-    yield _table(("what", "the book", "here"), rows)
+    yield _table(("quantity", "book", "here"), rows)
     yield (
-        f"The convnet from scratch had at most {measured.amount.scratch_epochs} epochs (the book: "
-        f"100), method two {measured.amount.end_to_end_epochs} (the book: 30, on a GPU)."
+        f"The convnet from scratch trains for at most {measured.amount.scratch_epochs} epochs "
+        f"(book: 100), method two for {measured.amount.end_to_end_epochs} (book: 30, on a GPU)."
     )
 
 
@@ -147,11 +136,11 @@ def _beside_the_book(measured: DatasetResults) -> Iterator[str]:
 
 
 def _methods(sets: Sequence[DatasetResults]) -> Iterator[str]:
-    yield "## Which method"
+    yield "## Methods"
     yield (
-        "Extraction and training as they took on the machine that made this page, which had other "
-        "work to do; the disk is what the cache takes for that many views. How large and how like "
-        "ImageNet a set is decides what pays: what was not measured says so."
+        "Extraction and training are times of the machine that generated this page, under other "
+        "load; disk is the size of the cache with that number of views. The best method depends on "
+        "the size of the image set and on its similarity to ImageNet."
     )
     for each in sets:
         yield (
@@ -162,7 +151,7 @@ def _methods(sets: Sequence[DatasetResults]) -> Iterator[str]:
              "disk"),
             list(_method_rows(each)),
         )  # fmt: skip
-    yield "### Tens of thousands of images, like or unlike ImageNet"
+    yield "### Tens of thousands of images, similar to ImageNet or not"
     yield f"{NOT_MEASURED.capitalize()}."
 
 
@@ -172,14 +161,14 @@ def _method_rows(each: DatasetResults) -> Iterator[Sequence[str]]:
         for count in dict.fromkeys((0, views, most)):
             for head in ("dense", "logistic"):
                 rows = each.rows(f"classify-{mode}-{count}", head)
-                extraction, disk = _price(each, mode, count, LAYERS[-1:])
+                extraction, disk = _cost(each, mode, count, LAYERS[-1:])
                 yield (
                     f"{head} on the frozen base", mode, str(count), "–", _accuracy(each, rows),
                     extraction, _seconds([row["fit_seconds"] for row in rows]), disk,
                 )  # fmt: skip
     for count in (0, views):
         rows = each.rows(f"finetune-{count}", "fine_tuned")
-        extraction, disk = _price(each, "native", count, LAYERS)
+        extraction, disk = _cost(each, "native", count, LAYERS)
         yield (
             "fine-tuned from the cache", "native", str(count), "block5", _accuracy(each, rows),
             extraction, _seconds([row["fit_seconds"] for row in rows]), disk,
@@ -193,8 +182,8 @@ def _method_rows(each: DatasetResults) -> Iterator[Sequence[str]]:
         yield (name, mode, "new", "–", _accuracy(each, rows), "–", seconds, "–")
 
 
-def _price(each: DatasetResults, mode: str, views: int, layers: Sequence[str]) -> tuple[str, str]:
-    """Seconds of extraction and bytes on the disk for so many views of each training image."""
+def _cost(each: DatasetResults, mode: str, views: int, layers: Sequence[str]) -> tuple[str, str]:
+    """Return extraction time and disk space with this number of views per training image."""
     answer = each.answers.get(f"{each.name}/extract-{mode}")
     if answer is None or not answer["computed"]:
         return NOT_MEASURED, NOT_MEASURED
@@ -211,11 +200,11 @@ def _price(each: DatasetResults, mode: str, views: int, layers: Sequence[str]) -
 
 
 def _differences(sets: Sequence[DatasetResults]) -> Iterator[str]:
-    yield "## What a change brings"
+    yield "## Effects of single changes"
     yield (
-        f"Differences of test accuracy in points, paired by seed ({len(SEEDS)} of them): their "
-        "mean with the 95 % interval of Student's t. It tells how much the draw of weights and "
-        "batches matters, not how other test images would fall out; one image is "
+        f"Mean difference of test accuracy in percentage points, paired by seed "
+        f"({sets[0].amount.seeds} seeds), with the 95 % interval of Student's t. The interval "
+        "covers random weights and batches, not the choice of test images; one image is "
         + ", ".join(f"{100 / each.test_images:.1f} points of {printable(each.name)}"
                     for each in sets if each.test_images)
         + "."
@@ -230,27 +219,28 @@ def _differences(sets: Sequence[DatasetResults]) -> Iterator[str]:
              "classify-rescale-0", "dense"),
             (f"{2 * views} views, 1/255, dense", f"classify-rescale-{2 * views}", "dense",
              "classify-rescale-0", "dense"),
-            ("fine-tuned against its frozen head", "finetune-0", "fine_tuned", "finetune-0",
+            ("fine-tuned, relative to its frozen head", "finetune-0", "fine_tuned", "finetune-0",
              "frozen_head"),
-            (f"the same with {views} views", f"finetune-{views}", "fine_tuned",
-             f"finetune-{views}", "frozen_head"),
+            (f"fine-tuned with {views} views, relative to its frozen head", f"finetune-{views}",
+             "fine_tuned", f"finetune-{views}", "frozen_head"),
         ]  # fmt: skip
-        for what, step, head, other_step, other_head in pairs:
-            one, other = each.rows(step, head), each.rows(other_step, other_head)
-            rows.append((printable(each.name), what, _difference(one, other)))
+        for change, step, head, other_step, other_head in pairs:
+            changed, unchanged = each.rows(step, head), each.rows(other_step, other_head)
+            rows.append((printable(each.name), change, _difference(changed, unchanged)))
     yield _table(("set", "change", "points"), rows)
 
 
-def _difference(one: Sequence[Row], other: Sequence[Row]) -> str:
-    if len(one) != len(other) or len(one) < 2:
+def _difference(changed: Sequence[Row], unchanged: Sequence[Row]) -> str:
+    if len(changed) != len(unchanged) or len(changed) < 2:
         return NOT_MEASURED
     points = [
-        100 * (a["test_accuracy"] - b["test_accuracy"]) for a, b in zip(one, other, strict=True)
+        100 * (one["test_accuracy"] - other["test_accuracy"])
+        for one, other in zip(changed, unchanged, strict=True)
     ]
-    spread = float(np.std(points, ddof=1)) / math.sqrt(len(points))
-    reach = float(stats.t.ppf(0.975, len(points) - 1)) * spread
+    standard_error = float(np.std(points, ddof=1)) / math.sqrt(len(points))
+    half = float(stats.t.ppf(0.975, len(points) - 1)) * standard_error
     mean = float(np.mean(points))
-    return f"{mean:+.1f} ({mean - reach:+.1f} to {mean + reach:+.1f})"
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
 
 # ----------------------------------------------------------------------------------- cells
@@ -265,11 +255,11 @@ def _accuracy(each: DatasetResults, rows: Sequence[Row]) -> str:
     return f"{100 * accuracy:.1f} ({100 * low:.1f}–{100 * high:.1f}){seeds}"
 
 
-def _seconds(values: Sequence[float], say: Callable[[float], str] = duration) -> str:
+def _seconds(values: Sequence[float]) -> str:
     if not values:
         return NOT_MEASURED
     mean = float(np.mean(values))
-    return say(mean) if mean >= 10 else f"{mean:.2g} s"
+    return duration(mean) if mean >= 10 else f"{mean:.2g} s"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

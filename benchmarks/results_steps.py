@@ -1,6 +1,6 @@
-"""What is run: commands of this project, each with a folder for what it leaves behind.
+"""The steps of a reproduction: commands of this project, each with a folder for its output.
 
-A step whose results are there is not run again, so an interrupted reproduction goes on.
+A step with results is not run again, so an interrupted reproduction continues.
 """
 
 import json
@@ -17,8 +17,7 @@ from pipeline.durable import make_folder, write_durably
 from pipeline.errors import BadDataError
 from pipeline.text import printable
 
-SEEDS = (0, 1, 2)
-LAYERS = ("block4_pool", "block5_pool")  # before the last block of VGG16, and behind it
+LAYERS = ("block4_pool", "block5_pool")  # before and after the last block of VGG16
 
 log = logging.getLogger("pipeline")
 
@@ -29,8 +28,8 @@ class Step:
 
     Attributes
     ----------
-    name : of its folder: ``cats_and_dogs/classify-native-4-0``.
-    arguments : behind ``python -m``; ``{cache:STEP}`` stands for the file that a step wrote.
+    name : of its folder, such as ``cats_and_dogs/classify-native-4-0``.
+    arguments : after ``python -m``; ``{cache:STEP}`` is the cache file of an earlier step.
     """
 
     name: str
@@ -39,13 +38,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is trained; what is not affordable is left out and said so.
+    """Number of views, epochs and seeds.
 
     Attributes
     ----------
-    views : K; of the rescaled images also twice as many.
-    epochs : of fine-tuning; with views as many fewer as there are more rows.
-    scratch_epochs, end_to_end_epochs : of the references; 0 leaves them out.
+    views : per training image; rescaled images are also measured with twice as many.
+    epochs : of fine-tuning; with views, divided by the number of rows per image.
+    scratch_epochs, end_to_end_epochs : of the references; 0 omits them.
+    seeds : of each head; the references have one.
     """
 
     views: int = 4
@@ -53,11 +53,12 @@ class Amount:
     scratch_epochs: int = 30
     end_to_end_epochs: int = 3
     head_epochs: int = 30
+    seeds: int = 3
 
 
 def steps_of(data: Path, weights: str, amount: Amount) -> Iterator[Step]:
-    """Every step on one image set, in the order that they need."""
-    name, views = data.name, amount.views
+    """Yield the steps on one image set, each after those that it reads."""
+    name, views, seeds = data.name, amount.views, range(amount.seeds)
     base = ("--weights", weights)
 
     def extract(mode: str, count: int, layers: Sequence[str]) -> Step:
@@ -80,9 +81,9 @@ def steps_of(data: Path, weights: str, amount: Amount) -> Iterator[Step]:
             ),
         )
 
-    def train(what: str, *options: str, by: str = "pipeline.finetune", seed: int = 0) -> Step:
+    def train(method: str, *options: str, by: str = "pipeline.finetune", seed: int = 0) -> Step:
         return Step(
-            f"{name}/{what}-{seed}",
+            f"{name}/{method}-{seed}",
             (
                 *(by, str(data), *base, "--seed", str(seed)),
                 *("--head-epochs", str(amount.head_epochs), *options, "--save", "none", "--json"),
@@ -90,15 +91,15 @@ def steps_of(data: Path, weights: str, amount: Amount) -> Iterator[Step]:
         )
 
     yield extract("native", views, LAYERS)
-    for seed in SEEDS:
+    for seed in seeds:
         for count in (0, views):
             yield classify("native", count, seed)
     few = str(max(1, amount.epochs // (1 + views)))
-    for seed in SEEDS:
+    for seed in seeds:
         yield train("finetune-0", "--epochs", str(amount.epochs), seed=seed)
         yield train(f"finetune-{views}", "--views", str(views), "--epochs", few, seed=seed)
     yield extract("rescale", 2 * views, LAYERS[-1:])
-    for seed in SEEDS:
+    for seed in seeds:
         for count in (0, views, 2 * views):
             yield classify("rescale", count, seed)
     if amount.scratch_epochs:
@@ -116,13 +117,13 @@ def steps_of(data: Path, weights: str, amount: Amount) -> Iterator[Step]:
 
 
 def run_step(step: Step, folder: Path) -> dict[str, Any]:
-    """Run a step unless its results are there, of the same command; returns what it printed.
+    """Return the JSON that a step printed; run it unless the same command has results.
 
-    Raises BadDataError with its last words if it fails.
+    Raises BadDataError if it fails.
     """
     answer = folder / f"{step.name}.json"
-    if (known := read_answer(step, folder)) is not None:
-        return known
+    if (document := read_answer(step, folder)) is not None:
+        return document
     command = [sys.executable, "-m", *_resolved(step.arguments, folder)]
     if step.arguments[0] != "pipeline.extract":
         command += ["--out", os.fspath(folder / step.name)]
@@ -131,23 +132,23 @@ def run_step(step: Step, folder: Path) -> dict[str, Any]:
     if finished.returncode:
         raise BadDataError(f"{step.name} ended with exit code {finished.returncode}: see above")
     make_folder(answer.parent)
-    found: dict[str, Any] = json.loads(finished.stdout)
-    text = json.dumps({"arguments": step.arguments, "answer": found}, indent=1)
+    document = json.loads(finished.stdout)
+    text = json.dumps({"arguments": step.arguments, "answer": document}, indent=1)
     write_durably(answer, lambda file: file.write(text.encode()))
-    return found
+    return dict(document)
 
 
 def read_answer(step: Step, folder: Path) -> dict[str, Any] | None:
-    """What a step printed; None if it was not run, or with other arguments."""
+    """Return the JSON that a step printed; None if it was not run with these arguments."""
     try:
-        found = json.loads((folder / f"{step.name}.json").read_bytes())
+        stored = json.loads((folder / f"{step.name}.json").read_bytes())
     except FileNotFoundError:
         return None
-    return dict(found["answer"]) if found["arguments"] == list(step.arguments) else None
+    return dict(stored["answer"]) if stored["arguments"] == list(step.arguments) else None
 
 
 def _resolved(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Arguments with the files that earlier steps wrote in the place of their names."""
+    """Return the arguments with the cache files of earlier steps."""
     resolved = []
     for word in arguments:
         if word.startswith("{cache:"):

@@ -1,4 +1,4 @@
-"""What this machine could do at best: matrix products, which is what convolutions are."""
+"""Upper limit of this machine: matrix products, which convolutions consist of."""
 
 import math
 import time
@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-SIDE = 2048  # 48 MB for three matrices, 17 GFLOP a product: beyond caches, well below a second
-SHORTEST = 1.0  # seconds that are measured at least
+SIDE = 2048  # three matrices: 48 MB, larger than caches; a product: 17 GFLOP, well below a second
+MINIMUM_SECONDS = 1.0  # of a measurement
 
 
 def open_matrix_product() -> Callable[[], dict[str, float]]:
-    """Products of square float32 matrices by NumPy on all cores; called, it gives GFLOP/s."""
+    """Return a function that measures GFLOP/s of NumPy's float32 products on all cores."""
     random = np.random.default_rng(0)
     left, right = random.random((2, SIDE, SIDE), np.float32)
-    product = left @ right  # the first one starts the threads
+    product = left @ right  # the first product starts the threads
 
     def measure() -> dict[str, float]:
         count, started = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - started) < SHORTEST:
+        while (seconds := time.perf_counter() - started) < MINIMUM_SECONDS:
             np.matmul(left, right, out=product)
             count += 1
         return {"gflops": 2 * SIDE**3 * count / seconds / 1e9}
@@ -28,17 +28,17 @@ def open_matrix_product() -> Callable[[], dict[str, float]]:
 
 
 def operations_per_image(model: Any) -> int:
-    """Floating-point operations of one image in a Keras model: two for each multiplication of a
-    convolution or dense layer, as in published counts; all else is small beside them.
+    """Return the floating-point operations of a Keras model per image.
 
-    Every kernel is applied once at each place of its layer's output.
+    As in published counts, two for each multiplication of a convolution or dense layer; others are
+    negligible. A kernel is applied once per position of its layer's output.
     """
     total = 0
     for layer in model.layers:
         if getattr(layer, "layers", None):  # ConvNeXt nests Sequential models
             total += operations_per_image(layer)
             continue
-        places = math.prod(layer.output.shape[1:-1]) if hasattr(layer.output, "shape") else 0
+        positions = math.prod(layer.output.shape[1:-1]) if hasattr(layer.output, "shape") else 0
         kernels = (weight for weight in layer.weights if "kernel" in weight.name)
-        total += 2 * places * sum(math.prod(kernel.shape) for kernel in kernels)
+        total += 2 * positions * sum(math.prod(kernel.shape) for kernel in kernels)
     return total

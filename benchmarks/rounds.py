@@ -1,4 +1,4 @@
-"""Sides measured in turn, and what repeated measurements say."""
+"""Alternating measurements, and their medians and quartiles."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of repeated measurements, between the lower and the upper quartile."""
+    """Median, lower and upper quartile of repeated measurements."""
 
     median: float
     low: float
@@ -19,13 +19,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Of one value or more."""
+        """Return the spread of one or more values."""
         low, median, high = np.percentile(values, [25, 50, 75])
         return cls(float(median), float(low), float(high))
 
     @classmethod
     def of_ratio(cls, values: Sequence[float], others: Sequence[float]) -> Self:
-        """Of values / others round by round: what slows a whole round down cancels out."""
+        """Return the spread of values / others per round; a slow round cancels out."""
         return cls.of([value / other for value, other in zip(values, others, strict=True)])
 
     def as_dict(self) -> dict[str, float]:
@@ -38,16 +38,16 @@ def alternate(
     rounds: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[T]]:
-    """Measure all sides, one after another, round after round: side -> its measurements.
+    """Measure all sides one after another in each round: side -> its measurements.
 
-    Each round begins with the next side, so that none is always measured behind the same one.
+    Each round begins with the next side, so that no side always follows the same one.
     """
     measured: dict[str, list[T]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(rounds):
         first = number % len(names)
-        for place, name in enumerate([*names[first:], *names[:first]]):
+        for done, name in enumerate([*names[first:], *names[:first]], number * len(names)):
             if progress:
-                progress(number * len(names) + place, rounds * len(names))
+                progress(done, rounds * len(names))
             measured[name].append(sides[name]())
     return measured

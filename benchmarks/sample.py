@@ -1,4 +1,4 @@
-"""The door to the sample sets: ``python -m benchmarks.sample NAME`` fills ``data/NAME``."""
+"""``python -m benchmarks.sample NAME``: download a sample set into ``data/NAME``."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from pipeline.cli import ProgressBar, parser, print_json, run
 from pipeline.text import counted, printable
 
 SUMMARY = """\
-Put a sample set of images into data/NAME. What is there already is not fetched again.
+Download a sample set of images into data/NAME. Existing images are not downloaded again.
 
-  textile        is this cloth woven right? 1,000 nominal, 500 global defects, 250 x 250 pixels
-  textile-local  the hard one: with 500 local defects as a third class
+  textile        woven cloth: 1,000 nominal images, 500 with global defects, 250 x 250 pixels
+  textile-local  harder: with a third class, 500 images with local defects
                  Both simulated by Megahed et al., arXiv 2501.12596; MIT licence; from the
                  package conformal-clip-data (42 MB) on the package index.
   cats_and_dogs  the photographs of Deep Learning with Python, in its layout: 1,000 train, 500
@@ -25,22 +25,22 @@ python -m benchmarks.sample textile --per-class 300
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, place the sample, say where it is and what comes next."""
+    """Parse the command line, download the sample, print its folder and the next command."""
     options = parser(command="sample", summary=SUMMARY, example=EXAMPLE, package="benchmarks")
     options.add_argument("name", metavar="NAME", choices=tuple(SAMPLES), help=", ".join(SAMPLES))
     options.add_argument(
         "--per-class",
         type=int,
         metavar="N",
-        help="images per class, the first by number (default: all); with cats_and_dogs half of "
-        "them are train, a quarter each validation and test; a larger N later only adds",
+        help="number of images per class (default: all); of cats_and_dogs, N/2 are train, N/4 "
+        "validation and N/4 test",
     )
     options.add_argument(
         "--data-dir",
         type=Path,
         default=Path("data"),
         metavar="DIR",
-        help="folder of the sets (default: %(default)s)",
+        help="parent folder of the sets",
     )
     options.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = options.parse_args(argv)

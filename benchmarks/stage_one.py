@@ -1,4 +1,4 @@
-"""Stage one measured: images through a base, side by side."""
+"""Measurement of stage one: images per second of each side."""
 
 import json
 import logging
@@ -33,8 +33,8 @@ BOOK, WHOLE, DECODING, EXTRACT = (
     "extract",
 )
 PRODUCT, START = "matrix product", "start-up of extract"
-OPERATIONS = 1.5e12  # of a pass over all images: VGG16 takes 10 to 20 s for it on two cores
-FEWEST, MOST = 128, 512  # images, unless the user says how many
+OPERATIONS = 1.5e12  # of a pass over all images: 10 to 20 s with VGG16 on two cores
+FEWEST, MOST = 128, 512  # default numbers of images
 
 log = logging.getLogger("pipeline")
 
@@ -43,17 +43,17 @@ Measured = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOne:
-    """What to measure.
+class Settings:
+    """Settings of the measurement.
 
     Attributes
     ----------
-    data : the user's image folder; None draws images.
+    data : image folder; None for synthetic images.
     layer : layer key, see `pipeline.spec.layer_key`.
     weights : ``imagenet``, ``random`` or a file.
-    engines : those to measure beside TensorFlow, the first of which extract is told to take; none
-        for all that are installed, and extract chooses.
-    images : how many; None for a number that suits the base.
+    engines : engines to measure besides TensorFlow; extract uses the first. None for all installed
+        ones, and extract selects.
+    images : number of images; None for a default that depends on the base.
     """
 
     data: Path | None
@@ -71,8 +71,8 @@ class StageOne:
         return self.engines[0] if self.engines else AUTO
 
     @property
-    def of_base(self) -> dict[str, Any]:
-        """What workers are told of the base."""
+    def base_options(self) -> dict[str, Any]:
+        """Return the settings of the base, for workers."""
         return {
             "base": self.base.name,
             "image_size": self.image_size,
@@ -81,34 +81,33 @@ class StageOne:
         }
 
 
-def measure_stage_one(asked: StageOne, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Open every side, measure all in turn, and put together what came of it.
+def measure_stage_one(settings: Settings, scratch: Path, progress: Progress) -> dict[str, Any]:
+    """Measure all sides alternately and return the results for bench.json.
 
-    Parameters
-    ----------
-    scratch : an empty folder for images, pixels and caches.
+    ``scratch`` is an empty folder for images, pixels and caches.
     """
     with ExitStack() as stack:
-        book = stack.enter_context(_open_book(asked, whole=False))
+        book = stack.enter_context(_open_book(settings, whole=False))
         operations = int(book.about["operations_per_image"])
         folder = scratch / "images"
-        images = gather_images(asked.data, folder, asked.images or _suitable_count(operations))
-        stack.callback(_forget, images, asked.cache_dir / "hashes")
+        images = gather_images(
+            settings.data, folder, settings.images or _suitable_count(operations)
+        )
+        stack.callback(_forget, images, settings.cache_dir / "hashes")
         log.info(
-            "%s, %.2f GFLOP each; the first pass warms everything up and tells how long the "
-            "others take",
-            counted(len(images), "image" if asked.data else "drawn image"), operations / 1e9,
+            "%s, %.2f GFLOP each; the first pass warms up and gives an estimate of the time",
+            counted(len(images), "image" if settings.data else "synthetic image"), operations / 1e9,
         )  # fmt: skip
         pixels = scratch / "pixels.npy"
-        engine_images = _write_pixels(folder, pixels, len(images) // 2, asked.image_size)
-        command = _Command(asked, folder, scratch / "command.h5")
-        first = command()  # converts the base and tries engines, where that was not done before
-        engines, left_out = _open_engines(asked, pixels, stack)
+        engine_images = _write_pixels(folder, pixels, len(images) // 2, settings.image_size)
+        command = _Command(settings, folder, scratch / "command.h5")
+        first = command()  # converts the base and tries engines, if not done before
+        engines, left_out = _open_engines(settings, pixels, stack)
         workers = {
             BOOK: book,
-            WHOLE: stack.enter_context(_open_book(asked, whole=True)),
+            WHOLE: stack.enter_context(_open_book(settings, whole=True)),
             **engines,
-            **_open_others(asked, folder, scratch, stack),
+            **_open_others(settings, folder, scratch, stack),
         }
         sides: dict[str, Callable[[], Measured]] = {
             name: worker.ask for name, worker in workers.items()
@@ -118,12 +117,12 @@ def measure_stage_one(asked: StageOne, scratch: Path, progress: Progress) -> dic
         sides[START] = lambda: {"seconds": command("--limit-per-class", "1").seconds}
         started = time.monotonic()
         alternate(sides, rounds=1)
-        seconds = asked.rounds * (time.monotonic() - started)
-        log.info("%s will take about %s", counted(asked.rounds, "round"), duration(seconds))
-        measured = alternate(sides, rounds=asked.rounds, progress=progress)
+        seconds = settings.rounds * (time.monotonic() - started)
+        log.info("%s will take about %s", counted(settings.rounds, "round"), duration(seconds))
+        measured = alternate(sides, rounds=settings.rounds, progress=progress)
         errors = _largest_errors(engines, scratch)
         passes = {name: engine_images if name in engines else len(images) for name in workers}
-        document = _document(asked, measured, workers, errors, passes, operations)
+        document = _document(settings, measured, workers, errors, passes, operations)
         last = command()
     document["left_out"] = left_out
     document["command"] = {
@@ -133,24 +132,25 @@ def measure_stage_one(asked: StageOne, scratch: Path, progress: Progress) -> dic
     return document
 
 
-def _open_book(asked: StageOne, *, whole: bool) -> Worker:
-    return Worker("book's loop", layer=asked.layer, whole=whole, **asked.of_base)
+def _open_book(settings: Settings, *, whole: bool) -> Worker:
+    return Worker("book's loop", layer=settings.layer, whole=whole, **settings.base_options)
 
 
 def _open_others(
-    asked: StageOne, folder: Path, scratch: Path, stack: ExitStack
+    settings: Settings, folder: Path, scratch: Path, stack: ExitStack
 ) -> dict[str, Worker]:
-    """Workers for decoding, matrix products, and extract as a whole."""
-    layer, pooling = split_layer_key(asked.layer)
+    """Return workers for decoding, matrix products and all of extract."""
+    layer, pooling = split_layer_key(settings.layer)
     images = os.fspath(folder)
     enter = stack.enter_context
     return {
-        DECODING: enter(Worker("decoding", folder=images, image_size=asked.image_size)),
+        DECODING: enter(Worker("decoding", folder=images, image_size=settings.image_size)),
         PRODUCT: enter(Worker(PRODUCT)),
         EXTRACT: enter(
             Worker(
                 EXTRACT, folder=images, out=os.fspath(scratch / "features.h5"),
-                layers=[layer], pooling=pooling, engine=asked.engine_of_extract, **asked.of_base,
+                layers=[layer], pooling=pooling, engine=settings.engine_of_extract,
+                **settings.base_options,
             )
         ),
     }  # fmt: skip
@@ -162,48 +162,49 @@ def _suitable_count(operations: int) -> int:
 
 
 def _write_pixels(folder: Path, target: Path, count: int, image_size: int) -> int:
-    """Decode the first images into a file of (n, S, S, 3) uint8 RGB, as extract would."""
-    found = scan_folder(folder)
-    digests, _ = hash_files(found.root, found.paths[:count])
-    with closing(read_images(found.root, digests, image_size=image_size, resize="squash")) as read:
-        decoded = [pixels for _, pixels in read if not isinstance(pixels, Skipped)]
+    """Decode the first images into a file of (n, S, S, 3) uint8 RGB, as extract does."""
+    files = scan_folder(folder)
+    digests, _ = hash_files(files.root, files.paths[:count])
+    images = read_images(files.root, digests, image_size=image_size, resize="squash")
+    with closing(images):
+        decoded = [pixels for _, pixels in images if not isinstance(pixels, Skipped)]
     np.save(target, np.stack(decoded))
     return len(decoded)
 
 
 def _open_engines(
-    asked: StageOne, pixels: Path, stack: ExitStack
+    settings: Settings, pixels: Path, stack: ExitStack
 ) -> tuple[dict[str, Worker], dict[str, str]]:
-    """A worker for each engine, and why there is none for others. TensorFlow is the reference."""
+    """Return a worker per engine, and the reason for each missing engine."""
     opened: dict[str, Worker] = {}
     left_out: dict[str, str] = {}
     for name in ENGINES:
-        if asked.engines and name not in (TENSORFLOW, *asked.engines):
+        if settings.engines and name not in (TENSORFLOW, *settings.engines):
             continue
         try:
             opened[name] = stack.enter_context(
-                Worker("engine", engine=name, layer=asked.layer, pixels=os.fspath(pixels),
-                       **asked.of_base)
+                Worker("engine", engine=name, layer=settings.layer, pixels=os.fspath(pixels),
+                       **settings.base_options)
             )  # fmt: skip
         except PipelineError as error:
-            if name in asked.engines or name == TENSORFLOW:
+            if name in settings.engines or name == TENSORFLOW:
                 raise
             left_out[name] = str(error)
-            log.warning("engine %s is left out: %s", name, printable(str(error)))
+            log.warning("engine %s is not measured: %s", name, printable(str(error)))
     return opened, left_out
 
 
 class _Command:
-    """Extract as a user runs it, each time into a new file: for its start-up and its memory."""
+    """The command extract into a new file, for its start-up time and memory."""
 
-    def __init__(self, asked: StageOne, folder: Path, out: Path) -> None:
-        layer, pooling = split_layer_key(asked.layer)
+    def __init__(self, settings: Settings, folder: Path, out: Path) -> None:
+        layer, pooling = split_layer_key(settings.layer)
         self._out = out
         self._command = [
-            "extract", os.fspath(folder), "--base", asked.base.name,
-            "--image-size", str(asked.image_size), "--layer", layer, "--pooling", pooling,
-            "--weights", asked.weights, "--engine", asked.engine_of_extract,
-            "--cache-dir", os.fspath(asked.cache_dir), "--out", os.fspath(out), "--json",
+            "extract", os.fspath(folder), "--base", settings.base.name,
+            "--image-size", str(settings.image_size), "--layer", layer, "--pooling", pooling,
+            "--weights", settings.weights, "--engine", settings.engine_of_extract,
+            "--cache-dir", os.fspath(settings.cache_dir), "--out", os.fspath(out), "--json",
         ]  # fmt: skip
 
     def __call__(self, *options: str) -> Finished:
@@ -213,7 +214,7 @@ class _Command:
 
 
 def _forget(images: Sequence[Path], hashes: Path) -> None:
-    """Take the images' digests out of the cache folder: they are gone in a moment."""
+    """Delete the digests of these temporary images from the cache folder."""
     names = {f"{path.parent.name}/{path.name}" for path in images}
     for index in hashes.glob("*.json"):
         with suppress(OSError, ValueError):
@@ -222,28 +223,28 @@ def _forget(images: Sequence[Path], hashes: Path) -> None:
 
 
 def _largest_errors(engines: Mapping[str, Worker], scratch: Path) -> dict[str, float]:
-    """Engine -> the largest relative error of a row against TensorFlow, on the same pixels."""
+    """Return engine -> largest relative error of a row, compared with TensorFlow."""
     features = {}
     for name, worker in engines.items():
         path = scratch / f"{name}.npy"
         worker.ask(features=os.fspath(path))
         features[name] = np.load(path)
     expected = features.pop(TENSORFLOW)
-    return {name: float(relative_errors(expected, found).max()) for name, found in features.items()}
+    return {name: float(relative_errors(expected, f).max()) for name, f in features.items()}
 
 
 def _document(
-    asked: StageOne,
+    settings: Settings,
     measured: Mapping[str, Sequence[Measured]],
     workers: Mapping[str, Worker],
     errors: Mapping[str, float],
     passes: Mapping[str, int],
     operations: int,
 ) -> dict[str, Any]:
-    """What was measured in turn, for JSON; rates in images/s, one a round, and their spread."""
-    gflops = [found["gflops"] for found in measured[PRODUCT]]
+    """Return the measurements for JSON: rates in images/s per round, and their spread."""
+    gflops = [each["gflops"] for each in measured[PRODUCT]]
     rates = {
-        name: [found.get("images", passes[name]) / found["seconds"] for found in measured[name]]
+        name: [each.get("images", passes[name]) / each["seconds"] for each in measured[name]]
         for name in workers
         if name != PRODUCT
     }
@@ -252,16 +253,16 @@ def _document(
         1 / (1 / alone + 1 / decoding)
         for alone, decoding in zip(rates[engine], rates[DECODING], strict=True)
     ]
-    start = Spread.of([found["seconds"] for found in measured[START]]).median
+    start = Spread.of([each["seconds"] for each in measured[START]]).median
 
     def side(name: str) -> dict[str, Any]:
-        done = [operations * rate / 1e9 for rate in rates[name]]  # GFLOP/s
+        side_gflops = [operations * rate / 1e9 for rate in rates[name]]
         return {
             "side": name,
             "images_per_second": Spread.of(rates[name]).as_dict(),
             "against_book": Spread.of_ratio(rates[name], rates[BOOK]).as_dict(),
             "share_of_matrix_product": (
-                None if name == DECODING else Spread.of_ratio(done, gflops).as_dict()
+                None if name == DECODING else Spread.of_ratio(side_gflops, gflops).as_dict()
             ),
             "relative_error": errors.get(name),
             "start_seconds": start if name == EXTRACT else workers[name].start_seconds,
@@ -270,11 +271,11 @@ def _document(
         }
 
     return {
-        "base": asked.base.name,
-        "image_size": asked.image_size,
-        "layer": asked.layer,
+        "base": settings.base.name,
+        "image_size": settings.image_size,
+        "layer": settings.layer,
         "images": passes[BOOK],
-        "drawn": asked.data is None,
+        "drawn": settings.data is None,
         "operations_per_image": operations,
         "gpus": workers[BOOK].about["gpus"],
         "matrix_product_gflops": Spread.of(gflops).as_dict(),

@@ -1,4 +1,4 @@
-"""Stage two: an epoch of our dense head beside one of plain Keras ``fit``, on synthetic arrays."""
+"""Measurement of stage two: an epoch of the dense head and of Keras' ``fit``."""
 
 import time
 from collections.abc import Callable
@@ -27,13 +27,13 @@ class Rows(NamedTuple):
 
 
 def measure_stage_two(*, rounds: int, progress: Progress) -> dict[str, Any]:
-    """Seconds an epoch of each side, measured in turn, and their ratio within rounds."""
+    """Measure seconds per epoch of each side alternately, and their ratio within rounds."""
     with Worker(KERAS) as keras_fit, Worker(OURS) as ours:
         workers = {KERAS: keras_fit, OURS: ours}
         sides = {name: worker.ask for name, worker in workers.items()}
         alternate(sides, rounds=1)  # warm-up
         measured = alternate(sides, rounds=rounds, progress=progress)
-    seconds = {name: [each["seconds"] for each in found] for name, found in measured.items()}
+    seconds = {name: [each["seconds"] for each in values] for name, values in measured.items()}
     return {
         "rows": TRAIN_ROWS,
         "features": FEATURES,
@@ -52,7 +52,7 @@ def measure_stage_two(*, rounds: int, progress: Progress) -> dict[str, Any]:
 
 
 def open_keras() -> Callable[[], dict[str, float]]:
-    """The book's classifier, trained by ``fit``."""
+    """Return a timer of the book's classifier, trained with ``fit``."""
     from pipeline.keras_backend import keras
 
     def fit(train: Rows, validation: Rows, epochs: int) -> None:
@@ -77,7 +77,7 @@ def open_keras() -> Callable[[], dict[str, float]]:
 
 
 def open_ours() -> Callable[[], dict[str, float]]:
-    """The same network, trained by `pipeline.heads`."""
+    """Return a timer of the same network, trained by `pipeline.heads`."""
     return _epoch_timer(_fit_dense_head)
 
 
@@ -92,7 +92,7 @@ def _fit_dense_head(train: Rows, validation: Rows, epochs: int) -> None:
 
 
 def _epoch_timer(fit: Callable[[Rows, Rows, int], None]) -> Callable[[], dict[str, float]]:
-    """Time per epoch: a fit of one epoch is subtracted, since the first epoch compiles."""
+    """Return a timer of one epoch; it subtracts a fit of one epoch, since the first compiles."""
     train, validation = draw_rows(TRAIN_ROWS, seed=0), draw_rows(VALIDATION_ROWS, seed=1)
 
     def seconds(epochs: int) -> float:
@@ -104,7 +104,7 @@ def _epoch_timer(fit: Callable[[Rows, Rows, int], None]) -> Callable[[], dict[st
 
 
 def draw_rows(count: int, *, seed: int) -> Rows:
-    """Two classes, 84 % zeros, as VGG16's last ReLU leaves photographs."""
+    """Return rows of two classes, 84 % zeros, as features of VGG16's last ReLU."""
     random = np.random.default_rng(seed)
     labels = np.arange(count) % 2
     noise = random.normal(-1, 1, (count, FEATURES)) + 0.02 * labels[:, None]

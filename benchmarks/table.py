@@ -1,4 +1,4 @@
-"""What was measured, as lines for a terminal or a pipe."""
+"""The tables of a benchmark as text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,11 +10,10 @@ Document = Mapping[str, Any]
 
 
 def table_lines(document: Document) -> Iterator[str]:
-    """All tables, line by line."""
+    """Yield the lines of all tables."""
     run = document["run"]
     yield (
-        f"{counted(run['cores'], 'core')}, {counted(run['rounds'], 'round')}: medians, with "
-        f"quartiles in brackets"
+        f"{counted(run['cores'], 'core')}, {counted(run['rounds'], 'round')}: medians (quartiles)"
     )
     if "stage_one" in document:
         yield ""
@@ -24,32 +23,32 @@ def table_lines(document: Document) -> Iterator[str]:
         yield from _stage_two(document["stage_two"])
 
 
-def _stage_one(found: Document) -> Iterator[str]:
-    drawn = "drawn image" if found["drawn"] else "image"
-    gflop = found["operations_per_image"] / 1e9
+def _stage_one(stage: Document) -> Iterator[str]:
+    image = "synthetic image" if stage["drawn"] else "image"
+    gflop = stage["operations_per_image"] / 1e9
     yield (
-        f"stage one: {found['base']} at {found['image_size']} pixels, {printable(found['layer'])}, "
-        f"{gflop:.2f} GFLOP an image, {counted(found['images'], drawn)}"
+        f"stage one: {stage['base']} at {stage['image_size']} pixels, {printable(stage['layer'])}, "
+        f"{gflop:.2f} GFLOP per image, {counted(stage['images'], image)}"
     )
     title = ["", "images/s", "× book", "of roofline", "error", "start-up", "peak memory"]
-    yield from _aligned([title, *(_side(side) for side in found["sides"])])
-    product = found["matrix_product_gflops"]
+    yield from _aligned([title, *(_side(side) for side in stage["sides"])])
+    product = stage["matrix_product_gflops"]
     yield f"roofline: matrix products reach {_spread(product, '.0f')} GFLOP/s"
-    ceiling = found["ceiling"]
+    ceiling = stage["ceiling"]
     yield (
         f"{EXTRACT} with {ceiling['engine']} reaches {_spread(ceiling['reached'], '.0%')} of the "
         f"ceiling 1/(1/engine + 1/decoding), {ceiling['images_per_second']['median']:.1f} images/s"
     )
-    for run, words in (("first", "the first time"), ("again", "with the engine chosen")):
-        command = found["command"][run]
+    for run, words in (("first", "first run"), ("again", "later runs")):
+        command = stage["command"][run]
         yield (
             f"the whole command, {words}: {duration(command['seconds'])}, peak memory "
             f"{_memory(command['peak_bytes'])}"
         )
-    for name in found["gpus"]:
+    for name in stage["gpus"]:
         yield f"TensorFlow computes on {printable(name)}"
-    for name, reason in found["left_out"].items():
-        yield f"engine {name} is left out: {printable(reason)}"
+    for name, reason in stage["left_out"].items():
+        yield f"engine {name} is not measured: {printable(reason)}"
 
 
 def _side(side: Document) -> list[str]:
@@ -65,10 +64,10 @@ def _side(side: Document) -> list[str]:
     ]
 
 
-def _stage_two(found: Document) -> Iterator[str]:
+def _stage_two(stage: Document) -> Iterator[str]:
     yield (
-        f"stage two: an epoch of a dense head on {found['rows']:,} × {found['features']:,} "
-        f"synthetic features, batches of {found['batch_size']}"
+        f"stage two: an epoch of a dense head on {stage['rows']:,} × {stage['features']:,} "
+        f"synthetic features, batches of {stage['batch_size']}"
     )
     title = ["", "seconds", "times faster", "peak memory"]
     rows = [
@@ -78,13 +77,13 @@ def _stage_two(found: Document) -> Iterator[str]:
             _spread(side["times_faster"], ".2f"),
             _memory(side["peak_bytes"]),
         ]
-        for side in found["sides"]
+        for side in stage["sides"]
     ]
     yield from _aligned([title, *rows])
 
 
 def _spread(values: Mapping[str, float], form: str) -> str:
-    """``8.1 (7.9–8.2)``."""
+    """Return ``8.1 (7.9–8.2)``."""
     low, high = format(values["low"], form), format(values["high"], form)
     return f"{values['median']:{form}} ({low.removesuffix('%')}–{high})"
 
@@ -94,11 +93,11 @@ def _memory(count: int | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The first column flush left, all others flush right."""
+    """Yield the rows, the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         first, *others = (
-            text.rjust(width) if place else text.ljust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+            text.rjust(width) if index else text.ljust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
         )
         yield "  ".join([first, *others]).rstrip()

@@ -1,6 +1,6 @@
-"""One side in a process of its own: ``python -m benchmarks.worker <side> <settings>``.
+"""One side in its own process: ``python -m benchmarks.worker <side> <settings>``.
 
-Reads one JSON object a line on stdin, measures with it, answers one line on stdout.
+Reads one JSON object per line from stdin, measures with it, and writes one line to stdout.
 """
 
 import importlib
@@ -15,8 +15,8 @@ from benchmarks.memory import own_peak
 from pipeline import errors
 from pipeline.errors import PipelineError
 
-# Each is called with the settings, and returns what is called with each line's object. Its
-# attribute ``about``, if there is one, is what the side tells of itself.
+# Each is called with the settings and returns a function that is called with each line's object;
+# its attribute ``about``, if any, has facts about the side.
 SIDES = {
     "matrix product": "benchmarks.roofline:open_matrix_product",
     "book's loop": "benchmarks.book:Loop",
@@ -29,10 +29,10 @@ SIDES = {
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this process ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)  # what Keras prints is no answer
+    with Path(os.devnull).open("wb") as devnull:
+        os.dup2(devnull.fileno(), 1)  # hides Keras' output
 
     def answer(document: dict[str, Any]) -> None:
         answers.write(json.dumps(document) + "\n")

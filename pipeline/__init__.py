@@ -1,10 +1,10 @@
 """A two-stage feature-caching pipeline for image classification.
 
-Stage one runs a frozen convolutional base once over image folders and keeps its features in HDF5;
-stage two trains classifiers ("heads") on the cached arrays and compares them.
+Stage one runs a frozen convolutional base once over image folders and caches its features in HDF5;
+stage two trains classifiers ("heads") on the cached features and compares them.
 
-The functions behind the commands are importable: ``from pipeline import extract_features``; so is
-`FeatureExtractor`, which does the same inside a scikit-learn pipeline.
+Each command has a function: ``from pipeline import extract_features``. `FeatureExtractor` extracts
+features inside a scikit-learn pipeline.
 """
 
 import importlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.models.config import PredictConfig as PredictConfig
 
 __version__ = "0.1.0"
-_HOMES = {
+_MODULES = {
     "ExtractConfig": "pipeline.cache.config",
     "FeatureExtractor": "pipeline.estimator",
     "PredictConfig": "pipeline.models.config",
@@ -31,16 +31,16 @@ _HOMES = {
     "load_model": "pipeline.estimator",
     "predict_images": "pipeline.api",
 }
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the library on first use, so that ``--help`` answers at once."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    """Import a public name on first use, so that ``--help`` loads no library."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """What completes in a notebook."""
+    """Return the names that a notebook completes."""
     return sorted([*globals(), *__all__])

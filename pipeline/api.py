@@ -1,4 +1,4 @@
-"""What a notebook calls: the functions behind the commands."""
+"""Functions for notebooks: extract, preview, repair and predict, as the commands do."""
 
 import logging
 import os
@@ -34,18 +34,18 @@ from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
 
-VARIANT_DIGITS = 6  # of an augmentation's digest, in a file's name
+VARIANT_DIGITS = 6  # of an augmentation's digest in a file name
 PREVIEWED, PREVIEWED_PER_CLASS = 8, 4  # images on a sheet of views
-PREVIEWED_VIEWS = 8  # of each, where --views says nothing
-LISTED = 10  # duplicates named in a warning
+PREVIEWED_VIEWS = 8  # views per image on the sheet, if --views is not set
+LISTED = 10  # groups of duplicates in a warning
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What stage one did.
+    """Result of stage one.
 
-    ``table`` is the cache, ``computed`` counts the forward passes of this run; ``skipped`` are
-    files without a row, each with the reason, listed in ``skipped_file``, too.
+    ``table`` is the cache; ``computed`` counts the forward passes of this run; ``skipped`` are the
+    files without a row and the reasons, also listed in ``skipped_file``.
     """
 
     table: FeatureTable
@@ -66,17 +66,17 @@ def extract_features(
 ) -> Extraction:
     """Run a frozen base once over an image folder and cache its features in HDF5.
 
-    Only what the cache lacks is computed; asking again for the same is answered from the file.
+    Only missing rows are computed; the same call again reads all features from the cache.
 
     Parameters
     ----------
-    data : folder with ``train/ validation/ test/`` of class folders, or class folders alone.
-    progress : called with (images done, images in all).
-    on_scan : called with the folder's contents before the work begins.
-    **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they replace those
+    data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them.
+    progress : called with (rows done, rows in total).
+    on_scan : called with the contents of the folder before features are computed.
+    **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they override those
         of ``config``.
 
-    Raises a `pipeline.errors.PipelineError` for every expected failure.
+    Raises a `pipeline.errors.PipelineError` for each expected failure.
 
     Examples
     --------
@@ -90,34 +90,34 @@ def extract_features(
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
     plan = config.view_plan
-    found = scan_folder(Path(data))
+    images = scan_folder(Path(data))
     if config.limit_per_class is not None:
-        found = found.limited(config.limit_per_class)
+        images = images.limited(config.limit_per_class)
     if on_scan:
-        on_scan(found)
+        on_scan(images)
     digests, unreadable = hash_files(
-        found.root, found.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
+        images.root, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
-    warn_of_duplicates(found, digests)
+    warn_of_duplicates(images, digests)
     spec = feature_spec(config)
     make_folder(config.out.parent if config.out else config.cache_dir)
     path = config.out or cache_file(
         config.cache_dir,
-        set_name=found.name,
-        root=found.root,
+        set_name=images.name,
+        root=images.root,
         spec=spec,
         variant=plan.augmentation.digest[:VARIANT_DIGITS] if plan.augmentation else "",
         digests=set(digests.values()),
     )
     filled = fill_cache(
         path,
-        images=found,
+        images=images,
         digests=digests,
-        skipped=(*found.skipped, *unreadable),
+        skipped=(*images.skipped, *unreadable),
         spec=spec,
         layers=config.layer_keys,
         open_engine=partial(continue_engine, config),
-        document=cache_document(found.name, found.root, config, spec),
+        document=cache_document(images.name, images.root, config, spec),
         batch_size=config.batch_size,
         strict=config.strict,
         wait=config.wait,
@@ -126,7 +126,7 @@ def extract_features(
     )
     return Extraction(
         table=read_table(path),
-        images=found,
+        images=images,
         computed=filled.computed,
         skipped=filled.skipped,
         skipped_file=path.with_suffix(SKIPPED_SUFFIX),
@@ -137,30 +137,30 @@ def extract_features(
 def preview_views(
     data: str | os.PathLike[str], config: ExtractConfig | None = None, **options: Any
 ) -> Path:
-    """Draw some training images and their views, as a base would see them, on a PNG sheet.
+    """Write a PNG sheet of some training images and their views, as the base receives them.
 
-    Returns ``<cache_dir>/<set>+<augmentation>-views.png``.
+    Returns its path, ``<cache_dir>/<set>+<augmentation>-views.png``.
     """
     from pipeline.report.sheets import write_view_sheet
 
     config = replace(config or ExtractConfig(), **options)
     views, augmentation = config.views or PREVIEWED_VIEWS, config.augmentation_ranges
     ViewPlan(views, augmentation)
-    found = scan_folder(Path(data)).limited(PREVIEWED_PER_CLASS)
-    paths = [file.path for file in found.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
-    digests, _ = hash_files(found.root, paths)
-    read = read_images(found.root, digests, image_size=config.size, resize=config.resize)
-    with closing(read):
-        rows = [(path, digests[path], each) for path, each in read if not isinstance(each, Skipped)]
+    images = scan_folder(Path(data)).limited(PREVIEWED_PER_CLASS)
+    paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
+    digests, _ = hash_files(images.root, paths)
+    decoded = read_images(images.root, digests, image_size=config.size, resize=config.resize)
+    with closing(decoded):
+        rows = [(path, digests[path], px) for path, px in decoded if not isinstance(px, Skipped)]
     make_folder(config.cache_dir)
-    sheet = config.cache_dir / f"{found.name}+{augmentation.digest[:VARIANT_DIGITS]}-views.png"
+    sheet = config.cache_dir / f"{images.name}+{augmentation.digest[:VARIANT_DIGITS]}-views.png"
     write_view_sheet(sheet, rows, augmentation=augmentation, views=views)
     return sheet
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What `repair_cache` did: what was wrong, and how many images were computed again."""
+    """Result of `repair_cache`: the damages, and the number of images computed again."""
 
     damages: tuple[Damage, ...]
     computed: int
@@ -174,12 +174,12 @@ def repair_cache(
     wait: bool = False,
     progress: RowProgress | None = None,
 ) -> Repair:
-    """Mend a damaged cache file, computing again only the rows that are bad.
+    """Repair a damaged cache file: compute only its damaged rows again.
 
-    ``weights`` names the weights file where the one that the cache was made with has moved;
-    fetched ImageNet weights are below ``cache_dir``.
+    ``weights`` is the weights file, if it has moved; downloaded ImageNet weights are in
+    ``cache_dir``.
 
-    Raises BadDataError if the file is past mending, NoInputError if the image folder is gone.
+    Raises BadDataError if the file cannot be repaired, NoInputError if the image folder is missing.
     """
     target = Path(path)
     check_format(target)
@@ -188,7 +188,7 @@ def repair_cache(
     damages = find_damage(target)
     if not damages:
         read_all_rows(target)
-        sync_folder(target.parent)  # a repair that was killed may not have come to that
+        sync_folder(target.parent)  # a killed repair may have skipped this
         return Repair(tuple(shards), 0)
     with writer_lock(target, wait=wait):
         repair_metadata(target)
@@ -196,8 +196,8 @@ def repair_cache(
     config = config_of(table, weights, Path(cache_dir))
     if feature_spec(config) != table.spec:
         raise BadDataError(
-            f"{printable(target)} was made with weights or a decoder that are not here any more: "
-            f"name the weights with --weights, or extract into a new file"
+            f"{printable(target)} was made with other weights or another decoder: "
+            f"pass its weights file with --weights, or extract into a new file"
         )
     try:
         plan = ViewPlan.from_document(table.document)
@@ -206,17 +206,17 @@ def repair_cache(
     root = Path(table.document["root"])
     if not root.is_dir():
         raise NoInputError(
-            f"the image folder {printable(root)} of {printable(target)} is gone: its bad rows "
-            f"cannot be computed again"
+            f"{printable(target)} cannot be repaired: its image folder {printable(root)} is "
+            f"missing. Restore the folder"
         )
-    known_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
-    found = scan_folder(root).only(known_paths, skipped=read_skipped(target))
-    digests, unreadable = hash_files(root, found.paths)
+    cached_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
+    images = scan_folder(root).only(cached_paths, skipped=read_skipped(target))
+    digests, unreadable = hash_files(root, images.paths)
     filled = fill_cache(
         target,
-        images=found,
+        images=images,
         digests=digests,
-        skipped=(*found.skipped, *unreadable),
+        skipped=(*images.skipped, *unreadable),
         spec=table.spec,
         layers=tuple(table.layers),
         open_engine=partial(continue_engine, config),
@@ -230,19 +230,19 @@ def repair_cache(
     return Repair((*shards, *damages), filled.computed)
 
 
-def warn_of_duplicates(found: ImageFolder, digests: Mapping[bytes, bytes]) -> None:
-    """Log which identical files have two labels or are in two splits: they inflate scores."""
+def warn_of_duplicates(images: ImageFolder, digests: Mapping[bytes, bytes]) -> None:
+    """Log identical files with several labels or in several splits: they bias scores."""
     by_digest = defaultdict(list)
-    for file in found.files:
+    for file in images.files:
         if file.path in digests:
             by_digest[digests[file.path]].append(file)
-    for what in ("label", "split"):
-        groups = [each for each in by_digest.values() if len({getattr(f, what) for f in each}) > 1]
+    for column in ("label", "split"):
+        groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
         if groups:
             listed = "; ".join(" = ".join(printable(f.path) for f in g) for g in groups[:LISTED])
             more = f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else ""
-            count = counted(len(groups), "image stands", "images stand")
-            log.warning("%s under two %ss: %s%s", count, what, listed, more)
+            count = counted(len(groups), "image has", "images have")
+            log.warning("%s several %ss: %s%s", count, column, listed, more)
 
 
 def predict_images(
@@ -252,18 +252,17 @@ def predict_images(
 ) -> ImagePredictions:
     """Classify image files with a trained head.
 
-    The files are found and the head is loaded at once, images are looked at while one iterates.
-    An image whose features a cache holds is neither decoded nor run; for a head that was trained on
-    float16 features, new ones are rounded, too.
+    The call finds the files and loads the head; iterating reads and classifies the images. Cached
+    features are not computed again; a head trained on float16 features gets float16 features.
 
     Parameters
     ----------
     images : files, folders (all files below them) and patterns, ``photos/**/*.jpg``.
-    **options : fields of `pipeline.PredictConfig`, such as ``model="results/<run>"``; they replace
-        those of ``config``. ``model`` may be what is already open, such as an
+    **options : fields of `pipeline.PredictConfig`, such as ``model="results/<run>"``; they override
+        those of ``config``. ``model`` may also be an open model, such as an
         `pipeline.models.imagenet.ImagenetModel`.
 
-    Raises a `pipeline.errors.PipelineError` for every expected failure.
+    Raises a `pipeline.errors.PipelineError` for each expected failure.
 
     Examples
     --------
@@ -274,13 +273,13 @@ def predict_images(
     """
     config = replace(config or PredictConfig(), **options)
     names = [images] if isinstance(images, str | os.PathLike) else images
-    asked = [os.fspath(name) for name in names]
-    paths, skipped = find_images(asked)
+    patterns = [os.fspath(name) for name in names]
+    paths, skipped = find_images(patterns)
     if not paths:
-        why = f"none below {printable(asked[0])}" if asked else "none was named"
+        reason = f"none below {printable(patterns[0])}" if patterns else "no path was passed"
         if skipped:
-            why = f"{printable(skipped[0].path)} {skipped[0].reason}"
-        raise NoInputError(f"there is no image file to look at: {why}")
+            reason = f"{printable(skipped[0].path)} {skipped[0].reason}"
+        raise NoInputError(f"there is no image file to classify: {reason}")
     model = config.model
     if model is None or isinstance(model, str | os.PathLike):
         from pipeline.models.predictor import open_predictor  # loads scikit-learn

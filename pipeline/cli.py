@@ -1,4 +1,4 @@
-"""What the doors share: the parser's look, log and progress on stderr, errors to exit codes."""
+"""What the commands share: parser, options, log and progress on stderr, exit codes."""
 
 import argparse
 import contextlib
@@ -6,69 +6,105 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pipeline.config import Config, flag_of
+from pipeline.config import Config, flag_of, fraction, option
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.result import Comparison, Result
+    from pipeline.evaluation.result import Comparison
     from pipeline.images.views import Augmentation
 
 EXIT_INTERRUPTED = 130
 C = TypeVar("C", bound=Config)
 
-SECONDS_BETWEEN_LINES = 10.0  # progress where stderr is a file: often enough to see it is alive
+SECONDS_BETWEEN_LINES = 10.0  # progress if stderr is not a terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """Where a comparison or training writes its results, and which ones."""
+
+    out: Path = option(
+        Path("results"), metavar="FOLDER", help="parent of the run folder", group="results"
+    )
+    save: str = option(
+        "all",
+        choices=("all", "best", "none"),
+        help="models to save for predict and export; best: the recommended one",
+        group="results",
+    )
+    smooth: float = option(
+        0.8,
+        type=fraction,
+        metavar="F",
+        help="factor of the curves' moving average, 0 for none",
+        group="results",
+    )
+    json: bool = option(False, help="print results.json instead of a table", group="results")
 
 
 def parser(
     *, command: str, summary: str, example: str, package: str = "pipeline"
 ) -> argparse.ArgumentParser:
-    """A parser whose ``--help`` says what the command does and shows it in use."""
+    """Return a parser whose ``--help`` has a summary, every default and an example."""
     return argparse.ArgumentParser(
         prog=f"python -m {package}.{command}",
         description=summary,
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help texts with their defaults, except switches and texts that describe their default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        default = action.default
+        has_value = isinstance(default, str | int | float | Path) and not isinstance(default, bool)
+        if not has_value or default == argparse.SUPPRESS or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
 def add_options(
-    made: argparse.ArgumentParser, config: type[Config], *, leave_out: Collection[str] = ()
+    parser: argparse.ArgumentParser, config: type[Config], *, exclude: Collection[str] = ()
 ) -> None:
-    """Add an option for each field of a config but those left out; see `pipeline.config`."""
-    groups: dict[str, Any] = {"": made}
-    for each in fields(config):
-        flag = flag_of(each)
-        if not flag or each.name in leave_out:
+    """Add an option for each field of a config except ``exclude``; see `pipeline.config`."""
+    groups: dict[str, Any] = {"": parser}
+    for field in fields(config):
+        flag = flag_of(field)
+        if not flag or field.name in exclude:
             continue
-        settings: dict[str, Any] = {"dest": each.name, "help": each.metadata["help"]}
-        kind, group = each.metadata["type"], each.metadata["group"]
+        settings: dict[str, Any] = {"dest": field.name, "help": field.metadata["help"]}
+        kind, group = field.metadata["type"], field.metadata["group"]
         if kind is bool:
-            settings |= {"action": argparse.BooleanOptionalAction, "default": each.default}
-        elif isinstance(each.default, bool):
-            settings["action"] = "store_false" if each.default else "store_true"
+            settings |= {"action": argparse.BooleanOptionalAction, "default": field.default}
+        elif isinstance(field.default, bool):
+            settings["action"] = "store_false" if field.default else "store_true"
         else:
-            settings |= {"type": kind, "default": each.default}
-            settings |= {name: each.metadata[name] for name in ("choices", "metavar")}
-        if each.default == ():
+            settings |= {"type": kind, "default": field.default}
+            settings |= {name: field.metadata[name] for name in ("choices", "metavar")}
+        if field.default == ():
             settings |= {"action": "append", "default": []}
         if group not in groups:
             title, _, description = group.partition(": ")
-            groups[group] = made.add_argument_group(title, description or None)
+            groups[group] = parser.add_argument_group(title, description or None)
         groups[group].add_argument(flag, **settings)
 
 
 def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentation":
-    """The augmentation that the options of `pipeline.cache.config.AugmentConfig` describe."""
+    """Return the augmentation that the options of `AugmentConfig` describe."""
     from pipeline.cache.config import AugmentConfig
     from pipeline.images.views import choose_augmentation
 
@@ -76,18 +112,25 @@ def augmentation_of(arguments: argparse.Namespace, *, seed: int) -> "Augmentatio
 
 
 def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -> C:
-    """Make a config from parsed arguments; ``values`` replace or complete them."""
-    named = vars(arguments)
-    names = [each.name for each in fields(config) if flag_of(each) and each.name in named]
-    return config(**{**{name: named[name] for name in names}, **values})
+    """Return a config of parsed arguments; ``values`` replace or complete them."""
+    parsed = vars(arguments)
+    names = [field.name for field in fields(config) if flag_of(field) and field.name in parsed]
+    return config(**{name: parsed[name] for name in names} | values)
+
+
+def command_line(module: str, argv: Sequence[str] | None) -> str:
+    """Return the command as typed, printable; without ``argv``, with the process's arguments."""
+    return printable(
+        shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
+    )
 
 
 def run(
     main: Callable[[Sequence[str] | None], None], *, when_interrupted: str = "interrupted"
 ) -> None:
-    """Run a door and leave with its exit code; an expected failure is one line on stderr."""
+    """Run a command and exit with its code; an expected failure is one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no "–" shows its code
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without "–" shows its code point
             stream.reconfigure(errors="backslashreplace")
     log = logging.getLogger("pipeline")
     log.addHandler(_StderrHandler())
@@ -100,12 +143,12 @@ def run(
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         log.error("%s", when_interrupted)
-        if threading.active_count() > 1:  # heads that are being fitted, batches that are computed
+        if threading.active_count() > 1:  # that fit heads or compute batches
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(EXIT_INTERRUPTED)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of stdout left (`| head`): nothing to tell anybody
+    except BrokenPipeError:  # the reader of stdout has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
@@ -116,27 +159,22 @@ def run(
         sys.exit(StorageError.exit_code)
 
 
-def print_table(results: Sequence["Result"]) -> None:
-    """The results table on stdout: drawn on a terminal, else plain."""
+def print_comparison(comparison: "Comparison", folder: Path, *, as_json: bool) -> None:
+    """Print a run's table, recommendation and folder, or its results.json."""
+    if as_json:
+        print_json(json.loads((folder / "results.json").read_text("utf-8")))
+        return
     from pipeline.evaluation.table import plain_table, rich_table
 
+    for notice in comparison.notices:
+        print(f"note: {notice}")
     if sys.stdout.isatty():
         from rich.console import Console
 
         console = Console()
-        console.print(rich_table(results, width=console.width))
+        console.print(rich_table(comparison.results, width=console.width))
     else:
-        print(plain_table(results))
-
-
-def print_comparison(comparison: "Comparison", folder: Path, *, as_json: bool) -> None:
-    """What a run found: the table, what to use and where the run's folder is, or results.json."""
-    if as_json:
-        print_json(json.loads((folder / "results.json").read_text("utf-8")))
-        return
-    for notice in comparison.notices:
-        print(f"note: {notice}")
-    print_table(comparison.results)
+        print(plain_table(comparison.results))
     print(f"\n{comparison.recommendation}")
     if comparison.findings is not None and comparison.findings.learning_curve is not None:
         print(f"{comparison.findings.learning_curve.sentence}.")
@@ -145,17 +183,17 @@ def print_comparison(comparison: "Comparison", folder: Path, *, as_json: bool) -
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout, for programs."""
+    """Print one JSON document for programs."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # a file name that is no UTF-8: JSON's own escapes round-trip
+    except UnicodeEncodeError:  # a file name that is not UTF-8: JSON escapes round-trip
         text = json.dumps(document, indent=2, allow_nan=False)
     sys.stdout.write(text + "\n")
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    """Plain lines to whatever stderr is now: rich, while it draws a bar, puts them above it."""
+    """Plain lines to the current stderr, which rich replaces to print them above a bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -167,9 +205,9 @@ class _StderrHandler(logging.StreamHandler[Any]):
 
 
 class ProgressBar:
-    """How far a long step is, its rate and the time left, on stderr: ``bar(done, total)``.
+    """Progress of a long step on stderr, its rate and the time left: ``bar(done, total)``.
 
-    A bar where stderr is a terminal, else a line every ten seconds.
+    A bar if stderr is a terminal, else a line every ten seconds.
     """
 
     def __init__(self, label: str, *, unit: str) -> None:
@@ -189,7 +227,7 @@ class ProgressBar:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._first_done is None:  # rows that were there before must not count in the rate
+        if self._first_done is None:  # the rate excludes rows of earlier runs
             self._first_done, self._started = done, now
         elapsed = now - self._started
         rate = (done - self._first_done) / elapsed if elapsed > 0 else 0.0
@@ -216,7 +254,7 @@ class ProgressBar:
 
 
 class StageProgressBar(contextlib.ExitStack):
-    """A progress bar for each stage of a training; called as ``progress(stage, done, total)``."""
+    """A progress bar per stage of a training: ``progress(stage, done, total)``."""
 
     def __init__(self, *, unit: str) -> None:
         super().__init__()

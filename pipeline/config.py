@@ -1,21 +1,21 @@
-"""Options as fields of a config: the command's parser, the API's parameters and their documentation
-come from one frozen dataclass::
+"""Options as fields of a config: one frozen dataclass defines the options of a command, the
+parameters of the API and their documentation::
 
     @documented
     @dataclass(frozen=True, kw_only=True)
     class TrainConfig(Config):
         '''How a head is trained.'''
 
-        epochs: int = option(30, type=whole_number, metavar="N", help="at most")
-        layers: Sequence[str] = option((), flag="--layer", help="repeatable")  # a list
+        epochs: int = option(30, type=whole_number, help="maximum number")
+        layers: Sequence[str] = option((), flag="--layer", help="repeatable")  # list
         audit: bool = option(True, flag="--no-audit", help="skip the audit")  # --no-audit
-        kernel: str | Kernel = option("linear", flag="", help="...")  # for the API alone
+        kernel: str | Kernel = option("linear", flag="", help="...")  # API only
 
     cli.add_options(parser, TrainConfig)  # one option of the parser for each field
     config = cli.config_from(arguments, TrainConfig)  # the parsed arguments as a config
 
-A config is checked when it is made: choices, whole numbers. A subclass that checks more does so in
-``__post_init__``, after ``super().__post_init__()``.
+Creating a config checks choices and whole numbers. A subclass checks more in ``__post_init__``,
+after ``super().__post_init__()``.
 """
 
 import argparse
@@ -45,19 +45,22 @@ def option(
     """Declare a field of a config that is also an option of a command.
 
     The default False or True makes a switch, ``()`` a repeatable option, None with the type bool
-    ``--name`` and ``--no-name``. ``flag`` is by default the field's name with hyphens, ``""`` means
-    no option; ``type`` that of a default number or path, else str, and a config converts str, int
-    and Path, too; ``group`` is ``title`` or ``title: description`` in ``--help``.
+    ``--name`` and ``--no-name``. ``flag`` defaults to the field's name with hyphens, ``""`` means
+    no option. ``type`` defaults to that of a number or path, else str; a config also converts to
+    str, int and Path. ``metavar`` defaults to N for integers. ``group`` is ``title`` or
+    ``title: description`` in ``--help``.
     """
     if type is None and isinstance(default, int | float | Path) and not isinstance(default, bool):
         type = Path if isinstance(default, Path) else default.__class__
+    if metavar is None and type in (int, whole_number, count):
+        metavar = "N"
     settings = {"help": help, "flag": flag, "type": type, "choices": choices}
     return field(default=default, metadata={**settings, "metavar": metavar, "group": group})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Fields that are made by `option`, checked; see the module for an example."""
+    """Base of configs: checks the fields that `option` declares; example: module docstring."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -66,22 +69,22 @@ class Config:
             if value is None:
                 continue
             if choices and value not in choices:
-                known = ", ".join(choices)
-                raise UsageError(f"{flag_of(each)} is one of {known}; received {value!r}")
+                expected = ", ".join(choices)
+                raise UsageError(f"{flag_of(each)} is one of {expected}; received {value!r}")
             if kind in (str, Path):
                 object.__setattr__(self, each.name, kind(value))
             elif kind is int:
-                try:  # NumPy's integers become Python's, which JSON has
+                try:  # JSON cannot contain NumPy integers
                     object.__setattr__(self, each.name, operator.index(value))
                 except TypeError as error:
                     message = f"{each.name} is a whole number; received {value!r}"
                     raise UsageError(message) from error
 
 
-def flag_of(each: Any) -> str:
-    """The option of a dataclass field: ``image_size`` -> ``--image-size``; may be empty."""
-    flag = each.metadata.get("flag", "")
-    return f"--{each.name.replace('_', '-')}" if flag is None else str(flag)
+def flag_of(field: Any) -> str:
+    """Return the option of a dataclass field: ``image_size`` -> ``--image-size``; may be empty."""
+    flag = field.metadata.get("flag", "")
+    return f"--{field.name.replace('_', '-')}" if flag is None else str(flag)
 
 
 def documented(config: Class) -> Class:
@@ -103,9 +106,9 @@ def documented(config: Class) -> Class:
     return config
 
 
-# argparse shows these names when a value is no number at all
+# argparse shows the names of these functions if a value is not a number
 def whole_number(text: str) -> int:
-    """An integer from 1."""
+    """Return an integer from 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text}")
@@ -113,7 +116,7 @@ def whole_number(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """An integer from 0."""
+    """Return an integer from 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, received {text}")
@@ -121,7 +124,7 @@ def count(text: str) -> int:
 
 
 def positive_number(text: str) -> float:
-    """A finite number above 0."""
+    """Return a finite number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, received {text}")
@@ -129,7 +132,7 @@ def positive_number(text: str) -> float:
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to below 1."""
+    """Return a number from 0 to below 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, received {text}")

@@ -1,4 +1,4 @@
-"""The pipeline for programs that know scikit-learn: a transformer, and a trained model."""
+"""The Python API in scikit-learn's form: a transformer, and a trained model."""
 
 import os
 from collections.abc import Mapping
@@ -28,28 +28,28 @@ from pipeline.spec import FeatureSpec
 
 @dataclass(eq=False, repr=False)
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Turn images into features of a frozen convolutional base, each image once.
+    """Turn images into features of a frozen convolutional base; compute each image once.
 
-    A scikit-learn transformer. Features are cached on the disk by the images' content: a second
-    fit, another fold, a clone, another process, a set extracted before cost no forward pass.
+    A scikit-learn transformer. A cache on disk keeps features by the content of images: a second
+    fit, another fold, a clone, another process, or an extracted set needs no forward pass.
 
     Parameters
     ----------
-    layer : layer name; None for the base's last.
-    image_shape : None where images are paths or uint8 arrays (N, H, W, 3). Else rows of X are
+    layer : layer name; None for the base's last layer.
+    image_shape : None if images are paths or uint8 arrays (N, H, W, 3). Otherwise rows of X are
         flattened images of this shape: ``(28, 28)`` for grey, ``(32, 32, 3)`` for RGB; one side
         may be -1, as in `numpy.reshape`.
-    value_range : black and white in such rows; what is beyond is cut off.
-    others : as for `pipeline.ExtractConfig`; maps that are not pooled are flattened, (N, H·W·C).
+    value_range : black and white in such rows; other values are clipped.
+    others : as in `pipeline.ExtractConfig`; maps that are not pooled are flattened, (N, H·W·C).
 
     Attributes
     ----------
-    spec_ : what the features are, a `pipeline.spec.FeatureSpec`.
+    spec_ : the `pipeline.spec.FeatureSpec` of the features.
     layer_ : layer and pooling, ``block5_pool:avg``.
-    n_features_in_ : columns of X, where X has columns.
+    n_features_in_ : number of columns of X, if X has columns.
 
     Raises a `pipeline.errors.PipelineError` for every expected failure, ValueError for rows of
-    another length than those it was fitted to.
+    another length than in `fit`.
 
     Examples
     --------
@@ -87,26 +87,26 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     cache_dir: str | os.PathLike[str] = "cache"
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Compute the images' features, so that `transform` finds them; nothing else is learned."""
+        """Compute and cache the images' features for `transform`; learn nothing else."""
         self._fit(X)
         return self
 
     def fit_transform(self, X: Any, y: Any = None) -> npt.NDArray[np.float32]:
-        """As `fit`, then `transform`: (N, D) float32."""
+        """Fit, then return the features: (N, D) float32."""
         return self._fit(X)
 
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
-        """Features of the images in their order, (N, D) float32; computes what no cache holds."""
+        """Return features of images in their order, (N, D) float32; compute the uncached ones."""
         check_is_fitted(self)
         images = self._images(X, reset=False)
         if not hasattr(self, "_config"):  # unpickled, maybe on another machine
             config = self._make_config()
-            if (here := feature_spec(config)) != self.spec_:
-                there = vars(self.spec_)
-                names = [name for name, value in vars(here).items() if value != there[name]]
+            if (spec := feature_spec(config)) != self.spec_:
+                fitted = vars(self.spec_)
+                names = [name for name, value in vars(spec).items() if value != fitted[name]]
                 raise BadDataError(
                     f"this FeatureExtractor was fitted with other {' and '.join(names)}: "
-                    f"fingerprint {self.spec_.fingerprint}, here {here.fingerprint}; fit it again"
+                    f"fingerprint {self.spec_.fingerprint}, here {spec.fingerprint}; fit it again"
                 )
             self._config = config
             self._engine: Engine | None = None
@@ -120,7 +120,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is learned, without the open network."""
+        """Return the fitted state without the open network."""
         state: dict[str, Any] = dict(super().__getstate__())
         return {name: value for name, value in state.items() if name not in ("_config", "_engine")}
 
@@ -145,13 +145,13 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         rows = validate_data(self, X, reset=reset)  # (N, H·W) or (N, H·W·3)
         low, high = self.value_range
         if not low < high:
-            raise UsageError(f"value_range goes from less to more; received {self.value_range}")
+            raise UsageError(f"value_range must increase; received {self.value_range}")
         values = np.rint((rows - float(low)) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         try:
             return array_sources(values.reshape(len(values), *self.image_shape))
         except ValueError as error:
             raise UsageError(
-                f"rows of {values.shape[1]} values are no images of shape {self.image_shape}"
+                f"rows of {values.shape[1]} values are not images of shape {self.image_shape}"
             ) from error
 
     def _features(self, images: ImageSources) -> npt.NDArray[np.float32]:
@@ -171,16 +171,16 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def _open_engine(
         self, layers: tuple[str, ...], images: Pixels, recorded: Mapping[str, Any] | None
     ) -> Engine:
-        """Open the engine once: each further batch of new images takes the same."""
+        """Open the engine once, for all batches of new images."""
         if self._engine is None:
             self._engine = continue_engine(self._config, layers, images, recorded)
         return self._engine
 
 
 class TrainedModel:
-    """A head of a run and the base before it: images in, classes out.
+    """A base and a saved head, which classify images.
 
-    ``classes_`` are (K,) class names, ``bundle`` a `pipeline.models.bundle.Bundle`.
+    ``classes_`` contains (K,) class names; ``bundle`` is a `pipeline.models.bundle.Bundle`.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -189,30 +189,30 @@ class TrainedModel:
         self._predictor = predictor
 
     def predict(self, images: Any) -> npt.NDArray[np.str_]:
-        """The likeliest class of each image: (N,) str; takes what `predict_proba` takes."""
-        named: npt.NDArray[np.str_] = self.classes_[self.predict_proba(images).argmax(axis=1)]
-        return named
+        """Return the most probable class of each image, (N,) str; see `predict_proba`."""
+        labels: npt.NDArray[np.str_] = self.classes_[self.predict_proba(images).argmax(axis=1)]
+        return labels
 
     def predict_proba(self, images: Any) -> npt.NDArray[np.float64]:
-        """Class probabilities of each image: (N, K) float64.
+        """Return class probabilities of each image, (N, K) float64.
 
         Parameters
         ----------
-        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3). Views
-            (``--tta``) are drawn by content: an array has others than a file of the same picture.
+        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3). The digest
+            seeds augmented views (``--tta``): an array and a file of one image have different ones.
 
         Raises BadDataError for an image that cannot be decoded.
         """
-        given = image_sources(images)
+        sources = image_sources(images)
         spec = self.bundle.spec
-        decoded = given.read(given.digests, image_size=spec.image_size, resize=spec.resize)
+        decoded = sources.read(sources.digests, image_size=spec.image_size, resize=spec.resize)
         probabilities: dict[bytes, npt.NDArray[np.float64]] = {}
         while batch := list(islice(decoded, self._predictor.batch_size)):
             pixels = np.stack([pixels for _, pixels in batch])
             digests = [digest for digest, _ in batch]
             predicted = self._predictor.probabilities(pixels, digests)
             probabilities |= zip(digests, predicted, strict=True)
-        return np.stack([probabilities[digest] for digest in given.digests])
+        return np.stack([probabilities[digest] for digest in sources.digests])
 
 
 def load_model(
@@ -223,22 +223,22 @@ def load_model(
     cache_dir: str | os.PathLike[str] = "cache",
     batch_size: int = BATCH_SIZE,
 ) -> TrainedModel:
-    """Load a head that classify saved, to be used on new images.
+    """Load a saved head with its base, for new images.
 
     Parameters
     ----------
-    path : the folder of a run, ``results/<run>``, or one of its model files.
-    head : None for the one that the run recommends.
-    weights : the base's weights file, where the one that it was trained with has moved.
-    cache_dir : where fetched ImageNet weights are.
+    path : folder of a run, ``results/<run>``, or one of its model files.
+    head : name of the head; None for the recommended one.
+    weights : weights file of the base, if it has moved since training.
+    cache_dir : folder of fetched ImageNet weights.
 
-    Raises NoInputError if there is no such run, UsageError if the head was not saved, BadDataError
-    if the file is not what was written or images become other pixels here.
+    Raises NoInputError for a missing run, UsageError for a head that was not saved, BadDataError
+    for an invalid file or a decoder that gives other pixels than in training.
 
     Examples
     --------
     >>> from pipeline import load_model
-    >>> model = load_model("results/logistic.skops")  # or a run, and a head of it
+    >>> model = load_model("results/logistic.skops")  # or a run, and one of its heads
     >>> model.classes_.tolist()
     ['plain', 'striped']
     >>> model.predict(["photos/test/striped/000.png"]).tolist()

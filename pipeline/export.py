@@ -1,11 +1,11 @@
-"""``python -m pipeline.export``: a trained head with its base as one model for use elsewhere."""
+"""``python -m pipeline.export``: write a base and its trained head as one model."""
 
 import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cli import parser, print_json, run
+from pipeline import cli
 from pipeline.text import printable
 
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.models.export import export_bundle
     from pipeline.models.runs import find_bundle, newest_run
 
-    done = export_bundle(
+    export = export_bundle(
         find_bundle(arguments.run or newest_run(Path("results")), arguments.head),
         format=arguments.format,
         weights=arguments.weights,
@@ -24,58 +24,64 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_images=arguments.check_images,
     )
     if arguments.json:
-        print_json(
+        cli.print_json(
             {
-                "folder": os.fspath(done.folder),
-                "images": done.parity.count,
-                "max_difference": done.parity.max_difference,
-                "changed": done.parity.changed,
+                "folder": os.fspath(export.folder),
+                "images": export.parity.count,
+                "max_difference": export.parity.max_difference,
+                "changed": export.parity.changed,
             }
         )
     else:
-        print(f"the same as measured: {done.parity}")
-        print(f"python {printable(done.folder / 'predict.py')} IMAGE…")
-        print(f"written to {printable(done.folder)}")
+        print(f"predicts as in the comparison: {export.parity}")
+        print(f"python {printable(export.folder / 'predict.py')} IMAGE…")
+        print(f"written to {printable(export.folder)}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    parser = cli.parser(
         command="export",
-        summary="Write one model from uint8 image to class probabilities (preprocessing, base and "
-        "head), and a predict.py that needs nothing of this project. It is written only if it "
-        "predicts what was measured.",
+        summary="Export preprocessing, base and head as one model (uint8 images to class "
+        "probabilities),\nwith a predict.py that does not need this project.\n"
+        "Nothing is written unless its predictions equal the evaluated ones.",
         example="python -m pipeline.export results/2026-01-31-120000 --format onnx --head logistic",
     )
-    made.add_argument(
+    parser.add_argument(
         "run",
         nargs="?",
         type=Path,
-        help="a folder of classify, or one of its models (default: the newest in results/)",
+        help="run folder or saved model (default: the newest run in results/)",
     )
-    made.add_argument("--format", required=True, choices=("keras", "onnx"))
-    made.add_argument(
+    parser.add_argument(
+        "--format", required=True, choices=("keras", "onnx"), help="file format of the model"
+    )
+    parser.add_argument(
         "--head",
         metavar="NAME",
-        help="dense, a linear or a fine-tuned one (default: the recommended one)",
+        help="dense, linear or fine-tuned head (default: the recommended one)",
     )
-    made.add_argument(
-        "--weights", metavar="FILE", help="the base's, where they have moved since extract"
+    parser.add_argument(
+        "--weights", metavar="FILE", help="weights file of the base, if it has moved"
     )
-    made.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: exports/HEAD-FORMAT in the run"
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="output folder (default: exports/HEAD-FORMAT in the run)",
     )
-    made.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER")
-    made.add_argument(
+    parser.add_argument(
+        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
+    )
+    parser.add_argument(
         "--check-images",
         type=int,
         default=200,
         metavar="N",
-        help="test images to compare on: half are the least certain, half evenly spread "
-        "(default: %(default)s)",
+        help="number of test images to compare on",
     )
-    made.add_argument("--json", action="store_true", help="print one JSON document")
-    return made
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
 
 
 if __name__ == "__main__":
-    run(main, when_interrupted="interrupted; nothing was written")
+    cli.run(main, when_interrupted="interrupted; nothing was written")

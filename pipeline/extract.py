@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, extract, report."""
+    """Parse the command line, extract, print the results."""
     arguments = _parser().parse_args(argv)
     if arguments.list_bases:
         _list_bases(as_json=arguments.json)
@@ -32,27 +32,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         command="extract",
         summary="Run a frozen convolutional base once over image folders and cache its features.",
         example="python -m pipeline.extract data/pets --base mobilenet_v2 --pooling avg",
     )
-    made.add_argument(
+    parser.add_argument(
         "data",
         nargs="?",
         type=Path,
-        help="train/ validation/ test/ with class folders, or class folders alone "
-        "(default: the one set in data/)",
+        help="folder of class folders, or of train/, validation/ and test/ with class folders "
+        "(default: the only folder in data/)",
     )
-    cli.add_options(made, ExtractConfig)
-    made.add_argument(
-        "--preview-views", action="store_true", help="write a sheet of views to look at, and stop"
+    cli.add_options(parser, ExtractConfig)
+    parser.add_argument(
+        "--preview-views", action="store_true", help="write a sheet of example views and stop"
     )
-    made.add_argument("--list-bases", action="store_true", help="name, size, shape, parameters")
-    made.add_argument("--list-layers", metavar="BASE", help="name, shape, parameters of each layer")
-    made.add_argument("--json", action="store_true", help="print one JSON document")
-    cli.add_options(made, AugmentConfig)
-    return made
+    parser.add_argument("--list-bases", action="store_true", help="list all bases and stop")
+    parser.add_argument("--list-layers", metavar="BASE", help="list the layers of a base and stop")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    cli.add_options(parser, AugmentConfig)
+    return parser
 
 
 def _extract(arguments: argparse.Namespace) -> None:
@@ -75,22 +75,22 @@ def _extract(arguments: argparse.Namespace) -> None:
 
 
 def _only_set(folder: Path) -> Path:
-    """The one image set in ``data/``; raises if there is none, or more than one."""
+    """Return the only folder in ``data/``; raise a PipelineError if it is not the only one."""
     entries = folder.iterdir() if folder.is_dir() else ()
-    found = sorted(entry for entry in entries if entry.is_dir() and entry.name[0] != ".")
-    if not found:
+    sets = sorted(entry for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    if not sets:
         raise NoInputError(
-            f"no image set in {folder}/: name an image folder, or get a sample with "
+            f"no image set in {folder}/: name an image folder, or download a sample: "
             f"python -m benchmarks.sample textile"
         )
-    if len(found) > 1:
-        names = ", ".join(printable(path) for path in found)
-        raise UsageError(f"{folder}/ holds several sets: name one of {names}")
-    return found[0]
+    if len(sets) > 1:
+        names = ", ".join(printable(path) for path in sets)
+        raise UsageError(f"{folder}/ contains several image sets: name one of {names}")
+    return sets[0]
 
 
 def _log_image_folder(images: "ImageFolder") -> None:
-    """Counts per split and class on stderr, before the long part begins."""
+    """Log the counts per split and class before the extraction begins."""
     from pipeline.cache.file import SPLIT_NAMES
 
     log = logging.getLogger("pipeline")
@@ -98,11 +98,13 @@ def _log_image_folder(images: "ImageFolder") -> None:
     log.info("%s: %s in %s", printable(images.root), counted(files, "file"), classes)
     counts = Counter((file.split, file.label) for file in images.files)
     for split in sorted({split for split, _ in counts}):
-        name = SPLIT_NAMES[split] if split else "no split folders, classify will split"
-        shown = [f"{printable(each)} {counts[split, n]:,}" for n, each in enumerate(images.classes)]
+        name = SPLIT_NAMES[split] if split else "no split folders, classify makes the split"
+        shown = [f"{printable(c)} {counts[split, n]:,}" for n, c in enumerate(images.classes)]
         log.info("  %s: %s", name, ", ".join(shown[:20] + ["…"] * (len(shown) > 20)))
     if images.ignored:
-        log.warning("ignored beside the class folders: %s", printable(", ".join(images.ignored)))
+        log.warning(
+            "ignored files next to the class folders: %s", printable(", ".join(images.ignored))
+        )
 
 
 def _print_summary(done: "Extraction") -> None:
@@ -112,11 +114,11 @@ def _print_summary(done: "Extraction") -> None:
     skipped = counted(len(done.skipped), "file") + " skipped"
     if done.skipped:
         print(f"{skipped}, listed in {printable(done.skipped_file)}")
-    how = f"{done.computed:,} computed" if done.computed else "all from the cache"
-    further = int((table.columns.views > 0).sum())
-    views = f" and {counted(further, 'view')} of them" if further else ""
+    source = f"{done.computed:,} computed" if done.computed else "all from the cache"
+    view_count = int((table.columns.views > 0).sum())
+    views = f" and {counted(view_count, 'view')} of them" if view_count else ""
     print(
-        f"{counted(len(table) - further, 'image')}{views} ({how}), {skipped}, "
+        f"{counted(len(table) - view_count, 'image')}{views} ({source}), {skipped}, "
         f"{file_size(table.path.stat().st_size)}, {duration(done.seconds)}"
     )
     print(printable(table.path))
@@ -153,7 +155,7 @@ def _list_bases(*, as_json: bool) -> None:
 def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
     config = BaseConfig(base=name, image_size=image_size)
     if not config.network.module:
-        raise UsageError("the base pixels has no layers: the image itself is its features")
+        raise UsageError("the base pixels has no layers: its features are the image")
     from pipeline.bases.build import list_layers
 
     layers = list_layers(config)
@@ -164,11 +166,11 @@ def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
     for layer in layers:
         shape = "×".join("?" if side is None else str(side) for side in layer.shape)
         print(f"{layer.name:32} {layer.kind:24} {shape:18} {layer.parameters:12,}")
-    print(f"{'in all':76} {sum(layer.parameters for layer in layers):12,}")
+    print(f"{'total':76} {sum(layer.parameters for layer in layers):12,}")
 
 
 if __name__ == "__main__":
     cli.run(
         main,
-        when_interrupted="interrupted; what was committed is kept: run the same again to go on",
+        when_interrupted="interrupted; committed rows are kept: run the same command to continue",
     )

@@ -1,4 +1,4 @@
-"""``python -m pipeline.predict``: what a trained head says of images."""
+"""``python -m pipeline.predict``: classify images with a head or a ready-made network."""
 
 import argparse
 import io
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import cli
+from pipeline.errors import CannotCreateError, UsageError
 from pipeline.models.config import PredictConfig
 from pipeline.text import counted, duration, printable
 
@@ -23,14 +24,14 @@ log = logging.getLogger("pipeline")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, predict, print while it goes on."""
+    """Parse, predict, and print each prediction when it is computed."""
     arguments = _parser().parse_args(argv)
     _check(arguments)
     from pipeline.api import predict_images
     from pipeline.report.prediction_formats import Tally
 
     started = time.monotonic()
-    sheet = _sheet(arguments)
+    sheet = _sheet_path(arguments)
     options: dict[str, Any] = {}
     if arguments.imagenet:
         from pipeline.models.imagenet import ImagenetModel
@@ -43,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=arguments.batch_size,
         )
     predictions = predict_images(
-        _names(arguments.images), cli.config_from(arguments, PredictConfig, **options)
+        _expand_stdin(arguments.images), cli.config_from(arguments, PredictConfig, **options)
     )
-    out = sys.stdout  # while a bar is drawn, rich stands in for it and writes to stderr
-    shown = None if out.isatty() else cli.ProgressBar("predicting", unit="image")
-    with shown or nullcontext() as bar:  # on a terminal the rows show how far it is
+    out = sys.stdout  # rich replaces it during a progress bar and writes to stderr
+    progress = None if out.isatty() else cli.ProgressBar("predicting", unit="image")
+    with progress or nullcontext() as bar:  # on a terminal the rows show the progress
         tally = Tally(predictions, progress=bar)
-        for text in _texts(tally, arguments, sheet):
+        for text in _output(tally, arguments, sheet):
             out.write(text)
             out.flush()
     if sheet is not None:
@@ -72,61 +73,61 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = cli.parser(
+    parser = cli.parser(
         command="predict",
-        summary="Classify images with a trained head, or with a ready-made network.",
+        summary="Classify images with a trained head, or with a network trained on ImageNet.",
         example="python -m pipeline.predict holiday/ 'more/*.jpg' --csv",
     )
-    made.add_argument(
+    parser.add_argument(
         "images",
         nargs="+",
         metavar="IMAGES",
-        help="files, folders, patterns, or - for a list on stdin (one a line, or NUL-separated)",
+        help="files, folders, patterns, or - for paths on stdin (one per line, or NUL-separated)",
     )
-    made.add_argument("--top", type=int, default=3, metavar="K", help="so many classes an image")
-    formats = made.add_mutually_exclusive_group()
+    parser.add_argument(
+        "--top", type=int, default=3, metavar="K", help="number of classes per image"
+    )
+    formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")
-    made.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw a contact sheet, too")
-    cli.add_options(made, PredictConfig)
-    ready = made.add_argument_group("a ready-made network instead")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet")
+    cli.add_options(parser, PredictConfig)
+    ready = parser.add_argument_group("a network trained on ImageNet, instead of a head")
     ready.add_argument(
         "--imagenet",
         metavar="BASE",
-        help="tell ImageNet's 1,000 classes; its contact sheet goes to results/",
+        help="predict ImageNet's 1,000 classes, with a contact sheet in results/",
     )
     ready.add_argument(
-        "--labels", type=Path, metavar="FILE", help="their names (default: Keras' own list)"
+        "--labels", type=Path, metavar="FILE", help="class names (default: Keras' list)"
     )
-    return made
+    return parser
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from pipeline.errors import UsageError
-
+    """Raise UsageError for options that do not go together."""
     if arguments.top < 1:
         raise UsageError(f"--top needs at least 1; received {arguments.top}")
     if arguments.imagenet:
-        refused = ("model", "head", "base", "preprocessing")
-        unwanted = [f"--{name}" for name in refused if getattr(arguments, name) is not None]
-        if unwanted:
-            raise UsageError(f"--imagenet takes a network as it is: leave out {unwanted[0]}")
+        for name in ("model", "head", "base", "preprocessing"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--imagenet uses a ready-made network: leave out --{name}")
     elif arguments.labels is not None:
-        raise UsageError("--labels is for --imagenet: a head of yours knows its classes")
+        raise UsageError("--labels is for --imagenet; a head has its own classes: leave it out")
     if arguments.sheet is not None and arguments.sheet.suffix.lower() != ".png":
         raise UsageError(f"--sheet names a PNG file; received {printable(arguments.sheet)}")
 
 
-def _names(images: Sequence[str]) -> Iterator[str]:
-    """With the list on stdin in the place of ``-``."""
+def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
+    """Return the names, with the list on stdin in place of ``-``."""
     from pipeline.images.scan import split_list
 
     for name in images:
         yield from split_list(sys.stdin.buffer.read()) if name == "-" else [name]
 
 
-def _texts(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
-    """What goes to stdout, part by part, as the predictions are made."""
+def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
+    """Return the text of stdout, part by part, while predictions are computed."""
     from pipeline.report.prediction_formats import csv_lines, json_parts, table_lines
 
     predictions = tally.predictions
@@ -155,16 +156,13 @@ def _texts(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) ->
     )
 
 
-def _sheet(arguments: argparse.Namespace) -> Path | None:
-    """Where the contact sheet goes, if there is to be one."""
+def _sheet_path(arguments: argparse.Namespace) -> Path | None:
+    """Return the path of the contact sheet, or None."""
     path: Path | None = arguments.sheet
     if path is None and arguments.imagenet:
         path = Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-imagenet.png")
-    if path is not None:
-        from pipeline.errors import CannotCreateError
-
-        if path.is_dir():
-            raise CannotCreateError(f"{printable(path)} is a folder; --sheet names a file")
+    if path is not None and path.is_dir():
+        raise CannotCreateError(f"{printable(path)} is a folder: name a file with --sheet")
     return path
 
 

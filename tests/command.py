@@ -1,4 +1,4 @@
-"""Run the project's commands: in this process, or where the process matters in one of their own."""
+"""Run the project's commands in this process or, if the process is tested, in another one."""
 
 import contextlib
 import io
@@ -15,9 +15,10 @@ Finished = subprocess.CompletedProcess[str]
 
 
 def run_command(*arguments: str | Path, check: int | None = 0) -> Finished:
-    """``python -m pipeline.<arguments>`` in this process, which spares seconds of imports.
+    """Run ``python -m pipeline.<arguments>`` in this process, which saves seconds of imports.
 
-    Fails the test unless the command ends with the exit code ``check``.
+    A name with a dot, such as ``benchmarks.references``, is a module's full name. Fails the test
+    unless the exit code is ``check``.
     """
     code = 0
     out, err = (
@@ -26,33 +27,26 @@ def run_command(*arguments: str | Path, check: int | None = 0) -> Finished:
     )
     log = logging.getLogger("pipeline")
     handlers, level = list(log.handlers), log.level
+    module = str(arguments[0]) if "." in str(arguments[0]) else f"pipeline.{arguments[0]}"
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        mock.patch.object(
-            sys, "argv", [f"pipeline.{arguments[0]}", *map(os.fspath, arguments[1:])]
-        ),
+        mock.patch.object(sys, "argv", [module, *map(os.fspath, arguments[1:])]),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", "'pipeline", RuntimeWarning)  # of runpy: imported before
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # of runpy
         try:
-            runpy.run_module(sys.argv[0], run_name="__main__")
+            runpy.run_module(module, run_name="__main__")
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         finally:
             log.handlers, log.level = handlers, level
-    return _checked(
-        Finished(
-            list(arguments),
-            code,
-            *(each.buffer.getvalue().decode("utf-8", "surrogateescape") for each in (out, err)),
-        ),
-        check,
-    )
+    streams = (stream.buffer.getvalue().decode("utf-8", "surrogateescape") for stream in (out, err))
+    return _checked(Finished(list(arguments), code, *streams), check)
 
 
 def run_process(*arguments: str | Path, check: int | None = 0) -> Finished:
-    """The same in a process of its own, as a user starts it."""
+    """Run ``python -m pipeline.<arguments>`` in another process, as a user does."""
     finished = subprocess.run(
         [sys.executable, "-m", f"pipeline.{arguments[0]}", *map(str, arguments[1:])],
         capture_output=True,
@@ -70,7 +64,7 @@ def _checked(finished: Finished, check: int | None) -> Finished:
 
 
 def modules_loaded_by(*arguments: str | Path) -> set[str]:
-    """Top-level modules that a command has imported when it ends."""
+    """Return the top-level modules that a command has imported when it ends."""
     code = (
         "import runpy, sys\n"
         "sys.argv = sys.argv[1:]\n"
@@ -88,7 +82,7 @@ def modules_loaded_by(*arguments: str | Path) -> set[str]:
 
 
 def assert_one_line(finished: subprocess.CompletedProcess[str]) -> str:
-    """An expected failure: no traceback, nothing on stdout, one line that begins with error."""
+    """Return the only error line of an expected failure: no traceback, nothing on stdout."""
     assert "Traceback" not in finished.stderr
     assert finished.stdout == ""
     lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def draw(seed: int, *, stripes: bool, size: tuple[int, int] = (40, 32)) -> Image.Image:
-    """A picture of noise; with or without stripes, so that two classes can be told apart."""
+    """Return an image of noise, with or without stripes, so that two classes differ."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 120, (size[1], size[0], 3))
     if stripes:
@@ -16,7 +16,7 @@ def draw(seed: int, *, stripes: bool, size: tuple[int, int] = (40, 32)) -> Image
 
 
 def make_image_folder(root: Path, *, per_class: int = 12, splits: tuple[str, ...] = ()) -> Path:
-    """An image folder of two classes, ``plain`` and ``striped``, inside split folders or alone."""
+    """Write an image folder with the classes ``plain`` and ``striped``, with or without splits."""
     seed = sum(map(ord, root.name))
     for split in splits or (".",):
         for name in ("plain", "striped"):

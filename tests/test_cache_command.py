@@ -134,7 +134,7 @@ def test_damaged_rows_without_their_images_are_an_error(own_images: tuple[Path, 
     message = assert_one_line(run_command("extract", root, "--base", "pixels", check=65))
     assert "pipeline.cache repair" in message  # never merged into a new file
     shutil.rmtree(root)
-    assert "is gone" in assert_one_line(run_command("cache", "repair", path, check=66))
+    assert "is missing" in assert_one_line(run_command("cache", "repair", path, check=66))
 
 
 def test_repair_deletes_damaged_shards_of_an_unfinished_run(cached: Path) -> None:
@@ -189,6 +189,6 @@ def test_same_bytes_under_two_labels_or_splits_are_a_warning(tmp_path: Path) -> 
     (root / "train/striped/copy.png").write_bytes(content)
     (root / "test/plain/copy.png").write_bytes(content)
     stderr = run_command("extract", root, "--base", "pixels").stderr
-    assert "warning: 1 image stands under two labels: " in stderr
-    assert "warning: 1 image stands under two splits: " in stderr
+    assert "warning: 1 image has several labels: " in stderr
+    assert "warning: 1 image has several splits: " in stderr
     assert "train/striped/copy.png" in stderr

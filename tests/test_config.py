@@ -1,4 +1,4 @@
-"""One dataclass gives the parser's options, the API's parameters and their documentation."""
+"""One dataclass defines the options of a command, the parameters and their documentation."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class TrainConfig(Config):
     layers: Sequence[str] = option((), flag="--layer", help="repeatable")
     mode: str = option("fast", choices=("fast", "exact"), help="how (default: %(default)s)")
     strict: bool = option(False, help="stop at the first error")
-    look: bool = option(True, flag="--no-audit", help="skip the audit")
+    audit: bool = option(True, flag="--no-audit", help="skip the audit")
     flip: bool | None = option(None, type=bool, help="mirror")
     out: Path | None = option(None, type=Path, help="a file")
     folder: Path = option(Path("cache"), help="where files go")
@@ -50,19 +50,19 @@ def test_options_set_the_fields() -> None:
     )  # fmt: skip
 
 
-def test_values_of_the_caller_replace_those_of_the_command() -> None:
+def test_values_of_the_caller_override_those_of_the_command() -> None:
     assert parsed("--epochs", "3", epochs=5).epochs == 5
 
 
-def test_left_out_fields_are_no_options() -> None:
+def test_excluded_fields_are_not_options() -> None:
     parser = argparse.ArgumentParser()
-    cli.add_options(parser, TrainConfig, leave_out=["mode", "epochs"])
+    cli.add_options(parser, TrainConfig, exclude=["mode", "epochs"])
     text = parser.format_help()
     assert "--image-size" in text
     assert not {"--mode", "--epochs", "--kernel"} & set(text.split())
 
 
-def test_config_is_checked_when_it_is_made() -> None:
+def test_invalid_values_are_usage_errors() -> None:
     with pytest.raises(UsageError, match=r"^--mode is one of fast, exact; received 'slow'$"):
         TrainConfig(mode="slow")
     with pytest.raises(UsageError, match=r"^image_size is a whole number; received 1\.5$"):
@@ -76,7 +76,7 @@ def test_values_become_plain_python() -> None:
     assert (config.out, config.folder) == (Path("x.h5"), Path("x"))
 
 
-def test_type_of_a_default_is_that_of_the_option() -> None:
+def test_options_have_the_type_of_their_default() -> None:
     config = parsed("--patience", "3", "--folder", "x")
     assert (config.patience, config.folder) == (3, Path("x"))
 

@@ -1,10 +1,9 @@
-"""The examples in docstrings run and give what they say."""
+"""The examples in docstrings run and print the documented results."""
 
 import doctest
 import importlib
 from pathlib import Path
 
-import pytest
 from synthetic_images import make_image_folder
 
 import pipeline
@@ -19,25 +18,20 @@ MODULES = sorted(
 )
 
 
-@pytest.fixture
-def _photos() -> None:
-    """What the examples speak of: ``photos/`` with splits, and a run with its saved head."""
+def test_examples_of_docstrings_run() -> None:
+    """They need ``photos/`` with splits, and a run with its saved head."""
     make_image_folder(Path("photos"), splits=("train", "validation", "test"))
     cache = extract_features("photos", base="pixels", cache_dir="run").table.path
     bundle = compare_heads(cache, heads="logistic", audit=False).shown.bundle
     assert bundle is not None
     Path("results").mkdir()
     save_bundle(bundle, Path("results/logistic.skops"))
+    for name in MODULES:
+        result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+        assert result.attempted > 0, name
+        assert result.failed == 0, name
 
 
-@pytest.mark.usefixtures("_photos")
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_of_docstrings_run(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert result.attempted > 0
-    assert result.failed == 0
-
-
-def test_everything_that_a_notebook_imports_has_an_example() -> None:
+def test_every_public_name_has_an_example() -> None:
     for name in pipeline.__all__:
         assert ">>> " in (getattr(pipeline, name).__doc__ or ""), name

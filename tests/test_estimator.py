@@ -33,12 +33,12 @@ from pipeline.engines import PixelsEngine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.models.bundle import save_bundle
 
-# scikit-learn's checks feed rows of numbers of any length. As images of one line they go through
-# all that other images go through.
+# scikit-learn's checks pass rows of numbers of any length. As images of one line they take the
+# same path as other images.
 ROWS = FeatureExtractor("pixels", "none", image_size=8, image_shape=(1, -1), value_range=(-10, 10))
 NOT_RUN_HERE = {
     "check_array_api_input": "needs SCIPY_ARRAY_API set before scipy is imported: "
-    "test_array_api_check_passes runs it in a process of its own"
+    "test_array_api_check_passes runs it in its own process"
 }
 
 
@@ -67,6 +67,7 @@ def test_scikit_learn_check_of_other_settings(estimator: FeatureExtractor, check
     run_check(estimator, check)
 
 
+@pytest.mark.slow
 def test_array_api_check_passes() -> None:
     code = (
         "from sklearn.utils.estimator_checks import check_array_api_input\n"
@@ -87,7 +88,7 @@ def test_array_api_check_passes() -> None:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many images went through the engine, call by call."""
+    """Return the number of images in each call of the engine."""
     counts: list[int] = []
     compute = PixelsEngine.__call__
 
@@ -100,7 +101,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def draw_images(count: int = 40, *, side: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """Noise, every second image lighter: (count, side, side + 4, 3) uint8, and their labels."""
+    """Return noise, every second image lighter, (count, side, side + 4, 3) uint8, and labels."""
     random = np.random.default_rng(0)
     labels = np.arange(count) % 2
     pixels = random.integers(0, 120, (count, side, side + 4, 3))
@@ -148,39 +149,41 @@ def test_repeated_image_is_computed_once(passes: list[int]) -> None:
 
 
 def test_grid_search_computes_each_image_once(passes: list[int]) -> None:
-    images, labels = draw_images()
+    images, labels = draw_images(20)
     model = make_pipeline(FeatureExtractor("pixels"), StandardScaler(), LogisticRegression())
     grid = {"featureextractor__pooling": ["avg", "max"], "logisticregression__C": [0.1, 1]}
-    search = GridSearchCV(model, grid, cv=4).fit(images, labels)
+    search = GridSearchCV(model, grid, cv=2).fit(images, labels)
     assert search.score(images, labels) == 1
-    assert sum(passes) == 40 * 2  # poolings
+    assert sum(passes) == 20 * 2  # poolings
     GridSearchCV(clone(model), grid, cv=3).fit(images, labels)
-    assert sum(passes) == 40 * 2
+    assert sum(passes) == 20 * 2
 
 
-def _features(count: int) -> np.ndarray:
+def fit_images(count: int) -> np.ndarray:
     images, _ = draw_images(60)
     features: np.ndarray = FeatureExtractor("pixels", "none").fit_transform(images[:count])
     return features
 
 
-def _check_writers(pool: Executor) -> None:
-    """Several at a time, each with other images."""
-    for features in pool.map(_features, [10, 20, 30, 40, 50, 60]):
-        np.testing.assert_array_equal(features, _features(60)[: len(features)])
+def check_writers(pool: Executor) -> None:
+    """Fit on different images at the same time."""
+    expected = None
+    for features in pool.map(fit_images, [10, 20, 30, 40, 50, 60]):
+        expected = fit_images(60) if expected is None else expected
+        np.testing.assert_array_equal(features, expected[: len(features)])
     assert sorted(path.suffix for path in Path("cache/images").iterdir()) == [".h5", ".lock"]
 
 
 def test_threads_wait_for_one_another(passes: list[int]) -> None:
     with ThreadPoolExecutor(4) as pool:
-        _check_writers(pool)
+        check_writers(pool)
     assert sum(passes) == 60
 
 
 @pytest.mark.slow
 def test_processes_wait_for_one_another() -> None:
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
-        _check_writers(pool)
+        check_writers(pool)
 
 
 @pytest.mark.slow
@@ -191,16 +194,16 @@ def test_grid_search_in_two_processes() -> None:
     assert search.fit(images, labels).score(images, labels) == 1
 
 
-def test_images_of_an_extracted_set_are_known(passes: list[int], synthetic_set: Path) -> None:
+def test_images_of_an_extracted_set_are_not_computed_again(
+    passes: list[int], synthetic_set: Path
+) -> None:
     extract_features(synthetic_set, base="pixels", pooling="avg")
     passes.clear()
     FeatureExtractor("pixels").fit(sorted(synthetic_set.rglob("*.png")))
     assert passes == []
 
 
-def test_interrupted_run_goes_on_where_it_was(
-    passes: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_fit_continues(passes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = draw_images(200)
     compute = PixelsEngine.__call__
 
@@ -215,7 +218,7 @@ def test_interrupted_run_goes_on_where_it_was(
             FeatureExtractor("pixels").fit(images)
     passes.clear()
     FeatureExtractor("pixels").fit(images)
-    assert sum(passes) == 200 - 152  # all that was computed, in batches of 8
+    assert sum(passes) == 200 - 152  # batches of 8
 
 
 def test_damaged_cache_is_computed_again(passes: list[int], caplog: Any) -> None:
@@ -256,7 +259,7 @@ def test_clone_and_pickle_keep_what_is_learned(passes: list[int]) -> None:
     assert sum(passes) == 6
 
 
-def test_unpickled_where_pixels_differ_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpickling_with_another_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = draw_images(4)
     again = pickle.loads(pickle.dumps(FeatureExtractor("pixels").fit(images)))  # noqa: S301
     monkeypatch.setattr("pipeline.cache.provenance.pixels_digest", lambda *_: "another decoder's")
@@ -289,7 +292,7 @@ def test_flattened_rows_are_images() -> None:
         rows.fit_transform(grey.reshape(5, -1)),
         FeatureExtractor("pixels").fit_transform(images[..., :1]),
     )
-    with pytest.raises(UsageError, match=r"rows of 10 values are no images of shape \(3, -1\)"):
+    with pytest.raises(UsageError, match=r"rows of 10 values are not images of shape \(3, -1\)"):
         clone(rows).set_params(image_shape=(3, -1)).fit(np.zeros((2, 10)))
 
 
@@ -305,10 +308,16 @@ def test_flattened_rows_are_images() -> None:
         ({"pooling": "mean"}, np.zeros((1, 4, 4, 3), np.uint8), "pooling is one of none, avg, max"),
         ({"base": "vgg_61"}, np.zeros((1, 4, 4, 3), np.uint8), "did you mean vgg"),
         ({"layer": "conv"}, np.zeros((1, 4, 4, 3), np.uint8), "has one layer, pixels"),
-        ({"image_shape": (2, 2), "value_range": (1, 0)}, np.zeros((1, 4)), "from less to more"),
+        (
+            {"image_shape": (2, 2), "value_range": (1, 0)},
+            np.zeros((1, 4)),
+            "value_range must increase",
+        ),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(settings: Any, images: Any, message: str) -> None:
+def test_invalid_settings_and_images_are_refused_in_one_line(
+    settings: Any, images: Any, message: str
+) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         FeatureExtractor(**{"base": "pixels", **settings}).fit(images)
     assert "\n" not in str(raised.value)
@@ -338,7 +347,7 @@ def test_network_gives_the_features_of_extract(synthetic_classes: Path) -> None:
 # --------------------------------------------------------------------------------- trained model
 
 
-def test_loaded_model_predicts_as_the_table_says(synthetic_set: Path) -> None:
+def test_loaded_model_predicts_as_in_the_comparison(synthetic_set: Path) -> None:
     table = extract_features(synthetic_set, base="pixels").table
     outcome = compare_heads(table.path, heads="logistic", audit=False).shown
     assert outcome.bundle is not None
@@ -356,7 +365,7 @@ def test_loaded_model_predicts_as_the_table_says(synthetic_set: Path) -> None:
     np.testing.assert_array_equal(model.predict_proba(arrays), probabilities)
 
 
-def test_loaded_model_averages_over_views_of_files_and_arrays_as_the_table_does(
+def test_loaded_model_averages_over_views_as_in_the_comparison(
     synthetic_set: Path,
 ) -> None:
     table = extract_features(synthetic_set, base="pixels", views=2, tta=True).table
@@ -369,14 +378,14 @@ def test_loaded_model_averages_over_views_of_files_and_arrays_as_the_table_does(
     model = load_model("logistic.skops", batch_size=5)
     np.testing.assert_allclose(model.predict_proba(paths), outcome.test.scores, atol=1e-6)
     arrays = np.stack([np.asarray(Image.open(path)) for path in paths[:3]])
-    again = model.predict_proba(arrays)  # their content is another's, and so are their views
+    again = model.predict_proba(arrays)  # arrays have other views than their files
     np.testing.assert_allclose(model.predict_proba(arrays[::-1])[::-1], again, atol=1e-12)
     plain = replace(outcome.bundle, document={**outcome.bundle.document, "tta": 0})
     save_bundle(plain, Path("plain.skops"))
     assert np.abs(load_model("plain.skops").predict_proba(arrays) - again).max() > 1e-5
 
 
-def test_numbers_of_a_grid_search_and_columns_of_a_table_do_as_well(tmp_path: Path) -> None:
+def test_numpy_numbers_and_data_frame_columns_are_accepted(tmp_path: Path) -> None:
     images, _ = draw_images(4)
     paths = [str(path) for path in files_of(images, tmp_path / "photos")]
     expected = FeatureExtractor("pixels", image_size=8).fit_transform(paths)
@@ -390,7 +399,7 @@ def test_numbers_of_a_grid_search_and_columns_of_a_table_do_as_well(tmp_path: Pa
         FeatureExtractor("pixels").fit(column.assign(label="cats"))
 
 
-def test_what_it_computed_predict_knows(synthetic_set: Path, passes: list[int]) -> None:
+def test_predict_uses_the_features_that_it_computed(synthetic_set: Path, passes: list[int]) -> None:
     table = extract_features(synthetic_set, base="pixels").table
     bundle = compare_heads(table.path, heads="ridge", audit=False).shown.bundle
     assert bundle is not None

@@ -1,4 +1,4 @@
-"""``python -m pipeline.extract`` as a user meets it."""
+"""``python -m pipeline.extract`` as a user runs it."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from pipeline import extract_features, load_features
 from pipeline.errors import UsageError
 
 
-def test_images_become_a_cache_and_the_second_run_computes_nothing(synthetic_set: Path) -> None:
+def test_second_run_computes_nothing(synthetic_set: Path) -> None:
     first = run_command("extract", synthetic_set, "--base", "pixels")
     assert "features/pixels: (72, 32, 32, 3) float32" in first.stdout
     assert "72 computed" in first.stdout
@@ -28,27 +28,19 @@ def test_images_become_a_cache_and_the_second_run_computes_nothing(synthetic_set
         assert file["features/pixels"].shape == (72, 32, 32, 3)
 
 
-def test_network_runs_once_and_a_warm_run_never_loads_tensorflow(synthetic_set: Path) -> None:
-    command = ["extract", synthetic_set, "--base", "MobileNetV3Small", "--image-size", "32"]
-    command += ["--weights", "random", "--pooling", "avg", "--engine", "tensorflow"]
-    first = run_command(*command)
-    assert ":avg: (72, 576) float32" in first.stdout
-    loaded = modules_loaded_by(*command)
-    assert not loaded & {"tensorflow", "keras", "sklearn", "matplotlib"}
-
-
-def test_several_layers_are_cached_in_one_pass(synthetic_set: Path) -> None:
-    done = extract_features(
-        synthetic_set,
-        base="mobilenet_v3_small",
-        image_size=32,
-        weights="random",
-        layers=["expanded_conv_2_add", "activation_17"],
-        limit_per_class=2,
-        engine="tensorflow",
-    )
-    assert done.computed == 12
-    assert done.table.layers == {"activation_17": (1, 1, 576), "expanded_conv_2_add": (4, 4, 24)}
+def test_network_caches_several_layers_in_one_pass_and_a_warm_run_loads_no_tensorflow(
+    synthetic_set: Path,
+) -> None:
+    words = "--base MobileNetV3Small --image-size 32 --weights random --engine tensorflow --json"
+    layers = "--layer expanded_conv_2_add --layer activation_17 --limit-per-class 2"
+    command = ["extract", synthetic_set, *words.split(), *layers.split()]
+    document = json.loads(run_command(*command).stdout)
+    assert document["computed"] == 12
+    assert document["layers"] == {
+        "activation_17": [12, 1, 1, 576],
+        "expanded_conv_2_add": [12, 4, 4, 24],
+    }
+    assert not modules_loaded_by(*command) & {"tensorflow", "keras", "sklearn", "matplotlib"}
 
 
 def test_json_is_one_document_on_stdout(synthetic_set: Path) -> None:
@@ -61,7 +53,7 @@ def test_json_is_one_document_on_stdout(synthetic_set: Path) -> None:
     assert load_features(Path(document["cache"])).spec.fingerprint == document["fingerprint"]
 
 
-def test_skipped_files_are_said_and_listed(synthetic_set: Path) -> None:
+def test_skipped_files_are_counted_and_listed(synthetic_set: Path) -> None:
     (synthetic_set / "train/plain/odd\x1b[31m.png").write_bytes(b"text")
     finished = run_command("extract", synthetic_set, "--base", "pixels")
     assert "1 file skipped" in finished.stdout
@@ -71,14 +63,14 @@ def test_skipped_files_are_said_and_listed(synthetic_set: Path) -> None:
         assert [row["path"] for row in csv.DictReader(file)] == ["train/plain/odd\x1b[31m.png"]
 
 
-def test_float16_halves_the_rows(synthetic_set: Path) -> None:
+def test_float16_features_are_stored_in_half_the_bytes(synthetic_set: Path) -> None:
     done = extract_features(synthetic_set, base="pixels", dtype="float16")
     with h5py.File(done.table.path) as file:
         assert file["features/pixels"].dtype == np.float16
     assert done.table.features("pixels").dtype == np.float32
 
 
-def test_no_argument_is_needed_where_data_holds_one_set() -> None:
+def test_only_set_in_data_needs_no_argument() -> None:
     make_image_folder(Path("data/pets"), per_class=2)
     assert "pets-pixels-" in run_command("extract", "--base", "pixels").stdout
     make_image_folder(Path("data/cars"), per_class=2)
@@ -86,7 +78,7 @@ def test_no_argument_is_needed_where_data_holds_one_set() -> None:
     assert "data/cars, data/pets" in message
 
 
-def test_other_size_or_resize_goes_to_another_file(synthetic_set: Path) -> None:
+def test_each_image_size_and_resize_policy_has_its_own_file(synthetic_set: Path) -> None:
     paths = {
         extract_features(synthetic_set, base="pixels", image_size=size, resize=resize).table.path
         for size in (16, 32)
@@ -102,49 +94,52 @@ def test_bases_are_listed_with_their_published_parameters() -> None:
     assert vgg16.split() == ["vgg16", "150", "4×4×512", "14,714,688", "138,357,544"]
 
 
-def test_layers_are_listed_as_keras_summary_has_them() -> None:
+def test_layers_are_listed_as_in_keras_summary() -> None:
     lines = run_command("extract", "--list-layers", "VGG16").stdout.splitlines()
     assert ["block1_conv1", "Conv2D", "150×150×64", "1,792"] in [line.split() for line in lines]
     assert lines[-1].split()[-1] == "14,714,688"
 
 
-@pytest.mark.parametrize("option", ["preprocessing", "resize", "pooling", "dtype", "engine"])
-def test_unknown_choice_from_a_notebook_names_the_choices(synthetic_set: Path, option: str) -> None:
-    with pytest.raises(UsageError, match=f"--{option} is one of .* received 'nope'"):
-        extract_features(synthetic_set, base="pixels", **{option: "nope"})
+def test_unknown_choice_in_a_notebook_lists_the_choices(synthetic_set: Path) -> None:
+    for option in ("preprocessing", "resize", "pooling", "dtype", "engine"):
+        with pytest.raises(UsageError, match=f"--{option} is one of .* received 'nope'"):
+            extract_features(synthetic_set, base="pixels", **{option: "nope"})
+
+
+PIXELS = "synthetic --base pixels"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("words", "code", "message"),
     [
-        (["nowhere"], 66, "does not exist"),
-        ([], 66, "benchmarks.sample textile"),
-        (["synthetic", "--base", "vgg99"], 2, "did you mean"),
-        (["synthetic", "--base", "pixels", "--layer", "block5_pool"], 2, "one layer, pixels"),
-        (["synthetic", "--base", "vgg16", "--image-size", "20"], 2, "at least 32 pixels"),
-        (["synthetic", "--weights", "none.h5"], 66, "no such file"),
-        (["synthetic", "--weights", "synthetic/train/plain/000.png"], 65, "not HDF5"),
-        (["synthetic", "--base", "pixels", "--out", "synthetic"], 2, "ending in .h5"),
-        (["synthetic", "--base", "pixels", "--out", "file/x.h5"], 73, "cannot create the folder"),
-        (["synthetic", "--base", "pixels", "--out", "text.h5"], 73, "choose another --out"),
-        (["synthetic", "--base", "pixels", "--batch-size", "0"], 2, "at least 1"),
-        (["synthetic", "--base", "pixels", "--image-size", "0"], 2, "at least 1 pixels"),
-        (["synthetic", "--base", "pixels", "--image-size", "60000"], 2, "at most 4096"),
-        (["synthetic", "--base", "pixels", "--layer", "pixels:average"], 2, "--pooling"),
-        (["synthetic", "--base", "vgg16", "--weights", "random", "--seed", "-1"], 2, "from 0 to"),
+        ("nowhere", 66, "does not exist"),
+        ("", 66, "benchmarks.sample textile"),
+        ("synthetic --base vgg99", 2, "did you mean"),
+        (f"{PIXELS} --layer block5_pool", 2, "one layer, pixels"),
+        ("synthetic --base vgg16 --image-size 20", 2, "at least 32 pixels"),
+        ("synthetic --weights none.h5", 66, "no such file"),
+        ("synthetic --weights synthetic/train/plain/000.png", 65, "not HDF5"),
+        (f"{PIXELS} --out synthetic", 2, "ending in .h5"),
+        (f"{PIXELS} --out file/x.h5", 73, "cannot create the folder"),
+        (f"{PIXELS} --out text.h5", 73, "choose another --out"),
+        (f"{PIXELS} --batch-size 0", 2, "at least 1"),
+        (f"{PIXELS} --image-size 0", 2, "at least 1 pixels"),
+        (f"{PIXELS} --image-size 60000", 2, "at most 4096"),
+        (f"{PIXELS} --layer pixels:average", 2, "--pooling"),
+        ("synthetic --base vgg16 --weights random --seed -1", 2, "from 0 to"),
     ],
 )
-def test_bad_input_is_one_line_with_its_exit_code(
-    synthetic_set: Path, arguments: list[str], code: int, says: str
+def test_invalid_input_is_one_line_with_its_exit_code(
+    synthetic_set: Path, words: str, code: int, message: str
 ) -> None:
     Path("file").write_text("x")
     Path("text.h5").write_text("my notes")
-    message = assert_one_line(run_command("extract", *arguments, check=code))
-    assert says in message
+    finished = run_command("extract", *words.split(), check=code)
+    assert message in assert_one_line(finished)
     assert Path("text.h5").read_text() == "my notes"
 
 
-def test_no_readable_image_is_bad_data_and_says_why(tmp_path: Path) -> None:
+def test_set_without_a_readable_image_is_bad_data(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "x.jpg").write_bytes(b"text")
@@ -152,14 +147,14 @@ def test_no_readable_image_is_bad_data_and_says_why(tmp_path: Path) -> None:
     assert "2 of 2 files" in assert_one_line(finished)
 
 
-def test_image_folder_whose_name_is_no_utf8_is_cached(tmp_path: Path) -> None:
+def test_image_folder_whose_name_is_not_utf8_is_cached(tmp_path: Path) -> None:
     root = make_image_folder(tmp_path / os.fsdecode(b"caf\xe9"), per_class=3)
     table = extract_features(root, base="pixels").table
     assert table.document["root"] == os.fsdecode(root)
     assert extract_features(root, base="pixels").computed == 0
 
 
-def test_two_sets_never_share_a_file_that_out_names(synthetic_set: Path, tmp_path: Path) -> None:
+def test_out_of_another_set_is_not_overwritten(synthetic_set: Path, tmp_path: Path) -> None:
     other = make_image_folder(tmp_path / "other", per_class=3)
     extract_features(synthetic_set, base="pixels", out="x.h5")
     content = Path("x.h5").read_bytes()
@@ -168,7 +163,7 @@ def test_two_sets_never_share_a_file_that_out_names(synthetic_set: Path, tmp_pat
     assert Path("x.h5").read_bytes() == content
 
 
-def test_strict_is_an_exit_code(synthetic_set: Path) -> None:
+def test_strict_stops_at_the_first_unreadable_file(synthetic_set: Path) -> None:
     (synthetic_set / "train/plain/empty.png").write_bytes(b"")
     finished = run_command("extract", synthetic_set, "--base", "pixels", "--strict", check=65)
     assert "train/plain/empty.png: empty file" in assert_one_line(finished)

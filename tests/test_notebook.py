@@ -1,4 +1,4 @@
-"""The example notebook runs, and its outputs are what it gives."""
+"""The example notebook runs and reproduces its outputs."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "example.ipynb"
 
 
 def texts_of(notebook: Any) -> list[str]:
-    """What each cell prints or shows as text; a picture's text would only name its class."""
+    """Return the text outputs of all cells, without those of pictures."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return [
         output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"]
@@ -21,7 +21,7 @@ def texts_of(notebook: Any) -> list[str]:
 
 
 @pytest.mark.slow
-def test_notebook_gives_the_outputs_that_it_shows(tmp_path: Path) -> None:
+def test_notebook_reproduces_its_outputs(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     shown = texts_of(notebook)

@@ -1,4 +1,4 @@
-"""``python -m pipeline.predict`` as a user meets it."""
+"""``python -m pipeline.predict``: tables, CSV, JSON, caches and errors."""
 
 import csv
 import hashlib
@@ -39,7 +39,7 @@ MEASURED: dict[str, dict[bytes, np.ndarray]] = {}  # head -> image -> test score
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a set, its cache of raw pixels, a run, and images that no cache knows."""
+    """Return a folder with a set, its cache of raw pixels, a run and uncached images."""
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -59,14 +59,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _at_the_workplace(
     workplace: Path, tmp_path: Path, _empty_folder: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every test has a copy of its own."""
+    """Give every test its own copy."""
     shutil.copytree(workplace, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
 
 
 @pytest.fixture
 def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images went through the base, call by call."""
+    """Return the number of images in each call of the base."""
     calls: list[int] = []
     forward = PixelsEngine.__call__
 
@@ -107,19 +107,21 @@ def test_newest_runs_recommended_head_classifies_a_folder() -> None:
     assert "10 images (all computed), 0 files skipped" in finished.stderr
 
 
-@pytest.mark.parametrize("head", ["logistic", "ridge"])
-def test_files_are_predicted_as_the_table_measured_them(head: str, engine_calls: list[int]) -> None:
+def test_files_get_the_probabilities_of_the_comparison(engine_calls: list[int]) -> None:
     shutil.copytree("synthetic/test", "moved")
     shutil.rmtree("synthetic")
-    made = predictions(predict_images("moved", head=head, use_cache=False))
-    assert len(made) == sum(engine_calls) == len(MEASURED[head]) == 24
-    for prediction in made:
-        content = Path(os.fsdecode(prediction.path)).read_bytes()
-        expected = MEASURED[head][hashlib.sha256(content).digest()]
-        np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-6)
+    for head, expected in MEASURED.items():
+        engine_calls.clear()
+        made = predictions(predict_images("moved", head=head, use_cache=False))
+        assert len(made) == sum(engine_calls) == len(expected) == 24
+        for prediction in made:
+            content = Path(os.fsdecode(prediction.path)).read_bytes()
+            np.testing.assert_allclose(
+                prediction.probabilities, expected[hashlib.sha256(content).digest()], atol=1e-6
+            )
 
 
-def test_known_images_are_neither_decoded_nor_run(
+def test_cached_images_are_neither_decoded_nor_computed(
     engine_calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = {
@@ -137,7 +139,7 @@ def test_known_images_are_neither_decoded_nor_run(
         np.testing.assert_allclose(item.probabilities, expected, atol=1e-6)
 
 
-def test_means_over_views_are_predicted_as_the_table_measured_them(
+def test_means_over_views_are_those_of_the_comparison(
     engine_calls: list[int],
 ) -> None:
     table = extract_features("synthetic", base="pixels", image_size=8, views=2, tta=True).table
@@ -162,12 +164,12 @@ def test_means_over_views_are_predicted_as_the_table_measured_them(
     assert "mean over 3 views" in shown.stderr
 
 
-def test_known_and_new_images_keep_their_order(engine_calls: list[int]) -> None:
-    known = [f"synthetic/test/plain/{number:03d}.png" for number in range(3)]
+def test_cached_and_new_images_keep_their_order(engine_calls: list[int]) -> None:
+    cached = [f"synthetic/test/plain/{number:03d}.png" for number in range(3)]
     new = [f"unknown/striped/{number:03d}.png" for number in range(3)]
-    given = [path for pair in zip(known, new, strict=True) for path in pair]
-    made = predictions(predict_images(given))
-    assert [os.fsdecode(item.path) for item in made] == given
+    paths = [path for pair in zip(cached, new, strict=True) for path in pair]
+    made = predictions(predict_images(paths))
+    assert [os.fsdecode(item.path) for item in made] == paths
     assert [item.cached for item in made] == [True, False] * 3
     assert engine_calls == [3]
 
@@ -184,7 +186,7 @@ def test_moved_cache_is_found_by_its_fingerprint(engine_calls: list[int]) -> Non
     assert sum(engine_calls) == 24
 
 
-def test_cache_of_other_features_is_not_taken() -> None:
+def test_cache_of_other_features_is_not_used() -> None:
     bundle = load_bundle(find_bundle(only("results")))
     other = extract_features(
         "synthetic", base="pixels", image_size=8, resize="crop", out="other/cropped.h5"
@@ -197,7 +199,7 @@ def test_cache_of_other_features_is_not_taken() -> None:
     assert not any(item.cached for item in predictions(made))
 
 
-def test_damaged_cache_is_told_and_not_needed() -> None:
+def test_damaged_cache_is_reported_and_not_needed() -> None:
     bundle = load_bundle(find_bundle(only("results")))
     document = {**bundle.document, "cache": "broken.h5"}
     save_bundle(replace(bundle, document=document), Path("m.skops"))
@@ -209,9 +211,9 @@ def test_damaged_cache_is_told_and_not_needed() -> None:
 
 
 @pytest.mark.slow
-def test_tensorflow_stays_out_where_every_image_is_known() -> None:
+def test_tensorflow_is_not_imported_when_every_image_is_cached() -> None:
     pixels = pixels_digest(32, "squash")
-    spec = replace(SPEC, image_size=32, weights="ab" * 32, pixels=pixels)  # nobody has these
+    spec = replace(SPEC, image_size=32, weights="ab" * 32, pixels=pixels)  # no file has these
     files = sorted(Path("synthetic/test").rglob("*.png"))
     columns = columns_of(
         labels=[0] * 24,
@@ -248,7 +250,7 @@ def test_broken_images_are_skipped_with_a_reason() -> None:
     assert "10 images (all computed), 2 files skipped" in finished.stderr
 
 
-def test_csv_and_json_say_the_same_and_keep_names_byte_for_byte() -> None:
+def test_csv_and_json_agree_and_keep_names_byte_for_byte() -> None:
     odd = os.fsdecode(b"unknown/plain/\xff, \xea\xb3\xa0\xec\x96\x91\n.png")
     draw(5, stripes=False).save(odd)
     Path("unknown/plain/empty.png").write_bytes(b"")
@@ -267,37 +269,27 @@ def test_csv_and_json_say_the_same_and_keep_names_byte_for_byte() -> None:
     assert document["cached"] == 0
 
 
-@pytest.mark.parametrize("separator", ["\n", "\0"])
-def test_dash_takes_a_list_from_stdin(separator: str) -> None:
-    listed = ["unknown/striped/002.png", "unknown/plain"]
-    finished = subprocess.run(
-        [sys.executable, "-m", "pipeline.predict", "-", "synthetic/test/plain/001.png", "--csv"],
-        input="".join(name + separator for name in listed),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    paths = list(read_csv(finished.stdout))
-    assert paths[0] == listed[0]
-    assert paths[1:6] == [f"unknown/plain/{number:03d}.png" for number in range(5)]
-    assert paths[6] == "synthetic/test/plain/001.png"
-
-
-def test_rows_reach_a_pipe_while_a_terminal_shows_progress() -> None:
-    ours, theirs = pty.openpty()
-    with open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123 - a descriptor, not a path
+def test_list_is_read_from_stdin_and_rows_are_piped_while_a_terminal_shows_progress() -> None:
+    listed, last = ["unknown/striped/002.png", "unknown/plain"], "synthetic/test/plain/001.png"
+    terminal_end, process_end = pty.openpty()
+    with open(terminal_end, "rb", buffering=0) as terminal:  # noqa: PTH123 - a descriptor
         finished = subprocess.run(
-            [sys.executable, "-m", "pipeline.predict", "unknown", "--csv"],
+            [sys.executable, "-m", "pipeline.predict", "-", last, "--csv"],
+            input="".join(f"{name}\0" for name in listed),
             stdout=subprocess.PIPE,
-            stderr=theirs,
+            stderr=process_end,
             text=True,
             check=True,
         )
         shown = terminal.read(65536)
-    os.close(theirs)
+    os.close(process_end)
     assert b"predicting" in shown
     assert b"plain/000.png" not in shown
-    assert len(read_csv(finished.stdout)) == 10
+    assert list(read_csv(finished.stdout)) == [
+        listed[0],
+        *(f"unknown/plain/{number:03d}.png" for number in range(5)),
+        last,
+    ]
 
 
 def test_contact_sheet_is_written_on_request() -> None:
@@ -311,7 +303,9 @@ def test_help_loads_no_library() -> None:
     assert not {"numpy", "h5py", "sklearn", "tensorflow", "keras"} & loaded
 
 
-def test_what_one_expects_of_the_model_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_expectations_that_the_model_meets_are_accepted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     main(["unknown", "--base", "Pixels", "--image-size", "8", "--preprocessing", "native"])
     assert len(capsys.readouterr().out.splitlines()) == 11
 
@@ -327,46 +321,46 @@ def test_weights_of_another_model_are_refused_naming_both() -> None:
         predict_images("synthetic", model="vgg16.skops", weights="other.h5")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (["nowhere.jpg"], 66, "there is no image file to look at: nowhere.jpg does not exist"),
-        (["no*.jpg"], 66, "no*.jpg does not exist"),
-        (["empty"], 66, "there is no image file to look at"),
-        (["text.jpg"], 65, "none of 1 file can be read as an image"),
-        (["text.jpg", "synthetic", "--strict"], 65, "--strict stops here"),
-        (["synthetic", "missing.jpg", "--strict"], 65, "missing.jpg: does not exist"),
-        (["synthetic", "--model", "nothing"], 66, "nothing"),
-        (["synthetic", "--head", "dense"], 2, "dense"),
-        (["synthetic", "--model", "text.jpg"], 65, "text.jpg is refused"),
-        (["synthetic", "--top", "0"], 2, "--top"),
-        (["synthetic", "--batch-size", "0"], 2, "--batch-size"),
-        (["synthetic", "--labels", "l.txt"], 2, "--imagenet"),
-        (["synthetic", "--imagenet", "vgg16", "--head", "ridge"], 2, "leave out --head"),
-        (["synthetic", "--sheet", "sheet.jpg"], 2, "PNG"),
-        (["synthetic", "--sheet", "folder.png"], 73, "is a folder"),
-        (["synthetic", "--weights", "gone.h5"], 66, "no such file"),
-        (["synthetic", "--image-size", "150"], 2, "with --image-size 8; received --image-size 150"),
-        (["synthetic", "--base", "VGG16"], 2, "with --base pixels; received --base vgg16"),
-        (
-            ["synthetic", "--preprocessing", "rescale"],
-            2,
-            "native; received --preprocessing rescale",
-        ),
-    ],
-)
-def test_expected_failures_say_what_to_do(
-    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+FAILURES = [
+    (["nowhere.jpg"], 66, "there is no image file to classify: nowhere.jpg does not exist"),
+    (["no*.jpg"], 66, "no*.jpg does not exist"),
+    (["empty"], 66, "there is no image file to classify"),
+    (["text.jpg"], 65, "none of 1 file can be read as an image"),
+    (["text.jpg", "synthetic", "--strict"], 65, "--strict stops here"),
+    (["synthetic", "missing.jpg", "--strict"], 65, "missing.jpg: does not exist"),
+    (["synthetic", "--model", "nothing"], 66, "nothing"),
+    (["synthetic", "--head", "dense"], 2, "dense"),
+    (["synthetic", "--model", "text.jpg"], 65, "text.jpg is refused"),
+    (["synthetic", "--top", "0"], 2, "--top"),
+    (["synthetic", "--batch-size", "0"], 2, "--batch-size"),
+    (["synthetic", "--labels", "l.txt"], 2, "--imagenet"),
+    (["synthetic", "--imagenet", "vgg16", "--head", "ridge"], 2, "leave out --head"),
+    (["synthetic", "--sheet", "sheet.jpg"], 2, "PNG"),
+    (["synthetic", "--sheet", "folder.png"], 73, "is a folder"),
+    (["synthetic", "--weights", "gone.h5"], 66, "no such file"),
+    (["synthetic", "--image-size", "150"], 2, "with --image-size 8; received --image-size 150"),
+    (["synthetic", "--base", "VGG16"], 2, "with --base pixels; received --base vgg16"),
+    (
+        ["synthetic", "--preprocessing", "rescale"],
+        2,
+        "native; received --preprocessing rescale",
+    ),
+]
+
+
+def test_expected_failures_are_one_line_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("text.jpg").write_bytes(b"text")
     Path("empty").mkdir()
     Path("folder.png").mkdir()
-    with pytest.raises(PipelineError) as caught:
-        main(arguments)
-    assert caught.value.exit_code == code
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert capsys.readouterr().out == ""
+    for arguments, code, message in FAILURES:
+        with pytest.raises(PipelineError) as caught:
+            main(arguments)
+        assert caught.value.exit_code == code, arguments
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert capsys.readouterr().out == ""
 
 
 def test_without_a_run_classify_is_named() -> None:
@@ -375,6 +369,6 @@ def test_without_a_run_classify_is_named() -> None:
     assert "python -m pipeline.classify first" in message
 
 
-def test_a_notebook_that_names_nothing_is_told() -> None:
-    with pytest.raises(NoInputError, match="none was named"):
+def test_no_images_named_is_an_error() -> None:
+    with pytest.raises(NoInputError, match="no path was passed"):
         predict_images([])

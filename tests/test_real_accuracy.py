@@ -1,4 +1,4 @@
-"""The whole road on the book's photographs: the accuracies that the README promises. Slow."""
+"""Both stages on the book's photographs reach the accuracies of the README. Slow."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
 @pytest.fixture(scope="module")
 def cached(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Extraction:
-    """VGG16's maps of all photographs, by the engine that is the fastest here."""
+    """VGG16's maps of all photographs, from the fastest engine of this machine."""
     folder = tmp_path_factory.mktemp("vgg16")
     return extract_features(assets / "data" / "cats_and_dogs", cache_dir=folder)
 
@@ -29,17 +29,15 @@ def test_dense_and_logistic_reach_95_percent_on_vgg16_features(cached: Extractio
             accuracies[outcome.result.head].append(outcome.result.test_accuracy)
             if outcome.result.head == "dense":
                 assert outcome.result.parameters == 2_097_665
-    for head, found in accuracies.items():
-        assert np.mean(found) >= 0.95, (head, found)
+    for head, values in accuracies.items():
+        assert np.mean(values) >= 0.95, (head, values)
 
 
-def test_every_head_judges_alike_whichever_engine_computed(
-    cached: Extraction, assets: Path
-) -> None:
-    made_by = cached.table.document["engine"]["name"]
+def test_accuracies_do_not_depend_on_the_engine(cached: Extraction, assets: Path) -> None:
+    engine = cached.table.document["engine"]["name"]
     reference = extract_features(
         assets / "data" / "cats_and_dogs",
-        engine="onnx" if made_by == TENSORFLOW else TENSORFLOW,
+        engine="onnx" if engine == TENSORFLOW else TENSORFLOW,
         cache_dir=cached.table.path.parent,
         out=cached.table.path.with_name("reference.h5"),
     )

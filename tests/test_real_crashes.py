@@ -1,4 +1,4 @@
-"""The real command on real photographs: killed at random, and on thousands of odd files. Slow."""
+"""The command is killed at random, and reads thousands of damaged files. Slow."""
 
 import os
 import random
@@ -28,57 +28,57 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.real_data
-def test_random_kills_with_a_network_lose_nothing_that_was_committed(assets: Path) -> None:
+def test_random_kills_lose_no_committed_rows(assets: Path) -> None:
     root = assets / "data" / "cats_and_dogs"
     options = ["--base", "mobilenet_v2", "--image-size", "96", "--limit-per-class", "120"]
-    options += ["--weights", "random", "--engine", "tensorflow"]  # slow enough to be killed
+    options += ["--weights", "random", "--engine", "tensorflow"]  # slow enough to kill
     undisturbed = Path("undisturbed.h5")
     run_command("extract", root, *options, "--out", undisturbed)
     rng = random.Random(0)
     out = Path("killed/cache.h5")
-    began = time.monotonic()
+    started = time.monotonic()
     probe = start(root, *options, "--out", "probe/cache.h5")
     probe.wait()
-    whole_run = time.monotonic() - began
+    run_seconds = time.monotonic() - started
     committed: set[str] = set()
     for _ in range(KILLS):
         process = start(root, *options, "--out", out)
-        time.sleep(rng.uniform(0.1, 0.9) * whole_run)
+        time.sleep(rng.uniform(0.1, 0.9) * run_seconds)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         shards = {path.name for path in out.with_suffix(".parts").glob("*.h5")}
-        assert out.exists() or committed <= shards, "a committed shard is gone"
+        assert out.exists() or committed <= shards, "a committed shard is missing"
         committed = shards
         for name in shards:
             assert find_damage(out.with_suffix(".parts") / name) == []
         if out.exists():
             assert find_damage(out) == []
-            if rng.random() < 0.5:  # begin anew, for there is nothing left to kill
+            if rng.random() < 0.5:  # start again with an empty cache
                 out.unlink()
                 committed = set()
     run_command("extract", root, *options, "--out", out)
-    ours, theirs = load_features(out), load_features(undisturbed)
-    assert ours.columns.equals(theirs.columns)
-    for layer in theirs.layers:
-        np.testing.assert_array_equal(ours.features(layer), theirs.features(layer))
+    table, expected = load_features(out), load_features(undisturbed)
+    assert table.columns.equals(expected.columns)
+    for layer in expected.layers:
+        np.testing.assert_array_equal(table.features(layer), expected.features(layer))
 
 
 def resident_megabytes(*arguments: str | Path) -> float:
-    """Greatest resident memory of a command, in MB."""
+    """Return the peak of a command's resident memory in MB."""
     code = (
         "import resource, subprocess, sys\n"
         "subprocess.run(sys.argv[1:], check=True, capture_output=True)\n"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
     )
     command = [sys.executable, "-m", "pipeline.extract", *map(str, arguments)]
-    found = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True
     )
-    return int(found.stdout) / 1000
+    return int(finished.stdout) / 1000
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    """500 and 20,000 synthetic images; a network's memory is its own, so pixels show the rest."""
+    """500 and 20,000 synthetic images; without a network, whose memory is constant."""
     pictures = [draw(seed, stripes=seed % 2 == 1) for seed in range(100)]
     peaks = []
     for count in (500, 20_000):
@@ -96,8 +96,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 100
 
 
-def test_thousands_of_odd_files_are_cached_or_skipped(tmp_path: Path) -> None:
-    """Cut, flipped and spliced versions of every format, among whole ones."""
+def test_thousands_of_damaged_files_are_cached_or_skipped(tmp_path: Path) -> None:
+    """Cut and changed files of every format, among valid ones."""
     rng = np.random.default_rng(3)
     root = tmp_path / "odd"
     for name in ("a", "b"):
@@ -107,19 +107,19 @@ def test_thousands_of_odd_files_are_cached_or_skipped(tmp_path: Path) -> None:
         for seed in range(40):
             path = root / "ab"[seed % 2] / f"{format}{seed}.{format.lower()}"
             draw(seed, stripes=True, size=(64, 48)).save(path, format)
-            whole = path.read_bytes()
+            content = path.read_bytes()
             count += 1
             for number in range(6):
-                broken = bytearray(whole)
+                damaged = bytearray(content)
                 for _ in range(rng.integers(1, 20)):
-                    broken[rng.integers(len(broken))] = rng.integers(256)
+                    damaged[rng.integers(len(damaged))] = rng.integers(256)
                 if number % 3 == 0:
-                    broken = broken[: rng.integers(len(broken))]
-                (path.parent / f"{path.name}.{number}").write_bytes(broken)
+                    damaged = damaged[: rng.integers(len(damaged))]
+                (path.parent / f"{path.name}.{number}").write_bytes(damaged)
                 count += 1
-    # whole ones, so that not more than half of the set is broken
+    # valid ones, so that at most half of the set is damaged
     for number in range(count):
-        draw(10_000 + number, stripes=False).save(root / "a" / f"whole{number}.png")
+        draw(10_000 + number, stripes=False).save(root / "a" / f"valid{number}.png")
     done = extract_features(root, base="pixels")
     assert len(done.table) + len(done.skipped) == 2 * count
     assert all(item.reason for item in done.skipped)

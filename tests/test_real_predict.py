@@ -1,4 +1,4 @@
-"""Real weights, real photographs: what predicts raw files is what the table measured."""
+"""Real weights and photographs: files get the probabilities of the comparison."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
 HEADS = ("dense", "logistic", "linear_svm", "ridge", "lda")
 TOLERANCE = 1e-4  # of a probability
-PER_CLASS = 40
+PER_CLASS = 20
 
 
 @pytest.mark.parametrize("base", ["vgg16", "mobilenet_v2"])
-def test_raw_photographs_get_the_probabilities_of_the_table(base: str, assets: Path) -> None:
+def test_photographs_get_the_probabilities_of_the_comparison(base: str, assets: Path) -> None:
     photographs = assets / "data" / "cats_and_dogs"
     Path("copy").mkdir()
-    for name in ("cats", "dogs"):  # before training; they get other names
+    for name in ("cats", "dogs"):  # before training, under other names
         for number, file in enumerate(sorted((photographs / "test" / name).iterdir())[:PER_CLASS]):
             shutil.copyfile(file, f"copy/{number}-{name}.jpg")
     options: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def test_raw_photographs_get_the_probabilities_of_the_table(base: str, assets: P
 
 
 def measured(outcome: Outcome) -> dict[bytes, np.ndarray]:
-    """What the head says of the test images where the table was made, by content."""
+    """Return the head's probabilities of the test images in the comparison, by digest."""
     assert outcome.test is not None
     keys = [key.tobytes() for key in outcome.test.keys]
     return dict(zip(keys, outcome.test.scores, strict=True))
@@ -71,7 +71,7 @@ def digest_of(path: str) -> bytes:
     return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
-def test_odd_images_are_told_one_by_one(assets: Path) -> None:
+def test_broken_images_are_reported_one_by_one(assets: Path) -> None:
     photographs = assets / "data" / "cats_and_dogs"
     table = extract_features(photographs, base="pixels", limit_per_class=20).table
     write_run(compare_heads(table.path, heads="logistic", audit=False), Path("results"))

@@ -25,7 +25,7 @@ ENGINES = (TENSORFLOW, *RUNTIMES)
 # memory; with more cores two per core, as an engine computes one or two images per core at a time.
 BATCH_SIZE = min(max(8, 2 * usable_cores()), 32)
 
-_base_option = partial(option, group="the base")
+_base_option = partial(option, group="base")
 
 
 @documented
@@ -37,43 +37,36 @@ class BaseConfig(Config):
     NoInputError if the weights file does not exist.
     """
 
-    base: str = _base_option("vgg16", help="a model of keras.applications, or pixels")
+    base: str = _base_option("vgg16", help="name of a keras.applications model, or pixels")
     image_size: int | None = _base_option(
         None,
         type=int,
         metavar="PIXELS",
-        help="height and width that the base sees (default: 150 for VGG16, else the base's)",
+        help="height and width of the input (default: 150 for VGG16, else the base's own)",
     )
     weights: str = _base_option(
-        IMAGENET,
-        type=str,
-        metavar="W",
-        help="weights of the base: imagenet, random, or a Keras .h5 file",
+        IMAGENET, type=str, metavar="W", help="imagenet, random, or a Keras .h5 file"
     )
     preprocessing: str = _base_option(
         "native",
         choices=PREPROCESSING_POLICIES,
-        help="preprocessing of the pixels: the base's own, or the book's 1/255",
+        help="native: as the base was trained; rescale: 1/255",
     )
     resize: str = _base_option(
-        "squash", choices=RESIZE_POLICIES, help="how an image becomes a square"
+        "squash", choices=RESIZE_POLICIES, help="how an image becomes square"
     )
     engine: str = _base_option(
         AUTO,
         choices=(AUTO, *ENGINES),
-        help="engine that computes (auto: the one that computed what the cache holds; for a new "
-        "cache the fastest that agrees with TensorFlow)",
+        help="runtime of the base; auto: the cache's own, for a new cache the fastest that agrees "
+        "with TensorFlow",
     )
     batch_size: int = option(
-        BATCH_SIZE,
-        metavar="N",
-        help="images computed at a time (default: two for each core, from 8 to 32)",
+        BATCH_SIZE, help="images per batch (default: two per core, from 8 to 32)"
     )
-    seed: int = option(0, help="seed of random weights and of views")
+    seed: int = option(0, help="seed of random weights and views")
     cache_dir: Path = option(
-        Path("cache"),
-        metavar="FOLDER",
-        help="folder of caches and downloaded weights (default: %(default)s)",
+        Path("cache"), metavar="FOLDER", help="folder of caches and downloaded weights"
     )
 
     def __post_init__(self) -> None:

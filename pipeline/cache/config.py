@@ -46,7 +46,7 @@ class ExtractConfig(BaseConfig):
     )
     tta: bool = option(False, help="add views of validation and test images, for classify --tta")
     limit_per_class: int | None = option(
-        None, type=int, metavar="N", help="use only the first N files of each class"
+        None, type=int, help="use only the first N files of each class"
     )
     strict: bool = option(False, help="stop at the first unreadable image")
     rehash: bool = option(False, help="read all files again, also unchanged ones")
@@ -147,7 +147,7 @@ class ViewPlan:
             raise ValueError(str(error)) from error
 
 
-_GROUP = "ranges of random views: a policy, and changes to it"
+_GROUP = "augmentation: a policy and changes to it; book: Deep Learning with Python, 5.2"
 
 
 def _range(metavar: str, text: str) -> Any:
@@ -162,7 +162,7 @@ class AugmentConfig(Config):
         "book",
         flag="--augment",
         choices=("light", "book", "strong"),
-        help="policy (default: %(default)s)",
+        help="augmentation policy",
         group=_GROUP,
     )
     rotation: float | None = _range("DEGREES", "maximum rotation (book: 40)")

@@ -17,97 +17,90 @@ if TYPE_CHECKING:
 STANDARD = "standard"  # the other protocols compare one head only
 
 _heads = partial(option, group="heads")
-_judging = partial(option, group="how they are judged")
+_splitting = partial(option, group="train, validation and test split")
+_evaluation = partial(option, group="evaluation")
 
 DenseGrid = DenseConfig | Sequence[DenseConfig]
 LabelFiles = Path | str | Sequence[Path | str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(Config):
+    """How images without split folders are split, for a comparison and for fine-tuning."""
+
+    split: str | None = _splitting(
+        None, metavar="A/B/C", help="shares of train, validation and test, such as 60/20/20"
+    )
+    split_seed: int = _splitting(0, type=int, help="seed of the split or folds")
+    group: str | None = _splitting(
+        None,
+        metavar="RULE",
+        help="keep groups of images in one split: folder (below the class), a regular expression "
+        "on the path, or a CSV file with the columns path and group",
+    )
+
+
 @documented
 @dataclass(frozen=True, kw_only=True)
-class ClassifyConfig(Config):
-    """Which heads are compared, and how they are judged.
+class ClassifyConfig(SplitConfig):
+    """Which heads are compared, and how they are evaluated.
 
-    Raises a `pipeline.errors.PipelineError` for values that cannot be.
+    Raises a `pipeline.errors.PipelineError` for invalid values.
     """
 
     heads: str | Iterable[str] | None = _heads(
         None,
         metavar="LIST",
         help=f"comma list of {', '.join(groups()['all'])}, fast or all (default: all); "
-        "NAME:flat or NAME:pooled chooses the input",
+        "NAME:flat or NAME:pooled selects the input",
     )
     layers: Sequence[str] = _heads(
-        (), flag="--layer", metavar="NAME", help="only this layer; repeatable (default: every one)"
+        (), flag="--layer", metavar="NAME", help="cached layer to use, repeatable (default: all)"
     )
     views: int | None = _heads(
         None,
         type=count,
         metavar="K",
-        help="learn from K cached augmented views of each training image, besides the image itself "
-        "(default: all of them)",
+        help="cached augmented views per training image (default: all)",
     )
-    balance: bool = _heads(False, help="every class counts the same, however rare")
+    balance: bool = _heads(False, help="weight classes equally, whatever their size")
     timeout: float | None = _heads(
-        None,
-        type=positive_number,
-        metavar="SECONDS",
-        help="for one head on one division; beyond it its row says so",
+        None, type=positive_number, metavar="SECONDS", help="maximum time for one head on one split"
     )
     dense: DenseGrid = _heads(
-        (), flag="", help="the dense head's config, or a grid of them (default: the book's)"
+        (), flag="", help="config or configs of the dense head (default: the book's)"
     )
-    cv: int | None = _judging(
+    cv: int | None = _evaluation(
         None,
         type=whole_number,
         metavar="K",
-        help="cross-validate with K folds (default: 5 for fewer than 2,000 images without split "
-        "folders, else one division)",
+        help="number of cross-validation folds (default: 5 for fewer than 2,000 images without "
+        "split folders, else a single split)",
     )
-    repeats: int = _judging(
-        1,
-        type=whole_number,
-        metavar="R",
-        help="number of seeds for stochastic heads, and of divisions into folds",
+    repeats: int = _evaluation(
+        1, type=whole_number, metavar="R", help="number of seeds for stochastic heads and for folds"
     )
-    split: str | None = _judging(
-        None,
-        metavar="A/B/C",
-        help="one division by train/validation/test shares, without such folders (60/20/20)",
-    )
-    split_seed: int = _judging(0, type=int, metavar="N", help="another division or other folds")
-    group: str | None = _judging(
-        None,
-        metavar="RULE",
-        help="images that must not be parted: folder (below the class), a regular expression on "
-        "the path, or a CSV file with the columns path and group",
-    )
-    refit: bool = _judging(
-        False, help="retrain the chosen setting on train and validation before the test"
-    )
-    protocol: str = _judging(
+    refit: bool = _evaluation(False, help="retrain on train and validation before the test")
+    protocol: str = _evaluation(
         STANDARD,
         choices=(STANDARD, *PROTOCOLS),
-        help="kornblith: L2 logistic regression with 45 penalties, refit (Kornblith et al. 2019)",
+        help="kornblith: L2 logistic regression, 45 penalties, refit (Kornblith et al. 2019)",
     )
-    tta: bool = _judging(
-        False,
-        help="test-time augmentation: average the probabilities over all cached views of an image",
+    tta: bool = _evaluation(
+        False, help="test-time augmentation: average probabilities over cached views"
     )
-    seed: int = _judging(0, type=int, metavar="N", help="the same seed repeats the table exactly")
-    labels: LabelFiles = _judging(
+    seed: int = _evaluation(0, type=int, help="seed of stochastic heads")
+    labels: LabelFiles = _evaluation(
         (),
         metavar="FILE",
-        help="corrected labels: suspects.csv of a run, edited (columns new_label and drop); "
-        "repeatable, later files win",
+        help="corrected labels, an edited suspects.csv (columns new_label and drop); repeatable, "
+        "later files override earlier ones",
     )
-    audit: bool = option(
-        True,
-        flag="--no-audit",
-        help="leave out duplicates, likely label errors and the learning curve",
+    audit: bool = _evaluation(
+        True, flag="--no-audit", help="skip duplicates, label errors and the learning curve"
     )
     keep: bool = option(
-        True, flag="", help="keep each row's classifier; after folds it is fitted on all rows"
+        True, flag="", help="keep each row's classifier; after folds, fit it on all rows"
     )
 
     def __post_init__(self) -> None:
@@ -140,7 +133,7 @@ class ClassifyConfig(Config):
 
     @property
     def evaluation_protocol(self) -> "EvaluationProtocol":
-        """How images are divided; raises a PipelineError for rules that cannot be."""
+        """How images are split; raises a PipelineError for invalid rules."""
         from pipeline.evaluation.protocol import EvaluationProtocol
 
         return EvaluationProtocol(

@@ -4,17 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.cache.config import ExtractConfig
-from pipeline.config import (
-    Config,
-    count,
-    documented,
-    fraction,
-    option,
-    positive_number,
-    whole_number,
-)
+from pipeline.config import count, documented, fraction, option, positive_number, whole_number
 from pipeline.errors import UsageError
-from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.config import ClassifyConfig, SplitConfig
 from pipeline.heads.config import DenseConfig
 from pipeline.spec import check_seed
 
@@ -56,77 +48,57 @@ class Plan:
 
 
 _training = partial(option, group="training: defaults: Deep Learning with Python, 5.3")
-_judging = partial(option, group="how it is judged")
 _NETWORK = DenseConfig()
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(Config):
+class FinetuneConfig(SplitConfig):
     """Options of fine-tuning; raises a `pipeline.errors.PipelineError` for invalid values."""
 
-    extract: ExtractConfig = option(
-        ExtractConfig(), flag="", help="the base, and what views are drawn from"
-    )
+    extract: ExtractConfig = option(ExtractConfig(), flag="", help="base and augmentation")
     unfreeze: str | None = option(
         None,
         metavar="LAYER",
-        help="the first layer that learns (default: block5_conv1 of VGG16 and VGG19)",
+        help="first layer to train (default: block5_conv1 of VGG16 and VGG19)",
     )
     views: int = option(
-        0,
-        type=count,
-        metavar="K",
-        help="augmented views of each training image, cached (default: none)",
+        0, type=count, metavar="K", help="cached augmented views per training image"
     )
     head_epochs: int = _training(
-        HEAD.epochs, type=whole_number, metavar="N", help=f"of the head alone ({HEAD.epochs})"
+        HEAD.epochs, type=whole_number, help="maximum epochs of the head alone"
     )
     epochs: int | None = _training(
-        None, type=whole_number, metavar="N", help=f"of all that learns ({FINE_TUNING.epochs})"
+        None,
+        type=whole_number,
+        help=f"maximum epochs of head and base (default: {FINE_TUNING.epochs})",
     )
     head_learning_rate: float = _training(
         HEAD.learning_rate,
         type=positive_number,
         metavar="R",
-        help=f"of the head alone ({HEAD.learning_rate:g})",
+        help="learning rate of the head alone",
     )
     learning_rate: float | None = _training(
         None,
         type=positive_number,
         metavar="R",
-        help=f"of all that learns ({FINE_TUNING.learning_rate:g})",
+        help=f"learning rate of head and base (default: {FINE_TUNING.learning_rate:g})",
     )
     patience: int = _training(
         HEAD.patience,
         type=whole_number,
-        metavar="N",
-        help="epochs without a lower validation loss (default: %(default)s)",
+        help="epochs without a lower validation loss before stopping",
     )
-    batch_size: int = _training(
-        HEAD.batch_size, type=whole_number, metavar="N", help="rows a step (default: %(default)s)"
-    )
+    batch_size: int = _training(HEAD.batch_size, type=whole_number, help="images per batch")
     units: int = _training(
-        _NETWORK.units,
-        type=whole_number,
-        metavar="N",
-        help="of the head's hidden layer (default: %(default)s)",
+        _NETWORK.units, type=whole_number, help="width of the head's hidden layer"
     )
     dropout: float = _training(
-        _NETWORK.dropout,
-        type=fraction,
-        metavar="N",
-        help="before the head's output (default: %(default)s)",
+        _NETWORK.dropout, type=fraction, metavar="P", help="dropout rate before the head's output"
     )
-    seed: int = _training(0, metavar="N", help="of initial weights, order and dropout")
-    repeats: int = _training(1, type=whole_number, metavar="R", help="so many seeds")
-    split: str | None = _judging(
-        None,
-        metavar="A/B/C",
-        help="train/validation/test shares of a set without such folders (60/20/20)",
-    )
-    split_seed: int = _judging(0, metavar="N", help="another one divides otherwise")
-    group: str | None = _judging(None, metavar="RULE", help="as for pipeline.classify")
+    seed: int = _training(0, help="seed of initial weights, image order and dropout")
+    repeats: int = _training(1, type=whole_number, metavar="R", help="number of seeds")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,21 +23,21 @@ class DenseConfig:
     Raises UsageError for an impossible value.
     """
 
-    epochs: int = _number(30, help="default: 30")
-    batch_size: int = _number(20, help="default: 20")
+    epochs: int = _number(30, help="number of epochs (default: 30)")
+    batch_size: int = _number(20, help="images per batch (default: 20)")
     units: int = _number(256, help="width of the hidden layer (default: 256)")
-    dropout: float = option(0.5, type=fraction, metavar="P,…", help="default: 0.5")
-    learning_rate: float = option(2e-5, type=positive_number, metavar="R,…", help="default: 2e-05")
+    dropout: float = option(0.5, type=fraction, metavar="P,…", help="dropout rate (default: 0.5)")
+    learning_rate: float = option(
+        2e-5, type=positive_number, metavar="R,…", help="learning rate (default: 2e-05)"
+    )
     optimizer: Optimizer = option(
         "rmsprop", type=str, metavar="NAME,…", help="rmsprop, adam or sgd (default: rmsprop)"
     )
     patience: int | None = _number(
-        None,
-        help="stop after N epochs without a lower validation loss and keep the best weights "
-        "(default: train all epochs)",
+        None, help="epochs without a lower validation loss before stopping (default: never stop)"
     )
     tensorboard: str | None = option(
-        None, type=str, metavar="DIR", help="write each fit's curves there for TensorBoard"
+        None, type=str, metavar="DIR", help="folder for TensorBoard logs"
     )
 
     def __post_init__(self) -> None:

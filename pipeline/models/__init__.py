@@ -1,1 +1,1 @@
-"""Trained heads that leave the run: bundles on disk, predicting with them, parity."""
+"""Saved heads: bundles on disk, prediction, parity and export."""

@@ -1,9 +1,9 @@
-"""A trained head on disk, with all that it takes to go from an image to class probabilities.
+"""A trained head on disk, with everything that turns an image into class probabilities.
 
-A bundle is one ``.skops`` file: what `skops.io` writes of the estimator, and beside it in the zip
+A bundle is one ``.skops`` file: the zip that `skops.io` writes of the estimator, plus the members
 ``bundle.json`` (format, head, params, spec, fingerprint, layer, input, shape, classes and document)
-and ``sha256``, a digest over all other members. Reading a file executes nothing, and whatever is
-odd about it is refused before it is used.
+and ``sha256``, a digest of all other members. Loading executes nothing, and refuses invalid content
+before its use.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.config import Input
 from pipeline.heads.inputs import feature_count
 from pipeline.images.views import Augmentation
-from pipeline.models.estimator_validation import InvalidModelError, short
+from pipeline.models.estimator_validation import InvalidModelError, quote
 from pipeline.models.serialization import SCHEMA, dump_estimator, load_estimator
 from pipeline.spec import (
     DTYPES,
@@ -42,35 +42,30 @@ FORMAT_VERSION = 2
 SUFFIX = ".skops"
 OLD_SUFFIX = ".safetensors"  # of format 1
 DESCRIPTION, DIGEST = "bundle.json", "sha256"
-OTHER_MEMBERS = (SCHEMA, DESCRIPTION, DIGEST)  # beside arrays
-MOST_BYTES = 2**32  # 4 GiB: nearest neighbors of 100,000 images with flattened features are 3
-MOST_MEMBERS = 50_000  # arrays in a file; a forest of 200 trees has 1,200
-# A file of holes costs its sender nothing. Smaller ones do no harm, compression and small blocks
-# explain less than 16 times, and 0 blocks is what a file system says that does not count them.
+OTHER_MEMBERS = (SCHEMA, DESCRIPTION, DIGEST)  # all but arrays
+MAX_BYTES = 2**32  # 4 GiB; nearest neighbors of 100,000 images with flattened features take 3
+MAX_MEMBERS = 50_000  # arrays in a file; a forest of 200 trees has 1,200
+# A sparse file costs its sender nothing. Small files do no harm; compression and small blocks
+# explain a factor below 16; file systems that do not count blocks report 0.
 SPARSE_BYTES, SPARSE_TIMES = 2**26, 16
-MOST_DESCRIPTION_BYTES = 2**24  # 16 MiB; of 1,000 classes it takes some 20 kB
-MOST_FEATURES = 2**26  # of one image; the first block of VGG16 at 1,024 pixels has as many
-MOST_REASON = 300  # characters that a refusal may quote of a file
-FIELDS = {
-    "format", "head", "params", "spec", "fingerprint", "layer", "input", "shape", "classes",
-    "document",
-}  # fmt: skip
+MAX_DESCRIPTION_BYTES = 2**24  # 16 MiB; 1,000 classes take about 20 kB
+MAX_FEATURES = 2**26  # of one image; as in the first block of VGG16 at 1,024 pixels
+MAX_REASON = 300  # characters of a message that may quote the file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A trained head with all that it takes to go from an image to class probabilities.
+    """A trained head with everything that turns an image into class probabilities.
 
     Attributes
     ----------
-    head, params : as in the table of results: ``logistic``, ``C=1``.
-    estimator : takes `flatten_or_pool` of the layer's features; has ``predict_proba``.
+    head, params : as in the results table: ``logistic``, ``C=1``.
+    estimator : has ``predict_proba``; takes features from `flatten_or_pool`.
     layer : layer key, ``block5_pool`` or ``block5_pool:avg``.
-    shape : of one row of that layer as cached, (4, 4, 512).
+    shape : of one cached row of that layer, (4, 4, 512).
     classes : class names, in the order of the probabilities.
-    document : where it comes from: the cache (its path), set, root and weights_from as the cache
-        has them, engine, versions, fitted_on, created; of means over views of an image, over how
-        many (tta) and what these are drawn from (augmentation).
+    document : provenance: the path of the cache; its set, root and weights_from; engine, versions,
+        fitted_on, created. For means over views of an image: their number (tta) and augmentation.
     """
 
     head: str
@@ -85,22 +80,20 @@ class Bundle:
 
     @property
     def plan(self) -> ViewPlan:
-        """The views of an image that its probabilities are means over; usually the image alone."""
-        return _plan_of(self.document)
+        """Return the views of an image to average over; by default the image alone."""
+        return _view_plan(self.document)
+
+
+FIELDS = {"format", "fingerprint"} | Bundle.__annotations__.keys() - {"estimator"}
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
-    """Write a bundle durably; raises UnsavableError for an estimator that cannot be saved."""
-    description = {
+    """Write a bundle durably; raise UnsavableError for an estimator that cannot be saved."""
+    fields = {name: value for name, value in vars(bundle).items() if name != "estimator"}
+    description = fields | {
         "format": FORMAT_VERSION,
-        "head": bundle.head,
-        "params": bundle.params,
         "spec": asdict(bundle.spec),
         "fingerprint": bundle.spec.fingerprint,
-        "layer": bundle.layer,
-        "input": bundle.input,
-        "shape": list(bundle.shape),
-        "classes": list(bundle.classes),
         "document": dict(bundle.document),
     }
     data = encode(description, dump_estimator(bundle.estimator))
@@ -108,7 +101,7 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
 
 
 def encode(description: Mapping[str, Any], estimator: bytes) -> bytes:
-    """The bytes of a bundle's file: a skops file with two more members."""
+    """Return the bytes of a bundle file: a skops file with two more members."""
     stream = io.BytesIO(estimator)
     with zipfile.ZipFile(stream, "a") as archive:
         archive.writestr(DESCRIPTION, json.dumps(description, allow_nan=False))
@@ -117,7 +110,7 @@ def encode(description: Mapping[str, Any], estimator: bytes) -> bytes:
 
 
 def digest_of(archive: zipfile.ZipFile) -> str:
-    """SHA-256 over all members but itself: it finds damage, not malice."""
+    """Return the SHA-256 of all members but itself; it detects damage, not malice."""
     digest = hashlib.sha256()
     for name in sorted(set(archive.namelist()) - {DIGEST}):
         digest.update(f"{name} {archive.getinfo(name).file_size} ".encode())
@@ -128,45 +121,45 @@ def digest_of(archive: zipfile.ZipFile) -> str:
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Read a bundle, trusting nothing in it.
+    """Read a bundle; trust nothing in it.
 
-    Raises NoInputError if there is no such file, BadDataError if it is not a whole bundle of ours.
+    Raises NoInputError for a missing file, BadDataError for a file that is not a valid bundle.
     """
     if not path.exists():
         raise NoInputError(f"{printable(path)} does not exist; name a run or one of its models")
     try:
-        return _read(path)
+        return _read_bundle(path)
     except (InvalidModelError, UsageError) as error:
-        reason = printable(str(error))[:MOST_REASON]
+        reason = printable(str(error))[:MAX_REASON]
         raise BadDataError(f"{printable(path)} is refused: {reason}") from error
 
 
-def _read(path: Path) -> Bundle:
-    """The bundle in a file; no array is read before all that the file says of it fits."""
+def _read_bundle(path: Path) -> Bundle:
+    """Read a file; arrays are read only after every declaration about them is checked."""
     if path.suffix == OLD_SUFFIX:
         raise InvalidModelError("it is of format 1, which this version cannot read: classify again")
     if not path.is_file():
         raise InvalidModelError(f"expected a model file ({SUFFIX})")
     status = path.stat()
-    size, held = status.st_size, getattr(status, "st_blocks", 0) * 512
-    if size > MOST_BYTES:
-        raise InvalidModelError(f"it is of {size:,} bytes, more than {MOST_BYTES:,}")
-    if size > SPARSE_BYTES and 0 < held * SPARSE_TIMES < size:
-        raise InvalidModelError(f"of its {size:,} bytes only {held:,} were ever written")
+    size, allocated = status.st_size, getattr(status, "st_blocks", 0) * 512
+    if size > MAX_BYTES:
+        raise InvalidModelError(f"it has {size:,} bytes, more than {MAX_BYTES:,}")
+    if size > SPARSE_BYTES and 0 < allocated * SPARSE_TIMES < size:
+        raise InvalidModelError(f"it is sparse: only {allocated:,} of its {size:,} bytes exist")
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, size)
             if archive.read(DIGEST).decode() != digest_of(archive):
-                raise InvalidModelError("it is damaged: what it holds is not what was written")
+                raise InvalidModelError("it is damaged: its content does not match its checksum")
             description = json.loads(
                 archive.read(DESCRIPTION),
-                object_pairs_hook=_unique,
-                parse_float=_finite,
-                parse_constant=_finite,
+                object_pairs_hook=_dict_of_unique_keys,
+                parse_float=_finite_float,
+                parse_constant=_finite_float,
             )
             if not isinstance(description, dict):
-                raise InvalidModelError("its description is no JSON object")
-            fields = _check(description)
+                raise InvalidModelError("its description is not a JSON object")
+            fields = _validate_description(description)
             spec = fields["spec"]
             estimator = load_estimator(
                 path,
@@ -181,96 +174,94 @@ def _read(path: Path) -> Bundle:
             )
     except (BadDataError, UsageError):
         raise
-    except Exception as error:  # of what a stranger wrote, anything may go wrong
-        raise InvalidModelError(f"it is no model file ({SUFFIX}) of ours, or damaged") from error
+    except Exception as error:  # an untrusted file may raise anything
+        raise InvalidModelError(f"it is damaged, or not a model file ({SUFFIX})") from error
     return Bundle(**fields, estimator=estimator)
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise InvalidModelError for members that `encode` does not write."""
+    """Raise InvalidModelError for members unlike those of `encode`."""
     members = archive.infolist()
     names = [member.filename for member in members]
-    if len(names) > MOST_MEMBERS or len(set(names)) < len(names):
-        raise InvalidModelError(f"it has {len(names):,} members, too many or two of one name")
+    if len(names) > MAX_MEMBERS or len(set(names)) < len(names):
+        raise InvalidModelError(f"it has {len(names):,} members, too many or with equal names")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise InvalidModelError("its members are compressed or encrypted")
         if not member.filename.endswith(".npy") and member.filename not in OTHER_MEMBERS:
-            raise InvalidModelError(f"it holds {short(member.filename)}, which no model has")
+            raise InvalidModelError(f"it contains the unexpected member {quote(member.filename)}")
     if sum(member.file_size for member in members) > size:
         raise InvalidModelError("its members overlap, or are longer than the file")
-    if archive.getinfo(DESCRIPTION).file_size > MOST_DESCRIPTION_BYTES:
-        raise InvalidModelError(
-            f"its {DESCRIPTION} is larger than {MOST_DESCRIPTION_BYTES:,} bytes"
-        )
+    if archive.getinfo(DESCRIPTION).file_size > MAX_DESCRIPTION_BYTES:
+        raise InvalidModelError(f"its {DESCRIPTION} is larger than {MAX_DESCRIPTION_BYTES:,} bytes")
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):  # two readers could take different ones
-        raise ValueError("a key stands twice")
-    return found
+def _dict_of_unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):  # two readers could use different values
+        raise ValueError("a key is repeated")
+    return result
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is no number")
+def _finite_float(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not a number")
     return number
 
 
-def _check(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the described bundle but its estimator, if they fit together."""
+def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bundle's fields but the estimator; raise InvalidModelError for invalid ones."""
     if description.get("format") != FORMAT_VERSION or set(description) != FIELDS:
-        raise InvalidModelError(f"its description is not one of format {FORMAT_VERSION}")
-    names = {name: _text(description, name) for name in ("head", "params", "layer")}
-    if not _is_name(names["head"]) or not _is_name(names["params"] or "none"):
-        raise InvalidModelError("its head or params are no name that a file could have")
+        raise InvalidModelError(f"its description is not of format {FORMAT_VERSION}")
+    names = {name: _text_field(description, name) for name in ("head", "params", "layer")}
+    if not _is_file_name(names["head"]) or not _is_file_name(names["params"] or "none"):
+        raise InvalidModelError("its head or params are not valid file names")
     key = names["layer"]
     layer, pooling = split_layer_key(key)
-    if not _is_name(layer) or pooling not in POOLING_POLICIES or layer_key(layer, pooling) != key:
+    is_key = pooling in POOLING_POLICIES and layer_key(layer, pooling) == key
+    if not _is_file_name(layer) or not is_key:
         raise InvalidModelError(
-            f"its layer is {short(key)}; expected one such as block5_pool or block5_pool:avg"
+            f"its layer is {quote(key)}; expected a key such as block5_pool or block5_pool:avg"
         )
-    try:
-        spec = FeatureSpec.from_dict(description["spec"])
-    except ValueError as error:
-        raise InvalidModelError(str(error)) from error
-    _check_spec(spec)
+    spec = _validate_spec(description["spec"])
     if description["fingerprint"] != spec.fingerprint:
-        raise InvalidModelError("its fingerprint is not that of its features")
-    classes, shape, kind = (description[name] for name in ("classes", "shape", "input"))
+        raise InvalidModelError("its fingerprint does not match its feature spec")
+    classes, shape, input = (description[name] for name in ("classes", "shape", "input"))
     if not _is_list_of(str, classes) or len(set(classes)) != len(classes) or len(classes) < 2:
-        raise InvalidModelError("its classes are no list of two or more different names")
-    if not all(map(_is_name, classes)):
-        raise InvalidModelError("its classes are not all names that a folder could have")
+        raise InvalidModelError("its classes are not two or more different names")
+    if not all(map(_is_file_name, classes)):
+        raise InvalidModelError("its classes are not all valid folder names")
     if not _is_list_of(int, shape) or not 1 <= len(shape) <= 4 or min(shape) < 1:
-        raise InvalidModelError(f"its shape is {short(shape)}; expected one such as [4, 4, 512]")
-    if kind not in get_args(Input) or (kind == "flat" and len(shape) == 1):
-        raise InvalidModelError(f"its input is {short(kind)} of shape {short(shape)}")
-    width = feature_count(shape, kind)
-    if width > MOST_FEATURES:
-        raise InvalidModelError(f"it declares {width:,} features, more than {MOST_FEATURES:,}")
+        raise InvalidModelError(f"its shape is {quote(shape)}; expected one such as [4, 4, 512]")
+    if input not in get_args(Input) or (input == "flat" and len(shape) == 1):
+        raise InvalidModelError(f"its input is {quote(input)} of shape {quote(shape)}")
+    width = feature_count(shape, input)
+    if width > MAX_FEATURES:
+        raise InvalidModelError(f"it declares {width:,} features, more than {MAX_FEATURES:,}")
     document = description["document"]
     if not isinstance(document, dict):
-        raise InvalidModelError("its document is no JSON object")
+        raise InvalidModelError("its document is not a JSON object")
     for name in ("cache", "root", "set", "weights_from"):
-        _text(document, name)
+        _text_field(document, name)
     if not isinstance(document.get("engine"), dict | None):
-        raise InvalidModelError(f"its engine is {short(document['engine'])}")
-    _plan_of(document)
+        raise InvalidModelError(f"its engine is {quote(document['engine'])}")
+    _view_plan(document)
     return {
         **names,
         "spec": spec,
-        "input": kind,
+        "input": input,
         "shape": tuple(shape),
         "classes": tuple(classes),
         "document": document,
     }
 
 
-def _check_spec(spec: FeatureSpec) -> None:
-    """Raise InvalidModelError or UsageError for features that nothing here can make."""
+def _validate_spec(values: Mapping[str, Any]) -> FeatureSpec:
+    """Return a spec; raise InvalidModelError or UsageError if no base computes its features."""
+    try:
+        spec = FeatureSpec.from_dict(values)
+    except ValueError as error:
+        raise InvalidModelError(str(error)) from error
     base = find_base(spec.base)
     check_image_size(base, spec.image_size)
     for name, value, allowed in (
@@ -281,20 +272,21 @@ def _check_spec(spec: FeatureSpec) -> None:
     ):
         if value not in allowed:
             raise InvalidModelError(
-                f"its {name} is {short(value)}; expected {' or '.join(allowed)}"
+                f"its {name} is {quote(value)}; expected {' or '.join(allowed)}"
             )
     if spec.weights.startswith(RANDOM):
-        drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
-        if drawn is None:
-            raise InvalidModelError(f"its weights are {short(spec.weights)}; expected random-SEED")
-        check_seed(int(drawn[1]), "the seed of its weights")
+        match = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
+        if match is None:
+            raise InvalidModelError(f"its weights are {quote(spec.weights)}; expected random-SEED")
+        check_seed(int(match[1]), "the seed of its weights")
+    return spec
 
 
-def _plan_of(document: Mapping[str, Any]) -> ViewPlan:
-    """See `Bundle.plan`; raises InvalidModelError if it is odd."""
+def _view_plan(document: Mapping[str, Any]) -> ViewPlan:
+    """Return the views of `Bundle.plan`; raise InvalidModelError for invalid ones."""
     views = document.get("tta", 0)
     if type(views) is not int:
-        raise InvalidModelError(f"its tta is {short(views)}; expected a number of views")
+        raise InvalidModelError(f"its tta is {quote(views)}; expected a number of views")
     try:
         augmentation = Augmentation.from_dict(document.get("augmentation")) if views else None
     except ValueError as error:
@@ -302,8 +294,8 @@ def _plan_of(document: Mapping[str, Any]) -> ViewPlan:
     return ViewPlan(views, augmentation, tta=views != 0)
 
 
-def _is_name(text: str) -> bool:
-    """Whether a file or folder could have that name; Python writes foreign bytes as surrogates."""
+def _is_file_name(text: str) -> bool:
+    """Return whether a file can have a name; surrogates are bytes that are not UTF-8."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -312,11 +304,11 @@ def _is_name(text: str) -> bool:
 
 
 def _is_list_of(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) is kind for each in value)
+    return isinstance(value, list) and all(type(element) is kind for element in value)
 
 
-def _text(values: Mapping[str, Any], name: str) -> str:
+def _text_field(values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str):
-        raise InvalidModelError(f"its {name} is no text: {short(value)}")
+        raise InvalidModelError(f"its {name} is not a text: {quote(value)}")
     return value

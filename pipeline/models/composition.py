@@ -1,4 +1,4 @@
-"""One Keras model from image to class probabilities: it loads without this project, has no code."""
+"""One Keras model from image to class probabilities, which loads without custom code."""
 
 import json
 import logging
@@ -19,20 +19,20 @@ from pipeline.models.upper_layers import layers_above, put_weights
 from pipeline.spec import layer_key, split_layer_key
 from pipeline.text import printable
 
-OPSET = 15  # ONNX Runtime reads it since 1.10, of 2021
+OPSET = 15  # ONNX Runtime reads it since version 1.10 (2021)
 
 
 def compose(bundle: Bundle, config: BaseConfig) -> Any:
     """Build the model: "images" (B, H, W, 3) uint8 RGB -> probabilities (B, K) float32.
 
-    The base stands in it as one frozen layer of its own name, so that the book's second method
-    works on what was saved: unfreeze its last block, compile with a low learning rate, fit.
+    It contains the base as one frozen layer with the base's name, so that the saved model can be
+    fine-tuned as in the book: unfreeze the last block, compile with a low learning rate, fit.
 
-    Raises UsageError for a head that is no network, BadDataError for other weights than those that
-    the features were made with, or features of another shape.
+    Raises UsageError for a head that is not a network, BadDataError for other weights than in
+    training or features of another shape.
     """
     images, values = _feature_tensors(bundle, config)
-    is_tuned = isinstance(bundle.estimator, TopBlockClassifier)  # it takes what the base ends in
+    is_tuned = isinstance(bundle.estimator, TopBlockClassifier)  # its head takes the base's output
     if tuple(values.shape[1:]) != bundle.shape and not is_tuned:
         raise BadDataError(
             f"the head takes {printable(bundle.layer)} of shape {bundle.shape}; "
@@ -56,19 +56,19 @@ def compose(bundle: Bundle, config: BaseConfig) -> Any:
 
 
 def _dense(layer: HeadLayer, activation: str, *, name: str) -> Any:
-    made = keras.layers.Dense(len(layer.bias), activation=activation, name=name)
-    made.build((None, len(layer.kernel)))
-    made.set_weights([layer.kernel, layer.bias])
-    return made
+    dense = keras.layers.Dense(len(layer.bias), activation=activation, name=name)
+    dense.build((None, len(layer.kernel)))
+    dense.set_weights([layer.kernel, layer.bias])
+    return dense
 
 
 def _feature_tensors(bundle: Bundle, config: BaseConfig) -> tuple[Any, Any]:
-    """The symbolic images and the layer's features; of what was fine-tuned, the last layer's."""
+    """Return the symbolic images and the layer's features; of a fine-tuned base its output."""
     spec = bundle.spec
     layer, pooling = split_layer_key(bundle.layer)
     if spec.base == PIXELS:
         images = keras.Input((spec.image_size, spec.image_size, 3), dtype="uint8", name="images")
-        return images, _pooled(keras.layers.Rescaling(1 / 255, name="to_float")(images), pooling)
+        return images, _pool(keras.layers.Rescaling(1 / 255, name="to_float")(images), pooling)
     base = config.network
     base_model, digest = build_base(config)
     if digest != spec.weights:
@@ -80,41 +80,38 @@ def _feature_tensors(bundle: Bundle, config: BaseConfig) -> tuple[Any, Any]:
         put_weights(layers_above(base_model, layer), bundle.estimator.block)
         layer = base.last_layer
     model = feature_model(base_model, config, [layer_key(layer, pooling)])
-    network = next(each for each in model.layers if isinstance(each, keras.Model))
-    network.name = base.name  # to be found by: model.get_layer("vgg16")
+    network = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    network.name = base.name  # for model.get_layer("vgg16")
     return model.input, model.outputs[0]
 
 
-def _pooled(maps: Any, pooling: str) -> Any:
+def _pool(maps: Any, pooling: str) -> Any:
     if pooling == "avg":
         return keras.layers.GlobalAveragePooling2D(name="pooled")(maps)
     return keras.layers.GlobalMaxPooling2D(name="pooled")(maps) if pooling == "max" else maps
 
 
-# --------------------------------------------------------------------------------- to a file
-
-
 def save_keras(model: Any, about: Mapping[str, Any], path: Path) -> None:
-    """Write ``.keras``, a zip file, with ``about`` as its member classifier.json."""
+    """Write a ``.keras`` file, a zip, with ``about`` in its member classifier.json."""
     model.save(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("classifier.json", json.dumps(about, indent=2))
 
 
 def save_onnx(model: Any, about: Mapping[str, Any], path: Path) -> None:
-    """Write one ONNX file, checked, with ``about`` in its metadata: text as it is, else JSON."""
-    import onnx  # here, for they take a second
+    """Write one valid ONNX file with ``about`` in its metadata: text, or JSON for other values."""
+    import onnx  # these take a second
     import tf2onnx
 
-    # it logs tracebacks of optimisations that it then does without
+    # it logs tracebacks of optimisations that it skips
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     signature = [tf.TensorSpec(model.input.shape, tf.uint8, name="images")]
     function = tf.function(
         lambda images: {"probabilities": model(images, training=False)}, input_signature=signature
     )
     proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
-    # EfficientNet's normalisation leaves inputs behind that no node reads
-    for unread in [each for each in proto.graph.input if each.name != "images"]:
+    # EfficientNet's normalisation leaves inputs that no node reads
+    for unread in [entry for entry in proto.graph.input if entry.name != "images"]:
         proto.graph.input.remove(unread)
     metadata = {
         name: value if isinstance(value, str) else json.dumps(value)

@@ -14,16 +14,14 @@ if TYPE_CHECKING:
     from pipeline.models.image_predictions import ImageClassifier
 
 _expected = partial(
-    option,
-    default=None,
-    group="what you expect of the model: it is refused if it was trained otherwise",
+    option, default=None, group="expected model: stop if the model was trained otherwise"
 )
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Config):
-    """Which head classifies images, and how.
+    """Options of a prediction.
 
     Examples
     --------
@@ -34,35 +32,27 @@ class PredictConfig(Config):
     """
 
     model: "str | os.PathLike[str] | ImageClassifier | None" = option(
-        None,
-        metavar="RUN",
-        help="a run of classify, or one of its models (default: the newest run in results/)",
+        None, metavar="RUN", help="run folder or saved model (default: the newest run in results/)"
     )
     head: str | None = option(
-        None, metavar="NAME", help="the head (default: the one that the run recommends)"
+        None, metavar="NAME", help="head of the run (default: the recommended one)"
     )
     weights: str | None = option(
-        None,
-        type=str,
-        metavar="FILE",
-        help="weights file of the base, if that of the training has moved",
+        None, type=str, metavar="FILE", help="weights file of the base, if it has moved"
     )
     cache_dir: Path = option(
-        Path("cache"),
-        metavar="FOLDER",
-        help="folder of caches, whose features are not computed again (default: %(default)s)",
+        Path("cache"), metavar="FOLDER", help="folder of caches to read features from"
     )
-    use_cache: bool = option(True, flag="--no-cache", help="compute every image")
+    use_cache: bool = option(True, flag="--no-cache", help="compute the features of every image")
     batch_size: int = option(
-        BATCH_SIZE,
-        metavar="N",
-        help="images computed at a time (default: two for each core, from 8 to 32)",
+        BATCH_SIZE, help="images per batch (default: two per core, from 8 to 32)"
     )
     strict: bool = option(False, help="stop at the first unreadable image")
-    base: str | None = _expected(help="the base")
+    base: str | None = _expected(help="name of the base")
     image_size: int | None = _expected(
-        type=int, metavar="PIXELS", help="height and width that the base sees"
+        type=int, metavar="PIXELS", help="height and width of the input"
     )
     preprocessing: str | None = _expected(
-        choices=PREPROCESSING_POLICIES, help="the base's own, or the book's 1/255"
+        choices=PREPROCESSING_POLICIES,
+        help="native: as the base was trained; rescale: the book's 1/255",
     )

@@ -1,6 +1,6 @@
-"""What a fitted estimator must be before it may predict: one of ours, all of its parts fitting.
+"""Validation of a loaded estimator: a known type whose parts are consistent.
 
-Compiled code (trees, libsvm) follows indices unchecked, and arrays of odd shapes fill the memory.
+Compiled code (trees, libsvm) does not check indices, and broadcast arrays may exhaust the memory.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import BadDataError
 from pipeline.text import printable
 
-MOST_WEIGHT = 1e30  # what no training gives, and whose products overflow
+MAX_WEIGHT = 1e30  # training stays below; products of larger numbers overflow
 TEMPERATURES = (1e-30, 1e30)
 
 TEMPERATURE_SCALING = "pipeline.heads.calibration.TemperatureScaling"
@@ -26,9 +26,8 @@ TREES = (
 )
 TREE = "sklearn.tree._tree.Tree"
 
-# The estimators that can be saved, with the shapes of what they predict with: D features,
-# K classes, R = 1 row for two classes and K for more, P pairs of classes; M = K - 1; N and C are
-# any numbers.
+# The estimators that can be saved, with the shapes of their fitted arrays: D features, K classes,
+# R = 1 row for two classes and K for more, P pairs of classes, M = K - 1; N and C are any numbers.
 LINEAR = {"coef_": "RD", "intercept_": "R"}
 CENTROIDS = {"centroids_": "KD", "class_prior_": "K", "within_class_std_dev_": "D"}
 SHAPES: Mapping[str, Mapping[str, str]] = {
@@ -60,18 +59,18 @@ SHAPES: Mapping[str, Mapping[str, str]] = {
 
 
 class InvalidModelError(BadDataError):
-    """A file that is not what was written; the message says what is odd about it."""
+    """A file that differs from every saved one; the message says how."""
 
 
 def validate_estimator(estimator: Any, class_count: int) -> None:
-    """Raise InvalidModelError unless an estimator is one of ours and holds together."""
+    """Raise InvalidModelError unless an estimator is of a known type and consistent."""
     _check_numbers(estimator)
     if type_name(estimator) == TEMPERATURE_SCALING:
         least, most = TEMPERATURES
         if not least <= estimator.temperature <= most:
             raise InvalidModelError(f"its temperature is not within {least:g} and {most:g}")
         if estimator.method not in ("decision_function", "predict"):
-            raise InvalidModelError(f"its scores come from {short(estimator.method)}")
+            raise InvalidModelError(f"its scores come from {quote(estimator.method)}")
         estimator = estimator.estimator
     if type_name(estimator) == TOP_BLOCK:
         estimator = estimator.head
@@ -82,13 +81,13 @@ def validate_estimator(estimator: Any, class_count: int) -> None:
 
 
 def _check_step(step: Any, class_count: int) -> None:
-    """Raise InvalidModelError unless the parts of a transformer or classifier fit together."""
+    """Raise InvalidModelError unless the arrays of a transformer or classifier are consistent."""
     name = type_name(step)
     if name not in SHAPES:
-        raise InvalidModelError(f"it holds a {name} in an unexpected place")
+        raise InvalidModelError(f"it contains a {name} in an unexpected place")
     for attribute in vars(step).keys() - step.get_params(deep=False).keys():
         if hasattr(type(step), attribute):
-            raise InvalidModelError(f"its {short(attribute)} hides that of {name}")
+            raise InvalidModelError(f"its {quote(attribute)} shadows an attribute of {name}")
     counts = {
         "D": step.n_features_in_,
         "K": class_count,
@@ -101,22 +100,22 @@ def _check_step(step: Any, class_count: int) -> None:
         and getattr(step, "n_classes_", class_count) == class_count
         and getattr(step, "n_outputs_", 1) == 1
     ):
-        raise InvalidModelError(f"its head is not of {class_count} classes")
+        raise InvalidModelError(f"its head does not have {class_count} classes")
     for attribute, dimensions in SHAPES[name].items():
         array = getattr(step, attribute)
-        if array is None and attribute in ("mean_", "scale_"):  # of a scaler that leaves it out
+        if array is None and attribute in ("mean_", "scale_"):  # a scaler without it
             continue
         counts = dict(zip(dimensions, np.shape(array), strict=False)) | counts  # sets N and C
         expected = tuple(counts[letter] for letter in dimensions)
-        flat = expected[1:] if expected[0] == 1 else expected  # RidgeClassifier leaves out the 1
+        flat = expected[1:] if expected[0] == 1 else expected  # RidgeClassifier omits the 1
         is_number = isinstance(array, np.ndarray) and array.dtype.kind in "fi"
         if not is_number or array.shape not in (expected, flat):
             raise InvalidModelError(
-                f"its {attribute} has shape {np.shape(array)}; expected numbers of {expected}"
+                f"its {attribute} has shape {np.shape(array)}; expected numbers of shape {expected}"
             )
     if name == SVC:
         supports = step._n_support
-        if (  # libsvm would read beyond an array
+        if (  # libsvm would read outside an array
             step.kernel not in ("linear", "poly", "rbf", "sigmoid")
             or step._sparse
             or supports.min() < 0
@@ -124,7 +123,7 @@ def _check_step(step: Any, class_count: int) -> None:
             or np.size(step._probA)
             or np.size(step._probB)
         ):
-            raise InvalidModelError("its support vectors do not fit together")
+            raise InvalidModelError("its support vectors are inconsistent")
     elif name == NEIGHBORS:
         if (
             step._fit_method != "brute"
@@ -134,29 +133,29 @@ def _check_step(step: Any, class_count: int) -> None:
             or step._y.min() < 0
             or step._y.max() >= class_count
         ):
-            raise InvalidModelError("its neighbors have classes that it does not have")
+            raise InvalidModelError("its neighbors are inconsistent")
     elif name in TREES:
         _check_tree(step.tree_, step.n_features_in_, class_count)
     elif hasattr(step, "estimators_"):
         for tree in step.estimators_:
             if type_name(tree) not in TREES:
-                raise InvalidModelError(f"its forest holds a {type_name(tree)}")
+                raise InvalidModelError(f"its forest contains a {type_name(tree)}")
             _check_step(tree, class_count)
     elif name == DENSE:
         step.tensorboard = None  # a folder of another machine
-        step.__post_init__()  # the config's own check
+        step.__post_init__()  # validates the config
         outputs = 1 if class_count == 2 else class_count
-        received = [(each.shape, each.dtype.name) for each in step.weights_]
+        received = [(array.shape, array.dtype.name) for array in step.weights_]
         hidden, output = (step.n_features_in_, step.units), (step.units, outputs)
         shapes = [hidden, hidden[1:], output, output[1:]]
         if received != [(shape, "float32") for shape in shapes]:
-            raise InvalidModelError(f"its dense layers have weights {short(received)}")
+            raise InvalidModelError(f"its dense layers have weights {quote(received)}")
     if hasattr(step, "n_jobs"):
-        step.n_jobs = None  # a file does not decide how many threads start
+        step.n_jobs = None  # a file does not set the number of threads
 
 
 def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:
-    """Raise InvalidModelError unless the nodes are a tree, each child behind its parent."""
+    """Raise InvalidModelError unless the nodes form a tree, each child after its parent."""
     left, right, count = tree.children_left, tree.children_right, tree.node_count
     inner = np.flatnonzero(left != -1)
     children = np.concatenate([left[inner], right[inner]])
@@ -171,28 +170,28 @@ def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:
         or (tree.feature[inner] >= feature_count).any()
         or (tree.n_features, tree.max_n_classes) != (feature_count, class_count)
     ):
-        raise InvalidModelError("its trees lead out of themselves or round in circles")
+        raise InvalidModelError("its trees are not valid trees")
 
 
-def _check_numbers(thing: Any) -> None:
-    """Raise InvalidModelError unless every number is finite and of a size that training gives."""
-    if isinstance(thing, np.ndarray):
-        is_number = thing.dtype.kind == "f" and thing.size
-        if is_number and not (np.isfinite(thing).all() and np.abs(thing).max() <= MOST_WEIGHT):
-            raise InvalidModelError(f"its weights are not all finite and within {MOST_WEIGHT:g}")
-    elif isinstance(thing, list | tuple):
-        for each in thing:
-            _check_numbers(each)
-    elif not isinstance(thing, str | int | float | type | None):
-        state = thing if isinstance(thing, dict) else thing.__getstate__()
+def _check_numbers(value: Any) -> None:
+    """Raise InvalidModelError unless every array of an object is finite and within MAX_WEIGHT."""
+    if isinstance(value, np.ndarray):
+        has_floats = value.dtype.kind == "f" and value.size
+        if has_floats and not (np.isfinite(value).all() and np.abs(value).max() <= MAX_WEIGHT):
+            raise InvalidModelError(f"its weights are not all finite and within {MAX_WEIGHT:g}")
+    elif isinstance(value, list | tuple):
+        for element in value:
+            _check_numbers(element)
+    elif not isinstance(value, str | int | float | type | None):
+        state = value if isinstance(value, dict) else value.__getstate__()
         _check_numbers(list(state.values()) if isinstance(state, dict) else None)
 
 
-def type_name(thing: Any) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+def type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def short(value: Any) -> str:
-    """A value from a file, for a message."""
+def quote(value: Any) -> str:
+    """Return at most 60 characters of a value's repr, for a message."""
     text = printable(repr(value))
     return text if len(text) <= 60 else f"{text[:60]}…"

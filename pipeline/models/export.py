@@ -1,6 +1,6 @@
-"""A bundle as a model that leaves this project: a folder with the model and its predict.py.
+"""Export of a bundle: a folder with one model and its predict.py, independent of this project.
 
-The folder appears only after that predict.py, in a process that cannot import this project, gave
+The folder is published only if predict.py, in a process that cannot import this project, gives
 image files the probabilities that the head gives their cached features.
 """
 
@@ -22,7 +22,7 @@ from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, U
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.head_layers import head_layers
 from pipeline.models.parity import (
-    MOST_IMAGES,
+    MAX_IMAGES,
     TOLERANCES,
     Parity,
     compare_predictions,
@@ -36,23 +36,23 @@ log = logging.getLogger("pipeline")
 FORMATS = ("keras", "onnx")
 ONNX_PACKAGES = ("onnxruntime", "tf2onnx")  # the extra [onnx]
 
-SCRATCH = ".export-"  # what a folder is named while it is made
-LONGEST_CHECK = 1_800  # seconds; 200 images through VGG16 on 2 cores take 25
+SCRATCH = ".export-"  # prefix of an unfinished folder
+CHECK_TIMEOUT = 1_800  # seconds; 200 images through VGG16 on 2 cores take 25
 
-# Runs a predict.py on paths from stdin as if this project were not installed.
-ELSEWHERE = """
+# Runs a predict.py on paths from stdin without this project.
+RUN_PREDICT_PY = """
 import os, runpy, sys
 import numpy as np
 sys.modules["pipeline"] = None  # now `import pipeline` fails
-script, answer = sys.argv[1:]
+script, output = sys.argv[1:]
 paths = [os.fsdecode(path) for path in sys.stdin.buffer.read().split(b"\\0")]
-np.save(answer, runpy.run_path(script)["predict"](paths), allow_pickle=False)
+np.save(output, runpy.run_path(script)["predict"](paths), allow_pickle=False)
 """
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and how well it agrees with what was measured."""
+    """An exported folder, and its agreement with the cached features."""
 
     folder: Path
     parity: Parity
@@ -65,21 +65,21 @@ def export_bundle(
     weights: str | None = None,
     out: Path | None = None,
     cache_dir: Path = Path("cache"),
-    check_images: int = MOST_IMAGES,
+    check_images: int = MAX_IMAGES,
 ) -> Export:
-    """Write one model from uint8 image to class probabilities, once it proved to be the same.
+    """Write one model from uint8 image to class probabilities, after a comparison.
 
     Parameters
     ----------
-    weights : the base's, ``imagenet`` or a file; None for those that the bundle names.
-    out : the folder to make; by default ``exports/<head>-<format>`` in the bundle's run.
-    cache_dir : where ImageNet weights were fetched to.
-    check_images : so many test images are tried, as in `reference_images` with ``closest``.
+    weights : of the base, ``imagenet`` or a file; None for those that the bundle names.
+    out : the new folder; by default ``exports/<head>-<format>`` in the bundle's run.
+    cache_dir : contains fetched ImageNet weights.
+    check_images : number of test images to compare, chosen by `reference_images` with ``closest``.
 
     Raises UsageError for a head that cannot be exported, BadDataError if the model differs by more
-    than `TOLERANCES` or in any decision or if the run's ``exports`` leads out of it,
-    UnreachableError if a package is missing, CannotCreateError if ``out`` is there already.
-    Whatever is raised, nothing is left.
+    than `TOLERANCES` or in a decision or if the run's ``exports`` is a link out of it,
+    UnreachableError for a missing package, CannotCreateError for an existing ``out``. Nothing is
+    written if an error is raised.
     """
     if format not in FORMATS:
         raise UsageError(f"--format is one of {', '.join(FORMATS)}; received {format!r}")
@@ -89,16 +89,16 @@ def export_bundle(
     if format == "onnx" and missing:
         raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
     bundle = load_bundle(path)
-    head_layers(bundle)  # refuses what is no network before anything is loaded
-    folder = _exports_of(path) / f"{path.stem}-{format}" if out is None else out
+    head_layers(bundle)  # refuses other heads before TensorFlow loads
+    folder = _exports_folder(path) / f"{path.stem}-{format}" if out is None else out
     if os.path.lexists(folder):
-        raise CannotCreateError(f"{printable(folder)} is there already: choose another --out")
+        raise CannotCreateError(f"{printable(folder)} exists: choose another --out")
     config = Predictor(bundle, weights=weights, cache_dir=cache_dir).base_config()
-    images = reference_images(bundle, most=check_images, closest=True)
-    from pipeline.models import composition  # only now: it loads TensorFlow
+    images = reference_images(bundle, max_images=check_images, closest=True)
+    from pipeline.models import composition  # loads TensorFlow
 
     model = composition.compose(bundle, config)
-    with scratch_folder(folder, prefix=SCRATCH) as made:
+    with scratch_folder(folder, prefix=SCRATCH) as unfinished:
         save = composition.save_onnx if format == "onnx" else composition.save_keras
         log.info("writing model.%s", format)
         about = {
@@ -107,26 +107,26 @@ def export_bundle(
             "spec": asdict(bundle.spec),
             **{name: getattr(bundle, name) for name in ("head", "params", "layer", "input")},
         }
-        save(model, about, made / f"model.{format}")
-        (made / "predict.py").write_text(_template("predict.py"), "utf-8")
+        save(model, about, unfinished / f"model.{format}")
+        (unfinished / "predict.py").write_text(_template("predict.py"), "utf-8")
         for _ in images.pixels():
-            pass  # it raises for a file that is not what was cached any more
+            pass  # raises for a changed image
         log.info("checking %s through predict.py", counted(len(images.paths), "image"))
-        found = predict_elsewhere(made / "predict.py", images.paths)
+        exported = predict_elsewhere(unfinished / "predict.py", images.paths)
         tolerance = TOLERANCES[bundle.spec.dtype]
-        parity = compare_predictions(images.predictions(bundle), found, tolerance=tolerance)
-        parity.demand("the exported model")
-        (made / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
-        publish_folder(made, folder)
+        parity = compare_predictions(images.predictions(bundle), exported, tolerance=tolerance)
+        parity.raise_for_difference("the exported model")
+        (unfinished / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
+        publish_folder(unfinished, folder)
     return Export(folder, parity)
 
 
-def _exports_of(bundle: Path) -> Path:
-    """``exports`` beside a bundle; raises BadDataError if it leads out of a stranger's run."""
+def _exports_folder(bundle: Path) -> Path:
+    """Return ``exports`` in a bundle's run; raise BadDataError if it is a link out of the run."""
     run = bundle.parent.parent if bundle.parent.name == "models" else bundle.parent
     exports = run / "exports"
     if exports.is_symlink() or not exports.resolve().is_relative_to(run.resolve()):
-        raise BadDataError(f"{printable(exports)} is a link, which may lead anywhere: choose --out")
+        raise BadDataError(f"{printable(exports)} is a link out of the run: choose --out")
     return exports
 
 
@@ -135,28 +135,31 @@ def _template(name: str) -> str:
 
 
 def predict_elsewhere(script: Path, paths: list[Path]) -> npt.NDArray[np.float32]:
-    """What an exported predict.py says: (n, K); raises BadDataError if it fails or takes 30 min."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        answer = Path(elsewhere) / "answer.npy"
+    """Run an exported predict.py without this project: paths (n,) -> (n, K) float32.
+
+    Raises BadDataError if it fails or takes 30 minutes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "probabilities.npy"
         try:
             finished = subprocess.run(
-                [sys.executable, "-I", "-c", ELSEWHERE, script.resolve(), answer],
+                [sys.executable, "-I", "-c", RUN_PREDICT_PY, script.resolve(), output],
                 input=b"\0".join(os.fsencode(path.resolve()) for path in paths),
                 capture_output=True,
-                cwd=elsewhere,
+                cwd=folder,
                 check=False,
-                timeout=LONGEST_CHECK,
+                timeout=CHECK_TIMEOUT,
             )
         except subprocess.TimeoutExpired as error:
             raise BadDataError(
-                f"the exported predict.py did not answer for {counted(len(paths), 'image')} "
-                f"within {duration(LONGEST_CHECK)}: try fewer --check-images"
+                f"the exported predict.py did not classify {counted(len(paths), 'image')} within "
+                f"{duration(CHECK_TIMEOUT)}: choose fewer --check-images"
             ) from error
         if finished.returncode:
             *_, last = finished.stderr.decode(errors="replace").splitlines() or ["no reason given"]
             raise BadDataError(f"the exported predict.py failed: {printable(last)}")
-        found: npt.NDArray[np.float32] = np.load(answer, allow_pickle=False)
-    return found
+        probabilities: npt.NDArray[np.float32] = np.load(output, allow_pickle=False)
+    return probabilities
 
 
 def _readme(bundle: Bundle, format: str, parity: Parity) -> str:

@@ -1,4 +1,4 @@
-"""Heads as fully connected layers, for formats that know nothing else."""
+"""Heads as fully connected layers, for exported models."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,18 +25,18 @@ class HeadLayer(NamedTuple):
 
 
 def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
-    """The head's layers, a ReLU between two; raises UsageError for a head that is no such network.
+    """Return the head's layers, with a ReLU between them; raise UsageError for other heads.
 
-    The last one's sigmoid (U = 1) is the second class's probability, its softmax (U = K) each's.
+    The last layer's sigmoid (U = 1) is the second class's probability; its softmax (U = K) is the
+    probability of each class.
     """
     estimator = bundle.estimator
     if views := bundle.plan.views:
         raise UsageError(
-            f"the head {printable(bundle.head)} cannot be exported, for its probabilities are "
-            f"means over {counted(views + 1, 'view')} of an image, which no one model draws: "
-            f"classify without --tta"
+            f"the head {printable(bundle.head)} cannot be exported: its probabilities are means "
+            f"over {counted(views + 1, 'view')} of an image; classify without --tta"
         )
-    if isinstance(estimator, TopBlockClassifier):  # behind the layers that composition puts there
+    if isinstance(estimator, TopBlockClassifier):  # composition adds the layers before it
         estimator = estimator.head
     if isinstance(estimator, DenseClassifier):
         kernel, bias, output_kernel, output_bias = estimator.weights_
@@ -44,14 +44,14 @@ def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
     scale, is_scaled = 1.0, isinstance(estimator, TemperatureScaling)
     if is_scaled:
         scale, estimator = 1 / estimator.temperature, estimator.estimator
-    found = _decision_weights(estimator)
-    if found is None:
+    decision_weights = _decision_weights(estimator)
+    if decision_weights is None:
         raise UsageError(
-            f"the head {printable(bundle.head)} cannot be exported, for it is no layer of a "
-            f"network: choose dense or a linear one (logistic, linear_svm, ridge, lda) with --head"
+            f"the head {printable(bundle.head)} cannot be exported: it is not a layer of a "
+            f"network; choose dense or a linear one (logistic, linear_svm, ridge, lda) with --head"
         )
-    weights, intercepts = found
-    # of two classes with a decision value d, the scores are -d and d: softmax is the sigmoid of 2 d
+    weights, intercepts = decision_weights
+    # two classes with a decision value d have scores -d and d: their softmax is the sigmoid of 2 d
     if len(intercepts) == 1 and is_scaled:
         scale *= 2
     weights, intercepts = weights.T * scale, intercepts * scale
@@ -59,7 +59,7 @@ def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
 
 
 def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
-    """Decision values as ``features @ weights.T + intercepts``: (K, D) or (1, D); None if not so.
+    """Return weights (K, D) or (1, D) and intercepts of a linear head; None for another head.
 
     The affine steps before a linear model are folded into its coefficients.
     """

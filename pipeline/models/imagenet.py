@@ -1,4 +1,4 @@
-"""The ready-made model used as it is: a published network and its 1,000 classes of ImageNet."""
+"""Ready-made networks with their 1,000 classes of ImageNet."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -14,16 +14,17 @@ from pipeline.text import printable
 
 
 class ImagenetModel:
-    """A network of keras.applications with its classifier, a `Model`; takes seconds to open.
+    """A network of keras.applications with its classifier, an `ImageClassifier`.
 
     Parameters
     ----------
     name : ``inception_v3``, in any usual spelling.
     weights : ``imagenet``, ``random`` or a Keras weights file of the whole network.
-    labels : see `read_labels`; None for Keras' own list, from its cache or its host.
-    image_size : pixels; None for the size that the network was trained with.
+    labels : a file for `read_labels`; None for Keras' list, from its cache or its host.
+    image_size : pixels; None for the size of its training.
 
-    Raises UnreachableError if weights or names cannot be had, BadDataError if they do not fit.
+    Opening takes seconds. Raises UnreachableError if weights or class names cannot be fetched,
+    BadDataError if they do not fit the network.
     """
 
     resize = "squash"  # as Keras' loaders do
@@ -41,18 +42,18 @@ class ImagenetModel:
             base=name, weights=weights, image_size=image_size, batch_size=batch_size
         )
         base = config.network
-        given = None if labels is None else read_labels(labels)
+        classes = None if labels is None else read_labels(labels)
         from pipeline.bases.build import build_full_model, fetch_labels  # loads TensorFlow
 
         self._network: Any = build_full_model(config)
         self.name = base.name
-        self.classes = given or read_labels(fetch_labels())
+        self.classes = classes or read_labels(fetch_labels())
         self.image_size = int(self._network.input_shape[1])
         self.batch_size = batch_size
         outputs = self._network.output_shape[-1]
         if len(self.classes) != outputs:
             raise BadDataError(
-                f"{base.name} tells {outputs:,} classes apart; received {len(self.classes):,} names"
+                f"{base.name} has {outputs:,} classes; received {len(self.classes):,} class names"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -61,22 +62,22 @@ class ImagenetModel:
     def probabilities(
         self, pixels: npt.NDArray[np.uint8], digests: Sequence[bytes] = ()
     ) -> npt.NDArray[np.float64]:
-        """(B, S, S, 3) uint8 RGB, B up to batch_size -> (B, K) float64."""
-        missing = self.batch_size - len(pixels)  # one shape of batch, so that Keras traces once
+        """Classify (B, S, S, 3) uint8 RGB, B up to batch_size -> (B, K) float64."""
+        missing = self.batch_size - len(pixels)  # one batch shape, so that Keras traces once
         padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))
         return np.asarray(self._network.predict_on_batch(padded)[: len(pixels)], np.float64)
 
     def cached_probabilities(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
-        """Nothing: no cache holds what such a network says."""
+        """Return nothing: caches have no outputs of whole networks."""
         return iter(())
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Class names from Keras' ``imagenet_class_index.json`` or a text file with one a line.
+    """Read class names from Keras' ``imagenet_class_index.json`` or a text file, one per line.
 
-    Raises NoInputError if there is no such file, BadDataError if it is something else.
+    Raises NoInputError for a missing file, BadDataError for another format.
     """
     if not path.is_file():
         raise NoInputError(f"labels {printable(path)}: no such file")
@@ -91,6 +92,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         pass
     raise BadDataError(
-        f"{printable(path)} is no list of classes: expected Keras' imagenet_class_index.json, or a "
-        f"text file with one name a line"
+        f"{printable(path)} is not a list of classes: expected Keras' imagenet_class_index.json or "
+        f"a text file with one name per line"
     )

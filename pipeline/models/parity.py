@@ -1,9 +1,9 @@
-"""Parity: raw images end to end must give what the cached features gave.
+"""Parity: image files must get the probabilities that the cached features get.
 
-Most models fail between the laboratory and use: another preprocessing, order of classes, weights
-file or resize. So test images are decoded anew and go through base and head; the probabilities are
-compared with those from the cache. A head that is sure of everything hides wrong pixels: so the
-features are compared as well.
+Most models fail between training and use, because of another preprocessing, order of classes,
+weights file or resize. So test images are decoded again and pass through base and head; their
+probabilities are compared with those of the cache. A head that is certain of every image hides
+wrong pixels: so the features are compared as well.
 """
 
 import logging
@@ -34,11 +34,11 @@ from pipeline.text import counted, printable
 
 log = logging.getLogger("pipeline")
 
-TOLERANCES = {"float32": 1e-4, "float16": 1e-3}  # of a probability, by the cache's type
-FEATURE_TOLERANCES = {"float32": 1e-3, "float16": 1e-2}  # of a row, relative, by the cache's type
-MOST_IMAGES = 200  # 25 s of VGG16 on 2 cores; an error of preprocessing shows in the first
-IMAGES_AT_ONCE = 64  # decoded and through the base, before every head has its turn
-ROWS_AT_ONCE = 128  # of the cache: 32 MiB of (9, 9, 512) float32, two chunks of smaller ones
+TOLERANCES = {"float32": 1e-4, "float16": 1e-3}  # absolute, of a probability, by cache dtype
+FEATURE_TOLERANCES = {"float32": 1e-3, "float16": 1e-2}  # relative, of a row, by cache dtype
+MAX_IMAGES = 200  # 25 s of VGG16 on 2 cores; a preprocessing error shows in the first
+IMAGES_PER_BLOCK = 64  # decoded and computed before the heads classify them
+ROWS_PER_BLOCK = 128  # 32 MiB of (9, 9, 512) float32, two chunks of smaller maps
 TEST = SPLIT_NAMES.index("test")
 
 Probabilities = npt.NDArray[np.floating[Any]]
@@ -48,17 +48,17 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far two predictions of the same images are apart."""
+    """The differences between two predictions of the same images."""
 
-    max_difference: float  # of any probability; infinite where one is not finite
-    changed: int  # decisions, outside ties; none may
-    count: int  # images compared
+    max_difference: float  # of probabilities; infinite where one is not finite
+    changed: int  # changed decisions, without ties; must be 0
+    count: int  # compared images
     tolerance: float
-    feature_error: float = 0.0  # the largest of `relative_errors`; 0 where none were compared
+    feature_error: float = 0.0  # the largest of `relative_errors`; 0 without comparison
     feature_tolerance: float = FEATURE_TOLERANCES["float32"]
 
     @property
-    def holds(self) -> bool:
+    def agrees(self) -> bool:
         return (
             self.count > 0
             and self.max_difference <= self.tolerance
@@ -66,12 +66,12 @@ class Parity:
             and self.feature_error <= self.feature_tolerance
         )
 
-    def demand(self, model: str) -> None:
-        """Raise BadDataError, naming the model, unless the two agree."""
-        if not self.holds:
+    def raise_for_difference(self, model: str) -> None:
+        """Raise BadDataError, naming the model, unless the predictions agree."""
+        if not self.agrees:
             raise BadDataError(
-                f"{model} does not predict from image files what it was measured with: {self}; "
-                f"extract into a new cache and classify again"
+                f"{model} does not predict from image files what it predicts from the cache: "
+                f"{self}; extract into a new cache and classify again"
             )
 
     def __str__(self) -> str:
@@ -89,18 +89,18 @@ class Parity:
 
 
 def compare_predictions(
-    expected: Probabilities, found: Probabilities, *, tolerance: float
+    expected: Probabilities, received: Probabilities, *, tolerance: float
 ) -> Parity:
-    """Compare class probabilities (n, K); raises BadDataError if the shapes differ.
+    """Compare class probabilities (n, K); raise BadDataError if the shapes differ.
 
-    A decision may change in a tie: where the probabilities expected of the two classes differ by no
-    more than the tolerance.
+    A decision may change in a tie, where the expected probabilities of both classes differ by at
+    most the tolerance.
     """
-    if expected.shape != found.shape:
-        raise BadDataError(f"expected probabilities {expected.shape}; received {found.shape}")
-    difference = np.abs(expected - found).max(initial=0.0)
+    if expected.shape != received.shape:
+        raise BadDataError(f"expected probabilities {expected.shape}; received {received.shape}")
+    difference = np.abs(expected - received).max(initial=0.0)
     rows = np.arange(len(expected))
-    lead = expected.max(axis=1, initial=0) - expected[rows, found.argmax(axis=1)]
+    lead = expected.max(axis=1, initial=0) - expected[rows, received.argmax(axis=1)]
     return Parity(
         max_difference=float(difference) if np.isfinite(difference) else float("inf"),
         changed=int(np.count_nonzero(lead > tolerance)),
@@ -115,64 +115,60 @@ def check_parity(
     cache_dir: Path,
     weights: str | None = None,
     keys: Keys | None = None,
-    most: int = MOST_IMAGES,
+    max_images: int = MAX_IMAGES,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Parity]:
-    """Run raw images through each bundle and compare with what its head says of the cache.
+    """Compare the predictions of image files with those of their cached features.
 
     Parameters
     ----------
     cache_dir, weights : as in `Predictor`.
     keys : (n,) digests of the images; by default the cache's test split, or all without one.
-    most : of these, so many, evenly spread.
+    max_images : maximum number of these images, evenly spread.
     progress : called with (images done, images in all).
 
-    Returns one for each bundle, whether it holds or not. Raises NoInputError if cache or images
-    are gone; BadDataError if they are not what a bundle was trained on.
+    Returns one result per bundle, also if it disagrees. Raises NoInputError if cache or images are
+    missing; BadDataError if they are not those of the training.
     """
     groups: dict[tuple[str, str, ViewPlan], list[int]] = defaultdict(list)
-    for place, bundle in enumerate(bundles):
-        groups[bundle.document["cache"], bundle.layer, bundle.plan].append(place)
-    found: dict[int, Parity] = {}
-    for places in groups.values():
-        group = [bundles[place] for place in places]
-        images = reference_images(group[0], keys=keys, most=most)
+    for index, bundle in enumerate(bundles):
+        groups[bundle.document["cache"], bundle.layer, bundle.plan].append(index)
+    results: dict[int, Parity] = {}
+    for indices in groups.values():
+        group = [bundles[index] for index in indices]
+        layer, dtype = group[0].layer, group[0].spec.dtype
+        images = reference_images(group[0], keys=keys, max_images=max_images)
         predictors = [Predictor(bundle, weights=weights, cache_dir=cache_dir) for bundle in group]
-        parts: list[list[Probabilities]] = [[] for _ in group]
+        blocks: list[list[Probabilities]] = []  # of each block, the heads' (b, K)
         start, feature_error = 0, 0.0
         for pixels in images.pixels(progress):
             block = replace(images, rows=images.rows[start : start + len(pixels)])
-            said: list[list[Probabilities]] = [[] for _ in group]
+            by_view = []
             for view, drawn in enumerate(predictors[0].views(pixels, block.digests)):
                 features = predictors[0].features(drawn)
-                cached = block.features(group[0].layer, view)
-                feature_error = max(feature_error, relative_errors(cached, features).max())
-                for predictor, of_views in zip(predictors, said, strict=True):
-                    of_views.append(predictor.classify(features))
-            for part, of_views in zip(parts, said, strict=True):
-                part.append(mean_over_views(of_views))
+                errors = relative_errors(block.features(layer, view), features)
+                feature_error = max(feature_error, float(errors.max()))
+                by_view.append([predictor.classify(features) for predictor in predictors])
+            blocks.append([mean_over_views(views) for views in zip(*by_view, strict=True)])
             start += len(pixels)
-        for place, bundle, part in zip(places, group, parts, strict=True):
-            expected, dtype = images.predictions(bundle), bundle.spec.dtype
-            answers = np.concatenate(part)
-            found[place] = replace(
-                compare_predictions(expected, answers, tolerance=TOLERANCES[dtype]),
-                feature_error=float(feature_error),
+        for index, bundle, parts in zip(indices, group, zip(*blocks, strict=True), strict=True):
+            results[index] = replace(
+                compare_predictions(
+                    images.predictions(bundle), np.concatenate(parts), tolerance=TOLERANCES[dtype]
+                ),
+                feature_error=feature_error,
                 feature_tolerance=FEATURE_TOLERANCES[dtype],
             )
         log.info(
             "features of %s from %s: largest relative error %.1e (at most %g)",
-            printable(group[0].layer),
-            counted(start, "file"),
-            feature_error,
-            FEATURE_TOLERANCES[group[0].spec.dtype],
-        )
-    return [found[place] for place in range(len(bundles))]
+            printable(layer), counted(start, "file"), feature_error, FEATURE_TOLERANCES[dtype],
+        )  # fmt: skip
+    return [results[index] for index in range(len(bundles))]
 
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Image files in the folder ``root``, and their rows (n,) of the cache."""
+    """Image files in the folder ``root``, and their rows (n,) in the cache."""
 
     table: FeatureTable
     rows: Rows
@@ -187,31 +183,31 @@ class ReferenceImages:
         return [digest.tobytes() for digest in self.table.columns.digests[self.rows]]
 
     def features(self, layer: str, view: int = 0) -> npt.NDArray[np.float32]:
-        """(n, *shape of a row); raises BadDataError if the cache lacks the view of an image."""
+        """Return (n, *row shape) float32; raise BadDataError if the cache lacks a view."""
         if view == 0:
             return self.table.features(layer, self.rows)
         columns = self.table.columns
-        of_view = np.flatnonzero(columns.views == view)
-        row_of = dict(zip(columns.digests[of_view].tolist(), of_view.tolist(), strict=True))
+        view_rows = np.flatnonzero(columns.views == view)
+        row_of = dict(zip(columns.digests[view_rows].tolist(), view_rows.tolist(), strict=True))
         rows = [row_of.get(digest, -1) for digest in columns.digests[self.rows].tolist()]
         if -1 in rows:
             raise BadDataError(
-                f"{printable(self.table.path)} holds view {view} of {len(rows) - rows.count(-1):,} "
-                f"of {counted(len(rows), 'image')}; the model was measured on it: extract and "
-                f"classify again with --tta"
+                f"{printable(self.table.path)} contains view {view} of "
+                f"{len(rows) - rows.count(-1):,} of {counted(len(rows), 'image')}; the model "
+                f"averages over it: extract and classify again with --tta"
             )
         return self.table.features(layer, np.array(rows))
 
     def predictions(self, bundle: Bundle) -> Probabilities:
-        """What the bundle's head says of the cached features: (n, K)."""
+        """Return the head's probabilities of the cached features: (n, K)."""
 
         def scores(features: npt.NDArray[np.float32]) -> Probabilities:
             rows = flatten_or_pool(features, bundle.input)
             return class_scores(bundle.estimator, rows, len(bundle.classes))
 
         parts = []
-        for start in range(0, len(self.rows), ROWS_AT_ONCE):
-            block = replace(self, rows=self.rows[start : start + ROWS_AT_ONCE])
+        for start in range(0, len(self.rows), ROWS_PER_BLOCK):
+            block = replace(self, rows=self.rows[start : start + ROWS_PER_BLOCK])
             views = (block.features(bundle.layer, view) for view in range(bundle.plan.views + 1))
             parts.append(mean_over_views(map(scores, views)))
         return np.concatenate(parts)
@@ -219,19 +215,19 @@ class ReferenceImages:
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Up to 64 decoded: (b, S, S, 3); raises BadDataError for one unlike what was cached."""
+        """Decode blocks of (b, S, S, 3); raise BadDataError for an image unlike the cached one."""
         spec = self.table.spec
         paths: list[bytes] = self.table.columns.paths[self.rows].tolist()
         digests = dict(zip(paths, self.digests, strict=True))
         decoded = read_images(self.root, digests, image_size=spec.image_size, resize=spec.resize)
         done = 0
         with closing(decoded):
-            while block := list(islice(decoded, IMAGES_AT_ONCE)):
+            while block := list(islice(decoded, IMAGES_PER_BLOCK)):
                 for path, image in block:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
-                            f"{printable(self.root / os.fsdecode(path))} is not the image that "
-                            f"was cached any more ({image.reason}): run extract and classify again"
+                            f"{printable(self.root / os.fsdecode(path))} is not the cached image "
+                            f"any more ({image.reason}): run extract and classify again"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
                 done += len(block)
@@ -240,17 +236,17 @@ class ReferenceImages:
 
 
 def reference_images(
-    bundle: Bundle, *, keys: Keys | None = None, most: int = MOST_IMAGES, closest: bool = False
+    bundle: Bundle, *, keys: Keys | None = None, max_images: int = MAX_IMAGES, closest: bool = False
 ) -> ReferenceImages:
-    """Images that a bundle's predictions can be checked on.
+    """Return cached images to check a bundle's predictions on.
 
     Parameters
     ----------
-    keys, most : as in `check_parity`.
-    closest : half of them are those that the head decides by the smallest margin, where an error
-        shows first; the others are evenly spread.
+    keys, max_images : as in `check_parity`.
+    closest : choose half by the head's smallest margins, where an error shows first; the others
+        are evenly spread.
 
-    Raises NoInputError if the cache or the image folder is gone; BadDataError if the bundle was
+    Raises NoInputError if the cache or the image folder is missing; BadDataError if the bundle was
     trained on other features than the cache's, or other classes than the folder's.
     """
     table = read_table(Path(bundle.document["cache"]))
@@ -258,56 +254,55 @@ def reference_images(
     root = Path(table.document["root"])
     if not root.is_dir():
         raise NoInputError(
-            f"the image folder {printable(root)} of {printable(table.path)} is gone: "
-            f"there is nothing to check predictions on"
+            f"{printable(root)}, the image folder of {printable(table.path)}, does not exist: "
+            f"restore it, or extract and classify again"
         )
     folders = scan_folder(root).classes
     if folders != bundle.classes:
         raise BadDataError(
-            f"the class folders of {printable(root)} are {_names(folders)}; "
-            f"the model was trained on {_names(bundle.classes)}"
+            f"the class folders of {printable(root)} are {_join_names(folders)}; "
+            f"the model was trained on {_join_names(bundle.classes)}"
         )
     columns = table.columns
-    whole = np.flatnonzero(columns.views == 0)
+    unaugmented = np.flatnonzero(columns.views == 0)
     if keys is None:
-        test = whole[columns.splits[whole] == TEST]
-        rows = test if len(test) else whole
+        test = unaugmented[columns.splits[unaugmented] == TEST]
+        rows = test if len(test) else unaugmented
     else:
-        rows = whole[np.isin(columns.digests[whole], keys)]
+        rows = unaugmented[np.isin(columns.digests[unaugmented], keys)]
     if not len(rows):
-        raise NoInputError(f"{printable(table.path)} holds no image to check predictions on")
-    if not closest or most >= len(rows):
-        return ReferenceImages(table, _spread(rows, most), root)
+        raise NoInputError(f"{printable(table.path)} contains no image to check predictions on")
+    if not closest or max_images >= len(rows):
+        return ReferenceImages(table, _evenly_spread(rows, max_images), root)
     ordered = np.sort(ReferenceImages(table, rows, root).predictions(bundle), axis=1)
-    margins = ordered[:, -1] - ordered[:, -2]  # by which it prefers the class that it decides for
-    order = np.argsort(margins, kind="stable")
-    near, others = rows[order[: most // 2]], rows[np.sort(order[most // 2 :])]
-    chosen = np.concatenate([near, _spread(others, most - len(near))])
+    order = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")  # by margin
+    near, others = rows[order[: max_images // 2]], rows[np.sort(order[max_images // 2 :])]
+    chosen = np.concatenate([near, _evenly_spread(others, max_images - len(near))])
     return ReferenceImages(table, np.sort(chosen), root)
 
 
-def _spread(rows: Rows, most: int) -> Rows:
-    places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)
-    return rows[places]
+def _evenly_spread(rows: Rows, max_images: int) -> Rows:
+    indices = np.linspace(0, len(rows) - 1, min(max_images, len(rows))).round().astype(np.int64)
+    return rows[indices]
 
 
 def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:
-    """Raise BadDataError if a cache is not what the bundle was trained on any more."""
+    """Raise BadDataError unless a cache has the features that the bundle was trained on."""
     cached, trained = asdict(table.spec), asdict(bundle.spec)
-    cached |= {"classes": _names(table.classes), "shape": table.layers.get(bundle.layer)}
-    trained |= {"classes": _names(bundle.classes), "shape": bundle.shape}
+    cached |= {"classes": _join_names(table.classes), "shape": table.layers.get(bundle.layer)}
+    trained |= {"classes": _join_names(bundle.classes), "shape": bundle.shape}
     for name, value in trained.items():
         if cached[name] != value:
             raise BadDataError(
-                f"{printable(table.path)} holds features of {name} {cached[name]}; "
+                f"{printable(table.path)} contains features of {name} {cached[name]}; "
                 f"the model was trained on {name} {value}: classify again"
             )
     if bundle.plan.views and not has_same_augmentation(table, bundle.plan):
         raise BadDataError(
-            f"{printable(table.path)} holds other views than those that the model was measured on "
+            f"{printable(table.path)} contains other views than those that the model averages over "
             f"({bundle.plan.augmentation}): classify again"
         )
 
 
-def _names(classes: Sequence[str]) -> str:
+def _join_names(classes: Sequence[str]) -> str:
     return ", ".join(map(printable, classes))

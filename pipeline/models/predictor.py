@@ -1,4 +1,4 @@
-"""A bundle at work: from pixels to class probabilities, the way that its head was trained."""
+"""Prediction with a bundle: from pixels to class probabilities, as in training."""
 
 import logging
 import re
@@ -29,22 +29,22 @@ from pipeline.models.runs import find_bundle, newest_run
 from pipeline.models.serialization import TOLERANCE
 from pipeline.text import counted, printable
 
-RESULTS = Path("results")  # where classify puts its runs
+RESULTS = Path("results")  # classify writes its runs here
 
 log = logging.getLogger(__name__)
 
 
 class Predictor:
-    """A trained head behind its base, a `Model`; the first image that needs the base loads it.
+    """A base and its trained head, an `ImageClassifier`; the first uncached image loads the base.
 
     Parameters
     ----------
     weights : ``imagenet`` or a Keras weights file; None for those that the bundle names.
-    cache_dir : ImageNet weights that were fetched earlier are in its ``weights/``.
-    use_cache : look for features in the cache of the training, and in ``cache_dir``.
+    cache_dir : its ``weights/`` contains fetched ImageNet weights.
+    use_cache : use features from the cache of the training, and from ``cache_dir``.
 
-    Raises BadDataError if images become other pixels here than where the head was trained, or if
-    ``weights`` are not those it was trained with.
+    Raises BadDataError if the decoder gives other pixels here than in training, or if ``weights``
+    are not those of the training.
     """
 
     def __init__(
@@ -59,76 +59,60 @@ class Predictor:
         if batch_size < 1:
             raise UsageError(f"--batch-size needs at least 1; received {batch_size}")
         self.bundle = bundle
+        self.name = f"{bundle.head} on {bundle.spec.base}"
+        self.classes = bundle.classes
+        self.image_size = bundle.spec.image_size
+        self.resize = bundle.spec.resize
         self.batch_size = batch_size
         self._weights = weights
         self._cache_folder = cache_dir
-        here = pixels_digest(bundle.spec.image_size, bundle.spec.resize)
-        if here != bundle.spec.pixels:  # this machine's decoder gives others than the training's
+        pixels = pixels_digest(bundle.spec.image_size, bundle.spec.resize)
+        if pixels != bundle.spec.pixels:  # of the decoder of the training
             versions = bundle.document.get("versions")
-            there = versions.get("pillow", "unknown") if isinstance(versions, dict) else "unknown"
+            pillow = versions.get("pillow", "unknown") if isinstance(versions, dict) else "unknown"
             raise BadDataError(
-                f"the model was trained on images decoded with Pillow {printable(str(there))} "
-                f"(pixels {_short(bundle.spec.pixels)}); received pixels {_short(here)} of Pillow "
-                f"{PIL.__version__}: install that Pillow, or extract and classify again here"
+                f"the model was trained on images decoded with Pillow {printable(str(pillow))} "
+                f"(pixels {_short_digest(bundle.spec.pixels)}); received pixels "
+                f"{_short_digest(pixels)} of Pillow {PIL.__version__}: install that Pillow, or "
+                f"extract and classify again here"
             )
-        if weights is not None:  # said to be the right ones: looked at even if no image needs them
+        if weights is not None:  # a wrong file is refused even if every image is cached
             self.base_config()
-        self._features = CachedFeatures(bundle, cache_dir) if use_cache else None
-
-    @property
-    def name(self) -> str:
-        """For people: ``logistic on vgg16``."""
-        return f"{self.bundle.head} on {self.bundle.spec.base}"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.bundle.classes
-
-    @property
-    def image_size(self) -> int:
-        return self.bundle.spec.image_size
-
-    @property
-    def resize(self) -> str:
-        return self.bundle.spec.resize
+        self._cached_features = CachedFeatures(bundle, cache_dir) if use_cache else None
 
     def describe(self) -> dict[str, Any]:
         bundle, spec = self.bundle, self.bundle.spec
         return {
-            "head": bundle.head,
-            "params": bundle.params,
-            "base": spec.base,
-            "layer": bundle.layer,
-            "input": bundle.input,
-            "tta": bundle.plan.views,
-            "image_size": spec.image_size,
-            "preprocessing": spec.preprocessing,
-            "resize": spec.resize,
-            "fingerprint": spec.fingerprint,
-            "classes": list(bundle.classes),
-        }
+            "head": bundle.head, "params": bundle.params, "base": spec.base, "layer": bundle.layer,
+            "input": bundle.input, "tta": bundle.plan.views, "image_size": spec.image_size,
+            "preprocessing": spec.preprocessing, "resize": spec.resize,
+            "fingerprint": spec.fingerprint, "classes": list(bundle.classes),
+        }  # fmt: skip
 
     def probabilities(self, pixels: Pixels, digests: Sequence[bytes]) -> npt.NDArray[np.float64]:
-        """Class probabilities of decoded images: (B, S, S, 3) uint8 RGB -> (B, K) float64.
+        """Compute class probabilities: (B, S, S, 3) uint8 RGB -> (B, K) float64.
 
-        B is at least 1; the SHA-256 of the B files decide what their views are.
+        B is at least 1; the SHA-256 digests of the B files seed their augmented views.
 
-        Raises BadDataError if the weights here are not those of the training, or the features are
-        not finite; UnreachableError if ImageNet weights cannot be had.
+        Raises BadDataError for other weights than in training or features that are not finite;
+        UnreachableError if ImageNet weights cannot be fetched.
         """
         views = self.views(pixels, digests)
         return mean_over_views(self.classify(self.features(view)) for view in views)
 
     def views(self, pixels: Pixels, digests: Sequence[bytes]) -> Iterator[Pixels]:
-        """What probabilities are means over: the images, then each further view of them."""
+        """Return the images, then each of their augmented views to average over."""
         yield pixels
         plan = self.bundle.plan
         for view in range(1, plan.views + 1):
             keys = [RowKey(digest, view) for digest in digests]
-            yield np.stack([plan.draw(*each) for each in zip(keys, pixels, strict=True)])
+            yield np.stack([plan.draw(key, image) for key, image in zip(keys, pixels, strict=True)])
 
     def features(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        """(B, S, S, 3) uint8 RGB -> (B, *shape) float32; raises like `probabilities`."""
+        """Compute features: (B, S, S, 3) uint8 RGB -> (B, *shape) float32.
+
+        Raises as `probabilities` does.
+        """
         size = self.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
             raise UsageError(
@@ -144,16 +128,17 @@ class Predictor:
     def cached_probabilities(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
-        """From cached features, in blocks: digests, (b, K) float64; others are passed over."""
-        if self._features is not None:
-            for found, views in self._features.features(digests):
-                yield found, mean_over_views(map(self.classify, views))
+        """Classify cached images in blocks: digests, (b, K) float64; skip uncached ones."""
+        if self._cached_features is not None:
+            for cached, views in self._cached_features.features(digests):
+                yield cached, mean_over_views(map(self.classify, views))
 
     def classify(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Class probabilities of the bundle's layer: (B, *shape) float32 -> (B, K) float64.
+        """Compute class probabilities of features: (B, *shape) float32 -> (B, K) float64.
 
-        Features are rounded as in the cache of the training: cached or not, an image has the same
-        probabilities. Raises BadDataError if they are not finite, or the scores no probabilities.
+        Features are rounded as in the cache of the training, so that cached and computed images
+        have equal probabilities. Raises BadDataError for features that are not finite, or scores
+        that are not probabilities.
         """
         spec = self.bundle.spec
         with np.errstate(over="ignore"):
@@ -163,26 +148,26 @@ class Predictor:
                 f"features of {printable(self.bundle.layer)} are not finite as {spec.dtype}: "
                 f"extract with --dtype float32 and classify again"
             )
-        with np.errstate(all="ignore"):  # of weights that no training gives
+        with np.errstate(all="ignore"):  # of invalid weights
             rows = flatten_or_pool(rounded, self.bundle.input)
             scores = class_scores(self.bundle.estimator, rows, len(self.classes))
-            whole = (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) < TOLERANCE).all()
-        if not whole:  # NaN is neither
+            is_valid = (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) < TOLERANCE).all()
+        if not is_valid:  # also for NaN
             raise BadDataError(
-                f"the model {printable(self.name)} gives scores that are no probabilities: "
+                f"the scores of the model {printable(self.name)} are not probabilities: "
                 f"classify again"
             )
         return scores
 
     @cached_property
     def _engine(self) -> Engine:
-        """The cache's engine where it was tried on this machine, else TensorFlow."""
+        """Open the engine of the cache if it is installed, else TensorFlow."""
         bundle = self.bundle
         try:
-            made_by = str((bundle.document.get("engine") or {}).get("name"))
-            name = made_by if is_installed(made_by) else AUTO
+            name = str((bundle.document.get("engine") or {}).get("name"))
+            name = name if is_installed(name) else AUTO
             engine = open_engine(replace(self.base_config(), engine=name), (bundle.layer,))
-        except UsageError as error:  # nobody typed it: the bundle says so
+        except UsageError as error:  # the bundle's value, not the user's
             raise BadDataError(f"the model cannot be used: {error}") from error
         self._check_weights(engine.weights)
         if engine.row_shapes[bundle.layer] != bundle.shape:
@@ -193,16 +178,16 @@ class Predictor:
         return engine
 
     def base_config(self) -> BaseConfig:
-        """The base, with its weights; a file is read before it takes seconds to load TensorFlow."""
+        """Return the base's config; a weights file is checked before TensorFlow loads (seconds)."""
         spec = self.bundle.spec
-        drawn = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
+        seed = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
         weights = self._weights or RANDOM
-        if self._weights is None and not drawn:
+        if self._weights is None and not seed:
             weights = str(self.bundle.document["weights_from"])
             if weights != IMAGENET and not Path(weights).is_file():
                 raise NoInputError(
-                    f"the weights that the model was trained with are gone from "
-                    f"{printable(weights)}: name them with --weights FILE"
+                    f"the weights of the training, {printable(weights)}, do not exist: "
+                    f"name their new place with --weights FILE"
                 )
         try:
             config = BaseConfig(
@@ -210,13 +195,13 @@ class Predictor:
                 image_size=spec.image_size,
                 preprocessing=spec.preprocessing,
                 weights=weights,
-                seed=int(drawn[1]) if drawn else 0,
+                seed=int(seed[1]) if seed else 0,
                 batch_size=self.batch_size,
                 cache_dir=self._cache_folder,
             )
-        except UsageError as error:  # nobody typed it: the bundle says so
+        except UsageError as error:  # the bundle's value, not the user's
             raise BadDataError(f"the model cannot be used: {error}") from error
-        if config.weights != IMAGENET:  # which are in doubt until they are loaded
+        if config.weights != IMAGENET:  # these are checked when they are loaded
             self._check_weights(known_digest(config) or "unknown")
         return config
 
@@ -224,18 +209,18 @@ class Predictor:
         spec = self.bundle.spec
         if received != spec.weights:
             raise BadDataError(
-                f"the model was trained on {spec.base} with weights {_short(spec.weights)}; "
-                f"received {_short(received)} "
+                f"the model was trained on {spec.base} with weights {_short_digest(spec.weights)}; "
+                f"received {_short_digest(received)} "
                 f"({printable(self._weights or str(self.bundle.document['weights_from']))}): "
                 f"name those of the training with --weights FILE"
             )
 
 
 def open_predictor(config: PredictConfig) -> Predictor:
-    """Load a head that classify saved, in its ``model`` or the newest run in ``results/``.
+    """Load a saved head of ``config.model`` or of the newest run in ``results/``.
 
-    Raises NoInputError if there is no such run, UsageError if it has no such head or the head was
-    trained otherwise than expected, and what `load_bundle` and `Predictor` raise.
+    Raises NoInputError for a missing run, UsageError for a missing head or one that was trained
+    with other options than the expected ones, and the errors of `load_bundle` and `Predictor`.
     """
     run = newest_run(RESULTS) if config.model is None else Path(str(config.model))
     path = find_bundle(run, config.head)
@@ -252,11 +237,11 @@ def open_predictor(config: PredictConfig) -> Predictor:
         "preprocessing": config.preprocessing,
     }
     for option, received in expected.items():
-        there = getattr(spec, option.replace("-", "_"))
-        if received not in (None, there):
+        trained_with = getattr(spec, option.replace("-", "_"))
+        if received not in (None, trained_with):
             raise UsageError(
-                f"{printable(path)} was trained with --{option} {there}; received --{option} "
-                f"{received}: leave it out, or choose another --model"
+                f"{printable(path)} was trained with --{option} {trained_with}; received "
+                f"--{option} {received}: leave it out, or choose another --model"
             )
     return Predictor(
         bundle,
@@ -270,9 +255,9 @@ def open_predictor(config: PredictConfig) -> Predictor:
 def mean_over_views(
     probabilities: Iterable[npt.NDArray[np.floating[Any]]],
 ) -> npt.NDArray[np.float64]:
-    """V times (B, K) -> (B, K)."""
+    """Average V arrays (B, K) -> (B, K)."""
     return np.asarray(np.mean(list(probabilities), axis=0))
 
 
-def _short(digest: str) -> str:
+def _short_digest(digest: str) -> str:
     return printable(digest if len(digest) <= 20 else f"{digest[:12]}…")

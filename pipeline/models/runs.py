@@ -1,4 +1,4 @@
-"""The bundles of a run: which file holds the head that somebody names."""
+"""Runs of classify: finding the newest one, and the bundle file of a head."""
 
 import json
 import re
@@ -15,20 +15,20 @@ ROW_IDENTITY = ("head", "input", "layer", "cache")
 
 
 def find_bundle(run: Path, head: str | None = None) -> Path:
-    """The bundle file of a run's head.
+    """Return the bundle file of a run's head.
 
     Parameters
     ----------
-    run : a folder that classify wrote, or a bundle file itself.
-    head : as in the table, ``logistic``, or a model file's name without its ending; of several
-        rows the best on validation. None for the one that the run recommends.
+    run : a folder of classify, or a bundle file.
+    head : as in the results table, ``logistic``, or a model file's name without suffix; the best
+        row on validation if several match. None for the recommended head.
 
-    Raises NoInputError if there is no such run, UsageError if the head was not saved, BadDataError
-    if the run's results cannot be read.
+    Raises NoInputError for a missing run, UsageError for a head that was not saved, BadDataError
+    for invalid results.
     """
     if run.is_file():
         if head is not None:
-            raise UsageError(f"{printable(run)} holds one head: leave out --head {printable(head)}")
+            raise UsageError(f"{printable(run)} is one head: leave out --head {printable(head)}")
         return run
     rows, not_saved = _read_results(run / "results.json")
     saved = [row for row in rows if row["model"]]
@@ -38,18 +38,14 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
     else:  # the best first, as in the table
         chosen = next((row for row in [*saved, *rows] if head in _names_of(row)), None)
     if chosen is None:
-        asked = "it recommends no head" if head is None else f"it has no head {printable(head)}"
-        raise UsageError(f"{printable(run)}: {asked}; saved are: {names}")
+        problem = "it recommends no head" if head is None else f"it has no head {printable(head)}"
+        raise UsageError(f"{printable(run)}: {problem}; saved are: {names}")
     if not chosen["model"]:
-        reasons = [
-            each.get("reason")
-            for each in not_saved
-            if all(each.get(name) == chosen[name] for name in ROW_IDENTITY)
-        ]
+        identity = {name: chosen[name] for name in ROW_IDENTITY}
+        reasons = (entry.get("reason") for entry in not_saved if identity.items() <= entry.items())
         raise UsageError(
             f"{printable(run)}: {printable(chosen['head'])} was not saved "
-            f"({printable(str(reasons[0])) if reasons else 'by an older version'}); "
-            f"saved are: {names}"
+            f"({printable(str(next(reasons, 'by an older version')))}); saved are: {names}"
         )
     path = run / str(chosen["model"])
     try:
@@ -62,7 +58,7 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
 
 
 def newest_run(results: Path) -> Path:
-    """The run that was written last; raises NoInputError if there is none."""
+    """Return the newest run; raise NoInputError if there is none."""
     written = sorted(results.glob("*/results.json"), key=lambda path: path.stat().st_mtime_ns)
     if not written:
         raise NoInputError(
@@ -76,13 +72,15 @@ def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of a results.json and which of them have no model, and why."""
+    """Return the rows of a results.json, and the reasons of those that were not saved."""
     if not path.is_file():
-        raise NoInputError(f"{printable(path.parent)} is no run of classify: it has no {path.name}")
+        raise NoInputError(
+            f"{printable(path.parent)} is not a run of classify: it has no {path.name}"
+        )
     try:
         document = json.loads(path.read_text("utf-8"))
         rows = [{"model": "", **row} for row in document["rows"]]
-        not_saved = [dict(each) for each in document["run"].get("not_saved", [])]
+        not_saved = [dict(entry) for entry in document["run"].get("not_saved", [])]
         for row in rows:
             texts = [row[name] for name in ("model", *ROW_IDENTITY)]
             if not all(isinstance(text, str) for text in texts) or "recommended" not in row:
@@ -90,7 +88,7 @@ def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             if row["model"] and not re.fullmatch(
                 rf"{FOLDER}/[^/\\\\]+({SUFFIX}|{OLD_SUFFIX})", row["model"]
             ):
-                raise ValueError(row)  # it would lead out of the run
+                raise ValueError(row)  # the path is outside the run
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise BadDataError(f"{printable(path)} is no results.json of classify") from error
+        raise BadDataError(f"{printable(path)} is not a results.json of classify") from error
     return rows, not_saved

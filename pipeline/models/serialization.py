@@ -1,8 +1,8 @@
-"""Fitted estimators as bytes and back: skops files, of which nothing is trusted.
+"""Fitted estimators as untrusted skops files: bytes and back.
 
-skops writes a zip of ``.npy`` arrays and a ``schema.json`` that names types. Before it builds
-anything, a file is held against limits and an allow-list of types; what it built, see
-`pipeline.models.estimator_validation`.
+skops writes a zip of ``.npy`` arrays and a ``schema.json`` that names types. A file is checked
+against limits and an allow-list of types before skops builds anything;
+`pipeline.models.estimator_validation` checks the result.
 """
 
 import io
@@ -26,19 +26,19 @@ from pipeline.models.estimator_validation import (
     TOP_BLOCK,
     TREE,
     InvalidModelError,
-    short,
+    quote,
     type_name,
     validate_estimator,
 )
 from pipeline.text import printable
 
 SCHEMA = "schema.json"
-MOST_SCHEMA_BYTES = 2**26  # 64 MiB; a forest of 200 trees takes 2
-MOST_DEPTH = 50  # of nested objects in a schema; a calibrated pipeline of a forest has 20
-PROTOCOL = 2  # of skops; older ones build objects otherwise
+MAX_SCHEMA_BYTES = 2**26  # 64 MiB; a forest of 200 trees takes 2
+MAX_DEPTH = 50  # nested objects in a schema; a calibrated pipeline of a forest has 20
+PROTOCOL = 2  # of skops; older ones build objects differently
 TOLERANCE = 1e-6  # of the sum of probabilities
 
-# What skops does not trust by default; their contents are checked below.
+# Types that skops does not trust by default; their contents are checked below.
 TRUSTED = (
     TEMPERATURE_SCALING,
     DENSE,
@@ -71,7 +71,7 @@ class UnsavableError(UsageError):
 
 
 def dump_estimator(estimator: Any) -> bytes:
-    """A fitted estimator as the bytes of a skops file; raises UnsavableError with the reason."""
+    """Return the bytes of a skops file; raise UnsavableError with the reason if there is none."""
     reason = getattr(estimator, "not_savable", None)
     if reason is not None:
         raise UnsavableError(reason)
@@ -82,7 +82,7 @@ def dump_estimator(estimator: Any) -> bytes:
         validate_estimator(estimator, len(estimator.classes_))
     except InvalidModelError as error:
         raise UnsavableError(str(error)) from error
-    except Exception as error:  # skops has no form for every object
+    except Exception as error:  # skops cannot write every object
         raise UnsavableError(
             f"skops cannot save it: {printable(' '.join(str(error).split()))[:200]}"
         ) from error
@@ -97,21 +97,21 @@ def load_estimator(
     class_count: int,
     top_block: Mapping[str, Any],
 ) -> Any:
-    """The estimator in a skops file that is open as a zip archive; nothing in it is executed.
+    """Return the estimator of a skops file, which is open as a zip archive; execute nothing.
 
-    ``top_block`` are the attributes that a `TopBlockClassifier` must have. Raises InvalidModelError
-    for a file that `dump_estimator` did not write.
+    ``top_block`` has the required attributes of a `TopBlockClassifier`. Raises InvalidModelError
+    for a file unlike those of `dump_estimator`.
     """
     _check_schema(archive)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # another version's attributes are checked like others
+        warnings.simplefilter("ignore")  # attributes of other versions are checked too
         estimator = skops.io.load(path, trusted=list(TRUSTED))
     validate_estimator(estimator, class_count)
     if type_name(estimator) == TOP_BLOCK:
         for name, value in top_block.items():
             if getattr(estimator, name) != value:
                 raise InvalidModelError(
-                    f"its {name} is {short(getattr(estimator, name))}; expected {value}"
+                    f"its {name} is {quote(getattr(estimator, name))}; expected {value}"
                 )
     elif estimator.n_features_in_ != feature_count:
         raise InvalidModelError(
@@ -125,36 +125,33 @@ def load_estimator(
     return estimator
 
 
-# ------------------------------------------------------------- before anything is built
-
-
 def _check_schema(archive: zipfile.ZipFile) -> None:
-    """Raise InvalidModelError unless skops would build only what is on the lists.
+    """Raise InvalidModelError unless skops would build only objects of the listed types.
 
-    Of two objects with one id skops builds the first: they must be the same.
+    skops builds the first of two objects with one id: they must be equal.
     """
     shapes = {
         member.filename: _shape_of_array(archive, member)
         for member in archive.infolist()
         if member.filename.endswith(".npy")
     }
-    if archive.getinfo(SCHEMA).file_size > MOST_SCHEMA_BYTES:
-        raise InvalidModelError(f"its {SCHEMA} is larger than {MOST_SCHEMA_BYTES:,} bytes")
+    if archive.getinfo(SCHEMA).file_size > MAX_SCHEMA_BYTES:
+        raise InvalidModelError(f"its {SCHEMA} is larger than {MAX_SCHEMA_BYTES:,} bytes")
     schema = json.loads(archive.read(SCHEMA))
     if schema["protocol"] < PROTOCOL:
-        raise InvalidModelError(f"its {SCHEMA} is of protocol {short(schema['protocol'])}")
+        raise InvalidModelError(f"its {SCHEMA} has protocol {quote(schema['protocol'])}")
     by_id: dict[int, Any] = {}
     for node in _nodes(schema):
         name = f"{node.get('__module__')}.{node.get('__class__')}"
         if name not in LOADERS.get(str(node["__loader__"]), ()):
-            raise InvalidModelError(f"it holds a {printable(name)[:60]}, which is not trusted")
-        if not _is_same(by_id.setdefault(node["__id__"], node), node):
-            raise InvalidModelError(f"its {SCHEMA} has two objects of one id")
+            raise InvalidModelError(f"it contains a {printable(name)[:60]}, which is not trusted")
+        if _without_ids(by_id.setdefault(node["__id__"], node)) != _without_ids(node):
+            raise InvalidModelError(f"its {SCHEMA} has two objects with one id")
         if node["__loader__"] == "NdArrayNode" and (
             node["type"] != "numpy" or node["file"] != f"{node['__id__']}.npy"
         ):
-            raise InvalidModelError("its arrays are not each in a file of its own")
-        if node["__loader__"] == "TreeNode":  # its __setstate__ copies without looking
+            raise InvalidModelError("its arrays are not in their own files")
+        if node["__loader__"] == "TreeNode":  # its __setstate__ copies unchecked
             _, classes, outputs = node["__reduce__"]["args"]["content"]
             state = node["content"]["content"]
             count = (int(state["node_count"]["content"]),)
@@ -163,38 +160,33 @@ def _check_schema(archive: zipfile.ZipFile) -> None:
                 or shapes[classes["file"]] != (1,)
                 or shapes[state["nodes"]["file"]] != count
             ):
-                raise InvalidModelError("its trees do not have the nodes that they declare")
+                raise InvalidModelError("its trees have arrays unlike the number of nodes")
 
 
 def _nodes(schema: Any, depth: int = 0) -> Iterator[Any]:
-    """All objects that a schema describes; raises InvalidModelError if they are nested deeply."""
-    if depth > MOST_DEPTH:
-        raise InvalidModelError(f"its {SCHEMA} is nested deeper than {MOST_DEPTH}")
+    """Return all objects of a schema; raise InvalidModelError if they are nested too deeply."""
+    if depth > MAX_DEPTH:
+        raise InvalidModelError(f"its {SCHEMA} is nested deeper than {MAX_DEPTH}")
     if isinstance(schema, dict):
         if "__loader__" in schema:
             yield schema
         schema = list(schema.values())
     if isinstance(schema, list):
-        for each in schema:
-            yield from _nodes(each, depth + 1)
+        for value in schema:
+            yield from _nodes(value, depth + 1)
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two objects of a schema are the same but for ids."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(
-            name == "__id__" or _is_same(value, other[name]) for name, value in one.items()
-        )
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    return bool(one == other)
+def _without_ids(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _without_ids(value) for name, value in schema.items() if name != "__id__"}
+    return [_without_ids(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def _shape_of_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...]:
-    """Raise InvalidModelError unless an array's header declares just the bytes that follow it."""
+    """Return an array's shape; raise InvalidModelError if its size is not that of the file."""
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise InvalidModelError(f"its {printable(member.filename)} is of an unknown version")
+            raise InvalidModelError(f"its {printable(member.filename)} has an unknown version")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         size = member.file_size - file.tell()
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != size:

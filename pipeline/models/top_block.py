@@ -1,7 +1,7 @@
-"""A fine-tuned model: a base's layers above the freeze boundary, as trained, and a dense head.
+"""A fine-tuned model: a base's trained layers above the freeze boundary, and a dense head.
 
-It takes the boundary's feature maps, as they are cached, and holds every weight above the boundary,
-also those that fine-tuning leaves as they are (BatchNorm's).
+It takes the cached feature maps of the boundary, and contains every weight above the boundary, also
+those that fine-tuning does not change (BatchNorm's).
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ Array = npt.NDArray[np.float32]
 
 
 class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """The layers of a base that follow the layer ``boundary``, and the dense head behind them.
+    """The layers of a base after the layer ``boundary``, and the dense head after them.
 
-    ``block`` are their weights by name, ``block5_conv1/kernel``, float32 in Keras' shapes.
+    ``block`` maps names (``block5_conv1/kernel``) to weights, float32 in Keras' shapes.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def parameters(self) -> int:
-        """Of the layers above the boundary and of the head."""
-        return sum(each.size for each in (*self.block.values(), *self.head.weights_))
+        """Return the number of parameters of the layers above the boundary and of the head."""
+        return sum(array.size for array in (*self.block.values(), *self.head.weights_))
 
     def predict_proba(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """(N, H·W·C) float32 -> (N, K) float64; the first call loads TensorFlow.
+        """Compute probabilities: (N, H·W·C) float32 -> (N, K) float64; loads TensorFlow once.
 
-        Every batch is padded to one size, so that no image's probabilities depend on the others.
-        Raises InvalidModelError if the base has no such layers, or the head does not fit them.
+        Every batch is padded to one size, so that an image's probabilities do not depend on others.
+        Raises InvalidModelError if the layers do not fit the base, or the head does not fit them.
         """
         if not hasattr(self, "_upper"):
             from pipeline.models.upper_layers import UpperLayers
@@ -66,8 +66,8 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self._upper = UpperLayers(self.base, self.image_size, self.boundary, self.block)
             if self._upper.width != self.head.n_features_in_:
                 raise InvalidModelError(
-                    f"its head takes {self.head.n_features_in_:,} features; the layers before it "
-                    f"give {self._upper.width:,}"
+                    f"its head takes {self.head.n_features_in_:,} features; its layers give "
+                    f"{self._upper.width:,}"
                 )
         batches = self._upper.batches(np.asarray(X, np.float32))
         return np.concatenate(
@@ -82,7 +82,7 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def dense_classifier(weights: Mapping[str, Array], class_count: int, config: DenseConfig) -> Any:
-    """The fitted `DenseClassifier` of weights named ``head/hidden_kernel`` and so on."""
+    """Return the fitted `DenseClassifier` of weights named ``head/hidden_kernel``, …"""
     head = DenseClassifier(**config.changed())
     head.weights_ = [np.asarray(weights[f"head/{name}"]) for name in HEAD_WEIGHTS]
     head.n_features_in_ = len(head.weights_[0])
@@ -99,7 +99,7 @@ def top_block(
     class_count: int,
     config: DenseConfig,
 ) -> TopBlockClassifier:
-    """What was fine-tuned, as it will come back from the disk; what was not is the base model's.
+    """Build a fine-tuned classifier; weights that were not trained are those of ``base_model``.
 
     Raises UnsavableError if layers above the boundary depend on more than their weights.
     """
@@ -110,12 +110,12 @@ def top_block(
     }
     block = {name: weights.get(name, value) for name, value in untrained.items()}
     head = dense_classifier(weights, class_count, config)
-    made = TopBlockClassifier(base.name, image_size, boundary.layer, block, head)
+    classifier = TopBlockClassifier(base.name, image_size, boundary.layer, block, head)
     try:
-        made.predict_proba(np.zeros((1, int(np.prod(boundary.shape))), np.float32))
+        classifier.predict_proba(np.zeros((1, int(np.prod(boundary.shape))), np.float32))
     except InvalidModelError as error:
         raise UnsavableError(
-            f"{base.name} fine-tuned above {boundary.layer} does not stand alone ({error}): "
+            f"{base.name} fine-tuned above {boundary.layer} cannot be saved ({error}): "
             f"unfreeze fewer layers"
         ) from error
-    return made
+    return classifier

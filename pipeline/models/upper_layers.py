@@ -1,4 +1,4 @@
-"""The layers of a base above a boundary, at work in Keras."""
+"""The layers of a base above a boundary, run by Keras."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,15 @@ from pipeline.text import printable
 
 Array = npt.NDArray[np.float32]
 
-MOST_ROWS = 8  # at once: as in extract
-MOST_FEATURES = 2**23  # of an image: EfficientNetB7's first maps at 600 pixels are 5.8 million
-BATCH_FEATURES = 2**22  # 16 MiB at once; what the first layers make of them is several times that
+MAX_BATCH_SIZE = 8  # as in extract
+MAX_FEATURES = 2**23  # of one image; EfficientNetB7's first maps at 600 pixels have 5.8 million
+BATCH_FEATURES = 2**22  # 16 MiB; the outputs of the first layers take several times that
 
 
 class UpperLayers:
-    """The layers that follow a boundary, in inference mode; of an image they give F = ``width``.
+    """The layers after a boundary, in inference mode; their output has F = ``width`` features.
 
-    Raises InvalidModelError if there are none, or the weights are not theirs.
+    Raises InvalidModelError for an invalid boundary, or weights that do not fit the layers.
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class UpperLayers:
         upper = layers_above(base_model, boundary)
         self._shape = upper.input_shape[1:]
         self._feature_count = math.prod(self._shape)
-        if self._feature_count > MOST_FEATURES:
+        if self._feature_count > MAX_FEATURES:
             raise InvalidModelError(
-                f"it takes {self._feature_count:,} features, more than {MOST_FEATURES:,}"
+                f"it takes {self._feature_count:,} features, more than {MAX_FEATURES:,}"
             )
         put_weights(upper, weights)
         self.width = math.prod(upper.output_shape[1:])
-        self._batch_size = max(1, min(MOST_ROWS, BATCH_FEATURES // self._feature_count))
+        self._batch_size = max(1, min(MAX_BATCH_SIZE, BATCH_FEATURES // self._feature_count))
         self._forward = tf.function(lambda maps: upper(maps, training=False))
 
     def batches(self, features: Array) -> Iterator[tuple[Array, int]]:
-        """Of maps (N, H·W·C): (batch_size, F) float32 each, and how many rows are not padding."""
+        """Return the outputs (batch_size, F) of batches of maps (N, H·W·C), with unpadded sizes."""
         if features.shape[1] != self._feature_count:
             raise InvalidModelError(
                 f"its layers take {self._feature_count:,} features; received {features.shape[1]:,}"
@@ -58,25 +58,24 @@ class UpperLayers:
 
 
 def layers_above(base_model: Any, boundary: str) -> Any:
-    """A Keras model of the layers that follow a boundary, shared with the base."""
+    """Return a Keras model of the layers after a boundary, shared with the base."""
     try:
         return keras.Model(base_model.get_layer(boundary).output, base_model.output)
-    except ValueError as error:  # there is no such layer, or others cross
+    except ValueError as error:  # no such layer, or a path around it
         raise InvalidModelError(
-            f"{base_model.name} cannot be cut behind a layer {printable(boundary)}"
+            f"{base_model.name} cannot be cut after a layer {printable(boundary)}"
         ) from error
 
 
 def put_weights(upper: Any, weights: Mapping[str, Array]) -> None:
-    """Give layers the weights of these names; raises InvalidModelError if one is left over."""
-    variables = {each.path: each for layer in upper.layers for each in layer.weights}
-    expected = {name: tuple(each.shape) for name, each in variables.items()}
-    received = {name: each.shape for name, each in weights.items()}
-    odd = sorted(name for name, _ in expected.items() ^ received.items())
-    if odd:
+    """Assign weights by name; raise InvalidModelError unless names and shapes match."""
+    variables = {variable.path: variable for layer in upper.layers for variable in layer.weights}
+    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+    received = {name: array.shape for name, array in weights.items()}
+    for name, _ in sorted(expected.items() ^ received.items()):
         raise InvalidModelError(
-            f"of its layers {printable(odd[0])} has shape {received.get(odd[0], 'none')}; "
-            f"expected {expected.get(odd[0], 'none')}"
+            f"the weight {printable(name)} has shape {received.get(name, 'none')}; "
+            f"expected {expected.get(name, 'none')}"
         )
     for name, variable in variables.items():
         variable.assign(weights[name])

@@ -1,4 +1,4 @@
-"""The downloader against a real server on this machine that misbehaves on request."""
+"""Downloads from a local server that fails on request."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import archive as download_module
 from benchmarks.archive import Archive, download
 from pipeline.errors import BadDataError, UnreachableError
 
@@ -22,14 +21,14 @@ CONTENT = random.Random(0).randbytes(2_500_000)
 
 @dataclass
 class Server:
-    """What the server does, and what it was asked."""
+    """Behaviour of the server, and the requests that it received."""
 
     url: str = ""
     content: bytes = CONTENT
     status: int = 200
-    knows_ranges: bool = True
-    says_length: bool = True
-    cuts: list[int] = field(default_factory=list)  # bytes that each of the next answers brings
+    supports_ranges: bool = True
+    sends_length: bool = True
+    cuts: list[int] = field(default_factory=list)  # bytes of each of the next answers
     stalls: bool = False  # stays silent instead of closing the connection
     ranges: list[str | None] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
@@ -41,23 +40,23 @@ def server() -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers["Range"]
-            behaviour.ranges.append(asked)
+            requested = self.headers["Range"]
+            behaviour.ranges.append(requested)
             content = behaviour.content
             start = 0
-            if asked and behaviour.knows_ranges:
-                start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            if requested and behaviour.supports_ranges:
+                start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1])
                 self.send_response(206)
                 self.send_header(
                     "Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}"
                 )
             else:
                 self.send_response(behaviour.status)
-            if behaviour.says_length:
+            if behaviour.sends_length:
                 self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             body = content[start:]
-            with contextlib.suppress(ConnectionError):  # who asked may hang up when he has enough
+            with contextlib.suppress(ConnectionError):  # a client may close early
                 self.wfile.write(body[: behaviour.cuts.pop(0)] if behaviour.cuts else body)
             if behaviour.stalls:
                 self.wfile.flush()
@@ -88,8 +87,8 @@ def archive(server: Server) -> Archive:
 
 
 @pytest.fixture
-def nobody_listens() -> str:
-    """The address of a port that refuses connections."""
+def closed_port() -> str:
+    """A URL with a port that refuses connections."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}/images.zip"
@@ -109,9 +108,7 @@ def test_downloads_the_file_and_shows_megabytes(archive: Archive, tmp_path: Path
     assert shown[-1] == (2, 2)
 
 
-def test_cut_connection_is_continued_where_it_ended(
-    server: Server, archive: Archive, tmp_path: Path
-) -> None:
+def test_cut_connection_is_continued(server: Server, archive: Archive, tmp_path: Path) -> None:
     server.cuts = [100_000, 900_000]
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=100000-", "bytes=1000000-"]
@@ -126,23 +123,23 @@ def test_partial_file_of_an_earlier_run_is_continued(
     assert server.ranges == ["bytes=2000000-"]
 
 
-def test_partial_file_that_is_whole_needs_no_server(
-    archive: Archive, nobody_listens: str, tmp_path: Path
+def test_complete_partial_file_needs_no_server(
+    archive: Archive, closed_port: str, tmp_path: Path
 ) -> None:
     (tmp_path / "images.zip.part").write_bytes(CONTENT)
-    assert fetch(replace(archive, url=nobody_listens), tmp_path).read_bytes() == CONTENT
+    assert fetch(replace(archive, url=closed_port), tmp_path).read_bytes() == CONTENT
 
 
-def test_starts_again_when_the_server_ignores_ranges(
+def test_download_starts_again_if_the_server_ignores_ranges(
     server: Server, archive: Archive, tmp_path: Path
 ) -> None:
-    server.knows_ranges = False
+    server.supports_ranges = False
     server.cuts = [100_000]
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=100000-"]
 
 
-def test_gives_up_when_a_connection_brings_nothing_new_and_keeps_what_came(
+def test_connection_without_new_bytes_ends_the_download_and_keeps_the_bytes(
     server: Server, archive: Archive, tmp_path: Path
 ) -> None:
     server.cuts = [100_000, 0]
@@ -152,10 +149,10 @@ def test_gives_up_when_a_connection_brings_nothing_new_and_keeps_what_came(
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
 
 
-def test_server_that_always_starts_again_and_cuts_is_not_asked_for_ever(
+def test_server_that_restarts_and_cuts_is_not_retried_forever(
     server: Server, archive: Archive, tmp_path: Path
 ) -> None:
-    server.knows_ranges = False
+    server.supports_ranges = False
     server.cuts = [5_000] * 10
     with pytest.raises(UnreachableError):
         fetch(archive, tmp_path)
@@ -164,31 +161,23 @@ def test_server_that_always_starts_again_and_cuts_is_not_asked_for_ever(
 
 @pytest.mark.parametrize("silent_after", [0, 70_000])
 def test_silent_server_counts_as_cut(
-    server: Server,
-    archive: Archive,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    silent_after: int,
+    server: Server, archive: Archive, tmp_path: Path, silent_after: int
 ) -> None:
-    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
     server.stalls = True
     server.cuts = [silent_after, 0]
     with pytest.raises(UnreachableError):
-        fetch(archive, tmp_path)
+        fetch(replace(archive, timeout=0.2), tmp_path)
     assert (tmp_path / "images.zip.part").stat().st_size == silent_after
 
 
-def test_server_that_never_answers_is_unreachable(
-    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
+def test_server_that_never_answers_is_unreachable(archive: Archive, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/images.zip"
         with pytest.raises(UnreachableError, match="timed out"):
-            fetch(replace(archive, url=url), tmp_path)
+            fetch(replace(archive, url=url, timeout=0.2), tmp_path)
 
 
-def test_wrong_content_is_deleted_so_that_the_next_run_can_succeed(
+def test_wrong_content_is_deleted_and_the_next_run_succeeds(
     server: Server, archive: Archive, tmp_path: Path
 ) -> None:
     (tmp_path / "images.zip.part").write_bytes(b"other bytes")
@@ -200,47 +189,47 @@ def test_wrong_content_is_deleted_so_that_the_next_run_can_succeed(
 
 def test_partial_file_that_is_too_long_is_deleted(archive: Archive, tmp_path: Path) -> None:
     (tmp_path / "images.zip.part").write_bytes(CONTENT + b"more")
-    with pytest.raises(BadDataError, match=r"holds 2,500,004 bytes, expected 2,500,000"):
+    with pytest.raises(BadDataError, match=r"has 2,500,004 bytes, expected 2,500,000"):
         fetch(archive, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("already_there", [0, 100])
+@pytest.mark.parametrize("existing_bytes", [0, 100])
 def test_file_of_another_size_is_refused_before_it_is_downloaded(
-    server: Server, archive: Archive, tmp_path: Path, already_there: int
+    server: Server, archive: Archive, tmp_path: Path, existing_bytes: int
 ) -> None:
     server.content = b"<html>Please log in to this network</html>" * 10
-    if already_there:
-        (tmp_path / "images.zip.part").write_bytes(CONTENT[:already_there])
-    with pytest.raises(UnreachableError, match="offers 420 bytes, not 2500000"):
+    if existing_bytes:
+        (tmp_path / "images.zip.part").write_bytes(CONTENT[:existing_bytes])
+    with pytest.raises(UnreachableError, match="expected 2500000 bytes, the server offers 420"):
         fetch(archive, tmp_path)
-    assert archive.missing_bytes(tmp_path) == len(CONTENT) - already_there
+    assert archive.missing_bytes(tmp_path) == len(CONTENT) - existing_bytes
 
 
-def test_never_writes_more_than_the_expected_size(
+def test_download_never_exceeds_the_expected_size(
     server: Server, archive: Archive, tmp_path: Path
 ) -> None:
-    server.says_length = False
+    server.sends_length = False
     server.content = CONTENT + b"x" * 1_000_000
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
 
 
-def test_answer_other_than_ok_is_named(server: Server, archive: Archive, tmp_path: Path) -> None:
+def test_error_status_is_named(server: Server, archive: Archive, tmp_path: Path) -> None:
     server.status = 404
     with pytest.raises(UnreachableError, match="404 Not Found"):
         fetch(archive, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_offline_message_says_how_to_place_the_file_by_hand_and_that_works(
-    archive: Archive, nobody_listens: str, tmp_path: Path
+def test_offline_message_explains_the_manual_download(
+    archive: Archive, closed_port: str, tmp_path: Path
 ) -> None:
-    offline = replace(archive, url=nobody_listens)
+    offline = replace(archive, url=closed_port)
     with pytest.raises(UnreachableError) as caught:
         fetch(offline, tmp_path)
     message = str(caught.value)
     assert "\n" not in message
-    for part in (nobody_listens, "images.zip", offline.page, str(tmp_path)):
+    for part in (closed_port, "images.zip", offline.page, str(tmp_path)):
         assert part in message
     (tmp_path / "images.zip").write_bytes(CONTENT)
     assert offline.missing_bytes(tmp_path) == 0
@@ -249,9 +238,9 @@ def test_offline_message_says_how_to_place_the_file_by_hand_and_that_works(
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(CONTENT[:-1], "holds 2,499,999 bytes"), (b"x" + CONTENT[1:], "has SHA-256")],
+    [(CONTENT[:-1], "has 2,499,999 bytes"), (b"x" + CONTENT[1:], "has SHA-256")],
 )
-def test_wrong_file_placed_by_hand_is_refused_and_left_alone(
+def test_wrong_file_placed_by_hand_is_refused_and_kept(
     server: Server, archive: Archive, tmp_path: Path, content: bytes, problem: str
 ) -> None:
     (tmp_path / "images.zip").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Every side of stage one reads the same files, and each can read them all."""
+"""Every side of stage one reads the same files, and can read them all."""
 
 import io
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.errors import BadDataError
 from pipeline.images.scan import scan_folder
 
 
-def test_synthetic_photographs_are_as_much_work_as_real_ones_and_all_differ() -> None:
+def test_synthetic_photographs_differ_and_have_the_size_of_real_ones() -> None:
     files = []
     for seed in range(4):
         stream = io.BytesIO()
@@ -23,10 +23,10 @@ def test_synthetic_photographs_are_as_much_work_as_real_ones_and_all_differ() ->
     assert draw_photograph(0).size == SIZE
     assert np.array_equal(draw_photograph(3), draw_photograph(3))
     for file in files:
-        assert 20_000 < len(file) < 80_000  # cats and dogs: 5 to 70 kB, 23 kB in the mean
+        assert 20_000 < len(file) < 80_000  # cats and dogs: 5 to 70 kB, mean 23 kB
 
 
-def test_images_of_a_set_are_taken_from_all_over_it_without_what_keras_cannot_read(
+def test_images_come_from_all_folders_without_files_that_keras_cannot_read(
     tmp_path: Path,
 ) -> None:
     root = make_image_folder(tmp_path / "synthetic", per_class=30, splits=("train", "test"))
@@ -38,14 +38,14 @@ def test_images_of_a_set_are_taken_from_all_over_it_without_what_keras_cannot_re
     draw(1000, stripes=True).save(root / "test" / "plain" / "wrong name.jpg", "BMP")
     draw(1001, stripes=True).save(root / "test" / "plain" / "photograph.jpeg")
     draw(1002, stripes=True).convert("CMYK").save(root / "test" / "plain" / "cmyk.jpg")
-    made = gather_images(root, tmp_path / "made", 1000)
-    assert len(made) == 96  # of 121 usable ones, what fills batches of 32
-    assert len({path.read_bytes() for path in made}) == 96
-    for path in made:
+    paths = gather_images(root, tmp_path / "made", 1000)
+    assert len(paths) == 96  # of 121 usable ones: full batches of 32
+    assert len({path.read_bytes() for path in paths}) == 96
+    for path in paths:
         with Image.open(path) as image:
             assert image.format == {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
     found = scan_folder(tmp_path / "made")
-    assert {found.root / file.path.decode() for file in found.files} == set(made)
+    assert {found.root / file.path.decode() for file in found.files} == set(paths)
     assert [sum(file.label == label for file in found.files) for label in (0, 1)] == [48, 48]
     few = gather_images(root, tmp_path / "few", 32)
     sources = {path.read_bytes(): path for path in root.rglob("*.png")}
@@ -60,6 +60,6 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
     assert sum(path.is_file() for path in root.rglob("*")) == 20
 
 
-def test_images_are_synthetic_where_none_are_given(tmp_path: Path) -> None:
-    made = gather_images(None, tmp_path / "made", LEAST)
-    assert len({path.read_bytes() for path in made}) == LEAST
+def test_images_are_synthetic_without_a_folder(tmp_path: Path) -> None:
+    paths = gather_images(None, tmp_path / "made", LEAST)
+    assert len({path.read_bytes() for path in paths}) == LEAST

@@ -1,9 +1,7 @@
-"""The memory of a process and its descendants is seen."""
+"""Peak memory covers a process and its descendants."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +9,7 @@ from benchmarks.memory import MemoryWatch, ended_children_peak, own_peak, tree_m
 
 MEGABYTES = 60
 HOLD = f"held = bytearray({MEGABYTES} * 2**20); held[::4096] = b'1' * len(held[::4096])"
-# a process that is small itself and has a child that is not, for a third of a second
+# a small process with a large child, for a third of a second
 PARENT = f"""
 import subprocess, sys
 subprocess.run([sys.executable, "-c", {HOLD + "; import time; time.sleep(0.35)"!r}], check=True)
@@ -21,7 +19,7 @@ needs_proc = pytest.mark.skipif(tree_memory(1) is None, reason="needs Linux's /p
 
 
 @needs_proc
-def test_peak_counts_the_children_of_a_process() -> None:
+def test_peak_includes_the_children_of_a_process() -> None:
     with (
         subprocess.Popen([sys.executable, "-c", PARENT]) as process,
         MemoryWatch(process.pid) as watch,
@@ -33,24 +31,20 @@ def test_peak_counts_the_children_of_a_process() -> None:
 
 
 @needs_proc
-def test_a_process_that_has_ended_holds_nothing() -> None:
+def test_memory_of_an_ended_process_is_unknown() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert tree_memory(process.pid) is None
 
 
-def test_a_process_knows_its_own_peak_and_that_of_its_children() -> None:
+def test_own_peak_and_peak_of_children_are_known() -> None:
     code = f"{HOLD}; del held; from benchmarks.memory import own_peak; print(own_peak())"
     finished = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.fspath(Path(__file__).parents[2])},
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    seen = int(finished.stdout)
-    assert MEGABYTES * 2**20 < seen < 4 * MEGABYTES * 2**20
+    peak = int(finished.stdout)
+    assert MEGABYTES * 2**20 < peak < 4 * MEGABYTES * 2**20
     children, own = ended_children_peak(), own_peak()
     assert children is not None
     assert own is not None
-    assert children >= seen
+    assert children >= peak

@@ -1,4 +1,4 @@
-"""The page of results says what was measured, and what was not."""
+"""The page of results shows what was measured, and names what was not."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
     return found
 
 
-def test_page_says_what_was_measured_and_what_was_not(answers: dict[str, Any]) -> None:
+def test_page_shows_measured_values_and_names_missing_ones(answers: dict[str, Any]) -> None:
     page = make_page(
         [DatasetResults("pets", "like ImageNet", Amount(), answers)], ["run it"], curves=None
     )
@@ -54,35 +54,36 @@ def test_page_says_what_was_measured_and_what_was_not(answers: dict[str, Any]) -
     (tuned,) = (line for line in lines if "fine-tuned from the cache | native | 0" in line)
     assert tuned.count("not measured") == 2
     assert "| pets | 4 views, own preprocessing, dense | +6.0 (+6.0 to +6.0) |" in lines
-    assert "| pets | fine-tuned against its frozen head | not measured |" in lines
+    assert "| pets | fine-tuned, relative to its frozen head | not measured |" in lines
     assert "| parameters of its base | 14,714,688 | 14,714,688 |" in lines
 
 
-def test_steps_name_every_method_and_need_nothing_that_comes_later() -> None:
+def test_steps_contain_every_method_and_read_only_earlier_steps() -> None:
     steps = list(steps_of(Path("data/pets"), "imagenet", Amount()))
     names = [step.name for step in steps]
     assert len(set(names)) == len(names)
     assert {name.split("/")[1].split("-")[0] for name in names} == {
         "extract", "classify", "finetune", "scratch", "end_to_end",
     }  # fmt: skip
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         for word in step.arguments:
             if word.startswith("{cache:"):
-                assert word[7:-1] in names[:place]
+                assert word[7:-1] in names[:index]
+    assert len(list(steps_of(Path("data/pets"), "imagenet", Amount(seeds=1)))) < len(steps) / 2
 
 
-def test_step_runs_once_and_its_failure_is_told(tmp_path: Path, synthetic_set: Path) -> None:
+def test_step_runs_once_and_its_failure_is_an_error(tmp_path: Path, synthetic_set: Path) -> None:
     step = Step(
         "synthetic/extract", ("pipeline.extract", str(synthetic_set), "--base", "pixels", "--json")
     )
     assert run_step(step, tmp_path)["computed"] == 72
-    assert run_step(step, tmp_path)["computed"] == 72  # read, not run: it would say 0
+    assert run_step(step, tmp_path)["computed"] == 72  # read, not run: a second run computes 0
     with pytest.raises(BadDataError, match="synthetic/bad ended with exit code 66"):
         run_step(Step("synthetic/bad", ("pipeline.extract", "--base", "none")), tmp_path)
     assert not (tmp_path / "synthetic/bad.json").exists()
 
 
-def test_nothing_measured_makes_a_page_that_says_so(tmp_path: Path) -> None:
+def test_page_without_measurements_says_not_measured(tmp_path: Path) -> None:
     page = reproduce(
         [(Path("data/pets"), "like ImageNet")],
         weights="imagenet",
@@ -96,15 +97,21 @@ def test_nothing_measured_makes_a_page_that_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reproduction_runs_from_end_to_end(tmp_path: Path, synthetic_set: Path) -> None:
+def test_reproduction_runs_all_steps_and_writes_the_page(
+    tmp_path: Path, synthetic_set: Path
+) -> None:
     page = reproduce(
         [(synthetic_set, "synthetic")],
         weights="random",
-        amount=Amount(views=1, epochs=1, scratch_epochs=1, end_to_end_epochs=1, head_epochs=2),
+        amount=Amount(
+            views=1, epochs=1, scratch_epochs=1, end_to_end_epochs=1, head_epochs=2, seeds=1
+        ),
         folder=tmp_path / "runs",
         page=tmp_path / "docs" / "page.md",
         only_collect=False,
         command="all",
     )
-    assert "| not measured" not in page.read_text()
+    methods, _, changes = page.read_text().partition("## Effects of single changes")
+    assert "| not measured" not in methods
+    assert "not measured" in changes  # one seed has no interval
     assert (page.parent / "finetuning.png").read_bytes().startswith(b"\x89PNG")

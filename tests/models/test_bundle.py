@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit, and a run's models are found by name."""
+"""A loaded bundle equals the saved one bit for bit, and a run's models are found by name."""
 
 import json
 from dataclasses import replace
@@ -19,22 +19,22 @@ from pipeline.models.runs import find_bundle, newest_run
 ROW = {"input": "pooled", "layer": "l", "cache": "c.h5", "recommended": False}
 
 
-@pytest.mark.parametrize("class_count", [2, 4])
 @pytest.mark.parametrize("name", HEADS)
-def test_every_head_comes_back_with_the_same_scores(
-    name: str, class_count: int, tmp_path: Path
-) -> None:
-    bundle = bundle_of(fit_head(name, class_count), class_count)
-    save_bundle(bundle, tmp_path / "model.skops")
-    loaded = load_bundle(tmp_path / "model.skops")
-    np.testing.assert_array_equal(scores_of(loaded), scores_of(bundle))
-    assert parameter_count(loaded.estimator) == parameter_count(bundle.estimator)
-    assert replace(loaded, estimator=bundle.estimator) == bundle
+def test_loaded_head_has_the_scores_of_the_saved_one(name: str, tmp_path: Path) -> None:
+    for class_count in (2, 4):
+        bundle = bundle_of(fit_head(name, class_count), class_count)
+        save_bundle(bundle, tmp_path / "model.skops")
+        loaded = load_bundle(tmp_path / "model.skops")
+        np.testing.assert_array_equal(scores_of(loaded), scores_of(bundle))
+        assert parameter_count(loaded.estimator) == parameter_count(bundle.estimator)
+        assert replace(loaded, estimator=bundle.estimator) == bundle
+        no_rows = draw_rows().features[:0]
+        assert class_scores(loaded.estimator, no_rows, class_count).shape == (0, class_count)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run whose knn is recommended and whose ``mine:make`` could not be saved."""
+    """Return a run that recommends knn and could not save ``mine:make``."""
     (tmp_path / "run" / "models").mkdir(parents=True)
     estimator = fit_head("majority")
     rows: list[dict[str, Any]] = []
@@ -70,27 +70,20 @@ def test_a_model_is_found_by_run_head_input_or_file(run: Path) -> None:
     assert load_bundle(file).head == "knn"
 
 
-@pytest.mark.parametrize(
-    ("head", "told"),
-    [
+def test_a_missing_head_is_refused_with_the_names_of_the_saved_ones(run: Path) -> None:
+    for head, message in (
         ("mine:make", r"mine:make was not saved \(it is code\); saved are: ridge, knn"),
         ("lda", "has no head lda; saved are: ridge, knn"),
         ("../../knn", "has no head"),
-    ],
-)
-def test_a_head_that_is_not_there_is_told_with_those_that_are(
-    run: Path, head: str, told: str
-) -> None:
-    with pytest.raises(UsageError, match=told):
-        find_bundle(run, head)
+    ):
+        with pytest.raises(UsageError, match=message):
+            find_bundle(run, head)
 
 
-def test_no_run_no_results_and_results_that_lead_elsewhere_are_refused(
-    run: Path, tmp_path: Path
-) -> None:
+def test_missing_runs_and_results_with_foreign_paths_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leave out --head knn"):
         find_bundle(run / "models" / "knn.skops", "knn")
-    with pytest.raises(NoInputError, match="no run of classify"):
+    with pytest.raises(NoInputError, match="not a run"):
         find_bundle(tmp_path / "elsewhere")
     with pytest.raises(NoInputError, match="does not exist"):
         load_bundle(tmp_path / "elsewhere")
@@ -103,11 +96,11 @@ def test_no_run_no_results_and_results_that_lead_elsewhere_are_refused(
         [],
     ):
         write_results(run, document)
-        with pytest.raises(BadDataError, match=r"no results\.json of classify"):
+        with pytest.raises(BadDataError, match=r"not a results\.json of classify"):
             find_bundle(run)
 
 
-def test_a_run_of_before_models_were_saved_says_so(run: Path) -> None:
+def test_a_run_of_an_older_version_without_models_says_so(run: Path) -> None:
     write_results(run, {"run": {}, "rows": [ROW | {"head": "knn", "recommended": True}]})
     with pytest.raises(UsageError, match="by an older version"):
         find_bundle(run)
@@ -120,13 +113,7 @@ def test_the_newest_run_is_the_one_written_last(run: Path, tmp_path: Path) -> No
         newest_run(tmp_path / "empty")
 
 
-def test_predicting_of_no_rows_gives_none() -> None:
-    nothing = draw_rows().features[:0]
-    for name in ("random_forest", "knn", "logistic"):
-        assert class_scores(fit_head(name), nothing, 2).shape == (0, 2)
-
-
-def test_a_link_out_of_the_run_is_refused_and_one_within_it_is_followed(
+def test_a_link_out_of_the_run_is_refused_and_one_inside_it_is_followed(
     run: Path, tmp_path: Path
 ) -> None:
     model = run / "models" / "knn.skops"

@@ -17,7 +17,7 @@ from pipeline.models.image_predictions import ImagePredictions, Prediction
 
 
 class Brightness:
-    """A model of two classes: how bright an image is. It counts what it looks at."""
+    """A model of two classes, the brightness of an image; it counts its images."""
 
     name = "brightness"
     classes = ("dark", "bright")
@@ -25,9 +25,9 @@ class Brightness:
     resize = "squash"
     batch_size = 2
 
-    def __init__(self, known: dict[bytes, float] | None = None) -> None:
+    def __init__(self, cached: dict[bytes, float] | None = None) -> None:
         self.batches: list[int] = []
-        self._known = known or {}
+        self._cached = cached or {}
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -40,8 +40,8 @@ class Brightness:
     def cached_probabilities(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], np.ndarray]]:
-        found = [digest for digest in digests if digest in self._known]
-        yield found, self._pairs(np.array([self._known[digest] for digest in found]))
+        cached = [digest for digest in digests if digest in self._cached]
+        yield cached, self._pairs(np.array([self._cached[digest] for digest in cached]))
 
     def _pairs(self, bright: np.ndarray) -> np.ndarray:
         return np.stack([1 - bright, bright], axis=1)
@@ -58,7 +58,7 @@ def brightness_of(item: Prediction | Skipped) -> float:
     return round(float(item.probabilities[1]) * 255)
 
 
-def test_predictions_come_in_the_order_of_the_files_whatever_is_known_or_broken() -> None:
+def test_predictions_keep_the_order_of_cached_new_and_broken_files() -> None:
     paths = [grey(f"{level}.png", level) for level in (10, 20, 30, 40, 50)]
     Path("broken.png").write_bytes(b"text")
     paths[2:2] = [b"broken.png", b"gone.png"]
@@ -72,10 +72,10 @@ def test_predictions_come_in_the_order_of_the_files_whatever_is_known_or_broken(
         b"broken.png", "not an image, or in a format that Pillow does not read"
     )
     assert items[3] == Skipped(b"gone.png", "cannot be read: No such file or directory")
-    assert model.batches == [2, 2]  # what is broken or known takes no place in a batch
+    assert model.batches == [2, 2]  # without broken and cached images
 
 
-def test_identical_files_are_looked_at_once() -> None:
+def test_identical_files_are_computed_once() -> None:
     grey("a.png", 10)
     Path("b.png").write_bytes(Path("a.png").read_bytes())
     Path("x.png").write_bytes(b"text")
@@ -88,10 +88,10 @@ def test_identical_files_are_looked_at_once() -> None:
     assert items[3].path == b"y.png"
 
 
-def test_first_prediction_is_out_before_later_images_are_touched(
+def test_first_prediction_comes_before_later_images_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(image_predictions, "FILES_AT_ONCE", 4)
+    monkeypatch.setattr(image_predictions, "FILES_PER_WINDOW", 4)
     paths = [grey(f"{level}.png", level) for level in range(10, 22)]
     model = Brightness()
     items = iter(ImagePredictions(model, paths))
@@ -103,10 +103,10 @@ def test_first_prediction_is_out_before_later_images_are_touched(
     assert [brightness_of(item) for item in items] == [11, 12, 13] + [99] * 8
 
 
-def test_no_more_than_a_window_of_files_is_hashed_at_a_time(
+def test_files_are_hashed_in_windows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(image_predictions, "FILES_AT_ONCE", 3)
+    monkeypatch.setattr(image_predictions, "FILES_PER_WINDOW", 3)
     windows: list[int] = []
 
     def counted(root: Path, files: Any) -> Any:
@@ -134,7 +134,7 @@ def test_none_readable_is_bad_data() -> None:
         list(ImagePredictions(Brightness(), [b"text.jpg"]))
 
 
-def test_top_is_in_order_and_of_equals_the_first_class_wins() -> None:
+def test_top_is_sorted_and_ties_keep_the_order_of_classes() -> None:
     prediction = Prediction(b"x", ("a", "b", "c", "d"), np.array([0.1, 0.4, 0.1, 0.4]))
     assert prediction.top(3) == [("b", 0.4), ("d", 0.4), ("a", 0.1)]
     assert (prediction.label, prediction.probability, prediction.margin) == ("b", 0.4, 0.0)

@@ -1,4 +1,4 @@
-"""The ready-made network: Keras' own numbers and names, from the image file on."""
+"""Ready-made networks give Keras' probabilities and class names for image files."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,8 @@ import pytest
 from PIL import Image
 from synthetic_images import draw
 
-from pipeline.api import predict_images
 from pipeline.bases.registry import find_base
 from pipeline.errors import BadDataError, NoInputError, UnreachableError, UsageError
-from pipeline.images.scan import Skipped
 from pipeline.keras_backend import keras
 from pipeline.models.imagenet import ImagenetModel, read_labels
 from pipeline.predict import main
@@ -22,7 +20,7 @@ NAMES = [f"thing {number}" for number in range(1000)]
 
 @pytest.fixture
 def labels() -> Path:
-    """A list as Keras' own is written, its entries out of order."""
+    """Write a list in Keras' format, its entries out of order."""
     entries = {str(number): [f"n{number:08d}", NAMES[number]] for number in range(1000)}
     path = Path("labels.json")
     path.write_text(json.dumps(dict(sorted(entries.items()))))
@@ -31,7 +29,7 @@ def labels() -> Path:
 
 @pytest.fixture
 def photos() -> Path:
-    """Pictures of one colour each, and of stripes: a random network tells them apart."""
+    """Write images of one colour and of stripes: a random network distinguishes them."""
     folder = Path("photos")
     folder.mkdir()
     for number, colour in enumerate(("red", "lime", "blue", "white")):
@@ -42,7 +40,7 @@ def photos() -> Path:
 
 
 def draw_network(name: str, size: int, files: list[Path]) -> Path:
-    """Save a random whole network that tells these pictures apart, in a file."""
+    """Save a random whole network that distinguishes these images."""
     keras.utils.set_random_seed(3)
     base = find_base(name)
     network = getattr(keras.applications, base.keras_name)(
@@ -50,13 +48,13 @@ def draw_network(name: str, size: int, files: list[Path]) -> Path:
     )
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0  # takes the statistics of one batch, else nothing gets through
+            layer.momentum = 0.0  # uses the statistics of one batch, else outputs are constant
     images = preprocessed(name, size, files)
     network(images, training=True)
     last = [layer for layer in network.layers if layer.get_weights()][-1]
     kernel, bias = last.get_weights()
     spread = np.log(network(images)).std()
-    last.set_weights([kernel * 3 / spread, bias])  # sure of itself, with a second and a third
+    last.set_weights([kernel * 3 / spread, bias])  # certain, with a second and a third
     path = Path(f"{name}.weights.h5")
     network.save_weights(path)
     return path
@@ -65,7 +63,7 @@ def draw_network(name: str, size: int, files: list[Path]) -> Path:
 def decoded_by_keras(
     name: str, size: int, weights: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> list[list[tuple[str, float]]]:
-    """What Keras' documentation does with a photograph, from the file to the names."""
+    """Predict as in Keras' documentation, from the file to the class names."""
     from keras.src.applications import imagenet_utils
 
     base = find_base(name)
@@ -80,7 +78,7 @@ def decoded_by_keras(
 
 
 def preprocessed(name: str, size: int, files: list[Path]) -> np.ndarray:
-    """Pictures as Keras' functions prepare them: (N, size, size, 3) float32."""
+    """Preprocess images with Keras' functions: (N, size, size, 3) float32."""
     images = [
         Image.open(file).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
         for file in files
@@ -101,46 +99,41 @@ def preprocessed(name: str, size: int, files: list[Path]) -> np.ndarray:
     ],
 )
 def test_top_classes_are_those_that_keras_decodes(
-    name: str, size: int, labels: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    size: int,
+    labels: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     files = sorted(photos.iterdir())[:5]
     weights = draw_network(name, size, files)
-    model = ImagenetModel(name, weights=str(weights), labels=labels, image_size=size, batch_size=2)
-    *made, skipped = predict_images(photos, model=model)
-    assert isinstance(skipped, Skipped)
-    expected = decoded_by_keras(name, size, weights, files, monkeypatch)
-    assert len({rows[0][0] for rows in expected}) > 1, "the network should tell pictures apart"
-    for item, rows in zip(made, expected, strict=True):
-        assert not isinstance(item, Skipped)
-        ours = item.top(3)
-        assert [label for label, _ in ours] == [label for label, _ in rows]
-        np.testing.assert_allclose([p for _, p in ours], [p for _, p in rows], rtol=1e-4)
-        assert item.probabilities.sum() == pytest.approx(1, abs=1e-5)
-
-
-def test_command_prints_the_top_classes_and_draws_a_sheet(
-    labels: Path, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["photos", "--imagenet", "MobileNet", "--image-size", "128", "--top", "3"]
-    arguments += ["--weights", "random", "--labels", str(labels), "--json"]
-    main(arguments)
+    arguments = ["photos", "--imagenet", name, "--image-size", str(size), "--batch-size", "2"]
+    main([*arguments, "--weights", str(weights), "--labels", str(labels), "--json"])
     document = json.loads(capsys.readouterr().out)
-    assert document["model"] == {"imagenet": "mobilenet", "image_size": 128, "resize": "squash"}
-    assert [len(image["top"]) for image in document["images"]] == [3] * 5
+    assert document["model"] == {"imagenet": name, "image_size": size, "resize": "squash"}
+    assert [skipped["path"] for skipped in document["skipped"]] == ["photos/5.jpg"]
+    expected = decoded_by_keras(name, size, weights, files, monkeypatch)
+    assert len({rows[0][0] for rows in expected}) > 1, "the network should distinguish images"
+    for image, rows in zip(document["images"], expected, strict=True):
+        assert [top["label"] for top in image["top"]] == [label for label, _ in rows]
+        np.testing.assert_allclose(
+            [top["probability"] for top in image["top"]], [share for _, share in rows], rtol=1e-4
+        )
     sheet = Path(document["sheet"])
     assert sheet.parent == Path("results")
     with Image.open(sheet) as picture:
         assert picture.width > picture.height > 200
 
 
-def test_network_stands_at_the_size_it_was_trained_with(labels: Path) -> None:
+def test_default_image_size_is_that_of_training(labels: Path) -> None:
     model = ImagenetModel("mobilenet", weights="random", labels=labels)
     assert model.image_size == 224
     assert model.classes == tuple(NAMES)
     assert list(model.cached_probabilities([b"x"])) == []
 
 
-def test_what_does_not_fit_is_refused(labels: Path) -> None:
+def test_invalid_settings_and_files_are_refused(labels: Path) -> None:
     headless = keras.applications.MobileNet(
         weights=None, include_top=False, input_shape=(128, 128, 3)
     )
@@ -149,7 +142,7 @@ def test_what_does_not_fit_is_refused(labels: Path) -> None:
         ImagenetModel("mobilenet", weights="headless.weights.h5", labels=labels)
     short = Path("short.txt")
     short.write_text("cat\ndog\n")
-    with pytest.raises(BadDataError, match="tells 1,000 classes apart; received 2 names"):
+    with pytest.raises(BadDataError, match="has 1,000 classes; received 2 class names"):
         ImagenetModel("mobilenet", weights="random", labels=short, image_size=128)
     with pytest.raises(UsageError, match="received pixels"):
         ImagenetModel("pixels", labels=labels)
@@ -180,26 +173,16 @@ def test_offline_says_where_to_put_the_file(
     assert caught.value.exit_code == 69
 
 
-@pytest.mark.parametrize("text", ["a\nb\n", '{"1": ["n1", "b"], "0": ["n0", "a"]}', "\n a \r\nb"])
-def test_names_come_from_keras_list_or_from_lines(text: str) -> None:
-    Path("labels").write_text(text)
-    assert read_labels(Path("labels")) == ("a", "b")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\xff\xfe",
-        b'{"0": "a"',
-        b'{"5": ["n", "a"]}',
-        b'{"0": ["n"]}',
-        b'{"0": ["n", 3]}',
+def test_class_names_are_read_from_keras_list_or_from_lines() -> None:
+    for text in ("a\nb\n", '{"1": ["n1", "b"], "0": ["n0", "a"]}', "\n a \r\nb"):
+        Path("labels").write_text(text)
+        assert read_labels(Path("labels")) == ("a", "b")
+    for content in (
+        b"\xff\xfe", b'{"0": "a"', b'{"5": ["n", "a"]}', b'{"0": ["n"]}', b'{"0": ["n", 3]}',
         b'{"0": 1}',
-    ],
-)
-def test_what_is_no_list_of_names_is_refused(content: bytes) -> None:
-    Path("labels").write_bytes(content)
-    with pytest.raises(BadDataError, match="is no list of classes"):
-        read_labels(Path("labels"))
+    ):  # fmt: skip
+        Path("labels").write_bytes(content)
+        with pytest.raises(BadDataError, match="is not a list of classes"):
+            read_labels(Path("labels"))
     with pytest.raises(NoInputError, match="no such file"):
         read_labels(Path("gone"))

@@ -1,4 +1,4 @@
-"""A stranger's file is refused in one line, whatever it holds, and nothing in it is run."""
+"""An invalid file is refused in one line, and nothing in it is executed."""
 
 import io
 import json
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import Mock
 
@@ -24,7 +25,7 @@ from pipeline.errors import BadDataError
 from pipeline.heads.calibration import TemperatureScaling
 from pipeline.images.views import POLICIES
 from pipeline.models import bundle as bundle_module
-from pipeline.models.bundle import Bundle, digest_of, encode, load_bundle, save_bundle
+from pipeline.models.bundle import digest_of, encode, load_bundle, save_bundle
 from pipeline.models.serialization import UnsavableError, dump_estimator
 from pipeline.spec import FeatureSpec
 
@@ -33,7 +34,7 @@ SENTINEL = "sentinel"
 
 
 def refused(path: Path) -> str:
-    """Why a file is refused; fails the test unless that is one line and 65."""
+    """Return why a file is refused; fail unless the reason is one line and the exit code 65."""
     before = sorted(path.parent.iterdir())
     with pytest.raises(BadDataError) as caught:
         load_bundle(path)
@@ -48,7 +49,7 @@ def refused(path: Path) -> str:
 
 
 class Payload:
-    """Unpickling it makes a file."""
+    """Its unpickling makes a folder."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (SENTINEL,)
@@ -68,7 +69,7 @@ def members_of(data: bytes) -> Members:
 
 
 def packed(members: Members, *, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip file of some members, its digest right."""
+    """Return a zip file of some members with a correct digest."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as archive:
         for name, data in members.items():
@@ -84,7 +85,7 @@ def npy(header: str, data: bytes = b"") -> bytes:
 
 
 def one_array(shape: str, dtype: str = "'<f8'", data: bytes = bytes(64)) -> bytes:
-    """A file that holds one array and nothing else that is right."""
+    """Return a file whose only valid member is one array."""
     header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}}}"
     return packed({"bundle.json": b"{}", "schema.json": b"{}", "1.npy": npy(header, data)})
 
@@ -111,7 +112,7 @@ def test_a_file_of_something_else_is_refused(name: str, tmp_path: Path) -> None:
     refused(path)
 
 
-def test_files_of_the_first_format_say_what_to_do(tmp_path: Path) -> None:
+def test_files_of_format_1_say_classify_again(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"anything")
     assert "classify again" in refused(path)
@@ -121,7 +122,7 @@ def test_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.skops").mkdir()
     assert "expected a model file" in refused(tmp_path / "folder.skops")
     if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe.skops")  # opening it would wait for ever
+        os.mkfifo(tmp_path / "pipe.skops")  # opening it would block for ever
         assert "expected a model file" in refused(tmp_path / "pipe.skops")
 
 
@@ -132,7 +133,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def setting(place: str, value: Any) -> Change:
-    """Put a value where ``a.b`` says, in the description."""
+    """Set the field ``a.b`` of the description."""
 
     def change(description: dict[str, Any]) -> None:
         *parents, name = place.split(".")
@@ -144,7 +145,7 @@ def setting(place: str, value: Any) -> Change:
 
 
 def in_spec(**values: Any) -> Change:
-    """Features of another description, its fingerprint right."""
+    """Change the feature spec, with a correct fingerprint."""
 
     def change(description: dict[str, Any]) -> None:
         description["spec"].update(values)
@@ -154,7 +155,7 @@ def in_spec(**values: Any) -> Change:
 
 
 def in_views(views: int, **changed: Any) -> Change:
-    """Means over so many views, augmented as the book does, with changes."""
+    """Declare means over ``views`` views, augmented as in the book, with changes."""
     augmentation = POLICIES["book"].to_dict() | changed
 
     def change(description: dict[str, Any]) -> None:
@@ -167,15 +168,15 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "format": (setting("format", 1), "format 2"),
     "no head": (lambda text: text.pop("head"), "format 2"),
     "one field more": (setting("__class__", "os.system"), "format 2"),
-    "three classes": (setting("classes", ["a", "b", "c"]), "its head is not of 3 classes"),
+    "three classes": (setting("classes", ["a", "b", "c"]), "does not have 3 classes"),
     "one class": (setting("classes", ["a"]), "two or more different names"),
     "the same class twice": (setting("classes", ["a", "a"]), "different names"),
-    "half a surrogate pair": (setting("classes", ["\ud800", "b"]), "a folder could"),
-    "class with a NUL": (setting("classes", ["a\0", "b"]), "a folder could"),
-    "class without a name": (setting("classes", ["", "b"]), "a folder could"),
-    "head of half a pair": (setting("head", "\ud800"), "a file could"),
-    "head without a name": (setting("head", ""), "a file could"),
-    "params with a NUL": (setting("params", "C=\0"), "a file could"),
+    "half a surrogate pair": (setting("classes", ["\ud800", "b"]), "valid folder names"),
+    "class with a NUL": (setting("classes", ["a\0", "b"]), "valid folder names"),
+    "class without a name": (setting("classes", ["", "b"]), "valid folder names"),
+    "head of half a pair": (setting("head", "\ud800"), "valid file names"),
+    "head without a name": (setting("head", ""), "valid file names"),
+    "params with a NUL": (setting("params", "C=\0"), "valid file names"),
     "classes of numbers": (setting("classes", [1, 2]), "different names"),
     "another width": (setting("shape", [13]), "takes 12 features; expected 13"),
     "shape is a text": (setting("shape", "12"), "such as [4, 4, 512]"),
@@ -189,8 +190,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "image size": (setting("spec.image_size", 10**9), "at most 4096"),
     "resize": (setting("spec.resize", "stretch"), "expected squash or crop or pad"),
     "fingerprint": (setting("fingerprint", "0" * 12), "fingerprint"),
-    "document": (setting("document", []), "no JSON object"),
-    "root": (setting("document.root", 3), "its root is no text"),
+    "document": (setting("document", []), "not a JSON object"),
+    "root": (setting("document.root", 3), "its root is not a text"),
     "engine": (setting("document.engine", ["onnx"]), "its engine is ['onnx']"),
     "views are a text": (setting("document.tta", "4"), "its tta is '4'"),
     "views are a truth": (setting("document.tta", True), "its tta is True"),
@@ -206,34 +207,35 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "pooling twice": (setting("layer", "block5_pool:avg:avg"), "block5_pool:avg"),
     "pooling none": (setting("layer", "block5_pool:none"), "block5_pool:avg"),
     "layer without a name": (setting("layer", ":avg"), "block5_pool:avg"),
-    "layer": (setting("layer", ["a"]), "its layer is no text"),
+    "layer": (setting("layer", ["a"]), "its layer is not a text"),
 }
 
 
-def taken_apart(estimator: Any, folder: Path) -> dict[str, Any]:
-    """The description of a sound bundle."""
-    save_bundle(bundle_of(estimator), folder / "sound.skops")
-    with zipfile.ZipFile(folder / "sound.skops") as archive:
-        description: dict[str, Any] = json.loads(archive.read("bundle.json"))
-    (folder / "sound.skops").unlink()
-    return description
+@cache
+def saved(head: str = "logistic") -> bytes:
+    """Return the file of a valid bundle."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.skops"
+        save_bundle(bundle_of(fit_head(head)), path)
+        return path.read_bytes()
+
+
+def valid_description() -> dict[str, Any]:
+    return dict(json.loads(members_of(saved())["bundle.json"]))
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_description_that_does_not_fit_together_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_inconsistent_description_is_refused(name: str, tmp_path: Path) -> None:
     change, said = CHANGES[name]
     path, head = tmp_path / "model.skops", fit_head("logistic")
-    description = taken_apart(head, tmp_path)
-    path.write_bytes(encode(description, skops.io.dumps(head)))
-    load_bundle(path)  # it was sound
+    description = valid_description()
     change(description)
     path.write_bytes(encode(description, skops.io.dumps(head)))
     assert said in refused(path)
 
 
-def test_a_repeated_key_and_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
-    path, head = tmp_path / "model.skops", fit_head("logistic")
-    members = members_of(encode(taken_apart(head, tmp_path), skops.io.dumps(head)))
+def test_a_repeated_key_and_invalid_numbers_are_refused(tmp_path: Path) -> None:
+    path, members = tmp_path / "model.skops", members_of(saved())
     plain = members["bundle.json"].decode()
     for text in (
         plain.replace('"head":', '"head": "knn", "head":', 1),
@@ -244,19 +246,19 @@ def test_a_repeated_key_and_numbers_that_are_none_are_refused(tmp_path: Path) ->
     ):
         assert text != plain
         path.write_bytes(packed(members | {"bundle.json": text.encode()}))
-        assert "of ours, or damaged" in refused(path)
+        assert "it is damaged, or" in refused(path)
 
 
 # ------------------------------------------------------------------ the estimator
 
 
 def put(**values: Any) -> Callable[[Any], object]:
-    """Attributes of the last step."""
+    """Set attributes of the last step."""
     return lambda step: vars(step).update(values)
 
 
 def array(name: str, change: Callable[[np.ndarray], Any]) -> Callable[[Any], object]:
-    """Another array in the place of one of the last step."""
+    """Replace an array of the last step."""
     return lambda step: setattr(step, name, change(getattr(step, name)))
 
 
@@ -265,7 +267,7 @@ def each(number: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def tree(**changes: Any) -> Callable[[Any], object]:
-    """Another field in each node of the first tree; rows of ``nodes`` are numbered."""
+    """Set fields in every node of the first tree."""
 
     def change(forest: Any) -> None:
         inner = forest.estimators_[0].tree_
@@ -289,9 +291,9 @@ def tree_of(feature_count: int) -> Callable[[Any], object]:
     return change
 
 
-UNFIT = "not fit together"
-LOST = "lead out of themselves"
-SAME = "classes that it does not have"
+UNFIT = "are inconsistent"
+LOST = "are not valid trees"
+SAME = "neighbors are inconsistent"
 STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "NaN weights": ("logistic", array("coef_", each(np.nan)), "not all finite"),
     "weights of 1e308": ("logistic", array("coef_", each(1e308)), "within 1e+30"),
@@ -300,19 +302,19 @@ STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "weights that broadcast": ("logistic", put(intercept_=np.ones((10**6, 1))), "intercept_ has"),
     "weights that are a list": ("logistic", array("coef_", np.ndarray.tolist), "coef_ has shape"),
     "weights of texts": ("logistic", array("coef_", lambda old: old.astype("U9")), "coef_ has"),
-    "no weights": ("logistic", lambda step: delattr(step, "coef_"), "or damaged"),
-    "no width": ("logistic", lambda step: delattr(step, "n_features_in_"), "or damaged"),
-    "classes 0 and 0": ("logistic", put(classes_=np.zeros(2, int)), "not of 2 classes"),
-    "classes 1 and 2": ("naive_bayes", put(classes_=np.array([1, 2])), "not of 2 classes"),
+    "no weights": ("logistic", lambda step: delattr(step, "coef_"), "damaged, or not"),
+    "no width": ("logistic", lambda step: delattr(step, "n_features_in_"), "damaged, or not"),
+    "classes 0 and 0": ("logistic", put(classes_=np.zeros(2, int)), "does not have 2 classes"),
+    "classes 1 and 2": ("naive_bayes", put(classes_=np.array([1, 2])), "does not have 2 classes"),
     "LDA of other shapes": ("lda", array("coef_", lambda old: old[:, 1:]), "coef_ has shape"),
     "means of other shapes": ("naive_bayes", array("theta_", lambda old: old[:1]), "theta_ has"),
     "variance 0": ("naive_bayes", array("var_", each(0)), "do not sum to 1"),
     "shares that sum to 2": ("majority", array("class_prior_", each(1)), "do not sum to 1"),
     "negative shares": ("majority", put(class_prior_=np.array([-1.0, 2])), "do not sum to 1"),
-    "a billion outputs": ("majority", put(n_outputs_=10**9), "not of 2 classes"),
-    "a hidden method": ("majority", put(predict_proba="x"), "hides that of"),
+    "a billion outputs": ("majority", put(n_outputs_=10**9), "does not have 2 classes"),
+    "a hidden method": ("majority", put(predict_proba="x"), "shadows an attribute of"),
     "no neighbor": ("knn", put(n_neighbors=0), "do not sum to 1"),
-    "more neighbors than rows": ("knn", put(n_neighbors=121), "or damaged"),
+    "more neighbors than rows": ("knn", put(n_neighbors=121), "damaged, or not"),
     "neighbors of no class": ("knn", array("_y", each(2)), SAME),
     "neighbors of class -1": ("knn", array("_y", each(-1)), SAME),
     "fewer labels": ("knn", array("_y", lambda old: old[1:]), "_y has shape (119,)"),
@@ -331,7 +333,7 @@ STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "Platt's numbers": ("svm_rbf", put(_probA=np.ones(1)), UNFIT),
     "a precomputed kernel": ("svm_rbf", put(kernel="precomputed"), UNFIT),
     "a sparse machine": ("svm_rbf", put(_sparse=True), UNFIT),
-    "a regression": ("svm_rbf", put(_impl="epsilon_svr"), "hides that of"),
+    "a regression": ("svm_rbf", put(_impl="epsilon_svr"), "shadows an attribute of"),
     "a tree in a circle": ("random_forest", tree(left_child=0), LOST),
     "a child beyond": ("random_forest", tree(left_child=10**6), LOST),
     "a child below": ("random_forest", tree(right_child=-5), LOST),
@@ -339,11 +341,11 @@ STEP_CHANGES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "a feature beyond": ("random_forest", tree(feature=12), LOST),
     "a feature below": ("random_forest", tree(feature=-5), LOST),
     "a tree of other features": ("random_forest", tree_of(1000), LOST),
-    "trees of more classes": ("random_forest", put(n_classes_=10**12), "not of 2 classes"),
+    "trees of more classes": ("random_forest", put(n_classes_=10**12), "does not have 2 classes"),
     "a forest of forests": (
         "random_forest",
         lambda forest: forest.estimators_.append(deepcopy(forest)),
-        "holds a sklearn.ensemble",
+        "contains a sklearn.ensemble",
     ),
     "dense weights of other shapes": (
         "dense",
@@ -372,23 +374,12 @@ def last_step(estimator: Any) -> Any:
     return inner[-1] if hasattr(inner, "steps") else inner
 
 
-@cache
-def sound_head(name: str) -> Any:
-    """A fitted head; of a forest three trees."""
-    head = deepcopy(fit_head(name))
-    if name == "random_forest":
-        del head[-1].estimators_[3:]
-    return head
-
-
 @pytest.mark.parametrize("name", STEP_CHANGES)
-def test_an_estimator_that_does_not_fit_together_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_inconsistent_estimator_is_refused(name: str, tmp_path: Path) -> None:
     head, change, said = STEP_CHANGES[name]
-    sound = sound_head(head)
-    description, path = taken_apart(sound, tmp_path), tmp_path / "model.skops"
-    changed = deepcopy(sound)
+    path, changed = tmp_path / "model.skops", deepcopy(fit_head(head))
     change(last_step(changed))
-    path.write_bytes(encode(description, skops.io.dumps(changed)))
+    path.write_bytes(encode(valid_description(), skops.io.dumps(changed)))
     assert said in refused(path)
 
 
@@ -406,27 +397,26 @@ WHOLE: dict[str, tuple[Callable[[], Any], str]] = {
     "temperature 0": (lambda: scaled(temperature=0.0), "not within 1e-30"),
     "temperature NaN": (lambda: scaled(temperature=float("nan")), "not within"),
     "temperature 1e300": (lambda: scaled(temperature=1e300), "not within"),
-    "temperature is a text": (lambda: scaled(temperature="1"), "or damaged"),
+    "temperature is a text": (lambda: scaled(temperature="1"), "damaged, or not"),
     "scores of another method": (lambda: scaled(method="set_params"), "scores come from"),
     "scaled twice": (lambda: TemperatureScaling(scaled()), "in an unexpected place"),
     "a pipeline in a pipeline": (lambda: nested(fit_head("logistic")), "in an unexpected place"),
     "no classifier": (lambda: [1, 2, 3], "in an unexpected place"),
     "a text": (lambda: "cos\nsystem", "in an unexpected place"),
     "another estimator": (GradientBoostingClassifier, "which is not trusted"),
-    "no probabilities": (lambda: scaled().estimator, "or damaged"),
+    "no probabilities": (lambda: scaled().estimator, "damaged, or not"),
 }
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_no_search_gives_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_estimator_of_another_structure_is_refused(name: str, tmp_path: Path) -> None:
     make, said = WHOLE[name]
     path = tmp_path / "model.skops"
-    description = taken_apart(fit_head("logistic"), tmp_path)
-    path.write_bytes(encode(description, skops.io.dumps(make())))
+    path.write_bytes(encode(valid_description(), skops.io.dumps(make())))
     assert said in refused(path)
 
 
-def test_a_file_does_not_decide_how_many_threads_start(tmp_path: Path) -> None:
+def test_a_file_does_not_set_the_number_of_threads(tmp_path: Path) -> None:
     forest = deepcopy(fit_head("random_forest"))
     forest[-1].n_jobs = 10**6
     save_bundle(bundle_of(forest), tmp_path / "model.skops")
@@ -463,9 +453,8 @@ NODES: dict[str, dict[str, Any]] = {
 }
 
 
-def with_schema(change: Callable[[dict[str, Any]], object], head: str, folder: Path) -> bytes:
-    estimator = sound_head(head)
-    members = members_of(encode(taken_apart(estimator, folder), skops.io.dumps(estimator)))
+def with_schema(change: Callable[[dict[str, Any]], object], head: str) -> bytes:
+    members = members_of(saved(head))
     schema = json.loads(members["schema.json"])
     change(schema)
     return packed(members | {"schema.json": json.dumps(schema).encode()})
@@ -476,9 +465,7 @@ def test_a_foreign_type_or_loader_is_refused_before_anything_is_built(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.skops"
-    path.write_bytes(
-        with_schema(lambda schema: schema.update(more=NODES[name]), "logistic", tmp_path)
-    )
+    path.write_bytes(with_schema(lambda schema: schema.update(more=NODES[name]), "logistic"))
     monkeypatch.setattr(skops.io, "load", None)
     assert "which is not trusted" in refused(path)
 
@@ -523,12 +510,12 @@ def two_of_one_id(schema: dict[str, Any]) -> None:
     second["__id__"] = first["__id__"]
 
 
-DECLARE = "do not have the nodes that they declare"
+DECLARE = "unlike the number of nodes"
 SCHEMAS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "nested deeply": ("logistic", deep, "nested deeper than 50"),
-    "an older protocol": ("logistic", lambda schema: schema.update(protocol=0), "of protocol 0"),
-    "one file for two arrays": ("logistic", shared_file, "a file of its own"),
-    "two objects of one id": ("logistic", two_of_one_id, "two objects of one id"),
+    "an older protocol": ("logistic", lambda schema: schema.update(protocol=0), "has protocol 0"),
+    "one file for two arrays": ("logistic", shared_file, "their own files"),
+    "two objects of one id": ("logistic", two_of_one_id, "two objects with one id"),
     "more nodes than there are": (
         "random_forest",
         in_tree(lambda _, state: state.update(node_count=fresh("1000000000"))),
@@ -548,21 +535,20 @@ SCHEMAS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_a_schema_that_skops_would_follow_blindly_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_schema_that_skops_does_not_check_is_refused(name: str, tmp_path: Path) -> None:
     head, change, said = SCHEMAS[name]
     path = tmp_path / "model.skops"
-    path.write_bytes(with_schema(change, head, tmp_path))
+    path.write_bytes(with_schema(change, head))
     assert said in refused(path)
 
 
 # ------------------------------------------------------------------ the file
 
 
-def test_arrays_are_held_against_their_headers_before_they_are_read(
+def test_array_headers_are_checked_before_arrays_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, head = tmp_path / "model.skops", fit_head("logistic")
-    members = members_of(encode(taken_apart(head, tmp_path), skops.io.dumps(head)))
+    path, members = tmp_path / "model.skops", members_of(saved())
     name = next(each for each in members if each.endswith(".npy"))
     monkeypatch.setattr(skops.io, "load", None)
     header = "{{'descr': {}, 'fortran_order': False, 'shape': {}}}"
@@ -580,9 +566,8 @@ def test_arrays_are_held_against_their_headers_before_they_are_read(
         refused(path)
 
 
-def test_members_that_no_model_has_are_refused(tmp_path: Path) -> None:
-    path, head = tmp_path / "model.skops", fit_head("logistic")
-    sound = encode(taken_apart(head, tmp_path), skops.io.dumps(head))
+def test_unexpected_members_are_refused(tmp_path: Path) -> None:
+    path, sound = tmp_path / "model.skops", saved()
     members = members_of(sound)
     path.write_bytes(packed(members, compression=zipfile.ZIP_DEFLATED))
     assert "compressed" in refused(path)
@@ -595,7 +580,7 @@ def test_members_that_no_model_has_are_refused(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         archive.writestr("bundle.json", members["bundle.json"])
     path.write_bytes(stream.getvalue())
-    assert "two of one name" in refused(path)
+    assert "equal names" in refused(path)
     stream = io.BytesIO(sound)
     with zipfile.ZipFile(stream, "a") as archive:
         first = archive.infolist()[0]
@@ -608,7 +593,7 @@ def test_members_that_no_model_has_are_refused(tmp_path: Path) -> None:
     assert "overlap" in refused(path)
 
 
-def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "model.skops"
     size = 3 * 2**30
     with path.open("wb") as file:
@@ -617,7 +602,7 @@ def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
         file.write(b"PK" * 100)
     if not 0 < path.stat().st_blocks * 512 < size // 16:
         pytest.skip("this file system fills holes, or does not count blocks")
-    assert "were ever written" in refused(path)
+    assert "it is sparse" in refused(path)
     with path.open("r+b") as file:
         file.truncate(5 * 2**30)
     assert "more than 4,294,967,296" in refused(path)
@@ -625,7 +610,7 @@ def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", ["svm_rbf", "knn"])
 def test_a_flipped_bit_is_refused_or_changes_nothing(head: str, tmp_path: Path) -> None:
-    """Some bits of a zip say nothing, such as the time of a member."""
+    """Some bits of a zip have no effect, such as the time of a member."""
     path = tmp_path / "model.skops"
     bundle = bundle_of(fit_head(head))
     save_bundle(bundle, path)
@@ -682,26 +667,21 @@ BLOCK_CHANGES: dict[str, tuple[BlockChange, str]] = {
 
 
 @pytest.mark.parametrize("name", BLOCK_CHANGES)
-def test_a_fine_tuned_block_that_does_not_fit_its_base_is_refused(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_fine_tuned_block_of_another_base_is_refused(name: str, tmp_path: Path) -> None:
     change, said = BLOCK_CHANGES[name]
     bundle, path = fit_top_block(), tmp_path / "model.skops"
-    description, estimator = parts_of(bundle, path), deepcopy(bundle.estimator)
+    save_bundle(bundle, path)
+    description = dict(json.loads(members_of(path.read_bytes())["bundle.json"]))
+    estimator = deepcopy(bundle.estimator)
     change(description, estimator)
     path.write_bytes(encode(description, skops.io.dumps(estimator)))
     assert said in refused(path)
 
 
-def parts_of(bundle: Bundle, path: Path) -> dict[str, Any]:
-    save_bundle(bundle, path)
-    return dict(json.loads(members_of(path.read_bytes())["bundle.json"]))
-
-
 # ------------------------------------------------------------------ saving
 
 
-def test_what_loading_would_refuse_is_not_saved() -> None:
+def test_estimators_that_loading_refuses_are_not_saved() -> None:
     for estimator, reason in (
         (linear_head(np.full((1, 12), np.nan), np.zeros(1)), "not all finite"),
         (linear_head(np.full((1, 12), 1e31), np.zeros(1)), r"within 1e\+30"),

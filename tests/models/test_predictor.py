@@ -1,4 +1,4 @@
-"""A bundle at work gives what its head was measured with, or refuses."""
+"""A predictor gives the probabilities of the comparison, or an error."""
 
 import json
 from collections.abc import Callable
@@ -44,7 +44,7 @@ TTA = {"tta": 2, "views": 0, "augmentation": AUGMENTATION.to_dict()}
 
 
 def draw_bundle(spec: FeatureSpec = SPEC, *, factor: float = 1.0, **document: Any) -> Bundle:
-    """A linear head of three classes on raw pixels, or on another base that says so."""
+    """Return a linear head of three classes on raw pixels, or on the base of another spec."""
     return bundle_of(
         linear_head(WEIGHTS * factor, np.arange(3.0)),
         3,
@@ -57,7 +57,7 @@ def draw_bundle(spec: FeatureSpec = SPEC, *, factor: float = 1.0, **document: An
 
 
 def expected_probabilities(features: np.ndarray) -> np.ndarray:
-    """Softmax of the head's three lines, written out."""
+    """Compute the softmax of the head's three decision values."""
     logits = features.reshape(len(features), -1) @ WEIGHTS.T + np.arange(3.0)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
@@ -81,7 +81,7 @@ class FakeEngine:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
-    """Put an engine in the place of all; returns what it was opened with."""
+    """Replace every engine; return the options that it was opened with."""
 
     def install(fake: FakeEngine) -> list[dict[str, Any]]:
         opened: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ def open_bundle(bundle: Bundle, **options: Any) -> Predictor:
 
 
 def write_weights(path: Path, seed: int) -> str:
-    """A weights file; returns its digest."""
+    """Write a weights file; return its digest."""
     arrays = [np.random.default_rng(seed).normal(size=(3, 4)).astype(np.float32)]
     with h5py.File(path, "w") as file:
         file["kernel"] = arrays[0]
@@ -179,7 +179,7 @@ def test_other_weights_are_refused_before_anything_is_loaded(
         assert open_bundle(bundle, weights=weights).probabilities(LARGER, DIGESTS).shape == (5, 3)
 
 
-def test_weights_that_turn_out_others_when_loaded_are_refused(
+def test_other_weights_are_refused_when_loaded(
     engine: Callable[..., list[dict[str, Any]]],
 ) -> None:
     engine(FakeEngine("cd" * 32))
@@ -188,14 +188,14 @@ def test_weights_that_turn_out_others_when_loaded_are_refused(
 
 
 @pytest.mark.parametrize("place", ["nowhere.h5", "~nobody/x.h5", "a\0b", "random"])
-def test_weights_that_are_gone_are_asked_for(place: str) -> None:
+def test_missing_weights_are_an_error_that_names_weights(place: str) -> None:
     bundle = draw_bundle(replace(SPEC, base="vgg16", weights="ab" * 32), weights_from=place)
-    with pytest.raises(NoInputError, match="name them with --weights FILE"):
+    with pytest.raises(NoInputError, match="name their new place with --weights FILE"):
         open_bundle(bundle).probabilities(PIXELS, DIGESTS)
 
 
 @pytest.mark.parametrize("layer", ["block9", "pixels:avg"])
-def test_layer_that_the_base_does_not_give_is_bad_data(layer: str) -> None:
+def test_unknown_layer_of_a_bundle_is_bad_data(layer: str) -> None:
     with pytest.raises(BadDataError, match="the model"):
         open_bundle(replace(draw_bundle(), layer=layer)).probabilities(PIXELS, DIGESTS)
 
@@ -216,11 +216,11 @@ def test_features_that_are_not_finite_are_refused(dtype: str, value: float) -> N
 
 
 @pytest.mark.parametrize("weight", [1e308, np.nan])
-def test_scores_that_are_no_probabilities_are_refused_naming_the_model(weight: float) -> None:
+def test_invalid_scores_are_refused_naming_the_model(weight: float) -> None:
     head = linear_head(np.full((3, WIDTH), weight), np.zeros(3))
     made = open_bundle(replace(draw_bundle(), estimator=head))
     with pytest.raises(
-        BadDataError, match="synthetic on pixels gives scores that are no"
+        BadDataError, match="scores of the model synthetic on pixels are not"
     ) as caught:
         made.probabilities(PIXELS, DIGESTS)
     assert caught.value.exit_code == 65
@@ -230,11 +230,11 @@ def test_probabilities_below_zero_are_refused() -> None:
     head = DummyClassifier().fit(np.zeros((3, WIDTH)), [0, 1, 2])
     head.class_prior_ = np.array([1.5, 0.5, -1.0])
     bundle = replace(draw_bundle(), estimator=head)
-    with pytest.raises(BadDataError, match="no probabilities"):
+    with pytest.raises(BadDataError, match="not probabilities"):
         open_bundle(bundle).probabilities(PIXELS, DIGESTS)
 
 
-def test_a_seed_that_nobody_typed_is_bad_data() -> None:
+def test_invalid_seed_of_a_bundle_is_bad_data() -> None:
     bundle = draw_bundle(replace(SPEC, base="vgg16", weights="random-9999999999"))
     with pytest.raises(BadDataError, match="the model cannot be used"):
         open_bundle(bundle).base_config()
@@ -245,7 +245,7 @@ def test_batch_size_is_at_least_one() -> None:
         open_bundle(draw_bundle(), batch_size=0)
 
 
-def test_what_no_cache_holds_is_not_known() -> None:
+def test_uncached_images_have_no_cached_probabilities() -> None:
     assert list(open_bundle(draw_bundle()).cached_probabilities(DIGESTS)) == []
     assert list(open_bundle(draw_bundle(), use_cache=True).cached_probabilities(DIGESTS)) == []
 
@@ -254,7 +254,7 @@ def test_what_no_cache_holds_is_not_known() -> None:
 
 
 def views_of(views: range) -> np.ndarray:
-    """Views of the images as a cache would hold them: (V, 5, S, S, 3) float32."""
+    """Return views of the images as in a cache: (V, 5, S, S, 3) float32."""
     views = [
         draw_view(pixels, augmentation=AUGMENTATION, image_digest=digest, view=view)
         for view in views
@@ -267,7 +267,7 @@ def expected_means() -> np.ndarray:
     return np.mean([expected_probabilities(view) for view in views_of(range(3))], axis=0)
 
 
-def test_probabilities_are_means_over_the_views_that_the_head_was_measured_on() -> None:
+def test_probabilities_are_means_over_the_views_of_the_training() -> None:
     made = open_bundle(draw_bundle(**TTA), batch_size=2)
     found = made.probabilities(PIXELS, DIGESTS)
     np.testing.assert_allclose(found, expected_means(), atol=1e-6)
@@ -278,7 +278,7 @@ def test_probabilities_are_means_over_the_views_that_the_head_was_measured_on() 
 
 
 def write_views(name: str, numbers: range, *, images: slice = slice(None), **plan: Any) -> None:
-    """A cache of views of some of the images; ``plan`` is what its document says of them."""
+    """Write a cache of views of some images; ``plan`` replaces entries of its document."""
     digests = DIGESTS[images]
     rows = [(digest, view) for digest in digests for view in numbers]
     columns = columns_of(
@@ -300,7 +300,7 @@ def write_views(name: str, numbers: range, *, images: slice = slice(None), **pla
 PLAN = {"views": 3, "tta": True, "augmentation": AUGMENTATION.to_dict()}
 
 
-def test_cached_views_are_used_of_images_that_have_all_of_them() -> None:
+def test_cached_views_are_used_for_images_that_have_all_of_them() -> None:
     write_views("all", range(4), images=slice(0, 2), **PLAN)
     write_views("too few", range(2), images=slice(2, 3), **PLAN | {"views": 1})
     other = replace(AUGMENTATION, seed=1).to_dict()
@@ -320,7 +320,7 @@ def test_cached_views_are_used_of_images_that_have_all_of_them() -> None:
 
 def test_cached_views_are_read_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     write_views("all", range(3), **PLAN)
-    monkeypatch.setattr(cached_features, "ROWS_AT_ONCE", 6)
+    monkeypatch.setattr(cached_features, "ROWS_PER_BLOCK", 6)
     blocks = list(open_bundle(draw_bundle(**TTA), use_cache=True).cached_probabilities(DIGESTS))
     assert [len(digests) for digests, _ in blocks] == [2, 2, 1]
     found = np.concatenate([probabilities for _, probabilities in blocks])

@@ -1,4 +1,4 @@
-"""Real weights, real photographs: a fine-tuned VGG16, saved, predicts and leaves as measured."""
+"""Real weights and photographs: a saved and an exported fine-tuned VGG16 predict as in training."""
 
 import hashlib
 import os
@@ -22,8 +22,8 @@ PER_CLASS = 10
 
 @pytest.fixture(scope="module")
 def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
-    """A folder with ``cache/``, ``copies/`` of the photographs, and what ten steps of training
-    made of VGG16's last block on them."""
+    """Return a folder with ``cache/`` and ``copies/`` of photographs, and VGG16's last block
+    after ten training steps on them."""
 
     from pipeline.bases.boundary import find_boundary, unfrozen, upper_model
     from pipeline.bases.build import build_base
@@ -86,7 +86,7 @@ def lab(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, B
 
 
 def measured(folder: Path, bundle: Bundle) -> dict[bytes, np.ndarray]:
-    """What the classifier says of the cached test maps, by the content of the image."""
+    """Return the probabilities of the cached test maps, by the digest of the image."""
     from pipeline import load_features
 
     (path,) = (folder / "cache").glob("*.h5")
@@ -99,7 +99,7 @@ def measured(folder: Path, bundle: Bundle) -> dict[bytes, np.ndarray]:
     return dict(zip(digests, scores, strict=True))
 
 
-def test_photographs_are_predicted_and_checked_as_they_were_measured(
+def test_photographs_are_predicted_and_compared_as_in_training(
     lab: tuple[Path, Bundle],
 ) -> None:
     folder, bundle = lab
@@ -108,7 +108,7 @@ def test_photographs_are_predicted_and_checked_as_they_were_measured(
     path = folder / "fine_tuned.skops"
     (parity,) = check_parity([load_bundle(path)], cache_dir=folder / "cache")
     print(f"check: {parity}, features {parity.feature_error:.1e}")
-    parity.demand("the fine-tuned model")
+    parity.raise_for_difference("the fine-tuned model")
     for use_cache in (True, False):
         made = predict_images(
             folder / "copies" / "test", model=path, cache_dir=folder / "cache", use_cache=use_cache
@@ -127,7 +127,7 @@ def test_photographs_are_predicted_and_checked_as_they_were_measured(
 
 
 @pytest.mark.parametrize("format", ["keras", "onnx"])
-def test_exported_model_predicts_copies_as_measured_where_this_project_is_not(
+def test_exported_model_predicts_copies_as_in_training_without_this_project(
     lab: tuple[Path, Bundle], format: str, tmp_path: Path
 ) -> None:
     folder, bundle = lab
@@ -138,7 +138,7 @@ def test_exported_model_predicts_copies_as_measured_where_this_project_is_not(
         cache_dir=folder / "cache",
         check_images=10,
     )
-    assert done.parity.holds
+    assert done.parity.agrees
     paths = sorted((folder / "copies" / "test").rglob("*.jpg"))
     found = predict_elsewhere(done.folder / "predict.py", paths)
     by_content = measured(folder, bundle)

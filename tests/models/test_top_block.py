@@ -1,4 +1,4 @@
-"""A fine-tuned block stands alone: saved, it gives what the network that was trained gives."""
+"""A saved fine-tuned block gives the scores of the trained network."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def draw_maps(count: int, width: int) -> np.ndarray:
 
 @cache
 def build(name: str) -> Any:
-    """A base with random weights; its weights are not to be relied on."""
+    """Build a base with random weights; tests may overwrite them."""
     from pipeline.bases.build import build_base
 
     return build_base(BaseConfig(base=name, image_size=32, weights="random", seed=1))[0]
@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_network_that_was_trained(fitted: dict[str, Any]
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
 
 
-def test_what_was_not_trained_is_the_bases_and_all_of_it_counts() -> None:
+def test_untrained_arrays_come_from_the_base_and_all_parameters_count() -> None:
     from pipeline.bases.boundary import find_boundary
 
     base_model, base, tuned = build("vgg16"), find_base("vgg16"), classifier_of()
@@ -99,7 +99,7 @@ def test_what_was_not_trained_is_the_bases_and_all_of_it_counts() -> None:
     assert made.parameters == 3 * 3 * 512 * 512 + 512 + 512 * 8 + 8 + 8 + 1
 
 
-def test_an_image_has_the_same_scores_whoever_stands_beside_it() -> None:
+def test_scores_of_an_image_do_not_depend_on_its_batch() -> None:
     tuned = classifier_of()
     maps = draw_maps(19, WIDTH)
     together = tuned.predict_proba(maps)
@@ -118,25 +118,22 @@ def test_a_saved_block_gives_the_same_scores_to_the_last_bit(tmp_path: Path) -> 
     assert loaded.estimator.parameters == bundle.estimator.parameters
 
 
-@pytest.mark.parametrize(
-    ("boundary", "told"),
-    [
-        ("block6_pool", "cannot be cut behind a layer block6_pool"),
-        ("block5_conv1", r"block5_conv2/bias has shape none; expected \(512,\)"),
-        ("block5_conv3", r"block5_conv3/bias has shape \(512,\); expected none"),
-    ],
-)
-def test_layers_that_the_base_does_not_have_are_refused(boundary: str, told: str) -> None:
+def test_layers_that_the_base_does_not_have_are_refused() -> None:
     from pipeline.models.upper_layers import layers_above, put_weights
 
-    with pytest.raises(InvalidModelError, match=told):
-        put_weights(layers_above(build("vgg16"), boundary), classifier_of().block)
+    for boundary, message in (
+        ("block6_pool", "cannot be cut after a layer block6_pool"),
+        ("block5_conv1", r"block5_conv2/bias has shape none; expected \(512,\)"),
+        ("block5_conv3", r"block5_conv3/bias has shape \(512,\); expected none"),
+    ):
+        with pytest.raises(InvalidModelError, match=message):
+            put_weights(layers_above(build("vgg16"), boundary), classifier_of().block)
 
 
-def test_a_layer_that_a_sum_goes_round_is_no_boundary() -> None:
+def test_a_layer_inside_a_residual_block_is_not_a_boundary() -> None:
     from pipeline.models.upper_layers import layers_above
 
-    with pytest.raises(InvalidModelError, match="cannot be cut behind"):
+    with pytest.raises(InvalidModelError, match="cannot be cut after"):
         layers_above(build("mobilenet_v3_small"), "expanded_conv_9_expand")
 
 
@@ -145,18 +142,18 @@ def test_maps_of_another_width_are_refused() -> None:
         classifier_of().predict_proba(draw_maps(1, 7))
 
 
-def test_what_does_not_stand_alone_cannot_be_saved() -> None:
+@pytest.mark.slow
+def test_a_block_that_depends_on_the_base_cannot_be_saved() -> None:
     from pipeline.bases.boundary import find_boundary
 
     base = find_base("efficientnet_b0")
     base_model = build(base.name)
     boundary = find_boundary(base_model, base, "normalization")  # HEAD is not of its width
-    with pytest.raises(UnsavableError, match=r"does not stand alone.*unfreeze fewer layers"):
+    with pytest.raises(UnsavableError, match=r"cannot be saved.*unfreeze fewer layers"):
         top_block(base_model, base, 32, boundary, HEAD, 2, DenseConfig(units=8))
 
 
-def test_a_block_that_is_not_the_bundles_own_cannot_hide(tmp_path: Path) -> None:
-    """Base, size and boundary are written once: what the bundle says of itself is what counts."""
+def test_a_block_of_another_boundary_than_the_bundles_is_refused(tmp_path: Path) -> None:
     bundle = bundle_of(
         classifier_of(),
         spec=fit_top_block().spec,
@@ -169,7 +166,8 @@ def test_a_block_that_is_not_the_bundles_own_cannot_hide(tmp_path: Path) -> None
         load_bundle(tmp_path / "model.skops")
 
 
-def test_tensorflow_stays_out_until_scores_are_asked_for() -> None:
+@pytest.mark.slow
+def test_tensorflow_is_not_imported_until_scores_are_computed() -> None:
     code = (
         "import sys, numpy as np, pipeline.models.head_layers\n"
         "from pipeline.models.top_block import TopBlockClassifier\n"

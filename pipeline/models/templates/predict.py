@@ -1,8 +1,8 @@
 """Classify images with the model beside this file: python predict.py IMAGE…
 
-In Python: ``from predict import predict``. Needs Pillow, NumPy and what runs the model:
-onnxruntime for model.onnx, keras with tensorflow for model.keras. Images are decoded and resized
-as they were in training; done otherwise, the model would err.
+In Python: ``from predict import predict``. Needs Pillow, NumPy, and onnxruntime for model.onnx or
+keras with tensorflow for model.keras. Images are decoded and resized as in training: another
+decoder or filter changes the predictions.
 """
 
 import importlib.util
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-# What training reads. EPS would run Ghostscript, TGA takes nearly any bytes for an image.
+# The formats of the training. EPS would run Ghostscript; TGA accepts nearly any bytes.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEIF", "PPM", "ICO",
            "DIB", "QOI", "PCX", "SGI")  # fmt: skip
-MAX_MEMORY = 240_000_000  # bytes that decoding may take: 60 megapixels of colour
+MAX_MEMORY = 240_000_000  # bytes for decoding: 60 megapixels of colour
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
 BYTES_PER_OTHER_PIXEL = 8
 EXIF_ORIENTATION = 0x0112
@@ -29,22 +29,22 @@ EXIF_ORIENTATION = 0x0112
 
 @cache
 def open_model() -> tuple[list[str], dict[str, Any], Any]:
-    """Class names, what images must be, and the model: (B, H, W, 3) uint8 -> (B, K) float32."""
+    """Return class names, the image spec, and the model: (B, H, W, 3) uint8 -> (B, K) float32."""
     path = Path(__file__).with_name("model.onnx")
     if path.exists():
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it would report its use to its makers
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # no usage reports to its makers
         import onnxruntime
 
         session = onnxruntime.InferenceSession(
             str(path),
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=["Pad_Fusion"],  # wrong before a max pooling of negative numbers
+            disabled_optimizers=["Pad_Fusion"],  # wrong before max pooling of negative numbers
         )
         about = session.get_modelmeta().custom_metadata_map
         classes, spec = json.loads(about["classes"]), json.loads(about["spec"])
         return classes, spec, lambda images: session.run(None, {"images": images})[0]
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no notes about the processor
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no messages about the processor
     import keras
 
     path = path.with_suffix(".keras")
@@ -74,7 +74,7 @@ def decode(path: str, size: int, resize: str) -> Any:
 
 @cache
 def known_formats() -> list[str]:
-    """Those of FORMATS that are read here; HEIC photographs are where pillow_heif is installed."""
+    """Return the readable ones of FORMATS; HEIC needs pillow_heif."""
     if importlib.util.find_spec("pillow_heif"):
         import pillow_heif
 
@@ -84,7 +84,7 @@ def known_formats() -> list[str]:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether `upright` will need room for a second image; a broken EXIF block says no."""
+    """Return whether `upright` needs memory for a second image; no for a broken EXIF block."""
     try:
         return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
     except Exception:
@@ -92,7 +92,7 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF block says; a broken one says nothing."""
+    """Rotate an image as in its EXIF block; ignore a broken one."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -100,13 +100,13 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Lay transparency over white; scale deep grey to 8 bits, where Pillow would clip it."""
+    """Put transparency on white; scale deep grey to 8 bits, where Pillow would clip it."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, np.float32))
         low, high = 0.0, 65535.0 if values.max() <= 65535 else 2.0**32 - 1
         if image.mode == "F":
-            odd = values.min() < 0 or values.max() > 1
-            low, high = (float(values.min()), float(values.max())) if odd else (0.0, 1.0)
+            is_scaled = values.min() >= 0 and values.max() <= 1
+            low, high = (0.0, 1.0) if is_scaled else (float(values.min()), float(values.max()))
         values = (values - low) * (255 / max(high - low, 1e-12))
         image = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
@@ -117,7 +117,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def predict(paths: Sequence[str], batch_size: int = 8) -> Any:
-    """Class probabilities (n, K) of image files; ``open_model()[0]`` names the classes."""
+    """Return class probabilities (n, K) of image files; ``open_model()[0]`` names the classes."""
     _, spec, run = open_model()
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     images = ([decode(path, spec["image_size"], spec["resize"]) for path in b] for b in batches)
@@ -125,7 +125,7 @@ def predict(paths: Sequence[str], batch_size: int = 8) -> Any:
 
 
 def printable(text: object) -> str:
-    """Names as a terminal can bear them."""
+    """Escape the control characters of a name."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
@@ -136,7 +136,7 @@ if __name__ == "__main__":
     for path in sys.argv[1:]:
         try:
             (probabilities,) = predict([path])
-        except Exception as error:  # Pillow raises whatever it likes on broken files
+        except Exception as error:  # Pillow raises any exception for broken files
             print(printable(path), "skipped", printable(error), sep="\t", file=sys.stderr)
             continue
         best = int(probabilities.argmax())
