@@ -22,7 +22,6 @@ from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head
 from pipeline.models.bundle import Bundle
-from pipeline.models.serialization import dump_estimator
 
 NOT_KEPT = "no classifier was kept"
 
@@ -65,11 +64,12 @@ def add_bundle(
     """Return the outcome with the bundle of a fit, or with the reason why it has none."""
     if fit is None or outcome.result.status:
         return replace(outcome, not_saved=outcome.result.status)
+    bundle = _bundle(outcome.result, fit, table, fitted_on=fitted_on)
     try:
-        dump_estimator(fit.estimator)  # raises for types that cannot be saved
+        _ = bundle.estimator_bytes  # raises for types that cannot be saved
     except PipelineError as error:
         return replace(outcome, not_saved=str(error))
-    return replace(outcome, bundle=_bundle(outcome.result, fit, table, fitted_on=fitted_on))
+    return replace(outcome, bundle=bundle)
 
 
 def fit_on_all(

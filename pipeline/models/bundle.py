@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -83,20 +84,25 @@ class Bundle:
         """Return the views of an image to average over; by default the image alone."""
         return _view_plan(self.document)
 
+    @cached_property
+    def estimator_bytes(self) -> bytes:
+        """The estimator as a skops file; raises UnsavableError if it cannot be saved."""
+        return dump_estimator(self.estimator)
+
 
 FIELDS = {"format", "fingerprint"} | Bundle.__annotations__.keys() - {"estimator"}
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
     """Write a bundle durably; raise UnsavableError for an estimator that cannot be saved."""
-    fields = {name: value for name, value in vars(bundle).items() if name != "estimator"}
+    fields = {name: value for name, value in vars(bundle).items() if name in FIELDS}
     description = fields | {
         "format": FORMAT_VERSION,
         "spec": asdict(bundle.spec),
         "fingerprint": bundle.spec.fingerprint,
         "document": dict(bundle.document),
     }
-    data = encode(description, dump_estimator(bundle.estimator))
+    data = encode(description, bundle.estimator_bytes)
     write_durably(path, lambda file: file.write(data), needs=len(data))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skops.io
 from feature_sets import alternating_labels, folder_splits, write_cache
 
 from pipeline.cache.file import read_table
@@ -21,6 +22,7 @@ from pipeline.heads.calibration import TemperatureScaling, class_scores
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import HEADS, load_head
+from pipeline.models.bundle import load_bundle, save_bundle
 
 QUICK_DENSE = DenseConfig(epochs=3, learning_rate=1e-3, units=8)
 COUNT = 100
@@ -167,6 +169,28 @@ def test_a_classifier_that_is_not_kept_has_a_reason(sorted_cache: Path, tmp_path
     (outcome,) = compare(sorted_cache, heads="ridge", keep=False).outcomes
     assert outcome.bundle is None
     assert outcome.not_saved == "no classifier was kept"
+
+
+def test_an_estimator_is_serialized_once(
+    sorted_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[object] = []
+
+    def dumps(estimator: object) -> bytes:
+        written.append(estimator)
+        return original(estimator)
+
+    original = skops.io.dumps
+    monkeypatch.setattr("skops.io.dumps", dumps)
+    (outcome,) = compare(sorted_cache, heads="ridge").outcomes
+    assert outcome.bundle is not None
+    for name in ("first.skops", "second.skops"):
+        save_bundle(outcome.bundle, tmp_path / name)
+        loaded = load_bundle(tmp_path / name)
+        assert replace(loaded, estimator=outcome.bundle.estimator) == outcome.bundle
+    assert written == [outcome.bundle.estimator]
+    save_bundle(replace(outcome.bundle, estimator=loaded.estimator), tmp_path / name)
+    assert written[1:] == [loaded.estimator]  # a bundle with another estimator has other bytes
 
 
 def test_a_head_that_cannot_be_fitted_on_all_images_is_measured_but_not_kept(
