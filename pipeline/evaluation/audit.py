@@ -10,11 +10,11 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.duplicates import (
-    MOST_PAIRS,
-    MOST_ROWS,
+    MAX_PAIRS,
+    MAX_ROWS,
     DuplicatePair,
+    duplicate_sets,
     find_duplicates,
-    linked_rows,
 )
 from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
 from pipeline.evaluation.rows import input_of, read_input
@@ -70,7 +70,9 @@ def audit_features(
         pairs = find_duplicates(
             features, table.columns.digests[rows], split, folds=fold[rows] if folds else None
         )
-        suspects = find_suspects(features, labels, linked_rows(pairs, len(rows)), class_count, seed)
+        suspects = find_suspects(
+            features, labels, duplicate_sets(pairs, len(rows)), class_count, seed
+        )
         curve = learning_curve(features, labels, split, class_count=class_count, seed=seed)
     findings = AuditResult(
         table=table,
@@ -119,13 +121,13 @@ def _notices(
         # near duplicates may be merely similar pictures, which inflate nothing
         inflates = "exact ones inflate every accuracy; " if files and is_serious else ""
         yield f"{problem} (exact: {files:,}, near: {total - files:,}): {inflates}see report.html"
-    if len(pairs) - len(exact) >= MOST_PAIRS:
-        yield f"only the {MOST_PAIRS:,} closest near duplicates are listed"
-    if len(split) > MOST_ROWS:
-        yield f"more than {MOST_ROWS:,} images: near duplicates are searched for test images only"
+    if len(pairs) - len(exact) >= MAX_PAIRS:
+        yield f"only the {MAX_PAIRS:,} closest near duplicates are listed"
+    if len(split) > MAX_ROWS:
+        yield f"more than {MAX_ROWS:,} images: near duplicates are searched for test images only"
 
 
 def _count_leaked(pairs: Sequence[DuplicatePair], split: npt.NDArray[np.uint8]) -> int:
     """Return how many test images have a duplicate in train."""
-    sets = linked_rows(pairs, len(split))
+    sets = duplicate_sets(pairs, len(split))
     return int(np.isin(sets[split == TEST], sets[split == TRAIN]).sum())

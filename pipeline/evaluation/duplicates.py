@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.evaluation.groups import number_linked_sets
+from pipeline.evaluation.groups import connected_sets
 from pipeline.evaluation.probe import fit_components
 
 # Distances relative to that of the tenth neighbour, on 2,000 cats and dogs and 600 textiles with
@@ -18,12 +18,12 @@ from pipeline.evaluation.probe import fit_components
 NEIGHBOUR = 10  # all pairs of up to ten near copies are found
 CLOSE = 0.45
 COMPONENTS = 128  # principal components: the cost of comparing a pair
-FALSE_ALARMS = 1.0  # pairs expected by chance where features have few dimensions
+FALSE_POSITIVES = 1.0  # pairs expected by chance where features have few dimensions
 SAME = 2e-3  # distance of identical pixels after rounding
-FEWEST_ROWS = 2 * NEIGHBOUR  # of fewer, the tenth neighbour is not near
+MIN_ROWS = 2 * NEIGHBOUR  # of fewer, the tenth neighbour is not near
 SAMPLE = 2000  # rows to search neighbours in: 0.1 s for 2,000 rows, linear in their number
-MOST_ROWS = 20_000  # all pairs take some seconds; of more rows, only pairs with a test image
-MOST_PAIRS = 10_000  # nobody inspects more; the closest are kept
+MAX_ROWS = 20_000  # all pairs take some seconds; of more rows, only pairs with a test image
+MAX_PAIRS = 10_000  # nobody inspects more; the closest are kept
 BLOCK_VALUES = 1 << 24  # 64 MiB of similarities at a time
 
 Floats = npt.NDArray[np.float32]
@@ -49,10 +49,10 @@ class DuplicatePair:
     across: bool
 
 
-def linked_rows(pairs: Sequence[DuplicatePair], count: int) -> Rows:
+def duplicate_sets(pairs: Sequence[DuplicatePair], count: int) -> Rows:
     """Return the set number (N,), from 0, of each row; the rows of a pair are in one set."""
     firsts, seconds = [pair.first for pair in pairs], [pair.second for pair in pairs]
-    return number_linked_sets(firsts, seconds, count)
+    return connected_sets(firsts, seconds, count)
 
 
 def find_duplicates(
@@ -119,7 +119,7 @@ def _find_near(
 ) -> Iterator[tuple[int, int, float]]:
     """Yield near duplicates among features (n, D): two rows and the cosine of their features."""
     count = len(features)
-    if count < FEWEST_ROWS:
+    if count < MIN_ROWS:
         return
     sample = np.arange(count)
     if count > SAMPLE:
@@ -127,7 +127,7 @@ def _find_near(
     directions = _scale_components(features)
     radius = _largest_distances(directions, sample)
     least = 1 - radius**2 / 2  # the cosine at that distance
-    is_complete = count <= MOST_ROWS
+    is_complete = count <= MAX_ROWS
     queries = np.arange(count) if is_complete else np.flatnonzero(splits == splits.max())
     rows, cosines = [], []
     step = max(1, BLOCK_VALUES // count)
@@ -142,12 +142,12 @@ def _find_near(
         if not is_complete:
             is_new |= splits[ones] != splits[others]
         kept = np.flatnonzero(is_new)
-        kept = kept[np.argsort(-values[kept], kind="stable")[:MOST_PAIRS]]
+        kept = kept[np.argsort(-values[kept], kind="stable")[:MAX_PAIRS]]
         rows.append([ones[kept], others[kept]])
         cosines.append(values[kept])
     mean = features.mean(axis=0)
     first, second = np.concatenate(rows, axis=1)
-    for pair in np.argsort(-np.concatenate(cosines), kind="stable")[:MOST_PAIRS]:
+    for pair in np.argsort(-np.concatenate(cosines), kind="stable")[:MAX_PAIRS]:
         one, other = features[first[pair]] - mean, features[second[pair]] - mean
         lengths = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
         cosine = float(one @ other) / lengths if lengths else 1.0
@@ -175,6 +175,6 @@ def _largest_distances(directions: Floats, sample: Rows) -> npt.NDArray[np.float
     spread = np.log(tenth[:, None] / distances[:, :-1])
     dimension = 1 / max(float(np.median(spread.mean(axis=1))), 1e-3)
     # n²/2 pairs are that close with probability NEIGHBOUR / sample · share^dimension each
-    chance = 2 * FALSE_ALARMS * len(sample) / (count**2 * NEIGHBOUR)
+    chance = 2 * FALSE_POSITIVES * len(sample) / (count**2 * NEIGHBOUR)
     share = min(CLOSE, chance ** (1 / dimension))
     return np.asarray(np.maximum(share * tenth, SAME), np.float32)

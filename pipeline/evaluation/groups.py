@@ -114,7 +114,7 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
     # link each row with the first row of its group and the first row of its file
     uniques = [np.unique(keys, True, True) for keys in (named, columns.digests)]
     firsts = np.concatenate([first_rows[inverse] for _, first_rows, inverse in uniques])
-    component = number_linked_sets(firsts, np.tile(np.arange(len(names)), 2), len(names))
+    component = connected_sets(firsts, np.tile(np.arange(len(names)), 2), len(names))
     log.info("%s in %s", counted(len(names), "image"), counted(component.max() + 1, "group"))
     smallest = np.empty(component.max() + 1, DIGEST_DTYPE)
     descending = np.argsort(named)[::-1]
@@ -122,9 +122,7 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
     return smallest[component]
 
 
-def number_linked_sets(
-    first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int
-) -> Rows:
+def connected_sets(first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int) -> Rows:
     """Return the set number (count,), from 0, of each row; first[i] and second[i] are linked."""
     links = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
     return np.asarray(connected_components(links, directed=False)[1], np.int64)

@@ -12,7 +12,7 @@ from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION
 
 DRAWS = 5
 IMAGES_PER_CLASS = 10  # mean number of the smallest size
-MOST_IMAGES = 5000  # the largest size
+MAX_IMAGES = 5000  # the largest size
 FEATURES = 256  # principal components: as accurate as all features, and 4 times as fast
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # C on rows of mean squared length 1
 TOO_COARSE = 0.02  # noise in accuracy that allows no conclusion
@@ -54,7 +54,7 @@ def learning_curve(
     """
     train = labels[split == TRAIN]
     counts = np.bincount(train, minlength=class_count)
-    sizes = [min(len(train), MOST_IMAGES)]
+    sizes = [min(len(train), MAX_IMAGES)]
     while sizes[0] // 2 >= IMAGES_PER_CLASS * class_count:
         sizes.insert(0, sizes[0] // 2)
     if counts.min() < 1 or len(sizes) == 1:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 SAMPLE = 2000  # most rows that components are fitted on
 TOLERANCE = 1e-4  # 1e-3 and 1e-7 rank the same wrong labels of cats and dogs first
-MOST_ITERATIONS = 100
+MAX_ITERATIONS = 100
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,7 +32,7 @@ def fit_probe(features: Floats, labels: npt.NDArray[np.int64], C: float) -> Any:
 
     from pipeline.heads.scaler import CommonScaler
 
-    model = LogisticRegression(C=C, tol=TOLERANCE, max_iter=MOST_ITERATIONS)
+    model = LogisticRegression(C=C, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum suffices
         return make_pipeline(CommonScaler(), model).fit(features, labels)

@@ -20,14 +20,14 @@ from pipeline.evaluation.splits import (
     Trial,
     make_folds,
     make_splits,
-    most_folds,
+    max_folds,
 )
 from pipeline.spec import check_seed
 from pipeline.text import counted
 
 FEW_IMAGES = 2000  # of fewer, a fifth as test set gives a 95 % interval of over 4 points
 DEFAULT_FOLDS = 5
-FEWEST_FOLDS = 3  # one each for test, validation and training
+MIN_FOLDS = 3  # one each for test, validation and training
 
 log = logging.getLogger("pipeline")
 
@@ -71,9 +71,9 @@ class EvaluationProtocol:
     def __post_init__(self) -> None:
         if self.folds is not None and self.split is not None:
             raise UsageError("--cv and --split exclude each other; omit one")
-        if self.folds is not None and self.folds < FEWEST_FOLDS:
+        if self.folds is not None and self.folds < MIN_FOLDS:
             raise UsageError(
-                f"--cv needs {FEWEST_FOLDS} folds or more, for train, validation and test; "
+                f"--cv needs {MIN_FOLDS} folds or more, for train, validation and test; "
                 f"received {self.folds}"
             )
         if self.repeats < 1:
@@ -97,9 +97,9 @@ class EvaluationProtocol:
         seeds = tuple(range(self.seed, self.seed + self.repeats))
         folds = self.folds
         if folds is None and self.shares is None:
-            most, _ = most_folds(columns, classes, identities)
+            most, _ = max_folds(columns, classes, identities)
             is_small = len(columns) < FEW_IMAGES and columns.splits.max(initial=0) <= TRAIN
-            if is_small and most >= FEWEST_FOLDS and len(classes) > 1:
+            if is_small and most >= MIN_FOLDS and len(classes) > 1:
                 folds = min(DEFAULT_FOLDS, most)
         if folds is None:
             self._check_unused_options(columns)

@@ -18,7 +18,7 @@ from pipeline.text import counted, printable
 BEST, AS_GOOD = "best", "≈ best"
 SIGNIFICANCE = 0.05  # p-value below which a head is better than guessing
 ROUNDING = 1e-9  # of accuracies averaged over fits: far less than one image
-MOST_NAMES = 3  # of heads as good; the table has all
+MAX_NAMES = 3  # of heads as good; the table has all
 
 Order = npt.NDArray[np.int64]
 Outcomes = Sequence[Outcome]
@@ -179,12 +179,12 @@ def _rivals_text(chosen: Outcome, tied: Outcomes, scored: Outcomes) -> str:
     result, others = chosen.result, [other.result for other in tied if other is not chosen]
     if not others:
         return "; no other is as good on validation" if len(scored) > 1 else ""
-    named = others[:MOST_NAMES]
+    named = others[:MAX_NAMES]
     names = [printable(each.head) for each in named]
     if len({_features_text(each, scored) for each in (result, *named)}) > 1:
         names = [f"{printable(each.head)} on {_features_text(each, scored)}" for each in named]
-    if len(others) > MOST_NAMES:
-        names.append(f"{len(others) - MOST_NAMES} more")
+    if len(others) > MAX_NAMES:
+        names.append(f"{len(others) - MAX_NAMES} more")
     *first, last = names
     text = f"{', '.join(first)} and {last}" if first else last
     verb = "are" if first else "is"

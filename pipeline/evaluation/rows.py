@@ -57,7 +57,7 @@ class ViewRows:
         row_of[self.images[rows]] = rows
         return np.asarray(row_of[images])
 
-    def count_of(self, images: Images, most: int) -> Rows:
+    def count_views(self, images: Images, most: int) -> Rows:
         """Return how many of the views 1 … most each image has."""
         augmented = (self.views > 0) & (self.views <= most)
         counts = np.bincount(self.images[augmented], minlength=self.images.max(initial=-1) + 1)
@@ -115,9 +115,9 @@ class CachedViews:
         contains them for some images only, which would weigh more than others.
         """
         name = printable(self.table.path)
-        cached = self._count_views(train)
+        cached = self._highest_view(train)
         train_views = cached if views is None else views
-        tta_views = self._count_views(evaluation) if tta else 0
+        tta_views = self._highest_view(evaluation) if tta else 0
         if not 0 <= train_views <= cached:
             raise UsageError(
                 f"--views {views}: {name} contains {counted(cached, 'view')} of training images; "
@@ -132,7 +132,7 @@ class CachedViews:
             (train, train_views, "or classify with --views 0"),
             (evaluation, tta_views, "or classify without --tta"),
         ):
-            complete = np.count_nonzero(self.rows.count_of(images, most) == most)
+            complete = np.count_nonzero(self.rows.count_views(images, most) == most)
             if complete < len(images):
                 raise BadDataError(
                     f"{name} contains {counted(most, 'view')} of {complete:,} of the "
@@ -141,7 +141,7 @@ class CachedViews:
                 )
         return replace(self, rows=replace(self.rows, train_views=train_views, tta_views=tta_views))
 
-    def _count_views(self, images: Images) -> int:
+    def _highest_view(self, images: Images) -> int:
         return int(self.rows.views[np.isin(self.rows.images, images)].max(initial=0))
 
 
@@ -168,7 +168,7 @@ class LabelledRows:
             np.concatenate([self.labels, others.labels]),
         )
 
-    def averaged(self, estimator: Any) -> Scores:
+    def mean_probabilities(self, estimator: Any) -> Scores:
         """Return the mean probabilities over all views of each image: (N, K)."""
         count = len(estimator.classes_)
         scores = [class_scores(estimator, view, count) for view in (self.features, *self.views)]

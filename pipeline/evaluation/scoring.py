@@ -52,9 +52,9 @@ def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
     """Return the fit with its predictions on the test images of its trial."""
     train, test = data.unaugmented(trial.splits.train), data.evaluation_rows(trial.splits.test)
     started = time.perf_counter()
-    scores = test.averaged(fit.estimator)
+    scores = test.mean_probabilities(fit.estimator)
     seconds = time.perf_counter() - started
-    accuracy = accuracy_of(train.labels, train.averaged(fit.estimator))
+    accuracy = accuracy_of(train.labels, train.mean_probabilities(fit.estimator))
     return replace(fit, test_scores=scores, train_accuracy=accuracy, predict_seconds=seconds)
 
 

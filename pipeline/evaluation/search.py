@@ -119,7 +119,7 @@ def score_on_validation(
 ) -> Fit:
     """Return the fit of a fitted estimator with probabilities, evaluated on validation."""
     labels = validation.labels
-    scores = validation.averaged(estimator)
+    scores = validation.mean_probabilities(estimator)
     is_scaled = isinstance(estimator, TemperatureScaling)
     if is_scaled:
         temperature = estimator.temperature

@@ -184,7 +184,7 @@ def check_class_size(
         )
 
 
-def most_folds(
+def max_folds(
     columns: Columns, classes: Sequence[str], identities: npt.NDArray[np.void]
 ) -> tuple[int, str]:
     """Return the fewest identities of a class, the highest number of folds, and its name."""
@@ -210,7 +210,7 @@ def make_folds(
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     check_two_classes(classes)
-    most, rarest = most_folds(columns, classes, identities)
+    most, rarest = max_folds(columns, classes, identities)
     if most < folds:
         check_class_size(rarest, classes.index(rarest), columns, identities)
         raise BadDataError(

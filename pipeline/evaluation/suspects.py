@@ -13,8 +13,8 @@ from pipeline.evaluation.probe import fit_components, fit_probe
 FOLDS = 5
 PENALTY = 10.0
 FEATURES = 256  # principal components; all 1,280 features take 5 times as long
-MOST_TRAINING_ROWS = 5000  # per fold; every row is evaluated all the same
-MOST_SUSPECTS = 100  # nobody inspects more
+MAX_TRAINING_ROWS = 5000  # per fold; every row is evaluated all the same
+MAX_SUSPECTS = 100  # nobody inspects more
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -42,7 +42,7 @@ def find_suspects(
     rows with that label is subtracted; a row is suspect if the highest difference is another
     class's. The margin ranks. Rows of classes with fewer than five groups (N,) are left out.
     """
-    fold = _deal_folds(labels, groups, seed)
+    fold = _assign_folds(labels, groups, seed)
     features = fit_components(features, FEATURES).transform(features)
     probabilities = out_of_fold(features, labels, fold, class_count, seed)
     return rank_suspects(probabilities, labels, evaluated=fold >= 0)
@@ -57,8 +57,8 @@ def out_of_fold(
     for number in range(FOLDS):
         held_out = np.flatnonzero(fold == number)
         rows = np.flatnonzero(fold != number)
-        if len(rows) > MOST_TRAINING_ROWS:
-            rows = np.sort(random.choice(rows, MOST_TRAINING_ROWS, replace=False))
+        if len(rows) > MAX_TRAINING_ROWS:
+            rows = np.sort(random.choice(rows, MAX_TRAINING_ROWS, replace=False))
         if not len(held_out) or len(np.unique(labels[rows])) < 2:
             continue
         model = fit_probe(features[rows], labels[rows], PENALTY)
@@ -82,7 +82,7 @@ def rank_suspects(
     suggested = above.argmax(axis=1)
     margin = label_above - above[every, suggested]
     wrong = np.flatnonzero(margin < 0)
-    ranked = wrong[np.argsort(margin[wrong], kind="stable")][:MOST_SUSPECTS]
+    ranked = wrong[np.argsort(margin[wrong], kind="stable")][:MAX_SUSPECTS]
     return [
         Suspect(
             row=int(rows[index]),
@@ -95,7 +95,7 @@ def rank_suspects(
     ]
 
 
-def _deal_folds(labels: Rows, groups: Rows, seed: int) -> Rows:
+def _assign_folds(labels: Rows, groups: Rows, seed: int) -> Rows:
     """Return the fold (N,) of each row; groups of a class take turns, -1 for too few groups.
 
     A group counts for the class of its first row.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 GAP = 2  # spaces between two columns
-LONGEST_PARAMS, LONGEST_STATUS = 28, 40  # results.csv has the full text
+MAX_PARAMS, MAX_STATUS = 28, 40  # results.csv has the full text
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _cut(text: str, longest: int) -> str:
 def _test(result: Result) -> str:
     """Return ``96.8 ± 0.4 (94.9–98.0)``, or why there is no accuracy."""
     if result.status:
-        return _cut(printable(result.status), LONGEST_STATUS)
+        return _cut(printable(result.status), MAX_STATUS)
     spread = "" if math.isnan(result.test_spread) else f" ± {percent(result.test_spread)}"
     interval = f"{percent(result.test_low)}–{percent(result.test_high)}"
     return f"{percent(result.test_accuracy)}{spread} ({interval})"
@@ -82,7 +82,7 @@ IDENTITY = (
 COLUMNS = (
     Column("head", lambda result: printable(result.head), 10, is_text=True),
     Column("input", lambda result: result.input, 6, is_text=True),
-    Column("params", lambda result: _cut(result.params, LONGEST_PARAMS), 5, is_text=True),
+    Column("params", lambda result: _cut(result.params, MAX_PARAMS), 5, is_text=True),
     Column("train %", lambda result: percent(result.train_accuracy), 4),
     Column("val %", lambda result: percent(result.validation_accuracy), 8),
     Column("verdict", _verdict, 9, is_text=True),

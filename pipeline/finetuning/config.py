@@ -10,7 +10,7 @@ from pipeline.evaluation.config import ClassifyConfig, SplitConfig
 from pipeline.heads.config import DenseConfig
 from pipeline.spec import check_seed
 
-USUAL_SPLIT = "60/20/20"  # of an image folder without split folders
+DEFAULT_SPLIT = "60/20/20"  # of an image folder without split folders
 FIRST_UNFROZEN = {"vgg16": "block5_conv1", "vgg19": "block5_conv1"}  # the book's last block
 
 
@@ -146,7 +146,7 @@ class FinetuneConfig(SplitConfig):
     def classify_config(self, *, has_splits: bool) -> ClassifyConfig:
         """Return the split of the images, without folds: each fold would need a training."""
         return ClassifyConfig(
-            split=self.split or (None if has_splits else USUAL_SPLIT),
+            split=self.split or (None if has_splits else DEFAULT_SPLIT),
             group=self.group,
             split_seed=self.split_seed,
             seed=self.seed,

@@ -18,7 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.finetuning.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from pipeline.finetuning.config import Schedule
 from pipeline.finetuning.rows import Rows, row_order
-from pipeline.heads.calibration import both_classes
+from pipeline.heads.calibration import to_probabilities
 from pipeline.keras_backend import keras, tf
 from pipeline.text import counted
 
@@ -197,7 +197,7 @@ class _RunningMeans:
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Probabilities (N, K) float64; the sum of each row is 1."""
-        return both_classes(np.concatenate(self._outputs))
+        return to_probabilities(np.concatenate(self._outputs))
 
 
 class _Trainer:

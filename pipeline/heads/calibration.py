@@ -49,12 +49,14 @@ def class_scores(
     return scores
 
 
-def probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:
+def keras_probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:
     """Return probabilities (N, K) of a Keras model, softmax or one sigmoid, for rows (N, D)."""
-    return both_classes(np.asarray(model(rows, training=False)))  # `predict` would compile again
+    return to_probabilities(
+        np.asarray(model(rows, training=False))
+    )  # `predict` would compile again
 
 
-def both_classes(outputs: npt.NDArray[Any]) -> Scores:
+def to_probabilities(outputs: npt.NDArray[Any]) -> Scores:
     """Return probabilities (N, K) float64 of softmax outputs (N, K) or sigmoid outputs (N, 1)."""
     outputs = outputs.astype(np.float64)
     if outputs.shape[1] == 1:

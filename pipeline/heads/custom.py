@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.heads.calibration import probabilities
+from pipeline.heads.calibration import keras_probabilities
 from pipeline.heads.registry import Head, required_arguments
 from pipeline.text import printable
 
@@ -129,7 +129,7 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return int(self.model_.count_params())
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
-        return probabilities(self.model_, X)
+        return keras_probabilities(self.model_, X)
 
 
 def _check_probabilities(outputs: npt.NDArray[Any]) -> None:

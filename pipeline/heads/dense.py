@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from pipeline.heads.calibration import probabilities
+from pipeline.heads.calibration import keras_probabilities
 from pipeline.heads.config import DenseConfig
 
 log = logging.getLogger("pipeline")
@@ -64,7 +64,7 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
         if not hasattr(self, "_model"):  # loaded from a file
             self._model = build_dense((X.shape[1],), len(self.classes_), self, 0)
             self._model.set_weights(self.weights_)
-        return probabilities(self._model, X)
+        return keras_probabilities(self._model, X)
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         scores = self.predict_proba(X)

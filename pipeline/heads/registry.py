@@ -46,7 +46,7 @@ def lda(feature_count: int, class_count: int) -> Any:
 
     # The covariance of flattened maps takes gigabytes. PCA with all components only rotates the
     # features, to N columns instead of D.
-    rotation = [PCA(svd_solver="full")] if feature_count > MOST_COVARIANCE_FEATURES else []
+    rotation = [PCA(svd_solver="full")] if feature_count > MAX_COVARIANCE_FEATURES else []
     return _scaled(*rotation, LinearDiscriminantAnalysis(solver="lsqr"))
 
 
@@ -152,7 +152,7 @@ def _powers_of_ten(first: int, last: int) -> tuple[float, ...]:
     return tuple(10.0**exponent for exponent in range(first, last + step, step))
 
 
-MOST_COVARIANCE_FEATURES = 1536  # eight fits take 6 s for 1,280 features, 30 s for 2,048
+MAX_COVARIANCE_FEATURES = 1536  # eight fits take 6 s for 1,280 features, 30 s for 2,048
 SHRINKAGES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.03, 0.01, 0.001)
 # 45 penalties, spaced logarithmically, as in SimCLR (Chen et al. 2020, appendix B.8)
 L2_PENALTIES = tuple(10.0 ** (5 - step / 4) for step in range(45))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
 from pipeline.evaluation.audit import AuditResult
-from pipeline.evaluation.duplicates import DuplicatePair, linked_rows
+from pipeline.evaluation.duplicates import DuplicatePair, duplicate_sets
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.table import percent
@@ -110,7 +110,7 @@ def duplicates(comparison: Comparison, findings: AuditResult) -> dict[str, Any] 
     """Groups of duplicates: those across splits or folds first, then the largest."""
     table, pairs = findings.table, findings.duplicates
     parts = "folds" if comparison.shown.folds else "splits"
-    group_of = linked_rows(pairs, len(table))
+    group_of = duplicate_sets(pairs, len(table))
     pairs_of: dict[int, list[DuplicatePair]] = {}
     for pair in pairs:
         pairs_of.setdefault(int(group_of[pair.first]), []).append(pair)

@@ -11,10 +11,10 @@ from feature_sets import SPEC, draw_columns, write_cache
 
 from pipeline.cache.file import read_table
 from pipeline.evaluation.audit import audit_features, audit_input
-from pipeline.evaluation.duplicates import MOST_PAIRS, find_duplicates, linked_rows
+from pipeline.evaluation.duplicates import MAX_PAIRS, duplicate_sets, find_duplicates
 from pipeline.evaluation.splits import make_splits
 from pipeline.evaluation.suspects import (
-    MOST_TRAINING_ROWS,
+    MAX_TRAINING_ROWS,
     find_suspects,
     out_of_fold,
     rank_suspects,
@@ -100,7 +100,7 @@ def test_very_large_sets_are_searched_for_copies_of_test_images_only(
     features[590:] = features[310:320] + 0.05
     features[400:410] = features[320:330] + 0.05  # in train both
     features[10] = features[585] + 0.05  # in test both
-    monkeypatch.setattr("pipeline.evaluation.duplicates.MOST_ROWS", COUNT - 1)
+    monkeypatch.setattr("pipeline.evaluation.duplicates.MAX_ROWS", COUNT - 1)
     assert rows_of(find_duplicates(features, digests(COUNT), splits)) == {
         *((row, row + 300) for row in range(10)),
         *((row, row + 280) for row in range(310, 320)),
@@ -115,7 +115,7 @@ def test_features_of_few_dimensions_have_few_chance_pairs() -> None:
 
 def test_only_the_closest_of_very_many_pairs_are_kept() -> None:
     features = np.tile(draw(3), (100, 1))  # 3 pictures, 100 files each: 14,850 pairs
-    assert len(find_duplicates(features, digests(300), splits_of(300))) == MOST_PAIRS
+    assert len(find_duplicates(features, digests(300), splits_of(300))) == MAX_PAIRS
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 19, 40])
@@ -204,7 +204,7 @@ def test_classes_of_fewer_than_five_groups_have_no_suspects_and_are_not_suggeste
 
 
 def test_many_rows_are_evaluated_by_models_of_fewer() -> None:
-    features, labels = draw_classes(MOST_TRAINING_ROWS * 5 // 4 + 100)
+    features, labels = draw_classes(MAX_TRAINING_ROWS * 5 // 4 + 100)
     labels[7] = (labels[7] + 1) % 3
     assert find_suspects(features[:, :10], labels, np.arange(len(labels)), 3)[0].row == 7
 
@@ -220,7 +220,7 @@ def test_the_same_seed_gives_the_same_suspects() -> None:
 def test_linked_rows_are_numbered_by_their_set() -> None:
     keys = digests(6).copy()
     keys[[1, 4, 5]] = keys[1]
-    groups = linked_rows(find_duplicates(draw(6), keys, np.ones(6, np.uint8)), 6)
+    groups = duplicate_sets(find_duplicates(draw(6), keys, np.ones(6, np.uint8)), 6)
     assert groups[1] == groups[4] == groups[5]
     assert len(set(groups.tolist())) == 4
 

@@ -69,7 +69,7 @@ def test_a_class_of_one_image_still_gives_a_curve() -> None:
 
 
 def test_large_sets_end_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.evaluation.learning_curve.MOST_IMAGES", 100)
+    monkeypatch.setattr("pipeline.evaluation.learning_curve.MAX_IMAGES", 100)
     curve = learning_curve(*draw(500, apart=2), class_count=2)
     assert curve is not None
     assert curve.sizes.tolist() == [25, 50, 100]
