@@ -16,7 +16,9 @@ from pipeline.evaluation.duplicates import (
     duplicate_sets,
     find_duplicates,
 )
+from pipeline.evaluation.groups import Rows
 from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
+from pipeline.evaluation.probe import Floats
 from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
@@ -24,16 +26,13 @@ from pipeline.text import counted
 
 PIXELS_PER_SIDE = 16  # pixels are averaged to 16 × 16: a crop moves edges by less
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
     """Duplicates, likely label errors and the learning curve of one cached layer.
 
-    Row numbers are of ``table``. Duplicates across splits come first, and the likeliest label
-    errors; ``learning_curve`` is None for too few images.
+    Row numbers refer to ``table``. Duplicates across splits come first, then the most similar;
+    suspects start with the likeliest. ``learning_curve`` is None for too few images.
     """
 
     table: FeatureTable
@@ -70,9 +69,8 @@ def audit_features(
         pairs = find_duplicates(
             features, table.columns.digests[rows], split, folds=fold[rows] if folds else None
         )
-        suspects = find_suspects(
-            features, labels, duplicate_sets(pairs, len(rows)), class_count, seed
-        )
+        groups = duplicate_sets(pairs, len(rows))
+        suspects = find_suspects(features, labels, groups, class_count, seed)
         curve = learning_curve(features, labels, split, class_count=class_count, seed=seed)
     findings = AuditResult(
         table=table,

@@ -1,4 +1,4 @@
-"""Keep one classifier per row, as a bundle with all that `predict` needs."""
+"""Add to each outcome a bundle: its classifier with all that `predict` needs."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from pipeline.models.bundle import Bundle
 NOT_KEPT = "no classifier was kept"
 
 
-def refit(
+def add_bundles(
     outcomes: Mapping[HeadRequest, Outcome],
     heads: Mapping[HeadRequest, Head],
     fits: Mapping[HeadRequest, Sequence[Sequence[Fit]]],
@@ -37,9 +37,9 @@ def refit(
 ) -> list[Outcome]:
     """Return each outcome with its bundle, or with the reason why it has none.
 
-    After one split, the bundle has the evaluated classifier, of several seeds the first. After
-    folds, no classifier was fitted on all images, so `fit_on_all` fits one. ``fits`` has, of each
-    head with metrics, those of each of ``data.trials``.
+    After one split, the bundle contains the evaluated classifier, of several seeds the first. After
+    folds, no classifier is fitted on all images yet, so `fit_on_all` fits one. ``fits`` contains
+    the fits of each head with metrics, by trial and seed.
     """
     first_fits = {request: fits[request][0][0] for request in fits}
     fitted_on = "train and validation" if config.refit else "train"
@@ -78,10 +78,10 @@ def fit_on_all(
     data: TrialRows,
     config: ClassifyConfig,
 ) -> dict[HeadRequest, Fit | str]:
-    """Fit the setting that most folds chose on all images; return the fit, or why it failed.
+    """Fit each head on all images, with the setting that most folds chose.
 
-    These fits cannot be evaluated, as no image is left. A head without probabilities gets the
-    geometric mean of the temperatures of the folds with this setting.
+    Returns the fits, which no image is left to evaluate, or the reasons why they failed. A head
+    without probabilities gets the geometric mean of the temperatures of the folds with its setting.
     """
     splits = data.trials[0].splits
     train = data.training_rows(np.concatenate([splits.train, splits.validation, splits.test]))

@@ -70,7 +70,7 @@ class SplitCache:
 
 
 def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCache]:
-    """Open caches of the same classes and split each; a layer's name includes all its poolings."""
+    """Open caches of the same classes and split each; ``block5_pool`` selects all its poolings."""
     protocol, layers, edits = config.evaluation_protocol, config.layers, config.label_files
     if not paths:
         raise UsageError("there is no cache to compare; name a cache file")

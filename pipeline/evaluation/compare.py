@@ -1,4 +1,4 @@
-"""Compare heads: fit each on each cached layer, choose on validation, score once on test."""
+"""Compare heads: fit each on every cached layer, choose on validation, score once on test."""
 
 import contextlib
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadDataError, PipelineError
-from pipeline.evaluation.bundles import NOT_KEPT, refit
+from pipeline.evaluation.bundles import NOT_KEPT, add_bundles
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
@@ -27,7 +27,7 @@ from pipeline.heads.registry import Head, load_head
 from pipeline.text import counted, duration, printable
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "keras", "tensorflow")
-IMBALANCED = 1.5  # ratio of class sizes that deserves a notice
+IMBALANCED = 1.5  # ratio of the largest to the smallest class, from which a notice is shown
 
 log = logging.getLogger("pipeline")
 
@@ -105,12 +105,12 @@ def compare_heads(
 def _compare_on_layer(
     cache: SplitCache, layer: str, loaded: Mapping[HeadRequest, Head], config: ClassifyConfig
 ) -> Iterator[Outcome]:
-    """Fit all heads on one layer, by input; yield their outcomes."""
+    """Fit all heads on one layer, input by input; yield their outcomes."""
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():
         kind = input_of(cache.table, layer, requested=request.input, default=head.input)
         if all(other.name != request.name for other in by_input[kind]):
-            by_input[kind][request] = head  # vectors have one input
+            by_input[kind][request] = head  # vectors have only one input
     for kind, heads in by_input.items():
         trials = cache.trial_plan.trials
         data = TrialRows.read(cache.views, layer, kind, trials, refit=config.refit)
@@ -128,7 +128,7 @@ def _compare_on_layer(
                 )
             _log_outcome(outcomes[request])
         if config.keep:
-            yield from refit(outcomes, heads, fits, data, cache=cache, config=config)
+            yield from add_bundles(outcomes, heads, fits, data, cache=cache, config=config)
         else:
             yield from (replace(outcome, not_saved=NOT_KEPT) for outcome in outcomes.values())
 
@@ -136,7 +136,7 @@ def _compare_on_layer(
 def _score(
     result: Result, head: Head, fits_or_reasons: Sequence[Fits], data: TrialRows
 ) -> list[list[Fit]] | str:
-    """Return the fits of each trial with their test scores, or the reason why one failed."""
+    """Return the fits of each trial with their test scores, or the reason if any failed."""
     fits = []
     for of_trial in fits_or_reasons:
         if isinstance(of_trial, str):
@@ -147,7 +147,7 @@ def _score(
         name, seeds = printable(result.head), counted(diverged, "seed")
         log.warning("%s diverged with %s; its row is the mean of the others", name, seeds)
     try:
-        with failures_of(head):  # a custom head may fail on other rows
+        with failures_of(head):  # a custom head may fail on new rows
             return [
                 [score_on_test(fit, trial, data) for fit in of_trial]
                 for of_trial, trial in zip(fits, data.trials, strict=True)

@@ -26,7 +26,7 @@ LabelFiles = Path | str | Sequence[Path | str]
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig(Config):
-    """How images without split folders are split, for a comparison and for fine-tuning."""
+    """Options of the split, which a comparison and fine-tuning share."""
 
     split: str | None = _splitting(
         None, metavar="A/B/C", help="shares of train, validation and test, such as 60/20/20"
@@ -43,7 +43,7 @@ class SplitConfig(Config):
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(SplitConfig):
-    """Which heads are compared, and how they are evaluated.
+    """Options of a comparison: which heads, and how they are evaluated.
 
     Raises a `pipeline.errors.PipelineError` for invalid values.
     """
@@ -63,7 +63,7 @@ class ClassifyConfig(SplitConfig):
         metavar="K",
         help="cached augmented views per training image (default: all)",
     )
-    balance: bool = _heads(False, help="weight classes equally, whatever their size")
+    balance: bool = _heads(False, help="weight classes equally, regardless of their size")
     timeout: float | None = _heads(
         None, type=positive_number, metavar="SECONDS", help="maximum time for one head on one split"
     )
@@ -100,7 +100,7 @@ class ClassifyConfig(SplitConfig):
         True, flag="--no-audit", help="skip duplicates, label errors and the learning curve"
     )
     keep: bool = option(
-        True, flag="", help="keep each row's classifier; after folds, fit it on all rows"
+        True, flag="", help="keep each row's classifier; after folds, one fitted on all images"
     )
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class ClassifyConfig(SplitConfig):
                 )
             object.__setattr__(self, "refit", True)
         if self.timeout is not None and self.timeout <= 0:
-            raise UsageError(f"--timeout is above 0 seconds; received {self.timeout:g}")
+            raise UsageError(f"--timeout: expected above 0 seconds; received {self.timeout:g}")
         if self.heads is not None and not isinstance(self.heads, str):
             object.__setattr__(self, "heads", tuple(self.heads))
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.evaluation.groups import connected_sets
-from pipeline.evaluation.probe import fit_components
+from pipeline.evaluation.groups import Rows, connected_sets
+from pipeline.evaluation.probe import Floats, fit_components
 
 # Distances relative to that of the tenth neighbour, on 2,000 cats and dogs and 600 textiles with
 # VGG16, MobileNetV2 and 32-pixel images: copies at JPEG quality 70 or 90 % size up to 0.27, central
@@ -17,17 +17,14 @@ from pipeline.evaluation.probe import fit_components
 # them: 1 - cosine of crops is up to 0.12, of the nearest other pictures 0.07 to 0.35.
 NEIGHBOUR = 10  # all pairs of up to ten near copies are found
 CLOSE = 0.45
-COMPONENTS = 128  # principal components: the cost of comparing a pair
-FALSE_POSITIVES = 1.0  # pairs expected by chance where features have few dimensions
+COMPONENTS = 128  # principal components; comparing a pair costs as many products
+FALSE_POSITIVES = 1.0  # pairs expected by chance, if features have few dimensions
 SAME = 2e-3  # distance of identical pixels after rounding
-MIN_ROWS = 2 * NEIGHBOUR  # of fewer, the tenth neighbour is not near
+MIN_ROWS = 2 * NEIGHBOUR  # with fewer, the tenth neighbour is not near
 SAMPLE = 2000  # rows to search neighbours in: 0.1 s for 2,000 rows, linear in their number
-MAX_ROWS = 20_000  # all pairs take some seconds; of more rows, only pairs with a test image
+MAX_ROWS = 20_000  # all pairs take some seconds; with more rows, only pairs with a test image
 MAX_PAIRS = 10_000  # nobody inspects more; the closest are kept
 BLOCK_VALUES = 1 << 24  # 64 MiB of similarities at a time
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +33,8 @@ class DuplicatePair:
 
     Attributes
     ----------
-    similarity : cosine of their centred features, 1 for identical files. Near duplicates are not
-        decided by it, but by the distances of other images.
+    similarity : cosine of their centred features, 1 for identical files. It does not decide
+        which images are near duplicates (see `find_duplicates`).
     exact : whether the files are identical.
     across : whether they are in different splits or folds, which inflates test accuracy.
     """
@@ -50,7 +47,7 @@ class DuplicatePair:
 
 
 def duplicate_sets(pairs: Sequence[DuplicatePair], count: int) -> Rows:
-    """Return the set number (N,), from 0, of each row; the rows of a pair are in one set."""
+    """Return the number (N,), from 0, of each row's set; the rows of a pair are in one set."""
     firsts, seconds = [pair.first for pair in pairs], [pair.second for pair in pairs]
     return connected_sets(firsts, seconds, count)
 
@@ -67,22 +64,22 @@ def find_duplicates(
     Each copy of a file is paired with the first one in its split, and the first ones of the splits
     with each other, so that n copies make about n pairs.
 
-    Near duplicates are at 0.45 or less of the distance to the tenth neighbour of either. Distances
-    are of principal components scaled by their deviation plus the mean one and normalised, so that
-    properties of all pictures count little. In few dimensions chance neighbours are close, too: the
-    share is then lowered until one pair is expected by chance, with the dimension estimated from
-    the ten nearest neighbours (Levina & Bickel 2004).
+    Near duplicates are at most 0.45 times as far apart as each is from its tenth neighbour.
+    Principal components are divided by √(variance + mean variance), and rows by their length, so
+    that properties of all pictures count little. In few dimensions chance neighbours are close,
+    too: the factor is then lowered until one pair is expected by chance. The dimension is estimated
+    from the ten nearest neighbours (Levina & Bickel 2004).
 
-    Not found: crops of a mere texture, such as cloth, whose features differ; some pairs of more
-    than ten near copies; near duplicates among fewer than 20 pictures. Of more than 20,000
-    pictures, only pairs with one of the highest split number (test) are searched.
+    The search misses crops of a texture, such as cloth, whose features differ; some pairs of more
+    than ten near copies; and near duplicates among fewer than 20 pictures. For more than 20,000
+    pictures, it compares only pairs with a picture of the highest split number (test).
 
     Parameters
     ----------
     features : (N, D) float32, not all equal.
     keys : (N,) void, digests; identical files share one.
     splits : (N,) split numbers.
-    folds : (N,) fold numbers; where given, ``across`` refers to folds instead of splits.
+    folds : (N,) fold numbers; if given, ``across`` refers to folds instead of splits.
     """
     parts = splits if folds is None else folds
     _, content = np.unique(keys, return_inverse=True)
@@ -164,12 +161,12 @@ def _scale_components(features: Floats) -> Floats:
     return np.asarray(directions / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
-def _largest_distances(directions: Floats, sample: Rows) -> npt.NDArray[np.float32]:
+def _largest_distances(directions: Floats, sample: Rows) -> Floats:
     """Return the largest distance of a near duplicate from each row (n,)."""
     count = len(directions)
     neighbours = NearestNeighbors(n_neighbors=NEIGHBOUR + 1, algorithm="brute")
     distances, _ = neighbours.fit(directions[sample]).kneighbors(directions)
-    distances[sample, :-1] = distances[sample, 1:]  # without themselves
+    distances[sample, :-1] = distances[sample, 1:]  # a row is not its own neighbour
     distances = np.maximum(distances[:, :-1], SAME)
     tenth = distances[:, -1]
     spread = np.log(tenth[:, None] / distances[:, :-1])

@@ -29,13 +29,13 @@ DIVERGED = "diverged"
 SECONDS_TO_START = 120.0  # for the imports of a process; the time limit starts after them
 
 T = TypeVar("T")
-Fits = list[Fit] | str  # of one head on one trial: a fit per seed, or the reason why none
+Fits = list[Fit] | str  # of one head on one trial: a fit per seed, or the reason why there is none
 
 log = logging.getLogger("pipeline")
 
 
 class NotFittedError(PipelineError):
-    """A head's process was stopped or died; the message is the row's status."""
+    """The process of a fit was stopped or died; the message is the row's status."""
 
 
 def fit_heads(
@@ -81,10 +81,10 @@ def _search_with_each_seed(head: Head, seeds: Sequence[int], **arguments: Any) -
 def run_in_parallel(
     heads: Mapping[HeadRequest, Head], times: int, fit: Callable[[HeadRequest, Head, int], T]
 ) -> dict[HeadRequest, list[T]]:
-    """Call ``fit(request, head, number)`` for every head and every number below ``times``.
+    """Call ``fit(request, head, number)`` for each head and number below ``times``; return results.
 
     Deterministic heads run in parallel, one per core; stochastic heads, which use all cores, follow
-    one by one. Each has one BLAS thread: the BLAS of NumPy and that of SciPy wait for each other's
+    one by one. BLAS has one thread: the BLAS of NumPy and that of SciPy wait for each other's
     threads in busy loops (logistic on 1,200 × 512: 0.2 s with one thread, 2.5 s with two).
     """
     futures: dict[tuple[HeadRequest, int], Future[T]] = {}

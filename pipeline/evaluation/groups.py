@@ -19,7 +19,7 @@ from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.text import counted, printable
 
 Rows = npt.NDArray[np.int64]
-GroupOf = Callable[[Columns], list[str | None]]  # returns the name of each row's group
+GroupOf = Callable[[Columns], list[str | None]]  # the group of each row; None for no group
 
 log = logging.getLogger("pipeline")
 
@@ -42,7 +42,7 @@ def parse_group_rule(text: str) -> GroupOf:
         pattern = re.compile(text)
     except re.error as error:
         raise UsageError(
-            f"--group is folder, a .csv file or a regular expression; received {text!r}: {error}"
+            f"--group: expected folder, FILE.csv or regular expression; received {text!r}: {error}"
         ) from error
 
     def match_path(path: str) -> str | None:
@@ -53,7 +53,7 @@ def parse_group_rule(text: str) -> GroupOf:
 
 
 def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
-    """Raise BadDataError for a file of groups that names an image of no table, before edits."""
+    """Raise BadDataError if a file of groups names an image of no table (before label edits)."""
     if isinstance(group_of, _GroupFile):
         lookup = ImageLookup(tables)
         for line, record in group_of.records:
@@ -91,7 +91,7 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
     """Return identities (N,) V32; rows of one identity are in one split.
 
     An identity is the content digest, or the SHA-256 of the group's name. Groups that share an
-    identical file are one group, with the digest that sorts first.
+    identical file are one group, whose identity is the smallest of theirs.
     """
     if group_of is None:
         return columns.digests
@@ -123,6 +123,6 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
 
 
 def connected_sets(first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int) -> Rows:
-    """Return the set number (count,), from 0, of each row; first[i] and second[i] are linked."""
+    """Return the number (count,), from 0, of each row's set; first[i] and second[i] share one."""
     links = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
     return np.asarray(connected_components(links, directed=False)[1], np.int64)

@@ -1,4 +1,4 @@
-"""Read CSV files that name images, and find these images in tables, in any spelling."""
+"""Read CSV files that name images, and find these images in tables."""
 
 import csv
 import difflib
@@ -68,8 +68,8 @@ def read_records(
 class ImageLookup:
     """Finds the rows of an image in several tables: by its digest, else by its path.
 
-    A digest means every copy of the file, with its augmented views; a path, in any spelling, means
-    that file's rows only.
+    A digest matches every copy of the file, with its augmented views; a path, in any spelling,
+    matches that file's rows only.
     """
 
     def __init__(self, tables: Sequence[Columns]) -> None:
@@ -117,7 +117,7 @@ class ImageLookup:
 def assign(
     value: T, rows: Iterable[int], line: str, assigned: dict[int, tuple[T, str]], columns: Columns
 ) -> None:
-    """Assign the value of a line to rows; raises BadDataError if another line's value differs."""
+    """Assign a line's value to rows; raises BadDataError if another line's value differs."""
     for row in rows:
         value_before, line_before = assigned.setdefault(row, (value, line))
         if value_before != value:
@@ -128,7 +128,7 @@ def assign(
 
 
 def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:
-    """Map spellings to the paths they may mean; the exact path of a file means that file only."""
+    """Map spellings to the paths they match; an exact path matches that file only."""
     exact: dict[str, set[bytes]] = {}
     others: dict[str, set[bytes]] = {}
     for path in set(paths):

@@ -31,8 +31,8 @@ log = logging.getLogger("pipeline")
 def write_suspects(path: Path, findings: AuditResult) -> None:
     """Write the suspects as CSV, the likeliest label error first, with two empty columns to edit.
 
-    ``new_label`` takes the right class, ``drop`` takes ``yes``. The file starts with a byte order
-    mark, without which Excel does not read UTF-8.
+    The user writes the right class into ``new_label``, or ``yes`` into ``drop``. The file starts
+    with a byte order mark, without which Excel does not read UTF-8.
     """
     table = findings.table
     with path.open("w", encoding="utf-8-sig", newline="") as file:
@@ -57,7 +57,7 @@ def write_suspects(path: Path, findings: AuditResult) -> None:
 def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> list[FeatureTable]:
     """Return the tables with relabelled rows and without dropped ones.
 
-    Later files win, image by image. Classes without an image in any table are removed.
+    For each image, later files override earlier ones. Classes without images are removed.
 
     Raises BadDataError if no row of a table remains, and the errors of `read_label_edits`.
     """
@@ -77,7 +77,7 @@ def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> 
     empty = sorted({name for table in edited for name in table.classes} - used)
     if empty:
         names = ", ".join(map(printable, empty))
-        log.warning("--labels drops every image of %s: without this class", names)
+        log.warning("--labels drops every image of %s; the class is removed", names)
     return [_remove_classes(table, empty) for table in edited]
 
 
@@ -108,7 +108,7 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[in
         new_label, answer = record["new_label"], record["drop"].strip().lower()
         if answer not in DROP | KEEP:
             received = printable(record["drop"])
-            raise BadDataError(f"{line}: drop is yes or empty; received {received!r}")
+            raise BadDataError(f"{line}: drop: expected yes or empty; received {received!r}")
         drop = answer in DROP
         if drop and new_label:
             raise BadDataError(f"{line} both drops and relabels the image; leave one empty")

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.metrics import log_loss_of
-from pipeline.evaluation.probe import fit_components, fit_probe
+from pipeline.evaluation.groups import Rows
+from pipeline.evaluation.metrics import Labels, log_loss_of
+from pipeline.evaluation.probe import Floats, fit_components, fit_probe
 from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION
 
 DRAWS = 5
-IMAGES_PER_CLASS = 10  # mean number of the smallest size
-MAX_IMAGES = 5000  # the largest size
+IMAGES_PER_CLASS = 10  # on average, in the smallest training set
+MAX_IMAGES = 5000  # in the largest training set
 FEATURES = 256  # principal components: as accurate as all features, and 4 times as fast
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # C on rows of mean squared length 1
 TOO_COARSE = 0.02  # noise in accuracy that allows no conclusion
@@ -37,17 +38,17 @@ class LearningCurve:
 
 
 def learning_curve(
-    features: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int64],
+    features: Floats,
+    labels: Labels,
     split: npt.NDArray[np.uint8],
     *,
     class_count: int,
     seed: int = 0,
 ) -> LearningCurve | None:
-    """Fit logistic regression on ever smaller halves of the training images; test each fit.
+    """Fit logistic regression on training sets of halving size; return their test accuracies.
 
     Sizes halve from all images (5,000 at most) down to about ten per class; every draw contains
-    every class, in its share. C is chosen on validation with all images.
+    every class, in proportion. C is chosen on validation, with the largest size.
 
     ``split`` (N,) are split numbers. Returns None if half of the images are fewer than ten per
     class, or train lacks a class.
@@ -88,12 +89,12 @@ def learning_curve(
 def conclude(
     half: int, whole: int, before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]
 ) -> str:
-    """Return a sentence on the last doubling, from half to whole: would more images help?
+    """Return a sentence on the gain of the last doubling: would more images help?
 
     The noise combines the spread of the draws of half the images with the standard error of the
-    gain, paired by test image. A gain below it is not clear, a gain above twice the noise is sure.
+    gain, paired by test image. A gain below the noise is not clear; above twice the noise it is.
 
-    ``before`` and ``after``, (R, n) bool: whether each draw of either size has a test image right.
+    ``before`` and ``after``, (R, n) bool: whether each draw classifies each test image correctly.
     """
     spread = float(before.mean(axis=1).std(ddof=1))
     gains = after.mean(axis=0) - before.mean(axis=0)  # (n,)
@@ -117,10 +118,8 @@ def conclude(
     return f"{result}, no clear gain: more images of this kind would hardly help"
 
 
-def _stratified_order(
-    labels: npt.NDArray[np.int64], random: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Return a random order of the rows (N,) whose first n, for any n, have each class's share.
+def _stratified_order(labels: Labels, random: np.random.Generator) -> Rows:
+    """Return a random order of the rows (N,); the first n, for any n, are stratified by class.
 
     One row of each class comes first, even of rare classes.
     """

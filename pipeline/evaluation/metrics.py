@@ -24,14 +24,14 @@ class Reliability(NamedTuple):
 def compute_metrics(labels: Labels, scores: Scores) -> dict[str, float]:
     """Return the metrics of probabilities (N, K) for true labels (N,): column -> value.
 
-    NaN where a metric does not apply. Means over classes leave out a class without labels (in a
-    small fold) where it has no value.
+    A metric that does not apply is NaN. Means over classes leave out classes for which the metric
+    is undefined, such as classes without images in a small fold.
     """
     from sklearn.metrics import f1_score
 
     every, predicted = np.arange(scores.shape[1]), scores.argmax(axis=1)
     f1 = f1_score(labels, predicted, labels=every, average=None, zero_division=np.nan)
-    highest = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]  # of ties the first, as in argmax
+    highest = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]  # ties as in argmax
     top5 = float(np.mean((highest == labels[:, None]).any(axis=1)))
     return {
         "balanced_accuracy": accuracy_of(labels, scores, balanced=True),
@@ -44,7 +44,7 @@ def compute_metrics(labels: Labels, scores: Scores) -> dict[str, float]:
 
 
 def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> float:
-    """Return the share of rows whose highest score is the true class's, or its class mean."""
+    """Return the accuracy, or the balanced accuracy: the mean recall of classes with rows."""
     right = scores.argmax(axis=1) == labels
     if balanced:
         counts = np.bincount(labels)
@@ -55,8 +55,8 @@ def accuracy_of(labels: Labels, scores: Scores, *, balanced: bool = False) -> fl
 def roc_auc_of(labels: Labels, scores: Scores) -> float:
     """Return the area under the ROC curve; of more than two classes, the mean of one-vs-rest.
 
-    Computed as the Mann-Whitney statistic, where ties count half. Classes without rows, or without
-    rows of other classes, do not count; NaN if none counts.
+    It is the Mann-Whitney statistic, where ties count half. The mean leaves out classes without
+    rows and classes that all rows have; it is NaN if no class is left.
     """
     from scipy.stats import rankdata
 
@@ -77,7 +77,7 @@ def log_loss_of(labels: Labels, probabilities: Scores) -> float:
 def brier_of(labels: Labels, probabilities: Scores) -> float:
     """Return half the mean squared distance of probabilities (N, K) from the truth, in 0 … 1.
 
-    Brier (1950) does not halve; the half is the usual score of two classes.
+    Brier (1950) does not halve; half is the usual score for two classes.
     """
     true = probabilities[np.arange(len(labels)), labels]
     squares = (probabilities**2).sum(axis=1) - true**2 + (1 - true) ** 2

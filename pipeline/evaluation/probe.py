@@ -6,26 +6,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SAMPLE = 2000  # most rows that components are fitted on
+SAMPLE = 2000  # maximum number of rows that components are fitted on
 TOLERANCE = 1e-4  # 1e-3 and 1e-7 rank the same wrong labels of cats and dogs first
 MAX_ITERATIONS = 100
 
 Floats = npt.NDArray[np.float32]
 
 
-def fit_components(features: Floats, most: int) -> Any:
-    """Fit ``most`` principal components, or as many as possible, on a sample of rows."""
+def fit_components(features: Floats, max_count: int) -> Any:
+    """Fit at most ``max_count`` principal components on a sample of the rows (N, D)."""
     from sklearn.decomposition import PCA
 
     if len(features) > SAMPLE:
         chosen = np.random.default_rng(0).choice(len(features), SAMPLE, replace=False)
         features = features[np.sort(chosen)]
-    count = min(most, *features.shape)
+    count = min(max_count, *features.shape)
     return PCA(count, svd_solver="randomized", iterated_power=2, random_state=0).fit(features)
 
 
 def fit_probe(features: Floats, labels: npt.NDArray[np.int64], C: float) -> Any:
-    """Fit logistic regression with one C on rows (N, D)."""
+    """Fit logistic regression with penalty ``C`` on rows (N, D)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -1,4 +1,4 @@
-"""The rules of a comparison: how often images are split, and which seeds heads are fitted with."""
+"""The rules of a comparison: how images are split, and which seeds heads are fitted with."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from pipeline.evaluation.splits import (
 from pipeline.spec import check_seed
 from pipeline.text import counted
 
-FEW_IMAGES = 2000  # of fewer, a fifth as test set gives a 95 % interval of over 4 points
+FEW_IMAGES = 2000  # with fewer, a fifth as test set has a 95 % interval of over 4 points
 DEFAULT_FOLDS = 5
 MIN_FOLDS = 3  # one each for test, validation and training
 
@@ -51,8 +51,8 @@ class EvaluationProtocol:
 
     Attributes
     ----------
-    folds : None for `DEFAULT_FOLDS` of fewer than `FEW_IMAGES` images without split folders, else
-        one split.
+    folds : None means `DEFAULT_FOLDS` for fewer than `FEW_IMAGES` images without split folders,
+        else one split.
     split : shares of images without split folders, ``60/20/20``.
     group : see `parse_group_rule`.
     seed, repeats : stochastic heads are fitted with seed, seed + 1, …; each repeat of the folds
@@ -77,7 +77,7 @@ class EvaluationProtocol:
                 f"received {self.folds}"
             )
         if self.repeats < 1:
-            raise UsageError(f"--repeats is a number from 1; received {self.repeats}")
+            raise UsageError(f"--repeats: expected 1 or more; received {self.repeats}")
         for first, flag in ((self.seed, "--seed"), (self.split_seed, "--split-seed")):
             check_seed(first, flag)
             check_seed(first + self.repeats - 1, flag)
@@ -92,15 +92,15 @@ class EvaluationProtocol:
         return None if self.group is None else parse_group_rule(self.group)
 
     def plan_trials(self, columns: Columns, classes: Sequence[str]) -> TrialPlan:
-        """Return the trials of a set of images; raises BadDataError if it cannot be split so."""
+        """Return the trials of a set of images; raises BadDataError if it cannot be split."""
         identities = identities_of(columns, self.group_of)
         seeds = tuple(range(self.seed, self.seed + self.repeats))
         folds = self.folds
         if folds is None and self.shares is None:
-            most, _ = max_folds(columns, classes, identities)
+            possible, _ = max_folds(columns, classes, identities)
             is_small = len(columns) < FEW_IMAGES and columns.splits.max(initial=0) <= TRAIN
-            if is_small and most >= MIN_FOLDS and len(classes) > 1:
-                folds = min(DEFAULT_FOLDS, most)
+            if is_small and possible >= MIN_FOLDS and len(classes) > 1:
+                folds = min(DEFAULT_FOLDS, possible)
         if folds is None:
             self._check_unused_options(columns)
             splits = make_splits(
@@ -122,11 +122,11 @@ class EvaluationProtocol:
         return TrialPlan(trials, source, folds)
 
     def _check_unused_options(self, columns: Columns) -> None:
-        """Raise UsageError for shares that complete split folders would overrule."""
+        """Raise UsageError for shares, and warn of a seed, that complete split folders override."""
         complete = {TRAIN, VALIDATION, TEST} <= set(np.unique(columns.splits).tolist())
         if complete and self.shares is not None:
             raise UsageError(
-                "--split: the set has train, validation and test folders; omit --split, or "
+                "--split: the images are in train, validation and test folders; omit --split, or "
                 "cross-validate with --cv"
             )
         if complete and self.split_seed:

@@ -1,4 +1,4 @@
-"""Rank heads on validation, find those as good as the best, and recommend one."""
+"""Rank heads on validation, find those that are as good as the best, and recommend one."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pipeline.text import counted, printable
 BEST, AS_GOOD = "best", "≈ best"
 SIGNIFICANCE = 0.05  # p-value below which a head is better than guessing
 ROUNDING = 1e-9  # of accuracies averaged over fits: far less than one image
-MAX_NAMES = 3  # of heads as good; the table has all
+MAX_NAMES = 3  # of heads that are as good; the table has all
 
 Order = npt.NDArray[np.int64]
 Outcomes = Sequence[Outcome]
@@ -27,18 +27,17 @@ Outcomes = Sequence[Outcome]
 def rank_and_recommend(outcomes: Outcomes, *, balanced: bool = False) -> tuple[list[Outcome], str]:
     """Sort the outcomes, the best first, with verdicts and p-values; recommend one in a sentence.
 
-    The best head has the highest validation accuracy (or balanced accuracy); of equal ones the
-    lowest validation log loss, then the fewest parameters. Heads as good are at most one standard
-    error of the paired difference worse (Breiman et al. 1984). Of these, the one with the fewest
-    parameters is recommended, which is also the fastest to predict with; of equally simple ones
-    the one with the lowest calibrated log loss on validation. No choice depends on the p-values,
-    which are of test.
+    The best head has the highest validation accuracy (or balanced accuracy); ties go to the lowest
+    validation log loss, then to the fewest parameters. A head is as good if it is at most one
+    standard error of the paired difference worse (Breiman et al. 1984). Of these, the head with the
+    fewest parameters is recommended, which is also the fastest to predict with; ties go to the
+    lowest calibrated log loss on validation. No choice depends on the p-values, which are of test.
 
     On 120 random splits of 2,000 cats and dogs (two bases, 200 to 1,000 training images) the
     recommended head was 0.36 points on average below the best head on that test; the best head on
     validation, 0.60. The head with the highest mean accuracy was 0.02 to 0.17 points better.
 
-    Returns the outcomes, those without metrics last, and the sentence, empty if all have none.
+    Returns the outcomes, those without metrics last, and the sentence, empty if none has metrics.
     """
     failed = [outcome for outcome in outcomes if outcome.result.status]
     scored = [outcome for outcome in outcomes if not outcome.result.status]
@@ -78,16 +77,17 @@ def _accuracy(outcome: Outcome, balanced: bool) -> float:
 
 
 def _image_weights(predictions: HeadPredictions, balanced: bool) -> npt.NDArray[np.float64]:
-    """Return the weight of each image (n,), 1 on average; balanced, classes have equal sums."""
+    """Return the weight of each image (n,), 1 on average; if balanced, classes weigh the same."""
     weights = compute_sample_weight("balanced" if balanced else None, predictions.labels)
     return np.asarray(weights, np.float64)
 
 
 def _simplest(tied: Outcomes) -> Outcome:
-    """Return the simplest outcome on the cache of the best, the first; constant predictors last.
+    """Return the simplest outcome on the cache of the best, which is the first.
 
-    Parameters of heads do not include those of bases: compared over caches, they preferred VGG16 to
-    MobileNetV2 for its fewer features, which lost 0.1 to 0.3 points on average.
+    A constant predictor is returned only if all are. Other caches are left out, as a head's
+    parameters do not include its base: VGG16, with fewer features than MobileNetV2, would be
+    preferred, which lost 0.1 to 0.3 points on average.
     """
     same_cache = [outcome for outcome in tied if outcome.result.cache == tied[0].result.cache]
     useful = [each for each in same_cache if len(np.unique(each.validation.predicted)) > 1]
@@ -123,7 +123,7 @@ def _p_value(outcome: Outcome, best: Outcome) -> float:
 
 
 def _pair_images(first: HeadPredictions, second: HeadPredictions) -> tuple[Order, Order] | None:
-    """Return orders (n,) that pair equal images; None unless all digests and labels are equal."""
+    """Return orders (n,) that pair equal images, or None if any digest or label differs."""
     one, other = (np.lexsort((each.rows, each.labels, each.keys)) for each in (first, second))
     same_images = np.array_equal(first.keys[one], second.keys[other])
     if not same_images or not np.array_equal(first.labels[one], second.labels[other]):
@@ -134,8 +134,8 @@ def _pair_images(first: HeadPredictions, second: HeadPredictions) -> tuple[Order
 def _beats_guessing(outcome: Outcome, balanced: bool) -> bool:
     """Return whether a head is significantly better on test than guessing.
 
-    Guessing predicts the most frequent class of validation. The test is exact McNemar; with equal
-    classes, two standard errors of the paired difference of balanced accuracies (1/K by guessing).
+    Guessing predicts the most frequent class of validation. The test is exact McNemar's; if
+    balanced, a gain in balanced accuracy of more than `Z_95` standard errors.
     """
     correct, guessed = outcome.test.correct, _guessed_right(outcome)
     gains = (correct.astype(np.float64) - guessed) * _image_weights(outcome.test, balanced)

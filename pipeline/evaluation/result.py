@@ -27,7 +27,7 @@ class Result:
     test_low, test_high : 95 % Wilson interval.
     fit_seconds : for all settings of the head.
     predict_ms : milliseconds per test image, from cached features to a class.
-    parameters : number of fitted values that predictions use; 0 where no setting was chosen.
+    parameters : number of fitted values that predictions use; 0 without metrics.
     balanced_accuracy : mean recall of the classes.
     brier : half the mean squared distance of the probabilities from the truth.
     ece : expected calibration error of the predicted class's probability, 15 bins of equal width.
@@ -37,13 +37,13 @@ class Result:
     fits : number of fits, folds or seeds, that the metrics are means of.
     test_spread : standard deviation of their test accuracies; NaN for a single fit.
     p_value, p_holm : exact McNemar test against the best head on the same test images, uncorrected
-        and Holm-corrected over the table. No choice depends on it.
+        and Holm-corrected over the table. No choice depends on them.
     verdict : ``best`` or ``≈ best`` on validation, else empty.
-    recommended : whether it is the simplest of these.
+    recommended : whether it is the simplest head with a verdict.
     status : empty, or why there are no metrics: ``stopped after 10 s``, ``diverged``.
     model : file of the saved classifier in the run's folder, or empty.
-    views, tta : number of augmented views that it was trained on, and that validation and test
-        probabilities are averaged over, in addition to the image.
+    views, tta : number of augmented views per image, in addition to the image, that it is trained
+        on, and that validation and test probabilities are averaged over.
     """
 
     head: str
@@ -122,12 +122,12 @@ class HeadPredictions:
 
     @property
     def predicted(self) -> npt.NDArray[np.int64]:
-        """Return the class of the highest score (n,)."""
+        """The class of the highest score (n,)."""
         return np.asarray(self.scores.argmax(axis=1), np.int64)
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """Return whether the predicted class is the true class (n,)."""
+        """Whether the predicted class is the true class (n,)."""
         return np.asarray(self.predicted == self.labels)
 
 
@@ -154,7 +154,7 @@ class Fit:
 
     Attributes
     ----------
-    estimator : fitted, with ``predict_proba``; None for a reference without one.
+    estimator : fitted, with ``predict_proba``; None if it was not kept.
     params : its point in the head's grid.
     parameters : number of fitted values that predictions use.
     native_probabilities : whether the estimator has its own probabilities; else a temperature
@@ -185,7 +185,7 @@ class Fit:
 
 
 def params_text(params: Mapping[str, Any]) -> str:
-    """Return a setting on one line, without the names of a pipeline's steps: ``C=0.1``."""
+    """Format a setting on one line, without the names of a pipeline's steps: ``C=0.1``."""
     return " ".join(
         f"{name.split('__')[-1]}={format(value, 'g') if isinstance(value, int | float) else value}"
         for name, value in params.items()
@@ -193,7 +193,7 @@ def params_text(params: Mapping[str, Any]) -> str:
 
 
 def most_frequent_setting(fits: Sequence[Fit]) -> list[Fit]:
-    """Return the fits with the setting that most fits chose, the first of equals."""
+    """Return the fits with the setting that most fits chose; ties go to the first."""
     texts = [params_text(fit.params) for fit in fits]
     chosen = max(texts, key=texts.count)
     return [fit for fit, text in zip(fits, texts, strict=True) if text == chosen]
@@ -227,7 +227,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The outcomes of all heads, the highest validation accuracy first, without metrics last.
+    """The outcomes of all heads: the highest validation accuracy first, those without metrics last.
 
     Attributes
     ----------

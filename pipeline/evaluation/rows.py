@@ -19,7 +19,7 @@ from pipeline.heads.config import Input
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.text import counted, printable
 
-VIEWS = 1 << 15  # above every view number, an int16
+VIEWS = 1 << 15  # more than any view number, an int16
 ROWS_PER_BLOCK = 1024  # 32 MiB of (4, 4, 512) maps at a time where only their means are kept
 
 Rows = npt.NDArray[np.int64]  # row numbers of a cache, including views
@@ -51,15 +51,15 @@ class ViewRows:
         return np.flatnonzero(np.isin(self.images, images) & (self.views <= self.train_views))
 
     def of_view(self, images: Images, view: int = 0) -> Rows:
-        """Return the row of one view of each image, in the order of the images."""
+        """Return the row of this view of each image, in the order of the images."""
         rows = np.flatnonzero(self.views == view)
         row_of = np.full(self.images.max(initial=-1) + 1, len(self.images))  # no row: IndexError
         row_of[self.images[rows]] = rows
         return np.asarray(row_of[images])
 
-    def count_views(self, images: Images, most: int) -> Rows:
-        """Return how many of the views 1 … most each image has."""
-        augmented = (self.views > 0) & (self.views <= most)
+    def count_views(self, images: Images, last: int) -> npt.NDArray[np.int64]:
+        """Return how many of the views 1 … ``last`` each image has (n,)."""
+        augmented = (self.views > 0) & (self.views <= last)
         counts = np.bincount(self.images[augmented], minlength=self.images.max(initial=-1) + 1)
         return np.asarray(counts[images])
 
@@ -76,7 +76,7 @@ class CachedViews:
 
     @classmethod
     def of(cls, table: FeatureTable) -> "CachedViews":
-        """Find the image of each row by path and digest; drop repeats and views without image."""
+        """Find the image of each row by path and digest; drop repeats and views without one."""
         columns = table.columns
         if not columns.views.any():
             return cls(table, ViewRows.plain(len(table)))
@@ -107,12 +107,12 @@ class CachedViews:
     def select_views(
         self, *, train: Images, evaluation: Images, views: int | None, tta: bool
     ) -> "CachedViews":
-        """Set the numbers of views to train on (None for all cached) and to average.
+        """Set the number of views to train on (None for all cached) and of views to average over.
 
         ``evaluation`` are the images of validation and test.
 
         Raises UsageError if the cache contains fewer views than requested; BadDataError if it
-        contains them for some images only, which would weigh more than others.
+        contains them for only some images, which would weigh more than others.
         """
         name = printable(self.table.path)
         cached = self._highest_view(train)
@@ -152,7 +152,7 @@ def views_suffix(views: int) -> str:
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Features (N, D), labels (N,) in 0 … K - 1, and V views (N, D) to average over."""
+    """Features (N, D), labels (N,) in 0 … K - 1, and further views (N, D) to average over."""
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
@@ -177,9 +177,9 @@ class LabelledRows:
 
 @dataclass(frozen=True)
 class TrialRows:
-    """One input of one cached layer, with the trials that split its images.
+    """The features of one cached layer as one input, with the trials that split its images.
 
-    ``features`` (R, D) are of R rows, including views; ``labels`` (N,) of N images.
+    ``features`` (R, D) has a row per image and view; ``labels`` (N,) one entry per image.
     """
 
     features: npt.NDArray[np.float32]
@@ -200,7 +200,7 @@ class TrialRows:
     ) -> Self:
         """Read the rows that a comparison needs, each once; for a refit, also validation views.
 
-        Training rows come first: of one split they are used without a copy.
+        Training rows come first: for one split they are used without a copy.
         """
         rows = cached.rows
         train, evaluation = images_of(trials)

@@ -66,7 +66,7 @@ def summarize(
     *,
     folds: int,
 ) -> Outcome:
-    """Return the outcome of a head's fits, which each trial has one of per seed.
+    """Return the outcome of a head's fits: for each trial, a fit per seed.
 
     Accuracies and calibration errors are over all test images, other metrics are means over the
     fits. ``folds`` is the number of trials that together test every image once; 0 for one split.
@@ -108,7 +108,7 @@ def _test_scores(fit: Fit) -> Scores:
 
 
 def _calibrated(fit: Fit) -> Scores:
-    """Return test probabilities with the temperature, which those of a margin head include."""
+    """Return test probabilities with the temperature, which scaled estimators already apply."""
     temperature = fit.temperature if fit.native_probabilities else 1.0
     return apply_temperature(_test_scores(fit), temperature, has_probabilities=True)
 

@@ -1,6 +1,6 @@
 """Fit every setting of a head's grid and choose one on validation.
 
-Test rows are not among the arguments: no function here can select on them.
+No function here takes test rows: none can select on them.
 """
 
 import logging
@@ -49,9 +49,9 @@ def search(
 ) -> Fit | None:
     """Fit all settings and keep the one with the highest (balanced) validation accuracy.
 
-    Of equally accurate settings with probabilities, the lowest log loss wins: on an easy set many
-    settings make no error, and the most regularised of them are needlessly unsure. Of equal ones
-    the first of the grid wins, the most regularised.
+    Ties go to the lowest log loss, if there are probabilities: on an easy set many settings make
+    no error, and the most regularised of them are needlessly unsure. Remaining ties go to the first
+    setting of the grid, the most regularised.
 
     A classifier without probabilities gets them from a temperature fitted on validation. Settings
     are chosen on unaugmented images; the chosen one is evaluated over views, too.
@@ -117,7 +117,7 @@ def score_on_validation(
     settings: Sequence[Setting] = (),
     fit_seconds: float = math.nan,
 ) -> Fit:
-    """Return the fit of a fitted estimator with probabilities, evaluated on validation."""
+    """Evaluate a fitted estimator with probabilities on validation; return its `Fit`."""
     labels = validation.labels
     scores = validation.mean_probabilities(estimator)
     is_scaled = isinstance(estimator, TemperatureScaling)
@@ -261,14 +261,14 @@ def has_converged(estimator: Any) -> bool:
 
 
 def parameter_count(estimator: Any) -> int:
-    """Return how many fitted values an estimator predicts with.
+    """Return the number of fitted values that an estimator predicts with.
 
     These are coefficients, nodes of trees, or the arrays of its final step, such as neighbors.
     """
     if isinstance(estimator, TemperatureScaling):
         return parameter_count(estimator.estimator)
     if isinstance(estimator, Pipeline):
-        if hasattr(estimator[-1], "coef_"):  # as weights of the features before PCA
+        if hasattr(estimator[-1], "coef_"):  # counted as weights of the features before PCA
             return int(np.size(estimator[-1].intercept_)) * (1 + int(estimator.n_features_in_))
         return parameter_count(estimator[-1])
     if hasattr(estimator, "coef_"):

@@ -35,8 +35,8 @@ class Shares:
             parts = []
         if len(parts) != 3 or not all(0 < part < float("inf") for part in parts):
             raise UsageError(
-                f"--split is train/validation/test shares, three positive numbers such as "
-                f"60/20/20; received {text!r}"
+                f"--split: expected shares of train, validation and test, three positive numbers "
+                f"such as 60/20/20; received {text!r}"
             )
         train, validation, test = (part / sum(parts) for part in parts)
         return cls(train=train, validation=validation, test=test)
@@ -49,7 +49,7 @@ class Shares:
 class Splits:
     """Ascending image numbers (n,) of each split.
 
-    ``source`` says how they were made; ``counts`` is split -> class -> number of images.
+    ``source`` is a sentence on the method; ``counts`` maps split -> class -> number of images.
     """
 
     train: Images
@@ -77,8 +77,8 @@ def make_splits(
 ) -> Splits:
     """Return the splits of the folders; fill missing splits by content digest.
 
-    An image's split depends on its own identity alone (see `pipeline.evaluation.groups`; by default
-    its digest): adding images moves no other, and only folders divide images of one identity.
+    An image's split depends only on its identity (see `pipeline.evaluation.groups`; by default its
+    digest): adding images moves no other, and only folders divide images of one identity.
 
     Raises BadDataError if there is only one class, a split lacks a class, or there are folders but
     none to train on.
@@ -101,7 +101,7 @@ def check_two_classes(classes: Sequence[str]) -> None:
 
 
 def uniform_draws(digests: npt.NDArray[np.void], *, seed: int) -> npt.NDArray[np.float64]:
-    """Return a number in [0, 1) per content digest: the first 8 bytes of SHA-256(seed, digest)."""
+    """Return a number in [0, 1) per digest (N,): the first 8 bytes of SHA-256(seed, digest)."""
     salt = str(seed).encode()
     heads = [hashlib.sha256(salt + digest.tobytes()).digest()[:8] for digest in digests]
     return np.frombuffer(b"".join(heads), ">u8") / 2.0**64
@@ -113,7 +113,7 @@ def _fill_splits(
     shares: Shares,
     identities: npt.NDArray[np.void],
 ) -> str:
-    """Set, in ``splits``, the images that no folder assigns; return how, in a sentence."""
+    """Assign images to missing splits, in place; return a sentence on the method."""
     present = set(np.unique(splits).tolist())
     if present in ({NONE}, {TRAIN}):
         splits[:] = np.where(
@@ -128,7 +128,7 @@ def _fill_splits(
     if TRAIN not in present:
         others = " and ".join(SPLIT_NAMES[split] for split in sorted(present))
         raise BadDataError(f"there are images for {others} but none in train/; add that folder")
-    # Images that are also in another folder stay in train: filling divides no identity.
+    # Identities that are also in another folder stay in train: filling divides no identity.
     movable = (splits == TRAIN) & ~np.isin(identities, identities[splits != TRAIN])
     if {VALIDATION, TEST} <= present:
         return "split by the folders"
@@ -150,7 +150,7 @@ def split_rows(
     remedy: str,
     identities: npt.NDArray[np.void],
 ) -> Splits:
-    """Return the images of each split number (N,); raises BadDataError if a split lacks a class."""
+    """Return the splits of split numbers (N,); raises BadDataError if a split lacks a class."""
     images: dict[str, Images] = {}
     counts: dict[str, dict[str, int]] = {}
     for number, name in enumerate(USED_SPLITS, TRAIN):
@@ -187,7 +187,7 @@ def check_class_size(
 def max_folds(
     columns: Columns, classes: Sequence[str], identities: npt.NDArray[np.void]
 ) -> tuple[int, str]:
-    """Return the fewest identities of a class, the highest number of folds, and its name."""
+    """Return the maximum number of folds, the identities of the rarest class, and this class."""
     counts = [len(np.unique(identities[columns.labels == label])) for label in range(len(classes))]
     rarest = int(np.argmin(counts))
     return counts[rarest], classes[rarest]
@@ -201,7 +201,7 @@ def make_folds(
     seed: int,
     identities: npt.NDArray[np.void],
 ) -> Iterator[Splits]:
-    """Yield a split per fold: fold i is test, the next validation, the others train.
+    """Yield a split per fold: fold i is test, the next one validation, the others train.
 
     Folds are stratified by class and divide no identity.
 

@@ -25,10 +25,10 @@ def wilson_interval(correct: float, count: int) -> tuple[float, float]:
 
 
 def mcnemar_exact(first: Correct, second: Correct) -> float:
-    """Return the two-sided p-value that two classifiers are equally accurate (McNemar 1947).
+    """Return the two-sided p-value of two classifiers being equally accurate (McNemar 1947).
 
-    Only images (N,) on which they differ count; under the hypothesis either one is right with
-    probability one half. 1 if they never differ.
+    Only images (N,) on which they differ count; under the null hypothesis either one is right with
+    probability one half. The p-value is 1 if they never differ.
     """
     from scipy.stats import binomtest  # half a second to import
 
@@ -37,7 +37,7 @@ def mcnemar_exact(first: Correct, second: Correct) -> float:
 
 
 def holm(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Return p-values (N,) corrected for their number (Holm 1979); NaN is not counted."""
+    """Return p-values (N,) corrected for their number (Holm 1979); NaNs stay and do not count."""
     values = np.asarray(p_values, np.float64)
     corrected = np.full(len(values), math.nan)
     tests = np.flatnonzero(~np.isnan(values))

@@ -6,19 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.probe import fit_components, fit_probe
+from pipeline.evaluation.groups import Rows
+from pipeline.evaluation.metrics import Labels, Scores
+from pipeline.evaluation.probe import Floats, fit_components, fit_probe
 
 # Cats and dogs with 20 wrong labels among 1,000, 4 draws and 2 bases: 17 to 20 of them are among
 # the first 40 suspects with C = 10, 15 to 20 with C = 100.
 FOLDS = 5
 PENALTY = 10.0
-FEATURES = 256  # principal components; all 1,280 features take 5 times as long
-MAX_TRAINING_ROWS = 5000  # per fold; every row is evaluated all the same
+FEATURES = 256  # principal components; 1,280 features take 5 times as long
+MAX_TRAINING_ROWS = 5000  # per fold; all rows are evaluated
 MAX_SUSPECTS = 100  # nobody inspects more
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-Probabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +31,14 @@ class Suspect:
 
 
 def find_suspects(
-    features: Floats, labels: Rows, groups: Rows, class_count: int, seed: int = 0
+    features: Floats, labels: Labels, groups: Rows, class_count: int, seed: int = 0
 ) -> list[Suspect]:
     """Return the labels that are most likely wrong, the likeliest first; 100 at most.
 
     Confident learning (Northcutt et al. 2021): a row's probabilities come from a model that was
-    fitted on neither the row nor its duplicates. From each class's probability its mean over the
-    rows with that label is subtracted; a row is suspect if the highest difference is another
-    class's. The margin ranks. Rows of classes with fewer than five groups (N,) are left out.
+    fitted on neither the row nor its duplicates, one of ``groups`` (N,). A class's threshold is its
+    mean probability over the rows with that label. A row is suspect if another class exceeds its
+    threshold by more than the label does. Classes with fewer than five groups are left out.
     """
     fold = _assign_folds(labels, groups, seed)
     features = fit_components(features, FEATURES).transform(features)
@@ -49,9 +47,9 @@ def find_suspects(
 
 
 def out_of_fold(
-    features: Floats, labels: Rows, fold: Rows, class_count: int, seed: int = 0
-) -> Probabilities:
-    """Return probabilities (N, K) by the probe of the other folds; fold -1 is always in train."""
+    features: Floats, labels: Labels, fold: Rows, class_count: int, seed: int = 0
+) -> Scores:
+    """Return out-of-fold probabilities (N, K); rows of fold -1 are in train for every fold."""
     probabilities = np.zeros((len(labels), class_count))
     random = np.random.default_rng(seed)
     for number in range(FOLDS):
@@ -67,7 +65,7 @@ def out_of_fold(
 
 
 def rank_suspects(
-    probabilities: Probabilities, labels: Rows, *, evaluated: npt.NDArray[np.bool_]
+    probabilities: Scores, labels: Labels, *, evaluated: npt.NDArray[np.bool_]
 ) -> list[Suspect]:
     """Rank suspects by out-of-fold probabilities (N, K), among the evaluated rows (N,) bool."""
     rows = np.flatnonzero(evaluated)
@@ -95,10 +93,10 @@ def rank_suspects(
     ]
 
 
-def _assign_folds(labels: Rows, groups: Rows, seed: int) -> Rows:
-    """Return the fold (N,) of each row; groups of a class take turns, -1 for too few groups.
+def _assign_folds(labels: Labels, groups: Rows, seed: int) -> Rows:
+    """Return the fold (N,) of each row, with about equally many groups of a class in each.
 
-    A group counts for the class of its first row.
+    The fold is -1 if the class has too few groups. A group has the class of its first row.
     """
     random = np.random.default_rng(seed)
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 GAP = 2  # spaces between two columns
-MAX_PARAMS, MAX_STATUS = 28, 40  # results.csv has the full text
+MAX_PARAMS, MAX_STATUS = 28, 40  # characters; results.csv has the full text
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column; a narrow terminal omits the least important columns."""
+    """A column of the table; a narrow terminal omits the least important ones."""
 
     title: str
     cell: Callable[[Result], str]
@@ -102,7 +102,7 @@ COLUMNS = (
 
 
 def columns_of(results: Sequence[Result]) -> list[Column]:
-    """Return the columns that distinguish rows, and those with any value."""
+    """Return the identity columns that distinguish rows, and the others that are not empty."""
     identity: list[Column] = []
     kinds = 1
     for column in IDENTITY:
@@ -114,7 +114,7 @@ def columns_of(results: Sequence[Result]) -> list[Column]:
 
 
 def explain_views(results: Sequence[Result]) -> str:
-    """Return sentences on the use of augmented views, after a blank; empty for none."""
+    """Return sentences on the use of augmented views, each after a space; empty without views."""
     views, tta = (sorted({getattr(result, of) for result in results}) for of in ("views", "tta"))
     text = ""
     if any(views):

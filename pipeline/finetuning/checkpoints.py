@@ -62,7 +62,7 @@ def read_checkpoint(path: Path, *, run: Mapping[str, Any]) -> Checkpoint | None:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The folder of a run's checkpoints, with a folder for each seed, until results are written.
+    """The folder of a run's checkpoints, one folder per seed; it exists until results are written.
 
     Its name is a digest of everything that determines the training: other runs never use it.
     """

@@ -10,7 +10,7 @@ from pipeline.evaluation.config import ClassifyConfig, SplitConfig
 from pipeline.heads.config import DenseConfig
 from pipeline.spec import check_seed
 
-DEFAULT_SPLIT = "60/20/20"  # of an image folder without split folders
+DEFAULT_SPLIT = "60/20/20"  # for an image folder without split folders
 FIRST_UNFROZEN = {"vgg16": "block5_conv1", "vgg19": "block5_conv1"}  # the book's last block
 
 
@@ -40,7 +40,7 @@ FINE_TUNING = Schedule(epochs=100, learning_rate=1e-5)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The network of the head and the training of each stage."""
+    """The network of the head, and the schedule of each stage."""
 
     network: DenseConfig
     head: Schedule
@@ -127,7 +127,7 @@ class FinetuneConfig(SplitConfig):
 
     @property
     def plan(self) -> Plan:
-        """The training of each stage."""
+        """The network and the schedules that these options describe."""
 
         def stage(default: Schedule, epochs: int | None, learning_rate: float | None) -> Schedule:
             return Schedule(
@@ -144,7 +144,7 @@ class FinetuneConfig(SplitConfig):
         )
 
     def classify_config(self, *, has_splits: bool) -> ClassifyConfig:
-        """Return the split of the images, without folds: each fold would need a training."""
+        """Return the options of the split, without folds: each fold would need a training."""
         return ClassifyConfig(
             split=self.split or (None if has_splits else DEFAULT_SPLIT),
             group=self.group,

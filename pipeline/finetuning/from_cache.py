@@ -1,4 +1,4 @@
-"""Fine-tuning (*Deep Learning with Python*, 5.3) on cached feature maps of the freeze boundary."""
+"""Fine-tuning (*Deep Learning with Python*, 5.3) on cached maps of the last frozen layer."""
 
 import math
 from contextlib import ExitStack

@@ -14,7 +14,7 @@ from pipeline.text import counted, printable
 
 @dataclass(frozen=True, kw_only=True)
 class MethodResult:
-    """The rows of a method; `run.write_results` writes them and removes the checkpoints."""
+    """What `run.write_results` needs of a method to write the run's folder."""
 
     outcomes: Sequence[Outcome]
     classes: tuple[str, ...]

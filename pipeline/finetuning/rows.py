@@ -1,4 +1,4 @@
-"""Rows of a training: arrays on disk, read in an order that depends on the seed."""
+"""Training and validation rows: arrays on disk, read in an order that depends on the seed."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from pipeline.prefetch import prefetch
 from pipeline.text import file_size, printable
 
 BLOCK_BYTES = 2**25  # 32 MiB, about 100 maps: reads each chunk of the cache once or twice
-ORDER = 1  # the random stream of the order; other streams are for weights
+ORDER = 1  # number of the random stream of the row order; other streams are for weights
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ def check_disk_space(folder: Path, needed: int, *, cure: str) -> None:
 def scratch_array(
     blocks: Iterable[Array], *, shape: Sequence[int], dtype: str, folder: Path
 ) -> Iterator[Array]:
-    """Write rows to disk, uncompressed, where reading a shuffled batch takes milliseconds.
+    """Write rows to disk, uncompressed, so that reading a shuffled batch takes milliseconds.
 
     The blocks (n, …) have at most N rows in total, the first dimension of ``shape``. The file has
     no name: it disappears with the process, even if that is killed.
@@ -83,7 +83,7 @@ def scratch_array(
     check_disk_space(folder, needed, cure="free disk space and run again")
     with tempfile.TemporaryFile(dir=folder) as file:
         rows = 0
-        # written, not mapped: a mapped file on a full disk dies of SIGBUS
+        # not a writable mapping: on a full disk, SIGBUS would kill the process
         with storage_errors(folder / "training data", needs=needed):
             for block in blocks:
                 file.write(np.ascontiguousarray(block, dtype).data)

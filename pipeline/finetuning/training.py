@@ -36,7 +36,7 @@ class TrainingResult:
     Attributes
     ----------
     weights : trained weights by name: ``block5_conv1/kernel``, ``head/hidden_kernel``.
-    history : `MEASURES` by epoch; training measures are those of each batch before its step.
+    history : `MEASURES` by epoch; those of training are of each batch before its step.
     seconds : training time of each epoch, without validation and checkpoint.
     best_epoch : counts from 1.
     validation_probabilities : (N, K) float64.
@@ -57,7 +57,7 @@ class TrainingResult:
 
 
 class TrainableModel(NamedTuple):
-    """A network, inputs (B, …) -> probabilities (B, 1) or (B, K), and its variables to train.
+    """A network, inputs (B, …) -> probabilities (B, 1) or (B, K), and its trainable variables.
 
     It consists of two Keras models: in a single one, ``training=True`` would reach the layers of
     the base, too, and turn on their BatchNorm and dropout.
@@ -65,7 +65,7 @@ class TrainableModel(NamedTuple):
 
     top: Any
     variables: Mapping[str, Any]  # to train, of both models, by name
-    body: Any | None = None  # precedes top, always in inference mode
+    body: Any | None = None  # runs before top, always in inference mode
 
     def __call__(self, inputs: Any, *, training: bool) -> Any:
         features = inputs if self.body is None else self.body(inputs, training=False)
@@ -101,7 +101,7 @@ class RunOptions:
 def train(
     network: TrainableModel, task: Task, schedule: Schedule, options: RunOptions, *, stage: str
 ) -> TrainingResult:
-    """Train the variables of a network; afterwards they have the values of the best epoch.
+    """Train the variables of a network, and set them to their values of the best epoch.
 
     The result depends only on the seed, also after interruptions. Raises UsageError if a loss is
     not finite.

@@ -23,10 +23,10 @@ Scores = npt.NDArray[np.float64]
 def class_scores(
     estimator: Any, features: npt.NDArray[Any], class_count: int, *, method: str = "predict_proba"
 ) -> Scores:
-    """Return scores of a fitted estimator: (N, D) -> (N, K) float64, the prediction's is highest.
+    """Return scores of a fitted estimator: (N, D) -> (N, K) float64; the highest is predicted.
 
-    With the method ``predict``, the predicted class scores 1. Raises ValueError if the estimator
-    does not return (N, K).
+    With the method ``predict``, the predicted class scores 1, the others 0. Raises ValueError if
+    the estimator does not return (N, K).
     """
     if not len(features):
         return np.empty((0, class_count))
@@ -50,10 +50,8 @@ def class_scores(
 
 
 def keras_probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:
-    """Return probabilities (N, K) of a Keras model, softmax or one sigmoid, for rows (N, D)."""
-    return to_probabilities(
-        np.asarray(model(rows, training=False))
-    )  # `predict` would compile again
+    """Return probabilities (N, K) of a Keras model, softmax or sigmoid, for rows (N, D)."""
+    return to_probabilities(np.asarray(model(rows, training=False)))  # `predict` would compile
 
 
 def to_probabilities(outputs: npt.NDArray[Any]) -> Scores:
@@ -98,7 +96,7 @@ def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) 
     most_confident = (len(labels) + 1) / (len(labels) + 2)
 
     def excess(log_inverse: float) -> float:
-        """Negative if the temperature is too high; increases with its inverse."""
+        """Return a number that is negative if 1/T is too low, and increases with it."""
         probabilities = softmax(logits * math.exp(log_inverse), axis=1)
         slope = np.mean((probabilities * logits).sum(axis=1) - true)  # of the loss over 1/T
         return float(max(slope, probabilities.max(axis=1).mean() - most_confident))
@@ -114,16 +112,16 @@ def fit_temperature(labels: Labels, scores: Scores, *, has_probabilities: bool) 
 
 
 def apply_temperature(scores: Scores, temperature: float, *, has_probabilities: bool) -> Scores:
-    """Return ``softmax(logits / temperature)`` (N, K); the ranking of the classes stays."""
+    """Return ``softmax(logits / temperature)`` (N, K); the order of the classes does not change."""
     logits = _to_logits(scores, has_probabilities=has_probabilities)
     return np.asarray(softmax(logits / temperature, axis=1))
 
 
 @dataclass(eq=False, repr=False)
 class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A fitted classifier with probabilities: its decision values divided by a temperature.
+    """A fitted classifier; its probabilities are softmax(decision values / temperature).
 
-    There is no bias: that of Platt's sigmoid would change the predicted classes. ``method`` is
+    There is no bias: unlike Platt scaling, it does not change the predicted classes. ``method`` is
     ``decision_function`` or ``predict``.
     """
 

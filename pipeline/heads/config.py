@@ -18,7 +18,7 @@ _number = partial(option, type=whole_number, metavar="N,…")
 @documented
 @dataclass(kw_only=True)
 class DenseConfig:
-    """How the dense head is built and trained; the defaults are the book's (DLwP 5.3).
+    """Options of the dense head; the defaults are from *Deep Learning with Python*, 5.3.
 
     Raises UsageError for an impossible value.
     """

@@ -35,7 +35,7 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
     module_name, _, path = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)  # kept: factories and fitting processes import later
+        sys.path.insert(0, here)  # not removed: factories and fitting processes import later
     try:
         with redirect_stdout(sys.stderr):
             factory: Any = importlib.import_module(module_name)
@@ -133,7 +133,7 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _check_probabilities(outputs: npt.NDArray[Any]) -> None:
-    """Raise UsageError for logits, which look like probabilities to the search."""
+    """Raise UsageError for logits, which the search would take for probabilities."""
     if not np.isfinite(outputs).all():
         return  # the training diverged; the search reports that
     sums_to_one = outputs.shape[1] == 1 or np.allclose(outputs.sum(axis=1), 1, atol=1e-3)

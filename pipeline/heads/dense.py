@@ -1,4 +1,4 @@
-"""The book's head in Keras: one hidden layer with dropout (DLwP 5.3, listing 5.18)."""
+"""The dense head in Keras, as in *Deep Learning with Python*, 5.3 (listing 5.18)."""
 
 import logging
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ XLA_ROWS = 10_000  # rows × epochs from which XLA saves more than its 2 s of co
 def build_dense(shape: tuple[int, ...], class_count: int, config: DenseConfig, seed: int) -> Any:
     """Build Flatten → Dense(relu) → Dropout → Dense(1, sigmoid), or Dense(K, softmax), compiled.
 
-    ``seed`` draws the initial weights and dropout. The book's network has 2,097,665 parameters.
+    ``seed`` seeds the initial weights and dropout. The book's network has 2,097,665 parameters.
     """
     from pipeline.keras_backend import keras
 

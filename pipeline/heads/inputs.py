@@ -1,4 +1,4 @@
-"""Flattening or averaging of cached feature maps: the input of a head."""
+"""The input of a head: flattened or averaged feature maps."""
 
 import math
 from collections.abc import Sequence
@@ -19,5 +19,5 @@ def flatten_or_pool(features: npt.NDArray[Any], input: Input) -> npt.NDArray[np.
 
 
 def feature_count(shape: Sequence[int], input: Input) -> int:
-    """Return the number of columns of `flatten_or_pool` for feature maps of this shape."""
+    """Return the number of columns that `flatten_or_pool` makes of maps of this shape."""
     return math.prod(shape) if input == "flat" else shape[-1]

@@ -10,8 +10,8 @@ from pipeline.errors import UsageError
 from pipeline.heads.config import Input
 from pipeline.heads.registry import HEADS
 
-PROTOCOLS = ("kornblith",)  # evaluation protocols, in no group of heads
-# These take longest on 2,000 × 512 features of two classes; the others take up to 0.6 s.
+PROTOCOLS = ("kornblith",)  # evaluation protocols; no group contains them
+# The slowest on 2,000 × 512 features of two classes; the others take at most 0.6 s.
 SLOW = ("dense", "svm_rbf", "random_forest")
 
 CUSTOM_HEAD = re.compile(r"(?P<name>[\w.]+:[\w.]+?)(?::(?P<input>flat|pooled))?")

@@ -1,7 +1,7 @@
 """The table of heads, `HEADS`. A new head needs a function that makes the estimator and an entry.
 
-The entry is enough for ``--heads NAME``, the search on validation, saving, `predict` and `export`
-(or one line that says why a head cannot be saved or exported).
+The entry is enough for ``--heads NAME``, the search on validation, saving, `predict` and `export`.
+A head that cannot be saved or exported needs one more line with the reason.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.heads.config import DenseConfig, Input
 
-# The functions import scikit-learn: --help needs only the names.
+# Each function imports scikit-learn itself: --help needs only the names and stays fast.
 
 
 def dense() -> Any:
@@ -117,8 +117,8 @@ class Head:
         class_count).
     grid : as in `sklearn.model_selection.ParameterGrid`, the most regularised setting first.
     input : flattened or averaged feature maps, by default.
-    is_stochastic : the fit depends on the seed. Such heads use all cores by themselves.
-    calibrate : replace the head's probabilities, which are too extreme, by temperature scaling.
+    is_stochastic : the fit depends on the seed. Such heads use all cores.
+    calibrate : temperature scaling replaces the head's probabilities, which are too extreme.
     max_rows : maximum number of training rows.
     name : ``module:factory`` of a custom head; empty for a built-in head.
     """
@@ -163,7 +163,7 @@ HEADS: dict[str, Head] = {
     "linear_svm": Head(linear_svm, {"linearsvc__C": _powers_of_ten(-3, 1)}),
     "ridge": Head(ridge, {"ridgeclassifier__alpha": _powers_of_ten(2, -4)}),
     "lda": Head(lda, {"lineardiscriminantanalysis__shrinkage": SHRINKAGES}),
-    # The mean squared distance of rows is 2, so gamma = 0.25 is the usual 1 / (2 · median).
+    # The mean squared distance between rows is 2, so gamma = 0.25 is the usual 1 / (2 · median).
     "svm_rbf": Head(
         svm_rbf,
         [{"svc__gamma": [gamma], "svc__C": _powers_of_ten(0, 2)} for gamma in (0.1, 0.25, 0.6)],
@@ -171,7 +171,7 @@ HEADS: dict[str, Head] = {
     ),
     # odd numbers: two classes cannot tie
     "knn": Head(knn, {"kneighborsclassifier__n_neighbors": (51, 25, 15, 9, 5, 3, 1)}),
-    # With angles or distances: the better one depends on the base.
+    # angles, then distances: which is better depends on the base
     "prototype": Head(prototype, [{}, {"normalizer": ["passthrough"]}], calibrate=True),
     "random_forest": Head(
         random_forest, {"randomforestclassifier__min_samples_leaf": (5, 1)}, is_stochastic=True

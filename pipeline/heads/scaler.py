@@ -1,4 +1,4 @@
-"""One scale for all features."""
+"""`CommonScaler`: one scale for all features."""
 
 from typing import Any, Self
 
@@ -13,8 +13,8 @@ class CommonScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     The features of a layer share a unit: `StandardScaler` would amplify those that are rarely
     active. Logistic regression on 1,000 cats and dogs (VGG16, pooled) reaches 97.0 % on test with
-    one scale, 95.8 % with a scale for each feature. A mean squared length of 1 gives a penalty the
-    same effect for 512 features and for 8,192. Without centering, angles do not change.
+    one scale, 95.8 % with a scale for each feature. With a mean squared length of 1, a penalty has
+    the same effect on 512 features and on 8,192. Without centering, angles do not change.
 
     Attributes
     ----------

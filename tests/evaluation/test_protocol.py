@@ -75,7 +75,7 @@ def test_shares_and_folds_keep_groups_together() -> None:
     [
         ({"folds": 5, "split": "60/20/20"}, "omit one"),
         ({"folds": 2}, "needs 3 folds"),
-        ({"repeats": 0}, "--repeats is a number from 1"),
+        ({"repeats": 0}, "--repeats: expected 1 or more"),
         ({"split_seed": -1}, "--split-seed is a number from 0"),
         ({"seed": 2**32 - 1, "repeats": 2}, "--seed is a number from 0"),
     ],
