@@ -87,8 +87,8 @@ def audit_features(
 
 def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
     """Return the features to audit (n, D): pooled maps, or 16 × 16 pixels."""
-    kind = input_of(table, layer, requested=None, default="pooled")
-    features = read_input(table, layer, rows, kind)
+    input = input_of(table, layer, requested=None, default="pooled")
+    features = read_input(table, layer, rows, input)
     shape = table.layers[layer]
     if table.spec.base != "pixels" or len(shape) != 3 or max(shape[:2]) <= PIXELS_PER_SIDE:
         return features

@@ -84,7 +84,7 @@ def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCach
     for table in tables:
         selected = tuple(layer for layer in table.layers if not layers or _is_named(layer, layers))
         if not selected:
-            log.warning("%s contains none of the requested layers: skipped", table.path)
+            log.warning("%s contains none of the requested layers: skipped", printable(table.path))
             continue
         cached = CachedViews.of(table)
         images = cached.images
@@ -115,8 +115,8 @@ def _check_same_classes(tables: Sequence[FeatureTable]) -> None:
     for table in tables[1:]:
         if table.classes != first.classes:
             raise BadDataError(
-                f"{table.path} has the classes {_names(table.classes)}, and {first.path} "
-                f"{_names(first.classes)}; compare caches of the same classes"
+                f"{printable(table.path)} has the classes {_names(table.classes)}, and "
+                f"{printable(first.path)} {_names(first.classes)}; compare caches of the same classes"
             )
 
 

@@ -108,16 +108,16 @@ def _compare_on_layer(
     """Fit all heads on one layer, input by input; yield their outcomes."""
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():
-        kind = input_of(cache.table, layer, requested=request.input, default=head.input)
-        if all(other.name != request.name for other in by_input[kind]):
-            by_input[kind][request] = head  # vectors have only one input
-    for kind, heads in by_input.items():
+        input = input_of(cache.table, layer, requested=request.input, default=head.input)
+        if all(other.name != request.name for other in by_input[input]):
+            by_input[input][request] = head  # vectors have only one input
+    for input, heads in by_input.items():
         trials = cache.trial_plan.trials
-        data = TrialRows.read(cache.views, layer, kind, trials, refit=config.refit)
+        data = TrialRows.read(cache.views, layer, input, trials, refit=config.refit)
         fits: dict[HeadRequest, list[list[Fit]]] = {}
         outcomes = {}
         for request, fits_or_reasons in fit_heads(heads, data, config).items():
-            result = new_row(request.name, cache.table, layer, kind, data.rows)
+            result = new_row(request.name, cache.table, layer, input, data.rows)
             scored = _score(result, heads[request], fits_or_reasons, data)
             if isinstance(scored, str):
                 outcomes[request] = Outcome(result=replace(result, status=scored))

@@ -77,7 +77,7 @@ def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> 
     empty = sorted({name for table in edited for name in table.classes} - used)
     if empty:
         names = ", ".join(map(printable, empty))
-        log.warning("--labels drops every image of %s; the class is removed", names)
+        log.warning("--labels drops every image of %s; removed from the classes", names)
     return [_remove_classes(table, empty) for table in edited]
 
 

@@ -15,7 +15,7 @@ DRAWS = 5
 IMAGES_PER_CLASS = 10  # on average, in the smallest training set
 MAX_IMAGES = 5000  # in the largest training set
 FEATURES = 256  # principal components: as accurate as all features, and 4 times as fast
-PENALTIES = (0.1, 1.0, 10.0, 100.0)  # C on rows of mean squared length 1
+C_GRID = (0.1, 1.0, 10.0, 100.0)  # for rows of mean squared length 1
 TOO_COARSE = 0.02  # noise in accuracy that allows no conclusion
 
 
@@ -68,20 +68,20 @@ def learning_curve(
         components.transform(features[split == part]) for part in (TRAIN, VALIDATION, TEST)
     )
     first, validation = orders[0][: sizes[-1]], labels[split == VALIDATION]
-    fits = {C: fit_probe(train_rows[first], train[first], C) for C in PENALTIES}
-    losses = {C: log_loss_of(validation, fits[C].predict_proba(validation_rows)) for C in PENALTIES}
-    penalty = min(PENALTIES, key=lambda C: losses[C])
+    fits = {C: fit_probe(train_rows[first], train[first], C) for C in C_GRID}
+    probabilities = {C: fit.predict_proba(validation_rows) for C, fit in fits.items()}
+    chosen = min(C_GRID, key=lambda C: log_loss_of(validation, probabilities[C]))
     correct = np.empty((len(sizes), DRAWS, len(test_rows)), bool)
     for draw, order in enumerate(orders):
         for index, size in enumerate(sizes):
-            fit, drawn = fits[penalty], order[:size]
+            fit, drawn = fits[chosen], order[:size]
             if size < len(train):  # all draws of all images are the same
-                fit = fit_probe(train_rows[drawn], train[drawn], penalty)
+                fit = fit_probe(train_rows[drawn], train[drawn], chosen)
             correct[index, draw] = fit.predict(test_rows) == labels[split == TEST]
     return LearningCurve(
         sizes=np.asarray(sizes, np.int64),
         accuracies=correct.mean(axis=2),
-        head=f"logistic (C={penalty:g}) on {train_rows.shape[1]} principal components",
+        head=f"logistic (C={chosen:g}) on {train_rows.shape[1]} principal components",
         sentence=conclude(sizes[-2], sizes[-1], correct[-2], correct[-1]),
     )
 

@@ -77,7 +77,7 @@ def log_loss_of(labels: Labels, probabilities: Scores) -> float:
 def brier_of(labels: Labels, probabilities: Scores) -> float:
     """Return half the mean squared distance of probabilities (N, K) from the truth, in 0 … 1.
 
-    Brier (1950) does not halve; half is the usual score for two classes.
+    Brier (1950) does not halve; with the half, two classes have the usual score.
     """
     true = probabilities[np.arange(len(labels)), labels]
     squares = (probabilities**2).sum(axis=1) - true**2 + (1 - true) ** 2

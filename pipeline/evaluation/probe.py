@@ -25,7 +25,7 @@ def fit_components(features: Floats, max_count: int) -> Any:
 
 
 def fit_probe(features: Floats, labels: npt.NDArray[np.int64], C: float) -> Any:
-    """Fit logistic regression with penalty ``C`` on rows (N, D)."""
+    """Fit logistic regression with inverse penalty ``C`` on rows (N, D)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

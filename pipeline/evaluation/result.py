@@ -39,7 +39,7 @@ class Result:
     p_value, p_holm : exact McNemar test against the best head on the same test images, uncorrected
         and Holm-corrected over the table. No choice depends on them.
     verdict : ``best`` or ``≈ best`` on validation, else empty.
-    recommended : whether it is the simplest head with a verdict.
+    recommended : whether the sentence below the table recommends it.
     status : empty, or why there are no metrics: ``stopped after 10 s``, ``diverged``.
     model : file of the saved classifier in the run's folder, or empty.
     views, tta : number of augmented views per image, in addition to the image, that it is trained

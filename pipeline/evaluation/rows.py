@@ -22,6 +22,7 @@ from pipeline.text import counted, printable
 VIEWS = 1 << 15  # more than any view number, an int16
 ROWS_PER_BLOCK = 1024  # 32 MiB of (4, 4, 512) maps at a time where only their means are kept
 
+Features = npt.NDArray[np.float32]  # (N, D)
 Rows = npt.NDArray[np.int64]  # row numbers of a cache, including views
 
 
@@ -42,7 +43,7 @@ class ViewRows:
     tta_views: int = 0
 
     @classmethod
-    def plain(cls, count: int) -> "ViewRows":
+    def unaugmented(cls, count: int) -> "ViewRows":
         """Return one row per image, in order."""
         return cls(images=np.arange(count), views=np.zeros(count, np.int64))
 
@@ -79,7 +80,7 @@ class CachedViews:
         """Find the image of each row by path and digest; drop repeats and views without one."""
         columns = table.columns
         if not columns.views.any():
-            return cls(table, ViewRows.plain(len(table)))
+            return cls(table, ViewRows.unaugmented(len(table)))
         image_of: dict[tuple[bytes, bytes], int] = {}
         names = [
             (path, digest.tobytes())
@@ -154,9 +155,9 @@ def views_suffix(views: int) -> str:
 class LabelledRows:
     """Features (N, D), labels (N,) in 0 … K - 1, and further views (N, D) to average over."""
 
-    features: npt.NDArray[np.float32]
+    features: Features
     labels: npt.NDArray[np.int64]
-    views: Sequence[npt.NDArray[np.float32]] = field(default=(), kw_only=True)
+    views: Sequence[Features] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -182,7 +183,7 @@ class TrialRows:
     ``features`` (R, D) has a row per image and view; ``labels`` (N,) one entry per image.
     """
 
-    features: npt.NDArray[np.float32]
+    features: Features
     labels: npt.NDArray[np.int64]
     class_count: int
     trials: Sequence[Trial]
@@ -193,7 +194,7 @@ class TrialRows:
         cls,
         cached: CachedViews,
         layer: str,
-        kind: Input,
+        input: Input,
         trials: Sequence[Trial],
         *,
         refit: bool = False,
@@ -210,7 +211,7 @@ class TrialRows:
             others += [rows.training_rows(trial.splits.validation) for trial in trials]
         needed = np.concatenate([first, np.setdiff1d(np.concatenate(others), first)])
         return cls(
-            features=read_input(cached.table, layer, needed, kind),
+            features=read_input(cached.table, layer, needed, input),
             labels=cached.images.columns.labels,
             class_count=len(cached.table.classes),
             trials=trials,
@@ -232,7 +233,7 @@ class TrialRows:
         others = tuple(self._features(self.rows.of_view(images, view)) for view in views)
         return replace(self.unaugmented(images), views=others)
 
-    def _features(self, rows: Rows) -> npt.NDArray[np.float32]:
+    def _features(self, rows: Rows) -> Features:
         """Return features of rows, without a copy if they are consecutive."""
         if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
             return self.features[rows[0] : rows[0] + len(rows)]
@@ -260,23 +261,23 @@ def input_of(table: FeatureTable, layer: str, *, requested: Input | None, defaul
     return requested or default
 
 
-def read_input(table: FeatureTable, layer: str, rows: Rows, kind: Input) -> npt.NDArray[np.float32]:
+def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Features:
     """Return features of the rows, in order: (n, H·W·C) flat or (n, C), the mean of each map.
 
     Raises BadDataError if a value is not finite.
     """
     shape = table.layers[layer]
-    if kind == "flat" or len(shape) == 1:
-        features = flatten_or_pool(table.features(layer, rows), kind)
+    if input == "flat" or len(shape) == 1:
+        features = flatten_or_pool(table.features(layer, rows), input)
     else:
         features = np.empty((len(rows), shape[-1]), np.float32)
         order = np.argsort(rows)
         for start in range(0, len(rows), ROWS_PER_BLOCK):
             block = order[start : start + ROWS_PER_BLOCK]
-            features[block] = flatten_or_pool(table.features(layer, rows[block]), kind)
+            features[block] = flatten_or_pool(table.features(layer, rows[block]), input)
     if not np.isfinite(features).all():
         raise BadDataError(
-            f"{table.path}: layer {layer} contains values that are not finite; "
+            f"{printable(table.path)}: layer {printable(layer)} contains values that are not finite; "
             f"extract again with --dtype float32"
         )
     return features

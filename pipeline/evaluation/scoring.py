@@ -31,6 +31,8 @@ from pipeline.heads.calibration import apply_temperature
 from pipeline.heads.config import Input
 from pipeline.text import printable
 
+Pairs = Sequence[tuple[Fit, Trial]]
+
 
 def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: ViewRows) -> Result:
     """Return the row of a head before it is fitted."""
@@ -96,9 +98,6 @@ def summarize(
         history=first.history,
         settings=first.settings,
     )
-
-
-Pairs = Sequence[tuple[Fit, Trial]]
 
 
 def _test_scores(fit: Fit) -> Scores:

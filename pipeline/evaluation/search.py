@@ -191,11 +191,11 @@ def fit_grid(
     template = head.build(train.features.shape[1], class_count)
     set_where_none(template, "random_state", seed)
     weights = balance(template, train.labels, class_count) if balanced else {}
-    transformers, (last, model) = [], ("", template)
+    transformers, (final_name, model) = [], ("", template)
     rows, monitored = train.features, validation.features
     if isinstance(template, Pipeline):
-        *transformers, (last, model) = template.steps
-    shared = all(name.startswith(f"{last}__") for params in settings for name in params)
+        *transformers, (final_name, model) = template.steps
+    shared = all(name.startswith(f"{final_name}__") for params in settings for name in params)
     if transformers and shared:
         shared_steps = Pipeline(transformers)
         rows = shared_steps.fit_transform(rows, train.labels)
@@ -208,9 +208,9 @@ def fit_grid(
         try:
             if transformers and shared:
                 final = candidate[-1].fit(rows, train.labels, **weights)
-                candidate = Pipeline([*transformers, (last, final)])
+                candidate = Pipeline([*transformers, (final_name, final)])
             else:
-                prefix = f"{last}__" if last else ""
+                prefix = f"{final_name}__" if final_name else ""
                 named = {prefix + name: value for name, value in weights.items()}
                 candidate.fit(train.features, train.labels, **named)
         except ValueError as error:  # such as features that are all constant

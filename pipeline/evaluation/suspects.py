@@ -13,7 +13,7 @@ from pipeline.evaluation.probe import Floats, fit_components, fit_probe
 # Cats and dogs with 20 wrong labels among 1,000, 4 draws and 2 bases: 17 to 20 of them are among
 # the first 40 suspects with C = 10, 15 to 20 with C = 100.
 FOLDS = 5
-PENALTY = 10.0
+INVERSE_PENALTY = 10.0  # C
 FEATURES = 256  # principal components; 1,280 features take 5 times as long
 MAX_TRAINING_ROWS = 5000  # per fold; all rows are evaluated
 MAX_SUSPECTS = 100  # nobody inspects more
@@ -59,7 +59,7 @@ def out_of_fold(
             rows = np.sort(random.choice(rows, MAX_TRAINING_ROWS, replace=False))
         if not len(held_out) or len(np.unique(labels[rows])) < 2:
             continue
-        model = fit_probe(features[rows], labels[rows], PENALTY)
+        model = fit_probe(features[rows], labels[rows], INVERSE_PENALTY)
         probabilities[np.ix_(held_out, model.classes_)] = model.predict_proba(features[held_out])
     return probabilities
 

@@ -198,7 +198,7 @@ def test_imbalance_is_noticed(tmp_path: Path) -> None:
     [
         ({"protocol": "other"}, "--protocol is one of"),
         ({"protocol": "kornblith", "heads": "ridge"}, "omit --heads"),
-        ({"timeout": 0.0}, "--timeout is above 0"),
+        ({"timeout": 0.0}, "--timeout: expected above 0"),
     ],
 )
 def test_contradictory_options_are_refused(

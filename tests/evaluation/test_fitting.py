@@ -34,7 +34,7 @@ def trial_rows(folds: int = 3) -> TrialRows:
         labels=LABELS,
         class_count=2,
         trials=EvaluationProtocol(folds=folds).plan_trials(columns, ("cats", "dogs")).trials,
-        rows=ViewRows.plain(len(LABELS)),
+        rows=ViewRows.unaugmented(len(LABELS)),
     )
 
 
@@ -200,7 +200,7 @@ def fit():
     labels = np.arange(12) % 2
     columns = draw_columns(labels.tolist())
     trials = EvaluationProtocol(folds=3).plan_trials(columns, ("a", "b")).trials[:1]
-    data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials, ViewRows.plain(12))
+    data = TrialRows(np.zeros((12, 2), np.float32), labels, 2, trials, ViewRows.unaugmented(12))
     heads = {HeadRequest("knn"): load_head("knn")}
     (fits,) = fit_heads(heads, data, ClassifyConfig(timeout=60)).values()
     print(fits[0])

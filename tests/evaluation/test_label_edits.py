@@ -264,7 +264,7 @@ def test_a_class_without_images_is_removed(
     after = after_edits(table, f"digest,drop\n{hexadecimal(table, 2)},yes\n")
     assert after.classes == ("cats", "dogs", "고양이")
     assert after.columns.labels.tolist() == [0, 0, 1, 2, 0, 0, 1]
-    assert "--labels drops every image of =1+1; the class is removed" in caplog.text
+    assert "--labels drops every image of =1+1; removed from the classes" in caplog.text
 
 
 def test_a_class_with_images_in_one_cache_stays_in_all(table: FeatureTable) -> None:

@@ -89,7 +89,7 @@ def test_options_that_folders_overrule_are_refused_or_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     columns = draw_columns(alternating_labels(100), splits=folder_splits(100))
-    with pytest.raises(UsageError, match="--split: the set has train, validation and test"):
+    with pytest.raises(UsageError, match="--split: the images are in train, validation and test"):
         EvaluationProtocol(split="80/10/10").plan_trials(columns, CLASSES)
     EvaluationProtocol(split_seed=7).plan_trials(columns, CLASSES)
     assert "--split-seed has no effect" in caplog.text
