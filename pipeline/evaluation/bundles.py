@@ -64,7 +64,7 @@ def add_bundle(
     """Return the outcome with the bundle of a fit, or with the reason why it has none."""
     if fit is None or outcome.result.status:
         return replace(outcome, not_saved=outcome.result.status)
-    bundle = _bundle(outcome.result, fit, table, fitted_on=fitted_on)
+    bundle = _make_bundle(outcome.result, fit, table, fitted_on=fitted_on)
     try:
         _ = bundle.estimator_bytes  # raises for types that cannot be saved
     except PipelineError as error:
@@ -110,7 +110,7 @@ def fit_on_all(
     return {request: result for request, (result,) in run_in_parallel(heads, 1, fit).items()}
 
 
-def _bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: str) -> Bundle:
+def _make_bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: str) -> Bundle:
     origin = table.document
     document: dict[str, Any] = {
         "cache": os.fspath(table.path.resolve()),

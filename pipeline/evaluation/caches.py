@@ -115,8 +115,9 @@ def _check_same_classes(tables: Sequence[FeatureTable]) -> None:
     for table in tables[1:]:
         if table.classes != first.classes:
             raise BadDataError(
-                f"{printable(table.path)} has the classes {_names(table.classes)}, and "
-                f"{printable(first.path)} {_names(first.classes)}; compare caches of the same classes"
+                f"{printable(table.path)} has the classes {_names(table.classes)}, "
+                f"{printable(first.path)} has {_names(first.classes)}; compare caches of the same "
+                f"classes"
             )
 
 

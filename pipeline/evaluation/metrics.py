@@ -60,7 +60,7 @@ def roc_auc_of(labels: Labels, scores: Scores) -> float:
     """
     from scipy.stats import rankdata
 
-    scores = scores[:, 1:] if scores.shape[1] == 2 else scores
+    scores = scores[:, 1:] if scores.shape[1] == 2 else scores  # of two classes, one suffices
     positive = labels[:, None] == np.arange(scores.shape[1]) + (scores.shape[1] == 1)
     positives = positive.sum(axis=0)
     above = (rankdata(scores, axis=0) * positive).sum(axis=0) - positives * (positives + 1) / 2

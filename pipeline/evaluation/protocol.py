@@ -106,7 +106,7 @@ class EvaluationProtocol:
             splits = make_splits(
                 columns, classes, shares=self.shares, seed=self.split_seed, identities=identities
             )
-            notices = tuple(_divided_groups(splits, identities)) if self.group_of else ()
+            notices = tuple(_notice_divided_groups(splits, identities)) if self.group_of else ()
             return TrialPlan((Trial(splits, seeds),), splits.source, notices=notices)
         trials = tuple(
             Trial(splits, (seed,))
@@ -133,7 +133,7 @@ class EvaluationProtocol:
             log.warning("--split-seed has no effect: the folders decide the splits")
 
 
-def _divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
+def _notice_divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
     """Yield a notice if split folders divide groups."""
     parts = [np.unique(identities[rows]) for rows in (splits.train, splits.validation, splits.test)]
     count = len(np.concatenate(parts)) - len(np.unique(np.concatenate(parts)))

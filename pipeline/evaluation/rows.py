@@ -277,7 +277,7 @@ def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Fea
             features[block] = flatten_or_pool(table.features(layer, rows[block]), input)
     if not np.isfinite(features).all():
         raise BadDataError(
-            f"{printable(table.path)}: layer {printable(layer)} contains values that are not finite; "
-            f"extract again with --dtype float32"
+            f"{printable(table.path)}: layer {printable(layer)} contains values that are not "
+            f"finite; extract again with --dtype float32"
         )
     return features

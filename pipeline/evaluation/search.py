@@ -72,7 +72,7 @@ def search(
         try:
             scores = class_scores(estimator, validation.features, class_count, method=method)
         except ValueError as error:  # such as more neighbors than training rows
-            if head.name:  # the row of a custom head states it
+            if head.is_custom:  # its row states the error
                 raise
             log.debug("%s: %s", params_text(params), error)
             continue
@@ -214,7 +214,7 @@ def fit_grid(
                 named = {prefix + name: value for name, value in weights.items()}
                 candidate.fit(train.features, train.labels, **named)
         except ValueError as error:  # such as features that are all constant
-            if head.name:  # the row of a custom head states it
+            if head.is_custom:  # its row states the error
                 raise
             failure = str(error)
             log.debug("%s: %s", params_text(params), failure)

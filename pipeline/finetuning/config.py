@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.cache.config import ExtractConfig
+from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.config import count, documented, fraction, option, positive_number, whole_number
 from pipeline.errors import UsageError
 from pipeline.evaluation.config import ClassifyConfig, SplitConfig
@@ -109,9 +109,7 @@ class FinetuneConfig(SplitConfig):
         _ = self.first_unfrozen  # raises if there is no default
         _ = self.classify_config(has_splits=self.split is None).evaluation_protocol  # may raise
         if self.views:
-            from pipeline.cache.config import ViewPlan
-
-            ViewPlan(self.views, self.extract.augmentation_ranges)
+            ViewPlan(self.views, self.extract.augmentation_ranges)  # raises for invalid views
 
     @property
     def first_unfrozen(self) -> str:

@@ -108,11 +108,9 @@ def train(
     """
     variables = network.variables
     count = sum(math.prod(variable.shape) for variable in variables.values())
-    names = (f"{name} ({' × '.join(map(str, v.shape))})" for name, v in variables.items())
-    log.info(
-        "%s: trains %s tensors, %s parameters: %s",
-        *(stage, len(variables), f"{count:,}", ", ".join(names)),
-    )
+    shapes = (f"{name} ({' × '.join(map(str, v.shape))})" for name, v in variables.items())
+    text = f"{count:,} parameters: {', '.join(shapes)}"
+    log.info("%s: trains %d tensors, %s", stage, len(variables), text)
     trainer = _Trainer(network, task.class_count, schedule.learning_rate, options.seed)
     path = None
     if options.checkpoints:

@@ -67,13 +67,13 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
             raise UsageError(f"expected a scikit-learn classifier or Keras model; received {kind}")
         return clone(model)  # a factory may return the same object every time
 
-    return Head(make, is_stochastic=True, name=name)
+    return Head(make, is_stochastic=True, is_custom=True)
 
 
 @contextmanager
 def failures_of(head: Head) -> Iterator[None]:
     """Convert a custom head's errors into HeadFailedError and send its output to stderr."""
-    if not head.name:  # an error in a built-in head is a bug
+    if not head.is_custom:  # an error in a built-in head is a bug
         yield
         return
     try:

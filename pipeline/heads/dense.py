@@ -94,11 +94,11 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
         if self.tensorboard:
             folder = f"{self.tensorboard}/dense-seed{self.random_state}-{model.name}"
             callbacks.append(keras.callbacks.TensorBoard(folder, write_graph=False))
-        run = keras.callbacks.CallbackList(callbacks, add_history=True, model=model)
+        callback_list = keras.callbacks.CallbackList(callbacks, add_history=True, model=model)
         generator = np.random.default_rng(self.random_state)
-        run.on_train_begin()
+        callback_list.on_train_begin()
         for epoch in range(self.epochs):
-            run.on_epoch_begin(epoch)
+            callback_list.on_epoch_begin(epoch)
             model.reset_metrics()
             full, rest = np.split(generator.permutation(count), [count - count % size])
             train(tf.constant(full.reshape(-1, size)), tensors)
@@ -111,10 +111,10 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
                 logs |= {f"val_{name}": float(value) for name, value in val_logs}
             text = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
             log.debug("epoch %d/%d: %s", epoch + 1, self.epochs, text)
-            run.on_epoch_end(epoch, logs)
+            callback_list.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
-        run.on_train_end()
+        callback_list.on_train_end()
         return model.history.history
 
     def __getstate__(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class Head:
     is_stochastic : the fit depends on the seed. Such heads use all cores.
     calibrate : temperature scaling replaces the head's probabilities, which are too extreme.
     max_rows : maximum number of training rows.
-    name : ``module:factory`` of a custom head; empty for a built-in head.
+    is_custom : from ``module:factory``; its errors become the status of its row.
     """
 
     make: Callable[..., Any]
@@ -129,7 +129,7 @@ class Head:
     is_stochastic: bool = False
     calibrate: bool = False
     max_rows: int | None = None
-    name: str = ""
+    is_custom: bool = False
 
     def build(self, feature_count: int, class_count: int) -> Any:
         """Return an unfitted classifier."""

@@ -112,7 +112,7 @@ def test_a_pipeline_is_fitted_without_changes() -> None:
     np.testing.assert_array_equal(
         found.predict_proba(train.features), reference.predict_proba(train.features)
     )
-    assert load_head("mine:logistic").name == "mine:logistic"
+    assert load_head("mine:logistic").is_custom
 
 
 @pytest.mark.parametrize("class_count", [2, 3])
