@@ -416,7 +416,7 @@ def duplicates_text(comparison: Comparison) -> str:
 
 def test_duplicates_are_across_folds_where_there_are_folds(comparison: Comparison) -> None:
     text = duplicates_text(with_outcomes(comparison, folds=5))
-    assert "identical files, across folds" in text
+    assert "identical files, in different folds" in text
     assert "splits" not in text
     assert "(train)" not in text
 
@@ -433,7 +433,7 @@ def test_sixty_identical_files_are_one_group(tmp_path: Path) -> None:
     findings = replace(comparison.findings, duplicates=(*frames, leak))
     text = duplicates_text(replace(comparison, findings=findings))
     assert "62 images in 2 groups" in text
-    assert "1 group is across splits" in text
-    near = text.index("near-duplicates, similarity 0.980, across splits")
+    assert "1 group has images in different splits" in text
+    near = text.index("near-duplicates, similarity 0.980, in different splits")
     assert near < text.index("60 images: identical files; 56 more not shown")
     assert text.count(".png") == 2 + 4

@@ -9,7 +9,7 @@ from PIL import Image
 from synthetic_images import draw
 
 from pipeline.images.views import POLICIES, Augmentation, Pixels, draw_view
-from pipeline.report.sheets import LINE, MARGIN, MOST_VIEWS, NARROWEST, PICTURE, write_view_sheet
+from pipeline.report.sheets import LINE, MARGIN, MAX_VIEWS, NARROWEST, PICTURE, write_view_sheet
 
 Row = tuple[bytes, bytes, Pixels]
 
@@ -58,8 +58,8 @@ def test_large_pictures_are_shown_smaller() -> None:
 def test_sheet_shows_a_limited_number_of_views() -> None:
     rows = [row_of("a.png")]
     shape = sheet_of(rows, views=100).shape
-    assert shape == sheet_of(rows, views=MOST_VIEWS).shape
-    assert shape[1] == MARGIN + (1 + MOST_VIEWS) * (NARROWEST + MARGIN)
+    assert shape == sheet_of(rows, views=MAX_VIEWS).shape
+    assert shape[1] == MARGIN + (1 + MAX_VIEWS) * (NARROWEST + MARGIN)
 
 
 def test_title_fits_however_long() -> None:
