@@ -1,4 +1,4 @@
-"""Measurements in other processes: workers that wait for requests, and commands."""
+"""Measure in other processes: workers that wait for requests, and commands."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from pipeline.errors import StorageError
 
 
 class Worker:
-    """A side in its own process that measures on request.
+    """A process that measures one side on request.
 
     Attributes
     ----------

@@ -28,9 +28,7 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
     """
     if run.is_file():
         if head is not None:
-            raise UsageError(
-                f"{printable(run)} is a model file; leave out --head {printable(head)}"
-            )
+            raise UsageError(f"{printable(run)} is a model: leave out --head {printable(head)}")
         return run
     rows, not_saved = _read_results(run / "results.json")
     saved = [row for row in rows if row["model"]]

@@ -89,7 +89,7 @@ def roc(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
 
 
 def reliability(outcome: Outcome) -> dict[str, Any] | None:
-    """Plot accuracy by confidence, with and without temperature scaling."""
+    """Plot accuracy by confidence, also after temperature scaling; None without probabilities."""
     result, test = outcome.result, outcome.test
     if math.isnan(result.ece):
         return None

@@ -114,9 +114,7 @@ def duplicates(comparison: Comparison, findings: AuditResult) -> dict[str, Any] 
     pairs_of: dict[int, list[DuplicatePair]] = {}
     for pair in pairs:
         pairs_of.setdefault(int(group_of[pair.first]), []).append(pair)
-    groups = [
-        (np.flatnonzero(group_of == group).tolist(), each) for group, each in pairs_of.items()
-    ]
+    groups = [(np.flatnonzero(group_of == key).tolist(), each) for key, each in pairs_of.items()]
     if not groups:
         return None
     groups.sort(key=lambda group: (not _is_across(group[1]), -len(group[0])))

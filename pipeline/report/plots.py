@@ -134,7 +134,7 @@ def inline_svg(
     overlay : SVG elements on top, in points.
     """
     file = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # equal in every run
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # differs between runs
     with rc_context(RC | {"svg.hashsalt": label}):  # ids are unique in a page
         figure = Figure(figsize=size, layout="constrained" if layout == "matrix" else None)
         axes = figure.subplots(gridspec_kw=MARGINS[layout])
