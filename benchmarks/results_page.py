@@ -136,8 +136,8 @@ def _book_comparison(measured: DatasetResults) -> Iterator[str]:
 def _methods(sets: Sequence[DatasetResults]) -> Iterator[str]:
     yield "## Methods"
     yield (
-        "Extraction and training are times of the machine that generated this page, which ran other "
-        "programs as well; disk is the size of the cache with that number of views. The best "
+        "Extraction and training are times of the machine that generated this page, while it ran "
+        "other programs; disk is the size of the cache with that number of views. The best "
         "method depends on the size of the image set and on its similarity to ImageNet."
     )
     for each in sets:

@@ -52,7 +52,7 @@ class CachedFeatures:
     def features(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float32]]]:
-        """Yield blocks of b digests and their features (V, b, *shape) float32; view 0: the image."""
+        """Yield blocks: b digests and features (V, b, *shape) float32, view 0 (the image) first."""
         remaining = set(digests)
         block_size = max(1, ROWS_PER_BLOCK // (self._plan.views + 1))
         for table, rows in self._rows:

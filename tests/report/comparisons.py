@@ -163,7 +163,7 @@ def synthetic_findings(table: FeatureTable) -> AuditResult:
         sizes=np.array([10, 20, 40]),
         accuracies=np.array([[0.7, 0.8], [0.85, 0.87], [0.9, 0.92]]),
         head="logistic (C=1)",
-        sentence="More images would probably help.",
+        sentence="More images would probably help",
     )
     return AuditResult(
         table=table,
