@@ -356,6 +356,7 @@ def _outcome(
     columns: Columns,
     trial: Trial,
 ) -> Outcome:
+    """Summarize the networks of one head, one for each seed of the trial."""
     params = {"augmented": "yes" if config.augmentation else "no"}
     if row.head == "end_to_end":
         params["unfreeze"] = config.first_unfrozen

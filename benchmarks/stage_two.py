@@ -78,17 +78,16 @@ def open_keras() -> Callable[[], dict[str, float]]:
 
 def open_ours() -> Callable[[], dict[str, float]]:
     """Return a timer of the same network, trained by `pipeline.heads`."""
-    return _epoch_timer(_fit_dense_head)
-
-
-def _fit_dense_head(train: Rows, validation: Rows, epochs: int) -> None:
     from pipeline.heads.dense import DenseClassifier
 
-    head = DenseClassifier(
-        units=UNITS, dropout=DROPOUT, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,
-        epochs=epochs, random_state=0,
-    )  # fmt: skip
-    head.fit(*train, validation_data=tuple(validation))
+    def fit(train: Rows, validation: Rows, epochs: int) -> None:
+        head = DenseClassifier(
+            units=UNITS, dropout=DROPOUT, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,
+            epochs=epochs, random_state=0,
+        )  # fmt: skip
+        head.fit(*train, validation_data=tuple(validation))
+
+    return _epoch_timer(fit)
 
 
 def _epoch_timer(fit: Callable[[Rows, Rows, int], None]) -> Callable[[], dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Make cache files: of random features, or of the pixels of synthetic images."""
+"""Make caches of random features or of pixels, for tests of the code that writes caches."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

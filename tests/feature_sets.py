@@ -1,4 +1,4 @@
-"""Make caches of synthetic features, as stage one writes them, without images or a base."""
+"""Make caches of synthetic features, for tests of the code that reads caches."""
 
 import hashlib
 import json

@@ -36,20 +36,21 @@ def describe_curves(history: History) -> str:
         _centred_average(history[name], count // 20)
         for name in ("val_loss", "val_accuracy", "loss")
     )
-    turn, last = int(loss.argmin()), count - 1
-    fallen = loss[: turn + 1].max() - loss[turn]
+    lowest, last = int(loss.argmin()), count - 1
+    fall = loss[: lowest + 1].max() - loss[lowest]
     # Two epochs differ by less than this by chance: twice the median of the second differences,
     # which is 3.3 standard deviations of Gaussian noise, and 0 for a steady fall.
     noise = 2 * np.median(np.abs(np.diff(history["val_loss"], 2)))
-    least = max(MIN_CHANGE, float(noise))
-    least_rise = max(least, MIN_SHARE * min(fallen, loss[turn]))
-    if loss[last] - loss[turn] > least_rise and train_loss[last] < train_loss[turn]:
+    min_change = max(MIN_CHANGE, float(noise))
+    min_rise = max(min_change, MIN_SHARE * min(fall, loss[lowest]))
+    min_fall = max(min_change, MIN_SHARE * fall)
+    if loss[last] - loss[lowest] > min_rise and train_loss[last] < train_loss[lowest]:
         text = (
-            f"Overfitting from epoch {turn + 1} on: validation loss is lowest there "
-            f"({loss[turn]:.3f}), then rises to {loss[-1]:.3f} while training loss keeps falling. "
+            f"Overfitting from epoch {lowest + 1} on: validation loss is lowest there "
+            f"({loss[lowest]:.3f}), then rises to {loss[-1]:.3f} while training loss keeps falling. "
         )
-        then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (turn, -1))
-        if accuracy[-1] < accuracy[turn] - MIN_DROP:
+        then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (lowest, -1))
+        if accuracy[-1] < accuracy[lowest] - MIN_DROP:
             return text + f"Validation accuracy falls too, from {then} to {now}."
         return text + (
             f"Validation accuracy does not fall ({then} at that epoch, {now} at the end): accuracy "
@@ -57,13 +58,13 @@ def describe_curves(history: History) -> str:
             f"the few wrong predictions."
         )
     before = last - max(1, count // 5)
-    if loss[before] - loss[last] > max(least, MIN_SHARE * fallen):
+    if loss[before] - loss[last] > min_fall:
         return (
             f"Validation loss still falls at the end, from {loss[before]:.3f} at epoch "
             f"{before + 1} to {loss[last]:.3f} at epoch {count}: no overfitting yet; more epochs "
             f"would probably help."
         )
-    level = int(np.flatnonzero(loss <= loss[turn] + max(least, MIN_SHARE * fallen))[0])
+    level = int(np.flatnonzero(loss <= loss[lowest] + min_fall)[0])
     return (
         f"Validation loss is level at {loss[last]:.3f} from about epoch {level + 1} on: no "
         f"significant overfitting, and little gain from more epochs."
