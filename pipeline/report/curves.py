@@ -24,7 +24,7 @@ def smooth(values: Sequence[float], factor: float) -> list[float]:
 def describe_curves(history: History) -> str:
     """Describe where validation loss is lowest and what follows; ``history`` has all `MEASURES`.
 
-    The minimum is that of a centred moving average, which does not lag, unlike the drawn one. Only
+    The minimum is that of a centred moving average, which does not lag, unlike the plotted one. Only
     changes that are large relative to the fall of the loss so far and to its noise count.
     """
     if not all(math.isfinite(value) for measure in MEASURES for value in history[measure]):
@@ -36,21 +36,21 @@ def describe_curves(history: History) -> str:
         _centred_average(history[name], count // 20)
         for name in ("val_loss", "val_accuracy", "loss")
     )
-    lowest, last = int(loss.argmin()), count - 1
-    fall = loss[: lowest + 1].max() - loss[lowest]
+    best, last = int(loss.argmin()), count - 1
+    fall = loss[: best + 1].max() - loss[best]
     # Two epochs differ by less than this by chance: twice the median of the second differences,
     # which is 3.3 standard deviations of Gaussian noise, and 0 for a steady fall.
     noise = 2 * np.median(np.abs(np.diff(history["val_loss"], 2)))
     min_change = max(MIN_CHANGE, float(noise))
-    min_rise = max(min_change, MIN_SHARE * min(fall, loss[lowest]))
+    min_rise = max(min_change, MIN_SHARE * min(fall, loss[best]))
     min_fall = max(min_change, MIN_SHARE * fall)
-    if loss[last] - loss[lowest] > min_rise and train_loss[last] < train_loss[lowest]:
+    if loss[last] - loss[best] > min_rise and train_loss[last] < train_loss[best]:
         text = (
-            f"Overfitting from epoch {lowest + 1} on: validation loss is lowest there "
-            f"({loss[lowest]:.3f}), then rises to {loss[-1]:.3f} while training loss keeps falling. "
+            f"Overfitting from epoch {best + 1} on: validation loss is lowest there "
+            f"({loss[best]:.3f}), then rises to {loss[-1]:.3f} while training loss keeps falling. "
         )
-        then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (lowest, -1))
-        if accuracy[-1] < accuracy[lowest] - MIN_DROP:
+        then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (best, -1))
+        if accuracy[-1] < accuracy[best] - MIN_DROP:
             return text + f"Validation accuracy falls too, from {then} to {now}."
         return text + (
             f"Validation accuracy does not fall ({then} at that epoch, {now} at the end): accuracy "
@@ -64,7 +64,7 @@ def describe_curves(history: History) -> str:
             f"{before + 1} to {loss[last]:.3f} at epoch {count}: no overfitting yet; more epochs "
             f"would probably help."
         )
-    level = int(np.flatnonzero(loss <= loss[lowest] + min_fall)[0])
+    level = int(np.flatnonzero(loss <= loss[best] + min_fall)[0])
     return (
         f"Validation loss is level at {loss[last]:.3f} from about epoch {level + 1} on: no "
         f"significant overfitting, and little gain from more epochs."

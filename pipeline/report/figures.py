@@ -26,7 +26,7 @@ from pipeline.report.plots import (
 from pipeline.report.roc import class_curves, macro_precision_recall, macro_roc
 
 ROC_TITLES = "false positive rate, %", "true positive rate, %"
-WORST_CLASSES = 3  # drawn with the mean if there are too many classes for all
+WORST_CLASSES = 3  # plotted with the mean if there are too many classes for all
 MIN_GAIN = 0.0005  # nats of log loss; three decimals show no smaller gain
 
 
