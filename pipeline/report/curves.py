@@ -24,7 +24,7 @@ def smooth(values: Sequence[float], factor: float) -> list[float]:
 def describe_curves(history: History) -> str:
     """Describe where validation loss is lowest and what follows; ``history`` has all `MEASURES`.
 
-    The minimum is that of a centred moving average, which does not lag, unlike the plotted one. Only
+    The minimum is that of a centred moving average: unlike the plotted one, it does not lag. Only
     changes that are large relative to the fall of the loss so far and to its noise count.
     """
     if not all(math.isfinite(value) for measure in MEASURES for value in history[measure]):
