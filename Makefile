@@ -1,4 +1,4 @@
-# Every target's plain commands stand in README.md.
+# CONTRIBUTING.md has the plain commands of each target.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -7,8 +7,8 @@ PY := $(VENV)/bin/python
 
 demo: $(VENV)/installed
 	$(PY) -m benchmarks.sample textile --per-class 300
-	$(PY) -m pipeline.extract data/textile
 	$(PY) -m pipeline.extract data/textile --base pixels
+	$(PY) -m pipeline.extract data/textile
 	$(PY) -m pipeline.classify cache/textile-vgg16-*.h5 cache/textile-pixels-*.h5
 
 test: $(VENV)/installed-dev

@@ -1,7 +1,8 @@
-"""Speed of the pipeline on this machine, compared with the book's code.
+"""Commands for sample sets (`sample`), speed (`speed`), docs/RESULTS.md (`results`), references.
 
-Every side runs in its own process, so that its peak memory is its own and no thread of another side
-disturbs it. One side works at a time; all sides alternate, round after round. The times include:
+`speed` compares several sides: the pipeline, its parts and the book's code. Each side runs in its
+own process, so that its peak memory is known and no thread of another side disturbs it. The sides
+take turns, round after round. The times include:
 
 - book's loop: from the first batch to the features of the last one, without importing TensorFlow,
   building and tracing the model and listing the folder.

@@ -1,4 +1,4 @@
-"""Download a pinned file; continue after a cut connection."""
+"""Download a file of known size and SHA-256; continue after a cut connection."""
 
 import hashlib
 import http.client
@@ -51,8 +51,8 @@ class Archive:
 def download(archive: Archive, folder: Path, *, progress: Callable[[int, int], None]) -> Path:
     """Download the file into a folder, check size and digest, and return its path.
 
-    An existing file, for instance placed by hand, is checked and used. A partial file is continued:
-    a cut connection is followed by another one as long as each brings new bytes, and the bytes are
+    An existing file, for instance from a browser, is checked and used. A partial file is continued:
+    after a cut, the download reconnects as long as each connection brings new bytes; the bytes are
     kept for the next run. ``progress`` is called with (megabytes done, megabytes in total).
 
     Raises UnreachableError if the server does not serve a file of this size, BadDataError if its
@@ -83,12 +83,12 @@ def download(archive: Archive, folder: Path, *, progress: Callable[[int, int], N
 
 
 def _receive(archive: Archive, partial: Path, progress: Callable[[int, int], None]) -> None:
-    """Append the bytes of one connection; a cut connection ends early."""
+    """Append the bytes of one connection to the partial file, until it ends or is cut."""
     with _connect(archive, partial) as response:
         position = _first_byte(archive, partial, response)
         with partial.open("ab") as file:
             if position < file.tell():
-                log.info("the server cannot continue a download: starting again")
+                log.info("the server cannot continue a download: starting from the beginning")
                 file.truncate(position)
             for chunk in _chunks(response):
                 position += file.write(chunk[: archive.size - position])
@@ -129,7 +129,7 @@ def _first_byte(archive: Archive, partial: Path, response: http.client.HTTPRespo
 
 
 def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield the bytes as they arrive; an error ends them, as a cut connection does."""
+    """Yield the bytes as they arrive; end at an error, as at the end of the file."""
     while True:
         try:
             chunk = response.read1(BYTES_PER_READ)

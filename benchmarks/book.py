@@ -16,8 +16,9 @@ BATCH_SIZE = 32  # the default of Keras' own loader
 
 
 class Loop:
-    """Extract the features of a folder with ``predict``, batch by batch (5.3, "fast feature
-    extraction without data augmentation"; second edition: 8.3).
+    """Extract the features of a folder with ``predict``, batch by batch.
+
+    Source: section 5.3, "Fast feature extraction without data augmentation"; second edition, 8.3.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The image files of stage one: from a folder of the user, or synthetic."""
+"""Gather the image files of stage one: from a folder of the user, or synthetic."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from pipeline.images.decode import MAX_FILE, UnreadableImage, decode
 from pipeline.images.scan import scan_folder
 from pipeline.text import counted, printable
 
-LEAST = 32  # images in one batch of the book's loop
+MIN_IMAGES = 32  # one batch of the book's loop
 SIZE = (500, 375)  # width and height of a photograph in cats and dogs
 FORMATS = {"JPEG": ".jpg", "PNG": ".png"}  # formats that Keras' loader can read
 
@@ -23,8 +23,8 @@ FORMATS = {"JPEG": ".jpg", "PNG": ".png"}  # formats that Keras' loader can read
 def gather_images(data: Path | None, folder: Path, count: int) -> list[Path]:
     """Fill a folder with at most ``count`` different images in two classes; return their paths.
 
-    Images of a set are a random sample and linked, or copied if links are not possible. Files that
-    Keras' loader cannot read and images beyond full batches of 32 are omitted.
+    Images of ``data`` are a random sample, hard-linked or else copied. Files that Keras' loader
+    cannot read and images beyond full batches of 32 are omitted.
 
     Raises BadDataError if fewer than 32 images remain, and the errors of
     `pipeline.images.scan.scan_folder`.
@@ -45,12 +45,12 @@ def gather_images(data: Path | None, folder: Path, count: int) -> list[Path]:
             _link_or_copy(path, new_path(suffix))
             if len(paths) == count:
                 break
-        if len(paths) < LEAST:
+        if len(paths) < MIN_IMAGES:
             raise BadDataError(
                 f"{printable(data)} has {counted(len(paths), 'different JPEG or PNG image')}; "
-                f"expected {LEAST} or more. Name another folder, or none for synthetic images"
+                f"expected {MIN_IMAGES} or more. Name another folder, or none for synthetic images"
             )
-    full = len(paths) // LEAST * LEAST
+    full = len(paths) // MIN_IMAGES * MIN_IMAGES
     for path in paths[full:]:
         path.unlink()
     return paths[:full]
@@ -86,9 +86,9 @@ def _link_or_copy(path: Path, target: Path) -> None:
 
 
 def draw_photograph(seed: int) -> Image.Image:
-    """Draw noise at every scale, stronger if coarser: to decode, it takes as long as a photograph.
+    """Return an image of noise that takes as long to decode as a photograph.
 
-    500 × 375 pixels; about 40 kB as JPEG.
+    500 × 375 pixels, about 40 kB as JPEG; the coarser the scale, the stronger the noise.
     """
     random = np.random.default_rng(seed)
     pixels = np.full((SIZE[1], SIZE[0], 3), 128, np.float32)

@@ -1,4 +1,4 @@
-"""Plot of a benchmark: bars with quartile whiskers, without a display."""
+"""Plot the results of `benchmarks.speed`: bars with quartile whiskers, without a display."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

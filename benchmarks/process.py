@@ -1,4 +1,4 @@
-"""Measurements in other processes: workers that wait for requests, and commands."""
+"""Measure in other processes: workers that wait for requests, and commands."""
 
 import contextlib
 import json
@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.memory import MemoryWatch, ended_children_peak
@@ -16,7 +15,7 @@ from pipeline.errors import StorageError
 
 
 class Worker:
-    """A side in its own process that measures on request.
+    """A process that measures one side on request.
 
     Attributes
     ----------
@@ -75,12 +74,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

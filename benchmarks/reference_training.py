@@ -1,7 +1,7 @@
-"""The references: methods that train on images, with new views in every epoch.
+"""Train the reference methods on images, with new views in every epoch.
 
-*Deep Learning with Python*, 5.2 and 5.3: a frozen base end to end with augmentation; end-to-end
-fine-tuning; a small convnet from scratch.
+They are those of *Deep Learning with Python*, 5.2 and 5.3: a head on a frozen base, end to end with
+augmentation; end-to-end fine-tuning; a small convnet from scratch.
 """
 
 import contextlib
@@ -223,7 +223,7 @@ def task_of(
     trial: Trial,
     class_count: int,
 ) -> ImageTask:
-    """Return training images with new views per epoch; predicted rows are test, then training."""
+    """Return the training task; the predicted rows are test, then training without views."""
     splits = trial.splits
 
     def rows_of(images: Indices, augmentation: Augmentation | None = None) -> Rows:
@@ -356,6 +356,7 @@ def _outcome(
     columns: Columns,
     trial: Trial,
 ) -> Outcome:
+    """Summarize the networks of one head, one for each seed of the trial."""
     params = {"augmented": "yes" if config.augmentation else "no"}
     if row.head == "end_to_end":
         params["unfreeze"] = config.first_unfrozen

@@ -19,7 +19,7 @@ SCRATCH_LEARNING_RATE = 1e-4  # Deep Learning with Python, listing 5.14
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig(FinetuneConfig):
-    """Options of training on images."""
+    """Options of the reference methods."""
 
     method: str = option(
         "end_to_end",

@@ -55,7 +55,7 @@ def reproduce(
     ----------
     sets : image folders, and the similarity of each to ImageNet in words. The references, which
         take longest, run on the first set only.
-    only_collect : run no step.
+    only_collect : run no step; write the page from existing results.
     command : the command line, for the page.
 
     Raises a `pipeline.errors.PipelineError` if a step fails.
@@ -76,7 +76,7 @@ def reproduce(
     make_folder(page.parent)
     if curves:
         shutil.copyfile(curves, page.parent / CURVES)
-    text = make_page(results, [command], curves=CURVES if curves else None)
+    text = make_page(results, command, curves=CURVES if curves else None)
     write_durably(page, lambda file: file.write(text.encode()))
     return page
 

@@ -1,4 +1,4 @@
-"""The page of results: comparison with the book, methods, differences."""
+"""Write docs/RESULTS.md: comparison with the book, methods, effects of single changes."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,16 +51,14 @@ class DatasetResults:
         return {}
 
 
-def make_page(
-    sets: Sequence[DatasetResults], commands: Sequence[str], *, curves: str | None
-) -> str:
+def make_page(sets: Sequence[DatasetResults], command: str, *, curves: str | None) -> str:
     """Return the page as Markdown; ``curves`` is the picture of fine-tuning next to the page."""
     parts = [
         "# Results",
         "The command below generates this page from runs of this project's commands. Accuracies "
-        "are in per cent, on test images that no choice was made on, with the 95 % Wilson "
+        "are in per cent, on test images that no choice depends on, with the 95 % Wilson "
         "interval; with several seeds, the accuracy is their mean.",
-        "\n".join(["```console", *(f"$ {command}" for command in commands), "```"]),
+        f"```console\n$ {command}\n```",
         *_book_comparison(sets[0]),
         *_methods(sets),
         *_differences(sets),
@@ -138,9 +136,9 @@ def _book_comparison(measured: DatasetResults) -> Iterator[str]:
 def _methods(sets: Sequence[DatasetResults]) -> Iterator[str]:
     yield "## Methods"
     yield (
-        "Extraction and training are times of the machine that generated this page, under other "
-        "load; disk is the size of the cache with that number of views. The best method depends on "
-        "the size of the image set and on its similarity to ImageNet."
+        "Extraction and training are times of the machine that generated this page, while it ran "
+        "other programs; disk is the size of the cache with that number of views. The best "
+        "method depends on the size of the image set and on its similarity to ImageNet."
     )
     for each in sets:
         yield (

@@ -1,4 +1,4 @@
-"""The steps of a reproduction: commands of this project, each with a folder for its output.
+"""Run the steps of a reproduction: commands of this project, each with an output folder.
 
 A step with results is not run again, so an interrupted reproduction continues.
 """
@@ -148,7 +148,7 @@ def read_answer(step: Step, folder: Path) -> dict[str, Any] | None:
 
 
 def _resolved(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Return the arguments with the cache files of earlier steps."""
+    """Replace each ``{cache:STEP}`` by the cache file of that step."""
     resolved = []
     for word in arguments:
         if word.startswith("{cache:"):

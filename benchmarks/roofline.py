@@ -1,4 +1,4 @@
-"""Upper limit of this machine: matrix products, which convolutions consist of."""
+"""Measure the upper limit of this machine: matrix products, which convolutions consist of."""
 
 import math
 import time

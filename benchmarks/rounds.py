@@ -1,4 +1,4 @@
-"""Alternating measurements, and their medians and quartiles."""
+"""Measure several sides alternately; summarize by median and quartiles."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass

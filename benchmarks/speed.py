@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
     """Return the settings of stage one; raise a PipelineError for invalid options."""
-    from benchmarks.images import LEAST
+    from benchmarks.images import MIN_IMAGES
     from benchmarks.stage_one import Settings
     from pipeline.bases.registry import PIXELS
     from pipeline.errors import UsageError
@@ -93,8 +93,8 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         raise UsageError("--base pixels has no network to measure; choose another base")
     if arguments.rounds < 1:
         raise UsageError(f"--rounds needs at least 1; received {arguments.rounds}")
-    if arguments.images is not None and arguments.images < LEAST:
-        raise UsageError(f"--images needs at least {LEAST}; received {arguments.images}")
+    if arguments.images is not None and arguments.images < MIN_IMAGES:
+        raise UsageError(f"--images needs at least {MIN_IMAGES}; received {arguments.images}")
     if arguments.layer and ":" in arguments.layer:
         raise UsageError(
             f"--layer {arguments.layer}: pass the layer without its pooling; use --pooling"

@@ -1,4 +1,4 @@
-"""Measurement of stage one: images per second of each side."""
+"""Measure stage one: images per second of each side."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.images import LEAST, gather_images
+from benchmarks.images import MIN_IMAGES, gather_images
 from benchmarks.process import Finished, Worker, run_command
 from benchmarks.rounds import Spread, alternate
 from pipeline.bases.config import AUTO, ENGINES, TENSORFLOW
@@ -51,8 +51,8 @@ class Settings:
     data : image folder; None for synthetic images.
     layer : layer key, see `pipeline.spec.layer_key`.
     weights : ``imagenet``, ``random`` or a file.
-    engines : engines to measure besides TensorFlow; extract uses the first. None for all installed
-        ones, and extract selects.
+    engines : engines to measure besides TensorFlow; extract uses the first. Empty for all installed
+        ones; extract then selects one.
     images : number of images; None for a default that depends on the base.
     """
 
@@ -93,7 +93,7 @@ def measure_stage_one(settings: Settings, scratch: Path, progress: Progress) -> 
         images = gather_images(
             settings.data, folder, settings.images or _suitable_count(operations)
         )
-        stack.callback(_forget, images, settings.cache_dir / "hashes")
+        stack.callback(_delete_hashes, images, settings.cache_dir / "hashes")
         log.info(
             "%s, %.2f GFLOP each; the first pass warms up and gives an estimate of the time",
             counted(len(images), "image" if settings.data else "synthetic image"), operations / 1e9,
@@ -121,8 +121,8 @@ def measure_stage_one(settings: Settings, scratch: Path, progress: Progress) -> 
         log.info("%s will take about %s", counted(settings.rounds, "round"), duration(seconds))
         measured = alternate(sides, rounds=settings.rounds, progress=progress)
         errors = _largest_errors(engines, scratch)
-        passes = {name: engine_images if name in engines else len(images) for name in workers}
-        document = _document(settings, measured, workers, errors, passes, operations)
+        counts = {name: engine_images if name in engines else len(images) for name in workers}
+        document = _document(settings, measured, workers, errors, counts, operations)
         last = command()
     document["left_out"] = left_out
     document["command"] = {
@@ -133,7 +133,7 @@ def measure_stage_one(settings: Settings, scratch: Path, progress: Progress) -> 
 
 
 def _open_book(settings: Settings, *, whole: bool) -> Worker:
-    return Worker("book's loop", layer=settings.layer, whole=whole, **settings.base_options)
+    return Worker(BOOK, layer=settings.layer, whole=whole, **settings.base_options)
 
 
 def _open_others(
@@ -157,8 +157,9 @@ def _open_others(
 
 
 def _suitable_count(operations: int) -> int:
+    """Return the default number of images for a base: full batches, about 10 to 20 s per pass."""
     count = int(np.clip(OPERATIONS / operations, FEWEST, MOST))
-    return count // LEAST * LEAST
+    return count // MIN_IMAGES * MIN_IMAGES
 
 
 def _write_pixels(folder: Path, target: Path, count: int, image_size: int) -> int:
@@ -195,7 +196,7 @@ def _open_engines(
 
 
 class _Command:
-    """The command extract into a new file, for its start-up time and memory."""
+    """Runs the command extract into a new file, to measure its start-up time and memory."""
 
     def __init__(self, settings: Settings, folder: Path, out: Path) -> None:
         layer, pooling = split_layer_key(settings.layer)
@@ -213,7 +214,7 @@ class _Command:
         return done
 
 
-def _forget(images: Sequence[Path], hashes: Path) -> None:
+def _delete_hashes(images: Sequence[Path], hashes: Path) -> None:
     """Delete the digests of these temporary images from the cache folder."""
     names = {f"{path.parent.name}/{path.name}" for path in images}
     for index in hashes.glob("*.json"):
@@ -238,13 +239,13 @@ def _document(
     measured: Mapping[str, Sequence[Measured]],
     workers: Mapping[str, Worker],
     errors: Mapping[str, float],
-    passes: Mapping[str, int],
+    image_counts: Mapping[str, int],
     operations: int,
 ) -> dict[str, Any]:
     """Return the measurements for JSON: rates in images/s per round, and their spread."""
     gflops = [each["gflops"] for each in measured[PRODUCT]]
     rates = {
-        name: [each.get("images", passes[name]) / each["seconds"] for each in measured[name]]
+        name: [each.get("images", image_counts[name]) / each["seconds"] for each in measured[name]]
         for name in workers
         if name != PRODUCT
     }
@@ -274,7 +275,7 @@ def _document(
         "base": settings.base.name,
         "image_size": settings.image_size,
         "layer": settings.layer,
-        "images": passes[BOOK],
+        "images": image_counts[BOOK],
         "drawn": settings.data is None,
         "operations_per_image": operations,
         "gpus": workers[BOOK].about["gpus"],

@@ -1,4 +1,4 @@
-"""Measurement of stage two: an epoch of the dense head and of Keras' ``fit``."""
+"""Measure stage two: an epoch of the dense head and of Keras' ``fit``."""
 
 import time
 from collections.abc import Callable
@@ -78,21 +78,20 @@ def open_keras() -> Callable[[], dict[str, float]]:
 
 def open_ours() -> Callable[[], dict[str, float]]:
     """Return a timer of the same network, trained by `pipeline.heads`."""
-    return _epoch_timer(_fit_dense_head)
-
-
-def _fit_dense_head(train: Rows, validation: Rows, epochs: int) -> None:
     from pipeline.heads.dense import DenseClassifier
 
-    head = DenseClassifier(
-        units=UNITS, dropout=DROPOUT, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,
-        epochs=epochs, random_state=0,
-    )  # fmt: skip
-    head.fit(*train, validation_data=tuple(validation))
+    def fit(train: Rows, validation: Rows, epochs: int) -> None:
+        head = DenseClassifier(
+            units=UNITS, dropout=DROPOUT, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,
+            epochs=epochs, random_state=0,
+        )  # fmt: skip
+        head.fit(*train, validation_data=tuple(validation))
+
+    return _epoch_timer(fit)
 
 
 def _epoch_timer(fit: Callable[[Rows, Rows, int], None]) -> Callable[[], dict[str, float]]:
-    """Return a timer of one epoch; it subtracts a fit of one epoch, since the first compiles."""
+    """Return a timer of one epoch, without the first epoch of a fit, which compiles."""
     train, validation = draw_rows(TRAIN_ROWS, seed=0), draw_rows(VALIDATION_ROWS, seed=1)
 
     def seconds(epochs: int) -> float:
@@ -104,7 +103,7 @@ def _epoch_timer(fit: Callable[[Rows, Rows, int], None]) -> Callable[[], dict[st
 
 
 def draw_rows(count: int, *, seed: int) -> Rows:
-    """Return rows of two classes, 84 % zeros, as features of VGG16's last ReLU."""
+    """Return rows of two classes; 84 % of the features are 0, as after VGG16's last ReLU."""
     random = np.random.default_rng(seed)
     labels = np.arange(count) % 2
     noise = random.normal(-1, 1, (count, FEATURES)) + 0.02 * labels[:, None]

@@ -1,4 +1,4 @@
-"""The tables of a benchmark as text."""
+"""Format the results of `benchmarks.speed` as text tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

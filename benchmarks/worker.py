@@ -1,4 +1,4 @@
-"""One side in its own process: ``python -m benchmarks.worker <side> <settings>``.
+"""Run one side in its own process: ``python -m benchmarks.worker <side> <settings>``.
 
 Reads one JSON object per line from stdin, measures with it, and writes one line to stdout.
 """
@@ -15,14 +15,14 @@ from benchmarks.memory import own_peak
 from pipeline import errors
 from pipeline.errors import PipelineError
 
-# Each is called with the settings and returns a function that is called with each line's object;
-# its attribute ``about``, if any, has facts about the side.
+# Each is called with the settings and returns a function, which is called with each line's object;
+# the attribute ``about`` of that function, if any, has facts about the side.
 SIDES = {
     "matrix product": "benchmarks.roofline:open_matrix_product",
     "book's loop": "benchmarks.book:Loop",
-    "engine": "benchmarks.computing:EngineAlone",
-    "decoding": "benchmarks.computing:open_decoding",
-    "extract": "benchmarks.computing:Extract",
+    "engine": "benchmarks.pipeline_sides:EngineAlone",
+    "decoding": "benchmarks.pipeline_sides:open_decoding",
+    "extract": "benchmarks.pipeline_sides:Extract",
     "Keras fit": "benchmarks.stage_two:open_keras",
     "dense head": "benchmarks.stage_two:open_ours",
 }

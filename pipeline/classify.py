@@ -65,9 +65,9 @@ def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace
 
     from pipeline.models.bundle import load_bundle
     from pipeline.models.parity import check_parity
-    from pipeline.models.runs import FOLDER
+    from pipeline.models.runs import MODELS_FOLDER
 
-    bundles = {path: load_bundle(path) for path in sorted((folder / FOLDER).glob("*"))}
+    bundles = {path: load_bundle(path) for path in sorted((folder / MODELS_FOLDER).glob("*"))}
     if not bundles:
         raise UsageError("--check needs saved heads; none could be saved: see results.json")
     keys = np.concatenate([outcome.test.keys for outcome in comparison.outcomes])

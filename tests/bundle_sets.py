@@ -1,4 +1,4 @@
-"""Bundles of heads fitted on synthetic rows."""
+"""Make bundles of heads that are fitted on synthetic rows."""
 
 import math
 from dataclasses import replace
@@ -34,9 +34,9 @@ def draw_rows(class_count: int = 2) -> LabelledRows:
 
 @cache
 def fit_head(name: str, class_count: int = 2) -> Any:
-    """Return the head as the search returns it, with probabilities; copy it before a change.
+    """Return a fitted head, as the search returns it; it is cached: copy it before a change.
 
-    The grid is its middle setting, and a forest has 5 trees: fitting is not the point.
+    For speed, the grid is reduced to its middle setting, and a forest to 5 trees.
     """
     rows, head = draw_rows(class_count), load_head(name, [QUICK])
     settings = list(ParameterGrid(head.grid or {}))
@@ -63,7 +63,7 @@ def fit_top_block(
 ) -> Bundle:
     """Return a bundle of a base with random weights at 32 pixels and changed upper layers.
 
-    VGG16 builds in a third of the time of smaller bases with more layers.
+    VGG16 is built in a third of the time of smaller bases, which have more layers.
     """
     from pipeline.bases.boundary import find_boundary, upper_model
     from pipeline.bases.build import build_base
@@ -105,7 +105,7 @@ def fit_top_block(
 
 
 def bundle_of(estimator: Any, class_count: int = 2, **changed: Any) -> Bundle:
-    """Return a bundle of synthetic rows; ``changed`` replaces any of its fields."""
+    """Return a bundle of an estimator; ``changed`` replaces any other field."""
     fields: dict[str, Any] = {
         "head": "synthetic",
         "params": "C=1",
@@ -114,7 +114,7 @@ def bundle_of(estimator: Any, class_count: int = 2, **changed: Any) -> Bundle:
         "layer": "block5_pool:avg",
         "input": "pooled",
         "shape": (WIDTH,),
-        "classes": tuple(f"klasse {number}" for number in range(class_count)),
+        "classes": tuple(f"class {number}" for number in range(class_count)),
         "document": {
             "cache": "cache/synthetic.h5",
             "set": "synthetic",

@@ -1,4 +1,4 @@
-"""Cache files for the tests: of random features, and of the pixels of synthetic images."""
+"""Make caches of random features or of pixels, for tests of the code that writes caches."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
 from pipeline.spec import FeatureSpec
 
-SIZE = 8  # pixels, of the images that PixelEngine takes
+SIZE = 8  # pixels: height and width of the images for PixelEngine
 PIXEL_SPEC = replace(feature_sets.SPEC, base="tiny", weights="none", image_size=SIZE)
 
 
@@ -28,7 +28,10 @@ def document(root: str = "/photos/pets") -> dict[str, Any]:
 
 
 def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, np.ndarray]:
-    """A cache of random maps and vectors; the images of the last ``gone`` rows are gone."""
+    """Write a cache of random maps and vectors, and return them.
+
+    The images of the last ``gone`` rows are marked as deleted.
+    """
     rng = np.random.default_rng(rows)
     arrays = {
         "maps": rng.normal(size=(rows, 2, 2, 3)).astype("f4"),
@@ -62,7 +65,10 @@ def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, n
 
 
 class PixelEngine:
-    """An engine whose maps are the pixels; it remembers what it computed and can die on the way."""
+    """An engine whose feature maps are the pixels; it records what it computes.
+
+    It raises KeyboardInterrupt before the batch that would exceed ``die_after`` images.
+    """
 
     version, weights = "1", "none"
     calls_at_once = 1
@@ -129,7 +135,7 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
 
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """The system lets no file of this process grow beyond so many bytes, as after ``ulimit -f``."""
+    """Limit the files of this process to a number of bytes, as ``ulimit -f`` does."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""Run the project's commands in this process or, if the process is tested, in another one."""
+"""Run the project's commands: in the test's process, which is fast, or in another one."""
 
 import contextlib
 import io
@@ -17,8 +17,8 @@ Finished = subprocess.CompletedProcess[str]
 def run_command(*arguments: str | Path, check: int | None = 0) -> Finished:
     """Run ``python -m pipeline.<arguments>`` in this process, which saves seconds of imports.
 
-    A name with a dot, such as ``benchmarks.references``, is a module's full name. Fails the test
-    unless the exit code is ``check``.
+    A name with a dot, such as ``benchmarks.references``, is a module's full name. Asserts that the
+    exit code is ``check``, unless that is None.
     """
     code = 0
     out, err = (
@@ -64,7 +64,7 @@ def _checked(finished: Finished, check: int | None) -> Finished:
 
 
 def modules_loaded_by(*arguments: str | Path) -> set[str]:
-    """Return the top-level modules that a command has imported when it ends."""
+    """Return the top-level modules that a command imports."""
     code = (
         "import runpy, sys\n"
         "sys.argv = sys.argv[1:]\n"
@@ -82,7 +82,7 @@ def modules_loaded_by(*arguments: str | Path) -> set[str]:
 
 
 def assert_one_line(finished: subprocess.CompletedProcess[str]) -> str:
-    """Return the only error line of an expected failure: no traceback, nothing on stdout."""
+    """Return the error line; assert that it is the only one, without traceback or stdout."""
     assert "Traceback" not in finished.stderr
     assert finished.stdout == ""
     lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]

@@ -16,7 +16,7 @@ ASSETS = os.environ.get("PIPELINE_TEST_ASSETS")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests on real photographs, with the reason, if there are none."""
+    """Skip tests that need real photographs, with the reason, if there are none."""
     if ASSETS and Path(ASSETS).is_dir():
         return
     reason = "needs real photographs: set PIPELINE_TEST_ASSETS to the folder with data/, weights/"
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def assets() -> Path:
-    """The folder with ``data/`` and ``weights/``, for tests marked real_data."""
+    """Return the folder with ``data/`` and ``weights/``, for tests marked real_data."""
     assert ASSETS
     return Path(ASSETS).resolve()
 
@@ -39,27 +39,27 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     import_path, modules = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = import_path
-    for name in set(sys.modules) - modules:  # of thousands, few are new
+    for name in set(sys.modules) - modules:  # only the few new ones
         if Path(getattr(sys.modules[name], "__file__", None) or "").is_relative_to(tmp_path):
             del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
-def _drawn_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders that tests copy: drawing takes six times as long."""
-    folder = tmp_path_factory.mktemp("drawn")
+def _image_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create image folders once; tests copy them, which is six times as fast."""
+    folder = tmp_path_factory.mktemp("folders")
     make_image_folder(folder / "splits" / "synthetic", splits=("train", "validation", "test"))
     make_image_folder(folder / "classes" / "synthetic", per_class=40)
     return folder
 
 
 @pytest.fixture
-def synthetic_set(tmp_path: Path, _drawn_sets: Path) -> Path:
-    """``synthetic/`` with 12 images per class in train, validation and test each."""
-    return copytree(_drawn_sets / "splits" / "synthetic", tmp_path / "synthetic")
+def synthetic_set(tmp_path: Path, _image_folders: Path) -> Path:
+    """Return ``synthetic/`` with 12 images per class in each of train, validation and test."""
+    return copytree(_image_folders / "splits" / "synthetic", tmp_path / "synthetic")
 
 
 @pytest.fixture
-def synthetic_classes(tmp_path: Path, _drawn_sets: Path) -> Path:
-    """``synthetic/`` with two class folders of 40 images each and no splits."""
-    return copytree(_drawn_sets / "classes" / "synthetic", tmp_path / "synthetic")
+def synthetic_classes(tmp_path: Path, _image_folders: Path) -> Path:
+    """Return ``synthetic/`` with two class folders of 40 images each and no splits."""
+    return copytree(_image_folders / "classes" / "synthetic", tmp_path / "synthetic")

@@ -1,4 +1,4 @@
-"""Caches of synthetic features: what stage one writes, without images and without a base."""
+"""Make caches of synthetic features, for tests of the code that reads caches."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ AUGMENTATION = POLICIES["book"].to_dict()
 def draw_columns(
     labels: Sequence[int], *, splits: Sequence[int] | None = None, salt: str = ""
 ) -> Columns:
-    """Columns of images that all differ."""
+    """Return the columns of different images; another ``salt`` gives other images."""
     count = len(labels)
     return columns_of(
         labels=labels,
@@ -52,7 +52,10 @@ def draw_columns(
 def add_views(
     columns: Columns, views: int, *, to_all: bool = False
 ) -> tuple[Columns, npt.NDArray[np.int64]]:
-    """With views 1 … K of each training image behind it; and the row of the image of each."""
+    """Add views 1 … K after each training image (``to_all``: each image).
+
+    Returns the new columns, and the old row of each new one.
+    """
     counts = np.where(to_all | (columns.splits <= 1), 1 + views, 1)
     images = np.repeat(np.arange(len(columns)), counts)
     numbers = np.concatenate([np.arange(count) for count in counts])
@@ -62,7 +65,7 @@ def add_views(
 def draw_features(
     labels: npt.NDArray[np.int64], shape: tuple[int, ...], *, seed: int = 0, signal: float = 1.0
 ) -> npt.NDArray[np.float32]:
-    """Sparse maps as a ReLU leaves them: noise, and a part by which the class shows."""
+    """Return sparse maps, as after a ReLU: noise plus a pattern of the class times ``signal``."""
     random = np.random.default_rng(seed)
     patterns = random.normal(size=(int(labels.max()) + 1, *shape[-1:])) * signal
     noise = random.normal(size=(len(labels), *shape))
@@ -79,9 +82,9 @@ def draw_rows(
     rare: int | None = None,
     seed: int = 0,
 ) -> tuple[LabelledRows, LabelledRows]:
-    """Training and validation rows of the same classes, far from 0; the fourth feature is constant.
+    """Return training and validation rows, far from 0; the fourth feature is constant.
 
-    With ``rare``, every rare-th row is of another class than the first.
+    With ``rare``, all rows are of the first class except every rare-th one.
     """
     rows = np.arange(count)
     labels = rows % class_count
@@ -107,10 +110,10 @@ def write_cache(
     views: int = 0,
     tta: bool = False,
 ) -> Path:
-    """Write a cache file with synthetic features, or with the layers that are given.
+    """Write a cache file with synthetic features, or with ``layers``.
 
-    With ``views``, each training image (with ``tta``, each image) has so many more rows, of its
-    features with a little noise.
+    With ``views``, each training image (with ``tta``, each image) has this number of additional
+    rows: its features with a little noise.
     """
     columns = columns or draw_columns(labels, splits=splits)
     if layers is None:
@@ -149,17 +152,17 @@ def write_cache(
 
 
 def folder_splits(count: int) -> list[int]:
-    """Splits as from folders: 60 % train, 20 % validation, 20 % test, spread over the rows."""
+    """Return splits as from folders: 60 % train, 20 % validation, 20 % test, evenly spread."""
     return [(1, 1, 1, 2, 3)[row // 4 % 5] for row in range(count)]
 
 
 def alternating_labels(count: int, class_count: int = 2) -> list[int]:
-    """0, 1, … in turn."""
+    """Return the labels 0, 1, … in turn."""
     return [row % class_count for row in range(count)]
 
 
 def sides(splits: Splits, count: int) -> npt.NDArray[np.int64]:
-    """0 nowhere, 1 train, 2 validation, 3 test for each row; each row at most once."""
+    """Return the split of each row: 0 none, 1 train, 2 validation, 3 test; assert no overlap."""
     side = np.zeros(count, np.int64)
     for number, name in enumerate(("train", "validation", "test"), 1):
         rows = getattr(splits, name)

@@ -1,4 +1,4 @@
-"""Small training tasks: synthetic feature maps and images."""
+"""Make small training tasks of synthetic images and feature maps."""
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def synthetic_maps(*, count: int = 40, classes: int = 2) -> Task:
 def train_head(
     task: Task, options: RunOptions, schedule: Schedule, *, dropout: float = 0.5
 ) -> TrainingResult:
-    """Train a small head on the inputs of a task: the cheapest use of the loop."""
+    """Train a small head on a task: the cheapest run of the training loop."""
     config = DenseConfig(units=16, dropout=dropout)
     head = build_dense(task.train.inputs.shape[1:], task.class_count, config, options.seed)
     return train(TrainableModel(head, head_variables(head)), task, schedule, options, stage="head")

@@ -1,10 +1,10 @@
-"""A disk that a test can stop at any call, and that models what a crash leaves.
+"""Simulate a disk that can fail or stop at any call, and what a crash leaves on it.
 
 `SimulatedDisk` replaces `os` in `pipeline.durable`. It does every call on a real folder and keeps a
 model of it: for each file the written and the synced bytes, for each folder its names now and at
-its last sync. Before, half-way through and after each change it calls an observer, which can ask
-the model what a killed process or a power cut leaves. So one run shows the crashes at all of its
-calls, without the cleanup that a dead process does not run. To see what the code does after a
+its last sync. Before, half-way through and after each change it calls an observer, which can query
+what a killed process or a power cut would leave. So one run covers a crash at each of its calls,
+without the cleanup, which a killed process does not run. To see what the code does after a
 *failed* call, run it with ``fail_at``.
 """
 
@@ -26,8 +26,8 @@ import pipeline
 from pipeline import durable
 
 PACKAGE = str(Path(pipeline.__file__).parent)
-NOT_DATA = (".lock", ".holder")  # files that a run needs only while it lives
-HARMLESS = {"name", "lseek", "read"}  # change nothing, like constants; other calls are modelled
+NOT_DATA = (".lock", ".holder")  # files that matter only while a process runs
+HARMLESS = {"name", "lseek", "read"}  # of os: they change nothing; other calls are modelled
 
 Tree = frozenset[tuple[str, bytes | None]]  # relative path -> content; None is a folder
 Observer = Callable[[str, str], None]
@@ -85,7 +85,7 @@ ERRORS = {
 
 
 class SimulatedDisk:
-    """`os` for `pipeline.durable`, on one folder.
+    """Replacement of `os` in `pipeline.durable`, for one folder.
 
     Parameters
     ----------
@@ -93,10 +93,10 @@ class SimulatedDisk:
     model : the synced state of the folder; by default everything in it is synced.
     observe : called with (call site, "before" | "half" | "after") around each change.
     fail_at, error : the number of the call, from 1, that fails once with this errno.
-    die_at, die_half : the number of the call before which (half-way through which) the process
-        kills itself.
-    run : distinguishes the temporary names of one run from those of an earlier one.
-    without_sync : an fsync at a site for which this returns true does nothing.
+    die_at, die_half : the number of the call before which (with ``die_half``, half-way through
+        which) the process kills itself.
+    run : number in temporary names, to distinguish those of two runs.
+    without_sync : fsync does nothing at call sites for which this returns true.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class SimulatedDisk:
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
-        """Let `pipeline.durable` work on this disk; its temporary names repeat from run to run."""
+        """Let `pipeline.durable` work on this disk, with the same temporary names in every run."""
         numbers = itertools.count()
 
         def uuid4() -> SimpleNamespace:
@@ -139,7 +139,7 @@ class SimulatedDisk:
             yield
 
     def tree(self, survival: str = KILL) -> Tree:
-        """The files that a crash at this moment leaves."""
+        """Return the files that a crash at this moment leaves."""
         return frozenset(_surviving(self.model, SURVIVALS[survival], "", outer=True))
 
     # ---- the calls, in the order of a file's life
@@ -185,7 +185,7 @@ class SimulatedDisk:
             file.content[size:] = bytes(max(0, size - len(file.content)))
 
     def fsync(self, descriptor: int) -> None:
-        """Sync the model only: on the real disk it would take time."""
+        """Sync only the model; the real disk would take time."""
         node = self._open[descriptor]
         kind = "fsync file" if isinstance(node, File) else "fsync folder"
         try:
@@ -261,7 +261,7 @@ class SimulatedDisk:
         return node
 
     def _find(self, path: Path) -> File | Folder | None:
-        """The node of a path; None outside the simulated folder."""
+        """Return the node of a path; None outside the simulated folder."""
         if not path.is_relative_to(self.root):
             return None
         node: File | Folder = self.model
@@ -271,7 +271,7 @@ class SimulatedDisk:
         return node
 
     def _place(self, path: Path) -> tuple[Folder, str]:
-        """The folder and the name of a path that is about to change."""
+        """Return the folder and the name of a path that is about to change."""
         folder = self._find(path.parent)
         assert isinstance(folder, Folder), f"{path} is outside {self.root}"
         return folder, path.name
@@ -324,7 +324,7 @@ def _surviving(
 
 
 def _site(kind: str) -> str:
-    """The functions of the package that led to a call, outermost first, and the call."""
+    """Return the package's functions on the stack, outermost first, and the kind of call."""
     names = []
     frame = sys._getframe()
     while frame is not None:

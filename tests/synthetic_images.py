@@ -1,4 +1,4 @@
-"""Synthetic image folders for the tests."""
+"""Make synthetic images and image folders."""
 
 from pathlib import Path
 

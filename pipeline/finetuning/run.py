@@ -15,7 +15,7 @@ from pipeline.finetuning.config import FinetuneConfig
 from pipeline.finetuning.from_cache import train_from_cache
 from pipeline.finetuning.method_result import MethodResult
 from pipeline.finetuning.training import StageProgress
-from pipeline.report.plots import draw_curves
+from pipeline.report.plots import write_curves
 from pipeline.report.run_folder import Save, check_writable, write_run
 from pipeline.text import printable
 
@@ -92,6 +92,6 @@ def write_results(
     folder = write_run(comparison, results, command=command, smoothing=smoothing, save=save)
     last = result.outcomes[-1]  # curves.png shows the fine-tuned model, recommended or not
     if last.history:
-        draw_curves(last, folder / "curves.png", smoothing=smoothing)
+        write_curves(last, folder / "curves.png", smoothing=smoothing)
     result.checkpoints.remove()
     return comparison, folder

@@ -1,1 +1,1 @@
-"""Saved heads: bundles on disk, prediction, parity and export."""
+"""Save, load and export heads; predict with them."""

@@ -46,8 +46,8 @@ DESCRIPTION, DIGEST = "bundle.json", "sha256"
 OTHER_MEMBERS = (SCHEMA, DESCRIPTION, DIGEST)  # all but arrays
 MAX_BYTES = 2**32  # 4 GiB; nearest neighbors of 100,000 images with flattened features take 3
 MAX_MEMBERS = 50_000  # arrays in a file; a forest of 200 trees has 1,200
-# A sparse file costs its sender nothing. Small files do no harm; compression and small blocks
-# explain a factor below 16; file systems that do not count blocks report 0.
+# A sparse file has gigabytes of zeros that take no disk space. Small files do no harm; compressing
+# file systems save a factor below 16; those that do not count blocks report 0.
 SPARSE_BYTES, SPARSE_TIMES = 2**26, 16
 MAX_DESCRIPTION_BYTES = 2**24  # 16 MiB; 1,000 classes take about 20 kB
 MAX_FEATURES = 2**26  # of one image; as in the first block of VGG16 at 1,024 pixels
@@ -116,7 +116,7 @@ def encode(description: Mapping[str, Any], estimator: bytes) -> bytes:
 
 
 def digest_of(archive: zipfile.ZipFile) -> str:
-    """Return the SHA-256 of all members but itself; it detects damage, not malice."""
+    """Return the SHA-256 of all members but ``sha256``; it detects damage, not malice."""
     digest = hashlib.sha256()
     for name in sorted(set(archive.namelist()) - {DIGEST}):
         digest.update(f"{name} {archive.getinfo(name).file_size} ".encode())
@@ -127,7 +127,7 @@ def digest_of(archive: zipfile.ZipFile) -> str:
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Read a bundle; trust nothing in it.
+    """Read a bundle from an untrusted file.
 
     Raises NoInputError for a missing file, BadDataError for a file that is not a valid bundle.
     """
@@ -141,7 +141,7 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def _read_bundle(path: Path) -> Bundle:
-    """Read a file; arrays are read only after every declaration about them is checked."""
+    """Read a bundle; check all declared types and sizes before any array is read."""
     if path.suffix == OLD_SUFFIX:
         raise InvalidModelError("it is of format 1, which this version cannot read: classify again")
     if not path.is_file():
@@ -186,7 +186,7 @@ def _read_bundle(path: Path) -> Bundle:
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise InvalidModelError for members unlike those of `encode`."""
+    """Raise InvalidModelError unless the members are of the kinds that `encode` writes."""
     members = archive.infolist()
     names = [member.filename for member in members]
     if len(names) > MAX_MEMBERS or len(set(names)) < len(names):
@@ -197,7 +197,7 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
         if not member.filename.endswith(".npy") and member.filename not in OTHER_MEMBERS:
             raise InvalidModelError(f"it contains the unexpected member {quote(member.filename)}")
     if sum(member.file_size for member in members) > size:
-        raise InvalidModelError("its members overlap, or are longer than the file")
+        raise InvalidModelError("its members overlap or are longer than the file")
     if archive.getinfo(DESCRIPTION).file_size > MAX_DESCRIPTION_BYTES:
         raise InvalidModelError(f"its {DESCRIPTION} is larger than {MAX_DESCRIPTION_BYTES:,} bytes")
 
@@ -216,7 +216,7 @@ def _finite_float(text: str) -> float:
 
 
 def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the bundle's fields but the estimator; raise InvalidModelError for invalid ones."""
+    """Return the bundle's fields except the estimator; raise InvalidModelError for invalid ones."""
     if description.get("format") != FORMAT_VERSION or set(description) != FIELDS:
         raise InvalidModelError(f"its description is not of format {FORMAT_VERSION}")
     names = {name: _text_field(description, name) for name in ("head", "params", "layer")}
@@ -301,7 +301,7 @@ def _view_plan(document: Mapping[str, Any]) -> ViewPlan:
 
 
 def _is_file_name(text: str) -> bool:
-    """Return whether a file can have a name; surrogates are bytes that are not UTF-8."""
+    """Return whether a text can be a file name; surrogates stand for bytes that are not UTF-8."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -316,5 +316,5 @@ def _is_list_of(kind: type, value: Any) -> bool:
 def _text_field(values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str):
-        raise InvalidModelError(f"its {name} is not a text: {quote(value)}")
+        raise InvalidModelError(f"its {name} is not a string: {quote(value)}")
     return value

@@ -1,4 +1,4 @@
-"""Cached features of images, found by the digest of a file."""
+"""Look up cached features of images by the digest of their files."""
 
 import logging
 from collections.abc import Collection, Iterator
@@ -18,7 +18,7 @@ ROWS_PER_BLOCK = 64  # 32 MiB of InceptionV3's maps, a chunk or two of the file
 
 
 class CachedFeatures:
-    """A bundle's features in the cache that it was trained on and in the caches of a folder."""
+    """Cached features of a bundle's layer: in its training cache and in those in ``cache_dir``."""
 
     def __init__(self, bundle: Bundle, cache_dir: Path) -> None:
         self._layer = bundle.layer
@@ -37,7 +37,7 @@ class CachedFeatures:
                 self._rows.append((table, self._rows_of(table)))
 
     def _rows_of(self, table: FeatureTable) -> dict[bytes, list[int]]:
-        """Return the rows of images that have every view in a table, by digest."""
+        """Return digest -> rows of its views, for the images that have every view in a table."""
         if self._plan.views and not has_same_augmentation(table, self._plan):
             return {}
         rows = {key: row for row, key in enumerate(table.columns.row_keys())}
@@ -52,7 +52,7 @@ class CachedFeatures:
     def features(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float32]]]:
-        """Read blocks of cached images: digests, (V, b, *shape) float32; view 0 is the image."""
+        """Yield blocks: b digests and features (V, b, *shape) float32, view 0 (the image) first."""
         remaining = set(digests)
         block_size = max(1, ROWS_PER_BLOCK // (self._plan.views + 1))
         for table, rows in self._rows:
@@ -69,7 +69,7 @@ class CachedFeatures:
 
 
 def has_same_augmentation(table: FeatureTable, plan: ViewPlan) -> bool:
-    """Return whether a cache's views, of any number, have the augmentation of a plan."""
+    """Return whether a cache's views have the augmentation of a plan."""
     try:
         return ViewPlan.from_document(table.document).augmentation == plan.augmentation
     except ValueError:

@@ -1,4 +1,4 @@
-"""One Keras model from image to class probabilities, which loads without custom code."""
+"""Build and save one Keras model, images to class probabilities, that needs no custom code."""
 
 import json
 import logging
@@ -63,7 +63,7 @@ def _dense(layer: HeadLayer, activation: str, *, name: str) -> Any:
 
 
 def _feature_tensors(bundle: Bundle, config: BaseConfig) -> tuple[Any, Any]:
-    """Return the symbolic images and the layer's features; of a fine-tuned base its output."""
+    """Return the model's input and the layer's features (of a fine-tuned base, its output)."""
     spec = bundle.spec
     layer, pooling = split_layer_key(bundle.layer)
     if spec.base == PIXELS:
@@ -74,7 +74,7 @@ def _feature_tensors(bundle: Bundle, config: BaseConfig) -> tuple[Any, Any]:
     if digest != spec.weights:
         raise BadDataError(
             f"the head was trained on {base.name} with the weights {spec.weights[:12]}…; received "
-            f"{digest[:12]}…: name those of the training with --weights FILE"
+            f"{digest[:12]}…: pass those of the training with --weights FILE"
         )
     if isinstance(bundle.estimator, TopBlockClassifier):
         put_weights(layers_above(base_model, layer), bundle.estimator.block)
@@ -103,7 +103,7 @@ def save_onnx(model: Any, about: Mapping[str, Any], path: Path) -> None:
     import onnx  # these take a second
     import tf2onnx
 
-    # it logs tracebacks of optimisations that it skips
+    # tf2onnx logs tracebacks of optimisations that it skips
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     signature = [tf.TensorSpec(model.input.shape, tf.uint8, name="images")]
     function = tf.function(

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import BadDataError
 from pipeline.text import printable
 
-MAX_WEIGHT = 1e30  # training stays below; products of larger numbers overflow
+MAX_WEIGHT = 1e30  # far above trained weights; products of larger numbers overflow
 TEMPERATURES = (1e-30, 1e30)
 
 TEMPERATURE_SCALING = "pipeline.heads.calibration.TemperatureScaling"
@@ -59,7 +59,7 @@ SHAPES: Mapping[str, Mapping[str, str]] = {
 
 
 class InvalidModelError(BadDataError):
-    """A file that differs from every saved one; the message says how."""
+    """A model file with invalid content; the message names it."""
 
 
 def validate_estimator(estimator: Any, class_count: int) -> None:
@@ -103,7 +103,7 @@ def _check_step(step: Any, class_count: int) -> None:
         raise InvalidModelError(f"its head does not have {class_count} classes")
     for attribute, dimensions in SHAPES[name].items():
         array = getattr(step, attribute)
-        if array is None and attribute in ("mean_", "scale_"):  # a scaler without it
+        if array is None and attribute in ("mean_", "scale_"):  # the scaler does not use it
             continue
         counts = dict(zip(dimensions, np.shape(array), strict=False)) | counts  # sets N and C
         expected = tuple(counts[letter] for letter in dimensions)
@@ -142,7 +142,7 @@ def _check_step(step: Any, class_count: int) -> None:
                 raise InvalidModelError(f"its forest contains a {type_name(tree)}")
             _check_step(tree, class_count)
     elif name == DENSE:
-        step.tensorboard = None  # a folder of another machine
+        step.tensorboard = None  # a folder on another machine
         step.__post_init__()  # validates the config
         outputs = 1 if class_count == 2 else class_count
         received = [(array.shape, array.dtype.name) for array in step.weights_]
@@ -151,7 +151,7 @@ def _check_step(step: Any, class_count: int) -> None:
         if received != [(shape, "float32") for shape in shapes]:
             raise InvalidModelError(f"its dense layers have weights {quote(received)}")
     if hasattr(step, "n_jobs"):
-        step.n_jobs = None  # a file does not set the number of threads
+        step.n_jobs = None  # a file must not set the number of threads
 
 
 def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:

@@ -1,4 +1,4 @@
-"""Export of a bundle: a folder with one model and its predict.py, independent of this project.
+"""Export a bundle as a folder with one model and its predict.py, independent of this project.
 
 The folder is published only if predict.py, in a process that cannot import this project, gives
 image files the probabilities that the head gives their cached features.
@@ -52,7 +52,7 @@ np.save(output, runpy.run_path(script)["predict"](paths), allow_pickle=False)
 
 @dataclass(frozen=True)
 class Export:
-    """An exported folder, and its agreement with the cached features."""
+    """An exported folder, and the comparison of its predictions with those of the cache."""
 
     folder: Path
     parity: Parity
@@ -67,7 +67,7 @@ def export_bundle(
     cache_dir: Path = Path("cache"),
     check_images: int = MAX_IMAGES,
 ) -> Export:
-    """Write one model from uint8 image to class probabilities, after a comparison.
+    """Export one model, uint8 images to class probabilities; compare it with the cache first.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def export_bundle(
     check_images : number of test images to compare, chosen by `reference_images` with ``closest``.
 
     Raises UsageError for a head that cannot be exported, BadDataError if the model differs by more
-    than `TOLERANCES` or in a decision or if the run's ``exports`` is a link out of it,
+    than `TOLERANCES` or in a decision, or if the run's ``exports`` is a link out of it,
     UnreachableError for a missing package, CannotCreateError for an existing ``out``. Nothing is
     written if an error is raised.
     """

@@ -1,4 +1,4 @@
-"""Heads as fully connected layers, for exported models."""
+"""Convert heads to fully connected layers, for exported models."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,17 +18,17 @@ from pipeline.text import counted, printable
 
 
 class HeadLayer(NamedTuple):
-    """kernel (D, U) and bias (U,), float32."""
+    """A fully connected layer: kernel (D, U) and bias (U,), float32."""
 
     kernel: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
 
 
 def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
-    """Return the head's layers, with a ReLU between them; raise UsageError for other heads.
+    """Return the head's layers, with a ReLU between them.
 
     The last layer's sigmoid (U = 1) is the second class's probability; its softmax (U = K) is the
-    probability of each class.
+    probability of each class. Raises UsageError for a head that is not such a network.
     """
     estimator = bundle.estimator
     if views := bundle.plan.views:

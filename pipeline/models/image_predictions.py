@@ -1,4 +1,4 @@
-"""Predictions for image files, in their order and in bounded memory."""
+"""Classify image files, in their order and in bounded memory."""
 
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from pipeline.text import counted, printable
 FILES_PER_WINDOW = 1024  # hashed before the first is decoded: 0.1 s, 1 MB of predictions
 
 Probabilities = npt.NDArray[np.float64]
-Result = tuple[Probabilities, bool] | str  # and whether cached; or why a file is skipped
+Result = tuple[Probabilities, bool] | str  # (row, whether cached), or why a file is skipped
 
 
 class ImageClassifier(Protocol):
@@ -48,7 +48,7 @@ class ImageClassifier(Protocol):
     def cached_probabilities(
         self, digests: Collection[bytes]
     ) -> Iterator[tuple[list[bytes], Probabilities]]:
-        """Return probabilities from caches, by the SHA-256 digests of files."""
+        """Yield blocks of the cached images: their digests, and probabilities (b, K)."""
         ...
 
 
@@ -174,7 +174,7 @@ class ImagePredictions:
     def _read(
         self, digests: Mapping[bytes, bytes], results: dict[bytes, Result]
     ) -> Generator[tuple[bytes, Pixels]]:
-        """Return digests and pixels of images; threads decode in advance, failures are results."""
+        """Yield digests and pixels of images, decoded in advance; add failures to ``results``."""
         size, resize = self.model.image_size, self.model.resize
         with closing(read_images(Path(), digests, image_size=size, resize=resize)) as images:
             for path, pixels in images:

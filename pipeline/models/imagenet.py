@@ -1,4 +1,4 @@
-"""Ready-made networks with their 1,000 classes of ImageNet."""
+"""Networks of keras.applications with their classifier of the 1,000 ImageNet classes."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -20,8 +20,8 @@ class ImagenetModel:
     ----------
     name : ``inception_v3``, in any usual spelling.
     weights : ``imagenet``, ``random`` or a Keras weights file of the whole network.
-    labels : a file for `read_labels`; None for Keras' list, from its cache or its host.
-    image_size : pixels; None for the size of its training.
+    labels : a file for `read_labels`; None for Keras' list, downloaded if it is not cached.
+    image_size : pixels; None for the size that the network was trained with.
 
     Opening takes seconds. Raises UnreachableError if weights or class names cannot be fetched,
     BadDataError if they do not fit the network.

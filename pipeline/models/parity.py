@@ -1,9 +1,9 @@
-"""Parity: image files must get the probabilities that the cached features get.
+"""Check parity: image files must get the same probabilities as their cached features.
 
-Most models fail between training and use, because of another preprocessing, order of classes,
+Many models fail between training and use, because of another preprocessing, order of classes,
 weights file or resize. So test images are decoded again and pass through base and head; their
-probabilities are compared with those of the cache. A head that is certain of every image hides
-wrong pixels: so the features are compared as well.
+probabilities are compared with those of the cache. The features are compared as well, since a head
+that is certain of every image hides wrong pixels.
 """
 
 import logging
@@ -128,7 +128,7 @@ def check_parity(
     progress : called with (images done, images in all).
 
     Returns one result per bundle, also if it disagrees. Raises NoInputError if cache or images are
-    missing; BadDataError if they are not those of the training.
+    missing; BadDataError if they have changed since training.
     """
     groups: dict[tuple[str, str, ViewPlan], list[int]] = defaultdict(list)
     for index, bundle in enumerate(bundles):
@@ -144,8 +144,8 @@ def check_parity(
         for pixels in images.pixels(progress):
             block = replace(images, rows=images.rows[start : start + len(pixels)])
             by_view = []
-            for view, drawn in enumerate(predictors[0].views(pixels, block.digests)):
-                features = predictors[0].features(drawn)
+            for view, view_pixels in enumerate(predictors[0].views(pixels, block.digests)):
+                features = predictors[0].features(view_pixels)
                 errors = relative_errors(block.features(layer, view), features)
                 feature_error = max(feature_error, float(errors.max()))
                 by_view.append([predictor.classify(features) for predictor in predictors])
@@ -215,7 +215,7 @@ class ReferenceImages:
     def pixels(
         self, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Decode blocks of (b, S, S, 3); raise BadDataError for an image unlike the cached one."""
+        """Yield decoded blocks (b, S, S, 3); raise BadDataError for an image that has changed."""
         spec = self.table.spec
         paths: list[bytes] = self.table.columns.paths[self.rows].tolist()
         digests = dict(zip(paths, self.digests, strict=True))
@@ -243,8 +243,8 @@ def reference_images(
     Parameters
     ----------
     keys, max_images : as in `check_parity`.
-    closest : choose half by the head's smallest margins, where an error shows first; the others
-        are evenly spread.
+    closest : choose half of them where the head's margins are smallest, since an error shows
+        there first; the others are evenly spread.
 
     Raises NoInputError if the cache or the image folder is missing; BadDataError if the bundle was
     trained on other features than the cache's, or other classes than the folder's.

@@ -1,4 +1,4 @@
-"""Prediction with a bundle: from pixels to class probabilities, as in training."""
+"""Predict with a bundle: from pixels to class probabilities, as in training."""
 
 import logging
 import re
@@ -65,7 +65,7 @@ class Predictor:
         self.resize = bundle.spec.resize
         self.batch_size = batch_size
         self._weights = weights
-        self._cache_folder = cache_dir
+        self._cache_dir = cache_dir
         pixels = pixels_digest(bundle.spec.image_size, bundle.spec.resize)
         if pixels != bundle.spec.pixels:  # of the decoder of the training
             versions = bundle.document.get("versions")
@@ -178,7 +178,7 @@ class Predictor:
         return engine
 
     def base_config(self) -> BaseConfig:
-        """Return the base's config; a weights file is checked before TensorFlow loads (seconds)."""
+        """Return the base's config; check a weights file before TensorFlow loads, which is slow."""
         spec = self.bundle.spec
         seed = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
         weights = self._weights or RANDOM
@@ -187,7 +187,7 @@ class Predictor:
             if weights != IMAGENET and not Path(weights).is_file():
                 raise NoInputError(
                     f"the weights of the training, {printable(weights)}, do not exist: "
-                    f"name their new place with --weights FILE"
+                    f"pass their new path with --weights FILE"
                 )
         try:
             config = BaseConfig(
@@ -197,7 +197,7 @@ class Predictor:
                 weights=weights,
                 seed=int(seed[1]) if seed else 0,
                 batch_size=self.batch_size,
-                cache_dir=self._cache_folder,
+                cache_dir=self._cache_dir,
             )
         except UsageError as error:  # the bundle's value, not the user's
             raise BadDataError(f"the model cannot be used: {error}") from error
@@ -212,7 +212,7 @@ class Predictor:
                 f"the model was trained on {spec.base} with weights {_short_digest(spec.weights)}; "
                 f"received {_short_digest(received)} "
                 f"({printable(self._weights or str(self.bundle.document['weights_from']))}): "
-                f"name those of the training with --weights FILE"
+                f"pass those of the training with --weights FILE"
             )
 
 

@@ -1,4 +1,4 @@
-"""Runs of classify: finding the newest one, and the bundle file of a head."""
+"""Find the newest run of classify, and the bundle file of a head."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.models.bundle import OLD_SUFFIX, SUFFIX
 from pipeline.text import printable
 
-FOLDER = "models"  # of a run
+MODELS_FOLDER = "models"  # in a run folder
 ROW_IDENTITY = ("head", "input", "layer", "cache")
 
 
@@ -28,7 +28,7 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
     """
     if run.is_file():
         if head is not None:
-            raise UsageError(f"{printable(run)} is one head: leave out --head {printable(head)}")
+            raise UsageError(f"{printable(run)} is a model: leave out --head {printable(head)}")
         return run
     rows, not_saved = _read_results(run / "results.json")
     saved = [row for row in rows if row["model"]]
@@ -39,13 +39,13 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
         chosen = next((row for row in [*saved, *rows] if head in _names_of(row)), None)
     if chosen is None:
         problem = "it recommends no head" if head is None else f"it has no head {printable(head)}"
-        raise UsageError(f"{printable(run)}: {problem}; saved are: {names}")
+        raise UsageError(f"{printable(run)}: {problem}; saved heads: {names}")
     if not chosen["model"]:
         identity = {name: chosen[name] for name in ROW_IDENTITY}
         reasons = (entry.get("reason") for entry in not_saved if identity.items() <= entry.items())
         raise UsageError(
             f"{printable(run)}: {printable(chosen['head'])} was not saved "
-            f"({printable(str(next(reasons, 'by an older version')))}); saved are: {names}"
+            f"({printable(str(next(reasons, 'by an older version')))}); saved heads: {names}"
         )
     path = run / str(chosen["model"])
     try:
@@ -72,7 +72,7 @@ def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of a results.json, and the reasons of those that were not saved."""
+    """Return the rows of a results.json, and its entries of heads that were not saved."""
     if not path.is_file():
         raise NoInputError(
             f"{printable(path.parent)} is not a run of classify: it has no {path.name}"
@@ -86,7 +86,7 @@ def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             if not all(isinstance(text, str) for text in texts) or "recommended" not in row:
                 raise ValueError(row)
             if row["model"] and not re.fullmatch(
-                rf"{FOLDER}/[^/\\\\]+({SUFFIX}|{OLD_SUFFIX})", row["model"]
+                rf"{MODELS_FOLDER}/[^/\\\\]+({SUFFIX}|{OLD_SUFFIX})", row["model"]
             ):
                 raise ValueError(row)  # the path is outside the run
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

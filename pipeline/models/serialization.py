@@ -1,4 +1,4 @@
-"""Fitted estimators as untrusted skops files: bytes and back.
+"""Save fitted estimators as skops files; load them from untrusted ones.
 
 skops writes a zip of ``.npy`` arrays and a ``schema.json`` that names types. A file is checked
 against limits and an allow-list of types before skops builds anything;
@@ -19,7 +19,6 @@ import skops.io
 
 from pipeline.errors import UsageError
 from pipeline.models.estimator_validation import (
-    DENSE,
     PIPELINE,
     SHAPES,
     TEMPERATURE_SCALING,
@@ -39,15 +38,8 @@ PROTOCOL = 2  # of skops; older ones build objects differently
 TOLERANCE = 1e-6  # of the sum of probabilities
 
 # Types that skops does not trust by default; their contents are checked below.
-TRUSTED = (
-    TEMPERATURE_SCALING,
-    DENSE,
-    TOP_BLOCK,
-    TREE,
-    "pipeline.heads.kornblith.KornblithRegression",
-    "pipeline.heads.prototype.NearestPrototype",
-    "pipeline.heads.scaler.CommonScaler",
-)
+TRUSTED = [TEMPERATURE_SCALING, TOP_BLOCK, TREE]
+TRUSTED += [name for name in SHAPES if name.startswith("pipeline.")]
 # The types that each loader of skops may build.
 LOADERS: Mapping[str, frozenset[str]] = {
     "DictNode": frozenset({"builtins.dict"}),
@@ -71,7 +63,7 @@ class UnsavableError(UsageError):
 
 
 def dump_estimator(estimator: Any) -> bytes:
-    """Return the bytes of a skops file; raise UnsavableError with the reason if there is none."""
+    """Return the bytes of a skops file; raise UnsavableError if the estimator cannot be saved."""
     reason = getattr(estimator, "not_savable", None)
     if reason is not None:
         raise UnsavableError(reason)
@@ -97,15 +89,15 @@ def load_estimator(
     class_count: int,
     top_block: Mapping[str, Any],
 ) -> Any:
-    """Return the estimator of a skops file, which is open as a zip archive; execute nothing.
+    """Return the estimator of a skops file; execute nothing.
 
-    ``top_block`` has the required attributes of a `TopBlockClassifier`. Raises InvalidModelError
-    for a file unlike those of `dump_estimator`.
+    ``archive`` is the same file, open as a zip; ``top_block`` has the required attributes of a
+    `TopBlockClassifier`. Raises InvalidModelError for a file that `dump_estimator` cannot write.
     """
     _check_schema(archive)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # attributes of other versions are checked too
-        estimator = skops.io.load(path, trusted=list(TRUSTED))
+        warnings.simplefilter("ignore")  # of other versions: the attributes are checked
+        estimator = skops.io.load(path, trusted=TRUSTED)
     validate_estimator(estimator, class_count)
     if type_name(estimator) == TOP_BLOCK:
         for name, value in top_block.items():
@@ -151,7 +143,7 @@ def _check_schema(archive: zipfile.ZipFile) -> None:
             node["type"] != "numpy" or node["file"] != f"{node['__id__']}.npy"
         ):
             raise InvalidModelError("its arrays are not in their own files")
-        if node["__loader__"] == "TreeNode":  # its __setstate__ copies unchecked
+        if node["__loader__"] == "TreeNode":  # its __setstate__ does not check sizes
             _, classes, outputs = node["__reduce__"]["args"]["content"]
             state = node["content"]["content"]
             count = (int(state["node_count"]["content"]),)

@@ -1,7 +1,7 @@
 """A fine-tuned model: a base's trained layers above the freeze boundary, and a dense head.
 
-It takes the cached feature maps of the boundary, and contains every weight above the boundary, also
-those that fine-tuning does not change (BatchNorm's).
+Its input is the cached feature maps of the boundary. It contains every weight above the boundary,
+also those that fine-tuning does not change (BatchNorm's).
 """
 
 from collections.abc import Mapping

@@ -44,7 +44,7 @@ class UpperLayers:
         self._forward = tf.function(lambda maps: upper(maps, training=False))
 
     def batches(self, features: Array) -> Iterator[tuple[Array, int]]:
-        """Return the outputs (batch_size, F) of batches of maps (N, H·W·C), with unpadded sizes."""
+        """Yield outputs (batch_size, F) of maps (N, H·W·C), each with its unpadded size."""
         if features.shape[1] != self._feature_count:
             raise InvalidModelError(
                 f"its layers take {self._feature_count:,} features; received {features.shape[1]:,}"
@@ -58,7 +58,7 @@ class UpperLayers:
 
 
 def layers_above(base_model: Any, boundary: str) -> Any:
-    """Return a Keras model of the layers after a boundary, shared with the base."""
+    """Return a Keras model of the layers after a boundary; it shares them with the base."""
     try:
         return keras.Model(base_model.get_layer(boundary).output, base_model.output)
     except ValueError as error:  # no such layer, or a path around it

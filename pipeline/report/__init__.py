@@ -1,1 +1,1 @@
-"""The results of a comparison on disk: tables, documents, plots."""
+"""Write results for people: tables, plots, report.html, contact sheets."""

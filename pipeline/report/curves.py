@@ -8,62 +8,63 @@ import numpy as np
 import numpy.typing as npt
 
 MEASURES = ("loss", "accuracy", "val_loss", "val_accuracy")
-FEWEST_EPOCHS = 5  # fewer show no trend
-LEAST_SHARE = 0.05  # of the fall of validation loss so far; a smaller change is none
-LEAST_CHANGE = 0.005  # nats; a smaller change is none
-LEAST_DROP = 0.005  # of accuracy, half a point; a smaller drop is none
+MIN_EPOCHS = 5  # fewer show no trend
+MIN_SHARE = 0.05  # of the fall of validation loss so far; smaller changes are ignored
+MIN_CHANGE = 0.005  # nats; smaller changes are ignored
+MIN_DROP = 0.005  # of accuracy, half a point; smaller drops are ignored
 
 History = Mapping[str, Sequence[float]]
 
 
 def smooth(values: Sequence[float], factor: float) -> list[float]:
-    """Return the exponential moving average with this weight of the last point (DLwP, 5.23)."""
+    """Return the exponential moving average (DLwP, 5.23); ``factor`` weighs the last average."""
     return list(accumulate(values, lambda last, value: last * factor + value * (1 - factor)))
 
 
 def describe_curves(history: History) -> str:
     """Describe where validation loss is lowest and what follows; ``history`` has all `MEASURES`.
 
-    The lowest point is that of a centred moving average, which does not lag, unlike the one in the
-    drawing. A change counts if it is large relative to the fall of the loss so far and its noise.
+    The minimum is that of a centred moving average: unlike the plotted one, it does not lag. Only
+    changes that are large relative to the fall of the loss so far and to its noise count.
     """
     if not all(math.isfinite(value) for measure in MEASURES for value in history[measure]):
         return "The training diverged: some losses are not finite. A lower learning rate may help."
     count = len(history["val_loss"])
-    if count < FEWEST_EPOCHS:
+    if count < MIN_EPOCHS:
         return "Too few epochs to distinguish overfitting from noise."
     loss, accuracy, train_loss = (
         _centred_average(history[name], count // 20)
         for name in ("val_loss", "val_accuracy", "loss")
     )
-    turn, last = int(loss.argmin()), count - 1
-    fallen = loss[: turn + 1].max() - loss[turn]
-    # The distance of two epochs by chance alone: 3.3 standard deviations of Gaussian noise, twice
-    # the median of the second differences, which are 0 for a steady fall.
+    best, last = int(loss.argmin()), count - 1
+    fall = loss[: best + 1].max() - loss[best]
+    # Two epochs differ by less than this by chance: twice the median of the second differences,
+    # which is 3.3 standard deviations of Gaussian noise, and 0 for a steady fall.
     noise = 2 * np.median(np.abs(np.diff(history["val_loss"], 2)))
-    least = max(LEAST_CHANGE, float(noise))
-    least_rise = max(least, LEAST_SHARE * min(fallen, loss[turn]))
-    if loss[last] - loss[turn] > least_rise and train_loss[last] < train_loss[turn]:
+    min_change = max(MIN_CHANGE, float(noise))
+    min_rise = max(min_change, MIN_SHARE * min(fall, loss[best]))
+    min_fall = max(min_change, MIN_SHARE * fall)
+    if loss[last] - loss[best] > min_rise and train_loss[last] < train_loss[best]:
         text = (
-            f"Overfitting from epoch {turn + 1} on: validation loss is lowest there "
-            f"({loss[turn]:.3f}), then rises to {loss[-1]:.3f} while training loss keeps falling. "
+            f"Overfitting from epoch {best + 1} on: validation loss is lowest there "
+            f"({loss[best]:.3f}), then rises to {loss[-1]:.3f} while training loss keeps falling. "
         )
-        then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (turn, -1))
-        if accuracy[-1] < accuracy[turn] - LEAST_DROP:
+        then, now = (f"{100 * accuracy[epoch]:.1f} %" for epoch in (best, -1))
+        if accuracy[-1] < accuracy[best] - MIN_DROP:
             return text + f"Validation accuracy falls too, from {then} to {now}."
         return text + (
-            f"Validation accuracy does not fall ({then} there, {now} at the end): accuracy "
+            f"Validation accuracy does not fall ({then} at that epoch, {now} at the end): accuracy "
             f"depends only on the most probable class, while loss grows with the confidence in "
             f"the few wrong predictions."
         )
     before = last - max(1, count // 5)
-    if loss[before] - loss[last] > max(least, LEAST_SHARE * fallen):
+    if loss[before] - loss[last] > min_fall:
         return (
             f"Validation loss still falls at the end, from {loss[before]:.3f} at epoch "
             f"{before + 1} to {loss[last]:.3f} at epoch {count}: no overfitting yet; more epochs "
             f"would probably help."
         )
-    level = int(np.flatnonzero(loss <= loss[turn] + max(least, LEAST_SHARE * fallen))[0])
+    level = int(np.flatnonzero(loss <= loss[best] + min_fall)[0])
     return (
         f"Validation loss is level at {loss[last]:.3f} from about epoch {level + 1} on: no "
         f"significant overfitting, and little gain from more epochs."

@@ -1,4 +1,4 @@
-"""Data of the report's charts: training, ROC, reliability, learning curve."""
+"""Data of the report's charts: training curves, ROC, calibration, learning curve."""
 
 import math
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from pipeline.report.plots import (
     inline_svg,
     short_name,
 )
-from pipeline.report.ranking import class_curves, macro_precision_recall, macro_roc
+from pipeline.report.roc import class_curves, macro_precision_recall, macro_roc
 
 ROC_TITLES = "false positive rate, %", "true positive rate, %"
-WORST_CLASSES = 3  # drawn with the mean if there are too many classes for all
-LEAST_GAIN = 0.0005  # nats of log loss; three digits show no smaller one
+WORST_CLASSES = 3  # plotted with the mean if there are too many classes for all
+MIN_GAIN = 0.0005  # nats of log loss; three decimals show no smaller gain
 
 
 def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
-    """Loss and accuracy by epoch of the head shown, else of the best head that has epochs."""
+    """Plot loss and accuracy by epoch of the head shown, or of the best head that has epochs."""
     for outcome in (comparison.shown, *comparison.outcomes):
         history = outcome.history
         if history and all(history.get(measure) for measure in MEASURES):
@@ -54,8 +54,8 @@ def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
     }
 
 
-def ranking(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
-    """ROC and precision-recall curves, one class against the rest."""
+def roc(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
+    """Plot ROC and precision-recall curves, each class against the rest."""
     labels = [1] if len(classes) == 2 else range(len(classes))
     by_class = [each for label in labels if (each := class_curves(test, label)) is not None]
     if not by_class:
@@ -65,31 +65,31 @@ def ranking(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | N
         shown = shown[:WORST_CLASSES]
     auc = float(np.mean([each.roc_auc for each in by_class]))
     precision = float(np.mean([each.average_precision for each in by_class]))
-    roc, recall = [], []
+    roc_lines, recall_lines = [], []
     if len(by_class) > 1:
-        roc.append((f"mean, area {auc:.3f}", macro_roc(by_class)))
-        recall.append((f"mean, area {precision:.3f}", macro_precision_recall(by_class)))
+        roc_lines.append((f"mean, area {auc:.3f}", macro_roc(by_class)))
+        recall_lines.append((f"mean, area {precision:.3f}", macro_precision_recall(by_class)))
     for each in shown:
         name = short_name(classes[each.label])
-        roc.append((f"{name}, area {each.roc_auc:.3f}", each.roc))
-        recall.append((f"{name}, area {each.average_precision:.3f}", each.precision_recall))
+        roc_lines.append((f"{name}, area {each.roc_auc:.3f}", each.roc))
+        recall_lines.append((f"{name}, area {each.average_precision:.3f}", each.precision_recall))
     return {
         "class_count": len(classes),
         "positive": classes[1],
         "worst": len(shown) if len(shown) < len(by_class) else 0,
         "roc": inline_svg(
-            lambda axes: draw_lines(axes, roc, titles=ROC_TITLES, diagonal="chance"),
+            lambda axes: draw_lines(axes, roc_lines, titles=ROC_TITLES, diagonal="chance"),
             label=f"ROC. The area under the curve is {auc:.3f}; by chance it would be 0.5.",
         ),
         "recall": inline_svg(
-            lambda axes: draw_lines(axes, recall, titles=("recall, %", "precision, %")),
+            lambda axes: draw_lines(axes, recall_lines, titles=("recall, %", "precision, %")),
             label=f"Precision and recall. The average precision is {precision:.3f}.",
         ),
     }
 
 
 def reliability(outcome: Outcome) -> dict[str, Any] | None:
-    """Accuracy by confidence, with and without temperature scaling; None without probabilities."""
+    """Plot accuracy by confidence, also after temperature scaling; None without probabilities."""
     result, test = outcome.result, outcome.test
     if math.isnan(result.ece):
         return None
@@ -100,9 +100,9 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
         f"accuracy, is {percent(result.ece)} points. "
     )
     if not outcome.native_probabilities:
-        text += "The head has no native probabilities: they are fitted on validation."
+        text += "The head computes scores; its probabilities are fitted on validation."
     elif math.isnan(result.calibrated_ece):
-        pass  # no temperature to compare
+        pass  # without a temperature to compare
     elif outcome.validation.correct.all():
         text += (
             "All validation images are classified correctly, so they cannot show whether the head "
@@ -134,7 +134,7 @@ def _describe_temperature(result: Result, validation: HeadPredictions) -> str:
             f"Each of the {result.fits} fits has its own temperature, fitted on validation: with "
             f"them "
         )
-    elif gain < LEAST_GAIN:
+    elif gain < MIN_GAIN:
         text = (
             f"On validation {temperature} does not lower the log loss, so the head is neither "
             f"clearly overconfident nor clearly underconfident: with it "
@@ -155,7 +155,7 @@ def _describe_temperature(result: Result, validation: HeadPredictions) -> str:
 
 
 def learning(findings: AuditResult) -> dict[str, Any] | None:
-    """Accuracy by number of training images."""
+    """Plot accuracy by number of training images."""
     curve = findings.learning_curve
     if curve is None:
         return None

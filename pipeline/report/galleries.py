@@ -17,10 +17,10 @@ from pipeline.report.plots import GLYPHS, POINTS, STYLES, draw_dots, inline_svg
 from pipeline.report.thumbnails import read_thumbnails
 from pipeline.text import counted
 
-MOST_POINTS = 2000  # more would cover each other
-PICTURE_COLUMNS, PICTURE_ROWS = 13, 8  # a grid for the pictures, so that they do not overlap
-MOST_MISTAKES, MOST_SUSPECTS, MOST_GROUPS = 24, 40, 20
-MOST_OF_GROUP = 4  # more pictures of a group show nothing new
+MAX_POINTS = 2000  # more hide each other
+PICTURE_COLUMNS, PICTURE_ROWS = 13, 8  # of a grid: one picture per cell, so that none overlap
+MAX_MISTAKES, MAX_SUSPECTS, MAX_GROUPS = 24, 40, 20
+MAX_PER_GROUP = 4  # more pictures of a group show nothing new
 CELL, PICTURE = 80, 54  # sides of a cell of the map and of its picture, in points
 MARGIN = 26  # around the map, for the outermost dots
 
@@ -29,10 +29,10 @@ Points = npt.NDArray[np.float64]
 
 
 def feature_map(findings: AuditResult) -> dict[str, Any]:
-    """The principal component analysis of pooled features, a dot an image, with some pictures."""
+    """Plot two principal components of pooled features: a dot per image, and some pictures."""
     table, classes = findings.table, findings.table.classes
     rows = spread_rows(table.columns.labels)
-    points, (first, second) = lay_out(read_input(table, findings.layer, rows, "pooled"))
+    points, (first, second) = pca_points(read_input(table, findings.layer, rows, "pooled"))
     labels = table.columns.labels[rows]
     is_styled = len(classes) <= STYLES  # by class; more would look alike
     size = np.array([PICTURE_COLUMNS * CELL, PICTURE_ROWS * CELL])
@@ -76,12 +76,12 @@ def feature_map(findings: AuditResult) -> dict[str, Any]:
 
 
 def mistakes(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | None:
-    """The test images that the head misclassifies, the most confident first."""
+    """Show the test images that the head misclassifies, the most confident mistakes first."""
     test, classes = comparison.shown.test, comparison.classes
     wrong = np.flatnonzero(~test.correct)
     if not len(wrong):
         return None
-    shown = wrong[np.argsort(-test.scores[wrong].max(axis=1), kind="stable")][:MOST_MISTAKES]
+    shown = wrong[np.argsort(-test.scores[wrong].max(axis=1), kind="stable")][:MAX_MISTAKES]
     images = _read_images(findings.table, test.rows[shown].tolist())
     for image, index in zip(images, shown.tolist(), strict=True):
         predicted, label = test.predicted[index], test.labels[index]
@@ -93,8 +93,8 @@ def mistakes(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | 
 
 
 def suspects(findings: AuditResult) -> dict[str, Any] | None:
-    """The images whose labels are likely wrong."""
-    classes, shown = findings.table.classes, findings.suspects[:MOST_SUSPECTS]
+    """Show the images whose labels are likely wrong."""
+    classes, shown = findings.table.classes, findings.suspects[:MAX_SUSPECTS]
     if not shown:
         return None
     images = _read_images(findings.table, [each.row for each in shown])
@@ -107,20 +107,20 @@ def suspects(findings: AuditResult) -> dict[str, Any] | None:
 
 
 def duplicates(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | None:
-    """Groups of duplicates: those across splits or folds first, then the largest."""
+    """Show groups of duplicates: those across splits or folds first, then the largest."""
     table, pairs = findings.table, findings.duplicates
     parts = "folds" if comparison.shown.folds else "splits"
     group_of = duplicate_sets(pairs, len(table))
     pairs_of: dict[int, list[DuplicatePair]] = {}
     for pair in pairs:
         pairs_of.setdefault(int(group_of[pair.first]), []).append(pair)
-    groups = [(np.flatnonzero(group_of == group).tolist(), of) for group, of in pairs_of.items()]
+    groups = [(np.flatnonzero(group_of == key).tolist(), each) for key, each in pairs_of.items()]
     if not groups:
         return None
     groups.sort(key=lambda group: (not _is_across(group[1]), -len(group[0])))
     shown = []
-    for rows, group_pairs in groups[:MOST_GROUPS]:
-        images = _read_images(table, rows[:MOST_OF_GROUP])
+    for rows, group_pairs in groups[:MAX_GROUPS]:
+        images = _read_images(table, rows[:MAX_PER_GROUP])
         for image, row in zip(images, rows, strict=False):
             image["split"] = SPLIT_NAMES[table.columns.splits[row]] if parts == "splits" else ""
         shown.append({"images": images, "text": _describe_group(len(rows), group_pairs, parts)})
@@ -143,9 +143,9 @@ def _describe_group(count: int, pairs: Sequence[DuplicatePair], parts: str) -> s
         text = f"near-duplicates, similarity {min(pair.similarity for pair in pairs):.3f}"
         text += " or more" if count > 2 else ""
     if _is_across(pairs):
-        text += f", across {parts}"
-    if count > MOST_OF_GROUP:
-        text += f"; {count - MOST_OF_GROUP:,} more not shown"
+        text += f", in different {parts}"
+    if count > MAX_PER_GROUP:
+        text += f"; {count - MAX_PER_GROUP:,} more not shown"
     return f"{counted(count, 'image')}: {text}" if count > 2 else text
 
 
@@ -155,18 +155,18 @@ def _read_images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any
 
 
 def spread_rows(labels: Rows) -> Rows:
-    """Return at most `MOST_POINTS` rows (n,), ascending, spread evenly over the classes."""
+    """Return at most `MAX_POINTS` rows (n,), ascending, spread evenly over the classes."""
     by_class = np.argsort(labels, kind="stable")
-    if len(labels) > MOST_POINTS:
-        by_class = by_class[np.linspace(0, len(labels) - 1, MOST_POINTS).round().astype(np.int64)]
+    if len(labels) > MAX_POINTS:
+        by_class = by_class[np.linspace(0, len(labels) - 1, MAX_POINTS).round().astype(np.int64)]
     return np.sort(by_class)
 
 
-def lay_out(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, float]]:
-    """Reduce features (n, D) to two principal components; n is at least 3.
+def pca_points(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, float]]:
+    """Reduce features (n, D), n at least 3, to two principal components.
 
-    Returns points (n, 2) in 0 … 1, the outermost 1 % slightly outside, and the share of the
-    variance that each axis explains.
+    Returns points (n, 2), 99 % of each axis in 0 … 1, and the share of the variance that each axis
+    explains.
     """
     from sklearn.decomposition import PCA
 
@@ -183,7 +183,7 @@ def lay_out(features: npt.NDArray[np.float32]) -> tuple[Points, tuple[float, flo
 
 
 def choose_pictures(points: Points) -> tuple[Rows, Points]:
-    """Return the point nearest the middle of each cell of a grid, (m,), and the middles (m, 2)."""
+    """Return the point nearest to the middle of each grid cell (m,), and the middles (m, 2)."""
     grid = np.array([PICTURE_COLUMNS, PICTURE_ROWS])
     scaled = points.clip(0, 1 - 1e-9) * grid
     cells = np.floor(scaled)

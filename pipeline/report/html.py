@@ -1,4 +1,4 @@
-"""results/<run>/report.html: a comparison in one file, without network access or scripts."""
+"""report.html of a run: a comparison in one file, without network access or scripts."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from pipeline.report import figures, galleries, tables
 from pipeline.report.markup import render, selection_metric
 from pipeline.text import counted
 
-# facts of a run that have their own place in the report
+# facts of a run that other parts of the report show
 SHOWN_SEPARATELY = {"created", "versions", "caches", "classes", "command", "folder"}
 
 
@@ -27,7 +27,7 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
         ("layers", "Comparison of layers", tables.layers(comparison)),
         ("curves", "Training curves", figures.curves(comparison, smoothing)),
         ("confusion", "Errors by class", tables.confusion(shown.test, classes)),
-        ("roc", "ROC and precision-recall", figures.ranking(shown.test, classes)),
+        ("roc", "ROC and precision-recall", figures.roc(shown.test, classes)),
         ("reliability", "Calibration", figures.reliability(shown)),
     ]
     if findings is not None:
@@ -57,7 +57,7 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
 
 
 def _run_facts(run: Mapping[str, Any], command: str | None) -> dict[str, Any]:
-    """Command, versions, seeds and caches of a run; each may be missing."""
+    """Return the command, versions, seeds and caches of a run; each may be missing."""
     facts = {name: value for name, value in run.items() if name not in SHOWN_SEPARATELY}
     return {
         "command": command,
@@ -69,7 +69,7 @@ def _run_facts(run: Mapping[str, Any], command: str | None) -> dict[str, Any]:
 
 
 def _cache_facts(cache: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of a cache, its features and its splits."""
+    """Return the facts of a cache, its features and its splits."""
     nested = ("path", "spec", "split_counts")
     facts = {name: value for name, value in cache.items() if name not in nested}
     facts |= cache.get("spec") or {}

@@ -1,4 +1,4 @@
-"""The templates of report.html and results.md, and their filters for text from outside."""
+"""Render the templates of report.html and results.md; their filters escape text from outside."""
 
 import os
 import re
@@ -20,7 +20,7 @@ ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
 
 
 def name_text(name: str | bytes) -> str:
-    """Return a class or file name as composed text with visible control characters.
+    """Return a class or file name in Unicode form NFC, with control characters escaped.
 
     macOS decomposes Hangul, and many fonts show decomposed letters side by side. The two joiners
     stay: Persian, Indian scripts and emoji need them.
@@ -30,7 +30,7 @@ def name_text(name: str | bytes) -> str:
 
 
 def _isolate(name: str | bytes) -> str:
-    """Return a name for an attribute; right-to-left text does not reorder the rest."""
+    """Return a name for an HTML attribute; right-to-left names do not reorder other text."""
     text = name_text(name)
     if any(unicodedata.bidirectional(character) in RIGHT_TO_LEFT for character in text):
         return f"{ISOLATE}{text}{POP_ISOLATE}"
@@ -65,14 +65,14 @@ TEMPLATES = Environment(
 )
 TEMPLATES.filters |= {
     "bdi": lambda name: Markup("<bdi>{}</bdi>").format(name_text(name)),
-    "chance": _format_probability,
     "counted": counted,
-    "fact": _format_value,
     "isolated": _isolate,
     "md": lambda text: re.sub(r"([\\`*_<>&|\[\]#])", r"\\\1", printable(text)),  # escapes Markdown
     "name": name_text,
     "percent": percent,
     "printable": printable,
+    "probability": _format_probability,
+    "value": _format_value,
     "views_suffix": views_suffix,
 }
 
@@ -90,7 +90,7 @@ def selection_metric(comparison: Comparison) -> tuple[str, str]:
 
 
 def head_name(result: Result) -> str:
-    """Return ``logistic (C=0.1) on vgg16 block5_pool, pooled`` for such a result."""
+    """Return a name such as ``logistic (C=0.1) on vgg16 block5_pool, pooled``."""
     params = f" ({result.params})" if result.params else ""
     layer = "" if result.layer == result.base else f" {result.layer}"
     return printable(f"{result.head}{params} on {result.base}{layer}, {result.input}")

@@ -1,7 +1,7 @@
-"""The plots of a run, for PNG files and for report.html, drawn by matplotlib without a display.
+"""Draw the plots of a run with matplotlib, without a display: PNG files and SVG for report.html.
 
-pyplot is not used: its import is slow. The colours are those of report.css: in the report they
-become its variables, so that a drawing follows light and dark mode.
+pyplot is not used: its import is slow. The colours are those of report.css; in the report they
+become CSS variables, so that a drawing follows light and dark mode.
 """
 
 import io
@@ -29,9 +29,9 @@ from pipeline.report.markup import head_name, name_text
 
 DOTS_PER_INCH = 120  # of PNG files
 POINTS = 72  # SVG units per inch
-LONGEST_NAME = 22  # characters of a class name in a plot
-MOST_NAMED_CLASSES = 40  # more names overlap
-MOST_WRITTEN_CLASSES = 16  # more cells are too small to write in
+MAX_NAME = 22  # characters of a class name in a plot
+MAX_NAMED_CLASSES = 40  # more names overlap
+MAX_WRITTEN_CLASSES = 16  # more cells are too small for numbers
 COLOURS = {
     "ink": "#1c1f23",
     "soft": "#5a6068",
@@ -78,8 +78,8 @@ Shares = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 
-def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
-    """Write a PNG file of loss and accuracy by epoch: dots, with their moving average."""
+def write_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
+    """Write a PNG file of loss and accuracy by epoch: dots, and their moving averages."""
     history = outcome.history or {}
     average = f", lines are moving averages (factor {smoothing:g})" if smoothing else ""
     with rc_context(RC):
@@ -90,7 +90,7 @@ def draw_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
         _save(figure, path, title=f"{head_name(outcome.result)}: dots are epochs{average}")
 
 
-def draw_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
+def write_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
     """Write a PNG file of the confusion matrix."""
     counts = confusion_matrix(
         outcome.test.labels, outcome.test.predicted, labels=range(len(classes))
@@ -134,7 +134,7 @@ def inline_svg(
     overlay : SVG elements on top, in points.
     """
     file = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # which change between runs
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # differs between runs
     with rc_context(RC | {"svg.hashsalt": label}):  # ids are unique in a page
         figure = Figure(figsize=size, layout="constrained" if layout == "matrix" else None)
         axes = figure.subplots(gridspec_kw=MARGINS[layout])
@@ -189,28 +189,28 @@ def draw_epochs(axes: Axes, history: History, measure: str, smoothing: float) ->
 
 def confusion_size(class_count: int) -> tuple[float, float]:
     """Return width and height of a confusion matrix in inches."""
-    side = min(12.0, 3.2 + 0.75 * min(class_count, MOST_WRITTEN_CLASSES))
+    side = min(12.0, 3.2 + 0.75 * min(class_count, MAX_WRITTEN_CLASSES))
     return side + 1.6, side + 0.4
 
 
 def draw_matrix(axes: Axes, counts: Counts, classes: Sequence[str]) -> None:
-    """Draw counts (K, K), coloured by their share of the true class; rare mistakes are visible."""
+    """Draw counts (K, K), coloured by the square root of their share: rare mistakes are visible."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(100 * shares, cmap=SHARES, norm=PowerNorm(0.5, 0, 100))
     axes.grid(visible=False)
     axes.set(xlabel="predicted class", ylabel="true class")
-    if len(classes) > MOST_NAMED_CLASSES:
+    if len(classes) > MAX_NAMED_CLASSES:
         axes.set(xlabel="predicted class (number)", ylabel="true class (number)")
     else:
         names, positions = [*map(short_name, classes)], range(len(classes))
-        is_rotated = max(map(len, names)) > 8 or len(classes) > MOST_WRITTEN_CLASSES
+        is_rotated = max(map(len, names)) > 8 or len(classes) > MAX_WRITTEN_CLASSES
         axes.set_xticks(positions, names)
         if is_rotated:
             axes.tick_params("x", rotation=45)
             for tick in axes.get_xticklabels():
                 tick.set(ha="right", rotation_mode="anchor")
         axes.set_yticks(positions, names)
-    if len(classes) > MOST_WRITTEN_CLASSES:
+    if len(classes) > MAX_WRITTEN_CLASSES:
         bar = axes.figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
         bar.outline.set_visible(False)
         return
@@ -274,7 +274,7 @@ def draw_learning_curve(axes: Axes, curve: LearningCurve) -> None:
 
 
 def draw_dots(axes: Axes, points: Shares, labels: Counts) -> None:
-    """Draw points (n, 2), with a style for each class if there are enough styles."""
+    """Draw points (n, 2), with a style per class if there are enough styles."""
     if labels.max() >= STYLES:
         axes.plot(*points.T, ".", color=COLOURS["soft"], alpha=0.55)
         return
@@ -284,7 +284,7 @@ def draw_dots(axes: Axes, points: Shares, labels: Counts) -> None:
 
 
 def short_name(name: str) -> str:
-    """Return a class name of at most `LONGEST_NAME` characters."""
+    """Return a class name of at most `MAX_NAME` characters."""
     text = name_text(name)
-    text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+    text = text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
     return f" {text}" if text.startswith("_") else text  # legends skip names with "_"

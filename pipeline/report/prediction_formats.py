@@ -1,4 +1,4 @@
-"""Predictions as text, one by one: an aligned table, CSV or JSON."""
+"""Format predictions as text, one by one: an aligned table, CSV or JSON."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from pipeline.cache.fill import RowProgress
 from pipeline.images.scan import Skipped
 from pipeline.models.image_predictions import ImagePredictions, Prediction
-from pipeline.report.sheets import MOST_PICTURES
+from pipeline.report.sheets import MAX_PICTURES
 from pipeline.text import printable
 
 log = logging.getLogger("pipeline")
@@ -22,7 +22,7 @@ GAP = "  "
 
 
 class Tally:
-    """An iterator over predictions that counts them, and logs and collects skipped files."""
+    """Iterate over predictions and count them; log and collect skipped files."""
 
     def __init__(self, predictions: ImagePredictions, progress: RowProgress | None = None) -> None:
         self.predictions = predictions
@@ -40,9 +40,9 @@ class Tally:
             else:
                 self.images += 1
                 self.cached += item.cached
-                if len(self.first) < MOST_PICTURES:
+                if len(self.first) < MAX_PICTURES:
                     self.first.append(item)
-                if self._progress:  # from the first result on: before, the network loads
+                if self._progress:  # only from the first result on: the network loads before
                     self._progress(self.images + len(self.skipped), self.predictions.total)
                 yield item
 

@@ -1,4 +1,4 @@
-"""results/<run>/: the folder of a comparison's tables, plots, report and models."""
+"""Write the folder of a run: a comparison's tables, plots, report and models."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
 from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.models.bundle import SUFFIX, save_bundle
-from pipeline.models.runs import FOLDER, ROW_IDENTITY
+from pipeline.models.runs import MODELS_FOLDER, ROW_IDENTITY
 from pipeline.text import file_name, printable
 
 Save = Literal["all", "best", "none"]
@@ -46,7 +46,7 @@ def write_run(
     """
     from pipeline.report.html import report_html  # 0.5 s of matplotlib
     from pipeline.report.markup import render
-    from pipeline.report.plots import draw_confusion, draw_curves
+    from pipeline.report.plots import write_confusion, write_curves
 
     check_writable(results)
     set_name = str(comparison.run["caches"][0]["set"])
@@ -78,17 +78,17 @@ def write_run(
     _write_settings(comparison, folder / "settings.csv")
     if comparison.findings is not None:
         write_suspects(folder / "suspects.csv", comparison.findings)
-    draw_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
+    write_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
     if trained is not None:
-        draw_curves(trained, folder / "curves.png", smoothing=smoothing)
+        write_curves(trained, folder / "curves.png", smoothing=smoothing)
     report = report_html(comparison, command=command, smoothing=smoothing)
     (folder / "report.html").write_text(report, "utf-8")
     return folder
 
 
 def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison:
-    """Save models; return the comparison with their files, and the reasons for unsaved ones."""
-    models = folder / FOLDER
+    """Save models; return the comparison with their paths, and the reasons for unsaved ones."""
+    models = folder / MODELS_FOLDER
     one_layer = len({outcome.result.layer for outcome in comparison.outcomes}) == 1
     outcomes, not_saved = [], []
     for outcome in comparison.outcomes:
@@ -101,7 +101,7 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
             paths = (models / f"{each}{SUFFIX}" for each in _number_names(file_name(name)))
             path = next(path for path in paths if not path.exists())
             save_bundle(bundle, path)
-            result = replace(result, model=f"{FOLDER}/{path.name}")
+            result = replace(result, model=f"{MODELS_FOLDER}/{path.name}")
         else:
             row = {name: getattr(result, name) for name in ROW_IDENTITY}
             not_saved.append({**row, "reason": reason})
@@ -111,13 +111,13 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
 
 
 def _number_names(name: str) -> Iterator[str]:
-    """Yield the name, then the name with a number from 2, for a name that is taken."""
+    """Yield ``name``, ``name-2``, ``name-3``, …, for names that exist already."""
     yield name
     yield from (f"{name}-{number}" for number in count(2))
 
 
 def _write_settings(comparison: Comparison, path: Path) -> None:
-    """Write every setting of the search with its validation results in the first fit."""
+    """Write every setting of the search, with its validation results in the first fit."""
     identity = ("head", "input", "base", "layer", "fingerprint")
     names = [field.name for field in fields(Setting)]
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -131,11 +131,11 @@ def _write_settings(comparison: Comparison, path: Path) -> None:
 
 
 def _create_folder(results: Path, set_name: str) -> Path:
-    """Create ``2026-11-21_143000-textile``, with a number if another run has that name."""
+    """Create ``2026-11-21_143000-textile``; append a number if it exists."""
     for name in _number_names(f"{datetime.now():%Y-%m-%d_%H%M%S}-{file_name(set_name)}"):
         folder = results / name
         try:
-            folder.mkdir()  # not exist_ok: the first run to create it owns it
+            folder.mkdir()  # not exist_ok: two runs may start in the same second
             break
         except FileExistsError:
             continue

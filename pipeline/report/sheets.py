@@ -1,4 +1,4 @@
-"""Contact sheets, PNG files: images with their predictions, and images with their views."""
+"""Write contact sheets as PNG files: images with their predictions, or with their views."""
 
 import io
 import math
@@ -14,17 +14,17 @@ from pipeline.images.views import Augmentation, Pixels, draw_view
 from pipeline.models.image_predictions import Prediction
 from pipeline.text import counted, printable
 
-MOST_PICTURES = 100  # a sheet of some 1,100 × 6,000 pixels: 10 MB
-MOST_CLASSES = 10
+MAX_PICTURES = 100  # a sheet of about 1,100 × 6,000 pixels: 10 MB
+MAX_CLASSES = 10
 COLUMNS = 5
 PICTURE = 200  # pixels
 MARGIN = 12
 LINE = 18  # pixels from one line of text to the next
 TEXT_SIZE = 13
-LONGEST = 60  # characters of a line; no more fit
+MAX_CHARACTERS = 60  # characters of a line; no more fit
 
-MOST_VIEWS = 16  # beside the image: a sheet 3,600 pixels wide
-NARROWEST = 50  # pixels from one picture to the next: "view 16" fits
+MAX_VIEWS = 16  # per image; the sheet is 3,600 pixels wide
+MIN_STEP = 50  # pixels from one picture to the next: "view 16" fits
 
 Canvas = ImageDraw.ImageDraw
 
@@ -32,13 +32,13 @@ Canvas = ImageDraw.ImageDraw
 def write_contact_sheet(
     path: Path, predictions: Sequence[Prediction], *, top: int, title: str
 ) -> None:
-    """Write a PNG file of images, read from their files, each with its top classes, at most ten.
+    """Write a PNG file of images, read from their files, each with up to ten of its top classes.
 
-    Names are escaped; a letter that the bundled font lacks shows as a box. An image that cannot
-    be read shows as a grey square.
+    Names are escaped; letters that the bundled font lacks show as boxes, unreadable images as grey
+    squares.
     """
     register_heic()
-    top = min(top, MOST_CLASSES)
+    top = min(top, MAX_CLASSES)
     width = MARGIN + COLUMNS * (PICTURE + MARGIN)
     cell_height = PICTURE + (1 + top) * LINE + 2 * MARGIN
     rows = -(-len(predictions) // COLUMNS)
@@ -68,13 +68,12 @@ def write_view_sheet(
 ) -> None:
     """Write a PNG file with a row for each image: its name, the image, then views 1 to ``views``.
 
-    The views equal those in the cache, at the image size of the base, or `PICTURE` pixels if that
-    is smaller. At most `MOST_VIEWS` are shown. Names are escaped.
-    ``rows`` : path, digest and (S, S, 3) uint8 pixels of each image.
+    ``rows`` are path, digest and (S, S, 3) uint8 pixels of each image. The views equal those in the
+    cache, reduced to `PICTURE` pixels. Up to `MAX_VIEWS` are shown. Names are escaped.
     """
-    shown = min(views, MOST_VIEWS)
+    shown = min(views, MAX_VIEWS)
     side = min(PICTURE, max((len(pixels) for _, _, pixels in rows), default=PICTURE))
-    step = max(side, NARROWEST) + MARGIN
+    step = max(side, MIN_STEP) + MARGIN
     count = f"first {shown} of {views} views" if shown < views else counted(views, "view")
     title = f"{count}: {augmentation}"
     font = ImageFont.load_default(TEXT_SIZE)  # bundled: the same on every system
@@ -132,7 +131,7 @@ def _write_line(
 ) -> None:
     """Write one line of escaped text, cut to a width in pixels."""
     text = printable(text)
-    shown = text[:LONGEST]
+    shown = text[:MAX_CHARACTERS]
     while canvas.textlength(shown + "…" * (shown != text)) > width and shown:
         shown = shown[:-1]
     canvas.text(position, shown + "…" * (shown != text), colour)

@@ -1,4 +1,4 @@
-"""Data of the report's tables: all heads, layers by heads, the confusion matrix."""
+"""Data of the report's tables: all heads, layers by heads, errors by class."""
 
 import math
 import re
@@ -13,16 +13,16 @@ from pipeline.evaluation.table import IDENTITY, columns_of, explain_views
 from pipeline.report.markup import selection_metric
 from pipeline.report.plots import confusion_size, draw_matrix, inline_svg
 
-MOST_IN_ORDER = 12  # classes; if there are more, the worst come first
-MOST_CONFUSIONS = 12
+MAX_IN_ORDER = 12  # classes in their order; of more, the worst come first
+MAX_CONFUSIONS = 12
 FIRST_CELL = ("head", "verdict")  # columns in the first cell of a row
 TEST = "test % (95 %)"
-NO_RECOMMENDATION = "No head can be recommended"  # the start of such a sentence
+NO_RECOMMENDATION = "No head can be recommended"  # the recommendation then starts with this
 COLUMN_ORDER = {TEST: -1, "params": 1, "ms/image": 2}  # a phone shows the first columns
 
 
 def heads(comparison: Comparison) -> dict[str, Any]:
-    """The table of all heads."""
+    """Tabulate all heads."""
     results = comparison.results
     columns = [each for each in columns_of(results) if each.title not in FIRST_CELL]
     has_recommendation = not comparison.recommendation.startswith(NO_RECOMMENDATION)
@@ -38,7 +38,7 @@ def heads(comparison: Comparison) -> dict[str, Any]:
 
 
 def layers(comparison: Comparison) -> dict[str, Any] | None:
-    """The selection metric by layer and head; None for a single layer."""
+    """Tabulate the selection metric by layer and head; None for a single layer."""
     measure, field = selection_metric(comparison)
     results = [result for result in comparison.results if not result.status]
     columns = [column for column in columns_of(results) if column in IDENTITY]
@@ -72,7 +72,7 @@ def _natural_key(text: str) -> list[tuple[str, int]]:
 
 
 def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
-    """The confusion matrix, and precision, recall and F1 of each class."""
+    """Plot the confusion matrix; tabulate precision, recall and F1 of each class."""
     labels = range(len(classes))
     counts = confusion_matrix(test.labels, test.predicted, labels=labels)
     drawing = inline_svg(
@@ -86,10 +86,10 @@ def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
         test.labels, test.predicted, labels=labels, zero_division=np.nan
     )
     by_class = list(zip(classes, *scores, strict=True))
-    if is_sorted := len(classes) > MOST_IN_ORDER:
+    if is_sorted := len(classes) > MAX_IN_ORDER:
         by_class.sort(key=lambda row: float(np.nan_to_num(row[3])))
     wrong = counts * ~np.eye(len(classes), dtype=bool)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = [
         (classes[true], classes[predicted], counts[true, predicted], shares[true, predicted])

@@ -1,4 +1,4 @@
-"""Thumbnails of cached rows, made from the image files if these have not changed."""
+"""Make thumbnails of cached rows from their image files, unless these have changed."""
 
 import base64
 import hashlib
@@ -80,8 +80,8 @@ def _read_inside(root: Path, relative: bytes) -> bytes:
 
 def _crop_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Crop the black bars that make a picture square: (S, S, 3) -> (H, W, 3)."""
-    lit = pixels.max(axis=2) > 0  # (S, S)
-    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    is_lit = pixels.max(axis=2) > 0  # (S, S)
+    rows, columns = np.flatnonzero(is_lit.any(axis=1)), np.flatnonzero(is_lit.any(axis=0))
     if not len(rows):  # all black
         return pixels
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from synthetic_images import draw, make_image_folder
 
-from benchmarks.images import LEAST, SIZE, draw_photograph, gather_images
+from benchmarks.images import MIN_IMAGES, SIZE, draw_photograph, gather_images
 from pipeline.errors import BadDataError
 from pipeline.images.scan import scan_folder
 
@@ -55,11 +55,11 @@ def test_images_come_from_all_folders_without_files_that_keras_cannot_read(
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
     root = make_image_folder(tmp_path / "synthetic", per_class=10)
-    with pytest.raises(BadDataError, match=f"20 different JPEG or PNG images; expected {LEAST}"):
+    with pytest.raises(BadDataError, match="20 different JPEG or PNG images; expected 32"):
         gather_images(root, tmp_path / "made", 64)
     assert sum(path.is_file() for path in root.rglob("*")) == 20
 
 
 def test_images_are_synthetic_without_a_folder(tmp_path: Path) -> None:
-    paths = gather_images(None, tmp_path / "made", LEAST)
-    assert len({path.read_bytes() for path in paths}) == LEAST
+    paths = gather_images(None, tmp_path / "made", MIN_IMAGES)
+    assert len({path.read_bytes() for path in paths}) == MIN_IMAGES

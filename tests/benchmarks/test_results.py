@@ -43,7 +43,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
 
 def test_page_shows_measured_values_and_names_missing_ones(answers: dict[str, Any]) -> None:
     page = make_page(
-        [DatasetResults("pets", "like ImageNet", Amount(), answers)], ["run it"], curves=None
+        [DatasetResults("pets", "like ImageNet", Amount(), answers)], "run it", curves=None
     )
     lines = page.splitlines()
     (plain,) = (line for line in lines if "dense on the frozen base | native | 0" in line)

@@ -72,8 +72,8 @@ def test_a_model_is_found_by_run_head_input_or_file(run: Path) -> None:
 
 def test_a_missing_head_is_refused_with_the_names_of_the_saved_ones(run: Path) -> None:
     for head, message in (
-        ("mine:make", r"mine:make was not saved \(it is code\); saved are: ridge, knn"),
-        ("lda", "has no head lda; saved are: ridge, knn"),
+        ("mine:make", r"mine:make was not saved \(it is code\); saved heads: ridge, knn"),
+        ("lda", "has no head lda; saved heads: ridge, knn"),
         ("../../knn", "has no head"),
     ):
         with pytest.raises(UsageError, match=message):

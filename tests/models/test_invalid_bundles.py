@@ -191,7 +191,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "resize": (setting("spec.resize", "stretch"), "expected squash or crop or pad"),
     "fingerprint": (setting("fingerprint", "0" * 12), "fingerprint"),
     "document": (setting("document", []), "not a JSON object"),
-    "root": (setting("document.root", 3), "its root is not a text"),
+    "root": (setting("document.root", 3), "its root is not a string"),
     "engine": (setting("document.engine", ["onnx"]), "its engine is ['onnx']"),
     "views are a text": (setting("document.tta", "4"), "its tta is '4'"),
     "views are a truth": (setting("document.tta", True), "its tta is True"),
@@ -207,7 +207,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "pooling twice": (setting("layer", "block5_pool:avg:avg"), "block5_pool:avg"),
     "pooling none": (setting("layer", "block5_pool:none"), "block5_pool:avg"),
     "layer without a name": (setting("layer", ":avg"), "block5_pool:avg"),
-    "layer": (setting("layer", ["a"]), "its layer is not a text"),
+    "layer": (setting("layer", ["a"]), "its layer is not a string"),
 }
 
 

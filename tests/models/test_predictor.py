@@ -190,7 +190,7 @@ def test_other_weights_are_refused_when_loaded(
 @pytest.mark.parametrize("place", ["nowhere.h5", "~nobody/x.h5", "a\0b", "random"])
 def test_missing_weights_are_an_error_that_names_weights(place: str) -> None:
     bundle = draw_bundle(replace(SPEC, base="vgg16", weights="ab" * 32), weights_from=place)
-    with pytest.raises(NoInputError, match="name their new place with --weights FILE"):
+    with pytest.raises(NoInputError, match="pass their new path with --weights FILE"):
         open_bundle(bundle).probabilities(PIXELS, DIGESTS)
 
 

@@ -1,4 +1,4 @@
-"""Synthetic comparisons: results, audit and images, without fitting heads."""
+"""Make synthetic comparisons: results, audit and images, without fitting heads."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pipeline.evaluation.learning_curve import LearningCurve
 from pipeline.evaluation.result import Comparison, HeadPredictions, Outcome, Result
 from pipeline.evaluation.suspects import Suspect
 
-HOSTILE = '"><img src=x onerror=alert(1)>'
+MARKUP = '"><img src=x onerror=alert(1)>'
 COMPOSED, DECOMPOSED = "\uac15\uc544\uc9c0", "\u1100\u1161\u11bc\u110b\u1161\u110c\u1175"  # puppy
 ARABIC = "\u0642\u0637\u0629"
 PER_CLASS = 9  # images of each class: three for each split
@@ -26,7 +26,7 @@ PER_CLASS = 9  # images of each class: three for each split
 def synthetic_table(
     folder: Path, classes: Sequence[str] = ("cats", "dogs"), *, file_name: str = "picture"
 ) -> FeatureTable:
-    """Return a cache with images in ``folder/images``."""
+    """Return the table of a cache, with images in ``folder/images``."""
     root = folder / "images"
     root.mkdir(parents=True)
     labels = [row % len(classes) for row in range(PER_CLASS * len(classes))]
@@ -65,7 +65,7 @@ def synthetic_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> 
 
 
 def synthetic_result(**changes: Any) -> Result:
-    """Return a row of the table."""
+    """Return the scores of a head; ``changes`` are fields of the Result."""
     values: dict[str, Any] = {
         "head": "logistic",
         "input": "pooled",
@@ -118,7 +118,7 @@ def synthetic_comparison(
     audit: bool = True,
     **changes: Any,
 ) -> Comparison:
-    """Return three heads and a failed one; ``changes`` are fields of the Comparison."""
+    """Return a comparison of three heads and a failed one; ``changes`` are fields of it."""
     table = synthetic_table(folder, classes, file_name=file_name)
     test, validation = synthetic_predictions(table, 3), synthetic_predictions(table, 2)
     scored = [
@@ -163,7 +163,7 @@ def synthetic_findings(table: FeatureTable) -> AuditResult:
         sizes=np.array([10, 20, 40]),
         accuracies=np.array([[0.7, 0.8], [0.85, 0.87], [0.9, 0.92]]),
         head="logistic (C=1)",
-        sentence="More images would probably help.",
+        sentence="More images would probably help",
     )
     return AuditResult(
         table=table,

@@ -16,7 +16,7 @@ from report.comparisons import (
     ARABIC,
     COMPOSED,
     DECOMPOSED,
-    HOSTILE,
+    MARKUP,
     synthetic_comparison,
     synthetic_result,
     synthetic_table,
@@ -147,7 +147,7 @@ def test_report_loads_nothing_and_runs_nothing(source: str, page: Page) -> None:
 
 
 NAMES = {
-    HOSTILE: HOSTILE,
+    MARKUP: MARKUP,
     "</title></style><script>alert(1)</script>": "</title></style><script>alert(1)</script>",
     "a&amp;b": "a&amp;b",
     DECOMPOSED: COMPOSED,
@@ -158,12 +158,12 @@ NAMES = {
 
 
 def test_class_names_are_shown_as_text(tmp_path: Path, page: Page) -> None:
-    hostile = read(synthetic_comparison(tmp_path / "set", classes=tuple(NAMES)))
+    injected = read(synthetic_comparison(tmp_path / "set", classes=tuple(NAMES)))
     for shown in NAMES.values():
-        assert hostile.text.count(shown) >= 3
-    assert hostile.all("script") == []
-    assert all(each["src"].startswith("data:") for each in hostile.all("img"))
-    assert {tag for tag, _ in hostile.elements} <= {tag for tag, _ in page.elements}
+        assert injected.text.count(shown) >= 3
+    assert injected.all("script") == []
+    assert all(each["src"].startswith("data:") for each in injected.all("img"))
+    assert {tag for tag, _ in injected.elements} <= {tag for tag, _ in page.elements}
 
 
 def test_file_names_are_shown_as_text(tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ def test_file_names_are_shown_as_text(tmp_path: Path) -> None:
 
 
 def test_text_from_outside_is_escaped_wherever_it_comes_from(comparison: Comparison) -> None:
-    hostile = {"created": HOSTILE, HOSTILE: HOSTILE, "caches": [{"set": HOSTILE, "path": HOSTILE}]}
+    injected = {"created": MARKUP, MARKUP: MARKUP, "caches": [{"set": MARKUP, "path": MARKUP}]}
     page = Page(
         report_html(
-            replace(comparison, run=hostile, recommendation=HOSTILE, notices=(HOSTILE,)),
-            command=HOSTILE,
+            replace(comparison, run=injected, recommendation=MARKUP, notices=(MARKUP,)),
+            command=MARKUP,
         )
     )
-    assert page.text.count(HOSTILE) >= 8
+    assert page.text.count(MARKUP) >= 8
     assert not [each for each in page.all("img") if each["src"] == "x"]
 
 
@@ -416,7 +416,7 @@ def duplicates_text(comparison: Comparison) -> str:
 
 def test_duplicates_are_across_folds_where_there_are_folds(comparison: Comparison) -> None:
     text = duplicates_text(with_outcomes(comparison, folds=5))
-    assert "identical files, across folds" in text
+    assert "identical files, in different folds" in text
     assert "splits" not in text
     assert "(train)" not in text
 
@@ -433,7 +433,7 @@ def test_sixty_identical_files_are_one_group(tmp_path: Path) -> None:
     findings = replace(comparison.findings, duplicates=(*frames, leak))
     text = duplicates_text(replace(comparison, findings=findings))
     assert "62 images in 2 groups" in text
-    assert "1 group is across splits" in text
-    near = text.index("near-duplicates, similarity 0.980, across splits")
+    assert "1 group has images in different splits" in text
+    near = text.index("near-duplicates, similarity 0.980, in different splits")
     assert near < text.index("60 images: identical files; 56 more not shown")
     assert text.count(".png") == 2 + 4

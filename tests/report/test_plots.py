@@ -22,11 +22,11 @@ from pipeline.report.plots import (
     GLYPHS,
     MARKERS,
     STYLES,
-    draw_confusion,
-    draw_curves,
     draw_lines,
     inline_svg,
     short_name,
+    write_confusion,
+    write_curves,
 )
 
 
@@ -71,7 +71,7 @@ def test_confusion_matrix_fits_few_and_many_classes(
 ) -> None:
     outcome = synthetic_outcome(class_count)
     names = [f"class {number}" for number in range(class_count)]
-    draw_confusion(outcome, names, tmp_path / "confusion.png")
+    write_confusion(outcome, names, tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as image:
         assert min(image.size) > 400
     axes = figures[0].axes[0]
@@ -99,7 +99,7 @@ def test_any_class_name_is_drawn_without_warnings(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_confusion(synthetic_outcome(), [name, "dogs"], tmp_path / "confusion.png")
+        write_confusion(synthetic_outcome(), [name, "dogs"], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 5000
     assert capfd.readouterr().err == ""
 
@@ -109,7 +109,7 @@ def test_curves_show_each_epoch_and_the_moving_average(
     epochs: int, smoothing: float, tmp_path: Path, figures: list[Figure]
 ) -> None:
     outcome = synthetic_outcome(epochs=epochs)
-    draw_curves(outcome, tmp_path / "curves.png", smoothing=smoothing)
+    write_curves(outcome, tmp_path / "curves.png", smoothing=smoothing)
     assert (tmp_path / "curves.png").stat().st_size > 5000
     loss, accuracy = figures[0].axes
     assert outcome.history is not None
@@ -158,7 +158,7 @@ def test_colours_are_those_of_the_page_in_light() -> None:
 
 
 def test_rare_mistakes_are_coloured(figures: list[Figure], tmp_path: Path) -> None:
-    draw_confusion(synthetic_outcome(), ["a", "b"], tmp_path / "confusion.png")
+    write_confusion(synthetic_outcome(), ["a", "b"], tmp_path / "confusion.png")
     image = figures[0].axes[0].images[0]
     nothing, rare, all_of_it = image.to_rgba(np.array([0.0, 0.1, 100.0]))[:, 3]
     assert nothing == 0 < rare < all_of_it
@@ -167,7 +167,7 @@ def test_rare_mistakes_are_coloured(figures: list[Figure], tmp_path: Path) -> No
 def test_an_accuracy_of_100_percent_is_not_cut(tmp_path: Path, figures: list[Figure]) -> None:
     outcome = synthetic_outcome(epochs=4)
     history = {**(outcome.history or {}), "accuracy": (1.0,) * 4, "val_accuracy": (1.0,) * 4}
-    draw_curves(
+    write_curves(
         replace(outcome, history=history),
         tmp_path / "curves.png",
         smoothing=0.8,

@@ -9,7 +9,7 @@ from PIL import Image
 from synthetic_images import draw
 
 from pipeline.images.views import POLICIES, Augmentation, Pixels, draw_view
-from pipeline.report.sheets import LINE, MARGIN, MOST_VIEWS, NARROWEST, PICTURE, write_view_sheet
+from pipeline.report.sheets import LINE, MARGIN, MAX_VIEWS, MIN_STEP, PICTURE, write_view_sheet
 
 Row = tuple[bytes, bytes, Pixels]
 
@@ -29,7 +29,7 @@ def sheet_of(rows: list[Row], views: int, augmentation: Augmentation | None = No
 
 def cell(sheet: np.ndarray, row: int, view: int, *, side: int = 48) -> np.ndarray:
     upper = 2 * (MARGIN + LINE) + row * (LINE + side + MARGIN) + LINE
-    left = MARGIN + view * (max(side, NARROWEST) + MARGIN)
+    left = MARGIN + view * (max(side, MIN_STEP) + MARGIN)
     return sheet[upper : upper + side, left : left + side]
 
 
@@ -58,8 +58,8 @@ def test_large_pictures_are_shown_smaller() -> None:
 def test_sheet_shows_a_limited_number_of_views() -> None:
     rows = [row_of("a.png")]
     shape = sheet_of(rows, views=100).shape
-    assert shape == sheet_of(rows, views=MOST_VIEWS).shape
-    assert shape[1] == MARGIN + (1 + MOST_VIEWS) * (NARROWEST + MARGIN)
+    assert shape == sheet_of(rows, views=MAX_VIEWS).shape
+    assert shape[1] == MARGIN + (1 + MAX_VIEWS) * (MIN_STEP + MARGIN)
 
 
 def test_title_fits_however_long() -> None:

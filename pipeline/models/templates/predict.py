@@ -32,13 +32,13 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
     """Return class names, the image spec, and the model: (B, H, W, 3) uint8 -> (B, K) float32."""
     path = Path(__file__).with_name("model.onnx")
     if path.exists():
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # no usage reports to its makers
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # sends no usage reports
         import onnxruntime
 
         session = onnxruntime.InferenceSession(
             str(path),
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=["Pad_Fusion"],  # wrong before max pooling of negative numbers
+            disabled_optimizers=["Pad_Fusion"],  # wrong for negative numbers before max pooling
         )
         about = session.get_modelmeta().custom_metadata_map
         classes, spec = json.loads(about["classes"]), json.loads(about["spec"])
@@ -84,7 +84,7 @@ def known_formats() -> list[str]:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Return whether `upright` needs memory for a second image; no for a broken EXIF block."""
+    """Return whether `upright` needs memory for a second image; no if EXIF is broken."""
     try:
         return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
     except Exception:
@@ -100,7 +100,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Put transparency on white; scale deep grey to 8 bits, where Pillow would clip it."""
+    """Put transparency on white; scale 16- and 32-bit grey to 8 bits, which Pillow would clip."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, np.float32))
         low, high = 0.0, 65535.0 if values.max() <= 65535 else 2.0**32 - 1

@@ -1,4 +1,4 @@
-"""ROC and precision-recall curves, one class against the rest."""
+"""Compute ROC and precision-recall curves, one class against the rest."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCurves:
-    """The curves of one class and their areas."""
+    """The ROC and precision-recall curves of one class, and the areas under them."""
 
     label: int
     roc: Points  # (n, 2) false and true positive rate
@@ -59,7 +59,7 @@ def macro_precision_recall(curves: list[ClassCurves]) -> Points:
     """
     recalls = np.linspace(0, 1, 101)
     by_class = [
-        precision[np.searchsorted(recall, recalls - 1e-9)]  # 0.07 is not 7 / 100
+        precision[np.searchsorted(recall, recalls - 1e-9)]  # 0.07 and 7 / 100 differ as floats
         for recall, precision in (each.precision_recall.T for each in curves)
     ]
     return np.column_stack([recalls, np.mean(by_class, axis=0)])

@@ -7,14 +7,14 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from pipeline.evaluation.result import HeadPredictions
 from pipeline.report.galleries import (
-    MOST_POINTS,
+    MAX_POINTS,
     PICTURE_COLUMNS,
     PICTURE_ROWS,
     choose_pictures,
-    lay_out,
+    pca_points,
     spread_rows,
 )
-from pipeline.report.ranking import class_curves, macro_precision_recall, macro_roc
+from pipeline.report.roc import class_curves, macro_precision_recall, macro_roc
 
 
 def predictions(count: int, class_count: int, *, seed: int, ties: bool = False) -> HeadPredictions:
@@ -80,7 +80,7 @@ def test_area_of_mean_precision_is_the_mean_average_precision() -> None:
 def test_map_equals_scikit_learns_principal_components(count: int, width: int) -> None:
     features = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
     features *= np.linspace(3, 1, width, dtype=np.float32)
-    points, explained = lay_out(features)
+    points, explained = pca_points(features)
     kept = min(2, width)
     expected = PCA(2).fit(features) if width > 1 else PCA(1).fit(features)
     np.testing.assert_allclose(
@@ -94,14 +94,14 @@ def test_map_equals_scikit_learns_principal_components(count: int, width: int) -
 
 
 def test_map_of_equal_features_does_not_fail() -> None:
-    points, explained = lay_out(np.ones((5, 7), np.float32))
+    points, explained = pca_points(np.ones((5, 7), np.float32))
     assert explained == (0, 0)
     assert np.isfinite(points).all()
 
 
 def test_each_picture_has_its_own_cell() -> None:
     features = np.random.default_rng(3).normal(size=(900, 5)).astype(np.float32)
-    points, _ = lay_out(features)
+    points, _ = pca_points(features)
     chosen, middles = choose_pictures(points)
     cells = {tuple(middle) for middle in middles}
     assert 20 < len(chosen) == len(cells) <= PICTURE_COLUMNS * PICTURE_ROWS
@@ -110,5 +110,5 @@ def test_each_picture_has_its_own_cell() -> None:
 def test_many_rows_are_sampled_evenly_from_every_class() -> None:
     labels = np.repeat([0, 1], [6000, 2000])
     chosen = spread_rows(labels)
-    assert len(chosen) == len(set(chosen.tolist())) == MOST_POINTS
+    assert len(chosen) == len(set(chosen.tolist())) == MAX_POINTS
     assert np.bincount(labels[chosen]).tolist() == pytest.approx([1500, 500], abs=1)
