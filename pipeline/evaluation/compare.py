@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadDataError, PipelineError
-from pipeline.evaluation.bundles import NOT_KEPT, add_bundles
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
 from pipeline.evaluation.recommendation import rank_and_recommend
+from pipeline.evaluation.refit import NOT_KEPT, add_bundles
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize

@@ -15,8 +15,8 @@ from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_mod
 from pipeline.bases.build import build_base
 from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
-from pipeline.evaluation.bundles import add_bundle
 from pipeline.evaluation.caches import SplitCache, open_caches
+from pipeline.evaluation.refit import add_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.search import score_on_validation

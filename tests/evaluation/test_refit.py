@@ -10,11 +10,11 @@ import skops.io
 from feature_sets import alternating_labels, folder_splits, write_cache
 
 from pipeline.cache.file import read_table
-from pipeline.evaluation.bundles import fit_on_all
 from pipeline.evaluation.caches import open_caches
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import fit_heads
+from pipeline.evaluation.refit import fit_on_all
 from pipeline.evaluation.result import Comparison, Fit, Outcome
 from pipeline.evaluation.rows import LabelledRows, TrialRows, read_input
 from pipeline.evaluation.search import fit_grid
