@@ -256,6 +256,8 @@ def has_converged(estimator: Any) -> bool:
     final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
     if hasattr(final, "fit_status_"):  # of SVC: 1 if it stopped early
         return bool(final.fit_status_ == 0)
+    if hasattr(final, "do_early_stopping_"):  # of boosting: max_iter is its number of trees
+        return True
     iterations, most = getattr(final, "n_iter_", None), getattr(final, "max_iter", None)
     return iterations is None or not most or most < 0 or bool(np.max(iterations) < most)
 
@@ -281,6 +283,14 @@ def parameter_count(estimator: Any) -> int:
         return sum(map(parameter_count, np.ravel(np.asarray(estimator.estimators_, object))))
     if hasattr(estimator, "parameters"):
         return int(estimator.parameters)
-    values = [value for name, value in vars(estimator).items() if name not in NOT_PARAMETERS]
-    arrays = [each for value in values for each in (value if isinstance(value, list) else [value])]
-    return sum(each.size for each in arrays if isinstance(each, np.ndarray))
+    return sum(
+        _array_size(value) for name, value in vars(estimator).items() if name not in NOT_PARAMETERS
+    )
+
+
+def _array_size(value: Any) -> int:
+    """Return the number of values in an array, in lists of arrays, or the nodes of a tree."""
+    if isinstance(value, list):
+        return sum(map(_array_size, value))
+    value = getattr(value, "nodes", value)  # of HistGradientBoostingClassifier's trees
+    return value.size if isinstance(value, np.ndarray) else 0

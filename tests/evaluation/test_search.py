@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from pipeline.evaluation.result import Fit
 from pipeline.evaluation.rows import LabelledRows
-from pipeline.evaluation.search import search
+from pipeline.evaluation.search import has_converged, parameter_count, search
 from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.registry import Head
 
@@ -116,3 +117,11 @@ def test_balanced_accuracy_chooses_settings_of_balanced_heads() -> None:
     for balanced, expected in ((False, 0), (True, 6)):
         fit = run_search({"wrong": [0, 6]}, rows, make=Threshold, balanced=balanced)
         assert fit.params == {"wrong": expected}
+
+
+def test_boosting_counts_its_trees_and_their_number_is_not_a_lack_of_convergence() -> None:
+    features = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    boosting = HistGradientBoostingClassifier(max_iter=7).fit(features, features[:, 0] > 0)
+    nodes = sum(len(tree.nodes) for (tree,) in boosting._predictors)
+    assert parameter_count(boosting) >= nodes > 20
+    assert has_converged(boosting)
