@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dense=_dense_grid(arguments),
         keep=arguments.save != "none",
     )
-    config.requests  # noqa: B018 - refuses a misspelt name before anything is loaded
+    config.requests  # noqa: B018 - a misspelt name raises before anything is loaded
     if arguments.check and arguments.save == "none":
         raise UsageError("--check needs saved heads; received --save none. Leave out one of them")
     from pipeline.evaluation.compare import compare_heads
@@ -56,10 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     cli.print_comparison(comparison, folder, as_json=arguments.json)
     if arguments.check:
-        _check(comparison, folder, arguments)
+        _check_saved_heads(comparison, folder, arguments)
 
 
-def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace) -> None:
+def _check_saved_heads(
+    comparison: "Comparison", folder: Path, arguments: argparse.Namespace
+) -> None:
     """Predict test images from their files with every saved head; BadDataError if one differs."""
     import numpy as np
 
@@ -151,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Return a parser of comma lists."""
+    """Return a function that parses a comma list: ``list_of(int)("1,2")`` -> ``[1, 2]``."""
 
     def parse(text: str) -> list[T]:
         return [kind(word) for word in text.split(",")]

@@ -10,7 +10,7 @@ from pipeline.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, export, report."""
+    """Parse the command line, export, print the result."""
     arguments = _parser().parse_args(argv)
     from pipeline.models.export import export_bundle
     from pipeline.models.runs import find_bundle, newest_run
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--head",
         metavar="NAME",
-        help="dense, linear or fine-tuned head (default: the recommended one)",
+        help="name of a dense, linear or fine-tuned head (default: the recommended one)",
     )
     parser.add_argument(
         "--weights", metavar="FILE", help="weights file of the base, if it has moved"

@@ -132,9 +132,7 @@ def _as_json(done: "Extraction") -> dict[str, object]:
         "images": int((table.columns.views == 0).sum()),
         "views": int((table.columns.views > 0).sum()),
         "computed": done.computed,
-        "skipped": [
-            {"path": os.fsdecode(each.path), "reason": each.reason} for each in done.skipped
-        ],
+        "skipped": [file.to_dict() for file in done.skipped],
         "layers": {layer: [len(table), *shape] for layer, shape in table.layers.items()},
         "bytes": table.path.stat().st_size,
         "seconds": round(done.seconds, 3),

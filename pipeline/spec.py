@@ -28,9 +28,8 @@ class FeatureSpec:
 
     @property
     def fingerprint(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of all fields as canonical JSON."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+        """The `json_digest` of all fields."""
+        return json_digest(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -38,6 +37,12 @@ class FeatureSpec:
         kinds = {field.name: str for field in fields(cls)} | {"image_size": int}
         check_fields(values, kinds, "a", "feature spec")
         return cls(**values)
+
+
+def json_digest(values: Mapping[str, Any]) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of values as canonical JSON."""
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
 
 def check_fields(values: Any, kinds: Mapping[str, type], article: str, what: str) -> None:
@@ -51,7 +56,7 @@ def check_fields(values: Any, kinds: Mapping[str, type], article: str, what: str
 
 
 def check_seed(seed: int, flag: str = "--seed") -> None:
-    """Raise UsageError unless every library takes the seed."""
+    """Raise UsageError for a seed that a library would refuse."""
     if not 0 <= seed < 2**32:
         raise UsageError(f"{flag} is a number from 0 to {2**32 - 1}; received {seed}")
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.cache.checksums import write_checksums
-from pipeline.cache.file import Source, columns_of, create_features
+from pipeline.cache.file import Source, create_features, make_columns
 from pipeline.cache.fill import FillResult, fill_cache
 from pipeline.cache.publish import publish
 from pipeline.images.hashes import hash_files
@@ -46,7 +46,7 @@ def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, n
         path,
         document=document(),
         classes=["고양이", "dog"],
-        columns=columns_of(
+        columns=make_columns(
             labels=labels.tolist(),
             splits=[0] * rows,
             paths=[b"a/%d-\xff.jpg" % row for row in range(rows)],

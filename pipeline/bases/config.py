@@ -82,10 +82,12 @@ class BaseConfig(Config):
 
     @property
     def network(self) -> Base:
+        """The row of the base in the table of bases."""
         return find_base(self.base)
 
     @property
     def size(self) -> int:
+        """Height and width of the input in pixels."""
         return self.network.image_size if self.image_size is None else self.image_size
 
     @property

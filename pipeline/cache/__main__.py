@@ -1,7 +1,6 @@
 """``python -m pipeline.cache``: list, show, verify, repair and prune caches."""
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
@@ -105,9 +104,7 @@ def _show(arguments: argparse.Namespace) -> None:
                 "classes": list(table.classes),
                 "counts": counts,
                 "gone_rows": gone,
-                "skipped": [
-                    {"path": os.fsdecode(file.path), "reason": file.reason} for file in skipped
-                ],
+                "skipped": [file.to_dict() for file in skipped],
             }
         )
         return
@@ -171,15 +168,15 @@ def _verify(arguments: argparse.Namespace) -> None:
     if arguments.json:
         document = {"file": str(arguments.file), "whole": not damages}
         print_json({**document, "damages": [vars(damage) for damage in damages]})
-    elif not damages and not arguments.file.exists():
+    elif damages:
+        for damage in damages:
+            print(f"damaged: {printable(damage.what)}")
+    elif not arguments.file.exists():
         parts = printable(arguments.file.with_suffix(".parts"))
         print(f"{parts} is undamaged, but not published yet: run extract again")
-    elif not damages:
+    else:
         print(f"{printable(arguments.file)} is undamaged: every byte is correct")
     if damages:
-        if not arguments.json:
-            for damage in damages:
-                print(f"damaged: {printable(damage.what)}")
         raise BadDataError(
             f"{printable(arguments.file)} is damaged in {counted(len(damages), 'place')}: "
             f"python -m pipeline.cache repair {printable(arguments.file)}"

@@ -1,4 +1,4 @@
-"""Options of extract and of augmented views, and the plan that they make."""
+"""`ExtractConfig`, `AugmentConfig` with the options of views, and `ViewPlan`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,9 +93,9 @@ MAX_VIEWS = 1000  # fits the int16 column; a few dozen suffice in practice
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """View 0 (unaugmented) of every image, and ``views`` random views of each training image.
+    """Which views are cached: view 0 (unaugmented) of every image, ``views`` of training images.
 
-    In a set without split folders every image has random views: stage two makes the split.
+    In a set without split folders every image has random views, as stage two makes the split.
     """
 
     views: int = 0
@@ -126,14 +126,14 @@ class ViewPlan:
         )
 
     def to_document(self) -> dict[str, Any]:
-        """The plan's part of the file's ``spec`` dataset; empty without views."""
+        """Return the plan's entries in the file's ``spec`` dataset; none without views."""
         if self.augmentation is None:
             return {}
         return {"views": self.views, "tta": self.tta, "augmentation": self.augmentation.to_dict()}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """The plan in a file's ``spec`` dataset; raises ValueError if it is invalid."""
+        """Read the plan in a file's ``spec`` dataset; raises ValueError if it is invalid."""
         if "augmentation" not in document:
             return cls()
         from pipeline.images.views import Augmentation

@@ -1,7 +1,7 @@
 """Features of images that belong to no image folder, cached by content.
 
 Their cache files are ``images/<layer>-<base>-<fingerprint>.h5``: one class, no splits, and each
-row's path is its digest. Rows that other caches of the fingerprint contain are read from there.
+row's path is its digest. Rows in other caches with the same fingerprint are read from there.
 """
 
 import logging
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "images"  # in the folder of caches; also the set name and the only class
 
-CachedRows = dict[RowKey, tuple[FeatureTable, int]]  # the file of a row, and its number there
+CachedRows = dict[RowKey, tuple[FeatureTable, int]]  # the file of a row, its number in the file
 
 
 def features_by_content(
@@ -47,7 +47,7 @@ def features_by_content(
 
     Processes with missing images wait for one another: each image is computed once. Rows of a
     damaged file are computed again. ``document`` names the cache folder itself as root, so that
-    nothing is ever pruned. Raises BadDataError for an image that cannot be decoded; the rows
+    prune keeps all rows. Raises BadDataError for an image that cannot be decoded; the rows
     computed before it are kept.
     """
     ending = f"-{spec.base}-{spec.fingerprint}.h5"

@@ -32,6 +32,8 @@ Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -
 
 @dataclass(frozen=True)
 class FillResult:
+    """Result of `fill_cache`."""
+
     computed: int  # rows computed by this run
     skipped: tuple[Skipped, ...]
 
@@ -67,9 +69,9 @@ def fill_cache(
     damaged : rows of the file to compute again.
     plan : the views of each image; further views in the file stay, hidden.
 
-    Raises CannotCreateError if the path contains something else; BadDataError if more than half of
-    the files are skipped, if a class has no readable image, or for the first skipped file with
-    ``strict``.
+    Raises CannotCreateError if the path is not a cache of these features; BadDataError if more than
+    half of the files are skipped, if a class has no readable image, or for the first skipped file
+    with ``strict``.
     """
     with writer_lock(path, wait=wait):
         table = _open_table(path, spec, images.root, plan)
@@ -104,7 +106,7 @@ def fill_cache(
                     on_commit=report,
                 )
         index.add_shards(shards.shards[earlier:])
-        # Copies of an unreadable image are skipped, too: one was decoded for all.
+        # Copies of an unreadable image are skipped, too: only one was decoded.
         unreadable = (row for row in rows if row.key.digest in reasons and not row.key.view)
         skipped = [*skipped, *(Skipped(row.path, reasons[row.key.digest]) for row in unreadable)]
         write_skipped(path.with_suffix(SKIPPED_SUFFIX), skipped, images)
@@ -137,7 +139,7 @@ def plan_rows(
     layers: Sequence[str],
     index: RowIndex,
 ) -> tuple[list[Row], Missing]:
-    """Return the rows of all files with a digest, and those with missing layers, copies once."""
+    """Return the rows of all files with a digest, and the rows to compute, identical ones once."""
     rows = [
         Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
         for file in files
@@ -231,7 +233,7 @@ def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> Fe
 
 
 def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: Path, plan: ViewPlan) -> str:
-    """Return why a cache cannot contain the requested features, or an empty string."""
+    """Return the reason why a cache cannot contain the requested features, or an empty string."""
     recorded = Path(table.document["root"])
     if recorded != root and recorded.is_dir():
         return f"contains the images of {printable(recorded)}; received {printable(root)}"

@@ -1,7 +1,7 @@
-"""Shards: small immutable files, one per commit, that contain features until a file is published.
+"""Shards: small immutable files, one per commit, with the rows that are not published yet.
 
-The list of files in the folder is the journal. Each shard contains the keys of its rows, so their
-order does not matter. `writer_lock` excludes a second writer.
+Each shard contains the keys of its rows: the files in the folder are all that a later run needs, in
+any order. `writer_lock` excludes a second writer.
 """
 
 import contextlib
