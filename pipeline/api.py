@@ -145,7 +145,7 @@ def preview_views(
 
     config = replace(config or ExtractConfig(), **options)
     views, augmentation = config.views or PREVIEW_VIEWS, config.augmentation_ranges
-    ViewPlan(views, augmentation)
+    ViewPlan(views, augmentation)  # raises if --views is out of range
     images = scan_folder(Path(data)).limited(PREVIEW_IMAGES_PER_CLASS)
     paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
     digests, _ = hash_files(images.root, paths[:PREVIEW_IMAGES])

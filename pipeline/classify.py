@@ -56,12 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     cli.print_comparison(comparison, folder, as_json=arguments.json)
     if arguments.check:
-        _check_saved_heads(comparison, folder, arguments)
+        _check_heads(comparison, folder, arguments)
 
 
-def _check_saved_heads(
-    comparison: "Comparison", folder: Path, arguments: argparse.Namespace
-) -> None:
+def _check_heads(comparison: "Comparison", folder: Path, arguments: argparse.Namespace) -> None:
     """Predict test images from their files with every saved head; BadDataError if one differs."""
     import numpy as np
 

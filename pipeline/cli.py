@@ -120,9 +120,8 @@ def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -
 
 def command_line(module: str, argv: Sequence[str] | None) -> str:
     """Return the command as typed, escaped; ``argv`` is that of the process if it is None."""
-    return printable(
-        shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
-    )
+    arguments = sys.argv[1:] if argv is None else argv
+    return printable(shlex.join(["python", "-m", module, *arguments]))
 
 
 def run(

@@ -211,9 +211,7 @@ def scratch_folder(folder: Path, *, prefix: str) -> Iterator[Path]:
     try:
         scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=near)
     except PermissionError as error:
-        raise CannotCreateError(
-            f"{printable(near)} is not writable; choose another folder"
-        ) from error
+        raise CannotCreateError(f"{printable(near)} is not writable; choose another") from error
     with scratch as name:
         filled = Path(name) / folder.name
         filled.mkdir()

@@ -126,6 +126,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return {name: value for name, value in state.items() if name not in ("_config", "_engine")}
 
     def _fit(self, X: Any) -> npt.NDArray[np.float32]:
+        """Set the fitted attributes; return the features, (N, D) float32."""
         images = self._images(X, reset=True)
         self._config, self._engine = self._make_config(), None
         (self.layer_,) = self._config.layer_keys
@@ -141,6 +142,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return ExtractConfig(layers=[self.layer] if self.layer else (), **options)
 
     def _images(self, X: Any, *, reset: bool) -> ImageSources:
+        """Return the images of X; ``reset`` stores the number of columns, as in `validate_data`."""
         if self.image_shape is None:
             return image_sources(X)
         rows = validate_data(self, X, reset=reset)  # (N, H·W) or (N, H·W·3)

@@ -24,14 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_images=arguments.check_images,
     )
     if arguments.json:
-        cli.print_json(
-            {
-                "folder": os.fspath(export.folder),
-                "images": export.parity.count,
-                "max_difference": export.parity.max_difference,
-                "changed": export.parity.changed,
-            }
-        )
+        parity = export.parity
+        document = {"folder": os.fspath(export.folder), "images": parity.count}
+        document |= {"max_difference": parity.max_difference, "changed": parity.changed}
+        cli.print_json(document)
     else:
         print(f"predicts as in the comparison: {export.parity}")
         print(f"python {printable(export.folder / 'predict.py')} IMAGE…")
@@ -60,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="name of a dense, linear or fine-tuned head (default: the recommended one)",
     )
-    parser.add_argument(
-        "--weights", metavar="FILE", help="weights file of the base, if it has moved"
-    )
+    parser.add_argument("--weights", metavar="FILE", help="weights file of the base, if moved")
     parser.add_argument(
         "--out",
         type=Path,

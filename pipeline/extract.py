@@ -102,9 +102,7 @@ def _log_image_folder(images: "ImageFolder") -> None:
         shown = [f"{printable(c)} {counts[split, n]:,}" for n, c in enumerate(images.classes)]
         log.info("  %s: %s", name, ", ".join(shown[:20] + ["…"] * (len(shown) > 20)))
     if images.ignored:
-        log.warning(
-            "ignored files next to the class folders: %s", printable(", ".join(images.ignored))
-        )
+        log.warning("ignored beside the class folders: %s", printable(", ".join(images.ignored)))
 
 
 def _print_summary(done: "Extraction") -> None:

@@ -84,9 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="files, folders, patterns, or - for paths on stdin (one per line, or NUL-separated)",
     )
-    parser.add_argument(
-        "--top", type=int, default=3, metavar="K", help="number of classes per image"
-    )
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes per image")
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")

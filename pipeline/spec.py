@@ -35,7 +35,7 @@ class FeatureSpec:
     def from_dict(cls, values: Any) -> Self:
         """Create a spec from parsed JSON; raises ValueError if a field is missing or invalid."""
         kinds = {field.name: str for field in fields(cls)} | {"image_size": int}
-        check_fields(values, kinds, "a", "feature spec")
+        check_fields(values, kinds, "feature spec")
         return cls(**values)
 
 
@@ -45,11 +45,11 @@ def json_digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
 
-def check_fields(values: Any, kinds: Mapping[str, type], article: str, what: str) -> None:
-    """Raise ValueError unless parsed JSON is an object of exactly these fields and types."""
+def check_fields(values: Any, kinds: Mapping[str, type], what: str) -> None:
+    """Raise ValueError unless parsed JSON is an object with exactly these fields and types."""
     if not isinstance(values, dict) or values.keys() != kinds.keys():
         received = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{article} {what} needs the fields {sorted(kinds)}, not {received}")
+        raise ValueError(f"the {what} needs the fields {sorted(kinds)}, not {received}")
     for name, kind in kinds.items():
         if type(values[name]) not in ((int, float) if kind is float else (kind,)):
             raise ValueError(f"the {what}'s {name} should be {kind.__name__}")

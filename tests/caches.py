@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.cache.checksums import write_checksums
+from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import Source, create_features, make_columns
 from pipeline.cache.fill import FillResult, fill_cache
 from pipeline.cache.publish import publish
@@ -116,7 +117,7 @@ def fill(
         open_engine=engine.open,
         document={"format": 1, "spec": vars(spec), "set": root.name, "root": str(root)},
         batch_size=batch_size,
-        **options,
+        **({"plan": ViewPlan()} | options),
     )
 
 

@@ -52,18 +52,14 @@ class BaseConfig(Config):
         choices=PREPROCESSING_POLICIES,
         help="native: as the base was trained; rescale: 1/255",
     )
-    resize: str = _base_option(
-        "squash", choices=RESIZE_POLICIES, help="how an image becomes square"
-    )
+    resize: str = _base_option("squash", choices=RESIZE_POLICIES, help="how images become square")
     engine: str = _base_option(
         AUTO,
         choices=(AUTO, *ENGINES),
         help="runtime of the base; auto: the cache's own, for a new cache the fastest that agrees "
         "with TensorFlow",
     )
-    batch_size: int = option(
-        BATCH_SIZE, help="images per batch (default: two per core, from 8 to 32)"
-    )
+    batch_size: int = option(BATCH_SIZE, help="images per batch (default: two per core, 8 to 32)")
     seed: int = option(0, help="seed of random weights and views")
     cache_dir: Path = option(
         Path("cache"), metavar="FOLDER", help="folder of caches and downloaded weights"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and run one of the commands."""
     main_parser = parser(
         command="cache",
         summary="List, check, repair and prune feature caches.",
@@ -81,9 +82,8 @@ def _ls(arguments: argparse.Namespace) -> None:
             print(f"{printable(entry['file'])}  {size}  unreadable: {entry['error']}")
             continue
         features = f"{entry['base']} at {entry['image_size']}: {', '.join(entry['layers'])}"
-        print(f"{printable(entry['file'])}  {printable(entry['set'])}", end="  ")
-        print(printable(features), end="  ")
-        print(f"{entry['rows']:,} rows  {size}  {age} old")
+        names = [printable(text) for text in (entry["file"], entry["set"], features)]
+        print(*names, f"{entry['rows']:,} rows", size, f"{age} old", sep="  ")
     if not entries:
         print(f"no caches in {printable(arguments.cache_dir)}/")
 
@@ -144,6 +144,7 @@ def _describe_origin(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _count_rows(table: "FeatureTable") -> list[dict[str, Any]]:
+    """Count rows, images and views of each split and class."""
     from pipeline.cache.file import SPLIT_NAMES
 
     columns = table.columns

@@ -172,9 +172,7 @@ def _convert(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[
     return stored
 
 
-def check_disk_space(
-    shards: ShardFolder, sample: Mapping[str, npt.NDArray[Any]], rows: int
-) -> None:
+def check_disk_space(shards: ShardFolder, sample: Features, rows: int) -> None:
     """Log the bytes that rows like the (n, ...) sample need; raises StorageError if too many."""
     size = 0
     for features in sample.values():

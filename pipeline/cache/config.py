@@ -45,9 +45,7 @@ class ExtractConfig(BaseConfig):
         "book", flag="", help="ranges of random views: light, book, strong, or an Augmentation"
     )
     tta: bool = option(False, help="add views of validation and test images, for classify --tta")
-    limit_per_class: int | None = option(
-        None, type=int, help="use only the first N files of each class"
-    )
+    limit_per_class: int | None = option(None, type=int, help="maximum number of files per class")
     strict: bool = option(False, help="stop at the first unreadable image")
     rehash: bool = option(False, help="read all files again, also unchanged ones")
     wait: bool = option(False, help="wait while another run writes the cache")
@@ -121,9 +119,7 @@ class ViewPlan:
             return pixels
         from pipeline.images.views import draw_view
 
-        return draw_view(
-            pixels, augmentation=self.augmentation, image_digest=key.digest, view=key.view
-        )
+        return draw_view(pixels, self.augmentation, key.digest, key.view)
 
     def to_document(self) -> dict[str, Any]:
         """Return the plan's entries in the file's ``spec`` dataset; none without views."""

@@ -77,9 +77,8 @@ def features_by_content(
         missing = [key.digest for key in dict.fromkeys(keys) if key not in existing]
         if missing:
             log.info("computing %s of %s", layer, counted(len(missing), "image"))
-        with closing(
-            images.read(missing, image_size=spec.image_size, resize=spec.resize)
-        ) as decoded:
+        decoded = images.read(missing, image_size=spec.image_size, resize=spec.resize)
+        with closing(decoded):
             compute_rows(
                 ((RowKey(digest), pixels) for digest, pixels in decoded),
                 (layer,),
@@ -114,6 +113,7 @@ def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _index_rows(tables: Sequence[FeatureTable], layer: str) -> CachedRows:
+    """Map the keys of all rows of a layer to their tables; the last table with a key counts."""
     return {
         key: (table, source.row)
         for table in tables
@@ -121,9 +121,7 @@ def _index_rows(tables: Sequence[FeatureTable], layer: str) -> CachedRows:
     }
 
 
-def _read_features(
-    cached: CachedRows, keys: Sequence[RowKey], layer: str
-) -> npt.NDArray[np.float32]:
+def _read_features(cached: CachedRows, keys: list[RowKey], layer: str) -> npt.NDArray[np.float32]:
     """Read rows in the order of their keys; raises DamagedError, or BusyError as `FeatureTable`."""
     sources = [cached[key] for key in keys]
     features = np.empty((len(keys), *sources[0][0].layers[layer]), np.float32)

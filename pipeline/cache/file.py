@@ -71,9 +71,7 @@ class Columns:
         return type(self)(**{name: getattr(self, name)[rows] for name in COLUMN_DTYPES})
 
     def equals(self, other: Self) -> bool:
-        return all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMN_DTYPES
-        )
+        return all(np.array_equal(vars(self)[name], vars(other)[name]) for name in COLUMN_DTYPES)
 
     def row_keys(self) -> list[RowKey]:
         return [
@@ -200,7 +198,7 @@ def read_table(path: Path) -> FeatureTable:
 
 
 def read_all_rows(path: Path) -> FeatureTable:
-    """Open a cache file with all rows, also those whose images are gone."""
+    """Open a cache file with all rows, also those whose images are gone; raises as `read_table`."""
     if not path.exists():
         raise NoInputError(
             f"{printable(path)} does not exist; run python -m pipeline.extract first"
@@ -225,6 +223,7 @@ def read_all_rows(path: Path) -> FeatureTable:
 
 
 def _read_columns(path: Path, file: h5py.File, version: tuple[int, ...]) -> FeatureTable:
+    """Read everything but features; raises InvalidCacheError."""
     try:
         document = json.loads(file["spec"].asstr()[()])
         if document["format"] != FORMAT_VERSION:

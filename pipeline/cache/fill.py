@@ -24,8 +24,6 @@ from pipeline.text import counted, printable
 
 SKIPPED_SUFFIX = ".skipped.csv"
 
-NO_VIEWS = ViewPlan()
-
 RowProgress = Callable[[int, int], None]
 Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -> path -> rows
 
@@ -49,10 +47,10 @@ def fill_cache(
     open_engine: OpenEngine,
     document: Mapping[str, Any],
     batch_size: int,
+    plan: ViewPlan,
     strict: bool = False,
     wait: bool = False,
     damaged: DamagedRows | None = None,
-    plan: ViewPlan = NO_VIEWS,
     progress: RowProgress | None = None,
 ) -> FillResult:
     """Bring a cache file up to date with an image folder.
@@ -92,9 +90,9 @@ def fill_cache(
 
         earlier = len(shards.shards)
         for missing_layers, group in missing.items():
-            with closing(
-                decode_rows(group, images.root, plan, spec, reasons=None if strict else reasons)
-            ) as decoded:
+            skip_reasons = None if strict else reasons
+            decoded = decode_rows(group, images.root, plan, spec, reasons=skip_reasons)
+            with closing(decoded):
                 compute_rows(
                     decoded,
                     missing_layers,

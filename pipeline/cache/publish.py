@@ -65,6 +65,7 @@ class RowIndex:
                     self.sources[layer].setdefault(key, Source(shard.path, row))
 
     def _add_table(self, table: FeatureTable, damaged: DamagedRows) -> None:
+        """Add the rows of a file, except damaged ones and those of gone images that are all NaN."""
         self._add_engine(table.document["engine"])
         keys = table.columns.row_keys()
         gone = np.flatnonzero(table.columns.labels == NO_FILE)
@@ -80,6 +81,7 @@ class RowIndex:
             }
 
     def _add_engine(self, engine: Mapping[str, Any] | None) -> None:
+        """Record an engine: the first in ``engine``, others in its ``also``."""
         if engine is None:
             return
         if self.engine is None:
@@ -202,6 +204,7 @@ def publish(
 
 
 def _open_source(path: Path) -> Opened:
+    """Open a cache file or shard, with the SHA-256 of its chunks."""
     file = h5py.File(path, "r")
     try:
         chunks = read_checksums(path).chunks

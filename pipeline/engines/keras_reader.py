@@ -79,6 +79,7 @@ def _add_shapes(layer: Any, operations: Iterable[ops.Operation]) -> Iterator[ops
 
 
 def _convert_by_kind(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operation]:
+    """Yield the operations of a layer without shapes; raises CannotConvert."""
     match type(layer).__name__:
         case "InputLayer" | "Dropout" | "StochasticDepth":
             pass
@@ -265,6 +266,7 @@ def _compute_pads(layer: Any, size: ops.Pair, dilation: ops.Pair = (1, 1)) -> op
 def _make_affine(
     layer: Any, name: str, inputs: Inputs, scale: Numbers = 1.0, offset: Numbers = 0.0
 ) -> ops.Affine:
+    """Return x · scale + offset; numbers apply to every channel of the layer."""
     scale, offset = (
         np.array(np.broadcast_to(values, layer.output.shape[-1]), np.float32)
         for values in (scale, offset)

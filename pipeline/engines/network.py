@@ -145,6 +145,7 @@ def _fold_affines(operations: Sequence[Operation], outputs: Sequence[str]) -> li
 
 
 def _fold(before: Conv | Affine, affine: Affine) -> Operation:
+    """Return one operation that computes ``before``, then ``affine``."""
     scale, offset, name = affine.scale, affine.offset, affine.name
     if isinstance(before, Affine):
         offset = before.offset * scale + offset

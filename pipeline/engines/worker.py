@@ -199,6 +199,7 @@ def _convert(config: BaseConfig, layers: Sequence[str], engine: str, folder: str
 def _convert_base(
     base_model: Any, config: BaseConfig, layers: Sequence[str], engine: str, folder: Path
 ) -> None:
+    """Convert a base for an engine into a folder, unless this contains it already."""
     from pipeline.engines.keras_reader import read_network
 
     if is_complete(folder):

@@ -99,7 +99,7 @@ class Augmentation:
     def from_dict(cls, values: Any) -> Self:
         """Create an augmentation from parsed JSON; raises ValueError for unexpected contents."""
         kinds = {name: type(default) for name, default in cls().to_dict().items()}
-        check_fields(values, kinds, "an", "augmentation")
+        check_fields(values, kinds, "augmentation")
         if (version := values["version"]) != VERSION:
             raise ValueError(f"views of version {version}; expected version {VERSION}")
         try:
@@ -155,9 +155,7 @@ class Transform:
     saturation: float = 1.0
 
 
-def draw_view(
-    pixels: Pixels, *, augmentation: Augmentation, image_digest: bytes, view: int
-) -> Pixels:
+def draw_view(pixels: Pixels, augmentation: Augmentation, image_digest: bytes, view: int) -> Pixels:
     """Compute a view of an image: (S, S, 3) uint8 -> (S, S, 3) uint8; view 0 is the image."""
     if view == 0:
         return pixels
