@@ -105,11 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "caches", nargs="*", type=Path, metavar="CACHE", help="cache files (default: the newest)"
     )
     parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        default=Path("cache"),
-        metavar="FOLDER",
-        help="folder of the newest cache",
+        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
     )
     parser.add_argument(
         "--head",

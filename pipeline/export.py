@@ -43,10 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         example="python -m pipeline.export results/2026-01-31-120000 --format onnx --head logistic",
     )
     parser.add_argument(
-        "run",
-        nargs="?",
-        type=Path,
-        help="run folder or saved model (default: the newest run in results/)",
+        "run", nargs="?", type=Path, help="run or saved model (default: the newest run in results/)"
     )
     parser.add_argument(
         "--format", required=True, choices=("keras", "onnx"), help="file format of the model"
@@ -58,20 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", metavar="FILE", help="weights file of the base, if moved")
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="output folder (default: exports/HEAD-FORMAT in the run)",
+        "--out", type=Path, metavar="FOLDER", help="folder (default: RUN/exports/HEAD-FORMAT)"
     )
     parser.add_argument(
         "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
     )
     parser.add_argument(
-        "--check-images",
-        type=int,
-        default=200,
-        metavar="N",
-        help="number of test images to compare on",
+        "--check-images", type=int, default=200, metavar="N", help="test images to compare on"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser

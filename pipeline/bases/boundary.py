@@ -110,8 +110,4 @@ def _find_boundaries(base_model: Any) -> dict[str, Boundary]:
 
     only_parents = {index: above[0] for index, above in enumerate(parents) if len(above) == 1}
     cuts = {parent: cut_after(parent) for parent in set(only_parents.values())}
-    return {
-        operations[index].name: cut
-        for index, parent in only_parents.items()
-        if (cut := cuts[parent])
-    }
+    return {operations[i].name: cut for i, parent in only_parents.items() if (cut := cuts[parent])}

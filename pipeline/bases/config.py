@@ -48,9 +48,7 @@ class BaseConfig(Config):
         IMAGENET, type=str, metavar="W", help="imagenet, random, or a Keras .h5 file"
     )
     preprocessing: str = _base_option(
-        "native",
-        choices=PREPROCESSING_POLICIES,
-        help="native: as the base was trained; rescale: 1/255",
+        "native", choices=PREPROCESSING_POLICIES, help="native: that of the base; rescale: 1/255"
     )
     resize: str = _base_option("squash", choices=RESIZE_POLICIES, help="how images become square")
     engine: str = _base_option(
