@@ -50,12 +50,14 @@ class BaseConfig(Config):
     preprocessing: str = _base_option(
         "native", choices=PREPROCESSING_POLICIES, help="native: that of the base; rescale: 1/255"
     )
-    resize: str = _base_option("squash", choices=RESIZE_POLICIES, help="how images become square")
+    resize: str = _base_option(
+        "squash", choices=RESIZE_POLICIES, help="squash: stretch; crop: centre; pad: black bars"
+    )
     engine: str = _base_option(
         AUTO,
         choices=(AUTO, *ENGINES),
-        help="runtime of the base; auto: the cache's own, for a new cache the fastest that agrees "
-        "with TensorFlow",
+        help="runtime of the base; auto: that of the cache, for a new cache the fastest that "
+        "agrees with TensorFlow",
     )
     batch_size: int = option(BATCH_SIZE, help="images per batch (default: two per core, 8 to 32)")
     seed: int = option(0, help="seed of random weights and views")

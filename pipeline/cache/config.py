@@ -37,7 +37,7 @@ class ExtractConfig(BaseConfig):
     pooling: str = option(
         "none",
         choices=POOLING_POLICIES,
-        help="average or maximum of each map: (N, H, W, C) become (N, C)",
+        help="average or maximum of each map: (N, H, W, C) becomes (N, C)",
     )
     dtype: str = option("float32", choices=DTYPES, help="type of the stored features")
     views: int = option(0, metavar="K", help="number of random views of each training image")
@@ -47,7 +47,7 @@ class ExtractConfig(BaseConfig):
     tta: bool = option(False, help="add views of validation and test images, for classify --tta")
     limit_per_class: int | None = option(None, type=int, help="maximum number of files per class")
     strict: bool = option(False, help="stop at the first unreadable image")
-    rehash: bool = option(False, help="read all files again, also unchanged ones")
+    rehash: bool = option(False, help="hash all files again, also unchanged ones")
     wait: bool = option(False, help="wait while another run writes the cache")
     out: Path | None = option(
         None, type=Path, metavar="FILE", help="cache file (default: in --cache-dir)"
@@ -143,7 +143,7 @@ class ViewPlan:
             raise ValueError(str(error)) from error
 
 
-_GROUP = "augmentation: a policy and changes to it; book: Deep Learning with Python, 5.2"
+_GROUP = "augmentation: ranges of random views; book: Deep Learning with Python, 5.2"
 
 
 def _range(metavar: str, text: str) -> Any:
@@ -158,14 +158,14 @@ class AugmentConfig(Config):
         "book",
         flag="--augment",
         choices=("light", "book", "strong"),
-        help="augmentation policy",
+        help="policy; the options below change its values",
         group=_GROUP,
     )
     rotation: float | None = _range("DEGREES", "maximum rotation (book: 40)")
-    shift: float | None = _range("SHARE", "maximum shift of width or height (book: 0.2)")
+    shift: float | None = _range("FRACTION", "maximum shift, of width or height (book: 0.2)")
     shear: float | None = _range("DEGREES", "maximum shear (book: 0.2)")
-    zoom: float | None = _range("SHARE", "maximum change of scale (book: 0.2)")
-    jitter: float | None = _range("SHARE", "maximum change of colours (book: 0)")
+    zoom: float | None = _range("FRACTION", "maximum change of scale (book: 0.2)")
+    jitter: float | None = _range("FRACTION", "maximum change of colours (book: 0)")
     flip: bool | None = option(
         None, type=bool, help="mirror each view with a probability of 1/2", group=_GROUP
     )
