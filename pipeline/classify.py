@@ -162,7 +162,7 @@ def _newest_cache(folder: Path) -> Path:
     newest = next(cache_files(folder), None)
     if newest is None:
         raise NoInputError(f"no feature cache in {folder}/; run python -m pipeline.extract first")
-    log.info("using the newest cache: %s", newest)
+    log.info("using the newest cache: %s", printable(newest))
     return newest
 
 

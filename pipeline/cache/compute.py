@@ -69,7 +69,7 @@ def compute_rows(
     with Committer(shards, engine, layers) as committer, contextlib.closing(computed):
         for number, (batch, features) in enumerate(computed):
             if not number:
-                check_disk_space(shards, features, row_count)
+                _check_space(shards, features, row_count)
             on_commit(committer.add([key for key, _ in batch], features))
         on_commit(committer.finish())
 
@@ -172,7 +172,7 @@ def _convert(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[
     return stored
 
 
-def check_disk_space(shards: ShardFolder, sample: Features, rows: int) -> None:
+def _check_space(shards: ShardFolder, sample: Features, rows: int) -> None:
     """Log the bytes that rows like the (n, ...) sample need; raises StorageError if too many."""
     size = 0
     for features in sample.values():

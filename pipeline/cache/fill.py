@@ -208,7 +208,7 @@ def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder)
         raise BadDataError(
             f"{len(skipped):,} of {counted(files, 'file')} in "
             f"{printable(images.root)} cannot be used, e.g. {printable(first.path)} "
-            f"({first.reason}); the list is in {target}"
+            f"({first.reason}); the list is in {printable(target)}"
         )
 
 

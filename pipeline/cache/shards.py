@@ -126,7 +126,7 @@ class ShardFolder:
                 )
                 return shard if document["spec"] == asdict(self.spec) else None
         except (OSError, KeyError, ValueError) as error:
-            log.warning("%s is not a shard (%s): ignored", path, error)
+            log.warning("%s is not a shard (%s): ignored", printable(path), error)
             return None
 
 
