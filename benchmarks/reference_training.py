@@ -17,7 +17,7 @@ from benchmarks.references import ReferenceConfig
 from pipeline.bases.boundary import Boundary, find_boundary, unfrozen
 from pipeline.bases.build import build_base, preprocess
 from pipeline.bases.registry import Rescale
-from pipeline.cache.file import Columns, columns_of
+from pipeline.cache.file import Columns, make_columns
 from pipeline.cache.provenance import feature_spec
 from pipeline.evaluation.metrics import accuracy_of
 from pipeline.evaluation.protocol import TrialPlan
@@ -141,7 +141,7 @@ def train_reference(
 def _columns_of(images: ImageFolder, digests: Mapping[bytes, bytes]) -> Columns:
     """Return a row for each readable image; ``digests`` are path -> SHA-256."""
     files = [file for file in images.files if file.path in digests]
-    return columns_of(
+    return make_columns(
         labels=[file.label for file in files],
         splits=[file.split for file in files],
         paths=[file.path for file in files],

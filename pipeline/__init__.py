@@ -42,5 +42,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names that a notebook completes."""
+    """Return the names that a notebook offers for completion."""
     return sorted([*globals(), *__all__])

@@ -17,7 +17,7 @@ def main() -> None:
     print(f"feature-caching pipeline {__version__}: images -> cached features -> classifiers\n")
     for name, summary in COMMANDS.items():
         print(f"  python -m pipeline.{name:10} {summary}")
-    print("\nEach has --help with an example.")
+    print("\nEvery command has --help with an example.")
 
 
 if __name__ == "__main__":

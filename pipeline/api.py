@@ -1,4 +1,4 @@
-"""Functions for notebooks: extract, preview, repair and predict, as the commands do."""
+"""The commands as Python functions: extract, preview views, repair and predict."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from pipeline.cache.maintenance import (
     remove_damaged_shards,
     repair_metadata,
 )
-from pipeline.cache.provenance import cache_document, config_of, continue_engine, feature_spec
+from pipeline.cache.provenance import cache_document, config_of, feature_spec, open_cache_engine
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError
@@ -35,16 +35,16 @@ from pipeline.text import counted, printable
 log = logging.getLogger(__name__)
 
 VARIANT_DIGITS = 6  # of an augmentation's digest in a file name
-PREVIEWED, PREVIEWED_PER_CLASS = 8, 4  # images on a sheet of views
-PREVIEWED_VIEWS = 8  # views per image on the sheet, if --views is not set
-LISTED = 10  # groups of duplicates in a warning
+PREVIEW_IMAGES, PREVIEW_IMAGES_PER_CLASS = 8, 4  # at most, on a sheet of views
+PREVIEW_VIEWS = 8  # per image on the sheet, if --views is not set
+MAX_LISTED_GROUPS = 10  # of duplicates in a warning
 
 
 @dataclass(frozen=True)
 class Extraction:
     """Result of stage one.
 
-    ``table`` is the cache; ``computed`` counts the forward passes of this run; ``skipped`` are the
+    ``table`` is the cache; ``computed`` counts the rows that this run computed; ``skipped`` are the
     files without a row and the reasons, also listed in ``skipped_file``.
     """
 
@@ -116,7 +116,7 @@ def extract_features(
         skipped=(*images.skipped, *unreadable),
         spec=spec,
         layers=config.layer_keys,
-        open_engine=partial(continue_engine, config),
+        open_engine=partial(open_cache_engine, config),
         document=cache_document(images.name, images.root, config, spec),
         batch_size=config.batch_size,
         strict=config.strict,
@@ -144,11 +144,11 @@ def preview_views(
     from pipeline.report.sheets import write_view_sheet
 
     config = replace(config or ExtractConfig(), **options)
-    views, augmentation = config.views or PREVIEWED_VIEWS, config.augmentation_ranges
-    ViewPlan(views, augmentation)
-    images = scan_folder(Path(data)).limited(PREVIEWED_PER_CLASS)
-    paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)][:PREVIEWED]
-    digests, _ = hash_files(images.root, paths)
+    views, augmentation = config.views or PREVIEW_VIEWS, config.augmentation_ranges
+    ViewPlan(views, augmentation)  # raises if --views is out of range
+    images = scan_folder(Path(data)).limited(PREVIEW_IMAGES_PER_CLASS)
+    paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
+    digests, _ = hash_files(images.root, paths[:PREVIEW_IMAGES])
     decoded = read_images(images.root, digests, image_size=config.size, resize=config.resize)
     with closing(decoded):
         rows = [(path, digests[path], px) for path, px in decoded if not isinstance(px, Skipped)]
@@ -219,8 +219,8 @@ def repair_cache(
         skipped=(*images.skipped, *unreadable),
         spec=table.spec,
         layers=tuple(table.layers),
-        open_engine=partial(continue_engine, config),
-        document=dict(table.document),
+        open_engine=partial(open_cache_engine, config),
+        document=table.document,
         batch_size=config.batch_size,
         wait=wait,
         damaged=damaged_rows(target, table),
@@ -239,8 +239,9 @@ def warn_of_duplicates(images: ImageFolder, digests: Mapping[bytes, bytes]) -> N
     for column in ("label", "split"):
         groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
         if groups:
-            listed = "; ".join(" = ".join(printable(f.path) for f in g) for g in groups[:LISTED])
-            more = f" and {len(groups) - LISTED:,} more" if len(groups) > LISTED else ""
+            paths = [" = ".join(printable(file.path) for file in group) for group in groups]
+            listed, rest = "; ".join(paths[:MAX_LISTED_GROUPS]), len(paths) - MAX_LISTED_GROUPS
+            more = f" and {rest:,} more" if rest > 0 else ""
             count = counted(len(groups), "image has", "images have")
             log.warning("%s several %ss: %s%s", count, column, listed, more)
 
@@ -259,7 +260,7 @@ def predict_images(
     ----------
     images : files, folders (all files below them) and patterns, ``photos/**/*.jpg``.
     **options : fields of `pipeline.PredictConfig`, such as ``model="results/<run>"``; they override
-        those of ``config``. ``model`` may also be an open model, such as an
+        those of ``config``. ``model`` may also be an open model, such as a
         `pipeline.models.imagenet.ImagenetModel`.
 
     Raises a `pipeline.errors.PipelineError` for each expected failure.

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dense=_dense_grid(arguments),
         keep=arguments.save != "none",
     )
-    config.requests  # noqa: B018 - refuses a misspelt name before anything is loaded
+    config.requests  # noqa: B018 - a misspelt name raises before anything is loaded
     if arguments.check and arguments.save == "none":
         raise UsageError("--check needs saved heads; received --save none. Leave out one of them")
     from pipeline.evaluation.compare import compare_heads
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     cli.print_comparison(comparison, folder, as_json=arguments.json)
     if arguments.check:
-        _check(comparison, folder, arguments)
+        _check_heads(comparison, folder, arguments)
 
 
-def _check(comparison: "Comparison", folder: Path, arguments: argparse.Namespace) -> None:
+def _check_heads(comparison: "Comparison", folder: Path, arguments: argparse.Namespace) -> None:
     """Predict test images from their files with every saved head; BadDataError if one differs."""
     import numpy as np
 
@@ -105,11 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "caches", nargs="*", type=Path, metavar="CACHE", help="cache files (default: the newest)"
     )
     parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        default=Path("cache"),
-        metavar="FOLDER",
-        help="folder of the newest cache",
+        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
     )
     parser.add_argument(
         "--head",
@@ -151,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Return a parser of comma lists."""
+    """Return a function that parses a comma list: ``list_of(int)("1,2")`` -> ``[1, 2]``."""
 
     def parse(text: str) -> list[T]:
         return [kind(word) for word in text.split(",")]
@@ -166,7 +162,7 @@ def _newest_cache(folder: Path) -> Path:
     newest = next(cache_files(folder), None)
     if newest is None:
         raise NoInputError(f"no feature cache in {folder}/; run python -m pipeline.extract first")
-    log.info("using the newest cache: %s", newest)
+    log.info("using the newest cache: %s", printable(newest))
     return newest
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: parser, options, log and progress on stderr, exit codes."""
+"""Shared by all commands: parser, options, log and progress on stderr, exit codes."""
 
 import argparse
 import contextlib
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LINES = 10.0  # progress if stderr is not a terminal
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """Where a comparison or training writes its results, and which ones."""
+    """Options for the results of a comparison or training."""
 
     out: Path = option(
         Path("results"), metavar="FOLDER", help="parent of the run folder", group="results"
@@ -66,7 +66,7 @@ def parser(
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help texts with their defaults, except switches and texts that describe their default."""
+    """Append the default to a help text, except for switches and texts that contain it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -119,10 +119,9 @@ def config_from(arguments: argparse.Namespace, config: type[C], **values: Any) -
 
 
 def command_line(module: str, argv: Sequence[str] | None) -> str:
-    """Return the command as typed, printable; without ``argv``, with the process's arguments."""
-    return printable(
-        shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
-    )
+    """Return the command as typed, escaped; ``argv`` is that of the process if it is None."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return printable(shlex.join(["python", "-m", module, *arguments]))
 
 
 def run(
@@ -143,7 +142,7 @@ def run(
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         log.error("%s", when_interrupted)
-        if threading.active_count() > 1:  # that fit heads or compute batches
+        if threading.active_count() > 1:  # they fit heads or compute batches: do not wait
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(EXIT_INTERRUPTED)
@@ -193,7 +192,7 @@ def print_json(document: Any) -> None:
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    """Plain lines to the current stderr, which rich replaces to print them above a bar."""
+    """Print plain lines on the current stderr: rich replaces it, to keep them above a bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -205,9 +204,9 @@ class _StderrHandler(logging.StreamHandler[Any]):
 
 
 class ProgressBar:
-    """Progress of a long step on stderr, its rate and the time left: ``bar(done, total)``.
+    """Show the progress of a long step on stderr, with rate and time left: ``bar(done, total)``.
 
-    A bar if stderr is a terminal, else a line every ten seconds.
+    Draw a bar if stderr is a terminal, else print a line every ten seconds.
     """
 
     def __init__(self, label: str, *, unit: str) -> None:
@@ -254,7 +253,7 @@ class ProgressBar:
 
 
 class StageProgressBar(contextlib.ExitStack):
-    """A progress bar per stage of a training: ``progress(stage, done, total)``."""
+    """Show a progress bar per stage of a training: ``progress(stage, done, total)``."""
 
     def __init__(self, *, unit: str) -> None:
         super().__init__()

@@ -44,11 +44,11 @@ def option(
 ) -> Any:
     """Declare a field of a config that is also an option of a command.
 
-    The default False or True makes a switch, ``()`` a repeatable option, None with the type bool
-    ``--name`` and ``--no-name``. ``flag`` defaults to the field's name with hyphens, ``""`` means
-    no option. ``type`` defaults to that of a number or path, else str; a config also converts to
-    str, int and Path. ``metavar`` defaults to N for integers. ``group`` is ``title`` or
-    ``title: description`` in ``--help``.
+    A default of False or True makes a switch, ``()`` a repeatable option; None with ``type=bool``
+    makes ``--name`` and ``--no-name``. ``flag`` defaults to the field's name with hyphens; ``""``
+    means no option. ``type`` defaults to that of a default number or path, else to str; creating a
+    config converts values of types str, int and Path. ``metavar`` defaults to N for integers.
+    ``group`` is ``title`` or ``title: description`` in ``--help``.
     """
     if type is None and isinstance(default, int | float | Path) and not isinstance(default, bool):
         type = Path if isinstance(default, Path) else default.__class__
@@ -60,7 +60,7 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base of configs: checks the fields that `option` declares; example: module docstring."""
+    """Base class of configs: check the fields that `option` declares, see the module docstring."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -108,7 +108,7 @@ def documented(config: Class) -> Class:
 
 # argparse shows the names of these functions if a value is not a number
 def whole_number(text: str) -> int:
-    """Return an integer from 1."""
+    """Parse an integer from 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text}")
@@ -116,7 +116,7 @@ def whole_number(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """Return an integer from 0."""
+    """Parse an integer from 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, received {text}")
@@ -124,7 +124,7 @@ def count(text: str) -> int:
 
 
 def positive_number(text: str) -> float:
-    """Return a finite number above 0."""
+    """Parse a finite number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, received {text}")
@@ -132,7 +132,7 @@ def positive_number(text: str) -> float:
 
 
 def fraction(text: str) -> float:
-    """Return a number from 0 to below 1."""
+    """Parse a number from 0 to below 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, received {text}")

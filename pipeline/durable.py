@@ -48,11 +48,10 @@ def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: i
 
 
 class DiskFile:
-    """A new file, also for HDF5, that hides write errors until `check` or `sync`.
+    """A new file, usable by h5py, whose writes raise no error: `check` and `sync` raise it later.
 
-    HDF5 can crash with SIGSEGV on a full disk. So the file keeps the first error for `check`,
-    stores later writes in memory, and reads everything back as written. Call `check` between large
-    writes.
+    HDF5 can crash with SIGSEGV if a write fails, as on a full disk. After the first error, writes
+    are stored in memory, and reads return everything as written. Call `check` between large writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -195,10 +194,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path, *, prefix: str) -> Iterator[Path]:
-    """Yield an empty folder to fill and pass to `publish_folder`; delete what stays in it.
+    """Yield an empty folder to fill and pass to `publish_folder`; delete it if it was not passed.
 
     It is near ``folder``, on the same disk, in a folder whose name begins with ``prefix``. Such
-    folders of killed processes are deleted after a day.
+    folders of killed processes are deleted by the first call after a day.
     """
     parents = folder.absolute().parents
     oldest = time.time() - STALE_AFTER
@@ -212,9 +211,7 @@ def scratch_folder(folder: Path, *, prefix: str) -> Iterator[Path]:
     try:
         scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=near)
     except PermissionError as error:
-        raise CannotCreateError(
-            f"{printable(near)} is not writable; choose another folder"
-        ) from error
+        raise CannotCreateError(f"{printable(near)} is not writable; choose another") from error
     with scratch as name:
         filled = Path(name) / folder.name
         filled.mkdir()

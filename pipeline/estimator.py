@@ -1,4 +1,4 @@
-"""The Python API in scikit-learn's form: a transformer, and a trained model."""
+"""scikit-learn's interface: the transformer `FeatureExtractor` and the trained model."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.content import FOLDER, features_by_content
-from pipeline.cache.provenance import cache_document, continue_engine, feature_spec
+from pipeline.cache.provenance import cache_document, feature_spec, open_cache_engine
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.reader import Pixels
@@ -30,8 +30,9 @@ from pipeline.spec import FeatureSpec
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turn images into features of a frozen convolutional base; compute each image once.
 
-    A scikit-learn transformer. A cache on disk keeps features by the content of images: a second
-    fit, another fold, a clone, another process, or an extracted set needs no forward pass.
+    A scikit-learn transformer. A cache on disk stores features by the content of images: a second
+    fit, another fold, a clone or another process computes no image again, and images of an
+    extracted set are not computed at all.
 
     Parameters
     ----------
@@ -48,8 +49,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     layer_ : layer and pooling, ``block5_pool:avg``.
     n_features_in_ : number of columns of X, if X has columns.
 
-    Raises a `pipeline.errors.PipelineError` for every expected failure, ValueError for rows of
-    another length than in `fit`.
+    Raises a `pipeline.errors.PipelineError` for every expected failure, ValueError for rows whose
+    length differs from `fit`.
 
     Examples
     --------
@@ -125,6 +126,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return {name: value for name, value in state.items() if name not in ("_config", "_engine")}
 
     def _fit(self, X: Any) -> npt.NDArray[np.float32]:
+        """Set the fitted attributes; return the features, (N, D) float32."""
         images = self._images(X, reset=True)
         self._config, self._engine = self._make_config(), None
         (self.layer_,) = self._config.layer_keys
@@ -134,12 +136,13 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return features
 
     def _make_config(self) -> ExtractConfig:
-        own = ("layer", "image_shape", "value_range")
-        params = self.get_params(deep=False)
-        options = {name: value for name, value in params.items() if name not in own}
+        options = self.get_params(deep=False)
+        for name in ("layer", "image_shape", "value_range"):  # not options of extract
+            del options[name]
         return ExtractConfig(layers=[self.layer] if self.layer else (), **options)
 
     def _images(self, X: Any, *, reset: bool) -> ImageSources:
+        """Return the images of X; ``reset`` stores the number of columns, as in `validate_data`."""
         if self.image_shape is None:
             return image_sources(X)
         rows = validate_data(self, X, reset=reset)  # (N, H·W) or (N, H·W·3)
@@ -173,7 +176,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     ) -> Engine:
         """Open the engine once, for all batches of new images."""
         if self._engine is None:
-            self._engine = continue_engine(self._config, layers, images, recorded)
+            self._engine = open_cache_engine(self._config, layers, images, recorded)
         return self._engine
 
 
@@ -198,8 +201,8 @@ class TrainedModel:
 
         Parameters
         ----------
-        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3). The digest
-            seeds augmented views (``--tta``): an array and a file of one image have different ones.
+        images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3). Augmented
+            views (``--tta``) depend on the digest, which differs for a file and an array of pixels.
 
         Raises BadDataError for an image that cannot be decoded.
         """

@@ -10,7 +10,7 @@ from pipeline.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, export, report."""
+    """Parse the command line, export, print the result."""
     arguments = _parser().parse_args(argv)
     from pipeline.models.export import export_bundle
     from pipeline.models.runs import find_bundle, newest_run
@@ -24,14 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_images=arguments.check_images,
     )
     if arguments.json:
-        cli.print_json(
-            {
-                "folder": os.fspath(export.folder),
-                "images": export.parity.count,
-                "max_difference": export.parity.max_difference,
-                "changed": export.parity.changed,
-            }
-        )
+        parity = export.parity
+        document = {"folder": os.fspath(export.folder), "images": parity.count}
+        document |= {"max_difference": parity.max_difference, "changed": parity.changed}
+        cli.print_json(document)
     else:
         print(f"predicts as in the comparison: {export.parity}")
         print(f"python {printable(export.folder / 'predict.py')} IMAGE…")
@@ -47,10 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         example="python -m pipeline.export results/2026-01-31-120000 --format onnx --head logistic",
     )
     parser.add_argument(
-        "run",
-        nargs="?",
-        type=Path,
-        help="run folder or saved model (default: the newest run in results/)",
+        "run", nargs="?", type=Path, help="run or saved model (default: the newest run in results/)"
     )
     parser.add_argument(
         "--format", required=True, choices=("keras", "onnx"), help="file format of the model"
@@ -58,26 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--head",
         metavar="NAME",
-        help="dense, linear or fine-tuned head (default: the recommended one)",
+        help="name of a dense, linear or fine-tuned head (default: the recommended one)",
     )
+    parser.add_argument("--weights", metavar="FILE", help="weights file of the base, if moved")
     parser.add_argument(
-        "--weights", metavar="FILE", help="weights file of the base, if it has moved"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="output folder (default: exports/HEAD-FORMAT in the run)",
+        "--out", type=Path, metavar="FOLDER", help="folder (default: RUN/exports/HEAD-FORMAT)"
     )
     parser.add_argument(
         "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
     )
     parser.add_argument(
-        "--check-images",
-        type=int,
-        default=200,
-        metavar="N",
-        help="number of test images to compare on",
+        "--check-images", type=int, default=200, metavar="N", help="test images to compare on"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser

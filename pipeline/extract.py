@@ -102,9 +102,7 @@ def _log_image_folder(images: "ImageFolder") -> None:
         shown = [f"{printable(c)} {counts[split, n]:,}" for n, c in enumerate(images.classes)]
         log.info("  %s: %s", name, ", ".join(shown[:20] + ["…"] * (len(shown) > 20)))
     if images.ignored:
-        log.warning(
-            "ignored files next to the class folders: %s", printable(", ".join(images.ignored))
-        )
+        log.warning("ignored beside the class folders: %s", printable(", ".join(images.ignored)))
 
 
 def _print_summary(done: "Extraction") -> None:
@@ -132,9 +130,7 @@ def _as_json(done: "Extraction") -> dict[str, object]:
         "images": int((table.columns.views == 0).sum()),
         "views": int((table.columns.views > 0).sum()),
         "computed": done.computed,
-        "skipped": [
-            {"path": os.fsdecode(each.path), "reason": each.reason} for each in done.skipped
-        ],
+        "skipped": [file.to_dict() for file in done.skipped],
         "layers": {layer: [len(table), *shape] for layer, shape in table.layers.items()},
         "bytes": table.path.stat().st_size,
         "seconds": round(done.seconds, 3),

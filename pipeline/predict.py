@@ -1,4 +1,4 @@
-"""``python -m pipeline.predict``: classify images with a head or a ready-made network."""
+"""``python -m pipeline.predict``: classify images with a head or a network of ImageNet."""
 
 import argparse
 import io
@@ -24,9 +24,9 @@ log = logging.getLogger("pipeline")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, predict, and print each prediction when it is computed."""
+    """Parse the command line, predict, print each prediction when it is computed."""
     arguments = _parser().parse_args(argv)
-    _check(arguments)
+    _check_options(arguments)
     from pipeline.api import predict_images
     from pipeline.report.prediction_formats import Tally
 
@@ -84,9 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="files, folders, patterns, or - for paths on stdin (one per line, or NUL-separated)",
     )
-    parser.add_argument(
-        "--top", type=int, default=3, metavar="K", help="number of classes per image"
-    )
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes per image")
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")
@@ -104,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check_options(arguments: argparse.Namespace) -> None:
     """Raise UsageError for options that do not go together."""
     if arguments.top < 1:
         raise UsageError(f"--top needs at least 1; received {arguments.top}")
@@ -119,7 +117,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
-    """Return the names, with the list on stdin in place of ``-``."""
+    """Yield the names; replace ``-`` by the list on stdin."""
     from pipeline.images.scan import split_list
 
     for name in images:
@@ -127,7 +125,7 @@ def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
 
 
 def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
-    """Return the text of stdout, part by part, while predictions are computed."""
+    """Yield the text for stdout, part by part, while predictions are computed."""
     from pipeline.report.prediction_formats import csv_lines, json_parts, table_lines
 
     predictions = tally.predictions
@@ -148,9 +146,7 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
         head={"model": predictions.model.describe()},
         tail=lambda: {
             "cached": tally.cached,
-            "skipped": [
-                {"path": os.fsdecode(item.path), "reason": item.reason} for item in tally.skipped
-            ],
+            "skipped": [file.to_dict() for file in tally.skipped],
             "sheet": None if sheet is None else os.fspath(sheet),
         },
     )

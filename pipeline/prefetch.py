@@ -53,6 +53,6 @@ def prefetch(
 
 
 def _pop_first(results: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
-    """Remove and return the first result: no reference to it stays here while the next runs."""
+    """Remove and return the first result, so that nothing here keeps it in memory."""
     item, result = results.popleft()
     return item, result.result()

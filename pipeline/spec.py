@@ -28,30 +28,35 @@ class FeatureSpec:
 
     @property
     def fingerprint(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of all fields as canonical JSON."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+        """The `json_digest` of all fields."""
+        return json_digest(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """Create a spec from parsed JSON; raises ValueError if a field is missing or invalid."""
         kinds = {field.name: str for field in fields(cls)} | {"image_size": int}
-        check_fields(values, kinds, "a", "feature spec")
+        check_fields(values, kinds, "feature spec")
         return cls(**values)
 
 
-def check_fields(values: Any, kinds: Mapping[str, type], article: str, what: str) -> None:
-    """Raise ValueError unless parsed JSON is an object of exactly these fields and types."""
+def json_digest(values: Mapping[str, Any]) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of values as canonical JSON."""
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def check_fields(values: Any, kinds: Mapping[str, type], what: str) -> None:
+    """Raise ValueError unless parsed JSON is an object with exactly these fields and types."""
     if not isinstance(values, dict) or values.keys() != kinds.keys():
         received = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{article} {what} needs the fields {sorted(kinds)}, not {received}")
+        raise ValueError(f"the {what} needs the fields {sorted(kinds)}, not {received}")
     for name, kind in kinds.items():
         if type(values[name]) not in ((int, float) if kind is float else (kind,)):
             raise ValueError(f"the {what}'s {name} should be {kind.__name__}")
 
 
 def check_seed(seed: int, flag: str = "--seed") -> None:
-    """Raise UsageError unless every library takes the seed."""
+    """Raise UsageError for a seed that a library would refuse."""
     if not 0 <= seed < 2**32:
         raise UsageError(f"{flag} is a number from 0 to {2**32 - 1}; received {seed}")
 

@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 
 from pipeline.cache.checksums import write_checksums
-from pipeline.cache.file import Source, columns_of, create_features
+from pipeline.cache.config import ViewPlan
+from pipeline.cache.file import Source, create_features, make_columns
 from pipeline.cache.fill import FillResult, fill_cache
 from pipeline.cache.publish import publish
 from pipeline.images.hashes import hash_files
@@ -49,7 +50,7 @@ def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, n
         path,
         document=document(),
         classes=["고양이", "dog"],
-        columns=columns_of(
+        columns=make_columns(
             labels=labels.tolist(),
             splits=[0] * rows,
             paths=[b"a/%d-\xff.jpg" % row for row in range(rows)],
@@ -122,7 +123,7 @@ def fill(
         open_engine=engine.open,
         document={"format": 1, "spec": vars(spec), "set": root.name, "root": str(root)},
         batch_size=batch_size,
-        **options,
+        **({"plan": ViewPlan()} | options),
     )
 
 

@@ -15,8 +15,8 @@ from pipeline.cache.file import (
     COLUMN_DTYPES,
     FORMAT_VERSION,
     Columns,
-    columns_of,
     create_features,
+    make_columns,
 )
 from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.splits import Splits
@@ -40,7 +40,7 @@ def draw_columns(
 ) -> Columns:
     """Return the columns of different images; another ``salt`` gives other images."""
     count = len(labels)
-    return columns_of(
+    return make_columns(
         labels=labels,
         splits=[0] * count if splits is None else splits,
         paths=[b"%d.jpg" % row for row in range(count)],

@@ -23,7 +23,7 @@ from feature_sets import SPEC, write_cache
 from synthetic_images import draw, make_image_folder
 
 from pipeline.api import extract_features, predict_images
-from pipeline.cache.file import columns_of
+from pipeline.cache.file import make_columns
 from pipeline.engines import PixelsEngine
 from pipeline.errors import BadDataError, NoInputError, PipelineError
 from pipeline.evaluation.compare import compare_heads
@@ -215,7 +215,7 @@ def test_tensorflow_is_not_imported_when_every_image_is_cached() -> None:
     pixels = pixels_digest(32, "squash")
     spec = replace(SPEC, image_size=32, weights="ab" * 32, pixels=pixels)  # no file has these
     files = sorted(Path("synthetic/test").rglob("*.png"))
-    columns = columns_of(
+    columns = make_columns(
         labels=[0] * 24,
         splits=[0] * 24,
         paths=[b"%d.png" % row for row in range(24)],

@@ -10,7 +10,10 @@ from pipeline.keras_backend import keras
 
 
 class Boundary(NamedTuple):
-    """A cut after ``layer``, the last frozen one, whose output has the shape (H, W, C)."""
+    """A cut after ``layer``, the last frozen one, whose output has the shape (H, W, C).
+
+    ``unfrozen`` are the names of all layers above it.
+    """
 
     layer: str
     unfrozen: tuple[str, ...]
@@ -18,7 +21,7 @@ class Boundary(NamedTuple):
 
 
 def find_boundary(base_model: Any, base: Base, first_unfrozen: str) -> Boundary:
-    """Find the one tensor that ``first_unfrozen`` and all layers beside and after it depend on.
+    """Find the last frozen layer if ``first_unfrozen`` and all layers beside and after it train.
 
     VGG16's ``block5_conv1`` -> ``block4_pool``, (9, 9, 512) at 150 pixels. If a block begins with
     several branches, the first layer of any branch unfreezes all.
@@ -107,8 +110,4 @@ def _find_boundaries(base_model: Any) -> dict[str, Boundary]:
 
     only_parents = {index: above[0] for index, above in enumerate(parents) if len(above) == 1}
     cuts = {parent: cut_after(parent) for parent in set(only_parents.values())}
-    return {
-        operations[index].name: cut
-        for index, parent in only_parents.items()
-        if (cut := cuts[parent])
-    }
+    return {operations[i].name: cut for i, parent in only_parents.items() if (cut := cuts[parent])}

@@ -40,7 +40,7 @@ class LayerInfo(NamedTuple):
 def build_base(config: BaseConfig) -> tuple[Any, str]:
     """Return a base without its top, for preprocessed images, and the digest of its weights.
 
-    Raises UnreachableError if ImageNet weights are out of reach, BadDataError if a weights file
+    Raises UnreachableError if ImageNet weights cannot be downloaded, BadDataError if a weights file
     does not fit.
     """
     base, path = config.network, config.weights_file
@@ -100,7 +100,7 @@ def list_layers(config: BaseConfig) -> list[LayerInfo]:
 
 
 def build_untrained(base: Base, image_size: int, weights: str | None = None) -> Any:
-    """Build the frozen base with random weights or Keras' own; layer names never change.
+    """Build the frozen base with random weights or Keras' own; its layer names never change.
 
     Keras numbers unnamed layers with a counter per thread: in a new thread it starts at zero.
     """
@@ -115,7 +115,7 @@ def build_untrained(base: Base, image_size: int, weights: str | None = None) -> 
 @contextlib.contextmanager
 def downloading(what: str, option: str) -> Iterator[None]:
     """Print Keras' progress on stderr; raise UnreachableError, with ``option``, if it fails."""
-    # Keras' download has no timeout: a silent firewall would block it for ever
+    # Keras' download has no timeout: a firewall that drops packets would block it for ever
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT_SECONDS)
     try:
@@ -168,7 +168,7 @@ def _describe(arrays: Sequence[Any]) -> str:
 
 
 def restore_imagenet_rescaling(model: Any, base: Base) -> None:
-    """Make an EfficientNet (version 1) from a file equal to the one with weights "imagenet".
+    """Make an EfficientNet (version 1) with a weights file equal to one with ``"imagenet"``.
 
     Keras adds ``Rescaling(1 / sqrt(std))`` after the normalisation only for "imagenet", which
     equals a variance multiplied by std. A normalisation with mean 0 is that of a network built

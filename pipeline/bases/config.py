@@ -48,22 +48,18 @@ class BaseConfig(Config):
         IMAGENET, type=str, metavar="W", help="imagenet, random, or a Keras .h5 file"
     )
     preprocessing: str = _base_option(
-        "native",
-        choices=PREPROCESSING_POLICIES,
-        help="native: as the base was trained; rescale: 1/255",
+        "native", choices=PREPROCESSING_POLICIES, help="native: that of the base; rescale: 1/255"
     )
     resize: str = _base_option(
-        "squash", choices=RESIZE_POLICIES, help="how an image becomes square"
+        "squash", choices=RESIZE_POLICIES, help="squash: stretch; crop: centre; pad: black bars"
     )
     engine: str = _base_option(
         AUTO,
         choices=(AUTO, *ENGINES),
-        help="runtime of the base; auto: the cache's own, for a new cache the fastest that agrees "
-        "with TensorFlow",
+        help="runtime of the base; auto: that of the cache, for a new cache the fastest that "
+        "agrees with TensorFlow",
     )
-    batch_size: int = option(
-        BATCH_SIZE, help="images per batch (default: two per core, from 8 to 32)"
-    )
+    batch_size: int = option(BATCH_SIZE, help="images per batch (default: two per core, 8 to 32)")
     seed: int = option(0, help="seed of random weights and views")
     cache_dir: Path = option(
         Path("cache"), metavar="FOLDER", help="folder of caches and downloaded weights"
@@ -82,10 +78,12 @@ class BaseConfig(Config):
 
     @property
     def network(self) -> Base:
+        """The row of the base in the table of bases."""
         return find_base(self.base)
 
     @property
     def size(self) -> int:
+        """Height and width of the input in pixels."""
         return self.network.image_size if self.image_size is None else self.image_size
 
     @property

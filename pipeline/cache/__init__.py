@@ -1,1 +1,1 @@
-"""The store of features: rows under a content key, in files that outlive any crash."""
+"""Caches of features: HDF5 files that survive crashes, with rows found by image content."""

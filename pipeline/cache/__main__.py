@@ -1,7 +1,6 @@
 """``python -m pipeline.cache``: list, show, verify, repair and prune caches."""
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and run one of the commands."""
     main_parser = parser(
         command="cache",
         summary="List, check, repair and prune feature caches.",
@@ -82,9 +82,8 @@ def _ls(arguments: argparse.Namespace) -> None:
             print(f"{printable(entry['file'])}  {size}  unreadable: {entry['error']}")
             continue
         features = f"{entry['base']} at {entry['image_size']}: {', '.join(entry['layers'])}"
-        print(f"{printable(entry['file'])}  {printable(entry['set'])}", end="  ")
-        print(printable(features), end="  ")
-        print(f"{entry['rows']:,} rows  {size}  {age} old")
+        names = [printable(text) for text in (entry["file"], entry["set"], features)]
+        print(*names, f"{entry['rows']:,} rows", size, f"{age} old", sep="  ")
     if not entries:
         print(f"no caches in {printable(arguments.cache_dir)}/")
 
@@ -105,9 +104,7 @@ def _show(arguments: argparse.Namespace) -> None:
                 "classes": list(table.classes),
                 "counts": counts,
                 "gone_rows": gone,
-                "skipped": [
-                    {"path": os.fsdecode(file.path), "reason": file.reason} for file in skipped
-                ],
+                "skipped": [file.to_dict() for file in skipped],
             }
         )
         return
@@ -147,6 +144,7 @@ def _describe_origin(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _count_rows(table: "FeatureTable") -> list[dict[str, Any]]:
+    """Count rows, images and views of each split and class."""
     from pipeline.cache.file import SPLIT_NAMES
 
     columns = table.columns
@@ -171,15 +169,15 @@ def _verify(arguments: argparse.Namespace) -> None:
     if arguments.json:
         document = {"file": str(arguments.file), "whole": not damages}
         print_json({**document, "damages": [vars(damage) for damage in damages]})
-    elif not damages and not arguments.file.exists():
+    elif damages:
+        for damage in damages:
+            print(f"damaged: {printable(damage.what)}")
+    elif not arguments.file.exists():
         parts = printable(arguments.file.with_suffix(".parts"))
         print(f"{parts} is undamaged, but not published yet: run extract again")
-    elif not damages:
+    else:
         print(f"{printable(arguments.file)} is undamaged: every byte is correct")
     if damages:
-        if not arguments.json:
-            for damage in damages:
-                print(f"damaged: {printable(damage.what)}")
         raise BadDataError(
             f"{printable(arguments.file)} is damaged in {counted(len(damages), 'place')}: "
             f"python -m pipeline.cache repair {printable(arguments.file)}"

@@ -132,7 +132,7 @@ def find_damage(path: Path) -> list[Damage]:
 
 
 def find_metadata_damage(path: Path, checksums: Checksums) -> list[Damage]:
-    """Compare every byte outside chunks of features with the backup copy."""
+    """Compare every byte outside chunks of features with the backup copy; list the differences."""
     damages = []
     with path.open("rb") as stream:
         for offset, backup in checksums.metadata():
@@ -166,7 +166,7 @@ def _gaps(chunks: Sequence[StoredChunk], end: int) -> Iterator[tuple[int, int]]:
 
 
 def _read_layout(stream: Stream) -> tuple[list[StoredChunk], list[StoredColumn]]:
-    """Chunks, without their SHA-256, and columns, in the order of the file."""
+    """Return chunks, without their SHA-256, and columns, in the order of the file."""
     chunks: list[StoredChunk] = []
     columns: list[StoredColumn] = []
     stream.seek(0)

@@ -16,6 +16,7 @@ from pipeline.cache.chunks import pack
 from pipeline.cache.file import CHUNK_BYTES, RowKey, rows_per_chunk
 from pipeline.cache.shards import ShardFolder
 from pipeline.engines import Engine
+from pipeline.engines.trials import SAMPLE_IMAGES
 from pipeline.errors import BadDataError, PipelineError, StorageError
 from pipeline.images.reader import Pixels
 from pipeline.prefetch import prefetch
@@ -23,7 +24,6 @@ from pipeline.text import counted, file_size, printable
 
 SECONDS_PER_COMMIT = 2.0  # at least, so that a fast base does not write thousands of shards
 MAX_SECONDS_PER_COMMIT = 30.0  # a crash loses no more, even if a chunk of 64 rows takes longer
-SAMPLE_IMAGES = 8  # at least, to choose an engine by
 LOGGED_BYTES = 50 * 10**6  # smaller caches need no message about disk space
 COPIES = 2  # the shards, and the file made from them
 
@@ -46,7 +46,8 @@ def compute_rows(
 ) -> None:
     """Compute and commit rows of (S, S, 3) uint8 RGB images.
 
-    ``on_commit`` receives the number of newly committed rows.
+    ``row_count`` : expected number of rows, for the check of disk space. ``recorded`` : the engine
+    in the cache, for ``open_engine``. ``on_commit`` receives the number of newly committed rows.
     """
     sample = list(islice(decoded, max(batch_size, SAMPLE_IMAGES)))
     if not sample:
@@ -61,14 +62,14 @@ def compute_rows(
         )
     rows = chain(sample, decoded)
     batches = iter(lambda: list(islice(rows, batch_size)), [])
-    # The engine's cores wait neither for the rest of a batch nor for its commit.
+    # Batches are computed ahead: no core waits for the end of a batch or for its commit.
     computed = prefetch(
         lambda batch: engine(_stack(batch)), batches, threads=engine.calls_at_once, name="engine"
     )
     with Committer(shards, engine, layers) as committer, contextlib.closing(computed):
         for number, (batch, features) in enumerate(computed):
             if not number:
-                check_disk_space(shards, features, row_count)
+                _check_space(shards, features, row_count)
             on_commit(committer.add([key for key, _ in batch], features))
         on_commit(committer.finish())
 
@@ -78,7 +79,7 @@ def _stack(batch: Sequence[tuple[RowKey, Pixels]]) -> Pixels:
 
 
 class Committer:
-    """Collects an engine's rows and commits them in a thread, one shard at a time.
+    """Collect an engine's rows and commit them in a thread, one shard at a time.
 
     A shard is due after `SECONDS_PER_COMMIT`, or when its features exceed 8 MiB. It contains whole
     chunks, so that publishing copies them without recompressing; the last shard, or one after
@@ -92,7 +93,7 @@ class Committer:
         self._layers = layers
         self._dtype = shards.spec.dtype
         self._chunk = min(rows_per_chunk(engine.row_shapes[key], self._dtype) for key in layers)
-        # Pairs keep each key with its features, whatever interrupts.
+        # Pairs: no interrupt can separate keys from their features.
         self._collected: list[tuple[list[RowKey], Features]] = []
         self._last_commit = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -110,7 +111,7 @@ class Committer:
         self._thread.shutdown(wait=True)
 
     def add(self, keys: list[RowKey], features: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Collect rows; return how many, of earlier calls too, were committed meanwhile.
+        """Collect rows; return the number of rows, also of earlier calls, committed meanwhile.
 
         Raises BadDataError if features are not finite, and the error of a failed commit.
         """
@@ -125,13 +126,13 @@ class Committer:
         return self._commit(count) if seconds >= MAX_SECONDS_PER_COMMIT else 0
 
     def finish(self) -> int:
-        """Commit the rest; return how many rows were committed since the last call."""
+        """Commit the rest; return the number of rows committed since the last call."""
         count = sum(len(batch) for batch, _ in self._collected)
         committed = self._commit(count) if count else 0
         return committed + self._wait()
 
     def _commit(self, count: int) -> int:
-        """Start to commit rows after the previous commit; return the row count of that one."""
+        """Wait for the previous commit, start the next; return the row count of the previous."""
         committed = self._wait()
         keys = [key for batch, _ in self._collected for key in batch]
         features = {
@@ -171,9 +172,7 @@ def _convert(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[
     return stored
 
 
-def check_disk_space(
-    shards: ShardFolder, sample: Mapping[str, npt.NDArray[Any]], rows: int
-) -> None:
+def _check_space(shards: ShardFolder, sample: Features, rows: int) -> None:
     """Log the bytes that rows like the (n, ...) sample need; raises StorageError if too many."""
     size = 0
     for features in sample.values():

@@ -1,4 +1,4 @@
-"""Options of extract and of augmented views, and the plan that they make."""
+"""`ExtractConfig`, `AugmentConfig` with the options of views, and `ViewPlan`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class ExtractConfig(BaseConfig):
     pooling: str = option(
         "none",
         choices=POOLING_POLICIES,
-        help="average or maximum of each map: (N, H, W, C) become (N, C)",
+        help="average or maximum of each map: (N, H, W, C) becomes (N, C)",
     )
     dtype: str = option("float32", choices=DTYPES, help="type of the stored features")
     views: int = option(0, metavar="K", help="number of random views of each training image")
@@ -45,11 +45,9 @@ class ExtractConfig(BaseConfig):
         "book", flag="", help="ranges of random views: light, book, strong, or an Augmentation"
     )
     tta: bool = option(False, help="add views of validation and test images, for classify --tta")
-    limit_per_class: int | None = option(
-        None, type=int, help="use only the first N files of each class"
-    )
+    limit_per_class: int | None = option(None, type=int, help="maximum number of files per class")
     strict: bool = option(False, help="stop at the first unreadable image")
-    rehash: bool = option(False, help="read all files again, also unchanged ones")
+    rehash: bool = option(False, help="hash all files again, also unchanged ones")
     wait: bool = option(False, help="wait while another run writes the cache")
     out: Path | None = option(
         None, type=Path, metavar="FILE", help="cache file (default: in --cache-dir)"
@@ -93,9 +91,9 @@ MAX_VIEWS = 1000  # fits the int16 column; a few dozen suffice in practice
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """View 0 (unaugmented) of every image, and ``views`` random views of each training image.
+    """Which views are cached: view 0 (unaugmented) of every image, ``views`` of training images.
 
-    In a set without split folders every image has random views: stage two makes the split.
+    In a set without split folders every image has random views, as stage two makes the split.
     """
 
     views: int = 0
@@ -121,19 +119,17 @@ class ViewPlan:
             return pixels
         from pipeline.images.views import draw_view
 
-        return draw_view(
-            pixels, augmentation=self.augmentation, image_digest=key.digest, view=key.view
-        )
+        return draw_view(pixels, self.augmentation, key.digest, key.view)
 
     def to_document(self) -> dict[str, Any]:
-        """The plan's part of the file's ``spec`` dataset; empty without views."""
+        """Return the plan's entries in the file's ``spec`` dataset; none without views."""
         if self.augmentation is None:
             return {}
         return {"views": self.views, "tta": self.tta, "augmentation": self.augmentation.to_dict()}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """The plan in a file's ``spec`` dataset; raises ValueError if it is invalid."""
+        """Read the plan in a file's ``spec`` dataset; raises ValueError if it is invalid."""
         if "augmentation" not in document:
             return cls()
         from pipeline.images.views import Augmentation
@@ -147,7 +143,7 @@ class ViewPlan:
             raise ValueError(str(error)) from error
 
 
-_GROUP = "augmentation: a policy and changes to it; book: Deep Learning with Python, 5.2"
+_GROUP = "augmentation: ranges of random views; book: Deep Learning with Python, 5.2"
 
 
 def _range(metavar: str, text: str) -> Any:
@@ -162,14 +158,14 @@ class AugmentConfig(Config):
         "book",
         flag="--augment",
         choices=("light", "book", "strong"),
-        help="augmentation policy",
+        help="policy; the options below change its values",
         group=_GROUP,
     )
     rotation: float | None = _range("DEGREES", "maximum rotation (book: 40)")
-    shift: float | None = _range("SHARE", "maximum shift of width or height (book: 0.2)")
+    shift: float | None = _range("FRACTION", "maximum shift, of width or height (book: 0.2)")
     shear: float | None = _range("DEGREES", "maximum shear (book: 0.2)")
-    zoom: float | None = _range("SHARE", "maximum change of scale (book: 0.2)")
-    jitter: float | None = _range("SHARE", "maximum change of colours (book: 0)")
+    zoom: float | None = _range("FRACTION", "maximum change of scale (book: 0.2)")
+    jitter: float | None = _range("FRACTION", "maximum change of colours (book: 0)")
     flip: bool | None = option(
         None, type=bool, help="mirror each view with a probability of 1/2", group=_GROUP
     )

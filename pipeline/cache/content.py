@@ -1,7 +1,7 @@
 """Features of images that belong to no image folder, cached by content.
 
 Their cache files are ``images/<layer>-<base>-<fingerprint>.h5``: one class, no splits, and each
-row's path is its digest. Rows that other caches of the fingerprint contain are read from there.
+row's path is its digest. Rows in other caches with the same fingerprint are read from there.
 """
 
 import logging
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "images"  # in the folder of caches; also the set name and the only class
 
-CachedRows = dict[RowKey, tuple[FeatureTable, int]]  # the file of a row, and its number there
+CachedRows = dict[RowKey, tuple[FeatureTable, int]]  # the file of a row, its number in the file
 
 
 def features_by_content(
@@ -47,7 +47,7 @@ def features_by_content(
 
     Processes with missing images wait for one another: each image is computed once. Rows of a
     damaged file are computed again. ``document`` names the cache folder itself as root, so that
-    nothing is ever pruned. Raises BadDataError for an image that cannot be decoded; the rows
+    prune keeps all rows. Raises BadDataError for an image that cannot be decoded; the rows
     computed before it are kept.
     """
     ending = f"-{spec.base}-{spec.fingerprint}.h5"
@@ -77,9 +77,8 @@ def features_by_content(
         missing = [key.digest for key in dict.fromkeys(keys) if key not in existing]
         if missing:
             log.info("computing %s of %s", layer, counted(len(missing), "image"))
-        with closing(
-            images.read(missing, image_size=spec.image_size, resize=spec.resize)
-        ) as decoded:
+        decoded = images.read(missing, image_size=spec.image_size, resize=spec.resize)
+        with closing(decoded):
             compute_rows(
                 ((RowKey(digest), pixels) for digest, pixels in decoded),
                 (layer,),
@@ -114,6 +113,7 @@ def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _index_rows(tables: Sequence[FeatureTable], layer: str) -> CachedRows:
+    """Map the keys of all rows of a layer to their tables; the last table with a key counts."""
     return {
         key: (table, source.row)
         for table in tables
@@ -121,9 +121,7 @@ def _index_rows(tables: Sequence[FeatureTable], layer: str) -> CachedRows:
     }
 
 
-def _read_features(
-    cached: CachedRows, keys: Sequence[RowKey], layer: str
-) -> npt.NDArray[np.float32]:
+def _read_features(cached: CachedRows, keys: list[RowKey], layer: str) -> npt.NDArray[np.float32]:
     """Read rows in the order of their keys; raises DamagedError, or BusyError as `FeatureTable`."""
     sources = [cached[key] for key in keys]
     features = np.empty((len(keys), *sources[0][0].layers[layer]), np.float32)

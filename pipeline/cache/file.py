@@ -30,6 +30,8 @@ class RowKey(NamedTuple):
 
 
 class Row(NamedTuple):
+    """The columns of one row."""
+
     key: RowKey
     path: bytes  # relative to the image root
     label: int
@@ -37,19 +39,19 @@ class Row(NamedTuple):
 
 
 class Source(NamedTuple):
+    """Where a row's features are: a cache file or shard, and the row's number in it."""
+
     path: Path
     row: int
 
 
 FORMAT_VERSION = 1
-ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read per few training batches
+ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read serves several training batches
 CHUNK_BYTES = 8 * 2**20  # larger maps have fewer rows per chunk, so that one read stays cheap
 SPLIT_NAMES = ("none", "train", "validation", "test")  # by the number in `splits`
 NO_FILE = -1  # label of a row whose image is gone; kept in case the image returns
 
 LIBVER = ("earliest", "v110")  # readable by HDF5 1.10 and later, also in MATLAB
-
-FILTERS: Mapping[str, Any] = {"compression": "gzip", "compression_opts": LEVEL, "fletcher32": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,7 @@ class Columns:
         return type(self)(**{name: getattr(self, name)[rows] for name in COLUMN_DTYPES})
 
     def equals(self, other: Self) -> bool:
-        return all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMN_DTYPES
-        )
+        return all(np.array_equal(vars(self)[name], vars(other)[name]) for name in COLUMN_DTYPES)
 
     def row_keys(self) -> list[RowKey]:
         return [
@@ -80,7 +80,7 @@ class Columns:
         ]
 
 
-def columns_of(
+def make_columns(
     *,
     labels: Sequence[int],
     splits: Sequence[int],
@@ -88,7 +88,7 @@ def columns_of(
     digests: Sequence[bytes],
     views: Sequence[int],
 ) -> Columns:
-    """Convert columns to arrays of the stored dtypes."""
+    """Convert sequences to columns: arrays of the stored dtypes."""
     return Columns(
         labels=np.asarray(labels, np.int64),
         splits=np.asarray(splits, np.uint8),
@@ -129,7 +129,7 @@ class FeatureTable:
         """Read (n, *shape of a row) float32; raises BadDataError if the file is damaged there."""
         file_rows = self.file_rows if rows is None else self.file_rows[rows]
         with h5py.File(self.path, "r") as file:
-            # Checked on the open file: a file published from now on is not read.
+            # Checked after opening: a file published later is not read.
             if _version(self.path) != self.version:
                 raise BusyError(f"{printable(self.path)} was written again meanwhile; run again")
             try:
@@ -184,7 +184,9 @@ def create_features(
         shape=(count, *row_shape),
         dtype=dtype,
         chunks=(max(1, min(count, rows_per_chunk(row_shape, dtype))), *row_shape),
-        **FILTERS,
+        compression="gzip",
+        compression_opts=LEVEL,
+        fletcher32=True,
     )
 
 
@@ -196,7 +198,7 @@ def read_table(path: Path) -> FeatureTable:
 
 
 def read_all_rows(path: Path) -> FeatureTable:
-    """Open a cache file with all rows, also those whose images are gone."""
+    """Open a cache file with all rows, also those whose images are gone; raises as `read_table`."""
     if not path.exists():
         raise NoInputError(
             f"{printable(path)} does not exist; run python -m pipeline.extract first"
@@ -221,6 +223,7 @@ def read_all_rows(path: Path) -> FeatureTable:
 
 
 def _read_columns(path: Path, file: h5py.File, version: tuple[int, ...]) -> FeatureTable:
+    """Read everything but features; raises InvalidCacheError."""
     try:
         document = json.loads(file["spec"].asstr()[()])
         if document["format"] != FORMAT_VERSION:
@@ -266,11 +269,10 @@ def cache_file(
     """Return a set's cache file: ``<set>-<base>-<fingerprint>.h5``, or ``<set>+<variant>-…``.
 
     A moved image folder keeps its file, because images are recognised by content. Another folder of
-    the same name gets a file with six digits of its path's digest: when the recorded folder still
-    exists, or when the file contains none of the images.
+    the same name gets a file name with six digits of its path's digest: if the recorded folder
+    still exists, or if the plain file contains none of the images.
     """
-    name = file_name(set_name)
-    name += f"+{variant}" * bool(variant)
+    name = file_name(set_name) + f"+{variant}" * bool(variant)
     plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
     table = existing_table(plain, cure="move it away or give --out")
     if table is None or Path(table.document["root"]) == root:

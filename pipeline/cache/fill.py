@@ -24,14 +24,14 @@ from pipeline.text import counted, printable
 
 SKIPPED_SUFFIX = ".skipped.csv"
 
-NO_VIEWS = ViewPlan()
-
 RowProgress = Callable[[int, int], None]
 Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -> path -> rows
 
 
 @dataclass(frozen=True)
 class FillResult:
+    """Result of `fill_cache`."""
+
     computed: int  # rows computed by this run
     skipped: tuple[Skipped, ...]
 
@@ -47,10 +47,10 @@ def fill_cache(
     open_engine: OpenEngine,
     document: Mapping[str, Any],
     batch_size: int,
+    plan: ViewPlan,
     strict: bool = False,
     wait: bool = False,
     damaged: DamagedRows | None = None,
-    plan: ViewPlan = NO_VIEWS,
     progress: RowProgress | None = None,
 ) -> FillResult:
     """Bring a cache file up to date with an image folder.
@@ -67,9 +67,9 @@ def fill_cache(
     damaged : rows of the file to compute again.
     plan : the views of each image; further views in the file stay, hidden.
 
-    Raises CannotCreateError if the path contains something else; BadDataError if more than half of
-    the files are skipped, if a class has no readable image, or for the first skipped file with
-    ``strict``.
+    Raises CannotCreateError if the path is not a cache of these features; BadDataError if more than
+    half of the files are skipped, if a class has no readable image, or for the first skipped file
+    with ``strict``.
     """
     with writer_lock(path, wait=wait):
         table = _open_table(path, spec, images.root, plan)
@@ -90,9 +90,9 @@ def fill_cache(
 
         earlier = len(shards.shards)
         for missing_layers, group in missing.items():
-            with closing(
-                decode_rows(group, images.root, plan, spec, reasons=None if strict else reasons)
-            ) as decoded:
+            skip_reasons = None if strict else reasons
+            decoded = decode_rows(group, images.root, plan, spec, reasons=skip_reasons)
+            with closing(decoded):
                 compute_rows(
                     decoded,
                     missing_layers,
@@ -104,7 +104,7 @@ def fill_cache(
                     on_commit=report,
                 )
         index.add_shards(shards.shards[earlier:])
-        # Copies of an unreadable image are skipped, too: one was decoded for all.
+        # Copies of an unreadable image are skipped, too: only one was decoded.
         unreadable = (row for row in rows if row.key.digest in reasons and not row.key.view)
         skipped = [*skipped, *(Skipped(row.path, reasons[row.key.digest]) for row in unreadable)]
         write_skipped(path.with_suffix(SKIPPED_SUFFIX), skipped, images)
@@ -137,7 +137,7 @@ def plan_rows(
     layers: Sequence[str],
     index: RowIndex,
 ) -> tuple[list[Row], Missing]:
-    """Return the rows of all files with a digest, and those with missing layers, copies once."""
+    """Return the rows of all files with a digest, and the rows to compute, identical ones once."""
     rows = [
         Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
         for file in files
@@ -208,7 +208,7 @@ def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder)
         raise BadDataError(
             f"{len(skipped):,} of {counted(files, 'file')} in "
             f"{printable(images.root)} cannot be used, e.g. {printable(first.path)} "
-            f"({first.reason}); the list is in {target}"
+            f"({first.reason}); the list is in {printable(target)}"
         )
 
 
@@ -231,7 +231,7 @@ def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> Fe
 
 
 def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: Path, plan: ViewPlan) -> str:
-    """Return why a cache cannot contain the requested features, or an empty string."""
+    """Return the reason why a cache cannot contain the requested features, or an empty string."""
     recorded = Path(table.document["root"])
     if recorded != root and recorded.is_dir():
         return f"contains the images of {printable(recorded)}; received {printable(root)}"

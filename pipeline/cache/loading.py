@@ -76,9 +76,7 @@ def load_features(
     table = read_table(Path(path))
     if as_ == "table":
         if layer is not None or split is not None or views:
-            raise UsageError(
-                "a table contains every layer, split and view; select with another as_"
-            )
+            raise UsageError("a table contains every layer, split and view; use another as_")
         return table
     key, rows = _select_layer(table, layer), _select_rows(table, split, views)
     if as_ == "arrays":
@@ -98,9 +96,8 @@ def _select_layer(table: FeatureTable, name: str | None) -> str:
     if name in table.layers:
         return str(name)
     layers = ", ".join(map(printable, table.layers))
-    raise UsageError(
-        f"{printable(table.path)} contains the layers {layers}; received layer={name!r}"
-    )
+    place = printable(table.path)
+    raise UsageError(f"{place} contains the layers {layers}; received layer={name!r}")
 
 
 def _select_rows(table: FeatureTable, split: str | None, views: int) -> Rows:

@@ -136,6 +136,8 @@ def _unreadable_rows(table: FeatureTable, layer: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Prunable:
+    """A file, folder or rows that `prune` can delete."""
+
     path: Path
     size: int  # bytes
     reason: str

@@ -13,7 +13,7 @@ from pipeline.bases.config import AUTO, ENGINES, IMAGENET, RANDOM
 from pipeline.bases.registry import PIXELS
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.file import FORMAT_VERSION, FeatureTable
-from pipeline.engines import Engine, name_weights, open_engine
+from pipeline.engines import Engine, open_engine, weights_digest
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
@@ -32,7 +32,7 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
         log.warning("%s rescales its input itself: 1/255 is applied in addition", base.name)
     return FeatureSpec(
         base=base.name,
-        weights=name_weights(config),
+        weights=weights_digest(config),
         preprocessing=config.preprocessing,
         image_size=config.size,
         resize=config.resize,
@@ -41,10 +41,12 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
     )
 
 
-def continue_engine(
+def open_cache_engine(
     config: ExtractConfig, layers: Sequence[str], images: Pixels, recorded: Mapping[str, Any] | None
 ) -> Engine:
-    """Open the engine ``recorded`` in a cache, None for a new cache, to compute its missing rows.
+    """Open the engine for a cache's missing rows: the ``recorded`` one, or that of the config.
+
+    ``recorded`` : the engine in the cache's ``spec``; None for a new cache.
 
     Raises CannotCreateError if the config requests another engine, UnreachableError if the recorded
     one is not installed.

@@ -22,9 +22,9 @@ from pipeline.cache.file import (
     Row,
     RowKey,
     Source,
-    columns_of,
     create_features,
     damaged_error,
+    make_columns,
     read_rows,
 )
 from pipeline.cache.shards import Shard
@@ -65,6 +65,7 @@ class RowIndex:
                     self.sources[layer].setdefault(key, Source(shard.path, row))
 
     def _add_table(self, table: FeatureTable, damaged: DamagedRows) -> None:
+        """Add the rows of a file, except damaged ones and those of gone images that are all NaN."""
         self._add_engine(table.document["engine"])
         keys = table.columns.row_keys()
         gone = np.flatnonzero(table.columns.labels == NO_FILE)
@@ -80,6 +81,7 @@ class RowIndex:
             }
 
     def _add_engine(self, engine: Mapping[str, Any] | None) -> None:
+        """Record an engine: the first in ``engine``, others in its ``also``."""
         if engine is None:
             return
         if self.engine is None:
@@ -92,10 +94,10 @@ class RowIndex:
 
 
 MAX_OPEN_FILES = 16  # sources at a time
-SET_FIELDS = ("set", "root", "views", "tta", "augmentation")  # of the document, compared
+SET_FIELDS = ("set", "root", "views", "tta", "augmentation")  # a change needs a new file
 
 Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]  # row shape, row sources
-Opened = tuple[h5py.File, Mapping[tuple[str, int], str]]  # a file, its chunks' SHA-256
+Opened = tuple[h5py.File, Mapping[tuple[str, int], str]]  # file, (dataset, row) -> SHA-256
 
 
 def publish_rows(
@@ -108,10 +110,10 @@ def publish_rows(
     layers: Sequence[str],
     document: Mapping[str, Any],
 ) -> None:
-    """Write the cache file with its rows as `arrange_rows`, unless it is up to date."""
+    """Write the cache file, with its rows in the order of `arrange_rows`, unless it is current."""
     layers = sorted(index.row_shapes.keys() & set(layers))  # shards may have others
     rows = arrange_rows(table, rows)
-    columns = columns_of(
+    columns = make_columns(
         labels=[row.label for row in rows],
         splits=[row.split for row in rows],
         paths=[row.path for row in rows],
@@ -193,7 +195,7 @@ def publish(
                     if not _copy_whole_chunk(target, start, block, open_source):
                         write_chunk(target, start, _gather(target, block, open_source))
                     stream.check()  # on a full disk the rest would accumulate in memory
-        stream.check()  # an incomplete file takes no checksums
+        stream.check()  # an incomplete file gets no checksums
         write_checksums(stream)
 
     rows = (row for _, sources in layers.values() for row in sources if row is not None)
@@ -202,6 +204,7 @@ def publish(
 
 
 def _open_source(path: Path) -> Opened:
+    """Open a cache file or shard, with the SHA-256 of its chunks."""
     file = h5py.File(path, "r")
     try:
         chunks = read_checksums(path).chunks

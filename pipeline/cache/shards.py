@@ -1,7 +1,7 @@
-"""Shards: small immutable files, one per commit, that contain features until a file is published.
+"""Shards: small immutable files, one per commit, with the rows that are not published yet.
 
-The list of files in the folder is the journal. Each shard contains the keys of its rows, so their
-order does not matter. `writer_lock` excludes a second writer.
+Each shard contains the keys of its rows: the files in the folder are all that a later run needs, in
+any order. `writer_lock` excludes a second writer.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ class ShardFolder:
                 )
                 return shard if document["spec"] == asdict(self.spec) else None
         except (OSError, KeyError, ValueError) as error:
-            log.warning("%s is not a shard (%s): ignored", path, error)
+            log.warning("%s is not a shard (%s): ignored", printable(path), error)
             return None
 
 

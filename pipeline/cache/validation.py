@@ -1,4 +1,4 @@
-"""Checks that refuse files that only look like caches, before their data is read.
+"""Refuse files that only look like caches, before their data is read.
 
 An untrusted HDF5 file can link to other files, declare gigabytes that it does not contain, or leave
 chunks unwritten, which read as zeros. Files of `pipeline.cache.publish` do none of this.

@@ -1,4 +1,4 @@
-"""The engines that compute features: one protocol, several implementations.
+"""The protocol of the engines, which compute features, and the choice of an engine.
 
 TensorFlow is the reference; another engine is used only after it computes the same numbers for some
 of the user's images (`pipeline.engines.trials`).
@@ -19,7 +19,7 @@ from pipeline.spec import split_layer_key
 
 
 class Engine(Protocol):
-    """Compute features of images.
+    """An open base that computes features of images.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class Engine(Protocol):
     weights : digest of the weights, as `pipeline.bases.weights` defines it.
     row_shapes : layer key -> shape of one row, (H, W, C) or (C,).
     error : layer -> largest `relative_errors` against TensorFlow; empty for TensorFlow itself.
-    calls_at_once : number of threads that call it at a time.
+    calls_at_once : number of threads that should call it at the same time.
     """
 
     name: str
@@ -73,18 +73,18 @@ def is_installed(engine: str) -> bool:
         return False
 
 
-def name_weights(config: BaseConfig) -> str:
-    """Return the digest of the weights; another process loads weights of unknown digest."""
+def weights_digest(config: BaseConfig) -> str:
+    """Return the digest of the weights; if it is not known, load them in another process."""
     digest = known_digest(config)
     if digest is None:
         from pipeline.engines.worker import in_subprocess
 
-        digest = str(in_subprocess("name_weights", config)["weights"])
+        digest = str(in_subprocess("weights_digest", config)["weights"])
         remember_digest(digest, config)
     return digest
 
 
-def pooled(maps: npt.NDArray[np.float32], pooling: str) -> npt.NDArray[np.float32]:
+def pool_maps(maps: npt.NDArray[np.float32], pooling: str) -> npt.NDArray[np.float32]:
     """Pool feature maps over H and W, unless ``pooling`` is ``none``: (B, H, W, C) -> (B, C)."""
     if pooling == "none":
         return maps
@@ -93,7 +93,7 @@ def pooled(maps: npt.NDArray[np.float32], pooling: str) -> npt.NDArray[np.float3
 
 
 def pooled_shape(shape: tuple[int, ...], key: str) -> tuple[int, ...]:
-    """Return the row shape of a layer key whose layer has maps of this shape, (H, W, C)."""
+    """Return the row shape of a layer key for maps (H, W, C) of its layer: (H, W, C) or (C,)."""
     return shape if split_layer_key(key)[1] == "none" else shape[-1:]
 
 
@@ -132,4 +132,4 @@ class PixelsEngine(Engine):
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         values = images.astype(np.float32) / np.float32(255)  # (B, H, W, 3)
-        return {key: pooled(values, split_layer_key(key)[1]) for key in self.row_shapes}
+        return {key: pool_maps(values, split_layer_key(key)[1]) for key in self.row_shapes}

@@ -1,4 +1,4 @@
-"""Read a Keras base as a network of operations, for the engines other than TensorFlow.
+"""Read a Keras base as a `Network` of operations, for the engines other than TensorFlow.
 
 Keras' ``export(format="onnx")`` traces the TensorFlow graph: it is 20 to 50 times slower, needs one
 more package and gives TensorFlow's operations instead of the layers of the base.
@@ -32,7 +32,7 @@ def read_network(base_model: Any, config: BaseConfig, layers: Sequence[str]) -> 
     return ops.Network(
         image_size=config.size,
         preprocessing=config.rescale,
-        operations=ops.simplified(_read_operations(base_model, outputs), layers),
+        operations=ops.simplify(_read_operations(base_model, outputs), layers),
         outputs={layer: tuple(maps.shape[1:]) for layer, maps in outputs.items()},
     )
 
@@ -69,9 +69,9 @@ def _convert_layer(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operat
 
 
 def _add_shapes(layer: Any, operations: Iterable[ops.Operation]) -> Iterator[ops.Operation]:
-    """Add the shapes of their results, (C, H, W), to the operations of a layer."""
-    _, *places, channels = layer.output.shape
-    height, width = (*places, 1, 1)[:2]
+    """Yield the operations of a layer with the shapes of their results, (C, H, W)."""
+    _, *sides, channels = layer.output.shape
+    height, width = (*sides, 1, 1)[:2]
     for operation in operations:
         count = len(operation.weight) if isinstance(operation, ops.Conv) else channels
         is_inner = any(operation.shape)  # of a layer in a Sequential
@@ -79,6 +79,7 @@ def _add_shapes(layer: Any, operations: Iterable[ops.Operation]) -> Iterator[ops
 
 
 def _convert_by_kind(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operation]:
+    """Yield the operations of a layer without shapes; raises CannotConvert."""
     match type(layer).__name__:
         case "InputLayer" | "Dropout" | "StochasticDepth":
             pass
@@ -95,9 +96,8 @@ def _convert_by_kind(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Oper
             depthwise = _make_depthwise(layer, layer.depthwise_kernel, f"{name}/depthwise", inputs)
             yield replace(depthwise, bias=np.zeros(len(depthwise.weight), np.float32))
             weight = _to_array(layer.pointwise_kernel).transpose(3, 2, 0, 1)
-            yield from _add_activation(
-                layer, _make_pointwise(layer, name, (depthwise.name,), weight)
-            )
+            pointwise = _make_pointwise(layer, name, (depthwise.name,), weight)
+            yield from _add_activation(layer, pointwise)
         case "Dense":
             weight = _to_array(layer.kernel).T[:, :, None, None]
             yield from _add_activation(layer, _make_pointwise(layer, name, inputs, weight))
@@ -111,9 +111,7 @@ def _convert_by_kind(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Oper
             scale = 1 / np.maximum(np.sqrt(variance.astype(float)), keras.config.epsilon())
             yield _make_affine(layer, name, inputs, scale, -mean * scale)
         case "Rescaling":
-            yield _make_affine(
-                layer, name, inputs, np.asarray(layer.scale), np.asarray(layer.offset)
-            )
+            yield _make_affine(layer, name, inputs, layer.scale, layer.offset)
         case "LayerScale":
             yield _make_affine(layer, name, inputs, _to_array(layer.gamma))
         case "LayerNormalization":
@@ -126,11 +124,9 @@ def _convert_by_kind(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Oper
             if function := _find_activation(layer):
                 yield ops.Function(name=name, inputs=inputs, function=function)
         case "ReLU":
-            is_supported = (
-                layer.max_value in (None, 6) and not layer.negative_slope + layer.threshold
-            )
-            _require(layer, is_supported, "it is not a ReLU or ReLU6")
-            function = "relu" if layer.max_value is None else "relu6"
+            maximum, is_plain = layer.max_value, not layer.negative_slope + layer.threshold
+            _require(layer, maximum in (None, 6) and is_plain, "it is not a ReLU or ReLU6")
+            function = "relu" if maximum is None else "relu6"
             yield ops.Function(name=name, inputs=inputs, function=function)
         case "MaxPooling2D" | "AveragePooling2D" as kind:
             yield ops.Pool(
@@ -200,11 +196,10 @@ def _make_conv(layer: Any, name: str, inputs: Inputs, weight: ops.Array, groups:
 
 
 def _make_depthwise(layer: Any, kernel: Any, name: str, inputs: Inputs) -> ops.Conv:
-    """Return a convolution for a kernel (h, w, C, M): channel c gives c · M to c · M + M - 1."""
+    """Return a convolution for a kernel (h, w, C, M): channel c gives channels c · M + 0…M-1."""
     height, width, channels, multiplier = kernel.shape
-    weight = (
-        _to_array(kernel).transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
-    )
+    shape = (channels * multiplier, 1, height, width)
+    weight = _to_array(kernel).transpose(2, 3, 0, 1).reshape(shape)
     return _make_conv(layer, name, inputs, weight, channels)
 
 
@@ -271,6 +266,7 @@ def _compute_pads(layer: Any, size: ops.Pair, dilation: ops.Pair = (1, 1)) -> op
 def _make_affine(
     layer: Any, name: str, inputs: Inputs, scale: Numbers = 1.0, offset: Numbers = 0.0
 ) -> ops.Affine:
+    """Return x · scale + offset; numbers apply to every channel of the layer."""
     scale, offset = (
         np.array(np.broadcast_to(values, layer.output.shape[-1]), np.float32)
         for values in (scale, offset)

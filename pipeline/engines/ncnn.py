@@ -1,4 +1,4 @@
-"""The ncnn engine: it computes one image per core."""
+"""The ncnn engine, which computes one image per core."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
-from pipeline.engines import Engine, pooled, pooled_shape
+from pipeline.engines import Engine, pool_maps, pooled_shape
 from pipeline.engines.ncnn_writer import PARAM_FILE, PIXELS, WEIGHTS_FILE, write_ncnn
 from pipeline.engines.network import Network
 from pipeline.errors import BadDataError
@@ -73,7 +73,7 @@ class NcnnEngine(Engine):
 
         def compute(row: int) -> None:
             for key, maps in self._compute_maps(images[row]).items():
-                features[key][row] = pooled(maps[np.newaxis], split_layer_key(key)[1])[0]
+                features[key][row] = pool_maps(maps[np.newaxis], split_layer_key(key)[1])[0]
 
         list(self._threads.map(compute, range(count)))  # raises the errors of the threads
         return features

@@ -75,7 +75,7 @@ def write_ncnn(network: ops.Network, folder: Path) -> dict[str, str]:
         for number, layer in enumerate(layers):
             inputs = [blobs[value].pop() for value in layer.inputs]
             blob = PIXELS if layer.kind == "Input" else f"{number}"
-            shape = shapes.get(layer.result)
+            shape = shapes.get(layer.result, (0, 0, 0))  # zeros if unknown
             lines.append(_format_layer(layer.kind, inputs, [blob], layer.parameters, shape))
             blobs[layer.result] = [blob]
             if (count := readers[layer.result]) > 1:  # in ncnn a blob has one reader
@@ -90,16 +90,11 @@ def write_ncnn(network: ops.Network, folder: Path) -> dict[str, str]:
 
 
 def _format_layer(
-    kind: str,
-    inputs: list[str],
-    outputs: list[str],
-    parameters: Parameters,
-    shape: ops.Shape | None,
+    kind: str, inputs: list[str], outputs: list[str], parameters: Parameters, shape: ops.Shape
 ) -> str:
     """Return the text of a layer, which has the name of its first output."""
-    if shape and any(
-        shape
-    ):  # lets convolutions use the fastest algorithm: VGG16 gains 10 %, ResNet50 20 %
+    # Shapes let convolutions use the fastest algorithm: VGG16 gains 10 %, ResNet50 20 %.
+    if any(shape):
         channels, height, width = shape
         shapes = (len(shape), width, height, channels) * len(outputs)
         parameters = {**parameters, _RESULT_SHAPES: shapes}
@@ -194,15 +189,8 @@ def _convert_operation(operation: ops.Operation) -> Iterator[_Layer]:
         case ops.Pad(pads=(top, left, bottom, right)):
             yield _Layer("Padding", inputs, name, {0: top, 1: bottom, 2: left, 3: right})
         case ops.Crop(sides=(top, left, bottom, right)):
-            parameters = {
-                0: left,
-                1: top,
-                3: _AUTOMATIC,
-                4: _AUTOMATIC,
-                5: _AUTOMATIC,
-                6: right,
-                7: bottom,
-            }
+            sizes = dict.fromkeys((3, 4, 5), _AUTOMATIC)
+            parameters = {0: left, 1: top, **sizes, 6: right, 7: bottom}
             yield _Layer("Crop", inputs, name, parameters)
         case _:
             raise ops.CannotConvert(f"{name}: ncnn has no {type(operation).__name__}")

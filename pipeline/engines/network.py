@@ -1,4 +1,4 @@
-"""A frozen base as a short list of operations, from which the engines' writers convert it.
+"""`Network`, a frozen base as a short list of operations, which the engines' writers convert.
 
 Values are maps of one image, channels first, float32: (C, H, W). `pipeline.engines.keras_reader`
 reads the network from Keras and simplifies it. Nothing here needs TensorFlow.
@@ -39,7 +39,7 @@ class Operation:
 class Conv(Operation):
     """Convolution, depthwise if groups == C; a Dense layer over channels is a 1 × 1 convolution.
 
-    weight (O, I / groups, height, width), bias (O,).
+    ``weight`` is (O, I / groups, height, width), ``bias`` (O,).
     """
 
     weight: Array
@@ -119,7 +119,7 @@ class Network:
 _NEVER_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid")
 
 
-def simplified(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple[Operation, ...]:
+def simplify(operations: Sequence[Operation], outputs: Sequence[str]) -> tuple[Operation, ...]:
     """Return fewer operations with the same ``outputs``, which keep their names."""
     needed, kept = set(outputs), []
     for operation in reversed(_merge_pads(_fold_affines(operations, outputs))):
@@ -145,6 +145,7 @@ def _fold_affines(operations: Sequence[Operation], outputs: Sequence[str]) -> li
 
 
 def _fold(before: Conv | Affine, affine: Affine) -> Operation:
+    """Return one operation that computes ``before``, then ``affine``."""
     scale, offset, name = affine.scale, affine.offset, affine.name
     if isinstance(before, Affine):
         offset = before.offset * scale + offset
@@ -169,7 +170,7 @@ def _merge_pads(operations: Sequence[Operation]) -> list[Operation]:
 
 
 def _ignores_zeros(pool: Pool, padded: Operation | None) -> bool:
-    """Return whether zeros change no maximum: no value is negative, no window has only zeros."""
+    """Return whether padding changes no maximum: no value is negative, no window only padding."""
     return (
         pool.function == "max"
         and isinstance(padded, Function)

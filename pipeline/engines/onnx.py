@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine."""
+"""The ONNX Runtime engine, which computes two images per core at a time."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
-from pipeline.engines import Engine, pooled, pooled_shape
+from pipeline.engines import Engine, pool_maps, pooled_shape
 from pipeline.engines.network import Network
 from pipeline.errors import BadDataError
 from pipeline.spec import split_layer_key
@@ -84,4 +84,4 @@ class OnnxEngine(Engine):
         outputs = self._session.run(self._layers, {"images": images})
         maps = dict(zip(self._layers, outputs, strict=True))
         split = {key: split_layer_key(key) for key in self.row_shapes}
-        return {key: pooled(maps[layer], pooling) for key, (layer, pooling) in split.items()}
+        return {key: pool_maps(maps[layer], pooling) for key, (layer, pooling) in split.items()}

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.bases.config import AUTO, RUNTIMES, TENSORFLOW, BaseConfig
 from pipeline.cores import usable_cores
 from pipeline.durable import make_folder, write_durably
-from pipeline.engines import Engine, is_installed, name_weights
+from pipeline.engines import Engine, is_installed, weights_digest
 from pipeline.engines.worker import (
+    Images,
     conversions_folder,
     in_subprocess,
     is_complete,
@@ -37,12 +37,10 @@ from pipeline.errors import BadDataError, PipelineError, UnreachableError
 from pipeline.text import printable
 
 TOLERANCE = 1e-4  # largest accepted relative error of a row, in the L2 norm
-SAMPLE = 8  # number of images that engines are tried on
-BATCH = 4  # images per call: TensorFlow needs 0.2 GB less than with 8, at the same speed
+SAMPLE_IMAGES = 8  # number of images that engines are tried on
+BATCH_IMAGES = 4  # per call: TensorFlow needs 0.2 GB less than with 8, at the same speed
 
 log = logging.getLogger(__name__)
-
-Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +75,10 @@ class EngineTrial:
 def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | None) -> Engine | None:
     """Open the engine that ``config`` names, or the fastest; return None for TensorFlow.
 
-    A missing or damaged conversion is repeated. Raises the errors of
+    A missing or damaged conversion is made again. Raises the errors of
     `pipeline.engines.open_engine`.
     """
-    weights = name_weights(config)
+    weights = weights_digest(config)
     versions = _installed_versions(config.engine)
     folder = conversions_folder(config, layers, weights)
     record = folder / f"trials-{_machine_digest()}.json"
@@ -89,18 +87,18 @@ def open_fastest(config: BaseConfig, layers: Sequence[str], images: Images | Non
     if missing := keys - trials.keys():
         if images is None or not len(images):
             return None
-        sample = images[:SAMPLE]
-        small = replace(config, batch_size=min(BATCH, config.batch_size))
-        # recorded engines are tried again: speeds of different days do not compare
+        sample = images[:SAMPLE_IMAGES]
+        small = replace(config, batch_size=min(BATCH_IMAGES, config.batch_size))
+        # recorded engines are tried again: speeds of different days are not comparable
         trials |= _try_engines(small, unpooled_layers(layers), folder, versions, sample)
-        if len(sample) == SAMPLE:  # fewer may be too similar
+        if len(sample) == SAMPLE_IMAGES:  # fewer may be too similar
             make_folder(folder)
             final = {key: asdict(trial) for key, trial in trials.items() if trial.final}
             text = json.dumps(final, indent=2)
             write_durably(record, lambda file: file.write(text.encode()))
     usable = [trial for key in sorted(keys) if not (trial := trials[key]).dropped]
     if not usable:  # never with auto: TensorFlow is usable
-        if images is None:  # the engine recorded in a cache, not a requested one
+        if images is None:  # the cache recorded the engine, the user did not request it
             return None
         (trial,) = (trials[key] for key in keys)
         raise BadDataError(
@@ -188,7 +186,7 @@ def _read_trials(record: Path) -> dict[str, EngineTrial]:
 
 
 def _machine_digest() -> str:
-    """Digest, in eight digits, the parts of this machine that decide the speed of engines."""
+    """Return eight digits of the SHA-256 of what decides the speed of engines on this machine."""
     fields = ("model name", "CPU implementer", "CPU part")  # x86; ARM
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n")

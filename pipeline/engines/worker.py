@@ -1,9 +1,8 @@
-"""Jobs of engines that run in another process, whose memory is free when it ends: TensorFlow needs
-much. `in_subprocess` starts ``python -m pipeline.engines.worker``.
+"""Run jobs of engines in another process, which frees TensorFlow's memory when it ends.
 
-Converted bases are in ``<cache>/engines/<base>-<size>-<key>/``; the key is a digest of the weights,
-the preprocessing and the layers. It contains a folder per engine and version, and the record of
-`pipeline.engines.trials`.
+`in_subprocess` starts ``python -m pipeline.engines.worker``, which runs one of `JOBS`. Conversions
+are in ``<cache>/engines/<base>-<size>-<key>/``, a folder per engine and version, beside the record
+of `pipeline.engines.trials`. The key is a digest of the weights, the preprocessing and the layers.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ from filelock import FileLock
 from pipeline import errors
 from pipeline.bases.config import BATCH_SIZE, TENSORFLOW, BaseConfig
 from pipeline.durable import make_folder, publish_folder, scratch_folder
-from pipeline.engines import Engine, pooled, relative_errors
+from pipeline.engines import Engine, pool_maps, relative_errors
 from pipeline.engines.network import CannotConvert
 from pipeline.errors import PipelineError
 from pipeline.spec import POOLING_POLICIES, split_layer_key
@@ -40,8 +39,7 @@ CONVERTER = 2  # increase it when conversions change
 MANIFEST = "files.json"  # file -> SHA-256
 SCRATCH = ".converting-"
 RUNTIME_CLASSES = {"onnx": "OnnxEngine", "ncnn": "NcnnEngine"}  # engine, also its module -> class
-SHORTEST, LONGEST = 1.0, 5.0  # least and most seconds of a speed measurement
-LEAST_RUNS = 3  # in such a measurement
+MIN_SECONDS, MAX_SECONDS, MIN_RUNS = 1.0, 5.0, 3  # of a speed measurement
 
 Images = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
@@ -55,7 +53,7 @@ def runtime_version(package: str) -> str:
 
 
 def conversions_folder(config: BaseConfig, layers: Sequence[str], weights: str) -> Path:
-    """Return the folder of the conversions of a base; they do not pool."""
+    """Return the folder of a base's conversions, which output unpooled layers."""
     parts = [weights, config.preprocessing, *unpooled_layers(layers)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return config.cache_dir / "engines" / f"{config.network.name}-{config.size}-{key}"
@@ -76,7 +74,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def write_conversion(folder: Path, convert: Callable[[Path], None]) -> None:
-    """Let ``convert`` fill a folder, and rename it when all its files are on the disk."""
+    """Let ``convert`` fill a temporary folder, add the manifest, and rename it to ``folder``."""
     make_folder(folder.parent)
     with scratch_folder(folder, prefix=SCRATCH) as filled:
         convert(filled)
@@ -107,7 +105,7 @@ def in_subprocess(job: str, config: BaseConfig, **details: Any) -> dict[str, Any
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
-        order = {
+        request = {
             "job": job,
             "answer": answer,
             "log_level": log.getEffectiveLevel(),
@@ -118,7 +116,7 @@ def in_subprocess(job: str, config: BaseConfig, **details: Any) -> dict[str, Any
         paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
         finished = subprocess.run(
             [sys.executable, "-m", "pipeline.engines.worker"],
-            input=json.dumps(order, default=os.fspath).encode(),
+            input=json.dumps(request, default=os.fspath).encode(),
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             check=False,
@@ -146,7 +144,7 @@ def load_runtime(name: str) -> Callable[..., Engine]:
 def images_per_second(engine: Callable[[Images], object], images: Images, batch_size: int) -> float:
     """Measure the speed of an engine on images (n, S, S, 3): the median of several runs."""
     seconds: list[float] = []
-    while sum(seconds) < LONGEST and (len(seconds) < LEAST_RUNS or sum(seconds) < SHORTEST):
+    while sum(seconds) < MAX_SECONDS and (len(seconds) < MIN_RUNS or sum(seconds) < MIN_SECONDS):
         started = time.perf_counter()
         for start in range(0, len(images), batch_size):
             engine(images[start : start + batch_size])
@@ -163,7 +161,7 @@ def run_all(
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
 
-def _name_weights(config: BaseConfig) -> dict[str, Any]:
+def _weights_digest(config: BaseConfig) -> dict[str, Any]:
     from pipeline.bases.build import build_base
 
     return {"weights": build_base(config)[1]}
@@ -201,6 +199,7 @@ def _convert(config: BaseConfig, layers: Sequence[str], engine: str, folder: str
 def _convert_base(
     base_model: Any, config: BaseConfig, layers: Sequence[str], engine: str, folder: Path
 ) -> None:
+    """Convert a base for an engine into a folder, unless this contains it already."""
     from pipeline.engines.keras_reader import read_network
 
     if is_complete(folder):
@@ -224,15 +223,15 @@ def _try_runtime(
 
 
 def _largest_error(expected: Features, received: Features) -> float:
-    """Return the largest error of a row, pooled or not: a mean of both signs has a larger one."""
+    """Return the largest error of a row, pooled or not: averages of both signs have larger ones."""
     return max(
-        float(relative_errors(pooled(expected, pooling), pooled(received, pooling)).max())
+        float(relative_errors(pool_maps(expected, pooling), pool_maps(received, pooling)).max())
         for pooling in POOLING_POLICIES
     )
 
 
 JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "name_weights": _name_weights,
+    "weights_digest": _weights_digest,
     "reference": _reference,
     "convert": _convert,
     "try_runtime": _try_runtime,
@@ -241,15 +240,15 @@ JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
 
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles the interrupt
-    order = json.loads(sys.stdin.buffer.read())
+    request = json.loads(sys.stdin.buffer.read())
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    log.setLevel(order["log_level"])
+    log.setLevel(request["log_level"])
     try:
-        answer = JOBS[order["job"]](BaseConfig(**order["config"]), **order["details"])
+        answer = JOBS[request["job"]](BaseConfig(**request["config"]), **request["details"])
     except PipelineError as error:
         kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
         answer = {"raised": kind.__name__, "message": str(error)}
-    Path(order["answer"]).write_text(json.dumps(answer))
+    Path(request["answer"]).write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":

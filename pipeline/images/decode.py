@@ -68,7 +68,7 @@ def to_pixels(image: Image.Image, *, image_size: int, resize: str) -> npt.NDArra
     memory = pixels * BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
     with contextlib.suppress(Exception):  # a broken EXIF block does not affect the pixels
         if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-            memory *= 2  # it is turned before it is resized
+            memory *= 2  # turning the image copies it
     if memory > MAX_MEMORY:
         raise UnreadableImage(_too_large(pixels))
     with _reserve_memory(memory):
@@ -165,7 +165,7 @@ def _too_large(pixels: int) -> str:
 
 
 def _reason(data: bytes, error: Exception) -> str:
-    """Describe the error of a file for people."""
+    """Return the reason, for people, why a file cannot be decoded."""
     message = str(error)
     if isinstance(error, Image.DecompressionBombError):
         numbers = [int(word.strip("(")) for word in message.split() if word.strip("(").isdigit()]

@@ -1,4 +1,4 @@
-"""Store the digests of files in an index, as git does, so that unchanged files are not read again.
+"""Hash files, and store the digests in an index, as git does, to read only changed files again.
 
 A stored digest is valid while size, mtime, ctime and inode are the same and both times are older
 than the granularity of the clock, which could hide a change. A program can set mtime back, but not
@@ -29,8 +29,8 @@ def hash_files(
 ) -> tuple[dict[bytes, bytes], list[Skipped]]:
     """Return the SHA-256 of each file by path relative to ``root``, and the unreadable files."""
     name = hashlib.sha256(bytes(root)).hexdigest()[:16]
-    path = None if index_folder is None else index_folder / f"{name}.json"
-    stored = {} if path is None or rehash else _read_index(path)
+    index = None if index_folder is None else index_folder / f"{name}.json"
+    stored = {} if index is None or rehash else _read_index(index)
     entries = dict(stored)  # a run with --limit-per-class keeps the other entries
 
     def digest(path: bytes) -> bytes | Skipped:
@@ -47,10 +47,10 @@ def hash_files(
     paths = list(paths)
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         results = dict(zip(paths, pool.map(digest, paths), strict=True))
-    if path is not None and entries != stored:
-        make_folder(path.parent)
+    if index is not None and entries != stored:
+        make_folder(index.parent)
         text = json.dumps(entries)  # its escapes keep the bytes of names that are not UTF-8
-        write_durably(path, lambda file: file.write(text.encode()))
+        write_durably(index, lambda file: file.write(text.encode()))
     digests = {path: result for path, result in results.items() if isinstance(result, bytes)}
     return digests, [result for result in results.values() if isinstance(result, Skipped)]
 
@@ -59,9 +59,8 @@ def _read_index(path: Path) -> dict[str, Entry]:
     """Read the stored entries; a missing or damaged index has none."""
     try:
         entries = json.loads(path.read_text())
-        if all(
-            len(bytes.fromhex(entry[5])) == 32 and len(entry) == 6 for entry in entries.values()
-        ):
+        lengths = {(len(entry), len(bytes.fromhex(entry[5]))) for entry in entries.values()}
+        if lengths <= {(6, 32)}:
             return dict(entries)
     except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError):
         pass

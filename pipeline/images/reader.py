@@ -16,7 +16,7 @@ from pipeline.images.scan import Skipped
 from pipeline.prefetch import prefetch
 from pipeline.text import file_size
 
-MAX_WAITING = 128  # decoded images that wait: several batches
+MAX_WAITING = 128  # decoded images in memory: several batches
 MAX_WAITING_BYTES = 32 * 2**20  # of their pixels
 
 Pixels = npt.NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Find image files: those of an image folder, with class and split, and those given by name."""
+"""Find image files: in an image folder, with class and split, or by name and pattern."""
 
 import glob
 import os
@@ -37,10 +37,17 @@ class Skipped:
     path: bytes
     reason: str
 
+    def to_dict(self) -> dict[str, str]:
+        """Return path and reason for JSON."""
+        return {"path": os.fsdecode(self.path), "reason": self.reason}
+
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The content of an image folder: files sorted by split and path, classes by name."""
+    """The content of an image folder: files sorted by split and path, classes by name.
+
+    ``ignored`` are the names of files and folders beside the class folders.
+    """
 
     root: Path
     name: str
@@ -166,7 +173,7 @@ def _relative_path(path: Path, root: Path) -> bytes:
 
 
 def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str:
-    """Return the reason why an entry cannot be entered or read, or an empty text."""
+    """Return the reason why an entry cannot be entered or read, or an empty string."""
     if entry.is_symlink():
         target = Path(os.path.realpath(entry.path))
         if not target.is_relative_to(root):
@@ -177,10 +184,10 @@ def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str:
 
 
 def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
-    """Return the files that names stand for, each once and as written, and the skipped names.
+    """Return the files of all names, each once and as written, and the skipped names.
 
-    A folder stands for all files below it, sorted, except hidden ones and linked folders. A name
-    that does not exist is a glob pattern, with ``**`` for any folders.
+    A name is a file, a folder (all files below it, sorted, except hidden ones and linked folders),
+    or, if it does not exist, a glob pattern, with ``**`` for any folders.
     """
     files: dict[bytes, None] = {}
     skipped: list[Skipped] = []
@@ -208,7 +215,7 @@ def split_list(text: bytes) -> list[str]:
 
 
 def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:
-    """Yield every visible entry below a folder that is not a folder."""
+    """Yield the path of every visible file, link and pipe below a folder."""
 
     def cannot_enter(error: OSError) -> None:
         skipped.append(Skipped(os.fsencode(error.filename), f"cannot be read: {error.strerror}"))
@@ -221,7 +228,7 @@ def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:
 
 
 def _reason_not_a_file(path: Path) -> str:
-    """Return the reason why a path is not a file, or an empty text."""
+    """Return the reason why a path is not a file, or an empty string."""
     if path.is_file():
         return ""
     if path.is_symlink():

@@ -1,4 +1,4 @@
-"""Images given as Python objects: paths from any folder, or arrays of pixels."""
+"""Images passed as Python objects: paths from any folder, or arrays of pixels."""
 
 import hashlib
 import os
@@ -106,7 +106,7 @@ def array_sources(arrays: Iterable[Any]) -> ImageSources:
         channels = array.shape[2] if array.ndim == 3 else 1
         if array.ndim not in (2, 3) or channels not in (1, 3) or not array.size:
             raise UsageError(f"expected images of shape (H, W, 3); received {array.shape}")
-        # the header of a PNM file, as in the digests of rows that are already cached
+        # the digest of a PNM file: existing caches have such digests
         kind = b"P6" if channels == 3 else b"P5"
         header = b"%s %d %d 255\n" % (kind, array.shape[1], array.shape[0])
         digests.append(hashlib.sha256(header + array.tobytes()).digest())

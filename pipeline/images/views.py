@@ -1,13 +1,12 @@
-"""Views: random transforms of an image that are the same in every version, place and order.
+"""Views: random transforms of an image, the same in every version, on every machine, in any order.
 
 The seed, the digest of the image file and the number of the view determine a view, independent of
-generators, libraries, threads and machines: cached views resume, grow from four to eight and repeat
-to the last bit. Random numbers are bits of SHAKE-256; the geometry is sums and products of IEEE
-doubles in the order written here.
+libraries and threads: an interrupted run continues with the same views, eight views include the
+same first four, and another run repeats them to the last bit. Random numbers are bits of SHAKE-256;
+the geometry is sums and products of IEEE doubles in the order written here.
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 from math import pi
 from typing import Any, Self
@@ -16,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UsageError
-from pipeline.spec import FINGERPRINT_DIGITS, check_fields, check_seed
+from pipeline.spec import check_fields, check_seed, json_digest
 
 VERSION = 1  # of the algorithm: increase it with every change that changes a pixel
 
-# Flag and largest value of each range; beyond it, little of an image may be left.
+# Flag and largest value of each range; larger ones may leave little of an image.
 RANGES: dict[str, tuple[str, float]] = {
     "rotation": ("--rotation", 180),
     "width_shift": ("--shift", 0.9),
@@ -30,8 +29,8 @@ RANGES: dict[str, tuple[str, float]] = {
     "jitter": ("--jitter", 0.9),
 }
 
-# Pixels of a view that are computed at a time. Their doubles need 120 kB: above 128 kB the
-# C library maps new memory for every array, which took two thirds of the time.
+# Pixels of a view that are computed at a time: 120 kB of doubles. Above 128 kB the C library maps
+# new memory for every array, which took two thirds of the time.
 PIXELS_AT_A_TIME = 5000
 
 Pixels = npt.NDArray[np.uint8]
@@ -89,9 +88,8 @@ class Augmentation:
 
     @property
     def digest(self) -> str:
-        """Return the first 12 hexadecimal digits of the SHA-256 of `to_dict` as canonical JSON."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+        """The `pipeline.spec.json_digest` of `to_dict`."""
+        return json_digest(self.to_dict())
 
     def to_dict(self) -> dict[str, float | int | bool]:
         """Return every field and the version of the algorithm, for JSON."""
@@ -101,7 +99,7 @@ class Augmentation:
     def from_dict(cls, values: Any) -> Self:
         """Create an augmentation from parsed JSON; raises ValueError for unexpected contents."""
         kinds = {name: type(default) for name, default in cls().to_dict().items()}
-        check_fields(values, kinds, "an", "augmentation")
+        check_fields(values, kinds, "augmentation")
         if (version := values["version"]) != VERSION:
             raise ValueError(f"views of version {version}; expected version {VERSION}")
         try:
@@ -157,9 +155,7 @@ class Transform:
     saturation: float = 1.0
 
 
-def draw_view(
-    pixels: Pixels, *, augmentation: Augmentation, image_digest: bytes, view: int
-) -> Pixels:
+def draw_view(pixels: Pixels, augmentation: Augmentation, image_digest: bytes, view: int) -> Pixels:
     """Compute a view of an image: (S, S, 3) uint8 -> (S, S, 3) uint8; view 0 is the image."""
     if view == 0:
         return pixels

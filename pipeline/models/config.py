@@ -38,15 +38,13 @@ class PredictConfig(Config):
         None, metavar="NAME", help="head of the run (default: the recommended one)"
     )
     weights: str | None = option(
-        None, type=str, metavar="FILE", help="weights file of the base, if it has moved"
+        None, type=str, metavar="FILE", help="weights file of the base, if moved"
     )
     cache_dir: Path = option(
         Path("cache"), metavar="FOLDER", help="folder of caches to read features from"
     )
     use_cache: bool = option(True, flag="--no-cache", help="compute the features of every image")
-    batch_size: int = option(
-        BATCH_SIZE, help="images per batch (default: two per core, from 8 to 32)"
-    )
+    batch_size: int = option(BATCH_SIZE, help="images per batch (default: two per core, 8 to 32)")
     strict: bool = option(False, help="stop at the first unreadable image")
     base: str | None = _expected(help="name of the base")
     image_size: int | None = _expected(

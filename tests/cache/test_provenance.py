@@ -6,7 +6,7 @@ import pytest
 from pipeline import ExtractConfig
 from pipeline.bases.config import BaseConfig
 from pipeline.cache import provenance
-from pipeline.cache.provenance import continue_engine
+from pipeline.cache.provenance import open_cache_engine
 from pipeline.errors import CannotCreateError, UnreachableError
 
 
@@ -34,7 +34,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def resume(requested: str, recorded: dict[str, str] | None) -> None:
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    continue_engine(ExtractConfig(engine=requested), ("block5_pool",), images, recorded)
+    open_cache_engine(ExtractConfig(engine=requested), ("block5_pool",), images, recorded)
 
 
 def test_recorded_engine_continues(opened: list[str]) -> None:

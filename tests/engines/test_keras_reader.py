@@ -26,7 +26,7 @@ from pipeline.engines.network import (
     Operation,
     Pad,
     Pool,
-    simplified,
+    simplify,
 )
 from pipeline.engines.onnx import OnnxEngine, convert
 from pipeline.errors import UsageError
@@ -244,7 +244,7 @@ def test_affine_operations_are_folded_into_the_convolution_before_them() -> None
         affine("same", "scaled", 1.0, 0.0),
         affine("last", "same", 3.0, 5.0),
     ]
-    (folded,) = simplified(operations, ["last"])
+    (folded,) = simplify(operations, ["last"])
     assert isinstance(folded, Conv)
     assert folded.name == "last"
     np.testing.assert_array_equal(folded.weight, KERNEL * 6)
@@ -253,9 +253,9 @@ def test_affine_operations_are_folded_into_the_convolution_before_them() -> None
 
 def test_a_convolution_that_is_an_output_or_has_another_reader_stays() -> None:
     operations = [conv("convolved", IMAGE), affine("last", "convolved")]
-    assert names(simplified(operations, ["convolved", "last"])) == ["convolved", "last"]
+    assert names(simplify(operations, ["convolved", "last"])) == ["convolved", "last"]
     operations.append(Function(name="other", inputs=("convolved",), function="relu"))
-    assert names(simplified(operations, ["last", "other"])) == ["convolved", "last", "other"]
+    assert names(simplify(operations, ["last", "other"])) == ["convolved", "last", "other"]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_padding_is_merged_into_a_pooling_only_where_zeros_change_nothing(
         Pad(name="padded", inputs=("before",), pads=(1, 1, 1, 1)),
         Pool(name="pool", inputs=("padded",), function=function, size=(3, 3), stride=(2, 2)),
     ]
-    assert names(simplified(operations, ["pool"])) == expected
+    assert names(simplify(operations, ["pool"])) == expected
 
 
 def test_padding_is_merged_into_each_convolution_that_reads_it() -> None:
@@ -283,7 +283,7 @@ def test_padding_is_merged_into_each_convolution_that_reads_it() -> None:
         conv("one", "padded"),
         conv("other", "padded"),
     ]
-    merged = simplified(operations, ["one", "other"])
+    merged = simplify(operations, ["one", "other"])
     assert names(merged) == ["one", "other"]
     assert [operation.pads for operation in merged if isinstance(operation, Conv)] == [
         (0, 1, 2, 3),

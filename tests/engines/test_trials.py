@@ -52,7 +52,7 @@ def trials_of_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:  # another process takes seconds to import all
         patch.setattr(trials, "in_subprocess", run_here)
-        patch.setattr(worker, "SHORTEST", 0.0)
+        patch.setattr(worker, "MIN_SECONDS", 0.0)
         opened(folder, images=IMAGES)
     return folder
 

@@ -12,7 +12,7 @@ import pytest
 from feature_sets import draw_columns, write_cache
 from scipy.stats import binom
 
-from pipeline.cache.file import columns_of
+from pipeline.cache.file import make_columns
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Result
 from pipeline.heads.config import DenseConfig
@@ -32,7 +32,7 @@ def write_random_labels(path: Path, *, is_leaky: bool = False) -> Path:
     labels = random.permutation(np.arange(IMAGES) % 2)[image]
     files = image * COPIES + copy if is_leaky else image
     digests = draw_columns([0] * IMAGES * COPIES).digests[files]
-    columns = columns_of(
+    columns = make_columns(
         labels=labels.tolist(),
         splits=[0] * len(image),
         paths=[

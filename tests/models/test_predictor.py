@@ -15,7 +15,7 @@ from sklearn.dummy import DummyClassifier
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.weights import arrays_digest
-from pipeline.cache.file import columns_of
+from pipeline.cache.file import make_columns
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.decode import pixels_digest
@@ -281,7 +281,7 @@ def write_views(name: str, numbers: range, *, images: slice = slice(None), **pla
     """Write a cache of views of some images; ``plan`` replaces entries of its document."""
     digests = DIGESTS[images]
     rows = [(digest, view) for digest in digests for view in numbers]
-    columns = columns_of(
+    columns = make_columns(
         labels=[0] * len(rows),
         splits=[0] * len(rows),
         paths=[digest.hex().encode() for digest, _ in rows],

@@ -10,7 +10,7 @@ import numpy as np
 from feature_sets import SPEC, write_cache
 from synthetic_images import draw
 
-from pipeline.cache.file import FeatureTable, columns_of, read_table
+from pipeline.cache.file import FeatureTable, make_columns, read_table
 from pipeline.evaluation.audit import AuditResult
 from pipeline.evaluation.duplicates import DuplicatePair
 from pipeline.evaluation.learning_curve import LearningCurve
@@ -34,7 +34,7 @@ def synthetic_table(
     for row, label in enumerate(labels):
         paths.append(f"{file_name} {row}.png".encode())
         draw(row, stripes=label % 2 == 1).save(root / f"{file_name} {row}.png")
-    columns = columns_of(
+    columns = make_columns(
         labels=labels,
         splits=[1 + row // len(classes) % 3 for row in range(len(labels))],
         paths=paths,
