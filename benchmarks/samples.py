@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks.archive import Archive, download
 from pipeline.durable import make_folder, storage_errors
 from pipeline.errors import BadDataError, CannotCreateError, StorageError, UsageError
-from pipeline.package_index import Wheel, fetch_wheel
 from pipeline.text import counted, file_size, printable
+from pipeline.wheel_download import Wheel, fetch_wheel
 
 MANIFEST_NAME = ".sample.json"
 

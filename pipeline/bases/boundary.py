@@ -88,19 +88,20 @@ def _find_boundaries(base_model: Any) -> dict[str, Boundary]:
         is_input = isinstance(operation, keras.layers.InputLayer)
         tensors = [] if is_input else keras.tree.flatten(operation.input)
         parents.append([indices[id(tensor)] for tensor in tensors])
-        below = 1 << index
+        bits = 1 << index
         for parent in parents[-1]:
-            below |= ancestors[parent]
-        ancestors.append(below)
+            bits |= ancestors[parent]
+        ancestors.append(bits)
 
     def cut_after(index: int) -> Boundary | None:
-        last, below = operations[index], ancestors[index]
-        above = [i for i in range(len(operations)) if not below >> i & 1]
-        crossing = {parent for i in above for parent in parents[i] if below >> parent & 1}
+        last = operations[index]
+        is_frozen = [bool(ancestors[index] >> i & 1) for i in range(len(operations))]
+        later = [i for i in range(len(operations)) if not is_frozen[i]]
+        crossing = {parent for i in later for parent in parents[i] if is_frozen[parent]}
         # an operation that is not a layer, such as a sum of ConvNeXt, cannot be cached by name
         if not isinstance(last, keras.Layer) or not parents[index] or crossing != {index}:
             return None
-        layers = [operations[i] for i in above if isinstance(operations[i], keras.Layer)]
+        layers = [operations[i] for i in later if isinstance(operations[i], keras.Layer)]
         norm = keras.layers.BatchNormalization
         is_trainable = any(layer.weights and not isinstance(layer, norm) for layer in layers)
         if len(last.output.shape) != 4 or not is_trainable:
@@ -108,6 +109,6 @@ def _find_boundaries(base_model: Any) -> dict[str, Boundary]:
         names = tuple(layer.name for layer in layers)
         return Boundary(last.name, names, tuple(last.output.shape[1:]))
 
-    only_parents = {index: above[0] for index, above in enumerate(parents) if len(above) == 1}
+    only_parents = {index: each[0] for index, each in enumerate(parents) if len(each) == 1}
     cuts = {parent: cut_after(parent) for parent in set(only_parents.values())}
     return {operations[i].name: cut for i, parent in only_parents.items() if (cut := cuts[parent])}

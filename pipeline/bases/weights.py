@@ -20,8 +20,8 @@ from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import PIXELS, Base
 from pipeline.durable import DiskFile, make_folder, write_durably
 from pipeline.errors import BadDataError, UnreachableError
-from pipeline.package_index import Wheel, fetch_wheel
 from pipeline.text import printable
+from pipeline.wheel_download import Wheel, fetch_wheel
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from pipeline.cache.checksums import find_damage
 from pipeline.cache.compute import OpenEngine, compute_rows
 from pipeline.cache.file import FeatureTable, Row, RowKey, read_all_rows
-from pipeline.cache.publish import RowIndex, publish_rows
+from pipeline.cache.publish import publish_rows
+from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import make_folder
 from pipeline.errors import BusyError, DamagedError

@@ -13,7 +13,8 @@ from typing import Any
 from pipeline.cache.compute import OpenEngine, compute_rows
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import FeatureTable, Row, RowKey, existing_table, read_all_rows
-from pipeline.cache.publish import DamagedRows, RowIndex, publish_rows
+from pipeline.cache.publish import publish_rows
+from pipeline.cache.row_index import DamagedRows, RowIndex
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.errors import BadDataError, CannotCreateError

@@ -23,7 +23,8 @@ from pipeline.cache.checksums import (
 )
 from pipeline.cache.file import NO_FILE, FeatureTable, Source, cache_files, read_all_rows
 from pipeline.cache.fill import SKIPPED_SUFFIX
-from pipeline.cache.publish import DamagedRows, publish
+from pipeline.cache.publish import publish
+from pipeline.cache.row_index import DamagedRows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError

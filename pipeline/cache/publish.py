@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -27,71 +27,10 @@ from pipeline.cache.file import (
     make_columns,
     read_rows,
 )
-from pipeline.cache.shards import Shard
+from pipeline.cache.row_index import RowIndex
 from pipeline.cache.validation import COLUMN_DTYPES
 from pipeline.durable import DiskFile, write_durably
 from pipeline.images.scan import NO_SPLIT
-
-DamagedRows = Mapping[str, frozenset[int]]  # layer key -> rows of the file to compute again
-
-
-class RowIndex:
-    """The source of each row's features by layer and row key; the file precedes the shards.
-
-    ``engine`` : name, version and measured error of the first engine that computed rows; ``also``
-    in it lists other engines and versions. None without rows.
-    """
-
-    def __init__(
-        self,
-        table: FeatureTable | None,
-        shards: Iterable[Shard] = (),
-        damaged: DamagedRows | None = None,
-    ) -> None:
-        self.sources: dict[str, dict[RowKey, Source]] = defaultdict(dict)
-        self.row_shapes: dict[str, tuple[int, ...]] = {}
-        self.engine: Mapping[str, Any] | None = None
-        if table is not None:
-            self._add_table(table, damaged or {})
-        self.add_shards(shards)
-
-    def add_shards(self, shards: Iterable[Shard]) -> None:
-        """Add committed rows; adding a shard again changes nothing."""
-        for shard in shards:
-            self._add_engine(shard.engine)
-            for layer, shape in shard.row_shapes.items():
-                self.row_shapes[layer] = shape
-                for row, key in enumerate(shard.keys):
-                    self.sources[layer].setdefault(key, Source(shard.path, row))
-
-    def _add_table(self, table: FeatureTable, damaged: DamagedRows) -> None:
-        """Add the rows of a file, except damaged ones and those of gone images that are all NaN."""
-        self._add_engine(table.document["engine"])
-        keys = table.columns.row_keys()
-        gone = np.flatnonzero(table.columns.labels == NO_FILE)
-        for layer, shape in table.layers.items():
-            self.row_shapes[layer] = shape
-            damaged_rows = damaged.get(layer, frozenset())
-            readable = np.setdiff1d(gone, list(damaged_rows))
-            nan = np.isnan(table.features(layer, readable))
-            empty_rows = readable[nan.all(axis=tuple(range(1, nan.ndim)))]
-            excluded = {*damaged_rows, *empty_rows.tolist()}
-            self.sources[layer] = {
-                key: Source(table.path, row) for row, key in enumerate(keys) if row not in excluded
-            }
-
-    def _add_engine(self, engine: Mapping[str, Any] | None) -> None:
-        """Record an engine: the first in ``engine``, others in its ``also``."""
-        if engine is None:
-            return
-        if self.engine is None:
-            self.engine = engine
-            return
-        also = list(self.engine.get("also", ()))
-        names = {(other["name"], other["version"]) for other in (self.engine, *also)}
-        if (engine["name"], engine["version"]) not in names:
-            self.engine = {**self.engine, "also": [*also, dict(engine)]}
-
 
 MAX_OPEN_FILES = 16  # sources at a time
 SET_FIELDS = ("set", "root", "views", "tta", "augmentation")  # a change needs a new file

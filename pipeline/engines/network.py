@@ -163,14 +163,14 @@ def _merge_pads(operations: Sequence[Operation]) -> list[Operation]:
         if isinstance(pad, Pad) and isinstance(operation, Conv | Pool):
             top, left, bottom, right = np.add(operation.pads, pad.pads).tolist()
             padded = replace(operation, inputs=pad.inputs, pads=(top, left, bottom, right))
-            if isinstance(padded, Conv) or _ignores_zeros(padded, by_name.get(pad.inputs[0])):
+            if isinstance(padded, Conv) or _padding_is_harmless(padded, by_name.get(pad.inputs[0])):
                 operation = padded
         merged.append(operation)
     return merged
 
 
-def _ignores_zeros(pool: Pool, padded: Operation | None) -> bool:
-    """Return whether padding changes no maximum: no value is negative, no window only padding."""
+def _padding_is_harmless(pool: Pool, padded: Operation | None) -> bool:
+    """Return whether zero padding keeps all maxima: no negative value, no window of padding only."""
     return (
         pool.function == "max"
         and isinstance(padded, Function)

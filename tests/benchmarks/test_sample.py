@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import samples
 from benchmarks.sample import main
 from benchmarks.samples import SAMPLES
-from pipeline.package_index import Wheel
+from pipeline.wheel_download import Wheel
 
 
 @pytest.fixture

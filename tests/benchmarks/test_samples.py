@@ -26,7 +26,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.images.scan import scan_folder
-from pipeline.package_index import Wheel
+from pipeline.wheel_download import Wheel
 
 NOWHERE = "http://127.0.0.1:9/pets.zip"  # the discard port, which is closed
 
