@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         summary="Export preprocessing, base and head as one model (uint8 images to class "
         "probabilities),\nwith a predict.py that does not need this project.\n"
         "Nothing is written unless its predictions equal the evaluated ones.",
-        example="python -m pipeline.export results/2026-01-31_120000-a --format onnx --head logistic",
+        example="python -m pipeline.export results/2026-01-31_120000-a --format onnx",
     )
     parser.add_argument(
         "run", nargs="?", type=Path, help="run or saved model (default: the newest run in results/)"

@@ -170,7 +170,7 @@ def _merge_pads(operations: Sequence[Operation]) -> list[Operation]:
 
 
 def _padding_is_harmless(pool: Pool, padded: Operation | None) -> bool:
-    """Return whether zero padding keeps all maxima: no negative value, no window of padding only."""
+    """Return whether zero padding keeps all maxima: no negative value, no window of padding."""
     return (
         pool.function == "max"
         and isinstance(padded, Function)
