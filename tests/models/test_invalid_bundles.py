@@ -197,7 +197,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "views are a truth": (setting("document.tta", True), "its tta is True"),
     "negative views": (in_views(-1), "from 0 to 1000; received -1"),
     "a million views": (in_views(10**6), "from 0 to 1000; received 1000000"),
-    "views of nothing": (setting("document.tta", 4), "an augmentation needs"),
+    "views of nothing": (setting("document.tta", 4), "the augmentation needs"),
     "views of another version": (in_views(4, version=99), "views of version 99"),
     "views turned by a text": (in_views(4, rotation="40"), "rotation should be float"),
     "views turned too far": (in_views(4, rotation=1e9), "from 0 to 180"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.comparisons import ARABIC, DECOMPOSED, HOSTILE, synthetic_comparison
+from report.comparisons import ARABIC, DECOMPOSED, MARKUP, synthetic_comparison
 
 from pipeline.evaluation.result import Comparison
 from pipeline.report.html import report_html
@@ -96,7 +96,7 @@ def show(browser: Any, path: Path, size: tuple[int, int], scheme: str = "light")
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes, name = {
         "usual": (("cats", "dogs"), "picture"),
-        "hostile": ((HOSTILE, DECOMPOSED, ARABIC), f"{HOSTILE.replace('/', '')} {ARABIC}"),
+        "hostile": ((MARKUP, DECOMPOSED, ARABIC), f"{MARKUP.replace('/', '')} {ARABIC}"),
         "long": (("w" * 200, "two words " * 20), "f" * 180),
         "many classes": ([f"class {number:03d}" for number in range(100)], "picture"),
     }[request.param]
@@ -173,10 +173,10 @@ def test_table_fits_a_desktop_and_a_phone_shows_the_test_accuracy(
 def test_hostile_class_is_text_and_the_policy_blocks_scripts(browser: Any, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     write_report(
-        synthetic_comparison(tmp_path / "set", classes=(HOSTILE, "dogs")), report, command="x"
+        synthetic_comparison(tmp_path / "set", classes=(MARKUP, "dogs")), report, command="x"
     )
     show(browser, report, DESKTOP)
-    assert HOSTILE in browser.execute_script("return document.body.innerText")
+    assert MARKUP in browser.execute_script("return document.body.innerText")
     assert browser.execute_script("return document.querySelectorAll('[src=x], script').length") == 0
     # the policy would block even injected markup
     source = report.read_text("utf-8").replace(
