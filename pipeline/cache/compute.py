@@ -15,8 +15,7 @@ import numpy.typing as npt
 from pipeline.cache.chunks import pack
 from pipeline.cache.file import CHUNK_BYTES, RowKey, rows_per_chunk
 from pipeline.cache.shards import ShardFolder
-from pipeline.engines import Engine
-from pipeline.engines.trials import SAMPLE_IMAGES
+from pipeline.engines import SAMPLE_IMAGES, Engine
 from pipeline.errors import BadDataError, PipelineError, StorageError
 from pipeline.images.reader import Pixels
 from pipeline.prefetch import prefetch

@@ -17,6 +17,8 @@ from pipeline.bases.weights import known_digest, remember_digest
 from pipeline.errors import UsageError
 from pipeline.spec import split_layer_key
 
+SAMPLE_IMAGES = 8  # number of images that engines are tried on
+
 
 class Engine(Protocol):
     """An open base that computes features of images.

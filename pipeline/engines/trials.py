@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.bases.config import AUTO, RUNTIMES, TENSORFLOW, BaseConfig
 from pipeline.cores import usable_cores
 from pipeline.durable import make_folder, write_durably
-from pipeline.engines import Engine, is_installed, weights_digest
+from pipeline.engines import SAMPLE_IMAGES, Engine, is_installed, weights_digest
 from pipeline.engines.worker import (
     Images,
     conversions_folder,
@@ -37,7 +37,6 @@ from pipeline.errors import BadDataError, PipelineError, UnreachableError
 from pipeline.text import printable
 
 TOLERANCE = 1e-4  # largest accepted relative error of a row, in the L2 norm
-SAMPLE_IMAGES = 8  # number of images that engines are tried on
 BATCH_IMAGES = 4  # per call: TensorFlow needs 0.2 GB less than with 8, at the same speed
 
 log = logging.getLogger(__name__)

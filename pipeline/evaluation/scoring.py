@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.file import Columns, FeatureTable
+from pipeline.evaluation.fitting import DIVERGED
 from pipeline.evaluation.metrics import (
     Labels,
     Scores,
@@ -74,7 +75,7 @@ def summarize(
     fits. ``folds`` is the number of trials that together test every image once; 0 for one split.
     """
     if not all(np.isfinite(_test_scores(fit)).all() for of_trial in fits for fit in of_trial):
-        return Outcome(result=replace(result, status="diverged"))
+        return Outcome(result=replace(result, status=DIVERGED))
     pairs = [
         [(fit, trial) for fit in of_trial] for of_trial, trial in zip(fits, trials, strict=True)
     ]
