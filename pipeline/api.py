@@ -28,6 +28,7 @@ from pipeline.errors import BadDataError, NoInputError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, ImageFolder, Skipped, find_images, scan_folder
+from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
 from pipeline.text import counted, printable
@@ -99,6 +100,7 @@ def extract_features(
         images.root, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
     warn_of_duplicates(images, digests)
+    config = replace(config, range=choose_range(images.root, images.paths, config.range))
     spec = feature_spec(config)
     make_folder(config.out.parent if config.out else config.cache_dir)
     path = config.out or cache_file(
@@ -149,7 +151,10 @@ def preview_views(
     images = scan_folder(Path(data)).limited(PREVIEW_IMAGES_PER_CLASS)
     paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
     digests, _ = hash_files(images.root, paths[:PREVIEW_IMAGES])
-    decoded = read_images(images.root, digests, image_size=config.size, resize=config.resize)
+    range = choose_range(images.root, paths, config.range)
+    decoded = read_images(
+        images.root, digests, image_size=config.size, resize=config.resize, range=range
+    )
     with closing(decoded):
         rows = [(path, digests[path], px) for path, px in decoded if not isinstance(px, Skipped)]
     make_folder(config.cache_dir)

@@ -174,6 +174,7 @@ def decode_rows(
         digests,
         image_size=spec.image_size,
         resize=spec.resize,
+        range=spec.range,
         process=lambda path, pixels: [(key, plan.draw(key, pixels)) for key in group[path]],
         rows_per_image=plan.views + 1,
     )

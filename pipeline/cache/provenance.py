@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
         resize=config.resize,
         pixels=pixels_digest(config.size, config.resize),
         dtype=config.dtype,
+        range=config.range,
     )
 
 
@@ -83,7 +84,7 @@ def cache_document(
     """Return the content of a file's ``spec`` dataset: its feature spec and its origin."""
     return {
         "format": FORMAT_VERSION,
-        "spec": asdict(spec),
+        "spec": spec.to_dict(),
         "fingerprint": spec.fingerprint,
         "set": set_name,
         "root": os.fsdecode(root),
@@ -109,6 +110,7 @@ def config_of(
         preprocessing=spec.preprocessing,
         resize=spec.resize,
         dtype=spec.dtype,
+        range=spec.range,
         weights=RANDOM if is_random else os.fspath(source),
         seed=int(seed) if is_random else 0,
         cache_dir=cache_dir,

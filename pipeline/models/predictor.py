@@ -63,6 +63,7 @@ class Predictor:
         self.classes = bundle.classes
         self.image_size = bundle.spec.image_size
         self.resize = bundle.spec.resize
+        self.range = bundle.spec.range
         self.batch_size = batch_size
         self._weights = weights
         self._cache_dir = cache_dir
