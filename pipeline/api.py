@@ -291,4 +291,5 @@ def predict_images(
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
         model = open_predictor(config)
+    choose_range(Path(), paths, model.range)  # warns of images that do not fit the model's range
     return ImagePredictions(model, paths, skipped=skipped, strict=config.strict)

@@ -71,7 +71,7 @@ def choose_range(root: Path, paths: Sequence[bytes], requested: str) -> str:
             if levels < FEW_LEVELS and high > low:
                 log.warning(
                     "the %s images use %s of %d grey levels: their numbers are mostly from %s to "
-                    "%s, the type's from %s to %s; consider --range=%s (or auto)",
+                    "%s, the type's from %s to %s; extract with --range=%s, or auto",
                     numbers.dtype, f"{math.ceil(levels):,}", GREY_LEVELS, f"{low:,.6g}",
                     f"{high:,.6g}", f"{numbers.low:,}", f"{numbers.high:,}", suggested,
                 )  # fmt: skip

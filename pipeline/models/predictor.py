@@ -87,6 +87,7 @@ class Predictor:
             "head": bundle.head, "params": bundle.params, "base": spec.base, "layer": bundle.layer,
             "input": bundle.input, "tta": bundle.plan.views, "image_size": spec.image_size,
             "preprocessing": spec.preprocessing, "resize": spec.resize,
+            "range": spec.range,
             "fingerprint": spec.fingerprint, "classes": list(bundle.classes),
         }  # fmt: skip
 

@@ -313,7 +313,6 @@ def odd_images(folder: Path) -> list[Path]:
         "deep.png": Image.fromarray(grey.astype(np.uint16)),
         "deeper.tiff": Image.fromarray((grey * 30_000).astype(np.int32)),
         "float.tiff": Image.fromarray((grey / 60_000).astype(np.float32)),
-        "wide.tiff": Image.fromarray((grey - 500).astype(np.float32)),
     }  # fmt: skip
     for name, image in made.items():
         image.save(folder / name, **({"exif": exif} if name == "turned.jpg" else {}))

@@ -73,15 +73,14 @@ def decode(path: str, size: int, resize: str, value_range: str = "full") -> Any:
         memory = image.width * image.height * (memory if low is None else BYTES_PER_COLOUR_16)
         if memory > MAX_MEMORY or (2 * memory > MAX_MEMORY and is_turned(image)):
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        image.load()
-        image = upright(image)
+        turned = upright(image)
     if low is not None:
-        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(upright(low))
-        rgb = scale(image, values, numbers, value_range)
+        values = np.asarray(turned).astype(np.uint16) << 8 | np.asarray(upright(low))
+        rgb = scale(turned, values, numbers, value_range)
     elif numbers and not is_colour:
-        rgb = scale(image, np.asarray(image), numbers, value_range)
+        rgb = scale(turned, np.asarray(turned), numbers, value_range)
     else:  # Pillow reads the high bytes of 16-bit colours
-        rgb = to_rgb(image)
+        rgb = to_rgb(turned)
     if resize == "crop":
         rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
     elif resize == "pad":
