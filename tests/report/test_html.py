@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_text_from_outside_is_escaped_wherever_it_comes_from(comparison: Compari
     injected = {"created": MARKUP, MARKUP: MARKUP, "caches": [{"set": MARKUP, "path": MARKUP}]}
     page = Page(
         report_html(
-            replace(comparison, run=injected, recommendation=MARKUP, notices=(MARKUP,)),
+            replace(comparison, run=injected, recommendation=MARKUP, table_notices=(MARKUP,)),
             command=MARKUP,
         )
     )
@@ -196,7 +197,7 @@ def test_table_contains_every_head_and_the_status_of_failed_ones(page: Page) -> 
 
 
 def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
-    comparison = synthetic_comparison(tmp_path / "set", audit=False, notices=(), run={})
+    comparison = synthetic_comparison(tmp_path / "set", audit=False, table_notices=(), run={})
     outcomes = tuple(replace(each, history=None) for each in comparison.outcomes)
     page = read(replace(comparison, outcomes=outcomes))
     sections = [each["id"] for each in page.all("section")]
@@ -431,7 +432,7 @@ def test_sixty_identical_files_are_one_group(tmp_path: Path) -> None:
     )
     leak = DuplicatePair(first=62, second=70, similarity=0.98, exact=False, across=True)
     findings = replace(comparison.findings, duplicates=(*frames, leak))
-    text = duplicates_text(replace(comparison, findings=findings))
+    text = duplicates_text(replace(comparison, audit=SimpleNamespace(findings=findings)))
     assert "62 images in 2 groups" in text
     assert "1 group has images in different splits" in text
     near = text.index("near-duplicates, similarity 0.980, in different splits")
