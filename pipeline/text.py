@@ -23,8 +23,8 @@ def printable(name: str | bytes | os.PathLike[str]) -> str:
 
 def error_text(error: BaseException) -> str:
     """Format an exception on one line: 'MemoryError', 'ValueError: bad input'."""
-    text = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return printable(" ".join(text.split()))
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return printable(text.rstrip(":."))
 
 
 def file_size(count: float) -> str:

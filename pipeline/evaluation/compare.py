@@ -40,6 +40,8 @@ def compare_heads(
 ) -> Comparison:
     """Compare heads on cached features of the same classes.
 
+    The audit runs when ``notices`` or ``findings`` of the comparison is first read.
+
     ``options`` are fields of `ClassifyConfig`, instead of a config or to change it.
 
     Raises NoInputError, BadDataError or UsageError.

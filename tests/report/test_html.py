@@ -206,6 +206,21 @@ def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
     assert page.all("img") == []
 
 
+@pytest.mark.parametrize("failing", ["tables.heads", "figures.roc", "galleries.feature_map"])
+def test_a_section_that_fails_is_a_line_in_its_place(
+    comparison: Comparison, page: Page, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError(MARKUP)
+
+    monkeypatch.setattr(f"pipeline.report.{failing}", fail)
+    failed = read(comparison)
+    assert f"of the report failed (ValueError: {MARKUP}); the table is complete" in failed.text
+    assert failed.anchors() == page.anchors()  # with the others
+    assert len(failed.all("section")) == len(page.all("section"))
+    assert not [each for each in failed.all("img") if each["src"] == "x"]
+
+
 def test_layers_are_compared_where_there_are_several(comparison: Comparison) -> None:
     first = comparison.outcomes[0]
     deeper = [
