@@ -28,8 +28,6 @@ from pipeline.evaluation.suspects import Suspect, find_suspects
 from pipeline.text import counted, error_text
 
 PIXELS_PER_SIDE = 16  # pixels are averaged to 16 × 16: a crop moves edges by less
-
-
 SECTIONS = ("learning", "suspects", "duplicates")  # of the report, that show the audit
 
 log = logging.getLogger("pipeline")

@@ -109,7 +109,8 @@ def _write_findings(
         with tolerate("curves.png", log.warning):
             write_curves(trained, folder / "curves.png", smoothing=smoothing)
     if comparison.findings is not None:
-        write_suspects(folder / "suspects.csv", comparison.findings)
+        with tolerate("suspects.csv", log.warning):
+            write_suspects(folder / "suspects.csv", comparison.findings)
         _write_tables(comparison, folder, command)
     report = report_html(comparison, command=command, smoothing=smoothing)
     _write_text(folder / "report.html", report)
