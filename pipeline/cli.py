@@ -140,8 +140,8 @@ def run(
     except PipelineError as error:
         log.error("%s", error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        log.error("%s", when_interrupted)
+    except KeyboardInterrupt as error:
+        log.error("%s", str(error) or when_interrupted)
         if threading.active_count() > 1:  # they fit heads or compute batches: do not wait
             sys.stdout.flush()
             sys.stderr.flush()

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from pipeline.errors import PipelineError, UsageError
 from pipeline.heads.calibration import keras_probabilities
 from pipeline.heads.registry import Head, required_arguments
-from pipeline.text import printable
+from pipeline.text import error_text
 
 ROWS_PER_BATCH = 1024  # of a forward pass
 
@@ -41,7 +41,7 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
             factory: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"--head {name}: cannot import {module_name}: {_one_line(error)}"
+            f"--head {name}: cannot import {module_name}: {error_text(error)}"
         ) from error
     for attribute in path.split("."):
         if not hasattr(factory, attribute):
@@ -82,7 +82,7 @@ def failures_of(head: Head) -> Iterator[None]:
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:  # a custom head may raise anything
-        raise HeadFailedError(f"failed: {_one_line(error)}") from error
+        raise HeadFailedError(f"failed: {error_text(error)}") from error
 
 
 @dataclass(eq=False, repr=False)
@@ -146,7 +146,3 @@ def _check_probabilities(outputs: npt.NDArray[Any]) -> None:
 
 def _type_of(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
-
-
-def _one_line(error: BaseException) -> str:
-    return printable(" ".join(f"{type(error).__name__}: {error}".split()))
