@@ -75,6 +75,7 @@ def _check_heads(comparison: "Comparison", folder: Path, arguments: argparse.Nam
         parities = check_parity(
             list(bundles.values()),
             cache_dir=arguments.cache_dir,
+            images=arguments.images,
             keys=keys,
             max_images=arguments.check_images,
             progress=bar,
@@ -130,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
         default=200,
         metavar="N",
         help="maximum number of images, evenly spread",
+    )
+    check.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="folder with the images, if moved or renamed"
     )
     dense = parser.add_argument_group(
         "dense head", "defaults: Deep Learning with Python, 5.3; comma lists make a grid"

@@ -12,24 +12,26 @@ from pipeline.text import printable
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, export, print the result."""
     arguments = _parser().parse_args(argv)
-    from pipeline.models.export import export_bundle
-    from pipeline.models.runs import find_bundle, newest_run
+    from pipeline.models.export import export_run
+    from pipeline.models.runs import newest_run
 
-    export = export_bundle(
-        find_bundle(arguments.run or newest_run(Path("results")), arguments.head),
+    export = export_run(
+        arguments.run or newest_run(Path("results")),
+        arguments.head,
         format=arguments.format,
         weights=arguments.weights,
         out=arguments.out,
         cache_dir=arguments.cache_dir,
+        images=arguments.images,
         check_images=arguments.check_images,
     )
+    parity = export.parity
     if arguments.json:
-        parity = export.parity
-        document = {"folder": os.fspath(export.folder), "images": parity.count}
-        document |= {"max_difference": parity.max_difference, "changed": parity.changed}
-        cli.print_json(document)
+        document = {"head": export.head, "folder": os.fspath(export.folder)}
+        agreement = {"max_difference": parity.max_difference, "changed": parity.changed}
+        cli.print_json(document | {"images": parity.count} | agreement)
     else:
-        print(f"predicts as in the comparison: {export.parity}")
+        print(f"{printable(export.head)} predicts as in the comparison: {parity}")
         print(f"python {printable(export.folder / 'predict.py')} IMAGE…")
         print(f"written to {printable(export.folder)}")
 
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--head",
         metavar="NAME",
-        help="name of a dense, linear or fine-tuned head (default: the recommended one)",
+        help="name of a head (default: the recommended one, or the best that can be exported)",
     )
     parser.add_argument("--weights", metavar="FILE", help="weights file of the base, if moved")
     parser.add_argument(
@@ -59,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with the images, if moved or renamed since extract (found by content)",
     )
     parser.add_argument(
         "--check-images", type=int, default=200, metavar="N", help="test images to compare on"

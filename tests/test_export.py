@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from command import modules_loaded_by
+from command import assert_one_line, modules_loaded_by, run_command
 from synthetic_images import make_image_folder
 
 from pipeline import durable, extract_features
@@ -20,6 +20,7 @@ from pipeline.errors import BadDataError, CannotCreateError, PipelineError, Unre
 from pipeline.evaluation.compare import compare_heads
 from pipeline.export import main
 from pipeline.images.decode import pixels_digest
+from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.export import export_bundle, predict_elsewhere
@@ -53,7 +54,7 @@ def test_onnx_predicts_copied_files_as_in_the_comparison_without_this_project(
 ) -> None:
     main([str(lab / "run"), "--format", "onnx", "--head", "logistic"])
     agreement, _, written = capsys.readouterr().out.splitlines()
-    assert agreement.startswith("predicts as in the comparison: largest difference ")
+    assert agreement.startswith("logistic predicts as in the comparison: largest difference ")
     assert agreement.endswith("no decision of 24 changed")
     folder = lab / "run" / "exports" / "logistic-onnx"
     assert written == f"written to {folder}"
@@ -73,7 +74,7 @@ def test_predict_py_prints_each_file_and_skips_other_files(
     main([str(lab / "run"), "--format", "onnx", "--head", "ridge", "--json", "--out", "made"])
     document = json.loads(capsys.readouterr().out)
     assert document.pop("max_difference") < 1e-5
-    assert document == {"folder": "made", "images": 24, "changed": 0}
+    assert document == {"head": "ridge", "folder": "made", "images": 24, "changed": 0}
     copies, expected = expected_of(lab, "ridge")
     Path("broken.jpg").write_bytes(b"text")
     shown = subprocess.run(
@@ -87,6 +88,86 @@ def test_predict_py_prints_each_file_and_skips_other_files(
         f"{copies[-1]}\tstriped\t{expected[-1, 1]:.4f}",
     ]
     assert shown.stderr.startswith("broken.jpg\tskipped\tcannot identify image file")
+
+
+def recommend(run: Path, **changed: object) -> None:
+    """Recommend the knn of a run, with changed values in its row."""
+    document = json.loads((run / "results.json").read_text("utf-8"))
+    for row in document["rows"]:
+        row["recommended"] = row["head"] == "knn"
+        row.update(changed if row["recommended"] else {})
+    (run / "results.json").write_text(json.dumps(document), "utf-8")
+
+
+def test_recommended_head_is_exported_even_if_it_is_no_network(lab: Path) -> None:
+    shutil.copytree(lab / "run", "results/run", ignore=shutil.ignore_patterns("exports"))
+    recommend(Path("results/run"))
+    Path("results/README.md").write_text("")
+    Path("results/2099-01-01_000000-bench").mkdir()
+    finished = run_command("export", "--format", "onnx")
+    assert finished.stdout.splitlines()[0].startswith("knn predicts as in the comparison")
+    copies, expected = expected_of(lab, "knn")
+    found = predict_elsewhere(Path("results/run/exports/knn-onnx/predict.py"), copies)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_next_best_head_is_exported_if_the_recommended_one_cannot(lab: Path) -> None:
+    shutil.copytree(lab / "run", "run", ignore=shutil.ignore_patterns("exports"))
+    bundle = load_bundle(find_bundle(lab / "run", "knn"))
+    averaged = {"tta": 4, "augmentation": POLICIES["book"].to_dict()}
+    document = {**bundle.document, **averaged}
+    save_bundle(replace(bundle, document=document), Path("run/models/averaged.skops"))
+    for model, reason in (
+        ("", "knn was not saved"),
+        ("models/averaged.skops", "knn cannot be exported: its probabilities are means"),
+    ):
+        recommend(Path("run"), model=model)
+        finished = run_command("export", "run", "--format", "onnx", "--out", "made", "--json")
+        best = json.loads(finished.stdout)["head"]
+        assert best != "knn"
+        assert reason in finished.stderr
+        assert f"exporting {best} instead, the next best" in finished.stderr
+        shutil.rmtree("made")
+        failed = run_command("export", "run", "--format", "onnx", "--head", "knn", check=2)
+        assert reason in assert_one_line(failed)
+
+
+def test_next_best_head_is_exported_if_the_recommended_one_predicts_otherwise(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(lab / "run", "run", ignore=shutil.ignore_patterns("exports"))
+    recommend(Path("run"))
+    errors = iter([0.5, 0, 0])
+
+    def with_error(script: Path, paths: list[Path]) -> np.ndarray:
+        return np.abs(predict_elsewhere(script, paths) - np.float32(next(errors)))
+
+    monkeypatch.setattr(export, "predict_elsewhere", with_error)
+    done = export.export_run(Path("run"), format="onnx")
+    assert done.head != "knn"
+    assert done.folder == Path("run/exports") / f"{done.head}-onnx"
+    assert "the exported knn does not predict from image files what" in caplog.text
+    assert [path.name for path in Path("run/exports").iterdir()] == [done.folder.name]
+
+
+def test_moved_and_renamed_images_are_found_by_content(synthetic_set: Path) -> None:
+    cache = extract_features(synthetic_set, base="pixels", image_size=8).table.path
+    write_run(compare_heads(cache, heads="ridge", audit=False), Path("results"))
+    synthetic_set.rename("moved")
+    Path("moved/test").rename("moved/renamed")
+    for number, path in enumerate(sorted(Path("moved").rglob("*.png"))):
+        path.rename(path.with_name(f"renamed {number}.png"))
+    shutil.copytree("moved/renamed", "moved/copies")
+    command = ["export", "--format", "onnx"]
+    message = assert_one_line(run_command(*command, check=66))
+    assert f"{synthetic_set}, the image folder of {cache.resolve()}, does not exist" in message
+    assert "--images" in message
+    Path("empty").mkdir()
+    for wrong, reason in (("empty", "contains none of 24 test images"), ("no", "not exist")):
+        failed = assert_one_line(run_command(*command, "--images", wrong, check=66))
+        assert reason in failed
+    finished = run_command(*command, "--images", "moved", "--json")
+    assert json.loads(finished.stdout)["images"] == 24
 
 
 @pytest.mark.slow
@@ -131,7 +212,7 @@ def test_error_planted_in_predict_py_is_found_and_leaves_nothing(
 
     assert planted("predict.py") != template("predict.py")
     monkeypatch.setattr(export, "_template", planted)
-    with pytest.raises(BadDataError, match="the exported model does not predict"):
+    with pytest.raises(BadDataError, match="the exported linear_svm does not predict"):
         export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
 
@@ -142,7 +223,7 @@ def test_error_planted_in_the_model_is_found_and_leaves_nothing(
     from pipeline.models import composition
 
     monkeypatch.setattr(composition, "_pool", lambda maps, pooling: maps[..., ::-1])
-    with pytest.raises(BadDataError, match="the exported model does not predict"):
+    with pytest.raises(BadDataError, match="the exported linear_svm does not predict"):
         export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
 
@@ -214,7 +295,7 @@ def test_expected_failures_are_one_line_and_an_exit_code(lab: Path) -> None:
     save_bundle(replace(bundle, spec=spec), Path("network.skops"))
     before = sorted(Path.cwd().rglob("*"))
     for command, code, message in (
-        ("run --head knn", 2, "knn cannot be exported"),
+        ("run --head mine", 2, "it has no head mine"),
         ("run --head logistic --check-images 0", 2, "at least 1; received 0"),
         ("run --head logistic --out run", 73, "choose another --out"),
         ("network.skops --weights other.h5", 65, "with weights abababababab…; received"),

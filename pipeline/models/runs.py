@@ -14,6 +14,10 @@ MODELS_FOLDER = "models"  # in a run folder
 ROW_IDENTITY = ("head", "input", "layer", "cache")
 
 
+class NotSavedError(UsageError):
+    """A head of a run that has no bundle file."""
+
+
 def find_bundle(run: Path, head: str | None = None) -> Path:
     """Return the bundle file of a run's head.
 
@@ -23,8 +27,8 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
     head : as in the results table, ``logistic``, or a model file's name without suffix; the best
         row on validation if several match. None for the recommended head.
 
-    Raises NoInputError for a missing run, UsageError for a head that was not saved, BadDataError
-    for invalid results.
+    Raises NoInputError for a missing run, NotSavedError for a head that was not saved, UsageError
+    for one that the run does not have, BadDataError for invalid results.
     """
     if run.is_file():
         if head is not None:
@@ -43,11 +47,20 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
     if not chosen["model"]:
         identity = {name: chosen[name] for name in ROW_IDENTITY}
         reasons = (entry.get("reason") for entry in not_saved if identity.items() <= entry.items())
-        raise UsageError(
+        raise NotSavedError(
             f"{printable(run)}: {printable(chosen['head'])} was not saved "
             f"({printable(str(next(reasons, 'by an older version')))}); saved heads: {names}"
         )
-    path = run / str(chosen["model"])
+    return _model_path(run, chosen)
+
+
+def saved_bundles(run: Path) -> list[Path]:
+    """Return the bundle files of a run in the order of its table, the best on validation first."""
+    return [_model_path(run, row) for row in _read_results(run / "results.json")[0] if row["model"]]
+
+
+def _model_path(run: Path, row: Mapping[str, Any]) -> Path:
+    path = run / str(row["model"])
     try:
         inside = path.resolve().is_relative_to(run.resolve())
     except (OSError, RuntimeError):  # a link to itself
