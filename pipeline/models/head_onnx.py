@@ -40,6 +40,12 @@ def append_head(base: Any, bundle: Bundle) -> Any:
     )
     graph, output = joined.graph, ["probabilities"]
     del graph.value_info[:]  # it declares the float32 outputs of trees as float64
+    order = np.argsort(steps_of(estimator)[-1].classes_)
+    if np.any(np.diff(order) < 0):
+        graph.initializer.append(numpy_helper.from_array(order, "order"))
+        graph.node.append(
+            helper.make_node("Gather", [scores, "order"], [scores := "ordered"], axis=1)
+        )
     if isinstance(estimator, TemperatureScaling):
         temperature = np.array(estimator.temperature)
         graph.initializer.append(numpy_helper.from_array(temperature, "temperature"))
@@ -92,5 +98,5 @@ def _as_known(step: Any) -> Any:
         return step
     logistic = LogisticRegression()
     logistic.coef_, logistic.intercept_ = weights
-    logistic.classes_, logistic.n_features_in_ = step.classes_, step.n_features_in_
+    logistic.classes_, logistic.n_features_in_ = np.arange(len(step.classes_)), step.n_features_in_
     return logistic

@@ -23,8 +23,6 @@ from pipeline.models.head_layers import why_not_exportable
 from pipeline.models.runs import MODELS_FOLDER, ROW_IDENTITY
 from pipeline.text import file_name, printable
 
-log = logging.getLogger("pipeline")
-
 Save = Literal["all", "best", "none"]
 
 log = logging.getLogger("pipeline")
