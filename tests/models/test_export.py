@@ -123,11 +123,7 @@ def test_onnx_gives_probabilities_in_the_order_of_the_labels(name: str) -> None:
     for class_count in (2, 4):
         estimator, rows = deepcopy(fit_head(name, class_count)), draw_rows(class_count).features
         labels = np.roll(np.arange(class_count), 1)
-        model = steps_of(estimator)[-1]
-        if name == "ridge":
-            model._label_binarizer.classes_ = labels
-        else:
-            model.classes_ = labels
+        steps_of(estimator)[-1].classes_ = labels
         bundle = bundle_of(estimator, class_count)
         expected = scores_of(bundle_of(fit_head(name, class_count), class_count))
         np.testing.assert_allclose(onnx_probabilities(bundle, rows)[:, labels], expected, atol=1e-5)
