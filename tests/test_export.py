@@ -1,5 +1,6 @@
 """``python -m pipeline.export``: an exported model predicts as in the comparison."""
 
+import csv
 import json
 import os
 import shutil
@@ -77,17 +78,64 @@ def test_predict_py_prints_each_file_and_skips_other_files(
     assert document == {"head": "ridge", "folder": "made", "images": 24, "changed": 0}
     copies, expected = expected_of(lab, "ridge")
     Path("broken.jpg").write_bytes(b"text")
-    shown = subprocess.run(
-        [sys.executable, "-I", "made/predict.py", copies[0], "broken.jpg", copies[-1]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    shown = run_predict_py(copies[0], "broken.jpg", copies[-1])
+    assert shown.returncode == 1
     assert shown.stdout.splitlines() == [
         f"{copies[0]}\tplain\t{expected[0, 0]:.4f}",
         f"{copies[-1]}\tstriped\t{expected[-1, 1]:.4f}",
     ]
     assert shown.stderr.startswith("broken.jpg\tskipped\tcannot identify image file")
+    assert shown.stderr.endswith("1 of 3 files skipped\n")
+
+
+def run_predict_py(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "made/predict.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_predict_py_takes_folders_and_patterns_and_writes_a_csv(lab: Path) -> None:
+    export_bundle(find_bundle(lab / "run", "ridge"), format="onnx", out=Path("made"))
+    copies, expected = expected_of(lab, "ridge")
+    photos = Path("my photos")
+    for path in copies:
+        name = photos / path.parent.name / f"{path.stem}, [1]é.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, name)
+    for ignored in (".hidden.png", "Thumbs.db", ".cache/a.png"):
+        (photos / ignored).parent.mkdir(exist_ok=True)
+        (photos / ignored).write_bytes(b"no image")
+    paths = [str(photos / path.parent.name / f"{path.stem}, [1]é.png") for path in copies]
+    for names in (["my photos"], ["my photos/**/*.png"], ["my photos/*"], [paths[0], "my photos"]):
+        shown = run_predict_py(*names, "--csv", "found.csv")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        with Path("found.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["path"] for row in rows] == paths
+        assert [row["label"] for row in rows] == [path.parent.name for path in copies]
+        found = [float(row["probability"]) for row in rows]
+        np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-5)
+        lines = [line.split("\t") for line in shown.stdout.splitlines()]
+        assert lines == [
+            [row["path"], row["label"], f"{share:.4f}"]
+            for row, share in zip(rows, found, strict=True)
+        ]
+
+
+def test_predict_py_says_what_is_wrong_with_its_arguments_or_its_folder() -> None:
+    Path("made").mkdir()
+    template = Path(export.__file__).parent / "templates" / "predict.py"
+    shutil.copy(template, "made")
+    Path("empty").mkdir()
+    for arguments, code, message in (
+        (["--help"], 0, "--csv FILE"),
+        ([], 2, "arguments are required: IMAGE"),
+        (["empty"], 2, "no files in empty"),
+        (["a.jpg"], 2, "there is no model.onnx or model.keras in"),
+    ):
+        shown = run_predict_py(*arguments)
+        assert shown.returncode == code
+        assert message in shown.stdout + shown.stderr
+        assert "Traceback" not in shown.stderr
 
 
 def recommend(run: Path, **changed: object) -> None:
@@ -196,7 +244,7 @@ PLANTED = {
     ),
     "resize policy": ('resize == "crop"', 'resize == "squash"'),
     "filter": ("Resampling.BILINEAR)\n    return", "Resampling.NEAREST)\n    return"),
-    "order of classes": ("return np.concatenate", "return 1 - np.concatenate"),
+    "order of classes": ("return np.stack", "return 1 - np.stack"),
 }
 
 

@@ -43,6 +43,7 @@ from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.heads.registry import HEADS
 from pipeline.images import decode as ours
+from pipeline.images.scan import NOT_IMAGES
 from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import Bundle
@@ -449,6 +450,7 @@ def test_predict_py_reads_the_same_formats_as_training(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert getattr(script, name) == getattr(ours, name)
     assert tuple(script.known_formats()) == ours._formats()
+    assert set(script.NOT_IMAGES) == NOT_IMAGES
     for name in ("picture.eps", "picture.tga"):
         draw(3, stripes=True).convert("RGB").save(tmp_path / name)
         with pytest.raises(UnidentifiedImageError):
