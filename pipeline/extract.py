@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.api import Extraction
     from pipeline.images.scan import ImageFolder
 
+MAX_LISTED = 10  # skipped files in the terminal
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, extract, print the results."""
@@ -112,6 +114,8 @@ def _print_summary(done: "Extraction") -> None:
     skipped = counted(len(done.skipped), "file") + " skipped"
     if done.skipped:
         print(f"{skipped}, listed in {printable(done.skipped_file)}")
+        for file in done.skipped[:MAX_LISTED]:
+            print(f"  {printable(file.path)}: {file.reason}")
     source = f"{done.computed:,} computed" if done.computed else "all from the cache"
     view_count = int((table.columns.views > 0).sum())
     views = f" and {counted(view_count, 'view')} of them" if view_count else ""
