@@ -199,16 +199,19 @@ def test_next_best_head_is_exported_if_the_recommended_one_predicts_otherwise(
 
 
 def test_moved_and_renamed_images_are_found_by_content(synthetic_set: Path) -> None:
-    cache = extract_features(synthetic_set, base="pixels", image_size=8).table.path
+    options = {"base": "pixels", "image_size": 8, "cache_dir": Path("old")}
+    cache = extract_features(synthetic_set, **options).table.path
     write_run(compare_heads(cache, heads="ridge", audit=False), Path("results"))
     synthetic_set.rename("moved")
+    Path("old").rename("cache")
+    cache = Path("cache") / cache.name
     Path("moved/test").rename("moved/renamed")
     for number, path in enumerate(sorted(Path("moved").rglob("*.png"))):
         path.rename(path.with_name(f"renamed {number}.png"))
     shutil.copytree("moved/renamed", "moved/copies")
     command = ["export", "--format", "onnx"]
     message = assert_one_line(run_command(*command, check=66))
-    assert f"{synthetic_set}, the image folder of {cache.resolve()}, does not exist" in message
+    assert f"{synthetic_set}, the image folder of {cache}, does not exist" in message
     assert "--images" in message
     Path("empty").mkdir()
     for wrong, reason in (("empty", "contains none of 24 test images"), ("no", "not exist")):
@@ -216,6 +219,24 @@ def test_moved_and_renamed_images_are_found_by_content(synthetic_set: Path) -> N
         assert reason in failed
     finished = run_command(*command, "--images", "moved", "--json")
     assert json.loads(finished.stdout)["images"] == 24
+
+
+def test_removed_or_renamed_images_say_how_to_find_the_others(
+    synthetic_set: Path,
+) -> None:
+    cache = extract_features(synthetic_set, base="pixels", image_size=8).table.path
+    write_run(compare_heads(cache, heads="ridge", audit=False), Path("results"))
+    command = ["export", "--format", "onnx"]
+    (synthetic_set / "test/plain/000.png").unlink()
+    message = assert_one_line(run_command(*command, check=65))
+    assert "000.png is not the cached image any more" in message
+    assert "--images" in message
+    for split in ("train", "validation", "test"):
+        (synthetic_set / split / "plain").rename(synthetic_set / split / "smooth")
+    message = assert_one_line(run_command(*command, check=65))
+    assert f"--images {synthetic_set} finds the images by content" in message
+    finished = run_command(*command, "--images", synthetic_set, "--json")
+    assert json.loads(finished.stdout)["images"] == 23
 
 
 @pytest.mark.slow

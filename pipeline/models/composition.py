@@ -14,7 +14,7 @@ from pipeline.errors import BadDataError
 from pipeline.heads.dense import DenseClassifier
 from pipeline.keras_backend import keras, tf
 from pipeline.models.bundle import Bundle
-from pipeline.models.head_layers import HeadLayer, NotExportableError, head_layers
+from pipeline.models.head_layers import HeadLayer, head_layers
 from pipeline.models.head_onnx import OPSETS, append_head
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.models.upper_layers import layers_above, put_weights
@@ -114,10 +114,7 @@ def save_keras(model: Any, about: Mapping[str, Any], path: Path) -> None:
 
 
 def save_onnx(proto: Any, about: Mapping[str, Any], path: Path) -> None:
-    """Write one valid ONNX file with ``about`` in its metadata: text, or JSON for other values.
-
-    Raises NotExportableError for a model of more than 2 GiB.
-    """
+    """Write one valid ONNX file with ``about`` in its metadata: text, or JSON for other values."""
     import onnx  # takes a second
 
     metadata = {
@@ -125,11 +122,6 @@ def save_onnx(proto: Any, about: Mapping[str, Any], path: Path) -> None:
         for name, value in about.items()
     }
     onnx.helper.set_model_props(proto, metadata)
-    if (size := proto.ByteSize()) > onnx.checker.MAXIMUM_PROTOBUF:
-        raise NotExportableError(
-            f"the model needs {size / 2**30:.1f} GiB, and an ONNX file has at most 2: choose "
-            f"another --head"
-        )
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
 

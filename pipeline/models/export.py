@@ -107,7 +107,7 @@ def export_bundle(
     ----------
     weights : of the base, ``imagenet`` or a file; None for those that the bundle names.
     out : the new folder; by default ``exports/<head>-<format>`` in the bundle's run.
-    cache_dir : contains fetched ImageNet weights.
+    cache_dir : contains fetched ImageNet weights, and the cache of the training if it was moved.
     images : contains the images of the training, if they were moved; they are found by content.
     check_images : number of test images to compare, chosen by `reference_images` with ``closest``.
 
@@ -132,7 +132,9 @@ def export_bundle(
     if os.path.lexists(folder):
         raise CannotCreateError(f"{printable(folder)} exists: choose another --out")
     config = Predictor(bundle, weights=weights, cache_dir=cache_dir).base_config()
-    reference = reference_images(bundle, images=images, max_images=check_images, closest=True)
+    reference = reference_images(
+        bundle, cache_dir=cache_dir, images=images, max_images=check_images, closest=True
+    )
     from pipeline.models import composition  # loads TensorFlow
 
     is_onnx = format == "onnx"

@@ -25,11 +25,16 @@ def append_head(base: Any, bundle: Bundle) -> Any:
     ``base`` is an ONNX model with the output "features" (B, D) float64, in which scikit-learn
     computes after `CommonScaler`: trees compare the same numbers with their thresholds.
 
-    Raises NotExportableError for a head that skl2onnx cannot convert.
+    Raises NotExportableError for a head that skl2onnx cannot convert, or of more than 2 GiB.
     """
-    from onnx import TensorProto, compose, helper, numpy_helper
+    from onnx import TensorProto, checker, compose, helper, numpy_helper
 
     estimator, head = bundle.estimator, _convert(bundle)
+    if (size := base.ByteSize() + head.ByteSize()) > checker.MAXIMUM_PROTOBUF:
+        raise NotExportableError(
+            f"{printable(bundle.head)} cannot be exported: it needs {size / 2**30:.1f} GiB, and an "
+            f"ONNX file has at most 2. Train on pooled features or fewer images"
+        )
     head.ir_version = base.ir_version
     for model in (base, head):
         del model.opset_import[:]

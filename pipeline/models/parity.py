@@ -146,7 +146,9 @@ def check_parity(
     for indices in groups.values():
         group = [bundles[index] for index in indices]
         layer, dtype = group[0].layer, group[0].spec.dtype
-        reference = reference_images(group[0], images=images, keys=keys, max_images=max_images)
+        reference = reference_images(
+            group[0], cache_dir=cache_dir, images=images, keys=keys, max_images=max_images
+        )
         predictors = [Predictor(bundle, weights=weights, cache_dir=cache_dir) for bundle in group]
         blocks: list[list[Probabilities]] = []  # of each block, the heads' (b, K)
         start, feature_error = 0, 0.0
@@ -250,7 +252,8 @@ class ReferenceImages:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
                             f"{printable(self.root / os.fsdecode(path))} is not the cached image "
-                            f"any more ({image.reason}): run extract and classify again"
+                            f"any more ({image.reason}): run extract and classify again, or name "
+                            f"the folder that has it now with --images"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
                 done += len(block)
@@ -261,6 +264,7 @@ class ReferenceImages:
 def reference_images(
     bundle: Bundle,
     *,
+    cache_dir: Path = Path("cache"),
     images: Path | None = None,
     keys: Keys | None = None,
     max_images: int = MAX_IMAGES,
@@ -270,6 +274,7 @@ def reference_images(
 
     Parameters
     ----------
+    cache_dir : contains the cache of the training, if it is not where it was.
     images, keys, max_images : as in `check_parity`.
     closest : choose half of them where the head's margins are smallest, since an error shows
         there first; the others are evenly spread.
@@ -277,7 +282,10 @@ def reference_images(
     Raises NoInputError if the cache or the image folder is missing; BadDataError if the bundle was
     trained on other features than the cache's, or other classes than the folder's.
     """
-    table = read_table(Path(bundle.document["cache"]))
+    cache = Path(bundle.document["cache"])
+    if not cache.exists() and (cache_dir / cache.name).exists():
+        cache = cache_dir / cache.name
+    table = read_table(cache)
     _check_same_features(bundle, table)
     root = images or Path(table.document["root"])
     if not root.is_dir():
@@ -289,7 +297,8 @@ def reference_images(
     if folders != bundle.classes:
         raise BadDataError(
             f"the class folders of {printable(root)} are {_join_names(folders)}; "
-            f"the model was trained on {_join_names(bundle.classes)}"
+            f"the model was trained on {_join_names(bundle.classes)}. If only names have changed, "
+            f"--images {printable(root)} finds the images by content"
         )
     columns = table.columns
     unaugmented = np.flatnonzero(columns.views == 0)
