@@ -174,7 +174,7 @@ def test_next_best_head_is_exported_if_the_recommended_one_cannot(lab: Path) -> 
         best = json.loads(finished.stdout)["head"]
         assert best != "knn"
         assert reason in finished.stderr
-        assert f"exporting {best} instead, the next best" in finished.stderr
+        assert f"trying {best} instead, the next best" in finished.stderr
         shutil.rmtree("made")
         failed = run_command("export", "run", "--format", "onnx", "--head", "knn", check=2)
         assert reason in assert_one_line(failed)

@@ -82,7 +82,7 @@ def export_run(run: Path, head: str | None = None, **options: Any) -> Export:
     for path in paths:
         if failure:
             log.warning("%s", failure)
-            log.warning("exporting %s instead, the next best", printable(path.stem))
+            log.warning("trying %s instead, the next best", printable(path.stem))
         try:
             return export_bundle(path, **options)
         except (NotExportableError, ParityError) as error:

@@ -132,9 +132,7 @@ def test_onnx_gives_probabilities_in_the_order_of_the_labels(name: str) -> None:
 
 def test_head_of_more_than_2_gib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1_000)
-    with pytest.raises(
-        NotExportableError, match="knn .* ONNX file has at most 2"
-    ):
+    with pytest.raises(NotExportableError, match=r"knn .* ONNX file has at most 2"):
         onnx_probabilities(bundle_of(fit_head("knn"), head="knn"), draw_rows().features)
 
 
