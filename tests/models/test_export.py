@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import zipfile
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -63,6 +64,20 @@ def test_layers_give_the_heads_probabilities(name: str) -> None:
         probabilities = forward(bundle, draw_rows(class_count).features)
         assert probabilities.dtype == np.float32
         np.testing.assert_allclose(probabilities, scores_of(bundle), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear_svm", "dense"])
+def test_layers_are_in_the_order_of_the_bundles_classes(name: str) -> None:
+    for class_count in (2, 4):
+        unchanged = bundle_of(fit_head(name, class_count), class_count)
+        bundle = replace(unchanged, estimator=deepcopy(unchanged.estimator))
+        estimator = getattr(bundle.estimator, "estimator", bundle.estimator)
+        labels = np.roll(np.arange(class_count), 1)
+        (estimator if name == "dense" else estimator[-1]).classes_ = labels
+        scores = scores_of(bundle)
+        np.testing.assert_allclose(scores[:, labels], scores_of(unchanged), atol=1e-12)
+        probabilities = forward(bundle, draw_rows(class_count).features)
+        np.testing.assert_allclose(probabilities, scores, atol=1e-5)
 
 
 def test_head_that_is_not_a_network_is_refused_and_the_exportable_heads_are_named() -> None:
