@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.checksums import Damage, find_damage
+from pipeline.cache.checksums import Damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
 from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache, read_skipped
 from pipeline.cache.maintenance import (
-    check_format,
     damaged_rows,
+    find_file_damage,
     remove_damaged_shards,
     repair_metadata,
 )
@@ -176,22 +176,20 @@ def repair_cache(
 ) -> Repair:
     """Repair a damaged cache file: compute only its damaged rows again.
 
-    ``weights`` is the weights file, if it has moved; downloaded ImageNet weights are in
-    ``cache_dir``.
+    Without damaged rows, neither images nor weights are needed. ``weights`` is the weights file, if
+    it has moved; downloaded ImageNet weights are in ``cache_dir``.
 
     Raises BadDataError if the file cannot be repaired, NoInputError if the image folder is missing.
     """
     target = Path(path)
-    check_format(target)
+    damages = find_file_damage(target)
     with writer_lock(target, wait=wait):
         shards = remove_damaged_shards(target)
-    damages = find_damage(target)
-    if not damages:
-        read_all_rows(target)
+        if damages:
+            repair_metadata(target)
+    if not damages or not find_file_damage(target):
         sync_folder(target.parent)  # a killed repair may have skipped this
-        return Repair(tuple(shards), 0)
-    with writer_lock(target, wait=wait):
-        repair_metadata(target)
+        return Repair((*shards, *damages), 0)
     table = read_all_rows(target)
     config = config_of(table, weights, Path(cache_dir))
     if feature_spec(config) != table.spec:

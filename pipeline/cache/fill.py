@@ -225,7 +225,7 @@ def read_skipped(path: Path) -> list[Skipped]:
 
 def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
     """Open the existing cache; raises CannotCreateError if it contains other features."""
-    table = existing_table(path, cure="choose another --out")
+    table = existing_table(path)
     if table and (conflict := _find_conflict(table, spec, root, plan)):
         raise CannotCreateError(f"{printable(path)} {conflict}; choose another --out")
     return table

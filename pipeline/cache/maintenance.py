@@ -1,5 +1,6 @@
 """Verify, repair and prune caches."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,11 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from pipeline.cache.checksums import (
-    MAGIC,
     Damage,
     InvalidChecksumsError,
     find_damage,
@@ -23,41 +22,48 @@ from pipeline.cache.checksums import (
 )
 from pipeline.cache.file import NO_FILE, FeatureTable, Source, cache_files, read_all_rows
 from pipeline.cache.fill import SKIPPED_SUFFIX
+from pipeline.cache.hdf5 import open_hdf5
 from pipeline.cache.publish import publish
 from pipeline.cache.row_index import DamagedRows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
-from pipeline.errors import BadDataError
+from pipeline.errors import PipelineError
 from pipeline.text import counted, printable
 
 CHECKPOINTS = "finetuning"  # folder of training checkpoints
 ABANDONED_AFTER = 30 * 86_400  # seconds: older checkpoints are rarely resumed
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+NO_CHECKSUMS = (
+    "another program opened the file for writing or wrote it; it cannot be compared with what "
+    "extract wrote"
+)
 TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # the temporary names of write_durably
 
 
 def verify_cache(path: Path) -> list[Damage]:
-    """Check every byte of a cache and its shards, then the rows; raises like `check_format`."""
+    """Check every byte of a cache and its shards, then the rows; raises like `find_file_damage`."""
     damages = [damage for _, damage in _shard_damages(path)]
     if not path.exists() and any(path.with_suffix(".parts").glob("*.h5")):
         return damages
-    check_format(path)
-    damages += find_damage(path)
-    if not damages:
-        damages += _find_invalid_rows(read_all_rows(path))
-    return damages
+    return damages + find_file_damage(path)
 
 
-def check_format(path: Path) -> None:
-    """Raise NoInputError or BadDataError unless a file is a cache, damaged or not."""
-    if path.is_file():
-        with path.open("rb") as file:
-            is_hdf5 = file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - len(MAGIC)))
-            if is_hdf5 or file.read() == MAGIC:
-                return
-    read_all_rows(path)
+def find_file_damage(path: Path) -> list[Damage]:
+    """Check every byte of a cache file, then the rows.
+
+    Without checksums HDF5's own are checked. Raises NoInputError, BusyError, or BadDataError for a
+    file that is not a cache or that nothing can repair.
+    """
+    if not path.is_file():
+        read_all_rows(path)
+    with contextlib.suppress(OSError):  # raises BusyError
+        open_hdf5(path).close()
+    try:
+        read_checksums(path)
+    except InvalidChecksumsError as error:
+        table = read_all_rows(path)
+        what = f"{error}: {NO_CHECKSUMS}"
+        return [*_find_invalid_rows(table), Damage("", None, what, is_lost=False)]
+    return find_damage(path) or list(_find_invalid_rows(read_all_rows(path)))
 
 
 def remove_damaged_shards(path: Path) -> list[Damage]:
@@ -77,7 +83,7 @@ def _shard_damages(path: Path) -> Iterator[tuple[Path, Damage]]:
 
 
 def _find_invalid_rows(table: FeatureTable) -> Iterator[Damage]:
-    """Yield duplicate rows and rows that are not finite, in a file without damaged bytes."""
+    """Yield duplicate rows, and rows that are unreadable or not finite."""
     columns = table.columns.take(np.flatnonzero(table.columns.labels != NO_FILE))
     pairs = zip(columns.paths.tolist(), columns.views.tolist(), strict=True)
     for (path, view), count in Counter(pairs).items():
@@ -87,11 +93,11 @@ def _find_invalid_rows(table: FeatureTable) -> Iterator[Damage]:
     for layer in table.layers:
         name = f"features/{layer}"
         for row in _unreadable_rows(table, layer):
-            yield Damage(name, (row, row), f"{name}, row {row}: not finite")
+            yield Damage(name, (row, row), f"{name}, row {row}: unreadable or not finite")
 
 
 def repair_metadata(path: Path) -> None:
-    """Restore all but features, or the checksums; raises BadDataError if both are damaged."""
+    """Restore all but features, or write missing checksums; raises BadDataError if impossible."""
     try:
         read_checksums(path)
     except InvalidChecksumsError:
@@ -120,13 +126,15 @@ def damaged_rows(path: Path, table: FeatureTable) -> DamagedRows:
 
 def _unreadable_rows(table: FeatureTable, layer: str) -> Iterator[int]:
     """Yield rows in chunks that fail HDF5's checksum, and rows of existing images with NaN."""
-    with h5py.File(table.path, "r") as file:
+    with open_hdf5(table.path) as file:
         dataset = file[f"features/{layer}"]
         size = dataset.chunks[0]
         for start in range(0, len(dataset), size):
             try:
                 rows = dataset[start : start + size]
-            except OSError:
+            except OSError as error:
+                if error.errno:
+                    raise
                 yield from range(start, min(start + size, len(dataset)))
                 continue
             finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
@@ -156,8 +164,8 @@ def find_prunable(folder: Path) -> list[Prunable]:
     for path in cache_files(folder):
         try:
             table = read_all_rows(path)
-        except BadDataError:
-            continue  # not a cache, or damaged: kept
+        except PipelineError:
+            continue  # not a cache, damaged or open elsewhere: kept
         size = path.stat().st_size
         if not Path(table.document["root"]).is_dir():
             reason = f"its image folder {printable(table.document['root'])} is gone"

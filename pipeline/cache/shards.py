@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from pipeline.cache.checksums import find_damage, write_checksums
 from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import DIGEST_DTYPE, LIBVER, FeatureTable, RowKey, create_features
+from pipeline.cache.hdf5 import open_hdf5
 from pipeline.durable import (
     DISK_FULL,
     TEMPORARY_SUFFIX,
@@ -114,7 +115,7 @@ class ShardFolder:
             log.warning("%s is damaged (%s): its rows are computed again", printable(path), what)
             return None
         try:
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 document = json.loads(file["spec"].asstr()[()])
                 keys = zip(file["digests"][()], file["views"][()], strict=True)
                 shard = Shard(
