@@ -182,7 +182,8 @@ def repair_cache(
     Raises BadDataError if the file cannot be repaired, NoInputError if the image folder is missing.
     """
     target = Path(path)
-    damages = find_file_damage(target)
+    has_file = target.exists() or not any(target.with_suffix(".parts").glob("*.h5"))
+    damages = find_file_damage(target) if has_file else []
     with writer_lock(target, wait=wait):
         shards = remove_damaged_shards(target)
         if damages:
@@ -192,11 +193,11 @@ def repair_cache(
         return Repair((*shards, *damages), 0)
     table = read_all_rows(target)
     config = config_of(table, weights, Path(cache_dir))
-    if feature_spec(config) != table.spec:
-        raise BadDataError(
-            f"{printable(target)} was made with other weights or another decoder: "
-            f"pass its weights file with --weights, or extract into a new file"
-        )
+    if (spec := feature_spec(config)) != table.spec:
+        others, cure = "other weights", "pass its weights file with --weights"
+        if spec.weights == table.spec.weights:
+            others, cure = "another image decoder", "extract into a new file with --out"
+        raise BadDataError(f"{printable(target)} was made with {others}: {cure}")
     try:
         plan = ViewPlan.from_document(table.document)
     except ValueError as error:

@@ -154,8 +154,11 @@ def _encode_shard(
 
 
 @contextlib.contextmanager
-def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``<name>.lock``; if another process holds it, wait for it or raise BusyError."""
+def writer_lock(cache_path: Path, *, wait: bool | None = None) -> Iterator[None]:
+    """Hold ``<name>.lock``; if another process holds it, wait for it or raise BusyError.
+
+    ``wait`` : None in commands without --wait.
+    """
     lock = FileLock(cache_path.with_suffix(".lock"))
     holder = cache_path.with_suffix(".holder")  # not the lock file: each attempt truncates that
     try:
@@ -166,7 +169,8 @@ def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
             process = printable(holder.read_text()) or process
         message = f"{process} is writing {printable(cache_path)}"
         if not wait:
-            raise BusyError(f"{message}; run again after its end, or with --wait") from error
+            or_wait = "" if wait is None else ", or with --wait"
+            raise BusyError(f"{message}; run again after its end{or_wait}") from error
         log.info("waiting: %s", message)
         lock.acquire(poll_interval=POLL_SECONDS)
     except OSError as error:
