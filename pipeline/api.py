@@ -13,7 +13,14 @@ from typing import Any
 
 from pipeline.cache.checksums import Damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
-from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
+from pipeline.cache.file import (
+    NO_FILE,
+    FeatureTable,
+    cache_file,
+    read_all_rows,
+    read_table,
+    record_latest,
+)
 from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache, read_skipped
 from pipeline.cache.maintenance import (
     damaged_rows,
@@ -21,7 +28,14 @@ from pipeline.cache.maintenance import (
     remove_damaged_shards,
     repair_metadata,
 )
-from pipeline.cache.provenance import cache_document, config_of, feature_spec, open_cache_engine
+from pipeline.cache.provenance import (
+    cache_document,
+    config_of,
+    continues_engine,
+    feature_spec,
+    open_cache_engine,
+)
+from pipeline.cache.reuse import find_sources
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError
@@ -122,8 +136,15 @@ def extract_features(
         strict=config.strict,
         wait=config.wait,
         plan=plan,
+        sources=find_sources(
+            config.cache_dir,
+            spec=spec,
+            besides=path,
+            accepts_engine=partial(continues_engine, config),
+        ),
         progress=progress,
     )
+    record_latest(config.cache_dir, path)
     return Extraction(
         table=read_table(path),
         images=images,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,17 +163,39 @@ def find_damage(path: Path) -> list[Damage]:
         checksums = read_checksums(path)
     except InvalidChecksumsError as error:
         return [Damage("", None, str(error), is_lost=False)]
-    damages = []
+    damages = _damaged_chunks(path, checksums.chunks)
     with path.open("rb") as stream:
-        for chunk in checksums.chunks:
-            if _sha256(stream, chunk) != chunk.sha256:
-                rows = (chunk.first_row, chunk.last_row)
-                what = f"{chunk.dataset}, rows {rows[0]} to {rows[1]}"
-                damages.append(Damage(chunk.dataset, rows, what))
         if _read(stream, OPEN_FLAG, 1) != checksums.backup[OPEN_FLAG : OPEN_FLAG + 1]:
             what = "it is marked as open for writing: another program was killed while it was open"
             damages.append(Damage("", None, what, is_lost=False))
     return damages + find_metadata_damage(path, checksums)
+
+
+def find_chunk_damage(path: Path, layer: str, rows: Sequence[int]) -> list[Damage]:
+    """Compare the chunks of some rows with their checksums, if the file has any."""
+    try:
+        chunks = read_checksums(path).chunks
+    except InvalidChecksumsError:
+        return []
+    numbers = sorted(rows)
+
+    def contains_any(chunk: StoredChunk) -> bool:
+        next_row = bisect_left(numbers, chunk.first_row)
+        return next_row < len(numbers) and numbers[next_row] <= chunk.last_row
+
+    name = f"features/{layer}"
+    return _damaged_chunks(path, [c for c in chunks if c.dataset == name and contains_any(c)])
+
+
+def _damaged_chunks(path: Path, chunks: Sequence[StoredChunk]) -> list[Damage]:
+    damages = []
+    with path.open("rb") as stream:
+        for chunk in chunks:
+            if _sha256(stream, chunk) != chunk.sha256:
+                rows = (chunk.first_row, chunk.last_row)
+                what = f"{chunk.dataset}, rows {rows[0]} to {rows[1]}"
+                damages.append(Damage(chunk.dataset, rows, what))
+    return damages
 
 
 def find_metadata_damage(path: Path, checksums: Checksums) -> list[Damage]:

@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,21 @@ from pipeline.cache.checksums import (
     write_checksums,
     write_repaired,
 )
-from pipeline.cache.file import NO_FILE, FeatureTable, Source, cache_files, read_all_rows
+from pipeline.cache.file import (
+    NO_FILE,
+    FeatureTable,
+    RowKey,
+    Source,
+    cache_files,
+    read_all_rows,
+)
 from pipeline.cache.fill import SKIPPED_SUFFIX
 from pipeline.cache.hdf5 import open_hdf5
 from pipeline.cache.publish import publish
 from pipeline.cache.row_index import DamagedRows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
-from pipeline.errors import PipelineError
+from pipeline.errors import BusyError, PipelineError
 from pipeline.text import counted, printable
 
 CHECKPOINTS = "finetuning"  # folder of training checkpoints
@@ -161,20 +168,49 @@ def find_prunable(folder: Path) -> list[Prunable]:
         if TEMPORARY.fullmatch(path.name)
     ]
     items += _abandoned_checkpoints(folder)
+    items += _orphaned_shards(folder)
+    tables: list[FeatureTable] = []
     for path in cache_files(folder):
-        try:
-            table = read_all_rows(path)
-        except PipelineError:
-            continue  # not a cache, damaged or open elsewhere: kept
-        size = path.stat().st_size
+        with contextlib.suppress(PipelineError):  # not a cache, damaged or open elsewhere: kept
+            tables.append(read_all_rows(path))
+    kept = [table for table in tables if Path(table.document["root"]).is_dir()]
+    for table in tables:
+        size = table.path.stat().st_size
         if not Path(table.document["root"]).is_dir():
             reason = f"its image folder {printable(table.document['root'])} is gone"
-            items.append(Prunable(path, size, reason))
+            reason += f"; {_describe_use(table, kept)}"
+            items.append(Prunable(table.path, size, reason))
         elif gone := len(_rows_of_deleted_images(table)):
             share = size * gone // len(table)
             reason = f"{counted(gone, 'row')} of deleted images"
-            items.append(Prunable(path, share, reason, gone))
+            items.append(Prunable(table.path, share, reason, gone))
     return items
+
+
+def _describe_use(table: FeatureTable, kept: Sequence[FeatureTable]) -> str:
+    """Return how many rows of a cache are in no other one, which `extract` would copy."""
+    only_here: set[RowKey] = set()
+    drawn = table.document.get("augmentation")
+    for layer in table.layers:
+        keys = set(table.columns.row_keys())
+        for other in kept:
+            if other.spec == table.spec and layer in other.layers:
+                same_views = other.document.get("augmentation") == drawn
+                keys -= {key for key in other.columns.row_keys() if same_views or not key.view}
+        only_here |= keys
+    if not only_here:
+        return "other caches have all its rows"
+    rows = counted(len(only_here), "row is", "rows are")
+    return f"{rows} in no other cache: if the folder was moved, extract it there first"
+
+
+def _orphaned_shards(folder: Path) -> Iterator[Prunable]:
+    """Yield the shards without a cache file, of runs that have ended."""
+    for parts in sorted(folder.glob("*.parts")):
+        if parts.is_dir() and not parts.with_suffix(".h5").exists():
+            size = sum(path.stat().st_size for path in parts.iterdir())
+            with contextlib.suppress(BusyError), writer_lock(parts):
+                yield Prunable(parts, size, "an interrupted run; the same extract continues it")
 
 
 def _abandoned_checkpoints(folder: Path) -> Iterator[Prunable]:
@@ -191,6 +227,11 @@ def _abandoned_checkpoints(folder: Path) -> Iterator[Prunable]:
 
 def prune(item: Prunable) -> None:
     """Delete an item of `find_prunable`; raises BusyError if an extraction uses it."""
+    if item.path.suffix == ".parts":
+        with writer_lock(item.path):
+            remove_folder(item.path)
+        remove_file(item.path.with_suffix(".lock"))
+        return
     if item.path.is_dir():  # checkpoints, which a resumed training writes again
         shutil.rmtree(item.path)
         return
