@@ -35,7 +35,7 @@ from pipeline.cache.provenance import (
     feature_spec,
     open_cache_engine,
 )
-from pipeline.cache.reuse import find_sources
+from pipeline.cache.reuse import find_other_rows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError
@@ -136,7 +136,7 @@ def extract_features(
         strict=config.strict,
         wait=config.wait,
         plan=plan,
-        sources=find_sources(
+        others=find_other_rows(
             config.cache_dir,
             spec=spec,
             besides=path,

@@ -10,8 +10,8 @@ import hashlib
 import json
 import struct
 import zlib
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -163,7 +163,11 @@ def find_damage(path: Path) -> list[Damage]:
         checksums = read_checksums(path)
     except InvalidChecksumsError as error:
         return [Damage("", None, str(error), is_lost=False)]
-    damages = _damaged_chunks(path, checksums.chunks)
+    damages = []
+    for chunk in _damaged_chunks(path, checksums.chunks):
+        rows = (chunk.first_row, chunk.last_row)
+        what = f"{chunk.dataset}, rows {rows[0]} to {rows[1]}"
+        damages.append(Damage(chunk.dataset, rows, what))
     with path.open("rb") as stream:
         if _read(stream, OPEN_FLAG, 1) != checksums.backup[OPEN_FLAG : OPEN_FLAG + 1]:
             what = "it is marked as open for writing: another program was killed while it was open"
@@ -171,31 +175,26 @@ def find_damage(path: Path) -> list[Damage]:
     return damages + find_metadata_damage(path, checksums)
 
 
-def find_chunk_damage(path: Path, layer: str, rows: Sequence[int]) -> list[Damage]:
-    """Compare the chunks of some rows with their checksums, if the file has any."""
+def find_damaged_rows(path: Path, layer: str, rows: Sequence[int]) -> set[int]:
+    """Return the rows of the damaged chunks among those of some rows, if a file has checksums."""
     try:
         chunks = read_checksums(path).chunks
     except InvalidChecksumsError:
-        return []
+        return set()
     numbers = sorted(rows)
 
     def contains_any(chunk: StoredChunk) -> bool:
-        next_row = bisect_left(numbers, chunk.first_row)
-        return next_row < len(numbers) and numbers[next_row] <= chunk.last_row
+        return bisect_left(numbers, chunk.first_row) < bisect_right(numbers, chunk.last_row)
 
     name = f"features/{layer}"
-    return _damaged_chunks(path, [c for c in chunks if c.dataset == name and contains_any(c)])
+    of_rows = (chunk for chunk in chunks if chunk.dataset == name and contains_any(chunk))
+    damaged = _damaged_chunks(path, of_rows)
+    return {row for chunk in damaged for row in range(chunk.first_row, chunk.last_row + 1)}
 
 
-def _damaged_chunks(path: Path, chunks: Sequence[StoredChunk]) -> list[Damage]:
-    damages = []
+def _damaged_chunks(path: Path, chunks: Iterable[StoredChunk]) -> list[StoredChunk]:
     with path.open("rb") as stream:
-        for chunk in chunks:
-            if _sha256(stream, chunk) != chunk.sha256:
-                rows = (chunk.first_row, chunk.last_row)
-                what = f"{chunk.dataset}, rows {rows[0]} to {rows[1]}"
-                damages.append(Damage(chunk.dataset, rows, what))
-    return damages
+        return [chunk for chunk in chunks if _sha256(stream, chunk) != chunk.sha256]
 
 
 def find_metadata_damage(path: Path, checksums: Checksums) -> list[Damage]:

@@ -14,7 +14,7 @@ from pipeline.cache.compute import OpenEngine, compute_rows
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import FeatureTable, Row, RowKey, existing_table, read_all_rows
 from pipeline.cache.publish import publish_rows
-from pipeline.cache.reuse import copy_rows
+from pipeline.cache.reuse import OtherRows, copy_rows
 from pipeline.cache.row_index import DamagedRows, RowIndex
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
@@ -50,7 +50,7 @@ def fill_cache(
     document: Mapping[str, Any],
     batch_size: int,
     plan: ViewPlan,
-    sources: Iterable[FeatureTable] = (),
+    others: Iterable[OtherRows] = (),
     strict: bool = False,
     wait: bool = False,
     damaged: DamagedRows | None = None,
@@ -69,7 +69,7 @@ def fill_cache(
     document : content of the file's ``spec`` dataset; the engine is added.
     damaged : rows of the file to compute again.
     plan : the views of each image; further views in the file stay, hidden.
-    sources : other caches of the same features, read only if rows are missing.
+    others : other caches of the same features, read only if rows are missing.
 
     Raises CannotCreateError if the path is not a cache of these features; BadDataError if more than
     half of the files are skipped, if a class has no readable image, or for the first skipped file
@@ -82,7 +82,7 @@ def fill_cache(
         layers = sorted({*(table.layers if table else ()), *layers})
         rows, missing = plan_rows(images.files, digests, plan, layers, index)
         if missing:
-            copy_rows(_by_layer(missing), sources, shards, plan)
+            copy_rows(_by_layer(missing), others, shards)
             index.add_shards(shards.shards)
             rows, missing = plan_rows(images.files, digests, plan, layers, index)
         if strict and skipped:

@@ -74,8 +74,12 @@ class ShardFolder:
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)
+        self.shards = self.read()
+
+    def read(self) -> list[Shard]:
+        """Return the undamaged shards; changes nothing."""
         paths = sorted(self.path.glob("*.h5"))
-        self.shards = [shard for path in paths if (shard := self._read_shard(path))]
+        return [shard for path in paths if (shard := self._read_shard(path))]
 
     def commit(
         self,

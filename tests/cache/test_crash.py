@@ -45,7 +45,7 @@ from pipeline.cache import compute, maintenance, provenance, publish, shards
 from pipeline.cache import file as cache_file
 from pipeline.cache import fill as cache_fill
 from pipeline.cache.checksums import find_damage, read_checksums
-from pipeline.cache.reuse import find_sources
+from pipeline.cache.reuse import find_other_rows
 from pipeline.cache.shards import ShardFolder
 from pipeline.durable import TEMPORARY_SUFFIX, DiskFile, sync_folder
 from pipeline.errors import PipelineError
@@ -130,8 +130,8 @@ def rows_in_another_cache(root: Path, cache: Path) -> None:
 
 def copy_and_extract(root: Path, cache: Path, engine: PixelEngine) -> None:
     path = cache / CACHE
-    sources = find_sources(cache, spec=PIXEL_SPEC, besides=path)
-    fill(root, path, engine, batch_size=ROWS_PER_SHARD, sources=sources)
+    others = find_other_rows(cache, spec=PIXEL_SPEC, besides=path)
+    fill(root, path, engine, batch_size=ROWS_PER_SHARD, others=others)
 
 
 def second_layer(root: Path, cache: Path, engine: PixelEngine) -> None:
