@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.cache.checksums import InvalidChecksumsError, find_metadata_damage, read_checksums
 from pipeline.cache.chunks import LEVEL
-from pipeline.cache.hdf5 import damaged_error, open_hdf5
+from pipeline.cache.hdf5 import damaged_error, length_before_cut, open_hdf5
 from pipeline.cache.validation import COLUMN_DTYPES, InvalidCacheError, check_layout, check_values
 from pipeline.durable import write_durably
 from pipeline.errors import (
@@ -28,6 +27,7 @@ from pipeline.errors import (
     DamagedError,
     NoInputError,
     PipelineError,
+    StorageError,
 )
 from pipeline.spec import FeatureSpec
 from pipeline.text import file_name, printable
@@ -235,22 +235,20 @@ def read_all_rows(path: Path) -> FeatureTable:
     except Exception as error:  # h5py raises many types on damaged structures
         if isinstance(error, OSError) and error.errno:
             raise
-        reason = _describe_failure(error)
-        raise BadDataError(f"{printable(path)} {reason}; {MOVE_AWAY}") from error
+        if length := length_before_cut(path):
+            raise DamagedError(
+                f"{printable(path)} is cut off: {path.stat().st_size:,} of {length:,} bytes are "
+                f"left; try python -m pipeline.cache repair {printable(path)}, or {MOVE_AWAY}"
+            ) from error
+        raise BadDataError(
+            f"{printable(path)} is not a feature cache, or damaged beyond repair "
+            f"({printable(str(error))}); {MOVE_AWAY}"
+        ) from error
 
 
 @functools.cache
 def _warn_once(text: str) -> None:
     log.warning("%s", text)
-
-
-def _describe_failure(error: Exception) -> str:
-    """Return what h5py's error says about a file that nothing can repair."""
-    lengths = re.search(r"eof = (\d+).*stored_eof = (\d+)", str(error))
-    if lengths is None:
-        return f"is not a feature cache, or damaged beyond repair ({printable(str(error))})"
-    left, expected = map(int, lengths.groups())
-    return f"is cut off: {left:,} of {expected:,} bytes are left, too few to repair"
 
 
 def _read_columns(path: Path, file: h5py.File, version: tuple[int, ...]) -> FeatureTable:
@@ -296,7 +294,8 @@ def record_latest(folder: Path, path: Path) -> None:
     with contextlib.suppress(OSError):
         if record.read_bytes() == name:
             return
-    write_durably(record, lambda file: file.write(name))
+    with contextlib.suppress(OSError, StorageError):  # optional: the features are cached
+        write_durably(record, lambda file: file.write(name))
 
 
 def latest_cache(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Open HDF5 files for reading, with the reasons why that fails: busy is not damaged."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import h5py
@@ -29,6 +30,16 @@ def open_hdf5(path: Path) -> h5py.File:
             f"{printable(path)} is marked as open for writing: close it in the other program; if "
             f"that was killed, run h5clear -s {printable(path)}"
         ) from error
+
+
+def length_before_cut(path: Path) -> int | None:
+    """Return how long a cut-off file was; None for another file."""
+    try:
+        open_hdf5(path).close()
+    except OSError as error:
+        if found := re.search(r"truncated file: .*stored_eof = (\d+)", str(error)):
+            return int(found[1])
+    return None
 
 
 def damaged_error(path: Path, what: str = "") -> PipelineError:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from pipeline.cache.checksums import (
@@ -21,6 +22,7 @@ from pipeline.cache.checksums import (
     write_repaired,
 )
 from pipeline.cache.file import (
+    MOVE_AWAY,
     NO_FILE,
     FeatureTable,
     RowKey,
@@ -29,16 +31,18 @@ from pipeline.cache.file import (
     read_all_rows,
 )
 from pipeline.cache.fill import SKIPPED_SUFFIX
-from pipeline.cache.hdf5 import open_hdf5
+from pipeline.cache.hdf5 import length_before_cut, open_hdf5
 from pipeline.cache.publish import publish
 from pipeline.cache.row_index import DamagedRows
 from pipeline.cache.shards import writer_lock
+from pipeline.cache.validation import COLUMN_DTYPES, check_layout
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
-from pipeline.errors import BusyError, PipelineError
+from pipeline.errors import BadDataError, BusyError, PipelineError
 from pipeline.text import counted, printable
 
 CHECKPOINTS = "finetuning"  # folder of training checkpoints
 ABANDONED_AFTER = 30 * 86_400  # seconds: older checkpoints are rarely resumed
+LOST = b"cut off " * 2**17  # in place of lost bytes: zeros would pass HDF5's checksum
 NO_CHECKSUMS = (
     "another program opened the file for writing or wrote it; it cannot be compared with what "
     "extract wrote"
@@ -67,6 +71,9 @@ def find_file_damage(path: Path) -> list[Damage]:
     try:
         read_checksums(path)
     except InvalidChecksumsError as error:
+        if length := length_before_cut(path):
+            what = f"it is cut off: {path.stat().st_size:,} of {length:,} bytes are left"
+            return [Damage("", None, what)]
         table = read_all_rows(path)
         what = f"{error}: {NO_CHECKSUMS}"
         return [*_find_invalid_rows(table), Damage("", None, what, is_lost=False)]
@@ -99,8 +106,12 @@ def _find_invalid_rows(table: FeatureTable) -> Iterator[Damage]:
             yield Damage("paths", None, f"{printable(path)} has {count} rows{of_view}")
     for layer in table.layers:
         name = f"features/{layer}"
-        for row in _unreadable_rows(table, layer):
-            yield Damage(name, (row, row), f"{name}, row {row}: unreadable or not finite")
+        rows = np.array([*_unreadable_rows(table, layer)], np.int64)
+        for block in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+            if len(block):
+                first, last = int(block[0]), int(block[-1])
+                place = f"row {first}" if first == last else f"rows {first} to {last}"
+                yield Damage(name, (first, last), f"{name}, {place}: unreadable or not finite")
 
 
 def repair_metadata(path: Path) -> None:
@@ -108,17 +119,42 @@ def repair_metadata(path: Path) -> None:
     try:
         read_checksums(path)
     except InvalidChecksumsError:
-        read_all_rows(path)  # raises if HDF5 cannot read the file either
+        left = path.stat().st_size
+        length = length_before_cut(path)
+        if length is None:
+            read_all_rows(path)  # raises if HDF5 cannot read the file either
 
         def copy_with_checksums(file: DiskFile) -> None:
             with path.open("rb") as source:
                 shutil.copyfileobj(source, file)
+            if length:
+                _fill_up(path, file, length, left)
             write_checksums(file)
 
-        write_durably(path, copy_with_checksums, needs=path.stat().st_size)
+        write_durably(path, copy_with_checksums, needs=length or left)
         return
     if any(not damage.dataset.startswith("features/") for damage in find_damage(path)):
         write_durably(path, lambda file: write_repaired(path, file), needs=path.stat().st_size)
+
+
+def _fill_up(path: Path, file: DiskFile, length: int, left: int) -> None:
+    """Extend a cut-off copy, so that HDF5 reads it; chunks in the new part fail its checksums.
+
+    Raises BadDataError if more than features are lost.
+    """
+    for start in range(left, length, len(LOST)):
+        file.write(LOST[: length - start])
+    try:
+        with h5py.File(file, "r") as copy:
+            check_layout(copy)
+            ends = [copy[name].id.get_offset() + copy[name].nbytes for name in COLUMN_DTYPES]
+            is_repairable = max(ends) <= left and all(
+                rows.fletcher32 for rows in copy["features"].values()
+            )
+    except Exception:  # h5py raises many types on damaged structures
+        is_repairable = False
+    if not is_repairable:
+        raise BadDataError(f"{printable(path)} lost too much to be repaired; {MOVE_AWAY}")
 
 
 def damaged_rows(path: Path, table: FeatureTable) -> DamagedRows:

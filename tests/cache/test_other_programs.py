@@ -195,7 +195,7 @@ def test_damage_in_a_file_without_checksums_is_found_by_hdf5s(cached: Path) -> N
     content[position] ^= 1
     cached.write_bytes(content)
     finished = run_command("cache", "verify", cached, check=65)
-    assert "damaged: features/pixels, row 39: unreadable" in finished.stdout
+    assert "damaged: features/pixels, rows 0 to 39: unreadable" in finished.stdout
     assert "40 images computed again" in run_command("cache", "repair", cached).stdout
     np.testing.assert_array_equal(load_features(cached).features("pixels"), before)
     run_command("cache", "verify", cached)
@@ -221,18 +221,37 @@ def test_mark_of_a_newer_format_names_the_tool_that_removes_it() -> None:
     assert "h5clear -s new.h5" in assert_one_line(run_command("cache", "show", path, check=75))
 
 
-def test_cut_off_file_is_damage_beyond_repair(cached: Path) -> None:
+def test_cut_off_checksums_are_written_again(cached: Path) -> None:
+    before = load_features(cached)
+    expected = before.features("pixels")
     content = cached.read_bytes()
-    root = load_features(cached).document["root"]
-    for left in (len(content) - 1, read_checksums(cached).end, 5000):
+    for left in (len(content) - 1, read_checksums(cached).end):
         cached.write_bytes(content[:left])
-        for command in (
-            ("cache", "verify", cached),
-            ("cache", "repair", cached),
-            ("classify", cached),
-        ):
-            message = assert_one_line(run_command(*command, check=65))
-            assert f"is cut off: {left:,} of {len(content):,} bytes are left" in message
-            assert "move it away and run extract again" in message
-        message = run_command("extract", root, "--base", "pixels", check=73).stderr
-        assert "or choose another --out" in message
+        found = f"is cut off: {left:,} of {len(content):,} bytes are left"
+        for command in (("classify", cached), ("extract", before.document["root"])):
+            options = ("--base", "pixels") if command[0] == "extract" else ()
+            stderr = run_command(*command, *options, check=65).stderr
+            assert found in stderr
+            assert "pipeline.cache repair" in stderr
+        assert f"damaged: it {found}" in run_command("cache", "verify", cached, check=65).stdout
+        assert "0 images computed again" in run_command("cache", "repair", cached).stdout
+        after = load_features(cached)
+        np.testing.assert_array_equal(after.features("pixels"), expected)
+        assert after.columns.equals(before.columns)
+        assert "every byte is correct" in run_command("cache", "verify", cached).stdout
+
+
+def test_file_that_lost_more_than_features_is_refused_unchanged(cached: Path) -> None:
+    root = load_features(cached).document["root"]
+    with h5py.File(cached) as file:
+        end_of_labels = file["labels"].id.get_offset() + file["labels"].nbytes
+        middle = file["features/pixels"].id.get_chunk_info(0).byte_offset + 100
+    for left in (middle, end_of_labels - 1, 1000, 100):
+        content = cached.read_bytes()[:left]
+        cached.write_bytes(content)
+        message = assert_one_line(run_command("cache", "repair", cached, check=65))
+        assert "lost too much to be repaired; move it away and run extract again" in message
+        assert cached.read_bytes() == content
+    cached.write_bytes(b"")
+    message = run_command("extract", root, "--base", "pixels", check=73).stderr
+    assert "move it away and run extract again, or choose another --out" in message
