@@ -11,17 +11,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.checksums import Damage, find_damage
+from pipeline.cache.checksums import Damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
-from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
+from pipeline.cache.file import (
+    NO_FILE,
+    FeatureTable,
+    cache_file,
+    read_all_rows,
+    read_table,
+    record_latest,
+)
 from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache, read_skipped
 from pipeline.cache.maintenance import (
-    check_format,
     damaged_rows,
+    find_file_damage,
     remove_damaged_shards,
     repair_metadata,
 )
-from pipeline.cache.provenance import cache_document, config_of, feature_spec, open_cache_engine
+from pipeline.cache.provenance import (
+    cache_document,
+    config_of,
+    continues_engine,
+    feature_spec,
+    open_cache_engine,
+)
+from pipeline.cache.reuse import find_other_rows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError
@@ -124,8 +138,15 @@ def extract_features(
         strict=config.strict,
         wait=config.wait,
         plan=plan,
+        others=find_other_rows(
+            config.cache_dir,
+            spec=spec,
+            besides=path,
+            accepts_engine=partial(continues_engine, config),
+        ),
         progress=progress,
     )
+    record_latest(config.cache_dir, path)
     return Extraction(
         table=read_table(path),
         images=images,
@@ -181,29 +202,28 @@ def repair_cache(
 ) -> Repair:
     """Repair a damaged cache file: compute only its damaged rows again.
 
-    ``weights`` is the weights file, if it has moved; downloaded ImageNet weights are in
-    ``cache_dir``.
+    Without damaged rows, neither images nor weights are needed. ``weights`` is the weights file, if
+    it has moved; downloaded ImageNet weights are in ``cache_dir``.
 
     Raises BadDataError if the file cannot be repaired, NoInputError if the image folder is missing.
     """
     target = Path(path)
-    check_format(target)
+    has_file = target.exists() or not any(target.with_suffix(".parts").glob("*.h5"))
+    damages = find_file_damage(target) if has_file else []
     with writer_lock(target, wait=wait):
         shards = remove_damaged_shards(target)
-    damages = find_damage(target)
-    if not damages:
-        read_all_rows(target)
+        if damages:
+            repair_metadata(target)
+    if not damages or not find_file_damage(target):
         sync_folder(target.parent)  # a killed repair may have skipped this
-        return Repair(tuple(shards), 0)
-    with writer_lock(target, wait=wait):
-        repair_metadata(target)
+        return Repair((*shards, *damages), 0)
     table = read_all_rows(target)
     config = config_of(table, weights, Path(cache_dir))
-    if feature_spec(config) != table.spec:
-        raise BadDataError(
-            f"{printable(target)} was made with other weights or another decoder: "
-            f"pass its weights file with --weights, or extract into a new file"
-        )
+    if (spec := feature_spec(config)) != table.spec:
+        others, cure = "other weights", "pass its weights file with --weights"
+        if spec.weights == table.spec.weights:
+            others, cure = "another image decoder", "extract into a new file with --out"
+        raise BadDataError(f"{printable(target)} was made with {others}: {cure}")
     try:
         plan = ViewPlan.from_document(table.document)
     except ValueError as error:

@@ -190,8 +190,13 @@ def _check_space(shards: ShardFolder, sample: Features, rows: int) -> None:
             file_size(free),
         )  # fmt: skip
     if needed > free:
+        cures = {
+            "fewer --views": shards.augmentation is not None,
+            "--pooling avg": any(features.ndim > 2 for features in sample.values()),
+            "--dtype float16": shards.spec.dtype != "float16",
+        }
+        smaller = " or ".join(cure for cure, helps in cures.items() if helps)
         raise StorageError(
             f"{printable(folder)} has too little space: {file_size(needed)} needed, "
-            f"{file_size(free)} free; free some, or use fewer --views, --pooling avg or "
-            f"--dtype float16"
+            f"{file_size(free)} free; free some" + f", or use {smaller}" * bool(smaller)
         )

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.bases.config import AUTO, ENGINES, IMAGENET, RANDOM
+from pipeline.bases.config import AUTO, ENGINES, IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import PIXELS
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.file import FORMAT_VERSION, FeatureTable
-from pipeline.engines import Engine, open_engine, weights_digest
+from pipeline.engines import Engine, is_installed, open_engine, weights_digest
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
@@ -76,6 +76,13 @@ def open_cache_engine(
             engine.name, printable(str(earlier.get("version"))), engine.name, engine.version,
         )  # fmt: skip
     return engine
+
+
+def continues_engine(config: BaseConfig, name: str) -> bool:
+    """Return whether a config can add rows to those of an engine: else a cache is not a source."""
+    if config.network.name == PIXELS:
+        return True
+    return name == config.engine if config.engine != AUTO else is_installed(name)
 
 
 def cache_document(

@@ -200,6 +200,20 @@ def test_imbalance_is_noticed(tmp_path: Path) -> None:
     assert result.test_accuracy == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("options", [{}, {"split": "60/20/20"}, {"cv": 3}])
+def test_imbalance_is_of_all_images_not_of_one_draw(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
+    classes = tuple(f"class {number:02}" for number in range(30))
+    labels = [number % 30 for number in range(30 * 40)]
+    equal = write_cache(tmp_path / "equal.h5", labels=labels, classes=classes)
+    assert compare_heads(equal, heads="majority", audit=False, **options).notices == ()
+    one_smaller = [label for number, label in enumerate(labels) if label or number < 20 * 30]
+    smaller = write_cache(tmp_path / "smaller.h5", labels=one_smaller, classes=classes)
+    (notice,) = compare_heads(smaller, heads="majority", audit=False, **options).notices
+    assert "imbalanced: 40 images of class 01 (3 %), 20 of class 00" in notice
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
