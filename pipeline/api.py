@@ -3,8 +3,7 @@
 import logging
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,21 +23,25 @@ from pipeline.cache.maintenance import (
 from pipeline.cache.provenance import cache_document, config_of, feature_spec, open_cache_engine
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, ImageFolder, Skipped, find_images, scan_folder
+from pipeline.images.set_checks import (
+    warn_of_duplicates,
+    warn_of_missing_classes,
+    warn_of_nested_classes,
+)
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
-from pipeline.text import counted, printable
+from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
 VARIANT_DIGITS = 6  # of an augmentation's digest in a file name
 PREVIEW_IMAGES, PREVIEW_IMAGES_PER_CLASS = 8, 4  # at most, on a sheet of views
 PREVIEW_VIEWS = 8  # per image on the sheet, if --views is not set
-MAX_LISTED_GROUPS = 10  # of duplicates in a warning
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,15 @@ def extract_features(
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
     plan = config.view_plan
+    if not os.fspath(data):
+        raise UsageError("the image folder is an empty name: is a variable unset?")
     images = scan_folder(Path(data))
     if config.limit_per_class is not None:
         images = images.limited(config.limit_per_class)
     if on_scan:
         on_scan(images)
+    warn_of_missing_classes(images)
+    warn_of_nested_classes(images)
     digests, unreadable = hash_files(
         images.root, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
@@ -233,22 +240,6 @@ def repair_cache(
         progress=progress,
     )
     return Repair((*shards, *damages), filled.computed)
-
-
-def warn_of_duplicates(images: ImageFolder, digests: Mapping[bytes, bytes]) -> None:
-    """Log identical files with several labels or in several splits: they bias scores."""
-    by_digest = defaultdict(list)
-    for file in images.files:
-        if file.path in digests:
-            by_digest[digests[file.path]].append(file)
-    for column in ("label", "split"):
-        groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
-        if groups:
-            paths = [" = ".join(printable(file.path) for file in group) for group in groups]
-            listed, rest = "; ".join(paths[:MAX_LISTED_GROUPS]), len(paths) - MAX_LISTED_GROUPS
-            more = f" and {rest:,} more" if rest > 0 else ""
-            count = counted(len(groups), "image has", "images have")
-            log.warning("%s several %ss: %s%s", count, column, listed, more)
 
 
 def predict_images(

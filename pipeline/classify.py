@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
-from pipeline.config import flag_of, whole_number
+from pipeline.config import flag_of, path_argument, whole_number
 from pipeline.errors import NoInputError, UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.heads.config import DenseConfig
@@ -102,10 +102,18 @@ def _parser() -> argparse.ArgumentParser:
         example="python -m pipeline.classify cache/pets-vgg16-*.h5 --heads logistic,dense",
     )
     parser.add_argument(
-        "caches", nargs="*", type=Path, metavar="CACHE", help="cache files (default: the newest)"
+        "caches",
+        nargs="*",
+        type=path_argument,
+        metavar="CACHE",
+        help="cache files (default: the newest)",
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
+        "--cache-dir",
+        type=path_argument,
+        default=Path("cache"),
+        metavar="FOLDER",
+        help="folder of caches",
     )
     parser.add_argument(
         "--head",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pipeline.config import Config, flag_of, fraction, option
+from pipeline.config import Config, flag_of, fraction, option, path_argument
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration, printable
 
@@ -93,7 +93,7 @@ def add_options(
         elif isinstance(field.default, bool):
             settings["action"] = "store_false" if field.default else "store_true"
         else:
-            settings |= {"type": kind, "default": field.default}
+            settings |= {"type": path_argument if kind is Path else kind, "default": field.default}
             settings |= {name: field.metadata[name] for name in ("choices", "metavar")}
         if field.default == ():
             settings |= {"action": "append", "default": []}

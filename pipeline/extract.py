@@ -12,6 +12,7 @@ from pipeline import cli
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import BASES
 from pipeline.cache.config import AugmentConfig, ExtractConfig
+from pipeline.config import path_argument
 from pipeline.errors import NoInputError, UsageError
 from pipeline.text import counted, duration, file_size, printable
 
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "data",
         nargs="?",
-        type=Path,
+        type=path_argument,
         help="folder of class folders, or of train/, validation/ and test/ with class folders "
         "(default: the only folder in data/)",
     )
