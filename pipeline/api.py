@@ -65,6 +65,7 @@ def extract_features(
     config: ExtractConfig | None = None,
     *,
     progress: RowProgress | None = None,
+    engine_progress: Callable[[int, int], None] | None = None,
     on_scan: Callable[[ImageFolder], None] | None = None,
     **options: Any,
 ) -> Extraction:
@@ -76,6 +77,7 @@ def extract_features(
     ----------
     data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them.
     progress : called with (rows done, rows in total).
+    engine_progress : called with (engines tried, engines to try), if one is to be chosen.
     on_scan : called with the contents of the folder before features are computed.
     **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they override those
         of ``config``.
@@ -125,7 +127,7 @@ def extract_features(
         skipped=(*images.skipped, *unreadable),
         spec=spec,
         layers=config.layer_keys,
-        open_engine=partial(open_cache_engine, config),
+        open_engine=partial(open_cache_engine, config, progress=engine_progress),
         document=cache_document(images.name, images.root, config, spec),
         batch_size=config.batch_size,
         strict=config.strict,

@@ -250,6 +250,8 @@ class ProgressBar:
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=total, note=note)
         self._bar.update(self._task, completed=done, total=total, note=note)
+        if done >= total:  # another bar may follow
+            self._bar.stop()
 
 
 class StageProgressBar(contextlib.ExitStack):

@@ -67,8 +67,13 @@ def _extract(arguments: argparse.Namespace) -> None:
         sheet = preview_views(data, config)
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
-    with cli.ProgressBar("extracting", unit="view" if config.views else "image") as bar:
-        done = extract_features(data, config, progress=bar, on_scan=_log_image_folder)
+    with (
+        cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
+        cli.ProgressBar("extracting", unit="view" if config.views else "image") as bar,
+    ):
+        done = extract_features(
+            data, config, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
+        )
     if arguments.json:
         cli.print_json(_as_json(done))
     else:

@@ -161,7 +161,10 @@ def make_set(root: Path, *folders: str) -> Path:
 @pytest.mark.parametrize(
     ("folders", "reason"),
     [
-        (["training/a", "training/b", "testing/a"], r"testing contains 1 file; .* test/\? .* training/ to train/"),
+        (
+            ["training/a", "training/b", "testing/a"],
+            r"testing contains 1 file; .* test/\? .* training/ to train/",
+        ),
         (["trian/a", "trian/b", "tset/a", "tset/b"], r"Rename trian/ to train/, tset/ to test/"),
         (["train/a", "train/b", "vaild/a"], r"vaild contains 1 file; did you mean validation/\?"),
         (
