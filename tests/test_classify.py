@@ -231,7 +231,7 @@ def test_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_interrupted_audit_leaves_the_table_and_says_where(tmp_path: Path) -> None:
-    stderr, _ = interrupt_classify(tmp_path, "--heads", "majority", after="auditing the data")
+    stderr, _ = interrupt_classify(tmp_path, "--heads", "majority", after="audit:")
     (folder,) = Path("results").iterdir()
     assert stderr == (
         f"error: interrupted before the report; the table is complete in {folder.as_posix()}\n"

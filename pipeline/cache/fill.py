@@ -109,7 +109,7 @@ def fill_cache(
                     batch_size,
                     row_count=sum(map(len, group.values())),
                     recorded=index.engine,
-                    on_commit=report,
+                    on_batch=report,
                 )
         index.add_shards(shards.shards[earlier:])
         # Copies of an unreadable image are skipped, too: only one was decoded.

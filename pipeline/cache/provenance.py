@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -43,11 +43,17 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
 
 
 def open_cache_engine(
-    config: ExtractConfig, layers: Sequence[str], images: Pixels, recorded: Mapping[str, Any] | None
+    config: ExtractConfig,
+    layers: Sequence[str],
+    images: Pixels,
+    recorded: Mapping[str, Any] | None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Open the engine for a cache's missing rows: the ``recorded`` one, or that of the config.
 
-    ``recorded`` : the engine in the cache's ``spec``; None for a new cache.
+    ``recorded`` : the engine in the cache's ``spec``; None for a new cache. ``progress`` : of
+    `pipeline.engines.open_engine`.
 
     Raises CannotCreateError if the config requests another engine, UnreachableError if the recorded
     one is not installed.
@@ -63,7 +69,7 @@ def open_cache_engine(
     if name != config.engine and name not in ENGINES:
         raise UnreachableError(f"{computed}, but is unknown to this version: choose another --out")
     try:
-        engine = open_engine(replace(config, engine=name), layers, images=images)
+        engine = open_engine(replace(config, engine=name), layers, images=images, progress=progress)
     except (BadDataError, UnreachableError) as error:
         if name == config.engine:
             raise
