@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
-from pipeline.config import flag_of, whole_number
-from pipeline.errors import NoInputError, UsageError
+from pipeline.config import flag_of, path_argument, whole_number
+from pipeline.errors import UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import parse_custom_head
@@ -42,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.requests  # noqa: B018 - a misspelt name raises before anything is loaded
     if arguments.check and arguments.save == "none":
         raise UsageError("--check needs saved heads; received --save none. Leave out one of them")
+    caches = _find_caches(arguments.caches, arguments.cache_dir)
     from pipeline.evaluation.compare import compare_heads
     from pipeline.report.run_folder import check_writable, write_run
 
     check_writable(arguments.out)
-    comparison = compare_heads(arguments.caches or [_newest_cache(arguments.cache_dir)], config)
+    comparison = compare_heads(caches, config)
     folder = write_run(
         comparison,
         arguments.out,
@@ -103,10 +104,18 @@ def _parser() -> argparse.ArgumentParser:
         example="python -m pipeline.classify cache/pets-vgg16-*.h5 --heads logistic,dense",
     )
     parser.add_argument(
-        "caches", nargs="*", type=Path, metavar="CACHE", help="cache files (default: the newest)"
+        "caches",
+        nargs="*",
+        type=path_argument,
+        metavar="CACHE",
+        help="cache files, image folders or sets (default: the cache of the last extract)",
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
+        "--cache-dir",
+        type=path_argument,
+        default=Path("cache"),
+        metavar="FOLDER",
+        help="folder of caches",
     )
     parser.add_argument(
         "--head",
@@ -160,14 +169,21 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     return parse
 
 
-def _newest_cache(folder: Path) -> Path:
-    from pipeline.cache.file import cache_files
+def _find_caches(names: Sequence[Path], folder: Path) -> list[Path]:
+    """Return the named cache files, or those of named sets; by default that of the last extract."""
+    from pipeline.cache.file import cache_of_set, latest_cache
 
-    newest = next(cache_files(folder), None)
-    if newest is None:
-        raise NoInputError(f"no feature cache in {folder}/; run python -m pipeline.extract first")
-    log.info("using the newest cache: %s", printable(newest))
-    return newest
+    if not names:
+        latest = latest_cache(folder)
+        log.info("using the newest cache: %s", printable(latest))
+        return [latest]
+    paths = []
+    for name in names:
+        is_file = name.is_file() or name.suffix == ".h5"
+        paths.append(name if is_file else cache_of_set(folder, name))
+        if not is_file:
+            log.info("using the newest cache of %s: %s", printable(name), printable(paths[-1]))
+    return paths
 
 
 if __name__ == "__main__":

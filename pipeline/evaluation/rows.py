@@ -264,7 +264,7 @@ def input_of(table: FeatureTable, layer: str, *, requested: Input | None, defaul
 def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Features:
     """Return features of the rows, in order: (n, H·W·C) flat or (n, C), the mean of each map.
 
-    Raises BadDataError if a value is not finite.
+    Raises BadDataError if a value is not finite, or all are too small for float16.
     """
     shape = table.layers[layer]
     if input == "flat" or len(shape) == 1:
@@ -275,9 +275,12 @@ def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Fea
         for start in range(0, len(rows), ROWS_PER_BLOCK):
             block = order[start : start + ROWS_PER_BLOCK]
             features[block] = flatten_or_pool(table.features(layer, rows[block]), input)
-    if not np.isfinite(features).all():
+    largest = max(features.max(initial=0), -features.min(initial=0))  # NaN if one is
+    vanished = table.spec.dtype == "float16" and largest < np.finfo(np.float16).tiny
+    if vanished or not np.isfinite(largest):
+        problem = "only values too small for float16" if vanished else "values that are not finite"
         raise BadDataError(
-            f"{printable(table.path)}: layer {printable(layer)} contains values that are not "
-            f"finite; extract again with --dtype float32"
+            f"{printable(table.path)}: layer {printable(layer)} contains {problem}; extract again "
+            f"with --dtype float32"
         )
     return features

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.bases.registry import check_layer
 from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.config import count, documented, fraction, option, positive_number, whole_number
 from pipeline.errors import UsageError
@@ -106,7 +107,7 @@ class FinetuneConfig(SplitConfig):
         base = self.extract.network
         if not base.module:
             raise UsageError("--base pixels has no layers to train; choose a network")
-        _ = self.first_unfrozen  # raises if there is no default
+        check_layer(base, self.first_unfrozen, "--unfreeze")
         _ = self.classify_config(has_splits=self.split is None).evaluation_protocol  # may raise
         if self.views:
             ViewPlan(self.views, self.extract.augmentation_ranges)  # raises for invalid views

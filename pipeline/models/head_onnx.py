@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.heads.calibration import TemperatureScaling
+from pipeline.heads.calibration import TemperatureScaling, label_order
 from pipeline.heads.inputs import feature_count
 from pipeline.heads.scaler import CommonScaler
 from pipeline.models.bundle import Bundle
@@ -45,7 +45,7 @@ def append_head(base: Any, bundle: Bundle) -> Any:
     )
     graph, output = joined.graph, ["probabilities"]
     del graph.value_info[:]  # it declares the float32 outputs of trees as float64
-    order = np.argsort(steps_of(estimator)[-1].classes_)
+    order = label_order(steps_of(estimator)[-1], len(bundle.classes))
     if np.any(np.diff(order) < 0):
         graph.initializer.append(numpy_helper.from_array(order, "order"))
         graph.node.append(
@@ -58,7 +58,7 @@ def append_head(base: Any, bundle: Bundle) -> Any:
         graph.node.append(helper.make_node("Softmax", ["logits"], [scores := "softmax"], axis=1))
     graph.node.append(helper.make_node("Cast", [scores], output, to=TensorProto.FLOAT))
     del graph.output[:]
-    shape = [None, len(estimator.classes_)]
+    shape = [None, len(bundle.classes)]
     graph.output.append(helper.make_tensor_value_info(*output, TensorProto.FLOAT, shape))
     return joined
 

@@ -43,7 +43,7 @@ from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.heads.registry import HEADS
 from pipeline.images import decode as ours
-from pipeline.images.scan import NOT_IMAGES
+from pipeline.images import scan
 from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import Bundle
@@ -83,6 +83,20 @@ def test_layers_give_the_heads_probabilities(name: str) -> None:
         probabilities = forward(bundle, draw_rows(class_count).features)
         assert probabilities.dtype == np.float32
         np.testing.assert_allclose(probabilities, scores_of(bundle), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear_svm", "dense"])
+def test_layers_are_in_the_order_of_the_bundles_classes(name: str) -> None:
+    for class_count in (2, 4):
+        unchanged = bundle_of(fit_head(name, class_count), class_count)
+        bundle = replace(unchanged, estimator=deepcopy(unchanged.estimator))
+        estimator = getattr(bundle.estimator, "estimator", bundle.estimator)
+        labels = np.roll(np.arange(class_count), 1)
+        (estimator if name == "dense" else estimator[-1]).classes_ = labels
+        scores = scores_of(bundle)
+        np.testing.assert_allclose(scores[:, labels], scores_of(unchanged), atol=1e-12)
+        probabilities = forward(bundle, draw_rows(class_count).features)
+        np.testing.assert_allclose(probabilities, scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(HEADS.keys() - {*LINEAR, "dense", "majority"}))
@@ -456,7 +470,7 @@ def test_predict_py_reads_the_same_formats_as_training(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert getattr(script, name) == getattr(ours, name)
     assert tuple(script.known_formats()) == ours._formats()
-    assert set(script.NOT_IMAGES) == NOT_IMAGES
+    assert script.JUNK == scan.JUNK
     for name in ("picture.eps", "picture.tga"):
         draw(3, stripes=True).convert("RGB").save(tmp_path / name)
         with pytest.raises(UnidentifiedImageError):

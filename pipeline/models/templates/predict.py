@@ -32,7 +32,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEI
 MAX_MEMORY = 240_000_000  # bytes for decoding: 60 megapixels of colour
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
 BYTES_PER_OTHER_PIXEL, BYTES_PER_COLOUR_16 = 9, 20
-NOT_IMAGES = ("thumbs.db", "desktop.ini")  # written by Windows
+# Files and folders that systems and programs create beside images, besides hidden ones
+JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin",
+        "system volume information"}  # fmt: skip
 EXIF_ORIENTATION = 0x0112
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
 GREY_SCALES = {"L;2": 85, "L;4": 17}  # of small numbers to 8 bits
@@ -262,18 +264,18 @@ def find_files(names: Sequence[str]) -> list[str]:
         path = Path(name)
         if path.is_dir():
             below = [file for file in path.rglob("*") if file.is_file()]
-            visible = (file for file in below if all(map(is_visible, file.relative_to(path).parts)))
-            files += sorted(map(str, visible))
+            images = (file for file in below if not any(map(is_junk, file.relative_to(path).parts)))
+            files += sorted(map(str, images))
         elif not path.exists() and (matches := glob.glob(name, recursive=True)):  # noqa: PTH207
-            files += find_files(sorted(match for match in matches if is_visible(Path(match).name)))
+            files += find_files(sorted(match for match in matches if not is_junk(Path(match).name)))
         else:
             files.append(name)
     return list(dict.fromkeys(files))
 
 
-def is_visible(name: str) -> bool:
-    """Return whether a file or folder is neither hidden nor written by Windows."""
-    return not name.startswith(".") and name.lower() not in NOT_IMAGES
+def is_junk(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one that systems create beside images."""
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def printable(text: object) -> str:
