@@ -133,6 +133,20 @@ def test_onnx_gives_the_probabilities_of_every_head(name: str) -> None:
         np.testing.assert_allclose(onnx_probabilities(bundle, rows), scores_of(bundle), atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_exported_heads_take_features_of_any_unit(scale: float) -> None:
+    rows = draw_rows()
+    features = rows.features * np.float32(scale)
+    for name in sorted(HEADS.keys() - {"dense"}):
+        estimator = deepcopy(fit_head(name))
+        getattr(estimator, "estimator", estimator).fit(features, rows.labels)
+        bundle = bundle_of(estimator)
+        expected = class_scores(estimator, features, 2)
+        np.testing.assert_allclose(onnx_probabilities(bundle, features), expected, atol=1e-5)
+        if name in LINEAR:
+            np.testing.assert_allclose(forward(bundle, features), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["logistic", "ridge", "naive_bayes", "knn", "random_forest"])
 def test_onnx_gives_probabilities_in_the_order_of_the_labels(name: str) -> None:
     for class_count in (2, 4):
