@@ -88,6 +88,9 @@ def test_views_are_counted_in_log_table_and_report(tmp_path: Path) -> None:
     cache = write_cache(
         tmp_path / "c.h5", labels=LABELS, splits=folder_splits(100), views=4, tta=True
     )
+    plain = write_cache(tmp_path / "d.h5", labels=LABELS, splits=folder_splits(100))
+    refused = run_command("classify", plain, "--heads", "ridge", "--tta", check=2)
+    assert f"{cache} does: name it" in assert_one_line(refused)
     finished = run_command("classify", cache, "--heads", "ridge", "--views", "2", "--tta")
     assert "train       30 cats, 30 dogs × 3 views" in finished.stderr
     assert "test        10 cats, 10 dogs × 5 views" in finished.stderr

@@ -107,7 +107,7 @@ class FinetuneConfig(SplitConfig):
         base = self.extract.network
         if not base.module:
             raise UsageError("--base pixels has no layers to train; choose a network")
-        check_layer(base, self.first_unfrozen, "--unfreeze")
+        _ = self.first_unfrozen  # raises if there is no default
         _ = self.classify_config(has_splits=self.split is None).evaluation_protocol  # may raise
         if self.views:
             ViewPlan(self.views, self.extract.augmentation_ranges)  # raises for invalid views
@@ -122,6 +122,7 @@ class FinetuneConfig(SplitConfig):
                 f"--unfreeze is missing: choose the first layer of {name} to train; "
                 f"pipeline.extract --list-layers {name} lists them"
             )
+        check_layer(self.extract.network, layer, "--unfreeze")
         return layer
 
     @property

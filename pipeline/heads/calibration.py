@@ -50,7 +50,7 @@ def class_scores(
     if method == "predict":
         wrong = output[~np.isin(output, np.arange(class_count))]
         if len(wrong):
-            received = reprlib.repr(wrong[0].item())
+            received = reprlib.repr(wrong.tolist()[0])
             raise BadDataError(f"predicted {received}; expected labels 0 to {class_count - 1}")
         return np.asarray(output[:, None] == np.arange(class_count), np.float64)
     scores = np.take(output.astype(np.float64), order, axis=1)

@@ -87,7 +87,7 @@ def scan_folder(root: Path) -> ImageFolder:
     Raises NoInputError, or BadDataError for another layout, an empty class or fewer than two.
     """
     if not root.is_dir():
-        raise NoInputError(f"image folder {printable(root)}: {_reason_not_a_folder(root)}")
+        raise NoInputError(f"image folder {printable(root)} {_reason_not_a_folder(root)}")
     root = root.resolve()
     skipped: list[Skipped] = []
     folders, files = _list_folder(root, root, skipped)
@@ -204,11 +204,11 @@ def _reason_not_a_folder(path: Path) -> str:
     """Return why a path is not an image folder, and what to do."""
     if path.exists():
         is_archive = path.suffix.lower() in ARCHIVES
-        return "an archive; unpack it first" if is_archive else "is a file, not a folder"
+        return "is an archive: unpack it first" if is_archive else "is a file, not a folder"
     return _URL_REASON if _is_url(os.fspath(path)) else "does not exist"
 
 
-_URL_REASON = "an address, which is not fetched; download it first"
+_URL_REASON = "is an address, which is not fetched: download it first"
 
 
 def _is_url(name: str) -> bool:

@@ -222,6 +222,7 @@ def test_classes_that_are_not_the_labels_are_refused(classes: Any) -> None:
         ),
         ("predict", [0, 1, 3], "predicted 3; expected labels 0 to 2"),
         ("predict", list("012"), "predicted '0'; expected labels 0 to 2"),
+        ("predict", np.array(["a", 1, 2], object), "predicted .a.; expected labels 0 to 2"),
         ("predict", [[0], [1], [2]], r"gave predict of shape \(3, 1\); expected \(3,\)"),
     ],
 )
