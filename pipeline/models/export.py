@@ -19,7 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.durable import publish_folder, scratch_folder
-from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
+from pipeline.errors import (
+    BadDataError,
+    CannotCreateError,
+    PipelineError,
+    UnreachableError,
+    UsageError,
+)
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.head_layers import NotExportableError, head_layers, why_not_exportable
 from pipeline.models.parity import (
@@ -72,13 +78,13 @@ def export_run(run: Path, head: str | None = None, **options: Any) -> Export:
     """
     if head is not None or run.is_file():
         return export_bundle(find_bundle(run, head), **options)
-    failure: UsageError | ParityError | None = None
+    paths = saved_bundles(run)
+    failure: PipelineError | None = None
     try:
         recommended = find_bundle(run)
+        paths = [recommended, *(path for path in paths if path != recommended)]
     except NotSavedError as error:
-        recommended, failure = None, error
-    paths = [] if recommended is None else [recommended]
-    paths += [path for path in saved_bundles(run) if path != recommended]
+        failure = error
     for path in paths:
         if failure:
             log.warning("%s", failure)
@@ -87,8 +93,7 @@ def export_run(run: Path, head: str | None = None, **options: Any) -> Export:
             return export_bundle(path, **options)
         except (NotExportableError, ParityError) as error:
             failure = error
-    assert failure
-    raise failure
+    raise failure or NotSavedError(f"{printable(run)} has no saved head: classify again")
 
 
 def export_bundle(

@@ -330,17 +330,13 @@ def _find_moved(images: ReferenceImages) -> ReferenceImages:
     moved = {digest: os.path.relpath(name, root) for name, digest in digests.items()}
     rows = dict(zip(images.digests, images.rows.tolist(), strict=True))
     found = np.array(sorted(row for digest, row in rows.items() if digest in moved), np.int64)
+    total = counted(len(rows), "test image")
     if not len(found):
         raise NoInputError(
-            f"{printable(images.root)} contains none of {counted(len(rows), 'test image')} of "
+            f"{printable(images.root)} contains none of {total} of "
             f"{printable(images.table.path)}: name the folder that they were moved to"
         )
-    log.info(
-        "%s contains %s of %s",
-        printable(images.root),
-        f"{len(found):,}",
-        counted(len(rows), "test image"),
-    )
+    log.info("%s contains %d of %s", printable(images.root), len(found), total)
     return replace(images, rows=found, moved=moved)
 
 
