@@ -15,7 +15,7 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.head_layers import NotExportableError, linear_weights, steps_of
 from pipeline.text import printable
 
-OPSETS = {"": 15, "ai.onnx.ml": 3}  # ONNX Runtime reads them since version 1.10 (2021)
+OPSETS = {"": 15, "ai.onnx.ml": 1}  # ONNX Runtime reads them since version 1.10 (2021)
 PREFIX = "head/"  # of the head's names in the model
 
 

@@ -289,8 +289,9 @@ def reference_images(
     _check_same_features(bundle, table)
     root = images or Path(table.document["root"])
     if not root.is_dir():
+        problem = "is a file" if root.exists() else "does not exist"
         raise NoInputError(
-            f"{printable(root)}, the image folder of {printable(table.path)}, does not exist: "
+            f"{printable(root)}, the image folder of {printable(table.path)}, {problem}: "
             f"name the folder that has its images now with --images"
         )
     folders = bundle.classes if images else scan_folder(root).classes
