@@ -137,7 +137,6 @@ def extract_features(
         wait=config.wait,
         plan=plan,
         others=find_other_rows(
-            config.cache_dir,
             spec=spec,
             besides=path,
             accepts_engine=partial(continues_engine, config),

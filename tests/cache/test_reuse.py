@@ -61,7 +61,7 @@ def test_renamed_folder_opens_no_engine(pets: Path) -> None:
     fill(pets, Path("cache/pets.h5"), first)
     assert first.images_seen == 140
     engine, path = PixelEngine(), Path("cache/animals.h5")
-    fill(pets, path, engine, others=find_other_rows(Path("cache"), spec=PIXEL_SPEC, besides=path))
+    fill(pets, path, engine, others=find_other_rows(spec=PIXEL_SPEC, besides=path))
     assert engine.opened == []
 
 
@@ -70,10 +70,25 @@ def test_rows_of_an_interrupted_run_count_after_a_rename(pets: Path) -> None:
         fill(pets, Path("cache/pets.h5"), PixelEngine(die_after=100), batch_size=4)
     animals = pets.rename(pets.with_name("animals"))
     engine, path = PixelEngine(), Path("cache/animals.h5")
-    others = find_other_rows(Path("cache"), spec=PIXEL_SPEC, besides=path)
+    others = find_other_rows(spec=PIXEL_SPEC, besides=path)
     fill(animals, path, engine, others=others)
     assert engine.images_seen == 40
     assert list(Path("cache/pets.parts").iterdir())  # another run may continue
+
+
+def test_a_cache_keeps_its_engine(pets: Path) -> None:
+    few, all_images = Path("cache/few.h5"), Path("cache/all.h5")
+    fill(pets, few, PixelEngine(name="one"), limit=3)
+    fill(pets, all_images, PixelEngine(name="two"))
+    engine = PixelEngine(name="one")
+    fill(pets, few, engine, others=find_other_rows(spec=PIXEL_SPEC, besides=few))
+    assert engine.images_seen == 140 - 12
+    assert "also" not in load_features(few).document["engine"]
+
+
+def test_file_in_another_folder_shares_nothing(pets: Path) -> None:
+    extract(pets)
+    assert extract(pets, out=Path("elsewhere/copy.h5")).computed == 140
 
 
 def test_engine_that_is_requested_or_missing_decides_which_caches_count(pets: Path) -> None:
@@ -86,9 +101,7 @@ def test_engine_that_is_requested_or_missing_decides_which_caches_count(pets: Pa
     ):
         accepts = partial(continues_engine, config)
         path = Path("cache/other.h5")
-        found = find_other_rows(
-            Path("cache"), spec=PIXEL_SPEC, besides=path, accepts_engine=accepts
-        )
+        found = find_other_rows(spec=PIXEL_SPEC, besides=path, accepts_engine=accepts)
         assert len(list(found)) == counts
     assert not continues_engine(base, "of another version")
 
