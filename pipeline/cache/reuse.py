@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.checksums import find_damaged_rows
+from pipeline.cache.content import FOLDER
 from pipeline.cache.file import CHUNK_BYTES, RowKey, cache_files, read_all_rows, read_rows
 from pipeline.cache.hdf5 import open_hdf5
 from pipeline.cache.row_index import RowIndex
@@ -49,11 +50,11 @@ def find_other_rows(
 ) -> Iterator[OtherRows]:
     """Yield the readable caches beside a cache file with features of a spec, the newest first.
 
-    ``accepts_engine`` : called with the name of the engine
-    that computed a cache.
+    ``accepts_engine`` : called with the name of the engine that computed a cache.
     """
     folder = besides.parent
-    paths = [(path, _read_file) for path in (*cache_files(folder), *cache_files(folder / "images"))]
+    files = (*cache_files(folder), *cache_files(folder / FOLDER))
+    paths = [(path, _read_file) for path in files]
     paths += [(parts.with_suffix(".h5"), _read_shards) for parts in folder.glob("*.parts")]
     for path, read in paths:
         if path.resolve() == besides.resolve():
@@ -102,15 +103,16 @@ def copy_rows(
         engine = other.index.engine or {}
         if recorded and recorded["name"] != engine["name"]:
             continue
-        copied: set[RowKey] = set()
+        count = 0
         for layer, keys, features in _read_blocks(other, remaining, shards.augmentation):
             stored = features.astype(shards.spec.dtype)
             shards.commit(keys, {layer: stored}, engine=engine)
             recorded = engine
-            copied.update(keys)
+            count += len(keys)
+            copied = set(keys)
             remaining[layer] = [key for key in remaining[layer] if key not in copied]
-        if copied:
-            log.info("%s copied from %s", counted(len(copied), "row"), printable(other.path))
+        if count:
+            log.info("%s copied from %s", counted(count, "row"), printable(other.path))
         if not any(remaining.values()):
             return
 
