@@ -3,8 +3,7 @@
 import logging
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,20 +37,25 @@ from pipeline.cache.provenance import (
 from pipeline.cache.reuse import OtherRows, find_other_rows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, ImageFolder, Skipped, find_images, scan_folder
+from pipeline.images.set_checks import (
+    warn_of_duplicates,
+    warn_of_missing_classes,
+    warn_of_nested_classes,
+)
+from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
-from pipeline.text import counted, printable
+from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
 VARIANT_DIGITS = 6  # of an augmentation's digest in a file name
 PREVIEW_IMAGES, PREVIEW_IMAGES_PER_CLASS = 8, 4  # at most, on a sheet of views
 PREVIEW_VIEWS = 8  # per image on the sheet, if --views is not set
-MAX_LISTED_GROUPS = 10  # of duplicates in a warning
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def extract_features(
     config: ExtractConfig | None = None,
     *,
     progress: RowProgress | None = None,
+    engine_progress: Callable[[int, int], None] | None = None,
     on_scan: Callable[[ImageFolder], None] | None = None,
     **options: Any,
 ) -> Extraction:
@@ -86,6 +91,7 @@ def extract_features(
     ----------
     data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them.
     progress : called with (rows done, rows in total).
+    engine_progress : called with (engines tried, engines to try), if one is to be chosen.
     on_scan : called with the contents of the folder before features are computed.
     **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they override those
         of ``config``.
@@ -104,15 +110,20 @@ def extract_features(
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
     plan = config.view_plan
+    if not os.fspath(data):
+        raise UsageError("the image folder is an empty name: is a variable unset?")
     images = scan_folder(Path(data))
     if config.limit_per_class is not None:
         images = images.limited(config.limit_per_class)
     if on_scan:
         on_scan(images)
+    warn_of_missing_classes(images)
+    warn_of_nested_classes(images)
     digests, unreadable = hash_files(
         images.root, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
     warn_of_duplicates(images, digests)
+    config = replace(config, range=choose_range(images.root, images.paths, config.range))
     spec = feature_spec(config)
     make_folder(config.out.parent if config.out else config.cache_dir)
     path = config.out or cache_file(
@@ -134,7 +145,7 @@ def extract_features(
         skipped=(*images.skipped, *unreadable),
         spec=spec,
         layers=config.layer_keys,
-        open_engine=partial(open_cache_engine, config),
+        open_engine=partial(open_cache_engine, config, progress=engine_progress),
         document=cache_document(images.name, images.root, config, spec),
         batch_size=config.batch_size,
         strict=config.strict,
@@ -169,7 +180,10 @@ def preview_views(
     images = scan_folder(Path(data)).limited(PREVIEW_IMAGES_PER_CLASS)
     paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
     digests, _ = hash_files(images.root, paths[:PREVIEW_IMAGES])
-    decoded = read_images(images.root, digests, image_size=config.size, resize=config.resize)
+    range = choose_range(images.root, paths, config.range)
+    decoded = read_images(
+        images.root, digests, image_size=config.size, resize=config.resize, range=range
+    )
     with closing(decoded):
         rows = [(path, digests[path], px) for path, px in decoded if not isinstance(px, Skipped)]
     make_folder(config.cache_dir)
@@ -249,22 +263,6 @@ def repair_cache(
     return Repair((*shards, *damages), filled.computed)
 
 
-def warn_of_duplicates(images: ImageFolder, digests: Mapping[bytes, bytes]) -> None:
-    """Log identical files with several labels or in several splits: they bias scores."""
-    by_digest = defaultdict(list)
-    for file in images.files:
-        if file.path in digests:
-            by_digest[digests[file.path]].append(file)
-    for column in ("label", "split"):
-        groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
-        if groups:
-            paths = [" = ".join(printable(file.path) for file in group) for group in groups]
-            listed, rest = "; ".join(paths[:MAX_LISTED_GROUPS]), len(paths) - MAX_LISTED_GROUPS
-            more = f" and {rest:,} more" if rest > 0 else ""
-            count = counted(len(groups), "image has", "images have")
-            log.warning("%s several %ss: %s%s", count, column, listed, more)
-
-
 def predict_images(
     images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     config: PredictConfig | None = None,
@@ -305,4 +303,5 @@ def predict_images(
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
         model = open_predictor(config)
+    choose_range(Path(), paths, model.range)  # warns of images that do not fit the model's range
     return ImagePredictions(model, paths, skipped=skipped, strict=config.strict)

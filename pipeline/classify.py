@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
-from pipeline.config import flag_of, whole_number
+from pipeline.config import flag_of, path_argument, whole_number
 from pipeline.errors import UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.heads.config import DenseConfig
@@ -105,12 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "caches",
         nargs="*",
-        type=Path,
+        type=path_argument,
         metavar="CACHE",
         help="cache files, image folders or sets (default: the cache of the last extract)",
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
+        "--cache-dir",
+        type=path_argument,
+        default=Path("cache"),
+        metavar="FOLDER",
+        help="folder of caches",
     )
     parser.add_argument(
         "--head",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pipeline.config import Config, flag_of, fraction, option
+from pipeline.config import Config, flag_of, fraction, option, path_argument
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration, printable
 
@@ -93,7 +93,7 @@ def add_options(
         elif isinstance(field.default, bool):
             settings["action"] = "store_false" if field.default else "store_true"
         else:
-            settings |= {"type": kind, "default": field.default}
+            settings |= {"type": path_argument if kind is Path else kind, "default": field.default}
             settings |= {name: field.metadata[name] for name in ("choices", "metavar")}
         if field.default == ():
             settings |= {"action": "append", "default": []}
@@ -140,8 +140,8 @@ def run(
     except PipelineError as error:
         log.error("%s", error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        log.error("%s", when_interrupted)
+    except KeyboardInterrupt as error:
+        log.error("%s", str(error) or when_interrupted)
         if threading.active_count() > 1:  # they fit heads or compute batches: do not wait
             sys.stdout.flush()
             sys.stderr.flush()
@@ -250,6 +250,8 @@ class ProgressBar:
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=total, note=note)
         self._bar.update(self._task, completed=done, total=total, note=note)
+        if done >= total:  # another bar may follow
+            self._bar.stop()
 
 
 class StageProgressBar(contextlib.ExitStack):

@@ -20,10 +20,11 @@ from pipeline.engines import Engine
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.reader import Pixels
 from pipeline.images.sources import ImageSources, array_sources, image_sources
+from pipeline.images.value_range import choose_range
 from pipeline.models.bundle import load_bundle
 from pipeline.models.predictor import Predictor
 from pipeline.models.runs import find_bundle
-from pipeline.spec import FeatureSpec
+from pipeline.spec import FULL_RANGE, FeatureSpec
 
 
 @dataclass(eq=False, repr=False)
@@ -41,6 +42,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         flattened images of this shape: ``(28, 28)`` for grey, ``(32, 32, 3)`` for RGB; one side
         may be -1, as in `numpy.reshape`.
     value_range : black and white in such rows; other values are clipped.
+    range : of the numbers in image files, see `pipeline.ExtractConfig`; ``auto`` is decided in fit.
     others : as in `pipeline.ExtractConfig`; maps that are not pooled are flattened, (N, H·W·C).
 
     Attributes
@@ -81,6 +83,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     weights: str | os.PathLike[str] = IMAGENET
     preprocessing: str = "native"
     resize: str = "squash"
+    range: str = FULL_RANGE
     dtype: str = "float32"
     batch_size: int = BATCH_SIZE
     engine: str = AUTO
@@ -101,7 +104,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         check_is_fitted(self)
         images = self._images(X, reset=False)
         if not hasattr(self, "_config"):  # unpickled, maybe on another machine
-            config = self._make_config()
+            config = self._make_config(self.spec_.range)
             if (spec := feature_spec(config)) != self.spec_:
                 fitted = vars(self.spec_)
                 names = [name for name, value in vars(spec).items() if value != fitted[name]]
@@ -128,15 +131,17 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def _fit(self, X: Any) -> npt.NDArray[np.float32]:
         """Set the fitted attributes; return the features, (N, D) float32."""
         images = self._images(X, reset=True)
-        self._config, self._engine = self._make_config(), None
+        files = [path for path in images.contents.values() if isinstance(path, bytes)]
+        range = choose_range(Path(), files, self.range) if files else FULL_RANGE
+        self._config, self._engine = self._make_config(range), None
         (self.layer_,) = self._config.layer_keys
         self.spec_: FeatureSpec = feature_spec(self._config)
         features = self._features(images)
         self._n_features_out = features.shape[1]
         return features
 
-    def _make_config(self) -> ExtractConfig:
-        options = self.get_params(deep=False)
+    def _make_config(self, range: str) -> ExtractConfig:
+        options = self.get_params(deep=False) | {"range": range}
         for name in ("layer", "image_shape", "value_range"):  # not options of extract
             del options[name]
         return ExtractConfig(layers=[self.layer] if self.layer else (), **options)
@@ -208,7 +213,9 @@ class TrainedModel:
         """
         sources = image_sources(images)
         spec = self.bundle.spec
-        decoded = sources.read(sources.digests, image_size=spec.image_size, resize=spec.resize)
+        decoded = sources.read(
+            sources.digests, image_size=spec.image_size, resize=spec.resize, range=spec.range
+        )
         probabilities: dict[bytes, npt.NDArray[np.float64]] = {}
         while batch := list(islice(decoded, self._predictor.batch_size)):
             pixels = np.stack([pixels for _, pixels in batch])

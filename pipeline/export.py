@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import cli
+from pipeline.config import path_argument
 from pipeline.text import printable
 
 
@@ -43,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         example="python -m pipeline.export results/2026-01-31_120000-a --format onnx",
     )
     parser.add_argument(
-        "run", nargs="?", type=Path, help="run or saved model (default: the newest run in results/)"
+        "run",
+        nargs="?",
+        type=path_argument,
+        help="run or saved model (default: the newest run in results/)",
     )
     parser.add_argument(
         "--format", required=True, choices=("keras", "onnx"), help="file format of the model"
@@ -55,10 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", metavar="FILE", help="weights file of the base, if moved")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="folder (default: RUN/exports/HEAD-FORMAT)"
+        "--out",
+        type=path_argument,
+        metavar="FOLDER",
+        help="folder (default: RUN/exports/HEAD-FORMAT)",
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
+        "--cache-dir",
+        type=path_argument,
+        default=Path("cache"),
+        metavar="FOLDER",
+        help="folder of caches",
     )
     parser.add_argument(
         "--check-images", type=int, default=200, metavar="N", help="test images to compare on"

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         part = f"the first {len(tally.first)} of " if tally.images > len(tally.first) else ""
         title = f"{part}{counted(tally.images, 'image')}, {predictions.model.name}"
         top = min(arguments.top, len(predictions.model.classes))
-        write_contact_sheet(sheet, tally.first, top=top, title=title)
+        model = predictions.model
+        write_contact_sheet(sheet, tally.first, top=top, title=title, range=model.range)
         log.info("contact sheet: %s", printable(sheet))
     log.info(
         "%s (%s), %s skipped, %s",

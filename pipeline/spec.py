@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, Self
 
 from pipeline.errors import UsageError
@@ -11,6 +13,7 @@ from pipeline.errors import UsageError
 POOLING_POLICIES = ("none", "avg", "max")
 RESIZE_POLICIES = ("squash", "crop", "pad")
 DTYPES = ("float32", "float16")
+FULL_RANGE = "full"
 FINGERPRINT_DIGITS = 12  # 48 bits: a collision among a million caches has probability 1/560
 
 
@@ -25,18 +28,48 @@ class FeatureSpec:
     resize: str
     pixels: str  # SHA-256 of probe images, see `pipeline.images.decode.pixels_digest`
     dtype: str
+    range: str = FULL_RANGE  # of the numbers in deep images, see `pipeline.images.decode.decode`
 
     @property
     def fingerprint(self) -> str:
-        """The `json_digest` of all fields."""
-        return json_digest(asdict(self))
+        """The `json_digest` of `to_dict`."""
+        return json_digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON, without the full range: older files do not contain it."""
+        values = asdict(self)
+        if self.range == FULL_RANGE:
+            del values["range"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """Create a spec from parsed JSON; raises ValueError if a field is missing or invalid."""
         kinds = {field.name: str for field in fields(cls)} | {"image_size": int}
+        if isinstance(values, dict):
+            values = {"range": FULL_RANGE, **values}
         check_fields(values, kinds, "feature spec")
+        parse_range(values["range"])
         return cls(**values)
+
+
+@cache
+def parse_range(text: str) -> tuple[float, float] | None:
+    """Parse ``LOW,HIGH``; None for ``full``. Raises ValueError for other texts."""
+    if text == FULL_RANGE:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"expected full, or LOW,HIGH with LOW below HIGH; received {text!r}")
+    return low, high
+
+
+def format_range(low: float, high: float) -> str:
+    """Return ``LOW,HIGH`` in the shortest form: ``0,4095``."""
+    return ",".join(repr(float(value)).removesuffix(".0") for value in (low, high))
 
 
 def json_digest(values: Mapping[str, Any]) -> str:

@@ -21,6 +21,12 @@ def printable(name: str | bytes | os.PathLike[str]) -> str:
     )
 
 
+def error_text(error: BaseException) -> str:
+    """Format an exception on one line: 'MemoryError', 'ValueError: bad input'."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return printable(text.rstrip(":."))
+
+
 def file_size(count: float) -> str:
     """Format bytes in decimal units: 31200000 -> '31.2 MB'."""
     from rich.filesize import decimal

@@ -88,6 +88,9 @@ def test_views_are_counted_in_log_table_and_report(tmp_path: Path) -> None:
     cache = write_cache(
         tmp_path / "c.h5", labels=LABELS, splits=folder_splits(100), views=4, tta=True
     )
+    plain = write_cache(tmp_path / "d.h5", labels=LABELS, splits=folder_splits(100))
+    refused = run_command("classify", plain, "--heads", "ridge", "--tta", check=2)
+    assert f"{cache} does: name it" in assert_one_line(refused)
     finished = run_command("classify", cache, "--heads", "ridge", "--views", "2", "--tta")
     assert "train       30 cats, 30 dogs × 3 views" in finished.stderr
     assert "test        10 cats, 10 dogs × 5 views" in finished.stderr
@@ -166,28 +169,77 @@ def test_invalid_options_are_usage_errors() -> None:
         assert "error: " in finished.stderr
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
+DELETING_HEAD = """
+from pathlib import Path
+from sklearn.dummy import DummyClassifier
+
+class Deleting(DummyClassifier):
+    def predict_proba(self, X):
+        Path("cache/synthetic.h5").unlink(missing_ok=True)
+        return super().predict_proba(X)
+"""
+
+
+def test_a_failed_audit_is_a_line_and_the_table_is_complete(cache: Path) -> None:
+    Path("mine.py").write_text(DELETING_HEAD)
+    words = ("--heads", "majority", "--head", "mine:Deleting")
+    finished = run_command("classify", cache, *words)  # the cache is gone when the audit begins
+    (folder,) = Path("results").iterdir()
+    document = json.loads((folder / "results.json").read_text("utf-8"))
+    (line,) = (line for line in document["run"]["notices"] if line.startswith("the audit failed ("))
+    assert line.endswith("; the table is complete")
+    assert f"note: {line}" in finished.stdout
+    assert "Traceback" not in finished.stderr
+    assert {row["head"] for row in document["rows"]} == {"majority", "mine:Deleting"}
+    assert line in (folder / "results.md").read_text("utf-8").replace("\\", "")
+    report = (folder / "report.html").read_text("utf-8")
+    assert report.count("the audit failed") == 4  # the notice, and in place of three sections
+    assert "the section Map of the features of the report failed" in report
+    assert (folder / "models" / "majority.skops").is_file()
+
+
+def interrupt_classify(folder: Path, *words: str, after: str) -> tuple[str, float]:
+    """Send SIGINT half a second after a line of stderr; return what follows, and the seconds."""
     random = np.random.default_rng(0)
     cache = write_cache(
-        tmp_path / "large.h5",
+        folder / "large.h5",
         labels=alternating_labels(4000),
         splits=folder_splits(4000),
         layers={"a": random.random((4000, 500), np.float32)},
     )
-    heads = "majority,linear_svm,svm_rbf"
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.classify", cache, "--heads", heads],
+        [sys.executable, "-m", "pipeline.classify", cache, *words],
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr
-    while not process.stderr.readline().startswith("  test"):  # the last line before the fits
+    while not process.stderr.readline().startswith(after):
         pass
     time.sleep(0.5)
     interrupted = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
     assert process.returncode == 130
-    assert time.monotonic() - interrupted < 2
+    return stderr, time.monotonic() - interrupted
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
+    stderr, seconds = interrupt_classify(
+        tmp_path, "--heads", "majority,linear_svm,svm_rbf", after="  test"
+    )
     assert stderr == "error: interrupted\n"
+    assert seconds < 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_interrupted_audit_leaves_the_table_and_says_where(tmp_path: Path) -> None:
+    stderr, _ = interrupt_classify(tmp_path, "--heads", "majority", after="audit:")
+    (folder,) = Path("results").iterdir()
+    assert stderr == (
+        f"error: interrupted before the report; the table is complete in {folder.as_posix()}\n"
+    )
+    assert json.loads((folder / "results.json").read_text("utf-8"))["rows"]
+    assert {path.name for path in folder.iterdir()} == {
+        "results.csv", "results.json", "results.md", "settings.csv", "confusion.png", "models",
+    }  # fmt: skip

@@ -109,7 +109,10 @@ def test_predict_elsewhere_cannot_import_this_project(tmp_path: Path) -> None:
 
 
 PLANTED = {
-    "order of colours": ("return np.asarray(rgb)", "return np.asarray(rgb)[..., ::-1]"),
+    "order of colours": (
+        'return np.asarray(rgb.convert("RGB"))',
+        'return np.asarray(rgb.convert("RGB"))[..., ::-1]',
+    ),
     "resize policy": ('resize == "crop"', 'resize == "squash"'),
     "filter": ("Resampling.BILINEAR)\n    return", "Resampling.NEAREST)\n    return"),
     "order of classes": ("return np.concatenate", "return 1 - np.concatenate"),

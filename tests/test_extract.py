@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from command import assert_one_line, modules_loaded_by, run_command
+from PIL import Image
 from synthetic_images import make_image_folder
 
 from pipeline import extract_features, load_features
@@ -51,6 +52,29 @@ def test_json_is_one_document_on_stdout(synthetic_set: Path) -> None:
     assert document["layers"] == {"pixels": [72, 32, 32, 3]}
     assert document["skipped"] == [{"path": "train/plain/empty.png", "reason": "empty file"}]
     assert load_features(Path(document["cache"])).spec.fingerprint == document["fingerprint"]
+
+
+def test_range_of_12_bit_files_is_warned_of_measured_and_part_of_the_features(
+    tmp_path: Path,
+) -> None:
+    for name, level in (("dark", 1560), ("light", 1640)):  # one of 256 levels of the full range
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        for number in range(4):
+            values = np.full((9, 9), level + number, np.uint16)
+            values[0], values[1] = 0, 4095
+            Image.fromarray(values).save(tmp_path / "deep" / name / f"{number}.png")
+    command = ["extract", tmp_path / "deep", "--base", "pixels", "--image-size", "9"]
+    full = run_command(*command)
+    assert "use 16 of 256 grey levels" in full.stderr
+    auto = run_command(*command, "--range", "auto", "--json")
+    assert "warning" not in auto.stderr
+    table = load_features(Path(json.loads(auto.stdout)["cache"]))
+    assert table.spec.range == "0,4095"
+    means = table.features("pixels").mean(axis=(1, 2, 3))
+    assert means[:4].max() < means[4:].max()
+    assert "all from the cache" in run_command(*command, "--range=0.0,4095").stdout
+    refused = run_command(*command, "--range=9,1", check=2)
+    assert "LOW below HIGH; received '9,1'" in assert_one_line(refused)
 
 
 def test_skipped_files_are_counted_and_listed(synthetic_set: Path) -> None:

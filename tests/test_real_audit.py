@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline import extract_features
 from pipeline.cache.file import FeatureTable
-from pipeline.evaluation.audit import AuditResult, audit_features
+from pipeline.evaluation.audit import Audit, AuditResult
 from pipeline.evaluation.label_edits import apply_label_edits, write_suspects
 from pipeline.evaluation.splits import make_splits
 
@@ -21,7 +21,6 @@ WRONG_LABELS = 20  # among the 1,000 of train
 SAME_PHOTOGRAPH = {"train/dogs/dog.74.jpg", "train/dogs/dog.180.jpg"}
 
 Planted = tuple[FeatureTable, dict[str, tuple[str, str]], set[str]]
-Audited = tuple[AuditResult, tuple[str, ...]]
 
 
 def save_copy(kind: str, source: Path, target: Path) -> None:
@@ -77,17 +76,18 @@ def planted(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 @pytest.fixture(scope="module")
-def audited(planted: Planted) -> Audited:
+def audited(planted: Planted) -> AuditResult:
     table = planted[0]
     (layer,) = table.layers
-    return audit_features(table, layer, splits=make_splits(table.columns, table.classes))
+    splits = make_splits(table.columns, table.classes)
+    return Audit(table=table, layer=layer, splits=splits).findings
 
 
 def test_planted_duplicates_are_found_with_few_false_alarms(
-    planted: Planted, audited: Audited
+    planted: Planted, audited: AuditResult
 ) -> None:
     table, copies, _ = planted
-    findings, notices = audited
+    findings = audited
     paths = [path.decode() for path in table.columns.paths.tolist()]
     pairs = {frozenset((paths[p.first], paths[p.second])): p for p in findings.duplicates}
     for kind in ("exact", "quality", "crop", "rescale"):
@@ -102,15 +102,15 @@ def test_planted_duplicates_are_found_with_few_false_alarms(
     false = [set(pair) for pair in pairs if set(pair) != SAME_PHOTOGRAPH]
     print(f"false alarms: {len(false)} of {len(table):,} images")
     assert len(false) <= 2
-    assert f"{4 * COPIES} test images have duplicates in train" in notices[0]
-    assert f"(exact: {COPIES}, near: {3 * COPIES})" in notices[0]
+    assert f"{4 * COPIES} test images have duplicates in train" in findings.notices[0]
+    assert f"(exact: {COPIES}, near: {3 * COPIES})" in findings.notices[0]
 
 
 def test_planted_label_errors_are_among_the_first_suspects(
-    planted: Planted, audited: Audited
+    planted: Planted, audited: AuditResult
 ) -> None:
     table, _, wrong = planted
-    first = [table.columns.paths[each.row].decode() for each in audited[0].suspects[:40]]
+    first = [table.columns.paths[each.row].decode() for each in audited.suspects[:40]]
     recalled = wrong & set(first)
     print(f"{len(recalled)} of {len(wrong)} wrong labels and {40 - len(recalled)} false alarms in")
     print(f"the first 40; in the first 20 {len(wrong & set(first[:20]))}")
@@ -118,11 +118,11 @@ def test_planted_label_errors_are_among_the_first_suspects(
 
 
 def test_the_edited_file_corrects_the_labels(
-    planted: Planted, audited: Audited, tmp_path: Path
+    planted: Planted, audited: AuditResult, tmp_path: Path
 ) -> None:
     table, _, wrong = planted
     path = tmp_path / "suspects.csv"
-    write_suspects(path, audited[0])
+    write_suspects(path, audited)
     lines = path.read_text("utf-8-sig").splitlines()
     for number, line in enumerate(lines):
         cells = line.split(",")

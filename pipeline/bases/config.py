@@ -15,7 +15,7 @@ from pipeline.bases.registry import (
 from pipeline.config import Config, documented, option
 from pipeline.cores import usable_cores
 from pipeline.errors import NoInputError, UsageError
-from pipeline.spec import RESIZE_POLICIES, check_seed
+from pipeline.spec import FULL_RANGE, RESIZE_POLICIES, check_seed, format_range, parse_range
 
 IMAGENET, RANDOM = "imagenet", "random"
 AUTO, TENSORFLOW = "auto", "tensorflow"
@@ -53,6 +53,13 @@ class BaseConfig(Config):
     resize: str = _base_option(
         "squash", choices=RESIZE_POLICIES, help="squash: stretch; crop: centre; pad: black bars"
     )
+    range: str = _base_option(
+        FULL_RANGE,
+        type=str,
+        metavar="R",
+        help="black and white in images of over 8 bits, signed numbers or floats: full, the range "
+        "of their type; auto, what the set uses; or LOW,HIGH, as in --range=-1024,3071",
+    )
     engine: str = _base_option(
         AUTO,
         choices=(AUTO, *ENGINES),
@@ -68,6 +75,8 @@ class BaseConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
+        if self.range != AUTO:
+            object.__setattr__(self, "range", _canonical_range(self.range))
         if self.batch_size < 1:
             raise UsageError(f"--batch-size needs at least 1; received {self.batch_size}")
         check_image_size(self.network, self.size)
@@ -99,3 +108,11 @@ class BaseConfig(Config):
     def weights_folder(self) -> Path:
         """Return the folder of ImageNet weights from the package index and of weight digests."""
         return self.cache_dir / "weights"
+
+
+def _canonical_range(text: str) -> str:
+    try:
+        limits = parse_range(text)
+    except ValueError as error:
+        raise UsageError(f"--range: {error}; auto measures the range") from error
+    return format_range(*limits) if limits else text

@@ -75,7 +75,9 @@ def features_by_content(
         missing = [key.digest for key in dict.fromkeys(keys) if key not in existing]
         if missing:
             log.info("computing %s of %s", layer, counted(len(missing), "image"))
-        decoded = images.read(missing, image_size=spec.image_size, resize=spec.resize)
+        decoded = images.read(
+            missing, image_size=spec.image_size, resize=spec.resize, range=spec.range
+        )
         with closing(decoded):
             compute_rows(
                 ((RowKey(digest), pixels) for digest, pixels in decoded),

@@ -109,7 +109,7 @@ def fill_cache(
                     batch_size,
                     row_count=sum(map(len, group.values())),
                     recorded=index.engine,
-                    on_commit=report,
+                    on_batch=report,
                 )
         index.add_shards(shards.shards[earlier:])
         # Copies of an unreadable image are skipped, too: only one was decoded.
@@ -189,6 +189,7 @@ def decode_rows(
         digests,
         image_size=spec.image_size,
         resize=spec.resize,
+        range=spec.range,
         process=lambda path, pixels: [(key, plan.draw(key, pixels)) for key in group[path]],
         rows_per_image=plan.views + 1,
     )

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,15 +38,22 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
         resize=config.resize,
         pixels=pixels_digest(config.size, config.resize),
         dtype=config.dtype,
+        range=config.range,
     )
 
 
 def open_cache_engine(
-    config: ExtractConfig, layers: Sequence[str], images: Pixels, recorded: Mapping[str, Any] | None
+    config: ExtractConfig,
+    layers: Sequence[str],
+    images: Pixels,
+    recorded: Mapping[str, Any] | None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Open the engine for a cache's missing rows: the ``recorded`` one, or that of the config.
 
-    ``recorded`` : the engine in the cache's ``spec``; None for a new cache.
+    ``recorded`` : the engine in the cache's ``spec``; None for a new cache. ``progress`` : of
+    `pipeline.engines.open_engine`.
 
     Raises CannotCreateError if the config requests another engine, UnreachableError if the recorded
     one is not installed.
@@ -62,7 +69,7 @@ def open_cache_engine(
     if name != config.engine and name not in ENGINES:
         raise UnreachableError(f"{computed}, but is unknown to this version: choose another --out")
     try:
-        engine = open_engine(replace(config, engine=name), layers, images=images)
+        engine = open_engine(replace(config, engine=name), layers, images=images, progress=progress)
     except (BadDataError, UnreachableError) as error:
         if name == config.engine:
             raise
@@ -90,7 +97,7 @@ def cache_document(
     """Return the content of a file's ``spec`` dataset: its feature spec and its origin."""
     return {
         "format": FORMAT_VERSION,
-        "spec": asdict(spec),
+        "spec": spec.to_dict(),
         "fingerprint": spec.fingerprint,
         "set": set_name,
         "root": os.fsdecode(root),
@@ -116,6 +123,7 @@ def config_of(
         preprocessing=spec.preprocessing,
         resize=spec.resize,
         dtype=spec.dtype,
+        range=spec.range,
         weights=RANDOM if is_random else os.fspath(source),
         seed=int(seed) if is_random else 0,
         cache_dir=cache_dir,

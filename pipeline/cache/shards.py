@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class ShardFolder:
         number = max((int(path.stem) for path in self.path.glob("*.h5")), default=-1) + 1
         path = self.path / f"{number:06d}.h5"
         origin = {"engine": dict(engine), "augmentation": self.augmentation}
-        data = _encode_shard({"spec": asdict(self.spec), **origin}, keys, features)
+        data = _encode_shard({"spec": self.spec.to_dict(), **origin}, keys, features)
         write_durably(path, lambda file: file.write(data), needs=len(data))
         row_shapes = {layer: rows.shape[1:] for layer, rows in features.items()}
         self.shards.append(Shard(path, tuple(keys), row_shapes, dict(engine), self.augmentation))
@@ -129,7 +129,7 @@ class ShardFolder:
                     engine=document["engine"],
                     augmentation=document.get("augmentation"),
                 )
-                return shard if document["spec"] == asdict(self.spec) else None
+                return shard if document["spec"] == self.spec.to_dict() else None
         except (OSError, KeyError, ValueError) as error:
             log.warning("%s is not a shard (%s): ignored", printable(path), error)
             return None

@@ -1,7 +1,10 @@
 """Audit the data with cached features: duplicates, likely label errors, the learning curve."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,9 +25,12 @@ from pipeline.evaluation.probe import Floats
 from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
-from pipeline.text import counted
+from pipeline.text import counted, error_text
 
 PIXELS_PER_SIDE = 16  # pixels are averaged to 16 × 16: a crop moves edges by less
+SECTIONS = ("learning", "suspects", "duplicates")  # of the report, that show the audit
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,8 @@ class AuditResult:
     """Duplicates, likely label errors and the learning curve of one cached layer.
 
     Row numbers refer to ``table``. Duplicates across splits come first, then the most similar;
-    suspects start with the likeliest. ``learning_curve`` is None for too few images.
+    suspects start with the likeliest. ``learning_curve`` is None for too few images. ``notices``
+    are one line each; ``failures`` has a line for each section of the report whose step failed.
     """
 
     table: FeatureTable
@@ -40,49 +47,96 @@ class AuditResult:
     duplicates: tuple[DuplicatePair, ...]
     suspects: tuple[Suspect, ...]
     learning_curve: LearningCurve | None
+    notices: tuple[str, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
-def audit_features(
-    table: FeatureTable, layer: str, *, splits: Splits, folds: Sequence[Rows] = (), seed: int = 0
-) -> tuple[AuditResult, tuple[str, ...]]:
-    """Find duplicates and likely label errors in the splits; compute the learning curve.
+@contextmanager
+def tolerate(what: str, report: Callable[[str], object]) -> Iterator[None]:
+    """Report any exception in one line: nothing that examines the data may cost the table."""
+    try:
+        yield
+    except Exception as error:  # MemoryError, too
+        log.debug("%s failed", what, exc_info=True)
+        report(f"{what} failed ({error_text(error)}); the table is complete")
 
-    Returns the findings, and notices of one line each.
 
-    Parameters
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The audit of one cached layer, computed when `findings` is first read.
+
+    Attributes
     ----------
     table : of unaugmented images, after label edits.
     folds : the test rows of each fold; empty for one split.
     """
-    split = np.zeros(len(table), np.uint8)  # the split number of each row, 0 for none
-    for number, part in enumerate((splits.train, splits.validation, splits.test), TRAIN):
-        split[part] = number
-    rows = np.flatnonzero(split > 0)
-    labels, split = table.columns.labels[rows], split[rows]
-    class_count = len(table.classes)
-    fold = np.zeros(len(table), np.int64)
-    for number, test in enumerate(folds):
-        fold[test] = number
-    # One thread: the BLAS of NumPy and that of SciPy wait for each other's threads in busy loops.
-    with threadpool_limits(limits=1, user_api="blas"):
-        features = audit_input(table, layer, rows)
-        pairs = find_duplicates(
-            features, table.columns.digests[rows], split, folds=fold[rows] if folds else None
+
+    table: FeatureTable
+    layer: str
+    splits: Splits
+    folds: Sequence[Rows] = ()
+    seed: int = 0
+
+    @cached_property
+    def findings(self) -> AuditResult:
+        """Duplicates and likely label errors in the splits, and the learning curve.
+
+        A step that fails has no result, and its line is in ``failures`` and ``notices``.
+        """
+        table, seed = self.table, self.seed
+        split = np.zeros(len(table), np.uint8)  # the split number of each row, 0 for none
+        for number, part in enumerate(
+            (self.splits.train, self.splits.validation, self.splits.test), TRAIN
+        ):
+            split[part] = number
+        rows = np.flatnonzero(split > 0)
+        labels, split = table.columns.labels[rows], split[rows]
+        class_count = len(table.classes)
+        fold = np.zeros(len(table), np.int64)
+        for number, test in enumerate(self.folds):
+            fold[test] = number
+        pairs: list[DuplicatePair] = []
+        suspects: list[Suspect] = []
+        curve = None
+        failures: dict[str, str] = {}
+
+        def step(section: str, what: str) -> AbstractContextManager[None]:
+            log.info("audit: %s", what.removeprefix("the "))
+            return tolerate(what, partial(failures.__setitem__, section))
+
+        # One thread: the BLAS of NumPy and of SciPy wait for each other's threads in busy loops.
+        with (
+            threadpool_limits(limits=1, user_api="blas"),
+            tolerate("the audit", lambda line: failures.update(dict.fromkeys(SECTIONS, line))),
+        ):
+            features = audit_input(table, self.layer, rows)
+            with step("duplicates", "the search for duplicates"):
+                pairs = find_duplicates(
+                    features,
+                    table.columns.digests[rows],
+                    split,
+                    folds=fold[rows] if self.folds else None,
+                )
+            groups = duplicate_sets(pairs, len(rows))
+            with step("suspects", "the search for label errors"):
+                suspects = find_suspects(features, labels, groups, class_count, seed)
+            with step("learning", "the learning curve"):
+                curve = learning_curve(features, labels, split, class_count=class_count, seed=seed)
+        return AuditResult(
+            table=table,
+            layer=self.layer,
+            duplicates=tuple(
+                replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second]))
+                for pair in pairs
+            ),
+            suspects=tuple(replace(suspect, row=int(rows[suspect.row])) for suspect in suspects),
+            learning_curve=curve,
+            notices=(
+                *dict.fromkeys(failures.values()),
+                *_notices(pairs, split, in_folds=bool(self.folds)),
+            ),
+            failures=failures,
         )
-        groups = duplicate_sets(pairs, len(rows))
-        suspects = find_suspects(features, labels, groups, class_count, seed)
-        curve = learning_curve(features, labels, split, class_count=class_count, seed=seed)
-    findings = AuditResult(
-        table=table,
-        layer=layer,
-        duplicates=tuple(
-            replace(pair, first=int(rows[pair.first]), second=int(rows[pair.second]))
-            for pair in pairs
-        ),
-        suspects=tuple(replace(suspect, row=int(rows[suspect.row])) for suspect in suspects),
-        learning_curve=curve,
-    )
-    return findings, tuple(_notices(pairs, split, in_folds=bool(folds)))
 
 
 def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:

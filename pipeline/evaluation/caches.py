@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class SplitCache:
             "set": printable(str(table.document.get("set", table.path.stem))),
             "layers": list(self.layers),
             "fingerprint": table.spec.fingerprint,
-            "spec": asdict(table.spec),
+            "spec": table.spec.to_dict(),
             "engine": table.document.get("engine"),
             "versions": table.document.get("versions"),
             "created": table.document.get("created"),

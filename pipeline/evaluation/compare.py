@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 from pipeline.text import counted, duration, printable
 
+if TYPE_CHECKING:
+    from pipeline.evaluation.audit import Audit
+
 PACKAGES = ("numpy", "scipy", "scikit-learn", "keras", "tensorflow")
 IMBALANCED = 1.5  # ratio of the largest to the smallest class, from which a notice is shown
 
@@ -39,6 +42,8 @@ def compare_heads(
     caches: Path | str | Sequence[Path | str], config: ClassifyConfig | None = None, **options: Any
 ) -> Comparison:
     """Compare heads on cached features of the same classes.
+
+    The audit runs when ``notices`` or ``findings`` of the comparison is first read.
 
     ``options`` are fields of `ClassifyConfig`, instead of a config or to change it.
 
@@ -95,14 +100,16 @@ def compare_heads(
         classes=opened[0].table.classes,
         run=run,
         recommendation=recommendation,
-        notices=(
+        table_notices=(
             *_notice_different_images(opened),
             *(notice for cache in opened for notice in cache.trial_plan.notices),
             *_notice_imbalance(opened[0], balanced=config.balance),
             *_notice_unconverged(ranked),
         ),
     )
-    return _add_audit(comparison, opened, config.seed) if config.audit else comparison
+    if not config.audit:
+        return comparison
+    return replace(comparison, audit=_audit_of(comparison.shown.result, opened, config.seed))
 
 
 def _compare_on_layer(
@@ -217,25 +224,23 @@ def _notice_unconverged(outcomes: Iterable[Outcome]) -> Iterator[str]:
             )
 
 
-def _add_audit(comparison: Comparison, opened: Sequence[SplitCache], seed: int) -> Comparison:
-    """Return the comparison with the audit of the recommended row's cache and layer."""
-    best = comparison.shown.result
+def _audit_of(best: Result, opened: Sequence[SplitCache], seed: int) -> "Audit":
+    """Return the audit of the recommended row's cache and layer."""
     cache = next(
         cache
         for cache in opened
         if printable(cache.table.path.as_posix()) == best.cache and best.layer in cache.layers
     )
     folds = cache.trial_plan.trials[: cache.trial_plan.folds]
-    from pipeline.evaluation.audit import audit_features  # 0.3 s, which --no-audit saves
+    from pipeline.evaluation.audit import Audit  # 0.3 s, which --no-audit saves
 
-    findings, notices = audit_features(
-        cache.table,
-        best.layer,
+    return Audit(
+        table=cache.table,
+        layer=best.layer,
         splits=cache.splits,
         folds=[trial.splits.test for trial in folds],
         seed=seed,
     )
-    return replace(comparison, findings=findings, notices=(*notices, *comparison.notices))
 
 
 def versions() -> dict[str, str]:

@@ -142,7 +142,7 @@ def _find_near(
         kept = kept[np.argsort(-values[kept], kind="stable")[:MAX_PAIRS]]
         rows.append([ones[kept], others[kept]])
         cosines.append(values[kept])
-    mean = features.mean(axis=0)
+    mean = features.mean(axis=0, dtype=np.float64)  # a square of float32 overflows from 1e19 on
     first, second = np.concatenate(rows, axis=1)
     for pair in np.argsort(-np.concatenate(cosines), kind="stable")[:MAX_PAIRS]:
         one, other = features[first[pair]] - mean, features[second[pair]] - mean
@@ -154,7 +154,7 @@ def _find_near(
 def _scale_components(features: Floats) -> Floats:
     """Return unit vectors (n, d): principal components divided by their scales."""
     components = fit_components(features, COMPONENTS)
-    variance = components.explained_variance_
+    variance = components[-1].explained_variance_
     scale = np.sqrt(variance + variance.mean())
     directions = components.transform(features) / np.maximum(scale, np.finfo(np.float32).tiny)
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)

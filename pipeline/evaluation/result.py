@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pipeline.models.bundle import Bundle
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.audit import AuditResult
+    from pipeline.evaluation.audit import Audit, AuditResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,16 +233,26 @@ class Comparison:
     ----------
     run : caches, splits, options and versions of the comparison.
     recommendation : one sentence.
-    notices : problems that affect the table: duplicates across splits, imbalance.
-    findings : the audit of the recommended row's cache and layer.
+    table_notices : problems that affect the table, without those that the audit finds.
+    audit : of the recommended row's cache and layer; None if not requested.
     """
 
     outcomes: tuple[Outcome, ...]
     classes: tuple[str, ...]
     run: Mapping[str, Any]
     recommendation: str = ""
-    notices: tuple[str, ...] = ()
-    findings: "AuditResult | None" = None
+    table_notices: tuple[str, ...] = ()
+    audit: "Audit | None" = None
+
+    @property
+    def findings(self) -> "AuditResult | None":
+        """What the audit finds; it runs when this, or `notices`, is first read."""
+        return None if self.audit is None else self.audit.findings
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Problems that affect the table: duplicates across splits, imbalance."""
+        return (*(self.findings.notices if self.findings else ()), *self.table_notices)
 
     @property
     def results(self) -> tuple[Result, ...]:

@@ -87,7 +87,7 @@ def write_results(
             "caches": [result.source],
         },
         recommendation=recommendation,
-        notices=(*result.notices, *result.trial_plan.notices),
+        table_notices=(*result.notices, *result.trial_plan.notices),
     )
     folder = write_run(comparison, results, command=command, smoothing=smoothing, save=save)
     last = result.outcomes[-1]  # curves.png shows the fine-tuned model, recommended or not

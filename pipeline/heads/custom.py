@@ -14,9 +14,9 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.heads.calibration import keras_probabilities
+from pipeline.heads.calibration import check_probabilities, keras_probabilities
 from pipeline.heads.registry import Head, required_arguments
-from pipeline.text import printable
+from pipeline.text import error_text
 
 ROWS_PER_BATCH = 1024  # of a forward pass
 
@@ -41,7 +41,7 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
             factory: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"--head {name}: cannot import {module_name}: {_one_line(error)}"
+            f"--head {name}: cannot import {module_name}: {error_text(error)}"
         ) from error
     for attribute in path.split("."):
         if not hasattr(factory, attribute):
@@ -82,7 +82,7 @@ def failures_of(head: Head) -> Iterator[None]:
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:  # a custom head may raise anything
-        raise HeadFailedError(f"failed: {_one_line(error)}") from error
+        raise HeadFailedError(f"failed: {error_text(error)}") from error
 
 
 @dataclass(eq=False, repr=False)
@@ -102,7 +102,9 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     random_state: int | None = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, validation_data: Any = None) -> Self:
-        """Raises UsageError if the model's outputs are not the probabilities of the classes."""
+        """Raises UsageError for another number of outputs, BadDataError for other than
+        probabilities.
+        """
         from pipeline.keras_backend import keras
 
         self.classes_ = np.arange(self.class_count)
@@ -121,7 +123,8 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         sizes = {"batch_size": self.batch_size, "validation_batch_size": ROWS_PER_BATCH}
         weighted = {"sample_weight": sample_weight, "validation_data": validation_data}
         self.history_ = model.fit(X, y, epochs=self.epochs, verbose=0, **sizes, **weighted).history
-        _check_probabilities(np.asarray(model(X[:ROWS_PER_BATCH])))
+        scores = np.asarray(model(X[:ROWS_PER_BATCH]), np.float64)  # not yet divided by their sums
+        check_probabilities(np.hstack([1 - scores, scores]) if outputs == (1,) else scores)
         return self
 
     @property
@@ -132,21 +135,5 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return keras_probabilities(self.model_, X)
 
 
-def _check_probabilities(outputs: npt.NDArray[Any]) -> None:
-    """Raise UsageError for logits, which the search would take for probabilities."""
-    if not np.isfinite(outputs).all():
-        return  # the training diverged; the search reports that
-    sums_to_one = outputs.shape[1] == 1 or np.allclose(outputs.sum(axis=1), 1, atol=1e-3)
-    if outputs.min() < 0 or outputs.max() > 1 + 1e-6 or not sums_to_one:
-        raise UsageError(
-            f"expected probabilities (softmax, or sigmoid of one output); "
-            f"received outputs from {outputs.min():.3g} to {outputs.max():.3g}"
-        )
-
-
 def _type_of(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
-
-
-def _one_line(error: BaseException) -> str:
-    return printable(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -3,20 +3,25 @@
 The content decides the format, not the file name. Every error of Pillow becomes `UnreadableImage`.
 """
 
+import builtins
 import contextlib
 import hashlib
 import importlib.util
 import io
+import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.spec import FULL_RANGE, parse_range
 from pipeline.text import file_size, printable
 
 BACKGROUND = (255, 255, 255)  # under transparency, as in browsers and print
@@ -30,10 +35,18 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEI
            "DIB", "QOI", "PCX", "SGI")  # fmt: skip
 
 EXIF_ORIENTATION = 0x0112
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
+TIFF_KINDS = {1: "uint", 2: "int", 3: "float"}  # by sample format
+# Pillow decodes the high bytes of 16-bit colours. With the bytes swapped, it decodes the low ones.
+COLOUR_16 = re.compile("(RGBA?;16)([LBN])")
+SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+GREY_SCALES = {"L;2": 85, "L;4": 17}  # to 8 bits
+ROWS_PER_BLOCK = 256  # of an image, whose numbers are scaled in float64
 
 # Bytes per pixel during decoding, by Pillow's mode; colours need four bytes.
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
-BYTES_PER_OTHER_PIXEL = 8  # of modes that are converted: before and after
+BYTES_PER_OTHER_PIXEL = 9  # of modes that are converted: before and after
+BYTES_PER_COLOUR_16 = 20  # decoded twice
 
 # Pillow warns below its limit; MAX_MEMORY is lower.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -44,39 +57,174 @@ class UnreadableImage(Exception):
     """An image that cannot be decoded; the message is the reason."""
 
 
-def decode(data: bytes, *, image_size: int, resize: str = "squash") -> npt.NDArray[np.uint8]:
+class Numbers(NamedTuple):
+    """The type of the numbers in an image file, other than unsigned ones of up to 8 bits.
+
+    ``low`` and ``high`` limit the type; floats have 0 and 1. ``inverted`` : the lowest is white.
+    """
+
+    dtype: str  # uint12, int32, float32
+    low: float
+    high: float
+    inverted: bool = False
+
+
+def decode(
+    data: bytes, *, image_size: int, resize: str = "squash", range: str = FULL_RANGE
+) -> npt.NDArray[np.uint8]:
     """Decode an image file to (image_size, image_size, 3) uint8 RGB; raises UnreadableImage.
 
-    EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8; of several
-    frames the first is used. ``squash`` resizes both sides to the square, as Keras' loaders do by
-    default; ``crop`` cuts the centre square; ``pad`` adds black bars. Bilinear, antialiased.
+    EXIF orientation is applied, transparency laid over white; of several frames the first is used.
+    ``squash`` resizes both sides to the square, as Keras' loaders do by default; ``crop`` cuts the
+    centre square; ``pad`` adds black bars. Bilinear, antialiased.
+
+    ``range`` is for files of more than 8 bits, of signed numbers or floats: ``full`` scales the
+    range of their type to 0..255, ``LOW,HIGH`` these numbers; lower and higher ones are clipped.
     """
+    with _opened(data) as image:
+        return to_pixels(image, image_size=image_size, resize=resize, range=range)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open an image file; convert every error in the context to UnreadableImage."""
     if not data:
         raise UnreadableImage("empty file")
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            return to_pixels(image, image_size=image_size, resize=resize)
+            yield image
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's plugins raise errors of any type
         raise UnreadableImage(_reason(data, error)) from error
 
 
-def to_pixels(image: Image.Image, *, image_size: int, resize: str) -> npt.NDArray[np.uint8]:
+def to_pixels(
+    image: Image.Image, *, image_size: int, resize: str, range: str = FULL_RANGE
+) -> npt.NDArray[np.uint8]:
     """Convert an open image as `decode` does; raises UnreadableImage if it is too large."""
+    numbers = numbers_of(image)
+    if _raw_mode(image) in GREY_SCALES and "transparency" in image.info:
+        image.info["transparency"] *= GREY_SCALES[_raw_mode(image)]  # Pillow scales only the pixels
+    with _loaded(image, numbers, range) as (upright, values):
+        if numbers is None or values is None:
+            rgb = _to_rgb(upright)
+        else:
+            rgb = _to_8_bits(upright, values, numbers, range)
+        return np.asarray(_resize(rgb, image_size, resize).convert("RGB"))
+
+
+def read_numbers(data: bytes) -> tuple[Numbers, npt.NDArray[Any]] | None:
+    """Return type and values (H, W) or (H, W, C) of an image file; None if unsigned 8-bit.
+
+    Raises UnreadableImage.
+    """
+    with _opened(data) as image:
+        if (numbers := numbers_of(image)) is None:
+            return None
+        with _loaded(image, numbers, "0,1") as (_, values):
+            return None if values is None else (numbers, values)
+
+
+def numbers_of(image: Image.Image) -> Numbers | None:
+    """Return the type of the numbers in an image file that is not loaded yet.
+
+    None for unsigned numbers of up to 8 bits, and for others that their header scales.
+    """
+    bits, kind, inverted = (32, "float", False) if image.mode == "F" else (16, "uint", False)
+    if image.format == "TIFF":
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        bits = tags.get(BITS_PER_SAMPLE, (1,))[0]
+        kind = TIFF_KINDS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "uint")
+        if kind == "uint" and bits <= 8:
+            return None
+        inverted = tags.get(PHOTOMETRIC) == 0
+        if len(image.getbands()) > 1 and ";16" not in _raw_mode(image):
+            raise UnreadableImage("planar 16-bit colours, which Pillow misreads: convert the file")
+    elif not image.mode.startswith(("I", "F")) and ";16" not in _raw_mode(image):
+        return None
+    if kind == "float":
+        return Numbers(f"float{bits}", 0, 1, inverted)
+    limit = 2**bits
+    low, high = (0, limit - 1) if kind == "uint" else (-limit // 2, limit // 2 - 1)
+    return Numbers(f"{kind}{bits}", low, high, inverted)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return Pillow's name of the layout of pixels in the file."""
+    tiles: Any = getattr(image, "tile", None)  # none of an image in memory
+    if not tiles:
+        return ""
+    arguments = tiles[0].args
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+@contextlib.contextmanager
+def _loaded(
+    image: Image.Image, numbers: Numbers | None, range: str
+) -> Iterator[tuple[Image.Image, npt.NDArray[Any] | None]]:
+    """Load an image, upright, and its numbers, within the limit of memory.
+
+    There are no numbers of 16-bit colours if Pillow's high bytes suffice.
+    """
     pixels = image.width * image.height
-    memory = pixels * BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
-    with contextlib.suppress(Exception):  # a broken EXIF block does not affect the pixels
-        if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-            memory *= 2  # turning the image copies it
+    has_bands = len(image.getbands()) > 1
+    has_colour_key = "transparency" in image.info  # Pillow compares it with the high bytes
+    both_bytes = numbers is not None and has_bands and (range != FULL_RANGE or has_colour_key)
+    low = _low_bytes(image) if both_bytes else None
+    per_pixel = BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
+    memory = pixels * (BYTES_PER_COLOUR_16 if both_bytes else per_pixel)
+    if memory <= MAX_MEMORY and _is_turned(image):
+        memory *= 2  # turning the image copies it
     if memory > MAX_MEMORY:
         raise UnreadableImage(_too_large(pixels))
     with _reserve_memory(memory):
-        image.load()
-        with contextlib.suppress(Exception):  # see above
-            image = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(image)
-        return np.asarray(_resize(rgb, image_size, resize).convert("RGB"))
+        upright = _load_upright(image)
+        values: npt.NDArray[Any] | None = None
+        if low is not None:
+            values = np.asarray(upright).astype(np.uint16) << 8 | np.asarray(_load_upright(low))
+        elif numbers is not None and not has_bands:
+            values = np.asarray(upright)
+            if numbers.dtype in ("int8", "uint32"):  # Pillow has uint8 and int32 only
+                values = values.view(numbers.dtype)
+        yield upright, values
+
+
+def _is_turned(image: Image.Image) -> bool:
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # `getexif` would load the image
+    with contextlib.suppress(Exception):  # a broken EXIF block does not affect the pixels
+        return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
+    return False
+
+
+def _load_upright(image: Image.Image) -> Image.Image:
+    image.load()
+    with contextlib.suppress(Exception):  # see above
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _low_bytes(image: Image.Image) -> Image.Image:
+    """Return an image that loads the low bytes of 16-bit colours, of which Pillow loads the high.
+
+    Raises UnreadableImage for colours of which it cannot load them.
+    """
+    match = COLOUR_16.fullmatch(_raw_mode(image))
+    is_planar = image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2  # type: ignore[attr-defined]
+    file: Any = getattr(image, "fp", None)
+    if match is None or is_planar or not isinstance(file, io.BytesIO):
+        raise UnreadableImage(
+            f"16-bit numbers ({image.mode}) of which Pillow reads the high byte only: save the "
+            f"file as 16-bit grey, RGB or RGBA"
+        )
+    low: Any = Image.open(io.BytesIO(file.getbuffer()), formats=_formats())
+    raw_mode = match[1] + SWAPPED[match[2]]
+    low.tile = [
+        tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:]))
+        for tile in low.tile
+    ]
+    return low  # type: ignore[no-any-return]
 
 
 _free_memory = MAX_MEMORY
@@ -123,9 +271,7 @@ def register_heic() -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to RGB, or to grey, which is smaller; see docs/POLICIES.md."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _to_8_bits(image)
+    """Convert 8-bit modes of Pillow to RGB, or to grey, which is smaller; see docs/POLICIES.md."""
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGB", rgba.size, BACKGROUND)
@@ -134,21 +280,35 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode in ("RGB", "L") else image.convert("RGB")
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale deep grey values to 0..255; Pillow's conversion would clip them to white.
+def _to_8_bits(
+    image: Image.Image, values: npt.NDArray[Any], numbers: Numbers, range: str
+) -> Image.Image:
+    """Scale numbers to 0..255; Pillow's conversion would clip them to white.
 
-    Integers have 16 bits, or 32 if a value exceeds 16; floats are in 0..1, or else range from
-    their minimum to their maximum.
+    Raises UnreadableImage for floats outside 0..1, if the range is full.
     """
-    values = np.nan_to_num(np.asarray(image, np.float32))
-    low, high = 0.0, 1.0
-    if image.mode != "F":
-        high = 65535.0 if values.max(initial=0) <= 65535 else 2.0**32 - 1
-    elif values.min(initial=0) < 0 or values.max(initial=0) > 1:
-        low, high = float(values.min()), float(values.max())
-    values -= low
-    values *= 255 / max(high - low, 1e-12)
-    return Image.fromarray(np.rint(values, out=values).clip(0, 255).astype(np.uint8))
+    key = image.info.get("transparency")  # the number, or colour, that is transparent in a PNG
+    low, high = parse_range(range) or (numbers.low, numbers.high)
+    scaled = np.empty(values.shape, np.uint8)
+    for start in builtins.range(0, len(values), ROWS_PER_BLOCK):
+        block = values[start : start + ROWS_PER_BLOCK].astype(np.float64)
+        np.nan_to_num(block, copy=False, nan=low, posinf=high, neginf=low)
+        if range == FULL_RANGE and (block.min() < low or block.max() > high):
+            raise UnreadableImage(
+                f"floats from {values.min():g} to {values.max():g}, outside 0 to 1: extract with "
+                f"--range auto, or --range=LOW,HIGH"
+            )
+        block = np.rint((block - low) * (255 / (high - low))).clip(0, 255)
+        scaled[start : start + ROWS_PER_BLOCK] = 255 - block if numbers.inverted else block
+    if key is not None:
+        is_clear = (values == key) if values.ndim == 2 else (values == key).all(axis=2)
+        scaled[is_clear] = 255
+    result = Image.fromarray(scaled)
+    if result.mode == "RGBA":
+        canvas = Image.new("RGB", result.size, BACKGROUND)
+        canvas.paste(result, mask=image.getchannel("A"))
+        return canvas
+    return result
 
 
 def _resize(image: Image.Image, size: int, policy: str) -> Image.Image:
@@ -173,8 +333,12 @@ def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
             return "a HEIC photograph: pip install -e '.[heic]' to read it"
+        if data.startswith(b"PK\3\4"):
+            return "a zip archive: unpack it first"
         if b"<svg" in data[:1024]:
             return "a vector drawing (SVG), not an image of pixels"
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            return "a TIFF of numbers that Pillow does not read: convert it to 8 or 16 bits"
         return "not an image, or in a format that Pillow does not read"
     if isinstance(error, EOFError) or "truncated" in message.lower():
         return f"truncated after {len(data):,} bytes"

@@ -14,6 +14,7 @@ from pipeline.cores import usable_cores
 from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
 from pipeline.images.scan import Skipped
 from pipeline.prefetch import prefetch
+from pipeline.spec import FULL_RANGE
 from pipeline.text import file_size
 
 MAX_WAITING = 128  # decoded images in memory: several batches
@@ -28,6 +29,7 @@ def read_images(
     *,
     image_size: int,
     resize: str,
+    range: str = FULL_RANGE,
     process: Callable[[bytes, Pixels], Any] = lambda _, pixels: pixels,
     rows_per_image: int = 1,
 ) -> Generator[tuple[bytes, Any]]:
@@ -50,7 +52,7 @@ def read_images(
         if hashlib.sha256(data).digest() != digests[name]:
             return Skipped(name, "changed while it was being read: run again")
         try:
-            return process(name, decode(data, image_size=image_size, resize=resize))
+            return process(name, decode(data, image_size=image_size, resize=resize, range=range))
         except UnreadableImage as error:
             return Skipped(name, str(error))
 

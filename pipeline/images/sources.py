@@ -17,6 +17,7 @@ from pipeline.images.decode import UnreadableImage, to_pixels
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import Skipped
+from pipeline.spec import FULL_RANGE
 from pipeline.text import printable
 
 EXPECTED = "paths of image files, or uint8 arrays (N, H, W, 3)"
@@ -30,12 +31,13 @@ class ImageSources:
     contents: Mapping[bytes, bytes | npt.NDArray[np.uint8]]
 
     def read(
-        self, digests: Iterable[bytes], *, image_size: int, resize: str
+        self, digests: Iterable[bytes], *, image_size: int, resize: str, range: str = FULL_RANGE
     ) -> Generator[tuple[bytes, Pixels]]:
         """Yield digests with (image_size, image_size, 3) uint8 RGB; raises BadDataError."""
         requested = {digest: self.contents[digest] for digest in digests}
         files = {path: digest for digest, path in requested.items() if isinstance(path, bytes)}
-        with closing(read_images(Path(), files, image_size=image_size, resize=resize)) as read:
+        decoded = read_images(Path(), files, image_size=image_size, resize=resize, range=range)
+        with closing(decoded) as read:
             for path, pixels in read:
                 if isinstance(pixels, Skipped):
                     raise _unusable_error(path, pixels.reason)

@@ -13,7 +13,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -98,7 +98,7 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
     fields = {name: value for name, value in vars(bundle).items() if name in FIELDS}
     description = fields | {
         "format": FORMAT_VERSION,
-        "spec": asdict(bundle.spec),
+        "spec": bundle.spec.to_dict(),
         "fingerprint": bundle.spec.fingerprint,
         "document": dict(bundle.document),
     }

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def export_bundle(
         about = {
             "classes": list(bundle.classes),
             "fingerprint": bundle.spec.fingerprint,
-            "spec": asdict(bundle.spec),
+            "spec": bundle.spec.to_dict(),
             **{name: getattr(bundle, name) for name in ("head", "params", "layer", "input")},
         }
         save(model, about, unfinished / f"model.{format}")

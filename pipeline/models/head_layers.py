@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 
 from pipeline.errors import UsageError
-from pipeline.heads.calibration import TemperatureScaling
+from pipeline.heads.calibration import TemperatureScaling, label_order
 from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.scaler import CommonScaler
 from pipeline.models.bundle import Bundle
@@ -40,7 +40,8 @@ def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
         estimator = estimator.head
     if isinstance(estimator, DenseClassifier):
         kernel, bias, output_kernel, output_bias = estimator.weights_
-        return HeadLayer(kernel, bias), HeadLayer(output_kernel, output_bias)
+        output = HeadLayer(output_kernel, output_bias)
+        return HeadLayer(kernel, bias), _in_label_order(output, estimator, bundle)
     scale, is_scaled = 1.0, isinstance(estimator, TemperatureScaling)
     if is_scaled:
         scale, estimator = 1 / estimator.temperature, estimator.estimator
@@ -55,7 +56,16 @@ def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
     if len(intercepts) == 1 and is_scaled:
         scale *= 2
     weights, intercepts = weights.T * scale, intercepts * scale
-    return (HeadLayer(weights.astype(np.float32), intercepts.astype(np.float32)),)
+    layer = HeadLayer(weights.astype(np.float32), intercepts.astype(np.float32))
+    return (_in_label_order(layer, estimator, bundle),)
+
+
+def _in_label_order(layer: HeadLayer, estimator: Any, bundle: Bundle) -> HeadLayer:
+    """Return the last layer with its outputs in the order of the bundle's classes."""
+    order = label_order(estimator, len(bundle.classes))
+    if len(layer.bias) == 1:  # of the class in classes_[1]
+        return layer if order[1] == 1 else HeadLayer(-layer.kernel, -layer.bias)
+    return HeadLayer(layer.kernel[:, order], layer.bias[order])
 
 
 def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:

@@ -27,14 +27,15 @@ Result = tuple[Probabilities, bool] | str  # (row, whether cached), or why a fil
 class ImageClassifier(Protocol):
     """Turns pixels into class probabilities: a trained head or a ready-made network.
 
-    A call takes ``batch_size`` square images of ``image_size`` (S) pixels; ``resize`` names the
-    policy that makes them square.
+    A call takes ``batch_size`` square images of ``image_size`` (S) pixels, which
+    `pipeline.images.decode.decode` makes with ``resize`` and ``range``.
     """
 
     name: str
     classes: tuple[str, ...]
     image_size: int
     resize: str
+    range: str
     batch_size: int
 
     def describe(self) -> dict[str, Any]:
@@ -175,8 +176,11 @@ class ImagePredictions:
         self, digests: Mapping[bytes, bytes], results: dict[bytes, Result]
     ) -> Generator[tuple[bytes, Pixels]]:
         """Yield digests and pixels of images, decoded in advance; add failures to ``results``."""
-        size, resize = self.model.image_size, self.model.resize
-        with closing(read_images(Path(), digests, image_size=size, resize=resize)) as images:
+        model = self.model
+        decoded = read_images(
+            Path(), digests, image_size=model.image_size, resize=model.resize, range=model.range
+        )
+        with closing(decoded) as images:
             for path, pixels in images:
                 if isinstance(pixels, Skipped):
                     results[digests[path]] = pixels.reason

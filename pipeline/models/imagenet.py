@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline.bases.config import BATCH_SIZE, IMAGENET, BaseConfig
 from pipeline.errors import BadDataError, NoInputError
+from pipeline.spec import FULL_RANGE
 from pipeline.text import printable
 
 
@@ -28,6 +29,7 @@ class ImagenetModel:
     """
 
     resize = "squash"  # as Keras' loaders do
+    range = FULL_RANGE
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,9 @@ class ReferenceImages:
         spec = self.table.spec
         paths: list[bytes] = self.table.columns.paths[self.rows].tolist()
         digests = dict(zip(paths, self.digests, strict=True))
-        decoded = read_images(self.root, digests, image_size=spec.image_size, resize=spec.resize)
+        decoded = read_images(
+            self.root, digests, image_size=spec.image_size, resize=spec.resize, range=spec.range
+        )
         done = 0
         with closing(decoded):
             while block := list(islice(decoded, IMAGES_PER_BLOCK)):
@@ -288,7 +290,7 @@ def _evenly_spread(rows: Rows, max_images: int) -> Rows:
 
 def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:
     """Raise BadDataError unless a cache has the features that the bundle was trained on."""
-    cached, trained = asdict(table.spec), asdict(bundle.spec)
+    cached, trained = table.spec.to_dict(), bundle.spec.to_dict()
     cached |= {"classes": _join_names(table.classes), "shape": table.layers.get(bundle.layer)}
     trained |= {"classes": _join_names(bundle.classes), "shape": bundle.shape}
     for name, value in trained.items():

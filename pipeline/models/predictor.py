@@ -26,7 +26,6 @@ from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
 from pipeline.models.runs import find_bundle, newest_run
-from pipeline.models.serialization import TOLERANCE
 from pipeline.text import counted, printable
 
 RESULTS = Path("results")  # classify writes its runs here
@@ -63,6 +62,7 @@ class Predictor:
         self.classes = bundle.classes
         self.image_size = bundle.spec.image_size
         self.resize = bundle.spec.resize
+        self.range = bundle.spec.range
         self.batch_size = batch_size
         self._weights = weights
         self._cache_dir = cache_dir
@@ -86,6 +86,7 @@ class Predictor:
             "head": bundle.head, "params": bundle.params, "base": spec.base, "layer": bundle.layer,
             "input": bundle.input, "tta": bundle.plan.views, "image_size": spec.image_size,
             "preprocessing": spec.preprocessing, "resize": spec.resize,
+            "range": spec.range,
             "fingerprint": spec.fingerprint, "classes": list(bundle.classes),
         }  # fmt: skip
 
@@ -148,15 +149,16 @@ class Predictor:
                 f"features of {printable(self.bundle.layer)} are not finite as {spec.dtype}: "
                 f"extract with --dtype float32 and classify again"
             )
-        with np.errstate(all="ignore"):  # of invalid weights
-            rows = flatten_or_pool(rounded, self.bundle.input)
-            scores = class_scores(self.bundle.estimator, rows, len(self.classes))
-            is_valid = (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) < TOLERANCE).all()
-        if not is_valid:  # also for NaN
+        try:
+            with np.errstate(all="ignore"):  # of invalid weights
+                rows = flatten_or_pool(rounded, self.bundle.input)
+                scores = class_scores(self.bundle.estimator, rows, len(self.classes))
+            if not np.isfinite(scores).all():
+                raise BadDataError("gave scores that are not finite")
+        except BadDataError as error:
             raise BadDataError(
-                f"the scores of the model {printable(self.name)} are not probabilities: "
-                f"classify again"
-            )
+                f"the model {printable(self.name)} {error}: classify again"
+            ) from error
         return scores
 
     @cached_property

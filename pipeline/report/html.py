@@ -2,49 +2,68 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import resources
 from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.evaluation.audit import tolerate
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import views_suffix
 from pipeline.report import figures, galleries, tables
-from pipeline.report.markup import render, selection_metric
+from pipeline.report.markup import name_text, render, selection_metric
 from pipeline.text import counted
 
 # facts of a run that other parts of the report show
 SHOWN_SEPARATELY = {"created", "versions", "caches", "classes", "command", "folder"}
 
+log = logging.getLogger("pipeline")
+
 
 def report_html(comparison: Comparison, *, command: str | None, smoothing: float = 0.8) -> str:
     """Return the report; ``command`` is the command line, ``smoothing`` that of `curves.smooth`."""
     shown, classes, findings = comparison.shown, comparison.classes, comparison.findings
-    # anchor and template name, title, and data of each section
-    sections = [
-        ("heads", "All heads", tables.heads(comparison)),
-        ("layers", "Comparison of layers", tables.layers(comparison)),
-        ("curves", "Training curves", figures.curves(comparison, smoothing)),
-        ("confusion", "Errors by class", tables.confusion(shown.test, classes)),
-        ("roc", "ROC and precision-recall", figures.roc(shown.test, classes)),
-        ("reliability", "Calibration", figures.reliability(shown)),
-    ]
+    sections: list[tuple[str, str, Markup]] = []
+    failures = {} if findings is None else dict(findings.failures)
+
+    def fail(anchor: str, line: str) -> None:
+        log.warning(line)
+        failures[anchor] = line
+
+    def add(anchor: str, title: str, compute: Callable[..., Any], *arguments: Any) -> None:
+        """Append a section that has data, or in its place the line that says why it failed."""
+        html = None
+        if anchor not in failures:  # else the audit has already said so
+            with tolerate(f"the section {title} of the report", partial(fail, anchor)):
+                data = compute(*arguments)
+                html = None if data is None else Markup(render(f"{anchor}.html", data=data))
+        if anchor in failures:
+            html = Markup('<p class="failed">{}</p>').format(name_text(failures[anchor]))
+        if html is not None:
+            sections.append((anchor, title, html))
+
+    add("heads", "All heads", tables.heads, comparison)
+    add("layers", "Comparison of layers", tables.layers, comparison)
+    add("curves", "Training curves", figures.curves, comparison, smoothing)
+    add("confusion", "Errors by class", tables.confusion, shown.test, classes)
+    add("roc", "ROC and precision-recall", figures.roc, shown.test, classes)
+    add("reliability", "Calibration", figures.reliability, shown)
     if findings is not None:
-        sections += [
-            ("learning", "Learning curve", figures.learning(findings)),
-            ("map", "Map of the features", galleries.feature_map(findings)),
-            ("mistakes", "Most confident mistakes", galleries.mistakes(comparison, findings)),
-            ("suspects", "Likely label errors", galleries.suspects(findings)),
-            ("duplicates", "Duplicates", galleries.duplicates(comparison, findings)),
-        ]
-    sections.append(("run", "Settings of this run", _run_facts(comparison.run, command)))
+        add("learning", "Learning curve", figures.learning, findings)
+        add("map", "Map of the features", galleries.feature_map, findings)
+        add("mistakes", "Most confident mistakes", galleries.mistakes, comparison, findings)
+        add("suspects", "Likely label errors", galleries.suspects, findings)
+        add("duplicates", "Duplicates", galleries.duplicates, comparison, findings)
+    add("run", "Settings of this run", _run_facts, comparison.run, command)
     measure, field = selection_metric(comparison)
     caches = comparison.run.get("caches") or [{}]
     style = resources.files("pipeline.report").joinpath("report.css").read_text("utf-8")
     return render(
         "report.html",
-        sections=[section for section in sections if section[2] is not None],
+        sections=sections,
         set_name=str(caches[0].get("set", "images")),
         recommendation=comparison.recommendation,
         notices=comparison.notices,

@@ -1,7 +1,9 @@
 """Write the folder of a run: a comparison's tables, plots, report and models."""
 
 import csv
+import io
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -10,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from pipeline.durable import write_durably
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
@@ -19,6 +22,8 @@ from pipeline.models.runs import MODELS_FOLDER, ROW_IDENTITY
 from pipeline.text import file_name, printable
 
 Save = Literal["all", "best", "none"]
+
+log = logging.getLogger("pipeline")
 
 
 def check_writable(results: Path) -> None:
@@ -42,48 +47,77 @@ def write_run(
 ) -> Path:
     """Write a comparison's tables, plots, report and models to a new folder in ``results``.
 
+    The tables and models are complete before the audit begins; a failure or an interrupt of what
+    follows leaves them.
+
     ``command`` is the command line, ``smoothing`` that of curves.png, ``save`` selects the models.
     """
-    from pipeline.report.html import report_html  # 0.5 s of matplotlib
-    from pipeline.report.markup import render
-    from pipeline.report.plots import write_confusion, write_curves
-
     check_writable(results)
-    set_name = str(comparison.run["caches"][0]["set"])
-    folder = _create_folder(results, set_name)
+    folder = _create_folder(results, str(comparison.run["caches"][0]["set"]))
     comparison = _save_models(comparison, folder, save)
+    _write_tables(replace(comparison, audit=None), folder, command)
+    _write_settings(comparison, folder / "settings.csv")
+    try:
+        _write_findings(comparison, folder, command, smoothing)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted before the report; the table is complete in {printable(folder)}"
+        ) from None
+    return folder
+
+
+def _write_tables(comparison: Comparison, folder: Path, command: str | None) -> None:
+    """Write results.json, results.csv and results.md, which show the notices of the audit."""
+    from pipeline.report.markup import render
+
     document = comparison.document()
     document["run"] |= {"folder": printable(folder), "command": command}
-    (folder / "results.json").write_text(
-        json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-    )
-    with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(document["rows"])
-    outcomes = (comparison.shown, *comparison.outcomes)
-    trained = next((outcome for outcome in outcomes if outcome.history), None)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    _write_text(folder / "results.json", f"{text}\n")
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(document["rows"])
+    _write_text(folder / "results.csv", file.getvalue())
     markdown = render(
         "results.md",
-        set_name=set_name,
+        set_name=str(comparison.run["caches"][0]["set"]),
         notices=comparison.notices,
         recommendation=comparison.recommendation,
         table=markdown_table(comparison.results),
         run=comparison.run,
         views=explain_views(comparison.results),
-        is_trained=trained is not None,
+        is_trained=any(outcome.history for outcome in comparison.outcomes),
         command=command,
     )
-    (folder / "results.md").write_text(markdown, "utf-8")
-    _write_settings(comparison, folder / "settings.csv")
-    if comparison.findings is not None:
-        write_suspects(folder / "suspects.csv", comparison.findings)
-    write_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
+    _write_text(folder / "results.md", markdown)
+
+
+def _write_findings(
+    comparison: Comparison, folder: Path, command: str | None, smoothing: float
+) -> None:
+    """Write the plots; audit the data; write the tables with its notices, and the report."""
+    from pipeline.evaluation.audit import tolerate
+    from pipeline.report.html import report_html  # 0.5 s of matplotlib
+    from pipeline.report.plots import write_confusion, write_curves
+
+    with tolerate("confusion.png", log.warning):
+        write_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
+    outcomes = (comparison.shown, *comparison.outcomes)
+    trained = next((outcome for outcome in outcomes if outcome.history), None)
     if trained is not None:
-        write_curves(trained, folder / "curves.png", smoothing=smoothing)
+        with tolerate("curves.png", log.warning):
+            write_curves(trained, folder / "curves.png", smoothing=smoothing)
+    if comparison.findings is not None:
+        with tolerate("suspects.csv", log.warning):
+            write_suspects(folder / "suspects.csv", comparison.findings)
+        _write_tables(comparison, folder, command)
     report = report_html(comparison, command=command, smoothing=smoothing)
-    (folder / "report.html").write_text(report, "utf-8")
-    return folder
+    _write_text(folder / "report.html", report)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_durably(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison:

@@ -12,6 +12,7 @@ from pipeline.durable import write_durably
 from pipeline.images.decode import UnreadableImage, decode, register_heic
 from pipeline.images.views import Augmentation, Pixels, draw_view
 from pipeline.models.image_predictions import Prediction
+from pipeline.spec import FULL_RANGE
 from pipeline.text import counted, printable
 
 MAX_PICTURES = 100  # a sheet of about 1,100 × 6,000 pixels: 10 MB
@@ -30,7 +31,7 @@ Canvas = ImageDraw.ImageDraw
 
 
 def write_contact_sheet(
-    path: Path, predictions: Sequence[Prediction], *, top: int, title: str
+    path: Path, predictions: Sequence[Prediction], *, top: int, title: str, range: str = FULL_RANGE
 ) -> None:
     """Write a PNG file of images, read from their files, each with up to ten of its top classes.
 

@@ -41,13 +41,14 @@ def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumb
 
     def read(row: int) -> Thumbnail:
         columns = table.columns
-        return _make_thumbnail(root, columns.paths[row], columns.digests[row].tobytes())
+        digest = columns.digests[row].tobytes()
+        return _make_thumbnail(root, columns.paths[row], digest, table.spec.range)
 
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         return dict(zip(unique_rows, pool.map(read, unique_rows), strict=True))
 
 
-def _make_thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
+def _make_thumbnail(root: Path, relative: bytes, digest: bytes, range: str) -> Thumbnail:
     """Return the picture of a file in ``root`` if its SHA-256 is that digest."""
     try:
         data = _read_inside(root, relative)
@@ -57,7 +58,7 @@ def _make_thumbnail(root: Path, relative: bytes, digest: bytes) -> Thumbnail:
     if hashlib.sha256(data).digest() != digest:
         return Thumbnail(reason="the file has changed")
     try:
-        pixels = _crop_bars(decode(data, image_size=LONGER_SIDE, resize="pad"))
+        pixels = _crop_bars(decode(data, image_size=LONGER_SIDE, resize="pad", range=range))
     except UnreadableImage:
         return Thumbnail(reason="the file cannot be read")
     buffer = io.BytesIO()

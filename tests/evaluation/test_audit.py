@@ -10,7 +10,7 @@ import pytest
 from feature_sets import SPEC, draw_columns, write_cache
 
 from pipeline.cache.file import read_table
-from pipeline.evaluation.audit import audit_features, audit_input
+from pipeline.evaluation.audit import Audit, AuditResult, audit_input
 from pipeline.evaluation.duplicates import MAX_PAIRS, duplicate_sets, find_duplicates
 from pipeline.evaluation.splits import make_splits
 from pipeline.evaluation.suspects import (
@@ -225,58 +225,67 @@ def test_linked_rows_are_numbered_by_their_set() -> None:
     assert len(set(groups.tolist())) == 4
 
 
-def audit(path: Path, *, dropped: int | None = None) -> tuple:
+def audit(path: Path, *, dropped: int | None = None) -> AuditResult:
     table = read_table(path)
     splits = make_splits(table.columns, table.classes)
     if dropped is not None:
         splits = replace(splits, train=splits.train[splits.train != dropped])
-    return audit_features(table, "block5_pool", splits=splits)
+    return Audit(table=table, layer="block5_pool", splits=splits).findings
 
 
-@pytest.fixture
-def spoiled(tmp_path: Path) -> Path:
-    """500 rows; row 499 (test) is the file of row 0 (train), 498 nearly the picture of row 3."""
+def write_spoiled(path: Path, *, wrong: int = 1, scale: float = 1) -> Path:
+    """500 rows; row 499 (test) is the file of row 0 (train), 498 nearly the picture of row 3.
+
+    The labels of row 9, and of every seventh row after it, are wrong.
+    """
     features, labels = draw_classes(500, 2)
     splits = np.repeat(np.array([1, 2, 3], np.uint8), [300, 100, 100])
     features[499], labels[499] = features[0], labels[0]
     features[498], labels[498] = features[3] + 0.02, labels[3]
-    labels[9] = 1 - labels[9]
+    labels[9 : 9 + 7 * wrong : 7] ^= 1
     columns = draw_columns(labels.tolist(), splits=splits.tolist())
     keys = columns.digests.copy()
     keys[499] = keys[0]
     return write_cache(
-        tmp_path / "set.h5",
+        path,
         labels=labels.tolist(),
-        layers={"block5_pool": features},
+        layers={"block5_pool": features * np.float32(scale)},
         columns=replace(columns, digests=keys),
     )
 
 
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Path:
+    return write_spoiled(tmp_path / "set.h5")
+
+
 def test_the_audit_of_a_cache_gives_row_numbers_and_notices(spoiled: Path) -> None:
-    findings, notices = audit(spoiled)
+    findings = audit(spoiled)
     assert [(p.first, p.second, p.exact, p.across) for p in findings.duplicates] == [
         (0, 499, True, True), (3, 498, False, True),
     ]  # fmt: skip
     assert findings.suspects[0].row == 9
     assert findings.learning_curve is not None
     assert findings.learning_curve.sizes[-1] == 300
-    assert notices == (
+    assert findings.notices == (
         "2 test images have duplicates in train (exact: 1, near: 1): exact ones inflate every "
         "accuracy; see report.html",
     )
 
 
 def test_rows_in_no_split_are_not_audited(spoiled: Path) -> None:
-    findings, (notice,) = audit(spoiled, dropped=0)
+    findings = audit(spoiled, dropped=0)
     assert [(pair.first, pair.second) for pair in findings.duplicates] == [(3, 498)]
-    assert notice == "1 test image has a duplicate in train (exact: 0, near: 1): see report.html"
+    assert findings.notices == (
+        "1 test image has a duplicate in train (exact: 0, near: 1): see report.html",
+    )
 
 
 def test_a_clean_set_brings_no_notice(tmp_path: Path) -> None:
     labels = [0, 1] * 100
-    findings, notices = audit(write_cache(tmp_path / "set.h5", labels=labels, shape=(2, 2, 64)))
+    findings = audit(write_cache(tmp_path / "set.h5", labels=labels, shape=(2, 2, 64)))
     assert findings.duplicates == ()
-    assert notices == ()
+    assert findings.notices == ()
 
 
 def test_pixels_are_averaged_to_16_by_16(tmp_path: Path) -> None:
@@ -299,11 +308,66 @@ def test_duplicates_in_two_folds_are_noticed(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c.h5", labels=[0, 1] * 60, layers={"block5_pool:avg": features})
     table = read_table(cache)
     splits = make_splits(table.columns, table.classes)
-    findings, (notice,) = audit_features(
-        table, "block5_pool:avg", splits=splits, folds=np.split(np.arange(120), 3)
-    )
+    folds = np.split(np.arange(120), 3)
+    findings = Audit(table=table, layer="block5_pool:avg", splits=splits, folds=folds).findings
     assert [(each.first, each.second, each.across) for each in findings.duplicates] == [
         (3, 70, True),
         (4, 5, False),
     ]
-    assert notice == "1 pair of duplicates is in two folds (exact: 0, near: 1): see report.html"
+    assert findings.notices == (
+        "1 pair of duplicates is in two folds (exact: 0, near: 1): see report.html",
+    )
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 1e-30, 1e-12, 1e8, 1e12, 1e30, 2.0**100])
+def test_the_scale_of_the_features_changes_no_finding(tmp_path: Path, scale: float) -> None:
+    plain = audit(write_spoiled(tmp_path / "plain.h5", wrong=40))
+    scaled = audit(write_spoiled(tmp_path / "scaled.h5", wrong=40, scale=scale))
+    assert plain.learning_curve is not None
+    assert scaled.learning_curve is not None
+    assert len(plain.suspects) > 20
+    assert scaled.notices == plain.notices != ()
+    np.testing.assert_array_equal(scaled.learning_curve.accuracies, plain.learning_curve.accuracies)
+    if np.frexp(scale)[0] == 0.5:  # a power of two rounds nothing
+        assert (scaled.duplicates, scaled.suspects) == (plain.duplicates, plain.suspects)
+        return
+    assert rows_of(scaled.duplicates) == rows_of(plain.duplicates)
+    for one, other in zip(scaled.duplicates, plain.duplicates, strict=True):
+        assert one.similarity == pytest.approx(other.similarity, abs=1e-6)
+    assert [each.row for each in scaled.suspects] == [each.row for each in plain.suspects]
+    for suspect, expected in zip(scaled.suspects, plain.suspects, strict=True):
+        assert suspect.label_probability == pytest.approx(expected.label_probability, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("step", "section", "what"),
+    [
+        ("find_duplicates", "duplicates", "the search for duplicates"),
+        ("find_suspects", "suspects", "the search for label errors"),
+        ("learning_curve", "learning", "the learning curve"),
+    ],
+)
+def test_a_step_that_fails_leaves_a_line_and_the_other_steps(
+    spoiled: Path, monkeypatch: pytest.MonkeyPatch, step: str, section: str, what: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(f"pipeline.evaluation.audit.{step}", fail)
+    findings = audit(spoiled)
+    line = f"{what} failed (MemoryError); the table is complete"
+    assert findings.failures == {section: line}
+    assert findings.notices[0] == line
+    assert bool(findings.duplicates) == (section != "duplicates")
+    assert bool(findings.suspects) == (section != "suspects")
+    assert (findings.learning_curve is None) == (section == "learning")
+
+
+def test_features_that_cannot_be_read_leave_one_line(spoiled: Path) -> None:
+    table = read_table(spoiled)
+    splits = make_splits(table.columns, table.classes)
+    spoiled.unlink()
+    findings = Audit(table=table, layer="block5_pool", splits=splits).findings
+    (line,) = findings.notices
+    assert line.startswith("the audit failed (")
+    assert findings.failures == dict.fromkeys(("learning", "suspects", "duplicates"), line)

@@ -23,6 +23,7 @@ class Brightness:
     classes = ("dark", "bright")
     image_size = 8
     resize = "squash"
+    range = "full"
     batch_size = 2
 
     def __init__(self, cached: dict[bytes, float] | None = None) -> None:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -138,8 +139,8 @@ def synthetic_comparison(
             classes=tuple(classes),
             run=synthetic_run(table),
             recommendation="Use logistic: 96.0 % of the test images right.",
-            notices=("2 test images are also in train: test accuracy is too high.",),
-            findings=synthetic_findings(table) if audit else None,
+            table_notices=("2 test images are also in train: test accuracy is too high.",),
+            audit=SimpleNamespace(findings=synthetic_findings(table)) if audit else None,
         ),
         **changes,
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_text_from_outside_is_escaped_wherever_it_comes_from(comparison: Compari
     injected = {"created": MARKUP, MARKUP: MARKUP, "caches": [{"set": MARKUP, "path": MARKUP}]}
     page = Page(
         report_html(
-            replace(comparison, run=injected, recommendation=MARKUP, notices=(MARKUP,)),
+            replace(comparison, run=injected, recommendation=MARKUP, table_notices=(MARKUP,)),
             command=MARKUP,
         )
     )
@@ -196,13 +197,28 @@ def test_table_contains_every_head_and_the_status_of_failed_ones(page: Page) -> 
 
 
 def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
-    comparison = synthetic_comparison(tmp_path / "set", audit=False, notices=(), run={})
+    comparison = synthetic_comparison(tmp_path / "set", audit=False, table_notices=(), run={})
     outcomes = tuple(replace(each, history=None) for each in comparison.outcomes)
     page = read(replace(comparison, outcomes=outcomes))
     sections = [each["id"] for each in page.all("section")]
     assert sections == ["heads", "confusion", "roc", "reliability", "run"]
     assert "Note:" not in page.text
     assert page.all("img") == []
+
+
+@pytest.mark.parametrize("failing", ["tables.heads", "figures.roc", "galleries.feature_map"])
+def test_a_section_that_fails_is_a_line_in_its_place(
+    comparison: Comparison, page: Page, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError(MARKUP)
+
+    monkeypatch.setattr(f"pipeline.report.{failing}", fail)
+    failed = read(comparison)
+    assert f"of the report failed (ValueError: {MARKUP}); the table is complete" in failed.text
+    assert failed.anchors() == page.anchors()  # with the others
+    assert len(failed.all("section")) == len(page.all("section"))
+    assert not [each for each in failed.all("img") if each["src"] == "x"]
 
 
 def test_layers_are_compared_where_there_are_several(comparison: Comparison) -> None:
@@ -431,7 +447,7 @@ def test_sixty_identical_files_are_one_group(tmp_path: Path) -> None:
     )
     leak = DuplicatePair(first=62, second=70, similarity=0.98, exact=False, across=True)
     findings = replace(comparison.findings, duplicates=(*frames, leak))
-    text = duplicates_text(replace(comparison, findings=findings))
+    text = duplicates_text(replace(comparison, audit=SimpleNamespace(findings=findings)))
     assert "62 images in 2 groups" in text
     assert "1 group has images in different splits" in text
     near = text.index("near-duplicates, similarity 0.980, in different splits")

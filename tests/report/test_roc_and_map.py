@@ -93,6 +93,15 @@ def test_map_equals_scikit_learns_principal_components(count: int, width: int) -
         assert abs(correlation) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_the_scale_of_the_features_does_not_change_the_map(scale: float) -> None:
+    features = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    points, explained = pca_points(features * np.float32(scale))
+    expected_points, expected = pca_points(features)
+    np.testing.assert_allclose(points, expected_points, atol=1e-5)
+    assert explained == pytest.approx(expected, rel=1e-5)
+
+
 def test_map_of_equal_features_does_not_fail() -> None:
     points, explained = pca_points(np.ones((5, 7), np.float32))
     assert explained == (0, 0)

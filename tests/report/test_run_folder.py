@@ -62,6 +62,22 @@ def test_runs_in_the_same_second_get_different_folders(
     assert (written / "results.json").is_file()
 
 
+def test_a_plot_that_fails_is_a_warning(
+    comparison: Comparison,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no font has\nthis letter.")
+
+    monkeypatch.setattr("pipeline.report.plots.write_confusion", fail)
+    folder = write_run(comparison, tmp_path / "results")
+    line = "confusion.png failed (ValueError: no font has this letter); the table is complete"
+    assert line in caplog.messages
+    assert (folder / "report.html").is_file()
+
+
 def test_uncreatable_results_folder_is_an_error(comparison: Comparison, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CannotCreateError, match="choose another --out"):

@@ -23,8 +23,10 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEI
            "DIB", "QOI", "PCX", "SGI")  # fmt: skip
 MAX_MEMORY = 240_000_000  # bytes for decoding: 60 megapixels of colour
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
-BYTES_PER_OTHER_PIXEL = 8
+BYTES_PER_OTHER_PIXEL, BYTES_PER_COLOUR_16 = 9, 20
 EXIF_ORIENTATION = 0x0112
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
+GREY_SCALES = {"L;2": 85, "L;4": 17}  # of small numbers to 8 bits
 
 
 @cache
@@ -54,22 +56,38 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
     return about["classes"], about["spec"], lambda images: model.predict(images, verbose=0)
 
 
-def decode(path: str, size: int, resize: str) -> Any:
-    """Read an image file: upright, RGB, square -> (size, size, 3) uint8."""
+def decode(path: str, size: int, resize: str, value_range: str = "full") -> Any:
+    """Read an image file: upright, RGB, square -> (size, size, 3) uint8.
+
+    ``value_range`` : the numbers that become 0 and 255 in files of over 8 bits, signed numbers or
+    floats, ``LOW,HIGH``; or ``full``, the range of their type.
+    """
     with Image.open(path, formats=known_formats()) as image:
-        memory = image.width * image.height
-        memory *= BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
-        if memory * (1 + is_turned(image)) > MAX_MEMORY:
+        if raw_mode(image) in GREY_SCALES and "transparency" in image.info:
+            image.info["transparency"] *= GREY_SCALES[raw_mode(image)]  # Pillow forgets it
+        numbers = numbers_of(image)
+        is_colour = len(image.getbands()) > 1
+        is_exact = value_range != "full" or "transparency" in image.info
+        low = low_bytes(image, path) if numbers and is_colour and is_exact else None
+        memory = BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
+        memory = image.width * image.height * (memory if low is None else BYTES_PER_COLOUR_16)
+        if memory > MAX_MEMORY or (2 * memory > MAX_MEMORY and is_turned(image)):
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        image.load()
-        rgb = to_rgb(upright(image))
+        turned = upright(image)
+    if low is not None:
+        values = np.asarray(turned).astype(np.uint16) << 8 | np.asarray(upright(low))
+        rgb = scale(turned, values, numbers, value_range)
+    elif numbers and not is_colour:
+        rgb = scale(turned, np.asarray(turned), numbers, value_range)
+    else:  # Pillow reads the high bytes of 16-bit colours
+        rgb = to_rgb(turned)
     if resize == "crop":
         rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
     elif resize == "pad":
         rgb = ImageOps.pad(rgb, (size, size), Image.Resampling.BILINEAR, color=0)
     else:
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
+    return np.asarray(rgb.convert("RGB"))
 
 
 @cache
@@ -85,42 +103,107 @@ def known_formats() -> list[str]:
 
 def is_turned(image: Image.Image) -> bool:
     """Return whether `upright` needs memory for a second image; no if EXIF is broken."""
-    try:
-        return bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
+    try:  # of a PNG, `getexif` may decode the image
+        known = image.format != "PNG" or "exif" in image.info
+        return known and bool(image.getexif().get(EXIF_ORIENTATION, 1) != 1)
     except Exception:
         return False
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Rotate an image as in its EXIF block; ignore a broken one."""
+    image.load()
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
         return image
 
 
+def numbers_of(image: Any) -> tuple[str, int, float, float, bool] | None:
+    """Return kind, bits, lowest and highest number of a file, and whether the lowest is white.
+
+    None for unsigned numbers of up to 8 bits. Call it before the image is loaded.
+    """
+    kind, bits, is_inverted = ("float", 32, False) if image.mode == "F" else ("uint", 16, False)
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        bits = tags.get(BITS_PER_SAMPLE, (1,))[0]
+        kind = {2: "int", 3: "float"}.get(tags.get(SAMPLE_FORMAT, (1,))[0], "uint")
+        if kind == "uint" and bits <= 8:
+            return None
+        is_inverted = tags.get(PHOTOMETRIC) == 0
+        if len(image.getbands()) > 1 and ";16" not in raw_mode(image):
+            raise ValueError("planar 16-bit colours, which Pillow misreads")
+    elif not image.mode.startswith(("I", "F")) and ";16" not in raw_mode(image):
+        return None
+    if kind == "float":
+        return kind, bits, 0, 1, is_inverted
+    offset = 2 ** (bits - 1) if kind == "int" else 0
+    return kind, bits, -offset, 2**bits - 1 - offset, is_inverted
+
+
+def raw_mode(image: Any) -> str:
+    """Return Pillow's name of the layout of pixels in the file."""
+    arguments = image.tile[0].args if image.tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def low_bytes(image: Any, path: str) -> Any:
+    """Return an image that loads the low bytes of 16-bit colours: Pillow loads the high ones."""
+    layout, _, order = raw_mode(image).rpartition(";16")
+    is_planar = image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2
+    if layout not in ("RGB", "RGBA") or is_planar:
+        raise ValueError(f"16-bit numbers ({image.mode}) of which Pillow reads the high byte only")
+    swapped = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+    mode = f"{layout};16{swapped[order]}"
+    low: Any = Image.open(path, formats=known_formats())
+    low.tile = [
+        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)
+        for tile in low.tile
+    ]
+    return low
+
+
+def scale(image: Image.Image, values: Any, numbers: Any, value_range: str) -> Image.Image:
+    """Scale numbers to 0..255: Pillow would clip them to white; put transparency on white."""
+    kind, bits, low, high, is_inverted = numbers
+    if (kind, bits) in (("int", 8), ("uint", 32)):  # Pillow has uint8 and int32 only
+        values = values.view(f"{kind}{bits}")
+    if value_range != "full":
+        low, high = map(float, value_range.split(","))
+    wide = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    if value_range == "full" and (wide.min() < low or wide.max() > high):
+        raise ValueError(f"floats from {wide.min():g} to {wide.max():g}, outside 0 to 1")
+    scaled = np.rint((wide - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+    if is_inverted:
+        scaled = 255 - scaled
+    if (key := image.info.get("transparency")) is not None:
+        scaled[values == key if values.ndim == 2 else (values == key).all(axis=2)] = 255
+    rgb = Image.fromarray(scaled)
+    return on_white(rgb, image.getchannel("A")) if rgb.mode == "RGBA" else rgb
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Put transparency on white; scale 16- and 32-bit grey to 8 bits, which Pillow would clip."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float32))
-        low, high = 0.0, 65535.0 if values.max() <= 65535 else 2.0**32 - 1
-        if image.mode == "F":
-            is_scaled = values.min() >= 0 and values.max() <= 1
-            low, high = (0.0, 1.0) if is_scaled else (float(values.min()), float(values.max()))
-        values = (values - low) * (255 / max(high - low, 1e-12))
-        image = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
-    elif image.has_transparency_data:
+    """Put transparency on white."""
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, "white")
-        image.paste(rgba, mask=rgba)
-    return image.convert("RGB")
+        return on_white(rgba, rgba)
+    return image if image.mode in ("RGB", "L") else image.convert("RGB")
+
+
+def on_white(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """Lay an image over white."""
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image, mask=mask)
+    return canvas
 
 
 def predict(paths: Sequence[str], batch_size: int = 8) -> Any:
     """Return class probabilities (n, K) of image files; ``open_model()[0]`` names the classes."""
     _, spec, run = open_model()
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    images = ([decode(path, spec["image_size"], spec["resize"]) for path in b] for b in batches)
+    options = spec["image_size"], spec["resize"], spec.get("range", "full")
+    images = ([decode(path, *options) for path in batch] for batch in batches)
     return np.concatenate([run(np.stack(batch)) for batch in images])
 
 
