@@ -34,7 +34,7 @@ from pipeline.cache.provenance import (
     feature_spec,
     open_cache_engine,
 )
-from pipeline.cache.reuse import find_other_rows
+from pipeline.cache.reuse import OtherRows, find_other_rows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError, UsageError
@@ -134,6 +134,10 @@ def extract_features(
         variant=plan.augmentation.digest[:VARIANT_DIGITS] if plan.augmentation else "",
         digests=set(digests.values()),
     )
+    others: Iterable[OtherRows] = ()
+    if path.parent.resolve() == config.cache_dir.resolve():
+        accepts_engine = partial(continues_engine, config)
+        others = find_other_rows(spec=spec, besides=path, accepts_engine=accepts_engine)
     filled = fill_cache(
         path,
         images=images,
@@ -147,12 +151,7 @@ def extract_features(
         strict=config.strict,
         wait=config.wait,
         plan=plan,
-        others=find_other_rows(
-            config.cache_dir,
-            spec=spec,
-            besides=path,
-            accepts_engine=partial(continues_engine, config),
-        ),
+        others=others,
         progress=progress,
     )
     record_latest(config.cache_dir, path)

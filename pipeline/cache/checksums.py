@@ -170,7 +170,7 @@ def find_damage(path: Path) -> list[Damage]:
         damages.append(Damage(chunk.dataset, rows, what))
     with path.open("rb") as stream:
         if _read(stream, OPEN_FLAG, 1) != checksums.backup[OPEN_FLAG : OPEN_FLAG + 1]:
-            what = "it is marked as open for writing: another program was killed while it was open"
+            what = "it is marked as open for writing: its writer was killed, or locks no files"
             damages.append(Damage("", None, what, is_lost=False))
     return damages + find_metadata_damage(path, checksums)
 

@@ -241,8 +241,8 @@ def read_all_rows(path: Path) -> FeatureTable:
                 f"left; try python -m pipeline.cache repair {printable(path)}, or {MOVE_AWAY}"
             ) from error
         raise BadDataError(
-            f"{printable(path)} is not a feature cache, or damaged beyond repair "
-            f"({printable(str(error))}); {MOVE_AWAY}"
+            f"{printable(path)} cannot be read: it is not a feature cache, or damaged beyond "
+            f"repair ({printable(str(error))}); {MOVE_AWAY}"
         ) from error
 
 

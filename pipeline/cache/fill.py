@@ -82,7 +82,7 @@ def fill_cache(
         layers = sorted({*(table.layers if table else ()), *layers})
         rows, missing = plan_rows(images.files, digests, plan, layers, index)
         if missing:
-            copy_rows(_by_layer(missing), others, shards)
+            copy_rows(_by_layer(missing), others, shards, recorded=index.engine)
             index.add_shards(shards.shards)
             rows, missing = plan_rows(images.files, digests, plan, layers, index)
         if strict and skipped:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.checksums import find_damaged_rows
+from pipeline.cache.content import FOLDER
 from pipeline.cache.file import CHUNK_BYTES, RowKey, cache_files, read_all_rows, read_rows
 from pipeline.cache.hdf5 import open_hdf5
 from pipeline.cache.row_index import RowIndex
@@ -42,18 +43,18 @@ class OtherRows:
 
 
 def find_other_rows(
-    folder: Path,
     *,
     spec: FeatureSpec,
     besides: Path,
     accepts_engine: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[OtherRows]:
-    """Yield the readable caches of a folder with features of a spec, the newest first.
+    """Yield the readable caches beside a cache file with features of a spec, the newest first.
 
-    ``besides`` : cache file to leave out. ``accepts_engine`` : called with the name of the engine
-    that computed a cache.
+    ``accepts_engine`` : called with the name of the engine that computed a cache.
     """
-    paths = [(path, _read_file) for path in (*cache_files(folder), *cache_files(folder / "images"))]
+    folder = besides.parent
+    files = (*cache_files(folder), *cache_files(folder / FOLDER))
+    paths = [(path, _read_file) for path in files]
     paths += [(parts.with_suffix(".h5"), _read_shards) for parts in folder.glob("*.parts")]
     for path, read in paths:
         if path.resolve() == besides.resolve():
@@ -86,22 +87,32 @@ def _read_from_shard(path: Path, layer: str, rows: Rows) -> npt.NDArray[Any]:
 
 
 def copy_rows(
-    missing: Mapping[str, Sequence[RowKey]], others: Iterable[OtherRows], shards: ShardFolder
+    missing: Mapping[str, Sequence[RowKey]],
+    others: Iterable[OtherRows],
+    shards: ShardFolder,
+    *,
+    recorded: Mapping[str, Any] | None,
 ) -> None:
     """Commit the rows that other caches have, to ``shards``.
 
-    ``missing`` : layer key -> rows. Views are copied only if they are drawn as those of ``shards``.
+    ``missing`` : layer key -> rows. Views are copied only if they are drawn as those of ``shards``,
+    and rows only of one engine: the ``recorded`` one, else that of the first cache.
     """
     remaining = {layer: list(dict.fromkeys(keys)) for layer, keys in missing.items()}
     for other in others:
-        copied: set[RowKey] = set()
+        engine = other.index.engine or {}
+        if recorded and recorded["name"] != engine["name"]:
+            continue
+        count = 0
         for layer, keys, features in _read_blocks(other, remaining, shards.augmentation):
             stored = features.astype(shards.spec.dtype)
-            shards.commit(keys, {layer: stored}, engine=other.index.engine or {})
-            copied.update(keys)
+            shards.commit(keys, {layer: stored}, engine=engine)
+            recorded = engine
+            count += len(keys)
+            copied = set(keys)
             remaining[layer] = [key for key in remaining[layer] if key not in copied]
-        if copied:
-            log.info("%s copied from %s", counted(len(copied), "row"), printable(other.path))
+        if count:
+            log.info("%s copied from %s", counted(count, "row"), printable(other.path))
         if not any(remaining.values()):
             return
 

@@ -130,7 +130,7 @@ def rows_in_another_cache(root: Path, cache: Path) -> None:
 
 def copy_and_extract(root: Path, cache: Path, engine: PixelEngine) -> None:
     path = cache / CACHE
-    others = find_other_rows(cache, spec=PIXEL_SPEC, besides=path)
+    others = find_other_rows(spec=PIXEL_SPEC, besides=path)
     fill(root, path, engine, batch_size=ROWS_PER_SHARD, others=others)
 
 

@@ -4,16 +4,13 @@ import hashlib
 import json
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from caches import another_program
 from command import assert_one_line, run_command
 from synthetic_images import make_image_folder
 
@@ -34,19 +31,6 @@ def cached(template: Path, tmp_path: Path) -> Path:
     """A copy of the template in ``cache/``; its images must not change."""
     shutil.copytree(template.parent, tmp_path / "cache")
     return Path("cache") / template.name
-
-
-@contextmanager
-def another_program(code: str, path: Path) -> Iterator[None]:
-    """Run code in another process on ``file``, an open cache; kill the process at the end."""
-    code = f"import h5py\nfile = h5py.File({str(path)!r}, 'a')\n{code}\nprint(flush=True)\ninput()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield
-        process.kill()
 
 
 def make_older(path: Path) -> None:
@@ -70,7 +54,7 @@ def test_opening_for_writing_and_closing_changes_nothing(cached: Path, libver: s
 def test_cache_that_is_open_for_writing_is_busy_in_every_command(cached: Path) -> None:
     root = load_features(cached).document["root"]
     content = cached.read_bytes()
-    with another_program("", cached):
+    with another_program(cached):
         for command in (
             ("classify", "--heads", "logistic"),
             ("classify", cached),
@@ -98,7 +82,7 @@ def test_cache_that_is_open_for_reading_can_be_extended(cached: Path) -> None:
 
 def test_killed_writer_leaves_a_mark_that_readers_ignore(cached: Path) -> None:
     content = cached.read_bytes()
-    with another_program("", cached):
+    with another_program(cached):
         pass
     assert cached.read_bytes() != content
     assert len(load_features(cached)) == 40
@@ -138,7 +122,7 @@ def test_file_of_an_earlier_version_is_whole_until_another_program_opens_it(cach
     tail = struct.pack("<QQ32s16s", len(index), len(packed), digest, b"feature cache 1\n")
     cached.write_bytes(content + index + packed + tail)
     assert "every byte is correct" in run_command("cache", "verify", cached).stdout
-    with another_program("", cached):
+    with another_program(cached):
         assert "is open for writing" in run_command("cache", "verify", cached, check=75).stderr
     h5py.File(cached, "a").close()
     assert "cannot be compared" in run_command("cache", "verify", cached, check=65).stdout
@@ -216,7 +200,7 @@ def test_mark_of_a_newer_format_names_the_tool_that_removes_it() -> None:
     path = Path("new.h5")
     with h5py.File(path, "w", libver="latest") as file:
         file["x"] = 1
-    with another_program("", path):
+    with another_program(path):
         pass
     assert "h5clear -s new.h5" in assert_one_line(run_command("cache", "show", path, check=75))
 

@@ -1,5 +1,6 @@
 """Rows of any cache in the folder count: a renamed or smaller set computes nothing again."""
 
+import contextlib
 import os
 import shutil
 from dataclasses import replace
@@ -10,13 +11,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from caches import PIXEL_SPEC, PixelEngine, fill, flip
+from caches import PIXEL_SPEC, PixelEngine, another_program, fill, flip
 from command import assert_one_line, run_command
 from synthetic_images import make_image_folder
 
 from pipeline import extract_features, load_features
 from pipeline.api import Extraction
 from pipeline.bases.config import BaseConfig
+from pipeline.cache.file import cache_of_set, latest_cache
 from pipeline.cache.maintenance import find_prunable
 from pipeline.cache.provenance import continues_engine
 from pipeline.cache.reuse import find_other_rows
@@ -61,7 +63,7 @@ def test_renamed_folder_opens_no_engine(pets: Path) -> None:
     fill(pets, Path("cache/pets.h5"), first)
     assert first.images_seen == 140
     engine, path = PixelEngine(), Path("cache/animals.h5")
-    fill(pets, path, engine, others=find_other_rows(Path("cache"), spec=PIXEL_SPEC, besides=path))
+    fill(pets, path, engine, others=find_other_rows(spec=PIXEL_SPEC, besides=path))
     assert engine.opened == []
 
 
@@ -70,10 +72,25 @@ def test_rows_of_an_interrupted_run_count_after_a_rename(pets: Path) -> None:
         fill(pets, Path("cache/pets.h5"), PixelEngine(die_after=100), batch_size=4)
     animals = pets.rename(pets.with_name("animals"))
     engine, path = PixelEngine(), Path("cache/animals.h5")
-    others = find_other_rows(Path("cache"), spec=PIXEL_SPEC, besides=path)
+    others = find_other_rows(spec=PIXEL_SPEC, besides=path)
     fill(animals, path, engine, others=others)
     assert engine.images_seen == 40
     assert list(Path("cache/pets.parts").iterdir())  # another run may continue
+
+
+def test_a_cache_keeps_its_engine(pets: Path) -> None:
+    few, all_images = Path("cache/few.h5"), Path("cache/all.h5")
+    fill(pets, few, PixelEngine(name="one"), limit=3)
+    fill(pets, all_images, PixelEngine(name="two"))
+    engine = PixelEngine(name="one")
+    fill(pets, few, engine, others=find_other_rows(spec=PIXEL_SPEC, besides=few))
+    assert engine.images_seen == 140 - 12
+    assert "also" not in load_features(few).document["engine"]
+
+
+def test_file_in_another_folder_shares_nothing(pets: Path) -> None:
+    extract(pets)
+    assert extract(pets, out=Path("elsewhere/copy.h5")).computed == 140
 
 
 def test_engine_that_is_requested_or_missing_decides_which_caches_count(pets: Path) -> None:
@@ -86,9 +103,7 @@ def test_engine_that_is_requested_or_missing_decides_which_caches_count(pets: Pa
     ):
         accepts = partial(continues_engine, config)
         path = Path("cache/other.h5")
-        found = find_other_rows(
-            Path("cache"), spec=PIXEL_SPEC, besides=path, accepts_engine=accepts
-        )
+        found = find_other_rows(spec=PIXEL_SPEC, besides=path, accepts_engine=accepts)
         assert len(list(found)) == counts
     assert not continues_engine(base, "of another version")
 
@@ -116,6 +131,20 @@ def test_second_layer_is_found_in_another_cache(pets: Path) -> None:
     extract(copy, pooling="avg", out=Path("cache/any name.h5"))
     assert extract(copy, pooling="none", out=Path("cache/any name.h5")).computed == 0
     assert extract(pets, pooling="avg").computed == 0
+
+
+def test_rows_of_several_caches_are_joined_layer_by_layer(pets: Path) -> None:
+    train, test = pets.with_name("one"), pets.with_name("two")
+    shutil.copytree(pets / "train", train)
+    shutil.copytree(pets / "test", test)
+    for pooling in ("none", "avg"):
+        extract(train, pooling=pooling)
+    whole = Path("cache/whole.h5")
+    extract(pets, limit_per_class=1, pooling="none", out=whole)
+    assert extract(test, pooling="avg").computed == 70
+    done = extract(pets, pooling="avg", out=whole)
+    assert done.computed == 68  # maps of the test images; all their averages are cached
+    assert set(done.table.layers) == {"pixels", "pixels:avg"}
 
 
 def test_views_count_only_if_they_are_drawn_alike(pets: Path) -> None:
@@ -154,12 +183,9 @@ def test_damaged_and_busy_caches_are_passed_over(
     elif damage == "no cache":
         path.write_bytes(b"text")
     damaged = path.read_bytes()
-    if damage == "busy":
-        with h5py.File(path, "a"):  # in this process: HDF5 shares it
-            done = extract(copy)
-        assert done.computed == 0
-    else:
+    with another_program(path) if damage == "busy" else contextlib.nullcontext():
         assert extract(copy).computed == (64 if damage == "chunk" else 140)
+    if damage != "busy":
         assert path.read_bytes() == damaged
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
@@ -195,26 +221,22 @@ def test_prune_lists_shards_without_a_cache_file(pets: Path) -> None:
     assert "nothing to prune" in run_command("cache", "prune").stdout
 
 
-def used_by_classify(*names: str | Path) -> str:
-    stderr = run_command("classify", *names, "--heads", "majority", "--no-audit").stderr
-    (line,) = [line for line in stderr.splitlines() if line.startswith("using the newest cache")]
-    return line.rpartition(": ")[2]
-
-
 def test_classify_takes_the_cache_that_the_last_extract_answered_from(pets: Path) -> None:
     first = extract(pets).table.path
     other = make_image_folder(pets.with_name("other"), per_class=6)
     second = extract(other).table.path
-    assert used_by_classify() == str(second)
+    assert latest_cache(Path("cache")) == second
     assert extract(pets).computed == 0
-    assert used_by_classify() == str(first)
+    assert latest_cache(Path("cache")) == first
     os.utime(second)
     shutil.copytree("cache", "copied")
-    assert used_by_classify("--cache-dir", "copied") == f"copied/{first.name}"
+    assert latest_cache(Path("copied")) == Path("copied", first.name)
+    stderr = run_command("classify", "--heads", "majority", "--no-audit").stderr
+    assert f"using the newest cache: {first}\n" in stderr
     outside = extract(other, out=Path("elsewhere.h5")).table.path
-    assert used_by_classify() == str(outside.resolve())
+    assert latest_cache(Path("cache")) == outside.resolve()
     outside.unlink()
-    assert used_by_classify() == str(second)  # written last
+    assert latest_cache(Path("cache")) == second  # written last
 
 
 def test_set_is_named_by_its_folder_or_name(pets: Path) -> None:
@@ -222,12 +244,13 @@ def test_set_is_named_by_its_folder_or_name(pets: Path) -> None:
     other = make_image_folder(pets.with_name("other"), per_class=6)
     extract(other)
     newest = extract(other, image_size=16).table.path
-    assert used_by_classify("data/pets") == used_by_classify("pets") == str(first)
-    assert used_by_classify("data/other/") == str(newest)
+    for name in ("data/pets", "data/pets/", "pets"):
+        assert cache_of_set(Path("cache"), Path(name)) == first
+    stderr = run_command("classify", "data/other", "--heads", "majority", "--no-audit").stderr
+    assert f"using the newest cache of data/other: {newest}\n" in stderr
     Path("cache/broken.h5").write_bytes(b"text")
     message = assert_one_line(run_command("classify", "data/none", check=66))
     assert "name one of the sets other, pets" in message
     message = assert_one_line(run_command("classify", "data", check=66))
     assert "run python -m pipeline.extract data first" in message
     assert "does not exist" in assert_one_line(run_command("classify", "x.h5", check=66))
-    assert load_features(first).document["set"] == "pets"
