@@ -230,8 +230,9 @@ class ProgressBar:
             self._first_done, self._started = done, now
         elapsed = now - self._started
         rate = (done - self._first_done) / elapsed if elapsed > 0 else 0.0
-        left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
-        note = f"{rate:.1f} {self.unit}s/s{left}" if rate else "starting"
+        speed = [f"{rate:.1f} {self.unit}s/s"] if rate >= 0.1 else []
+        left = [f"{duration((total - done) / rate)} left"] if rate and done < total else []
+        note = ", ".join(speed + left) or "starting"
         if sys.stderr.isatty():
             self._draw(done, total, note)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -245,7 +246,7 @@ class ProgressBar:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             note_column = TextColumn("{task.fields[note]}")
-            columns = (TextColumn(self.label), BarColumn(), MofNCompleteColumn(), note_column)
+            columns = (TextColumn(self.label), BarColumn(20), MofNCompleteColumn(), note_column)
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=total, note=note)
