@@ -207,7 +207,7 @@ def test_damaged_cache_is_reported_and_not_needed() -> None:
     shutil.rmtree("cache")
     finished = run_command("predict", "synthetic/test", "--csv", "--model", "m.skops")
     assert len(read_csv(finished.stdout)) == 24
-    assert "broken.h5 is not a feature cache" in finished.stderr
+    assert "broken.h5 cannot be read: it is not a feature cache" in finished.stderr
 
 
 @pytest.mark.slow
