@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline import cli
@@ -13,11 +14,15 @@ from pipeline.text import printable
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, export, print the result."""
     arguments = _parser().parse_args(argv)
+    from pipeline.models.runs import NotSavedError, find_bundle, newest_run
+
+    run = arguments.run or newest_run(Path("results"))
+    with suppress(NotSavedError):  # another head may do
+        find_bundle(run, arguments.head)  # other errors come before seconds of imports
     from pipeline.models.export import export_run
-    from pipeline.models.runs import newest_run
 
     export = export_run(
-        arguments.run or newest_run(Path("results")),
+        run,
         arguments.head,
         format=arguments.format,
         weights=arguments.weights,

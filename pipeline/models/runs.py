@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
-from pipeline.models.bundle import OLD_SUFFIX, SUFFIX
 from pipeline.text import printable
 
 MODELS_FOLDER = "models"  # in a run folder
+SUFFIX = ".skops"  # of a bundle file
+OLD_SUFFIX = ".safetensors"  # of format 1
 ROW_IDENTITY = ("head", "input", "layer", "cache")
 
 

@@ -18,9 +18,9 @@ from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
 from pipeline.evaluation.table import explain_views, markdown_table
-from pipeline.models.bundle import SUFFIX, save_bundle
+from pipeline.models.bundle import save_bundle
 from pipeline.models.head_layers import why_not_exportable
-from pipeline.models.runs import MODELS_FOLDER, ROW_IDENTITY
+from pipeline.models.runs import MODELS_FOLDER, ROW_IDENTITY, SUFFIX
 from pipeline.text import file_name, printable
 
 Save = Literal["all", "best", "none"]
