@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import threading
@@ -56,13 +57,15 @@ def parser(
     *, command: str, summary: str, example: str, package: str = "pipeline"
 ) -> argparse.ArgumentParser:
     """Return a parser whose ``--help`` has a summary, every default and an example."""
-    return argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog=f"python -m {package}.{command}",
         description=summary,
         epilog=f"example:\n  {example}",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    made._negative_number_matcher = re.compile(r"-[\d.][\d.,eE+-]*$")  # --range -1024,3071
+    return made
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -69,7 +69,7 @@ def parse_range(text: str) -> tuple[float, float] | None:
 
 def format_range(low: float, high: float) -> str:
     """Return ``LOW,HIGH`` in the shortest form: ``0,4095``."""
-    return ",".join(repr(float(value)).removesuffix(".0") for value in (low, high))
+    return ",".join(repr(float(value) + 0.0).removesuffix(".0") for value in (low, high))
 
 
 def json_digest(values: Mapping[str, Any]) -> str:

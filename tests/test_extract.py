@@ -73,6 +73,7 @@ def test_range_of_12_bit_files_is_warned_of_measured_and_part_of_the_features(
     means = table.features("pixels").mean(axis=(1, 2, 3))
     assert means[:4].max() < means[4:].max()
     assert "all from the cache" in run_command(*command, "--range=0.0,4095").stdout
+    assert "all from the cache" in run_command(*command, "--range", "-0,4095").stdout
     refused = run_command(*command, "--range=9,1", check=2)
     assert "LOW below HIGH; received '9,1'" in assert_one_line(refused)
 

@@ -38,8 +38,10 @@ EXIF_ORIENTATION = 0x0112
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
 TIFF_KINDS = {1: "uint", 2: "int", 3: "float"}  # by sample format
 # Pillow decodes the high bytes of 16-bit colours. With the bytes swapped, it decodes the low ones.
-COLOUR_16 = re.compile("(RGBA?;16)([LBN])")
+COLOUR_16 = re.compile("(RGB[AX]?;16)([LBN])")
 SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+# libtiff decompresses to the byte order of this computer; Pillow expects that of the file.
+NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 GREY_SCALES = {"L;2": 85, "L;4": 17}  # to 8 bits
 ROWS_PER_BLOCK = 256  # of an image, whose numbers are scaled in float64
 
@@ -117,12 +119,12 @@ def to_pixels(
 def read_numbers(data: bytes) -> tuple[Numbers, npt.NDArray[Any]] | None:
     """Return type and values (H, W) or (H, W, C) of an image file; None if unsigned 8-bit.
 
-    Raises UnreadableImage.
+    Of 16-bit colours of which Pillow reads one byte only, the other is 0. Raises UnreadableImage.
     """
     with _opened(data) as image:
         if (numbers := numbers_of(image)) is None:
             return None
-        with _loaded(image, numbers, "0,1") as (_, values):
+        with _loaded(image, numbers, None) as (_, values):
             return None if values is None else (numbers, values)
 
 
@@ -155,23 +157,45 @@ def _raw_mode(image: Image.Image) -> str:
     tiles: Any = getattr(image, "tile", None)  # none of an image in memory
     if not tiles:
         return ""
+    if tiles[0].codec_name == "ppm" and tiles[0].args == ("RGB", 65535):
+        return "RGB;16B"  # Pillow scales it to 8 bits
     arguments = tiles[0].args
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
+def _set_raw_mode(image: Any, raw_mode: str) -> None:
+    """Let Pillow decode the pixels as another layout."""
+
+    def changed(tile: Any) -> Any:
+        if tile.codec_name == "ppm":
+            return tile._replace(codec_name="raw", args=(raw_mode, 0, 1))
+        is_text = isinstance(tile.args, str)
+        return tile._replace(args=raw_mode if is_text else (raw_mode, *tile.args[1:]))
+
+    image.tile = [changed(tile) for tile in image.tile]
+
+
 @contextlib.contextmanager
 def _loaded(
-    image: Image.Image, numbers: Numbers | None, range: str
+    image: Any, numbers: Numbers | None, range: str | None
 ) -> Iterator[tuple[Image.Image, npt.NDArray[Any] | None]]:
     """Load an image, upright, and its numbers, within the limit of memory.
 
-    There are no numbers of 16-bit colours if Pillow's high bytes suffice.
+    There are no numbers of 16-bit colours if Pillow's high bytes suffice. ``range`` is None for a
+    sample: numbers of which only the high bytes can be read will do.
     """
     pixels = image.width * image.height
     has_bands = len(image.getbands()) > 1
     has_colour_key = "transparency" in image.info  # Pillow compares it with the high bytes
     both_bytes = numbers is not None and has_bands and (range != FULL_RANGE or has_colour_key)
     low = _low_bytes(image) if both_bytes else None
+    if both_bytes and low is None and range is not None:
+        raise UnreadableImage(
+            f"16-bit numbers ({image.mode}) of which Pillow reads the high byte only: save the "
+            f"file as 16-bit grey, RGB or RGBA"
+        )
+    if _raw_mode(image) in NATIVE and image.tile[0].codec_name == "libtiff":
+        _set_raw_mode(image, NATIVE[_raw_mode(image)])
     per_pixel = BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
     memory = pixels * (BYTES_PER_COLOUR_16 if both_bytes else per_pixel)
     if memory <= MAX_MEMORY and _is_turned(image):
@@ -181,8 +205,9 @@ def _loaded(
     with _reserve_memory(memory):
         upright = _load_upright(image)
         values: npt.NDArray[Any] | None = None
-        if low is not None:
-            values = np.asarray(upright).astype(np.uint16) << 8 | np.asarray(_load_upright(low))
+        if both_bytes:
+            values = np.asarray(upright).astype(np.uint16) << 8
+            values |= 0 if low is None else np.asarray(_load_upright(low))
         elif numbers is not None and not has_bands:
             values = np.asarray(upright)
             if numbers.dtype in ("int8", "uint32"):  # Pillow has uint8 and int32 only
@@ -205,26 +230,19 @@ def _load_upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _low_bytes(image: Image.Image) -> Image.Image:
-    """Return an image that loads the low bytes of 16-bit colours, of which Pillow loads the high.
+def _low_bytes(image: Any) -> Image.Image | None:
+    """Return an image that loads the low bytes of 16-bit colours, while ``image`` loads the high.
 
-    Raises UnreadableImage for colours of which it cannot load them.
+    None if Pillow cannot load them.
     """
     match = COLOUR_16.fullmatch(_raw_mode(image))
-    is_planar = image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2  # type: ignore[attr-defined]
-    file: Any = getattr(image, "fp", None)
-    if match is None or is_planar or not isinstance(file, io.BytesIO):
-        raise UnreadableImage(
-            f"16-bit numbers ({image.mode}) of which Pillow reads the high byte only: save the "
-            f"file as 16-bit grey, RGB or RGBA"
-        )
-    low: Any = Image.open(io.BytesIO(file.getbuffer()), formats=_formats())
-    raw_mode = match[1] + SWAPPED[match[2]]
-    low.tile = [
-        tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:]))
-        for tile in low.tile
-    ]
-    return low  # type: ignore[no-any-return]
+    is_planar = image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2
+    if match is None or is_planar or not isinstance(image.fp, io.BytesIO):
+        return None
+    _set_raw_mode(image, match[0])
+    low = Image.open(io.BytesIO(image.fp.getbuffer()), formats=_formats())
+    _set_raw_mode(low, match[1] + SWAPPED[match[2]])
+    return low
 
 
 _free_memory = MAX_MEMORY
@@ -295,8 +313,8 @@ def _to_8_bits(
         np.nan_to_num(block, copy=False, nan=low, posinf=high, neginf=low)
         if range == FULL_RANGE and (block.min() < low or block.max() > high):
             raise UnreadableImage(
-                f"floats from {values.min():g} to {values.max():g}, outside 0 to 1: extract with "
-                f"--range auto, or --range=LOW,HIGH"
+                f"floats from {np.nanmin(values):g} to {np.nanmax(values):g}, outside 0 to 1: "
+                f"extract with --range auto, or --range=LOW,HIGH"
             )
         block = np.rint((block - low) * (255 / (high - low))).clip(0, 255)
         scaled[start : start + ROWS_PER_BLOCK] = 255 - block if numbers.inverted else block

@@ -9,22 +9,24 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.cores import usable_cores
 from pipeline.errors import BadDataError
 from pipeline.images.decode import MAX_FILE, Numbers, UnreadableImage, read_numbers
-from pipeline.spec import FULL_RANGE, format_range
+from pipeline.spec import FULL_RANGE, format_range, parse_range
 from pipeline.text import counted
 
 AUTO_RANGE = "auto"
 
-SAMPLED_FILES = 64  # of a set, evenly spread; most are 8-bit, which their header says
-SAMPLED_DEEP_FILES = 16  # of these, decoded
-SAMPLED_NUMBERS = 10_000  # of a file
+SAMPLED_FILES = 64  # of a set, evenly spread
+SAMPLED_PIXELS = 10_000  # of a file
 PERCENTILES = (0.1, 99.9)  # outside are hot and dead pixels
+MAX_CLIPPED = 0.1  # share of the pixels outside a range, without a warning
 GREY_LEVELS = 256
 FEW_LEVELS = 80  # a third of the range, or less: 14 bits in a 16-bit file leave 64
 
@@ -44,38 +46,63 @@ def choose_range(root: Path, paths: Sequence[bytes], requested: str) -> str:
         if requested == AUTO_RANGE:
             return FULL_RANGE
         if requested != FULL_RANGE:
-            log.warning("--range: %s have 8 bits or fewer", counted(len(sample), "sampled image"))
+            log.warning(
+                "the range %s has no effect: %s have 8 bits or fewer",
+                requested, counted(len(sample), "sampled image"),
+            )  # fmt: skip
         return requested
     types = Counter(numbers for numbers, _ in found)
+    if requested == AUTO_RANGE and len(types) > 1:
+        names = " and ".join(sorted(each.dtype for each in types))
+        raise BadDataError(
+            f"--range auto: the images have {names} numbers, which share no range: set "
+            f"--range=LOW,HIGH, or convert them to one type"
+        )
     chosen = requested
     for numbers, files in types.most_common():
         values = np.concatenate([values for each, values in found if each == numbers])
         low, high = np.percentile(values, PERCENTILES).tolist()
+        if low == high:  # nearly all pixels are background
+            low, high = float(values.min()), float(values.max())
         suggested = format_range(*snap(low, high, numbers))
         log.info(
-            "%s of %s: %s, 99.8 %% of the pixels from %s to %s%s",
-            counted(files, "file"), counted(len(found), "sampled deep file"), numbers.dtype,
-            f"{low:,.6g}", f"{high:,.6g}", _bits_used(high, numbers),
+            "%s of %d sampled: %s, mostly from %s to %s%s",
+            counted(files, "file"), len(sample), numbers.dtype, f"{low:,.6g}", f"{high:,.6g}",
+            _bits_used(high, numbers),
         )  # fmt: skip
         if requested == AUTO_RANGE:
-            if len(types) > 1:
-                names = " and ".join(sorted(each.dtype for each in types))
-                raise BadDataError(
-                    f"--range auto: the images have {names} numbers, which share no range: set "
-                    f"--range=LOW,HIGH, or convert them to one type"
-                )
             chosen = suggested
             log.info("--range auto: %s becomes black, %s white", *chosen.split(","))
-        elif requested == FULL_RANGE:
-            levels = (high - low) / (numbers.high - numbers.low) * GREY_LEVELS
-            if levels < FEW_LEVELS and high > low:
-                log.warning(
-                    "the %s images use %s of %d grey levels: their numbers are mostly from %s to "
-                    "%s, the type's from %s to %s; extract with --range=%s, or auto",
-                    numbers.dtype, f"{math.ceil(levels):,}", GREY_LEVELS, f"{low:,.6g}",
-                    f"{high:,.6g}", f"{numbers.low:,}", f"{numbers.high:,}", suggested,
-                )  # fmt: skip
+        else:
+            _warn_of_misfit(values, (low, high), numbers, requested, suggested)
     return chosen
+
+
+def _warn_of_misfit(
+    values: npt.NDArray[np.float64],
+    used: tuple[float, float],
+    numbers: Numbers,
+    requested: str,
+    suggested: str,
+) -> None:
+    """Log if a range leaves the numbers few grey levels, or clips many of them."""
+    black, white = parse_range(requested) or (numbers.low, numbers.high)
+    low, high = used
+    levels = math.ceil((min(high, white) - max(low, black)) / (white - black) * GREY_LEVELS)
+    clipped = float(np.mean((values < black) | (values > white)))
+    if clipped > MAX_CLIPPED:
+        problem = f"{100 * clipped:.0f} % of their pixels become black or white"
+    elif levels < FEW_LEVELS and high > low:
+        problem = f"they use {levels:,} of {GREY_LEVELS} grey levels"
+    else:
+        return
+    log.warning(
+        "the %s images, mostly from %s to %s, do not fit the range %s%s: %s; extract with "
+        "--range=%s, or auto",
+        numbers.dtype, f"{low:,.6g}", f"{high:,.6g}", requested,
+        f" ({numbers.low:,} to {numbers.high:,})" if requested == FULL_RANGE else "", problem,
+        suggested,
+    )  # fmt: skip
 
 
 def snap(low: float, high: float, numbers: Numbers) -> tuple[float, float]:
@@ -110,17 +137,26 @@ def _bits_used(high: float, numbers: Numbers) -> str:
 def _read_sample(
     root: Path, paths: Sequence[bytes]
 ) -> list[tuple[Numbers, npt.NDArray[np.float64]]]:
-    """Return types and some finite numbers of the deep images among files; skip unreadable ones."""
-    found: list[tuple[Numbers, npt.NDArray[np.float64]]] = []
-    for path in paths:
-        if len(found) == SAMPLED_DEEP_FILES:
-            break
+    """Return types and some finite numbers of the deep images among files; skip unreadable ones.
+
+    The lowest and the highest number of a file are among them.
+    """
+
+    def read(path: bytes) -> tuple[Numbers, npt.NDArray[np.float64]] | None:
         file = root / os.fsdecode(path)
         try:
             deep = read_numbers(file.read_bytes()) if file.stat().st_size <= MAX_FILE else None
         except (OSError, UnreadableImage):
-            continue
-        if deep is not None:
-            values = deep[1].reshape(-1)[:: max(1, deep[1].size // SAMPLED_NUMBERS)]
-            found.append((deep[0], values[np.isfinite(values)].astype(np.float64)))
+            return None
+        if deep is None:
+            return None
+        numbers, values = deep
+        pixels = values.reshape(values.shape[0] * values.shape[1], -1)[:, :3]  # without alpha
+        some = np.random.default_rng(0).integers(0, len(pixels), SAMPLED_PIXELS)
+        extremes = np.array([np.nanmin(pixels), np.nanmax(pixels)], np.float64)
+        chosen = np.concatenate([pixels[some].astype(np.float64).ravel(), extremes])
+        return numbers, chosen[np.isfinite(chosen)]
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        found = [item for item in pool.map(read, paths) if item is not None]
     return [(numbers, values) for numbers, values in found if len(values)]

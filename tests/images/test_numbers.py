@@ -108,6 +108,8 @@ def make_file(name: str, column: str) -> bytes:
         if column == "1 bit":
             return tiff_of_one_bit(name, **photometric)
         planar = {"planarconfig": "separate"} if "planes" in name else {}
+        if "deflated" in name:
+            planar = {"compression": "zlib"}
         bands = 4 if "RGBA" in name else 3 if "RGB" in name else 2 if "alpha" in name else 1
         if bands == 2:
             planar = {"planarconfig": "contig"}
@@ -304,9 +306,9 @@ def test_auto_range_of_several_types_is_bad_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        (noise(0, 4095, "u2"), ["uint16 images use 16 of 256 grey levels", "--range=0,4095"]),
-        (noise(-1024, 3071, "i2"), ["int16 images use 16 of 256", "--range=-1024,4095"]),
-        (noise(0, 0.01, "f4"), ["float32 images use 3 of 256", "auto"]),
+        (noise(0, 4095, "u2"), ["uint16 images", "use 16 of 256 grey levels", "--range=0,4095"]),
+        (noise(-1024, 3071, "i2"), ["int16 images", "use 16 of 256", "--range=-1024,4095"]),
+        (noise(0, 0.01, "f4"), ["float32 images", "use 3 of 256", "auto"]),
         ([np.stack([each] * 3, axis=-1) for each in noise(0, 4095, "u2")], ["16 of 256"]),
         (noise(0, 65000, "u2"), []),
         (noise(0, 1, "f4"), []),
@@ -321,3 +323,65 @@ def test_scan_warns_of_numbers_in_a_small_part_of_their_range(
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == bool(words)
     assert all(word in warnings[0] for word in words)
+
+
+def test_auto_range_covers_all_parts_of_the_set_all_channels_and_rare_spots(tmp_path: Path) -> None:
+    dark_first = [*noise(0, 250, "u2", 40), *noise(2000, 4000, "u2", 40)]
+    assert choose_range(tmp_path, write_set(tmp_path, *dark_first), "auto") == "0,4095"
+    mixed = [*noise(0, 250, "u2", 40), *noise(0, 1, "f4", 40)]
+    with pytest.raises(BadDataError, match="share no range"):
+        choose_range(tmp_path, write_set(tmp_path, *mixed), "auto")
+    blue = [np.stack([each // 20, each // 20, each], axis=-1) for each in noise(0, 4095, "u2")]
+    assert choose_range(tmp_path, write_set(tmp_path, *blue), "auto") == "0,4095"
+    spots = [np.zeros((SIZE, SIZE), np.uint16) for _ in range(4)]
+    for image in spots:
+        image[3, 4] = 3000
+    assert choose_range(tmp_path, write_set(tmp_path, *spots), "auto") == "0,4095"
+
+
+def test_alpha_is_no_number_and_high_bytes_tell_of_12_bits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rgba = np.full((SIZE, SIZE, 4), 65535, np.uint16)
+    rgba[..., :3] = np.rint(RAMP * 4095)[..., None]
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    assert choose_range(tmp_path, [b"a.tif"], "auto") == "0,4095"
+    grey_alpha = np.stack([np.rint(RAMP * 4095), np.full_like(RAMP, 65535)], axis=-1)
+    with (tmp_path / "b.png").open("wb") as file:
+        writer = png.Writer(SIZE, SIZE, greyscale=True, alpha=True, bitdepth=16)
+        writer.write(file, grey_alpha.astype(int).reshape(SIZE, -1).tolist())
+    assert choose_range(tmp_path, [b"b.png"], "full") == "full"
+    assert "uint16 images" in caplog.text
+    with pytest.raises(UnreadableImage, match="save the file as 16-bit grey"):
+        decode((tmp_path / "b.png").read_bytes(), image_size=SIZE, range="0,4095")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "range", "words"),
+    [
+        (noise(20000, 60000, "u2"), "0,4095", "100 % of their pixels become black or white"),
+        (noise(0, 200, "u2"), "0,4095", "use 13 of 256 grey levels"),
+        (noise(0, 200, "u1"), "0,4095", "the range 0,4095 has no effect"),
+        (noise(0, 4095, "u2"), "0,4095", ""),
+    ],
+)
+def test_range_that_does_not_fit_the_images_is_warned_of(
+    arrays: list[np.ndarray],
+    range: str,
+    words: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert choose_range(tmp_path, write_set(tmp_path, *arrays), range) == range
+    assert words in caplog.text
+    assert bool(caplog.records) == bool(words)
+
+
+def test_range_applies_to_ppm_of_16_bits(exported_decode: Any, tmp_path: Path) -> None:
+    values = np.repeat(np.rint(RAMP * 4095).astype(">u2")[..., None], 3, axis=2)
+    data = b"P6 32 32 65535\n" + values.astype(">u2").tobytes()
+    pixels = decode(data, image_size=SIZE, range="0,4095")
+    assert np.abs(pixels[..., 0] - RAMP * 255).max() <= 0.6
+    (tmp_path / "a.ppm").write_bytes(data)
+    exported = exported_decode(str(tmp_path / "a.ppm"), SIZE, "squash", "0,4095")
+    np.testing.assert_array_equal(exported, pixels)

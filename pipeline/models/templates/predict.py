@@ -37,6 +37,8 @@ JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recyc
         "system volume information"}  # fmt: skip
 EXIF_ORIENTATION = 0x0112
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
+# libtiff decompresses to the byte order of this computer; Pillow expects that of the file.
+NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 GREY_SCALES = {"L;2": 85, "L;4": 17}  # of small numbers to 8 bits
 
 
@@ -97,6 +99,8 @@ def decode(path: str, size: int, resize: str, value_range: str = "full") -> Any:
         is_colour = len(image.getbands()) > 1
         is_exact = value_range != "full" or "transparency" in image.info
         low = low_bytes(image, path) if numbers and is_colour and is_exact else None
+        if raw_mode(image) in NATIVE and image.tile[0].codec_name == "libtiff":
+            set_raw_mode(image, NATIVE[raw_mode(image)])
         memory = BYTES_PER_PIXEL.get(image.mode, BYTES_PER_OTHER_PIXEL)
         memory = image.width * image.height * (memory if low is None else BYTES_PER_COLOUR_16)
         if memory > MAX_MEMORY or (2 * memory > MAX_MEMORY and is_turned(image)):
@@ -172,23 +176,35 @@ def numbers_of(image: Any) -> tuple[str, int, float, float, bool] | None:
 
 def raw_mode(image: Any) -> str:
     """Return Pillow's name of the layout of pixels in the file."""
-    arguments = image.tile[0].args if image.tile else ""
+    if not image.tile:
+        return ""
+    arguments = image.tile[0].args
+    if image.tile[0].codec_name == "ppm" and arguments == ("RGB", 65535):
+        return "RGB;16B"  # Pillow scales it to 8 bits
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def set_raw_mode(image: Any, mode: str) -> None:
+    """Let Pillow decode the pixels as another layout."""
+
+    def changed(tile: Any) -> Any:
+        if tile.codec_name == "ppm":
+            return tile._replace(codec_name="raw", args=(mode, 0, 1))
+        return tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+
+    image.tile = [changed(tile) for tile in image.tile]
 
 
 def low_bytes(image: Any, path: str) -> Any:
     """Return an image that loads the low bytes of 16-bit colours: Pillow loads the high ones."""
     layout, _, order = raw_mode(image).rpartition(";16")
     is_planar = image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2
-    if layout not in ("RGB", "RGBA") or is_planar:
+    if layout not in ("RGB", "RGBA", "RGBX") or is_planar:
         raise ValueError(f"16-bit numbers ({image.mode}) of which Pillow reads the high byte only")
+    set_raw_mode(image, raw_mode(image))
     swapped = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-    mode = f"{layout};16{swapped[order]}"
-    low: Any = Image.open(path, formats=known_formats())
-    low.tile = [
-        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)
-        for tile in low.tile
-    ]
+    low = Image.open(path, formats=known_formats())
+    set_raw_mode(low, f"{layout};16{swapped[order]}")
     return low
 
 
