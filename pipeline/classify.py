@@ -43,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.check and arguments.save == "none":
         raise UsageError("--check needs saved heads; received --save none. Leave out one of them")
     from pipeline.evaluation.compare import compare_heads
+    from pipeline.evaluation.table import named_columns
     from pipeline.report.run_folder import check_writable, write_run
 
+    named_columns(arguments.columns)  # refuses unknown names before the work
     check_writable(arguments.out)
     comparison = compare_heads(arguments.caches or [_newest_cache(arguments.cache_dir)], config)
     folder = write_run(
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         smoothing=arguments.smooth,
         save=arguments.save,
     )
-    cli.print_comparison(comparison, folder, as_json=arguments.json)
+    cli.print_comparison(comparison, folder, as_json=arguments.json, columns=arguments.columns)
     if arguments.check:
         _check_heads(comparison, folder, arguments)
 

@@ -23,8 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = cli.config_from(arguments, FinetuneConfig, extract=extract_config(arguments))
     scan_folder(arguments.data)  # reports mistakes before TensorFlow is loaded
+    from pipeline.evaluation.table import named_columns
     from pipeline.finetuning.run import finetune
 
+    named_columns(arguments.columns)  # refuses unknown names before the work
     with (
         cli.ProgressBar("extracting", unit="row") as extract_progress,
         cli.StageProgressBar(unit="row") as train_progress,
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             extract_progress=extract_progress,
             train_progress=train_progress,
         )
-    cli.print_comparison(comparison, folder, as_json=arguments.json)
+    cli.print_comparison(comparison, folder, as_json=arguments.json, columns=arguments.columns)
 
 
 def extract_config(arguments: argparse.Namespace) -> ExtractConfig:

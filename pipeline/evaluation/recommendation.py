@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sklearn.utils.class_weight import compute_sample_weight
 
 from pipeline.evaluation.metrics import log_loss_of, log_losses
-from pipeline.evaluation.result import HeadPredictions, Outcome, Result
+from pipeline.evaluation.result import NO_RECOMMENDATION, HeadPredictions, Outcome, Result
 from pipeline.evaluation.statistics import (
     Z_95,
     Correct,
@@ -174,7 +174,7 @@ def _sentence(chosen: Outcome, tied: Outcomes, scored: Outcomes, balanced: bool)
         return f"Use {name}: {accuracy}{_rivals_text(chosen, tied, scored)}.{doubt}"
     guessed = np.mean(_guessed_right(chosen) * _image_weights(chosen.test, balanced))
     return (
-        f"No head can be recommended: {name} is the choice on validation, but gets {accuracy}, not "
+        f"{NO_RECOMMENDATION}: {name} is the choice on validation, but gets {accuracy}, not "
         f"significantly more than the most frequent class ({percent(float(guessed))} %).{doubt}"
     )
 

@@ -225,6 +225,9 @@ class Outcome:
     not_saved: str = ""
 
 
+NO_RECOMMENDATION = "No head can be recommended"  # such a sentence starts with this
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The outcomes of all heads: the highest validation accuracy first, those without metrics last.
@@ -259,8 +262,13 @@ class Comparison:
         return tuple(outcome.result for outcome in self.outcomes)
 
     @property
+    def recommends(self) -> bool:
+        """Whether the head that is chosen on validation is recommended."""
+        return not self.recommendation.startswith(NO_RECOMMENDATION)
+
+    @property
     def shown(self) -> Outcome:
-        """The recommended outcome."""
+        """The outcome that is chosen on validation."""
         return next(outcome for outcome in self.outcomes if outcome.result.recommended)
 
     def document(self) -> dict[str, Any]:

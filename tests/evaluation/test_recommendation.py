@@ -100,8 +100,8 @@ def test_of_heads_with_as_low_a_log_loss_the_one_with_fewest_parameters_is_recom
     ]
     assert sentence == (
         "Use logistic (C=1) on pooled vgg16 block5_pool: 96.0 % of 500 test images right "
-        "(95 % interval 93.9–97.4); dense and knn are as good on validation, but it is the simplest "
-        "of those with a log loss as low."
+        "(95 % interval 93.9–97.4); dense and knn are as good on validation, but it is the "
+        "simplest of those with a log loss as low."
     )
 
 
