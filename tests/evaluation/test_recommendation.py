@@ -101,7 +101,7 @@ def test_of_heads_with_as_low_a_log_loss_the_one_with_fewest_parameters_is_recom
     assert sentence == (
         "Use logistic (C=1) on pooled vgg16 block5_pool: 96.0 % of 500 test images right "
         "(95 % interval 93.9–97.4); dense and knn are as good on validation, but it is the "
-        "simplest of those with a log loss as low."
+        "simplest of those with probabilities as good."
     )
 
 
@@ -172,9 +172,17 @@ def test_of_heads_as_good_one_with_a_higher_log_loss_is_not_recommended() -> Non
         ("logistic", "≈ best", True),
         ("knn", "≈ best", False),
     ]
-    assert "; lda and knn are as good on validation, but none has a lower log loss there." in (
+    assert "; lda and knn are as good on validation, but none has better probabilities there." in (
         sentence
     )
+
+
+def test_a_head_that_is_too_sure_is_not_recommended_even_if_always_right_on_validation() -> None:
+    lda = draw_outcome("lda", sure=1 - 1e-15)  # another mistake would cost it 35 nats
+    results, _ = ranked(lda, draw_outcome("logistic", sure=0.98))
+    assert [each.head for each in results if each.recommended] == ["logistic"]
+    results, _ = ranked(draw_outcome("unsure", sure=0.6), draw_outcome("logistic", sure=0.98))
+    assert [each.head for each in results if each.recommended] == ["logistic"]
 
 
 def test_of_heads_with_as_low_a_log_loss_one_with_native_probabilities_is_recommended() -> None:
@@ -185,7 +193,7 @@ def test_of_heads_with_as_low_a_log_loss_one_with_native_probabilities_is_recomm
     assert [each.head for each in results if each.recommended] == ["logistic"]
     assert sentence.endswith(
         "; svm and dense are as good on validation, but it is the simplest of those with native "
-        "probabilities and a log loss as low."
+        "probabilities as good."
     )
     worse = draw_outcome("logistic", wrong=range(11), parameters=200, sure=0.6)
     results, _ = ranked(svm, worse)
@@ -334,8 +342,8 @@ def test_of_many_that_are_as_good_three_are_named() -> None:
     _, sentence = ranked(*heads)
     assert sentence.startswith("Use head0 on pooled vgg16 block5_pool: ")
     assert sentence.endswith(
-        "; head1, head2, head3 and 2 more are as good on validation, but none has a lower log loss "
-        "there."
+        "; head1, head2, head3 and 2 more are as good on validation, but none has better "
+        "probabilities there."
     )
 
 
