@@ -52,7 +52,7 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
     add("roc", "ROC and precision-recall", figures.roc, shown.test, classes)
     add("reliability", "Calibration", figures.reliability, shown)
     if findings is not None:
-        add("learning", "Learning curve", figures.learning, findings)
+        add("learning", "Learning curve", figures.learning, comparison, findings)
         add("map", "Map of the features", galleries.feature_map, findings)
         add("mistakes", "Most confident mistakes", galleries.mistakes, comparison, findings)
         add("suspects", "Likely label errors", galleries.suspects, findings)
