@@ -224,6 +224,12 @@ class Outcome:
     bundle: Bundle | None = None
     not_saved: str = ""
 
+    @property
+    def excerpt(self) -> str:
+        """Which fits ``test`` is of, ``the first of 3 seeds``; empty if of all."""
+        passes = self.result.fits // max(self.folds, 1)
+        return f"the first of {passes} {'repeats' if self.folds else 'seeds'}" if passes > 1 else ""
+
 
 NO_RECOMMENDATION = "No head can be recommended"  # such a sentence starts with this
 

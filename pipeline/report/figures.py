@@ -13,7 +13,7 @@ from pipeline.evaluation.metrics import (
     log_loss_of,
     reliability_bins,
 )
-from pipeline.evaluation.result import Comparison, HeadPredictions, Outcome, Result
+from pipeline.evaluation.result import Comparison, Outcome, Result
 from pipeline.evaluation.table import percent
 from pipeline.heads.calibration import apply_temperature
 from pipeline.report.curves import MEASURES, describe_curves
@@ -58,8 +58,9 @@ def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
     }
 
 
-def roc(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
+def roc(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any] | None:
     """Plot ROC and precision-recall curves, each class against the rest."""
+    test = outcome.test
     labels = [1] if len(classes) == 2 else range(len(classes))
     by_class = [each for label in labels if (each := class_curves(test, label)) is not None]
     if not by_class:
@@ -80,6 +81,7 @@ def roc(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
     return {
         "class_count": len(classes),
         "positive": classes[1],
+        "fits": outcome.result.fits,
         "worst": len(shown) if len(shown) < len(by_class) else 0,
         "roc": inline_svg(
             lambda axes: draw_lines(axes, roc_lines, titles=ROC_TITLES, diagonal="chance"),

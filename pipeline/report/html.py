@@ -48,8 +48,8 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
     add("heads", "All heads", tables.heads, comparison)
     add("layers", "Comparison of layers", tables.layers, comparison)
     add("curves", "Training curves", figures.curves, comparison, smoothing)
-    add("confusion", "Errors by class", tables.confusion, shown.test, classes)
-    add("roc", "ROC and precision-recall", figures.roc, shown.test, classes)
+    add("confusion", "Errors by class", tables.confusion, shown, classes)
+    add("roc", "ROC and precision-recall", figures.roc, shown, classes)
     add("reliability", "Calibration", figures.reliability, shown)
     if findings is not None:
         add("learning", "Learning curve", figures.learning, comparison, findings)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from pipeline.evaluation.result import Comparison, HeadPredictions
+from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.table import IDENTITY, columns_of, explain_views
 from pipeline.report.markup import selection_metric
 from pipeline.report.plots import confusion_size, draw_matrix, inline_svg
@@ -68,8 +68,9 @@ def _natural_key(text: str) -> list[tuple[str, int]]:
     return [(word, int(digits or 0)) for word, digits in re.findall(r"(\D*)(\d*)", text)]
 
 
-def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
+def confusion(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any]:
     """Plot the confusion matrix; tabulate precision, recall and F1 of each class."""
+    test = outcome.test
     labels = range(len(classes))
     counts = confusion_matrix(test.labels, test.predicted, labels=labels)
     drawing = inline_svg(
@@ -96,6 +97,7 @@ def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "right": int(test.correct.sum()),
         "count": len(test),
+        "excerpt": outcome.excerpt,
         "drawing": drawing,
         "by_class": by_class,
         "is_sorted": is_sorted,

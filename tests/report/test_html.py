@@ -293,6 +293,17 @@ def section(name: str, data: dict[str, Any] | None) -> str:
     return Page(render(f"{name}.html", data=data)).text
 
 
+def test_predictions_of_one_of_several_fits_are_labelled(comparison: Comparison) -> None:
+    repeated = with_results(comparison, fits=3)
+    assert "are classified correctly (the first of 3 seeds)." in read(repeated).text
+    assert "AUC in the table is the mean over 3 fits." in read(repeated).text
+
+
+def test_the_learning_curve_says_why_its_accuracy_differs(comparison: Comparison) -> None:
+    text = read(with_outcomes(comparison, folds=5)).text
+    assert "tested on the images of the first fold. It is no head of the table" in text
+
+
 def with_results(comparison: Comparison, **changes: Any) -> Comparison:
     """The same with other figures in every row."""
     outcomes = tuple(
