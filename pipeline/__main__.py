@@ -1,4 +1,8 @@
-"""``python -m pipeline`` lists the commands."""
+"""``python -m pipeline`` lists the commands; ``python -m pipeline extract`` runs one."""
+
+import difflib
+import runpy
+import sys
 
 from pipeline import __version__
 
@@ -13,7 +17,16 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Print the commands in order of use."""
+    """Run the command that is named, or print all in order of use."""
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        name = sys.argv.pop(1).removeprefix("pipeline.")
+        if name not in COMMANDS:
+            similar = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            print(f"unknown command {name}: one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
+            sys.exit(2)
+        runpy.run_module(f"pipeline.{name}", run_name="__main__", alter_sys=True)
+        return
     print(f"feature-caching pipeline {__version__}: images -> cached features -> classifiers\n")
     for name, summary in COMMANDS.items():
         print(f"  python -m pipeline.{name:10} {summary}")

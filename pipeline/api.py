@@ -3,42 +3,59 @@
 import logging
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.checksums import Damage, find_damage
+from pipeline.cache.checksums import Damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
-from pipeline.cache.file import NO_FILE, FeatureTable, cache_file, read_all_rows, read_table
+from pipeline.cache.file import (
+    NO_FILE,
+    FeatureTable,
+    cache_file,
+    read_all_rows,
+    read_table,
+    record_latest,
+)
 from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache, read_skipped
 from pipeline.cache.maintenance import (
-    check_format,
     damaged_rows,
+    find_file_damage,
     remove_damaged_shards,
     repair_metadata,
 )
-from pipeline.cache.provenance import cache_document, config_of, feature_spec, open_cache_engine
+from pipeline.cache.provenance import (
+    cache_document,
+    config_of,
+    continues_engine,
+    feature_spec,
+    open_cache_engine,
+)
+from pipeline.cache.reuse import OtherRows, find_other_rows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, ImageFolder, Skipped, find_images, scan_folder
+from pipeline.images.set_checks import (
+    warn_of_duplicates,
+    warn_of_missing_classes,
+    warn_of_nested_classes,
+)
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
-from pipeline.text import counted, printable
+from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
 VARIANT_DIGITS = 6  # of an augmentation's digest in a file name
 PREVIEW_IMAGES, PREVIEW_IMAGES_PER_CLASS = 8, 4  # at most, on a sheet of views
 PREVIEW_VIEWS = 8  # per image on the sheet, if --views is not set
-MAX_LISTED_GROUPS = 10  # of duplicates in a warning
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ def extract_features(
     config: ExtractConfig | None = None,
     *,
     progress: RowProgress | None = None,
+    engine_progress: Callable[[int, int], None] | None = None,
     on_scan: Callable[[ImageFolder], None] | None = None,
     **options: Any,
 ) -> Extraction:
@@ -73,6 +91,7 @@ def extract_features(
     ----------
     data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them.
     progress : called with (rows done, rows in total).
+    engine_progress : called with (engines tried, engines to try), if one is to be chosen.
     on_scan : called with the contents of the folder before features are computed.
     **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they override those
         of ``config``.
@@ -91,11 +110,15 @@ def extract_features(
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
     plan = config.view_plan
+    if not os.fspath(data):
+        raise UsageError("the image folder is an empty name: is a variable unset?")
     images = scan_folder(Path(data))
     if config.limit_per_class is not None:
         images = images.limited(config.limit_per_class)
     if on_scan:
         on_scan(images)
+    warn_of_missing_classes(images)
+    warn_of_nested_classes(images)
     digests, unreadable = hash_files(
         images.root, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
@@ -111,6 +134,10 @@ def extract_features(
         variant=plan.augmentation.digest[:VARIANT_DIGITS] if plan.augmentation else "",
         digests=set(digests.values()),
     )
+    others: Iterable[OtherRows] = ()
+    if path.parent.resolve() == config.cache_dir.resolve():
+        accepts_engine = partial(continues_engine, config)
+        others = find_other_rows(spec=spec, besides=path, accepts_engine=accepts_engine)
     filled = fill_cache(
         path,
         images=images,
@@ -118,14 +145,16 @@ def extract_features(
         skipped=(*images.skipped, *unreadable),
         spec=spec,
         layers=config.layer_keys,
-        open_engine=partial(open_cache_engine, config),
+        open_engine=partial(open_cache_engine, config, progress=engine_progress),
         document=cache_document(images.name, images.root, config, spec),
         batch_size=config.batch_size,
         strict=config.strict,
         wait=config.wait,
         plan=plan,
+        others=others,
         progress=progress,
     )
+    record_latest(config.cache_dir, path)
     return Extraction(
         table=read_table(path),
         images=images,
@@ -181,29 +210,28 @@ def repair_cache(
 ) -> Repair:
     """Repair a damaged cache file: compute only its damaged rows again.
 
-    ``weights`` is the weights file, if it has moved; downloaded ImageNet weights are in
-    ``cache_dir``.
+    Without damaged rows, neither images nor weights are needed. ``weights`` is the weights file, if
+    it has moved; downloaded ImageNet weights are in ``cache_dir``.
 
     Raises BadDataError if the file cannot be repaired, NoInputError if the image folder is missing.
     """
     target = Path(path)
-    check_format(target)
+    has_file = target.exists() or not any(target.with_suffix(".parts").glob("*.h5"))
+    damages = find_file_damage(target) if has_file else []
     with writer_lock(target, wait=wait):
         shards = remove_damaged_shards(target)
-    damages = find_damage(target)
-    if not damages:
-        read_all_rows(target)
+        if damages:
+            repair_metadata(target)
+    if not damages or not find_file_damage(target):
         sync_folder(target.parent)  # a killed repair may have skipped this
-        return Repair(tuple(shards), 0)
-    with writer_lock(target, wait=wait):
-        repair_metadata(target)
+        return Repair((*shards, *damages), 0)
     table = read_all_rows(target)
     config = config_of(table, weights, Path(cache_dir))
-    if feature_spec(config) != table.spec:
-        raise BadDataError(
-            f"{printable(target)} was made with other weights or another decoder: "
-            f"pass its weights file with --weights, or extract into a new file"
-        )
+    if (spec := feature_spec(config)) != table.spec:
+        others, cure = "other weights", "pass its weights file with --weights"
+        if spec.weights == table.spec.weights:
+            others, cure = "another image decoder", "extract into a new file with --out"
+        raise BadDataError(f"{printable(target)} was made with {others}: {cure}")
     try:
         plan = ViewPlan.from_document(table.document)
     except ValueError as error:
@@ -233,22 +261,6 @@ def repair_cache(
         progress=progress,
     )
     return Repair((*shards, *damages), filled.computed)
-
-
-def warn_of_duplicates(images: ImageFolder, digests: Mapping[bytes, bytes]) -> None:
-    """Log identical files with several labels or in several splits: they bias scores."""
-    by_digest = defaultdict(list)
-    for file in images.files:
-        if file.path in digests:
-            by_digest[digests[file.path]].append(file)
-    for column in ("label", "split"):
-        groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
-        if groups:
-            paths = [" = ".join(printable(file.path) for file in group) for group in groups]
-            listed, rest = "; ".join(paths[:MAX_LISTED_GROUPS]), len(paths) - MAX_LISTED_GROUPS
-            more = f" and {rest:,} more" if rest > 0 else ""
-            count = counted(len(groups), "image has", "images have")
-            log.warning("%s several %ss: %s%s", count, column, listed, more)
 
 
 def predict_images(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
-from pipeline.config import flag_of, whole_number
+from pipeline.config import flag_of, path_argument, whole_number
 from pipeline.errors import NoInputError, UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.heads.config import DenseConfig
@@ -42,13 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.requests  # noqa: B018 - a misspelt name raises before anything is loaded
     if arguments.check and arguments.save == "none":
         raise UsageError("--check needs saved heads; received --save none. Leave out one of them")
+    caches = _find_caches(arguments.caches, arguments.cache_dir)
     from pipeline.evaluation.compare import compare_heads
     from pipeline.evaluation.table import named_columns
     from pipeline.report.run_folder import check_writable, write_run
 
     named_columns(arguments.columns)  # refuses unknown names before the work
     check_writable(arguments.out)
-    comparison = compare_heads(arguments.caches or [_newest_cache(arguments.cache_dir)], config)
+    comparison = compare_heads(caches, config)
     folder = write_run(
         comparison,
         arguments.out,
@@ -77,6 +78,7 @@ def _check_heads(comparison: "Comparison", folder: Path, arguments: argparse.Nam
         parities = check_parity(
             list(bundles.values()),
             cache_dir=arguments.cache_dir,
+            images=arguments.images,
             keys=keys,
             max_images=arguments.check_images,
             progress=bar,
@@ -104,10 +106,18 @@ def _parser() -> argparse.ArgumentParser:
         example="python -m pipeline.classify cache/pets-vgg16-*.h5 --heads logistic,dense",
     )
     parser.add_argument(
-        "caches", nargs="*", type=Path, metavar="CACHE", help="cache files (default: the newest)"
+        "caches",
+        nargs="*",
+        type=path_argument,
+        metavar="CACHE",
+        help="cache files, image folders or sets (default: the cache of the last extract)",
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
+        "--cache-dir",
+        type=path_argument,
+        default=Path("cache"),
+        metavar="FOLDER",
+        help="folder of caches",
     )
     parser.add_argument(
         "--head",
@@ -132,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         default=200,
         metavar="N",
         help="maximum number of images, evenly spread",
+    )
+    check.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="folder with the images, if moved or renamed"
     )
     dense = parser.add_argument_group(
         "dense head", "defaults: Deep Learning with Python, 5.3; comma lists make a grid"
@@ -158,14 +171,25 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     return parse
 
 
-def _newest_cache(folder: Path) -> Path:
-    from pipeline.cache.file import cache_files
+def _find_caches(names: Sequence[Path], folder: Path) -> list[Path]:
+    """Return the named cache files, or those of named sets; by default that of the last extract."""
+    from pipeline.cache.file import cache_of_set, latest_cache
 
-    newest = next(cache_files(folder), None)
-    if newest is None:
-        raise NoInputError(f"no feature cache in {folder}/; run python -m pipeline.extract first")
-    log.info("using the newest cache: %s", printable(newest))
-    return newest
+    if not names:
+        latest = latest_cache(folder)
+        log.info("using the newest cache: %s", printable(latest))
+        return [latest]
+    paths = []
+    for name in names:
+        is_file = name.is_file() or name.suffix == ".h5"
+        if is_file and not name.exists():  # before two seconds of imports
+            raise NoInputError(
+                f"{printable(name)} does not exist; run python -m pipeline.extract first"
+            )
+        paths.append(name if is_file else cache_of_set(folder, name))
+        if not is_file:
+            log.info("using the newest cache of %s: %s", printable(name), printable(paths[-1]))
+    return paths
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pipeline.config import Config, flag_of, fraction, option
+from pipeline.config import Config, flag_of, fraction, option, path_argument
 from pipeline.errors import PipelineError, StorageError
 from pipeline.text import counted, duration, printable
 
@@ -99,7 +99,7 @@ def add_options(
         elif isinstance(field.default, bool):
             settings["action"] = "store_false" if field.default else "store_true"
         else:
-            settings |= {"type": kind, "default": field.default}
+            settings |= {"type": path_argument if kind is Path else kind, "default": field.default}
             settings |= {name: field.metadata[name] for name in ("choices", "metavar")}
         if field.default == ():
             settings |= {"action": "append", "default": []}
@@ -246,8 +246,9 @@ class ProgressBar:
             self._first_done, self._started = done, now
         elapsed = now - self._started
         rate = (done - self._first_done) / elapsed if elapsed > 0 else 0.0
-        left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
-        note = f"{rate:.1f} {self.unit}s/s{left}" if rate else "starting"
+        speed = [f"{rate:.1f} {self.unit}s/s"] if rate >= 0.1 else []
+        left = [f"{duration((total - done) / rate)} left"] if rate and done < total else []
+        note = ", ".join(speed + left) or "starting"
         if sys.stderr.isatty():
             self._draw(done, total, note)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -261,11 +262,13 @@ class ProgressBar:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             note_column = TextColumn("{task.fields[note]}")
-            columns = (TextColumn(self.label), BarColumn(), MofNCompleteColumn(), note_column)
+            columns = (TextColumn(self.label), BarColumn(20), MofNCompleteColumn(), note_column)
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=total, note=note)
         self._bar.update(self._task, completed=done, total=total, note=note)
+        if done >= total:  # another bar may follow
+            self._bar.stop()
 
 
 class StageProgressBar(contextlib.ExitStack):

@@ -106,6 +106,13 @@ def documented(config: Class) -> Class:
     return config
 
 
+def path_argument(text: str) -> Path:
+    """Parse a path; an empty one is an error, as it would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty: is a variable unset?")
+    return Path(text)
+
+
 # argparse shows the names of these functions if a value is not a number
 def whole_number(text: str) -> int:
     """Parse an integer from 1."""

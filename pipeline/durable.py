@@ -21,7 +21,11 @@ from pipeline.errors import CannotCreateError, StorageError
 from pipeline.text import file_size, printable
 
 TEMPORARY_SUFFIX = ".tmp"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = {  # error number -> cause, cure
+    errno.ENOSPC: ("full", "free some"),
+    errno.EDQUOT: ("your quota is used up", "delete files"),
+    errno.EFBIG: ("too large for this file system or limit", "choose another or raise the limit"),
+}
 STALE_AFTER = 86_400  # seconds: an older scratch folder is from a killed process
 
 
@@ -153,10 +157,10 @@ def storage_errors(path: Path, *, needs: int = 0) -> Iterator[None]:
             raise
         needed = f"{file_size(needs)} needed, " if needs else ""
         free = file_size(shutil.disk_usage(path.parent).free)
-        cause = "too large for this file system or limit" if error.errno == errno.EFBIG else "full"
+        cause, cure = DISK_FULL[error.errno]
         raise StorageError(
-            f"no space left for {printable(path)} ({cause}): {needed}{free} free; free some "
-            f"and run again (committed data is kept)"
+            f"no space left for {printable(path)} ({cause}): {needed}{free} free; {cure} and run "
+            f"again (committed data is kept)"
         ) from error
 
 

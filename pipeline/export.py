@@ -3,33 +3,41 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline import cli
+from pipeline.config import path_argument
 from pipeline.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, export, print the result."""
     arguments = _parser().parse_args(argv)
-    from pipeline.models.export import export_bundle
-    from pipeline.models.runs import find_bundle, newest_run
+    from pipeline.models.runs import NotSavedError, find_bundle, newest_run
 
-    export = export_bundle(
-        find_bundle(arguments.run or newest_run(Path("results")), arguments.head),
+    run = arguments.run or newest_run(Path("results"))
+    with suppress(NotSavedError):  # another head may do
+        find_bundle(run, arguments.head)  # other errors come before seconds of imports
+    from pipeline.models.export import export_run
+
+    export = export_run(
+        run,
+        arguments.head,
         format=arguments.format,
         weights=arguments.weights,
         out=arguments.out,
         cache_dir=arguments.cache_dir,
+        images=arguments.images,
         check_images=arguments.check_images,
     )
+    parity = export.parity
     if arguments.json:
-        parity = export.parity
-        document = {"folder": os.fspath(export.folder), "images": parity.count}
-        document |= {"max_difference": parity.max_difference, "changed": parity.changed}
-        cli.print_json(document)
+        document = {"head": export.head, "folder": os.fspath(export.folder)}
+        agreement = {"max_difference": parity.max_difference, "changed": parity.changed}
+        cli.print_json(document | {"images": parity.count} | agreement)
     else:
-        print(f"predicts as in the comparison: {export.parity}")
+        print(f"{printable(export.head)} predicts as in the comparison: {parity}")
         print(f"python {printable(export.folder / 'predict.py')} IMAGE…")
         print(f"written to {printable(export.folder)}")
 
@@ -43,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
         example="python -m pipeline.export results/2026-01-31_120000-a --format onnx",
     )
     parser.add_argument(
-        "run", nargs="?", type=Path, help="run or saved model (default: the newest run in results/)"
+        "run",
+        nargs="?",
+        type=path_argument,
+        help="run or saved model (default: the newest run in results/)",
     )
     parser.add_argument(
         "--format", required=True, choices=("keras", "onnx"), help="file format of the model"
@@ -51,14 +62,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--head",
         metavar="NAME",
-        help="name of a dense, linear or fine-tuned head (default: the recommended one)",
+        help="name of a head (default: the recommended one, or the best that can be exported)",
     )
     parser.add_argument("--weights", metavar="FILE", help="weights file of the base, if moved")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="folder (default: RUN/exports/HEAD-FORMAT)"
+        "--out",
+        type=path_argument,
+        metavar="FOLDER",
+        help="folder (default: RUN/exports/HEAD-FORMAT)",
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER", help="folder of caches"
+        "--cache-dir",
+        type=path_argument,
+        default=Path("cache"),
+        metavar="FOLDER",
+        help="folder of caches",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with the images, if moved or renamed since extract (found by content)",
     )
     parser.add_argument(
         "--check-images", type=int, default=200, metavar="N", help="test images to compare on"

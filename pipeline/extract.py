@@ -12,12 +12,15 @@ from pipeline import cli
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import BASES
 from pipeline.cache.config import AugmentConfig, ExtractConfig
+from pipeline.config import path_argument
 from pipeline.errors import NoInputError, UsageError
 from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
     from pipeline.images.scan import ImageFolder
+
+MAX_LISTED = 10  # skipped files in the terminal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "data",
         nargs="?",
-        type=Path,
+        type=path_argument,
         help="folder of class folders, or of train/, validation/ and test/ with class folders "
         "(default: the only folder in data/)",
     )
@@ -66,8 +69,13 @@ def _extract(arguments: argparse.Namespace) -> None:
         sheet = preview_views(data, config)
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
-    with cli.ProgressBar("extracting", unit="view" if config.views else "image") as bar:
-        done = extract_features(data, config, progress=bar, on_scan=_log_image_folder)
+    with (
+        cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
+        cli.ProgressBar("extracting", unit="view" if config.views else "image") as bar,
+    ):
+        done = extract_features(
+            data, config, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
+        )
     if arguments.json:
         cli.print_json(_as_json(done))
     else:
@@ -112,6 +120,8 @@ def _print_summary(done: "Extraction") -> None:
     skipped = counted(len(done.skipped), "file") + " skipped"
     if done.skipped:
         print(f"{skipped}, listed in {printable(done.skipped_file)}")
+        for file in done.skipped[:MAX_LISTED]:
+            print(f"  {printable(file.path)}: {file.reason}")
     source = f"{done.computed:,} computed" if done.computed else "all from the cache"
     view_count = int((table.columns.views > 0).sum())
     views = f" and {counted(view_count, 'view')} of them" if view_count else ""

@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline import cli
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
 from pipeline.cache.config import AugmentConfig, ExtractConfig
+from pipeline.config import path_argument
 from pipeline.finetuning.config import FinetuneConfig
 
 
@@ -53,7 +53,7 @@ def extract_config(arguments: argparse.Namespace) -> ExtractConfig:
 
 def add_options(parser: argparse.ArgumentParser, config: type[FinetuneConfig]) -> None:
     """Add the image folder and every option of a training to a parser."""
-    parser.add_argument("data", type=Path, help="image folder, as for pipeline.extract")
+    parser.add_argument("data", type=path_argument, help="image folder, as for pipeline.extract")
     cli.add_options(parser, config)
     cli.add_options(parser, BaseConfig, exclude=("batch_size", "seed"))
     cli.add_options(parser, AugmentConfig)

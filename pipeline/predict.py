@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     _check_options(arguments)
     from pipeline.api import predict_images
-    from pipeline.report.prediction_formats import Tally
+    from pipeline.report.prediction_formats import Tally, summary_lines
 
     started = time.monotonic()
     sheet = _sheet_path(arguments)
@@ -64,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = predictions.model
         write_contact_sheet(sheet, tally.first, top=top, title=title, range=model.range)
         log.info("contact sheet: %s", printable(sheet))
+    if arguments.csv:
+        for line in summary_lines(tally):
+            log.info(line.rstrip())
+    elif not arguments.json:
+        log.info("margin: the probability minus that of the second class; near 0 is undecided")
     log.info(
         "%s (%s), %s skipped, %s",
         counted(tally.images, "image"),
@@ -127,13 +132,20 @@ def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
 
 def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
     """Yield the text for stdout, part by part, while predictions are computed."""
-    from pipeline.report.prediction_formats import csv_lines, json_parts, table_lines
+    from pipeline.report.prediction_formats import (
+        csv_lines,
+        json_parts,
+        summary_lines,
+        table_lines,
+    )
 
     predictions = tally.predictions
     classes = predictions.model.classes
     top = min(arguments.top, len(classes))
     if not (arguments.csv or arguments.json):
         yield from table_lines(tally, paths=predictions.paths, classes=classes, top=top)
+        yield "\n"
+        yield from summary_lines(tally)
         return
     to_terminal = sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):  # for programs: UTF-8, and names byte for byte
@@ -148,6 +160,7 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
         tail=lambda: {
             "cached": tally.cached,
             "skipped": [file.to_dict() for file in tally.skipped],
+            "summary": tally.summary(),
             "sheet": None if sheet is None else os.fspath(sheet),
         },
     )

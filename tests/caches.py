@@ -1,6 +1,8 @@
 """Make caches of random features or of pixels, for tests of the code that writes caches."""
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -145,3 +147,16 @@ def file_size_limit(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def another_program(path: Path) -> Iterator[None]:
+    """Keep a file open for writing in another process, which is killed at the end."""
+    code = f"import h5py\nfile = h5py.File({str(path)!r}, 'a')\nprint(flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.kill()

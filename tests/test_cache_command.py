@@ -144,6 +144,11 @@ def test_repair_deletes_damaged_shards_of_an_unfinished_run(cached: Path) -> Non
     run_command("cache", "verify", cached, check=65)
     assert "000000.h5" in run_command("cache", "repair", cached).stdout
     assert "is undamaged" in run_command("cache", "verify", cached).stdout
+    cached.unlink()  # as before the first publication
+    (parts / "000000.h5").write_bytes(b"garbage")
+    run_command("cache", "verify", cached, check=65)
+    assert "000000.h5" in run_command("cache", "repair", cached).stdout
+    assert not list(parts.iterdir())
 
 
 def test_prune_asks_first(own_images: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +178,9 @@ def test_prune_deletes_rows_of_deleted_images_and_temporary_files_alone(
     leftover = path.with_name(f"{path.name}.1234abcd.tmp")
     leftover.write_bytes(b"half")
     with writer_lock(path):
-        assert "is writing" in run_command("cache", "prune", "--yes", check=75).stderr
+        stderr = run_command("cache", "prune", "--yes", check=75).stderr
+        assert "is writing" in stderr
+        assert "--wait" not in stderr  # prune has no such option
     assert leftover.exists()
     run_command("cache", "prune", "--yes")
     assert row_count(path) == 11

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from command import assert_one_line, modules_loaded_by, run_command
 from feature_sets import alternating_labels, folder_splits, write_cache
+from synthetic_images import make_image_folder
 
 LABELS = alternating_labels(100)
 
@@ -85,6 +88,9 @@ def test_views_are_counted_in_log_table_and_report(tmp_path: Path) -> None:
     cache = write_cache(
         tmp_path / "c.h5", labels=LABELS, splits=folder_splits(100), views=4, tta=True
     )
+    plain = write_cache(tmp_path / "d.h5", labels=LABELS, splits=folder_splits(100))
+    refused = run_command("classify", plain, "--heads", "ridge", "--tta", check=2)
+    assert f"{cache} does: name it" in assert_one_line(refused)
     finished = run_command("classify", cache, "--heads", "ridge", "--views", "2", "--tta")
     assert "train       30 cats, 30 dogs × 3 views" in finished.stderr
     assert "test        10 cats, 10 dogs × 5 views" in finished.stderr
@@ -141,6 +147,16 @@ def test_invalid_input_is_one_line_and_an_exit_code(
     write_cache(Path("few.h5"), labels=[0, 1, 0])
     finished = run_command("classify", *words.split(), check=code)
     assert message in assert_one_line(finished)
+
+
+def test_missing_class_folder_is_named_with_a_cure_that_works(tmp_path: Path) -> None:
+    root = make_image_folder(tmp_path / "set", per_class=6, splits=("train", "val", "test"))
+    shutil.rmtree(root / "val/striped")
+    run_command("extract", root, "--base", "pixels")
+    message = assert_one_line(run_command("classify", "--heads", "majority", check=65))
+    assert "val/ has no image of striped: add images in val/striped, or cross-val" in message
+    (option,) = re.findall(r"--cv \d", message)
+    run_command("classify", "--heads", "majority", *option.split())
 
 
 def test_invalid_options_are_usage_errors() -> None:
@@ -218,7 +234,7 @@ def test_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_interrupted_audit_leaves_the_table_and_says_where(tmp_path: Path) -> None:
-    stderr, _ = interrupt_classify(tmp_path, "--heads", "majority", after="auditing the data")
+    stderr, _ = interrupt_classify(tmp_path, "--heads", "majority", after="audit:")
     (folder,) = Path("results").iterdir()
     assert stderr == (
         f"error: interrupted before the report; the table is complete in {folder.as_posix()}\n"

@@ -93,3 +93,27 @@ def test_check_fails_if_an_image_has_changed(cache: Path, synthetic_set: Path) -
     )
     assert "Traceback" not in finished.stderr
     assert "003.png is not the cached image" in finished.stderr.splitlines()[-1]
+
+
+def test_check_finds_moved_images_by_content(cache: Path, synthetic_set: Path) -> None:
+    synthetic_set.rename("moved")
+    for path in sorted(Path("moved").rglob("*.png")):
+        path.rename(path.with_name(f"new {path.name}"))
+    command = ["classify", cache, "--heads", "ridge", "--no-audit", "--check"]
+    assert (
+        "name the folder that has its images now with --images"
+        in run_command(*command, check=66).stderr
+    )
+    finished = run_command(*command, "--images", "moved")
+    assert "checked 24 of 24 test images, from their files:" in finished.stdout
+
+
+def test_heads_that_cannot_be_exported_are_named_when_they_are_saved(synthetic_set: Path) -> None:
+    done = extract_features(synthetic_set, base="pixels", image_size=8, views=2, tta=True)
+    command = ["classify", done.table.path, "--heads", "ridge,majority", "--no-audit"]
+    assert "cannot be exported" not in run_command(*command).stderr
+    finished = run_command(*command, "--tta")
+    assert (
+        "saved, but cannot be exported: ridge, majority (its probabilities are means over 3 views "
+        "of an image: classify without --tta)"
+    ) in finished.stderr

@@ -1,5 +1,6 @@
 """``python -m pipeline.export``: an exported model predicts as in the comparison."""
 
+import csv
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from command import modules_loaded_by
+from command import assert_one_line, modules_loaded_by, run_command
 from synthetic_images import make_image_folder
 
 from pipeline import durable, extract_features
@@ -20,6 +21,7 @@ from pipeline.errors import BadDataError, CannotCreateError, PipelineError, Unre
 from pipeline.evaluation.compare import compare_heads
 from pipeline.export import main
 from pipeline.images.decode import pixels_digest
+from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.export import export_bundle, predict_elsewhere
@@ -53,7 +55,7 @@ def test_onnx_predicts_copied_files_as_in_the_comparison_without_this_project(
 ) -> None:
     main([str(lab / "run"), "--format", "onnx", "--head", "logistic"])
     agreement, _, written = capsys.readouterr().out.splitlines()
-    assert agreement.startswith("predicts as in the comparison: largest difference ")
+    assert agreement.startswith("logistic predicts as in the comparison: largest difference ")
     assert agreement.endswith("no decision of 24 changed")
     folder = lab / "run" / "exports" / "logistic-onnx"
     assert written == f"written to {folder}"
@@ -73,20 +75,168 @@ def test_predict_py_prints_each_file_and_skips_other_files(
     main([str(lab / "run"), "--format", "onnx", "--head", "ridge", "--json", "--out", "made"])
     document = json.loads(capsys.readouterr().out)
     assert document.pop("max_difference") < 1e-5
-    assert document == {"folder": "made", "images": 24, "changed": 0}
+    assert document == {"head": "ridge", "folder": "made", "images": 24, "changed": 0}
     copies, expected = expected_of(lab, "ridge")
     Path("broken.jpg").write_bytes(b"text")
-    shown = subprocess.run(
-        [sys.executable, "-I", "made/predict.py", copies[0], "broken.jpg", copies[-1]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    shown = run_predict_py(copies[0], "broken.jpg", copies[-1])
+    assert shown.returncode == 1
     assert shown.stdout.splitlines() == [
         f"{copies[0]}\tplain\t{expected[0, 0]:.4f}",
         f"{copies[-1]}\tstriped\t{expected[-1, 1]:.4f}",
     ]
     assert shown.stderr.startswith("broken.jpg\tskipped\tcannot identify image file")
+    assert shown.stderr.endswith("1 of 3 files skipped\n")
+
+
+def run_predict_py(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "made/predict.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_predict_py_takes_folders_and_patterns_and_writes_a_csv(lab: Path) -> None:
+    export_bundle(find_bundle(lab / "run", "ridge"), format="onnx", out=Path("made"))
+    copies, expected = expected_of(lab, "ridge")
+    photos = Path("my photos")
+    for path in copies:
+        name = photos / path.parent.name / f"{path.stem}, [1]é.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, name)
+    for ignored in (".hidden.png", "Thumbs.db", ".cache/a.png"):
+        (photos / ignored).parent.mkdir(exist_ok=True)
+        (photos / ignored).write_bytes(b"no image")
+    paths = [str(photos / path.parent.name / f"{path.stem}, [1]é.png") for path in copies]
+    for names in (["my photos"], ["my photos/**/*.png"], ["my photos/*"], [paths[0], "my photos"]):
+        shown = run_predict_py(*names, "--csv", "found.csv")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        with Path("found.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["path"] for row in rows] == paths
+        assert [row["label"] for row in rows] == [path.parent.name for path in copies]
+        found = [float(row["probability"]) for row in rows]
+        np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-5)
+        lines = [line.split("\t") for line in shown.stdout.splitlines()]
+        assert lines == [
+            [row["path"], row["label"], f"{share:.4f}"]
+            for row, share in zip(rows, found, strict=True)
+        ]
+
+
+def test_predict_py_says_what_is_wrong_with_its_arguments_or_its_folder() -> None:
+    Path("made").mkdir()
+    template = Path(export.__file__).parent / "templates" / "predict.py"
+    shutil.copy(template, "made")
+    Path("empty").mkdir()
+    for arguments, code, message in (
+        (["--help"], 0, "--csv FILE"),
+        ([], 2, "arguments are required: IMAGE"),
+        (["empty"], 2, "no files in empty"),
+        (["a.jpg"], 2, "there is no model.onnx or model.keras in"),
+    ):
+        shown = run_predict_py(*arguments)
+        assert shown.returncode == code
+        assert message in shown.stdout + shown.stderr
+        assert "Traceback" not in shown.stderr
+
+
+def recommend(run: Path, **changed: object) -> None:
+    """Recommend the knn of a run, with changed values in its row."""
+    document = json.loads((run / "results.json").read_text("utf-8"))
+    for row in document["rows"]:
+        row["recommended"] = row["head"] == "knn"
+        row.update(changed if row["recommended"] else {})
+    (run / "results.json").write_text(json.dumps(document), "utf-8")
+
+
+def test_recommended_head_is_exported_even_if_it_is_no_network(lab: Path) -> None:
+    shutil.copytree(lab / "run", "results/run", ignore=shutil.ignore_patterns("exports"))
+    recommend(Path("results/run"))
+    Path("results/README.md").write_text("")
+    Path("results/2099-01-01_000000-bench").mkdir()
+    finished = run_command("export", "--format", "onnx")
+    assert finished.stdout.splitlines()[0].startswith("knn predicts as in the comparison")
+    copies, expected = expected_of(lab, "knn")
+    found = predict_elsewhere(Path("results/run/exports/knn-onnx/predict.py"), copies)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_next_best_head_is_exported_if_the_recommended_one_cannot(lab: Path) -> None:
+    shutil.copytree(lab / "run", "run", ignore=shutil.ignore_patterns("exports"))
+    bundle = load_bundle(find_bundle(lab / "run", "knn"))
+    averaged = {"tta": 4, "augmentation": POLICIES["book"].to_dict()}
+    document = {**bundle.document, **averaged}
+    save_bundle(replace(bundle, document=document), Path("run/models/averaged.skops"))
+    for model, reason in (
+        ("", "knn was not saved"),
+        ("models/averaged.skops", "knn cannot be exported: its probabilities are means"),
+    ):
+        recommend(Path("run"), model=model)
+        finished = run_command("export", "run", "--format", "onnx", "--out", "made", "--json")
+        best = json.loads(finished.stdout)["head"]
+        assert best != "knn"
+        assert reason in finished.stderr
+        assert f"trying {best} instead, the next best" in finished.stderr
+        shutil.rmtree("made")
+        failed = run_command("export", "run", "--format", "onnx", "--head", "knn", check=2)
+        assert reason in assert_one_line(failed)
+
+
+def test_next_best_head_is_exported_if_the_recommended_one_predicts_otherwise(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(lab / "run", "run", ignore=shutil.ignore_patterns("exports"))
+    recommend(Path("run"))
+    errors = iter([0.5, 0, 0])
+
+    def with_error(script: Path, paths: list[Path]) -> np.ndarray:
+        return np.abs(predict_elsewhere(script, paths) - np.float32(next(errors)))
+
+    monkeypatch.setattr(export, "predict_elsewhere", with_error)
+    done = export.export_run(Path("run"), format="onnx")
+    assert done.head != "knn"
+    assert done.folder == Path("run/exports") / f"{done.head}-onnx"
+    assert "the exported knn does not predict from image files what" in caplog.text
+    assert [path.name for path in Path("run/exports").iterdir()] == [done.folder.name]
+
+
+def test_moved_and_renamed_images_are_found_by_content(synthetic_set: Path) -> None:
+    options = {"base": "pixels", "image_size": 8, "cache_dir": Path("old")}
+    cache = extract_features(synthetic_set, **options).table.path
+    write_run(compare_heads(cache, heads="ridge", audit=False), Path("results"))
+    synthetic_set.rename("moved")
+    Path("old").rename("cache")
+    cache = Path("cache") / cache.name
+    Path("moved/test").rename("moved/renamed")
+    for number, path in enumerate(sorted(Path("moved").rglob("*.png"))):
+        path.rename(path.with_name(f"renamed {number}.png"))
+    shutil.copytree("moved/renamed", "moved/copies")
+    command = ["export", "--format", "onnx"]
+    message = assert_one_line(run_command(*command, check=66))
+    assert f"{synthetic_set}, the image folder of {cache}, does not exist" in message
+    assert "--images" in message
+    Path("empty").mkdir()
+    for wrong, reason in (("empty", "contains none of 24 test images"), ("no", "not exist")):
+        failed = assert_one_line(run_command(*command, "--images", wrong, check=66))
+        assert reason in failed
+    finished = run_command(*command, "--images", "moved", "--json")
+    assert json.loads(finished.stdout)["images"] == 24
+
+
+def test_removed_or_renamed_images_say_how_to_find_the_others(
+    synthetic_set: Path,
+) -> None:
+    cache = extract_features(synthetic_set, base="pixels", image_size=8).table.path
+    write_run(compare_heads(cache, heads="ridge", audit=False), Path("results"))
+    command = ["export", "--format", "onnx"]
+    (synthetic_set / "test/plain/000.png").unlink()
+    message = assert_one_line(run_command(*command, check=65))
+    assert "000.png is not the cached image any more" in message
+    assert "--images" in message
+    for split in ("train", "validation", "test"):
+        (synthetic_set / split / "plain").rename(synthetic_set / split / "smooth")
+    message = assert_one_line(run_command(*command, check=65))
+    assert f"--images {synthetic_set} finds the images by content" in message
+    finished = run_command(*command, "--images", synthetic_set, "--json")
+    assert json.loads(finished.stdout)["images"] == 23
 
 
 @pytest.mark.slow
@@ -115,7 +265,7 @@ PLANTED = {
     ),
     "resize policy": ('resize == "crop"', 'resize == "squash"'),
     "filter": ("Resampling.BILINEAR)\n    return", "Resampling.NEAREST)\n    return"),
-    "order of classes": ("return np.concatenate", "return 1 - np.concatenate"),
+    "order of classes": ("return np.stack", "return 1 - np.stack"),
 }
 
 
@@ -131,7 +281,7 @@ def test_error_planted_in_predict_py_is_found_and_leaves_nothing(
 
     assert planted("predict.py") != template("predict.py")
     monkeypatch.setattr(export, "_template", planted)
-    with pytest.raises(BadDataError, match="the exported model does not predict"):
+    with pytest.raises(BadDataError, match="the exported linear_svm does not predict"):
         export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
 
@@ -142,7 +292,7 @@ def test_error_planted_in_the_model_is_found_and_leaves_nothing(
     from pipeline.models import composition
 
     monkeypatch.setattr(composition, "_pool", lambda maps, pooling: maps[..., ::-1])
-    with pytest.raises(BadDataError, match="the exported model does not predict"):
+    with pytest.raises(BadDataError, match="the exported linear_svm does not predict"):
         export_bundle(find_bundle(lab / "run", "linear_svm"), format="onnx", out=Path("new/onnx"))
     assert list(Path.cwd().iterdir()) == []
 
@@ -214,7 +364,7 @@ def test_expected_failures_are_one_line_and_an_exit_code(lab: Path) -> None:
     save_bundle(replace(bundle, spec=spec), Path("network.skops"))
     before = sorted(Path.cwd().rglob("*"))
     for command, code, message in (
-        ("run --head knn", 2, "knn cannot be exported"),
+        ("run --head mine", 2, "it has no head mine"),
         ("run --head logistic --check-images 0", 2, "at least 1; received 0"),
         ("run --head logistic --out run", 73, "choose another --out"),
         ("network.skops --weights other.h5", 65, "with weights abababababab…; received"),

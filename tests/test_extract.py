@@ -81,6 +81,7 @@ def test_skipped_files_are_counted_and_listed(synthetic_set: Path) -> None:
     (synthetic_set / "train/plain/odd\x1b[31m.png").write_bytes(b"text")
     finished = run_command("extract", synthetic_set, "--base", "pixels")
     assert "1 file skipped" in finished.stdout
+    assert r"  train/plain/odd\x1b[31m.png: not an image" in finished.stdout
     assert "\x1b" not in finished.stdout + finished.stderr
     (listed,) = Path("cache").glob("*.skipped.csv")
     with listed.open(newline="") as file:

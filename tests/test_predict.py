@@ -93,7 +93,7 @@ def only(folder: str, pattern: str = "*") -> Path:
 
 def test_newest_runs_recommended_head_classifies_a_folder() -> None:
     finished = run_command("predict", "unknown")
-    title, *lines = finished.stdout.splitlines()
+    title, *lines = finished.stdout.partition("\n\n")[0].splitlines()
     assert title.split() == ["path", "label", "probability", "margin", "then"]
     assert [line.split()[0] for line in lines] == [
         f"unknown/{label}/{number:03d}.png" for label in ("plain", "striped") for number in range(5)
@@ -207,7 +207,7 @@ def test_damaged_cache_is_reported_and_not_needed() -> None:
     shutil.rmtree("cache")
     finished = run_command("predict", "synthetic/test", "--csv", "--model", "m.skops")
     assert len(read_csv(finished.stdout)) == 24
-    assert "broken.h5 cannot be read" in finished.stderr
+    assert "broken.h5 cannot be read: it is not a feature cache" in finished.stderr
 
 
 @pytest.mark.slow
@@ -243,11 +243,49 @@ def test_tensorflow_is_not_imported_when_every_image_is_cached() -> None:
 def test_broken_images_are_skipped_with_a_reason() -> None:
     Path("unknown/plain/text\x1b[31m.png").write_bytes(b"text")
     finished = run_command("predict", "unknown", "missing.jpg")
-    assert len(finished.stdout.splitlines()) == 11
+    assert len(finished.stdout.partition("\n\n")[0].splitlines()) == 11
     assert "skipped missing.jpg: does not exist" in finished.stderr
     assert r"text\x1b[31m.png: not an image" in finished.stderr
     assert "\x1b" not in finished.stderr + finished.stdout
     assert "10 images (all computed), 2 files skipped" in finished.stderr
+
+
+def test_images_in_class_folders_are_counted_as_right_or_wrong() -> None:
+    Path("unknown/plain/000.png").rename("unknown/striped/wrong.png")
+    Path("unknown/plain/001.png").rename("unknown/001.png")
+    table = run_command("predict", "unknown", "--no-cache")
+    lines = table.stdout.partition("\n\n")[2].splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["class", "predicted", "images", "right", "%", "wrong", "predictions"],
+        ["plain", "5", "3", "100.0"],
+        ["striped", "5", "6", "83.3", "plain", "1"],
+    ]
+    assert lines[3:] == ["88.9 % of 9 images in class folders are right (95 % interval 56.5–98.0)"]
+    assert "margin: the probability minus that of the second class" in table.stderr
+    comma_separated = run_command("predict", "unknown", "--csv", "--no-cache")
+    assert lines[3] in comma_separated.stderr
+    assert len(comma_separated.stdout.splitlines()) == 11
+    summary = json.loads(run_command("predict", "unknown", "--json", "--no-cache").stdout)[
+        "summary"
+    ]
+    assert summary == {
+        "predicted": {"striped": 5, "plain": 5},
+        "in_class_folders": {"striped": 6, "plain": 3},
+        "right": {"striped": 5, "plain": 3},
+        "confused": [{"class": "striped", "predicted": "plain", "images": 1}],
+        "accuracy": pytest.approx(8 / 9),
+    }
+
+
+def test_images_outside_class_folders_are_counted_by_predicted_class() -> None:
+    Path("unknown/plain").rename("flat")
+    finished = run_command("predict", "flat", "synthetic/test")
+    assert finished.stdout.splitlines()[-1].endswith("; cached images may be those of the training")
+    finished = run_command("predict", "flat")
+    assert finished.stdout.partition("\n\n")[2].splitlines() == [
+        "class  predicted",
+        "plain          5",
+    ]
 
 
 def test_csv_and_json_agree_and_keep_names_byte_for_byte() -> None:
@@ -307,7 +345,7 @@ def test_expectations_that_the_model_meets_are_accepted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main(["unknown", "--base", "Pixels", "--image-size", "8", "--preprocessing", "native"])
-    assert len(capsys.readouterr().out.splitlines()) == 11
+    assert len(capsys.readouterr().out.partition("\n\n")[0].splitlines()) == 11
 
 
 def test_weights_of_another_model_are_refused_naming_both() -> None:

@@ -1,6 +1,6 @@
 """Real weights and photographs: exported models predict as in the comparison.
 
-Slow: for each base and format, five models are exported and run without this project.
+Slow: for each base and format, every head is exported and run without this project.
 """
 
 import os
@@ -18,12 +18,16 @@ from pipeline import extract_features, load_features
 from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.result import Comparison
 from pipeline.heads.config import DenseConfig
+from pipeline.heads.names import groups
 from pipeline.models.bundle import save_bundle
 from pipeline.models.export import export_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
-HEADS = ("dense", "logistic", "linear_svm", "ridge", "lda")
+HEADS = {
+    "keras": ("dense", "logistic", "linear_svm", "ridge", "lda"),
+    "onnx": groups()["all"],
+}
 PER_CLASS = 15
 BASES = {
     "vgg16": {"image_size": 150},
@@ -68,19 +72,21 @@ def trained(
         )
         quick = DenseConfig(epochs=5, learning_rate=1e-4)
         path = done.table.path
-        return folder, compare_heads(path, heads=HEADS, dense=quick, audit=False)
+        return folder, compare_heads(path, heads=HEADS["onnx"], dense=quick, audit=False)
 
     return train
 
 
-@pytest.mark.parametrize("format", ["keras", "onnx"])
+@pytest.mark.parametrize("format", HEADS)
 @pytest.mark.parametrize("base", BASES)
 def test_exported_heads_predict_copied_photographs_as_in_the_comparison(
     trained: Callable[[str], tuple[Path, Comparison]], base: str, format: str, tmp_path: Path
 ) -> None:
     folder, comparison = trained(base)
-    assert {outcome.result.head for outcome in comparison.outcomes} == set(HEADS)
-    for outcome in comparison.outcomes:
+    heads = HEADS[format]
+    outcomes = [outcome for outcome in comparison.outcomes if outcome.result.head in heads]
+    assert len(outcomes) == len(heads)
+    for outcome in outcomes:
         assert outcome.bundle
         bundle = tmp_path / f"{outcome.result.head}.skops"
         save_bundle(outcome.bundle, bundle)
@@ -89,7 +95,7 @@ def test_exported_heads_predict_copied_photographs_as_in_the_comparison(
             bundle, format=format, out=made, cache_dir=folder / "cache", check_images=4
         )
         assert done.parity.agrees
-    test = comparison.outcomes[0].test
+    test = outcomes[0].test
     assert test
     assert len(test) == 2 * PER_CLASS
     (cache,) = (folder / "cache").glob(f"*-{base}-*.h5")
@@ -98,13 +104,13 @@ def test_exported_heads_predict_copied_photographs_as_in_the_comparison(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     subprocess.run(
-        [sys.executable, "-I", "-c", ALL_ELSEWHERE, *(str(tmp_path / head) for head in HEADS)],
+        [sys.executable, "-I", "-c", ALL_ELSEWHERE, *(str(tmp_path / head) for head in heads)],
         input="\n".join(map(str, copies)),
         text=True,
         cwd=elsewhere,
         check=True,
     )
-    for outcome in comparison.outcomes:
+    for outcome in outcomes:
         assert outcome.test
         np.testing.assert_array_equal(outcome.test.rows, test.rows)
         found = np.load(tmp_path / outcome.result.head / "found.npy", allow_pickle=False)

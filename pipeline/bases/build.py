@@ -61,7 +61,6 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
                 model = build_untrained(base, config.size, weights=IMAGENET)
             return model, arrays_digest(model.get_weights())
         except UnreachableError as keras_failed:
-            log.info("the download host of Keras cannot be reached")
             try:
                 path = fetch_imagenet(base, config.weights_folder)
             except UnreachableError as error:  # the cure for Keras' host comes first

@@ -1,8 +1,11 @@
 """The table of bases: every convolutional network of keras.applications, and raw pixels."""
 
 import difflib
+import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from typing import NamedTuple
 
 from pipeline.errors import UsageError
@@ -118,6 +121,33 @@ def find_base(name: str) -> Base:
     similar = difflib.get_close_matches(_letters_and_digits(name), bases, n=1, cutoff=0.6)
     hint = f"did you mean {bases[similar[0]].name}? " if similar else ""
     raise UsageError(f"unknown base {name!r}: {hint}--list-bases shows all {len(_TABLE)}")
+
+
+@cache
+def layer_names(base: Base) -> tuple[str, ...]:
+    """Return the names of a base's layers, which Keras has not changed since 2.0.
+
+    They are in a file: building the network takes ten seconds.
+    """
+    if base.name == PIXELS:
+        return (PIXELS,)
+    packed = resources.files("pipeline.bases").joinpath("layers.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode().splitlines()
+    return next(tuple(names) for name, *names in map(str.split, lines) if name == base.name)
+
+
+def check_layer(base: Base, layer: str, flag: str) -> None:
+    """Raise UsageError, with a suggestion, for a layer that the base does not have."""
+    names = layer_names(base)
+    if base.name == PIXELS and layer != PIXELS:
+        raise UsageError(f"the base pixels has one layer, pixels; received {flag} {layer}")
+    if layer not in names:
+        similar = difflib.get_close_matches(layer, names, n=3)
+        hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+        raise UsageError(
+            f"{flag}: {base.name} has no layer {layer!r}: {hint}"
+            f"--list-layers {base.name} shows all {len(names)}"
+        )
 
 
 def check_image_size(base: Base, image_size: int) -> None:

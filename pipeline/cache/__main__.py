@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import ProgressBar, parser, print_json, run
-from pipeline.errors import BadDataError, UsageError
+from pipeline.errors import BadDataError, PipelineError, UsageError
 from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _ls(arguments: argparse.Namespace) -> None:
                 "layers": list(table.layers),
                 "rows": len(table),
             }
-        except BadDataError as error:
+        except PipelineError as error:
             entry["error"] = str(error)
         entries.append(entry)
     if arguments.json:
@@ -171,16 +171,20 @@ def _verify(arguments: argparse.Namespace) -> None:
         print_json({**document, "damages": [vars(damage) for damage in damages]})
     elif damages:
         for damage in damages:
-            print(f"damaged: {printable(damage.what)}")
+            print(f"{'damaged' if damage.is_lost else 'changed'}: {printable(damage.what)}")
     elif not arguments.file.exists():
         parts = printable(arguments.file.with_suffix(".parts"))
         print(f"{parts} is undamaged, but not published yet: run extract again")
     else:
         print(f"{printable(arguments.file)} is undamaged: every byte is correct")
     if damages:
+        lost = sum(damage.is_lost for damage in damages)
+        found = f"is damaged, or another program changed it, in {counted(lost, 'place')}"
         raise BadDataError(
-            f"{printable(arguments.file)} is damaged in {counted(len(damages), 'place')}: "
+            f"{printable(arguments.file)} {found if lost else 'shows no damage, but was changed'}: "
             f"python -m pipeline.cache repair {printable(arguments.file)}"
+            + " mends it and computes nothing"
+            * (not lost)
         )
 
 

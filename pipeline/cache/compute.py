@@ -41,12 +41,12 @@ def compute_rows(
     *,
     row_count: int,
     recorded: Mapping[str, Any] | None,
-    on_commit: Callable[[int], object] = lambda rows: None,
+    on_batch: Callable[[int], object] = lambda rows: None,
 ) -> None:
     """Compute and commit rows of (S, S, 3) uint8 RGB images.
 
     ``row_count`` : expected number of rows, for the check of disk space. ``recorded`` : the engine
-    in the cache, for ``open_engine``. ``on_commit`` receives the number of newly committed rows.
+    in the cache, for ``open_engine``. ``on_batch`` receives the number of rows of each batch.
     """
     sample = list(islice(decoded, max(batch_size, SAMPLE_IMAGES)))
     if not sample:
@@ -69,8 +69,9 @@ def compute_rows(
         for number, (batch, features) in enumerate(computed):
             if not number:
                 _check_space(shards, features, row_count)
-            on_commit(committer.add([key for key, _ in batch], features))
-        on_commit(committer.finish())
+            committer.add([key for key, _ in batch], features)
+            on_batch(len(batch))
+        committer.finish()
 
 
 def _stack(batch: Sequence[tuple[RowKey, Pixels]]) -> Pixels:
@@ -96,23 +97,23 @@ class Committer:
         self._collected: list[tuple[list[RowKey], Features]] = []
         self._last_commit = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._running: tuple[int, Future[None]] | None = None  # number of rows, their commit
+        self._running: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        _, commit = self._running or (0, None)
+        commit = self._running
         failed = commit is not None and commit.done() and commit.exception()
         if error is not None and not failed:
             with contextlib.suppress(PipelineError):  # the first error is the one to report
                 self.finish()
         self._thread.shutdown(wait=True)
 
-    def add(self, keys: list[RowKey], features: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Collect rows; return the number of rows, also of earlier calls, committed meanwhile.
+    def add(self, keys: list[RowKey], features: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Collect rows; raise BadDataError if the type cannot store them.
 
-        Raises BadDataError if features are not finite, and the error of a failed commit.
+        Raises the error of an earlier commit that failed.
         """
         stored = {layer: _convert(layer, features[layer], self._dtype) for layer in self._layers}
         self._collected.append((keys, stored))
@@ -121,18 +122,19 @@ class Committer:
         seconds = time.monotonic() - self._last_commit
         in_whole_chunks = count - count % self._chunk
         if in_whole_chunks and (seconds >= SECONDS_PER_COMMIT or size >= CHUNK_BYTES):
-            return self._commit(in_whole_chunks)
-        return self._commit(count) if seconds >= MAX_SECONDS_PER_COMMIT else 0
+            self._commit(in_whole_chunks)
+        elif seconds >= MAX_SECONDS_PER_COMMIT:
+            self._commit(count)
 
-    def finish(self) -> int:
-        """Commit the rest; return the number of rows committed since the last call."""
-        count = sum(len(batch) for batch, _ in self._collected)
-        committed = self._commit(count) if count else 0
-        return committed + self._wait()
+    def finish(self) -> None:
+        """Commit the rest."""
+        if count := sum(len(batch) for batch, _ in self._collected):
+            self._commit(count)
+        self._wait()
 
-    def _commit(self, count: int) -> int:
-        """Wait for the previous commit, start the next; return the row count of the previous."""
-        committed = self._wait()
+    def _commit(self, count: int) -> None:
+        """Wait for the previous commit, start the next."""
+        self._wait()
         keys = [key for batch, _ in self._collected for key in batch]
         features = {
             layer: np.concatenate([batch[layer] for _, batch in self._collected])
@@ -141,24 +143,21 @@ class Committer:
         first = {layer: rows[:count] for layer, rows in features.items()}
         rest = {layer: rows[count:] for layer, rows in features.items()}
         self._last_commit = time.monotonic()
-        commit = self._thread.submit(self._shards.commit, keys[:count], first, engine=self._engine)
-        self._running = count, commit
+        self._running = self._thread.submit(
+            self._shards.commit, keys[:count], first, engine=self._engine
+        )
         # An interrupt before this line commits rows twice, which does no harm.
         self._collected = [(keys[count:], rest)] if len(keys) > count else []
-        return committed
 
-    def _wait(self) -> int:
-        """Wait for the running commit; return its number of rows, or raise its error."""
-        if self._running is None:
-            return 0
-        count, commit = self._running
-        commit.result()  # if this raises, `_running` stays: a failed commit is the last one
-        self._running = None
-        return count
+    def _wait(self) -> None:
+        """Wait for the running commit; raise its error."""
+        if self._running is not None:
+            self._running.result()  # if this raises, `_running` stays: no commit follows
+            self._running = None
 
 
 def _convert(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Convert features to the stored dtype; raises BadDataError if one is not finite."""
+    """Convert features to the stored dtype; raises BadDataError if it cannot store them."""
     with np.errstate(over="ignore"):
         stored = features.astype(dtype)
     if not np.isfinite(stored).all():
@@ -168,6 +167,12 @@ def _convert(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[
             else "the weights or the layer are broken"
         )
         raise BadDataError(f"features of {layer} are not finite: {cause}")
+    largest = np.abs(features).max(initial=0)
+    if 0 < largest < np.finfo(dtype).tiny:
+        raise BadDataError(
+            f"features of {layer} are at most {largest:.0e}: --dtype {dtype} is too coarse for "
+            f"them, use float32"
+        )
     return stored
 
 
@@ -190,8 +195,13 @@ def _check_space(shards: ShardFolder, sample: Features, rows: int) -> None:
             file_size(free),
         )  # fmt: skip
     if needed > free:
+        cures = {
+            "fewer --views": shards.augmentation is not None,
+            "--pooling avg": any(features.ndim > 2 for features in sample.values()),
+            "--dtype float16": shards.spec.dtype != "float16",
+        }
+        smaller = " or ".join(cure for cure, helps in cures.items() if helps)
         raise StorageError(
             f"{printable(folder)} has too little space: {file_size(needed)} needed, "
-            f"{file_size(free)} free; free some, or use fewer --views, --pooling avg or "
-            f"--dtype float16"
+            f"{file_size(free)} free; free some" + f", or use {smaller}" * bool(smaller)
         )

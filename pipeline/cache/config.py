@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.bases.config import BaseConfig
+from pipeline.bases.registry import check_layer
 from pipeline.config import Config, documented, option
 from pipeline.errors import CannotCreateError, UsageError
 from pipeline.images.scan import NO_SPLIT, TRAIN
@@ -58,6 +59,7 @@ class ExtractConfig(BaseConfig):
         for name in self.layers:
             if ":" in name:
                 raise UsageError(f"--layer {name}: set the pooling with --pooling")
+            check_layer(self.network, name, "--layer")
         if self.limit_per_class is not None and self.limit_per_class < 1:
             raise UsageError(f"--limit-per-class needs at least 1; received {self.limit_per_class}")
         if self.out is not None and self.out.suffix != ".h5":

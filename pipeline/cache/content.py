@@ -17,15 +17,16 @@ import numpy.typing as npt
 from pipeline.cache.checksums import find_damage
 from pipeline.cache.compute import OpenEngine, compute_rows
 from pipeline.cache.file import FeatureTable, Row, RowKey, read_all_rows
+from pipeline.cache.hdf5 import damaged_error
 from pipeline.cache.publish import publish_rows
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import make_folder
-from pipeline.errors import BusyError, DamagedError
+from pipeline.errors import BadDataError, BusyError, DamagedError
 from pipeline.images.scan import NO_SPLIT
 from pipeline.images.sources import ImageSources
 from pipeline.spec import FeatureSpec
-from pipeline.text import counted, printable
+from pipeline.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +64,8 @@ def features_by_content(
         log.info("%s", error)
     make_folder(path.parent)
     with writer_lock(path, wait=True):
-        tables = []
-        for file in _files(folder, patterns):
-            if find_damage(file):
-                log.warning("%s is damaged: its images are computed again", printable(file))
-            else:
-                tables.append(read_all_rows(file))
+        opened = [_open_undamaged(file) for file in _files(folder, patterns)]
+        tables = [table for table in opened if table]
         cached = _index_rows(tables, layer)
         table = next((table for table in tables if table.path == path), None)
         shards = ShardFolder(path, spec)
@@ -109,6 +106,17 @@ def features_by_content(
             shards.remove_published(published)
             cached |= _index_rows([published], layer)
         return _read_features(cached, keys, layer)
+
+
+def _open_undamaged(path: Path) -> FeatureTable | None:
+    """Open a cache; log the reason and return None if it is damaged; raises BusyError."""
+    try:
+        if any(damage.is_lost for damage in find_damage(path)):
+            raise damaged_error(path)
+        return read_all_rows(path)
+    except BadDataError as error:
+        log.warning("%s; its images are computed again", error)
+        return None
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:

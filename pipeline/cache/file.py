@@ -1,8 +1,11 @@
 """The published HDF5 file, specified in docs/FORMAT.md, and its lazy reader."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +17,22 @@ import numpy.typing as npt
 
 from pipeline.cache.checksums import InvalidChecksumsError, find_metadata_damage, read_checksums
 from pipeline.cache.chunks import LEVEL
+from pipeline.cache.hdf5 import damaged_error, length_before_cut, open_hdf5
 from pipeline.cache.validation import COLUMN_DTYPES, InvalidCacheError, check_layout, check_values
-from pipeline.errors import BadDataError, BusyError, CannotCreateError, DamagedError, NoInputError
+from pipeline.durable import write_durably
+from pipeline.errors import (
+    BadDataError,
+    BusyError,
+    CannotCreateError,
+    DamagedError,
+    NoInputError,
+    PipelineError,
+    StorageError,
+)
 from pipeline.spec import FeatureSpec
 from pipeline.text import file_name, printable
+
+log = logging.getLogger(__name__)
 
 DIGEST_DTYPE = np.dtype("V32")  # opaque: a fixed-width string would lose trailing zero bytes
 
@@ -49,7 +64,10 @@ FORMAT_VERSION = 1
 ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read serves several training batches
 CHUNK_BYTES = 8 * 2**20  # larger maps have fewer rows per chunk, so that one read stays cheap
 SPLIT_NAMES = ("none", "train", "validation", "test")  # by the number in `splits`
+LATEST = "latest"  # file in a folder of caches: the name of the one that extract used last
 NO_FILE = -1  # label of a row whose image is gone; kept in case the image returns
+
+MOVE_AWAY = "move it away and run extract again"
 
 LIBVER = ("earliest", "v110")  # readable by HDF5 1.10 and later, also in MATLAB
 
@@ -128,27 +146,22 @@ class FeatureTable:
     ) -> npt.NDArray[np.float32]:
         """Read (n, *shape of a row) float32; raises BadDataError if the file is damaged there."""
         file_rows = self.file_rows if rows is None else self.file_rows[rows]
-        with h5py.File(self.path, "r") as file:
+        with open_hdf5(self.path) as file:
             # Checked after opening: a file published later is not read.
             if _version(self.path) != self.version:
                 raise BusyError(f"{printable(self.path)} was written again meanwhile; run again")
             try:
                 return read_rows(file[f"features/{layer}"], file_rows)
             except OSError as error:
-                raise damaged_error(self.path) from error
+                if error.errno:
+                    raise
+                raise damaged_error(self.path, f"features/{layer}") from error
 
 
 def _version(path: Path) -> tuple[int, ...]:
     """A file's inode, size and mtime: every publication makes a new file."""
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def damaged_error(path: Path) -> DamagedError:
-    return DamagedError(
-        f"{printable(path)} is damaged: python -m pipeline.cache repair {printable(path)} computes "
-        f"the damaged rows again"
-    )
 
 
 def read_rows(
@@ -191,7 +204,7 @@ def create_features(
 
 
 def read_table(path: Path) -> FeatureTable:
-    """Open a cache file; raises NoInputError, or BadDataError if it is not a cache."""
+    """Open a cache file; raises NoInputError, BusyError, or BadDataError if it is not a cache."""
     table = read_all_rows(path)
     present = np.flatnonzero(table.columns.labels != NO_FILE)
     return replace(table, columns=table.columns.take(present), file_rows=present)
@@ -207,19 +220,35 @@ def read_all_rows(path: Path) -> FeatureTable:
         raise BadDataError(f"{printable(path)} is a folder, not a feature cache (a .h5 file)")
     version = _version(path)  # before anything is read
     with contextlib.suppress(InvalidChecksumsError):  # files of other programs have none
-        if find_metadata_damage(path, read_checksums(path)):
-            raise damaged_error(path)
+        for damage in find_metadata_damage(path, read_checksums(path)):
+            if damage.is_lost:
+                raise damaged_error(path, damage.what)
+            _warn_once(f"{printable(path)}: {damage.what}; cache verify says what differs")
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             check_layout(file)
             return _read_columns(path, file, version)
     except InvalidCacheError as error:
-        raise BadDataError(f"{printable(path)} is refused: {error}") from error
+        raise BadDataError(f"{printable(path)} is refused: {error}; {MOVE_AWAY}") from error
+    except BusyError:
+        raise
     except Exception as error:  # h5py raises many types on damaged structures
+        if isinstance(error, OSError) and error.errno:
+            raise
+        if length := length_before_cut(path):
+            raise DamagedError(
+                f"{printable(path)} is cut off: {path.stat().st_size:,} of {length:,} bytes are "
+                f"left; try python -m pipeline.cache repair {printable(path)}, or {MOVE_AWAY}"
+            ) from error
         raise BadDataError(
-            f"{printable(path)} cannot be read: it is not a feature cache, or is damaged "
-            f"(python -m pipeline.cache verify)"
+            f"{printable(path)} cannot be read: it is not a feature cache, or damaged beyond "
+            f"repair ({printable(str(error))}); {MOVE_AWAY}"
         ) from error
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning("%s", text)
 
 
 def _read_columns(path: Path, file: h5py.File, version: tuple[int, ...]) -> FeatureTable:
@@ -257,6 +286,56 @@ def cache_files(folder: Path) -> Iterator[Path]:
     yield from sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
+def record_latest(folder: Path, path: Path) -> None:
+    """Record the cache file that the last ``extract`` answered from, for `latest_cache`."""
+    path, record = path.resolve(), folder / LATEST
+    is_inside = path.parent == folder.resolve()
+    name = os.fsencode(path.name if is_inside else path)
+    with contextlib.suppress(OSError):
+        if record.read_bytes() == name:
+            return
+    with contextlib.suppress(OSError, StorageError):  # optional: the features are cached
+        write_durably(record, lambda file: file.write(name))
+
+
+def latest_cache(folder: Path) -> Path:
+    """Return the cache file of the last ``extract``, else the one written last.
+
+    Raises NoInputError if there is none.
+    """
+    paths = cache_files(folder)
+    with contextlib.suppress(OSError, ValueError):
+        recorded = folder / os.fsdecode((folder / LATEST).read_bytes())
+        if recorded.is_file():
+            return recorded
+    for path in paths:
+        return path
+    raise NoInputError(
+        f"no feature cache in {printable(folder)}/; run python -m pipeline.extract first"
+    )
+
+
+def cache_of_set(folder: Path, name: Path) -> Path:
+    """Return the cache file of an image folder or set: the latest, or the one written last.
+
+    Raises NoInputError if there is none. Files that cannot be read are passed over.
+    """
+    sets: dict[str, None] = {}
+    found: list[Path] = []
+    for path in dict.fromkeys([latest_cache(folder), *cache_files(folder)]):
+        with contextlib.suppress(PipelineError):
+            document = read_all_rows(path).document
+            sets[str(document["set"])] = None
+            if Path(document["root"]) == name.resolve() or document["set"] == str(name):
+                found.append(path)
+    if not found:
+        cure = f"name one of the sets {', '.join(map(printable, sets))}, or a cache file"
+        if name.is_dir():
+            cure = f"run python -m pipeline.extract {printable(name)} first"
+        raise NoInputError(f"no cache in {printable(folder)}/ is of {printable(name)}: {cure}")
+    return found[0]
+
+
 def cache_file(
     folder: Path,
     *,
@@ -274,7 +353,7 @@ def cache_file(
     """
     name = file_name(set_name) + f"+{variant}" * bool(variant)
     plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
-    table = existing_table(plain, cure="move it away or give --out")
+    table = existing_table(plain)
     if table is None or Path(table.document["root"]) == root:
         return plain
     was_moved = any(key.digest in digests for key in table.columns.row_keys())
@@ -284,7 +363,7 @@ def cache_file(
     return folder / f"{name}~{digits}-{spec.base}-{spec.fingerprint}.h5"
 
 
-def existing_table(path: Path, *, cure: str) -> FeatureTable | None:
+def existing_table(path: Path) -> FeatureTable | None:
     """Open the cache at a path, None for no file; raises CannotCreateError for other files."""
     if not path.exists():
         return None
@@ -293,4 +372,4 @@ def existing_table(path: Path, *, cure: str) -> FeatureTable | None:
     except DamagedError:
         raise
     except BadDataError as error:
-        raise CannotCreateError(f"{error}; {cure}") from error
+        raise CannotCreateError(f"{error}, or choose another --out") from error

@@ -14,6 +14,7 @@ from pipeline.cache.compute import OpenEngine, compute_rows
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import FeatureTable, Row, RowKey, existing_table, read_all_rows
 from pipeline.cache.publish import publish_rows
+from pipeline.cache.reuse import OtherRows, copy_rows
 from pipeline.cache.row_index import DamagedRows, RowIndex
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
@@ -49,6 +50,7 @@ def fill_cache(
     document: Mapping[str, Any],
     batch_size: int,
     plan: ViewPlan,
+    others: Iterable[OtherRows] = (),
     strict: bool = False,
     wait: bool = False,
     damaged: DamagedRows | None = None,
@@ -67,6 +69,7 @@ def fill_cache(
     document : content of the file's ``spec`` dataset; the engine is added.
     damaged : rows of the file to compute again.
     plan : the views of each image; further views in the file stay, hidden.
+    others : other caches of the same features, read only if rows are missing.
 
     Raises CannotCreateError if the path is not a cache of these features; BadDataError if more than
     half of the files are skipped, if a class has no readable image, or for the first skipped file
@@ -78,6 +81,10 @@ def fill_cache(
         index = RowIndex(table, shards.shards, damaged)
         layers = sorted({*(table.layers if table else ()), *layers})
         rows, missing = plan_rows(images.files, digests, plan, layers, index)
+        if missing:
+            copy_rows(_by_layer(missing), others, shards, recorded=index.engine)
+            index.add_shards(shards.shards)
+            rows, missing = plan_rows(images.files, digests, plan, layers, index)
         if strict and skipped:
             raise _strict_error(skipped[0])
         reasons: dict[bytes, str] = {}  # digest of an unreadable image -> why
@@ -102,7 +109,7 @@ def fill_cache(
                     batch_size,
                     row_count=sum(map(len, group.values())),
                     recorded=index.engine,
-                    on_commit=report,
+                    on_batch=report,
                 )
         index.add_shards(shards.shards[earlier:])
         # Copies of an unreadable image are skipped, too: only one was decoded.
@@ -153,6 +160,14 @@ def plan_rows(
             missing[absent].setdefault(row.path, []).append(row.key)
         seen.add(row.key)
     return rows, missing
+
+
+def _by_layer(missing: Missing) -> dict[str, list[RowKey]]:
+    by_layer: dict[str, list[RowKey]] = defaultdict(list)
+    for layers, group in missing.items():
+        for layer in layers:
+            by_layer[layer] += (key for keys in group.values() for key in keys)
+    return by_layer
 
 
 def decode_rows(
@@ -226,7 +241,7 @@ def read_skipped(path: Path) -> list[Skipped]:
 
 def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
     """Open the existing cache; raises CannotCreateError if it contains other features."""
-    table = existing_table(path, cure="choose another --out")
+    table = existing_table(path)
     if table and (conflict := _find_conflict(table, spec, root, plan)):
         raise CannotCreateError(f"{printable(path)} {conflict}; choose another --out")
     return table

@@ -1,11 +1,12 @@
 """Verify, repair and prune caches."""
 
+import contextlib
 import os
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import h5py
 import numpy as np
 
 from pipeline.cache.checksums import (
-    MAGIC,
     Damage,
     InvalidChecksumsError,
     find_damage,
@@ -21,43 +21,63 @@ from pipeline.cache.checksums import (
     write_checksums,
     write_repaired,
 )
-from pipeline.cache.file import NO_FILE, FeatureTable, Source, cache_files, read_all_rows
+from pipeline.cache.file import (
+    MOVE_AWAY,
+    NO_FILE,
+    FeatureTable,
+    RowKey,
+    Source,
+    cache_files,
+    read_all_rows,
+)
 from pipeline.cache.fill import SKIPPED_SUFFIX
+from pipeline.cache.hdf5 import length_before_cut, open_hdf5
 from pipeline.cache.publish import publish
 from pipeline.cache.row_index import DamagedRows
 from pipeline.cache.shards import writer_lock
+from pipeline.cache.validation import COLUMN_DTYPES, check_layout
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
-from pipeline.errors import BadDataError
+from pipeline.errors import BadDataError, BusyError, PipelineError
 from pipeline.text import counted, printable
 
 CHECKPOINTS = "finetuning"  # folder of training checkpoints
 ABANDONED_AFTER = 30 * 86_400  # seconds: older checkpoints are rarely resumed
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+LOST = b"cut off " * 2**17  # in place of lost bytes: zeros would pass HDF5's checksum
+NO_CHECKSUMS = (
+    "another program opened the file for writing or wrote it; it cannot be compared with what "
+    "extract wrote"
+)
 TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")  # the temporary names of write_durably
 
 
 def verify_cache(path: Path) -> list[Damage]:
-    """Check every byte of a cache and its shards, then the rows; raises like `check_format`."""
+    """Check every byte of a cache and its shards, then the rows; raises like `find_file_damage`."""
     damages = [damage for _, damage in _shard_damages(path)]
     if not path.exists() and any(path.with_suffix(".parts").glob("*.h5")):
         return damages
-    check_format(path)
-    damages += find_damage(path)
-    if not damages:
-        damages += _find_invalid_rows(read_all_rows(path))
-    return damages
+    return damages + find_file_damage(path)
 
 
-def check_format(path: Path) -> None:
-    """Raise NoInputError or BadDataError unless a file is a cache, damaged or not."""
-    if path.is_file():
-        with path.open("rb") as file:
-            is_hdf5 = file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - len(MAGIC)))
-            if is_hdf5 or file.read() == MAGIC:
-                return
-    read_all_rows(path)
+def find_file_damage(path: Path) -> list[Damage]:
+    """Check every byte of a cache file, then the rows.
+
+    Without checksums HDF5's own are checked. Raises NoInputError, BusyError, or BadDataError for a
+    file that is not a cache or that nothing can repair.
+    """
+    if not path.is_file():
+        read_all_rows(path)
+    with contextlib.suppress(OSError):  # raises BusyError
+        open_hdf5(path).close()
+    try:
+        read_checksums(path)
+    except InvalidChecksumsError as error:
+        if length := length_before_cut(path):
+            what = f"it is cut off: {path.stat().st_size:,} of {length:,} bytes are left"
+            return [Damage("", None, what)]
+        table = read_all_rows(path)
+        what = f"{error}: {NO_CHECKSUMS}"
+        return [*_find_invalid_rows(table), Damage("", None, what, is_lost=False)]
+    return find_damage(path) or list(_find_invalid_rows(read_all_rows(path)))
 
 
 def remove_damaged_shards(path: Path) -> list[Damage]:
@@ -77,7 +97,7 @@ def _shard_damages(path: Path) -> Iterator[tuple[Path, Damage]]:
 
 
 def _find_invalid_rows(table: FeatureTable) -> Iterator[Damage]:
-    """Yield duplicate rows and rows that are not finite, in a file without damaged bytes."""
+    """Yield duplicate rows, and rows that are unreadable or not finite."""
     columns = table.columns.take(np.flatnonzero(table.columns.labels != NO_FILE))
     pairs = zip(columns.paths.tolist(), columns.views.tolist(), strict=True)
     for (path, view), count in Counter(pairs).items():
@@ -86,26 +106,55 @@ def _find_invalid_rows(table: FeatureTable) -> Iterator[Damage]:
             yield Damage("paths", None, f"{printable(path)} has {count} rows{of_view}")
     for layer in table.layers:
         name = f"features/{layer}"
-        for row in _unreadable_rows(table, layer):
-            yield Damage(name, (row, row), f"{name}, row {row}: not finite")
+        rows = np.array([*_unreadable_rows(table, layer)], np.int64)
+        for block in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+            if len(block):
+                first, last = int(block[0]), int(block[-1])
+                place = f"row {first}" if first == last else f"rows {first} to {last}"
+                yield Damage(name, (first, last), f"{name}, {place}: unreadable or not finite")
 
 
 def repair_metadata(path: Path) -> None:
-    """Restore all but features, or the checksums; raises BadDataError if both are damaged."""
+    """Restore all but features, or write missing checksums; raises BadDataError if impossible."""
     try:
         read_checksums(path)
     except InvalidChecksumsError:
-        read_all_rows(path)  # raises if HDF5 cannot read the file either
+        left = path.stat().st_size
+        length = length_before_cut(path)
+        if length is None:
+            read_all_rows(path)  # raises if HDF5 cannot read the file either
 
         def copy_with_checksums(file: DiskFile) -> None:
             with path.open("rb") as source:
                 shutil.copyfileobj(source, file)
+            if length:
+                _fill_up(path, file, length, left)
             write_checksums(file)
 
-        write_durably(path, copy_with_checksums, needs=path.stat().st_size)
+        write_durably(path, copy_with_checksums, needs=length or left)
         return
     if any(not damage.dataset.startswith("features/") for damage in find_damage(path)):
         write_durably(path, lambda file: write_repaired(path, file), needs=path.stat().st_size)
+
+
+def _fill_up(path: Path, file: DiskFile, length: int, left: int) -> None:
+    """Extend a cut-off copy, so that HDF5 reads it; chunks in the new part fail its checksums.
+
+    Raises BadDataError if more than features are lost.
+    """
+    for start in range(left, length, len(LOST)):
+        file.write(LOST[: length - start])
+    try:
+        with h5py.File(file, "r") as copy:
+            check_layout(copy)
+            ends = [copy[name].id.get_offset() + copy[name].nbytes for name in COLUMN_DTYPES]
+            is_repairable = max(ends) <= left and all(
+                rows.fletcher32 for rows in copy["features"].values()
+            )
+    except Exception:  # h5py raises many types on damaged structures
+        is_repairable = False
+    if not is_repairable:
+        raise BadDataError(f"{printable(path)} lost too much to be repaired; {MOVE_AWAY}")
 
 
 def damaged_rows(path: Path, table: FeatureTable) -> DamagedRows:
@@ -120,13 +169,15 @@ def damaged_rows(path: Path, table: FeatureTable) -> DamagedRows:
 
 def _unreadable_rows(table: FeatureTable, layer: str) -> Iterator[int]:
     """Yield rows in chunks that fail HDF5's checksum, and rows of existing images with NaN."""
-    with h5py.File(table.path, "r") as file:
+    with open_hdf5(table.path) as file:
         dataset = file[f"features/{layer}"]
         size = dataset.chunks[0]
         for start in range(0, len(dataset), size):
             try:
                 rows = dataset[start : start + size]
-            except OSError:
+            except OSError as error:
+                if error.errno:
+                    raise
                 yield from range(start, min(start + size, len(dataset)))
                 continue
             finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
@@ -153,20 +204,49 @@ def find_prunable(folder: Path) -> list[Prunable]:
         if TEMPORARY.fullmatch(path.name)
     ]
     items += _abandoned_checkpoints(folder)
+    items += _orphaned_shards(folder)
+    tables: list[FeatureTable] = []
     for path in cache_files(folder):
-        try:
-            table = read_all_rows(path)
-        except BadDataError:
-            continue  # not a cache, or damaged: kept
-        size = path.stat().st_size
+        with contextlib.suppress(PipelineError):  # not a cache, damaged or open elsewhere: kept
+            tables.append(read_all_rows(path))
+    kept = [table for table in tables if Path(table.document["root"]).is_dir()]
+    for table in tables:
+        size = table.path.stat().st_size
         if not Path(table.document["root"]).is_dir():
             reason = f"its image folder {printable(table.document['root'])} is gone"
-            items.append(Prunable(path, size, reason))
+            reason += f"; {_describe_use(table, kept)}"
+            items.append(Prunable(table.path, size, reason))
         elif gone := len(_rows_of_deleted_images(table)):
             share = size * gone // len(table)
             reason = f"{counted(gone, 'row')} of deleted images"
-            items.append(Prunable(path, share, reason, gone))
+            items.append(Prunable(table.path, share, reason, gone))
     return items
+
+
+def _describe_use(table: FeatureTable, kept: Sequence[FeatureTable]) -> str:
+    """Return how many rows of a cache are in no other one, which `extract` would copy."""
+    only_here: set[RowKey] = set()
+    drawn = table.document.get("augmentation")
+    for layer in table.layers:
+        keys = set(table.columns.row_keys())
+        for other in kept:
+            if other.spec == table.spec and layer in other.layers:
+                same_views = other.document.get("augmentation") == drawn
+                keys -= {key for key in other.columns.row_keys() if same_views or not key.view}
+        only_here |= keys
+    if not only_here:
+        return "other caches have all its rows"
+    rows = counted(len(only_here), "row is", "rows are")
+    return f"{rows} in no other cache: if the folder was moved, extract it there first"
+
+
+def _orphaned_shards(folder: Path) -> Iterator[Prunable]:
+    """Yield the shards without a cache file, of runs that have ended."""
+    for parts in sorted(folder.glob("*.parts")):
+        if parts.is_dir() and not parts.with_suffix(".h5").exists():
+            size = sum(path.stat().st_size for path in parts.iterdir())
+            with contextlib.suppress(BusyError), writer_lock(parts):
+                yield Prunable(parts, size, "an interrupted run; the same extract continues it")
 
 
 def _abandoned_checkpoints(folder: Path) -> Iterator[Prunable]:
@@ -183,6 +263,11 @@ def _abandoned_checkpoints(folder: Path) -> Iterator[Prunable]:
 
 def prune(item: Prunable) -> None:
     """Delete an item of `find_prunable`; raises BusyError if an extraction uses it."""
+    if item.path.suffix == ".parts":
+        with writer_lock(item.path):
+            remove_folder(item.path)
+        remove_file(item.path.with_suffix(".lock"))
+        return
     if item.path.is_dir():  # checkpoints, which a resumed training writes again
         shutil.rmtree(item.path)
         return

@@ -2,18 +2,18 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.bases.config import AUTO, ENGINES, IMAGENET, RANDOM
+from pipeline.bases.config import AUTO, ENGINES, IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.registry import PIXELS
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.file import FORMAT_VERSION, FeatureTable
-from pipeline.engines import Engine, open_engine, weights_digest
+from pipeline.engines import Engine, is_installed, open_engine, weights_digest
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
@@ -43,11 +43,17 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
 
 
 def open_cache_engine(
-    config: ExtractConfig, layers: Sequence[str], images: Pixels, recorded: Mapping[str, Any] | None
+    config: ExtractConfig,
+    layers: Sequence[str],
+    images: Pixels,
+    recorded: Mapping[str, Any] | None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Open the engine for a cache's missing rows: the ``recorded`` one, or that of the config.
 
-    ``recorded`` : the engine in the cache's ``spec``; None for a new cache.
+    ``recorded`` : the engine in the cache's ``spec``; None for a new cache. ``progress`` : of
+    `pipeline.engines.open_engine`.
 
     Raises CannotCreateError if the config requests another engine, UnreachableError if the recorded
     one is not installed.
@@ -63,7 +69,7 @@ def open_cache_engine(
     if name != config.engine and name not in ENGINES:
         raise UnreachableError(f"{computed}, but is unknown to this version: choose another --out")
     try:
-        engine = open_engine(replace(config, engine=name), layers, images=images)
+        engine = open_engine(replace(config, engine=name), layers, images=images, progress=progress)
     except (BadDataError, UnreachableError) as error:
         if name == config.engine:
             raise
@@ -76,6 +82,13 @@ def open_cache_engine(
             engine.name, printable(str(earlier.get("version"))), engine.name, engine.version,
         )  # fmt: skip
     return engine
+
+
+def continues_engine(config: BaseConfig, name: str) -> bool:
+    """Return whether a config can add rows to those of an engine: else a cache is not a source."""
+    if config.network.name == PIXELS:
+        return True
+    return name == config.engine if config.engine != AUTO else is_installed(name)
 
 
 def cache_document(

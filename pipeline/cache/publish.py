@@ -23,10 +23,10 @@ from pipeline.cache.file import (
     RowKey,
     Source,
     create_features,
-    damaged_error,
     make_columns,
     read_rows,
 )
+from pipeline.cache.hdf5 import damaged_error, open_hdf5
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.validation import COLUMN_DTYPES
 from pipeline.durable import DiskFile, write_durably
@@ -144,7 +144,7 @@ def publish(
 
 def _open_source(path: Path) -> Opened:
     """Open a cache file or shard, with the SHA-256 of its chunks."""
-    file = h5py.File(path, "r")
+    file = open_hdf5(path)
     try:
         chunks = read_checksums(path).chunks
     except InvalidChecksumsError:  # a file of another program
@@ -172,7 +172,7 @@ def _copy_whole_chunk(
     mask, data = source.id.read_direct_chunk((first.row, *zeros))
     # HDF5 does not check its own checksum unless it decompresses a chunk.
     if sha256(data).hexdigest() != expected:
-        raise damaged_error(first.path)
+        raise damaged_error(first.path, name)
     target.id.write_direct_chunk((start, *zeros), data, mask)
     return True
 
@@ -192,5 +192,7 @@ def _gather(
         try:
             rows[block_rows] = read_rows(file[target.name], file_rows, str(target.dtype))
         except OSError as error:  # HDF5's checksum failed
-            raise damaged_error(path) from error
+            if error.errno:
+                raise
+            raise damaged_error(path, target.name) from error
     return rows

@@ -58,7 +58,7 @@ class RowIndex:
             }
 
     def _add_engine(self, engine: Mapping[str, Any] | None) -> None:
-        """Record an engine: the first in ``engine``, others in its ``also``."""
+        """Record an engine and its ``also``: the first in ``engine``, others in its ``also``."""
         if engine is None:
             return
         if self.engine is None:
@@ -66,5 +66,7 @@ class RowIndex:
             return
         also = list(self.engine.get("also", ()))
         names = {(other["name"], other["version"]) for other in (self.engine, *also)}
-        if (engine["name"], engine["version"]) not in names:
-            self.engine = {**self.engine, "also": [*also, dict(engine)]}
+        for other in ({**engine, "also": ()}, *engine.get("also", ())):
+            if (other["name"], other["version"]) not in names:
+                also.append({name: value for name, value in other.items() if name != "also"})
+        self.engine = {**self.engine, "also": also} if also else self.engine

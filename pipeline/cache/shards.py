@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from pipeline.cache.checksums import find_damage, write_checksums
 from pipeline.cache.chunks import write_chunk
 from pipeline.cache.file import DIGEST_DTYPE, LIBVER, FeatureTable, RowKey, create_features
+from pipeline.cache.hdf5 import open_hdf5
 from pipeline.durable import (
     DISK_FULL,
     TEMPORARY_SUFFIX,
@@ -73,8 +74,12 @@ class ShardFolder:
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)
+        self.shards = self.read()
+
+    def read(self) -> list[Shard]:
+        """Return the undamaged shards; changes nothing."""
         paths = sorted(self.path.glob("*.h5"))
-        self.shards = [shard for path in paths if (shard := self._read_shard(path))]
+        return [shard for path in paths if (shard := self._read_shard(path))]
 
     def commit(
         self,
@@ -114,7 +119,7 @@ class ShardFolder:
             log.warning("%s is damaged (%s): its rows are computed again", printable(path), what)
             return None
         try:
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 document = json.loads(file["spec"].asstr()[()])
                 keys = zip(file["digests"][()], file["views"][()], strict=True)
                 shard = Shard(
@@ -153,8 +158,11 @@ def _encode_shard(
 
 
 @contextlib.contextmanager
-def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``<name>.lock``; if another process holds it, wait for it or raise BusyError."""
+def writer_lock(cache_path: Path, *, wait: bool | None = None) -> Iterator[None]:
+    """Hold ``<name>.lock``; if another process holds it, wait for it or raise BusyError.
+
+    ``wait`` : None in commands without --wait.
+    """
     lock = FileLock(cache_path.with_suffix(".lock"))
     holder = cache_path.with_suffix(".holder")  # not the lock file: each attempt truncates that
     try:
@@ -165,7 +173,8 @@ def writer_lock(cache_path: Path, *, wait: bool = False) -> Iterator[None]:
             process = printable(holder.read_text()) or process
         message = f"{process} is writing {printable(cache_path)}"
         if not wait:
-            raise BusyError(f"{message}; run again after its end, or with --wait") from error
+            or_wait = "" if wait is None else ", or with --wait"
+            raise BusyError(f"{message}; run again after its end{or_wait}") from error
         log.info("waiting: %s", message)
         lock.acquire(poll_interval=POLL_SECONDS)
     except OSError as error:

@@ -4,7 +4,7 @@ TensorFlow is the reference; another engine is used only after it computes the s
 of the user's images (`pipeline.engines.trials`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -45,12 +45,17 @@ class Engine(Protocol):
 
 
 def open_engine(
-    config: BaseConfig, layers: Sequence[str], *, images: npt.NDArray[np.uint8] | None = None
+    config: BaseConfig,
+    layers: Sequence[str],
+    *,
+    images: npt.NDArray[np.uint8] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Choose and open an engine for layer keys; takes seconds if it imports TensorFlow.
 
     ``auto`` chooses the fastest engine that agrees with TensorFlow. Engines without a trial on this
     machine are tried on ``images``, (n, S, S, 3) uint8 RGB; without images, TensorFlow is used.
+    ``progress`` receives the numbers of engines tried and to try.
 
     Raises UsageError for an unknown layer, UnreachableError for an engine that is not installed,
     BadDataError for one that does not agree with TensorFlow, and the errors of `build_base`.
@@ -60,7 +65,7 @@ def open_engine(
     if config.engine != TENSORFLOW:
         from pipeline.engines.trials import open_fastest
 
-        if engine := open_fastest(config, layers, images):
+        if engine := open_fastest(config, layers, images, progress):
             return engine
     from pipeline.engines.tensorflow import TensorFlowEngine
 

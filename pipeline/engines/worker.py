@@ -98,8 +98,12 @@ class WorkerDied(PipelineError):
     exit_code = errors.StorageError.exit_code
 
 
-def in_subprocess(job: str, config: BaseConfig, **details: Any) -> dict[str, Any]:
+def in_subprocess(
+    job: str, config: BaseConfig, *, quiet: bool = False, **details: Any
+) -> dict[str, Any]:
     """Run one of `JOBS` in a new process, with ``details`` as JSON, and return its answer.
+
+    ``quiet`` : it logs no news, which would disturb a progress bar.
 
     Raises the PipelineError that the job raised, or WorkerDied if the process gave no answer.
     """
@@ -108,7 +112,7 @@ def in_subprocess(job: str, config: BaseConfig, **details: Any) -> dict[str, Any
         request = {
             "job": job,
             "answer": answer,
-            "log_level": log.getEffectiveLevel(),
+            "log_level": logging.WARNING if quiet else log.getEffectiveLevel(),
             "config": {field.name: getattr(config, field.name) for field in fields(BaseConfig)},
             "details": details,
         }
@@ -141,15 +145,18 @@ def load_runtime(name: str) -> Callable[..., Engine]:
     return runtime
 
 
-def images_per_second(engine: Callable[[Images], object], images: Images, batch_size: int) -> float:
-    """Measure the speed of an engine on images (n, S, S, 3): the median of several runs."""
+def measure_speed(
+    engine: Callable[[Images], object], images: Images, batch_size: int
+) -> dict[str, float]:
+    """Run an engine several times on images (n, S, S, 3); return speed and spread of its trial."""
     seconds: list[float] = []
     while sum(seconds) < MAX_SECONDS and (len(seconds) < MIN_RUNS or sum(seconds) < MIN_SECONDS):
         started = time.perf_counter()
         for start in range(0, len(images), batch_size):
             engine(images[start : start + batch_size])
         seconds.append(time.perf_counter() - started)
-    return len(images) / statistics.median(seconds)
+    middle = statistics.median(seconds)
+    return {"images_per_second": len(images) / middle, "spread": middle / min(seconds)}
 
 
 def run_all(
@@ -185,8 +192,8 @@ def _reference(
     sample = np.load(images)
     features = run_all(engine, sample, config.batch_size)  # traces the model
     np.savez(reference, allow_pickle=False, **features)
-    speed = images_per_second(engine, sample, config.batch_size)
-    return {**results, TENSORFLOW: {"images_per_second": speed, "gpus": engine.gpus}}
+    speed = measure_speed(engine, sample, config.batch_size)
+    return {**results, TENSORFLOW: {**speed, "gpus": engine.gpus}}
 
 
 def _convert(config: BaseConfig, layers: Sequence[str], engine: str, folder: str) -> dict[str, Any]:
@@ -218,8 +225,7 @@ def _try_runtime(
     with np.load(reference) as expected:
         error = {layer: _largest_error(expected[layer], maps) for layer, maps in features.items()}
     batch = np.resize(sample, (BATCH_SIZE, *sample.shape[1:]))  # the size that extract uses
-    speed = images_per_second(runtime, batch, BATCH_SIZE)
-    return {"images_per_second": speed, "error": error}
+    return {**measure_speed(runtime, batch, BATCH_SIZE), "error": error}
 
 
 def _largest_error(expected: Features, received: Features) -> float:

@@ -101,9 +101,9 @@ class Audit:
         failures: dict[str, str] = {}
 
         def step(section: str, what: str) -> AbstractContextManager[None]:
+            log.info("audit: %s", what.removeprefix("the "))
             return tolerate(what, partial(failures.__setitem__, section))
 
-        log.info("auditing the data: duplicates, label errors, learning curve")
         # One thread: the BLAS of NumPy and of SciPy wait for each other's threads in busy loops.
         with (
             threadpool_limits(limits=1, user_api="blas"),

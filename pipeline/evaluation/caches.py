@@ -57,9 +57,10 @@ class SplitCache:
     def split_lines(self) -> list[str]:
         """Return a line per split: ``train       500 cats, 500 dogs × 5 views``."""
         rows = self.views.rows
+        fold = "fold 1 " if self.trial_plan.folds else ""
         views = {"train": rows.train_views, "validation": rows.tta_views, "test": rows.tta_views}
         return [
-            f"{name:10}  {_counts_text(counts)}{views_suffix(views[name])}"
+            f"{fold}{name:10}  {_counts_text(counts)}{views_suffix(views[name])}"
             for name, counts in self.splits.counts.items()
         ]
 

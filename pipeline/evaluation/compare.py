@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.errors import BadDataError, PipelineError
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
@@ -20,6 +22,7 @@ from pipeline.evaluation.refit import NOT_KEPT, add_bundles
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
+from pipeline.evaluation.splits import TRAIN
 from pipeline.heads.config import Input
 from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
@@ -100,7 +103,7 @@ def compare_heads(
         table_notices=(
             *_notice_different_images(opened),
             *(notice for cache in opened for notice in cache.trial_plan.notices),
-            *_notice_imbalance(opened[0].splits.counts["train"], balanced=config.balance),
+            *_notice_imbalance(opened[0], balanced=config.balance),
             *_notice_unconverged(ranked),
         ),
     )
@@ -185,16 +188,25 @@ def _notice_different_images(opened: Sequence[SplitCache]) -> Iterator[str]:
             )
 
 
-def _notice_imbalance(counts: Mapping[str, int], *, balanced: bool) -> Iterator[str]:
-    """Yield a notice if a class has far fewer training images than another."""
-    by_count = sorted(counts, key=lambda name: counts[name])
-    fewest, most = by_count[0], by_count[-1]
+def _notice_imbalance(cache: SplitCache, *, balanced: bool) -> Iterator[str]:
+    """Yield a notice if a class has far fewer images than another.
+
+    All images count, but only those of train/ if the folders decide what is trained on: a drawn
+    split or a fold has other shares by chance.
+    """
+    columns, classes = cache.table.columns, cache.table.classes
+    by_folder = not cache.trial_plan.folds and columns.splits.max() > TRAIN
+    labels = columns.labels[columns.splits == TRAIN] if by_folder else columns.labels
+    counts = np.bincount(labels, minlength=len(classes))
+    fewest, most = int(counts.argmin()), int(counts.argmax())
     if counts[most] < IMBALANCED * counts[fewest]:
         return
-    share = 100 * counts[most] / sum(counts.values())
+    share = 100 * counts[most] / counts.sum()
+    images = "training images" if by_folder else "images"
+    name, other = printable(classes[most]), printable(classes[fewest])
     yield (
-        f"the classes are imbalanced: {counts[most]:,} training images of {printable(most)} "
-        f"({share:.0f} %), {counts[fewest]:,} of {printable(fewest)}; see balanced accuracy"
+        f"the classes are imbalanced: {counts[most]:,} {images} of {name} ({share:.0f} %), "
+        f"{counts[fewest]:,} of {other}; see balanced accuracy"
         + (", which chose the settings" if balanced else ", and consider --balance")
     )
 

@@ -6,13 +6,14 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from threading import Lock
 from typing import Any, TypeVar
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.cores import usable_cores
@@ -20,10 +21,12 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.result import Fit
 from pipeline.evaluation.rows import LabelledRows, TrialRows
-from pipeline.evaluation.search import can_balance, search
+from pipeline.evaluation.search import can_balance, has_usual_size, search
+from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
+from pipeline.heads.scaler import root_mean_square
 
 DIVERGED = "diverged"
 SECONDS_TO_START = 120.0  # for the imports of a process; the time limit starts after them
@@ -66,11 +69,36 @@ def fit_heads(
             fits = call_with_time_limit(config, work, request.name)
         except PipelineError as error:  # out of time, or a custom head failed
             return str(error)
-        if config.balance and number == 0 and fits and not can_balance(fits[0].estimator):
-            log.warning("%s has no class weights; it is fitted without", request.name)
+        if number == 0 and fits:
+            if config.balance and not can_balance(fits[0].estimator):
+                log.warning("%s has no class weights; it is fitted without", request.name)
+            if head.is_custom:
+                with suppress(PipelineError), failures_of(head):  # nothing else needs predict
+                    _warn_of_custom_head(request.name, fits[0], train, validation)
         return fits or DIVERGED
 
     return run_in_parallel(heads, len(data.trials), fit)
+
+
+def _warn_of_custom_head(
+    name: str, fit: Fit, train: LabelledRows, validation: LabelledRows
+) -> None:
+    """Warn of scaled features, and of scores whose columns are probably in another order."""
+    if not has_usual_size(train.features):
+        log.warning(
+            "%s gets features divided by a power of two: their root mean square is %.1e",
+            name, root_mean_square(train.features),
+        )  # fmt: skip
+    is_scaled = isinstance(fit.estimator, TemperatureScaling)
+    estimator = fit.estimator.estimator if is_scaled else fit.estimator
+    predicted = estimator.predict(validation.features)
+    differ = np.count_nonzero(predicted != fit.validation_scores.argmax(axis=1))
+    if differ > len(validation) / 2:  # SVC(probability=True) differs for a few
+        log.warning(
+            "%s predicts another class than that of its highest score for %s of %s images; its row "
+            "uses the scores: are they in the order of classes_, one per class?",
+            name, f"{differ:,}", f"{len(validation):,}",
+        )  # fmt: skip
 
 
 def _search_with_each_seed(head: Head, seeds: Sequence[int], **arguments: Any) -> list[Fit]:

@@ -12,6 +12,8 @@ from pipeline.cache.file import Columns
 from pipeline.errors import UsageError
 from pipeline.evaluation.groups import GroupOf, identities_of, parse_group_rule
 from pipeline.evaluation.splits import (
+    DEFAULT_FOLDS,
+    MIN_FOLDS,
     TEST,
     TRAIN,
     VALIDATION,
@@ -26,8 +28,6 @@ from pipeline.spec import check_seed
 from pipeline.text import counted
 
 FEW_IMAGES = 2000  # with fewer, a fifth as test set has a 95 % interval of over 4 points
-DEFAULT_FOLDS = 5
-MIN_FOLDS = 3  # one each for test, validation and training
 
 log = logging.getLogger("pipeline")
 
@@ -136,8 +136,8 @@ class EvaluationProtocol:
 def _notice_divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
     """Yield a notice if split folders divide groups."""
     parts = [np.unique(identities[rows]) for rows in (splits.train, splits.validation, splits.test)]
-    count = len(np.concatenate(parts)) - len(np.unique(np.concatenate(parts)))
-    if count:
+    _, splits_of_group = np.unique(np.concatenate(parts), return_counts=True)
+    if count := int((splits_of_group > 1).sum()):
         yield (
             f"the split folders divide {counted(count, 'group')}, which inflates every accuracy; "
             f"--cv keeps groups together"

@@ -5,14 +5,16 @@ to the rows of their augmented views (`Rows`).
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cache.file import FeatureTable
-from pipeline.errors import BadDataError, UsageError
+from pipeline.cache.file import FeatureTable, cache_files, read_table
+from pipeline.errors import BadDataError, PipelineError, UsageError
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.heads.calibration import Scores, class_scores
 from pipeline.heads.config import Input
@@ -125,9 +127,12 @@ class CachedViews:
                 f"choose 0 to {cached}, or extract with --views {views}"
             )
         if tta and not tta_views:
+            other = self._file_with_tta()
+            cure = (
+                f"{printable(other)} does: name it" if other else "extract with --views and --tta"
+            )
             raise UsageError(
-                f"--tta: {name} contains no augmented views of validation and test images; "
-                f"extract with --views and --tta"
+                f"--tta: {name} contains no augmented views of validation and test images; {cure}"
             )
         for images, most, cure in (
             (train, train_views, "or classify with --views 0"),
@@ -141,6 +146,15 @@ class CachedViews:
                     f"{most} --tta, {cure}"
                 )
         return replace(self, rows=replace(self.rows, train_views=train_views, tta_views=tta_views))
+
+    def _file_with_tta(self) -> Path | None:
+        """Return another cache of this set in the same folder that has views of test images."""
+        for path in cache_files(self.table.path.parent):
+            with suppress(PipelineError):
+                document = read_table(path).document
+                if document.get("tta") and document["set"] == self.table.document["set"]:
+                    return path
+        return None
 
     def _highest_view(self, images: Images) -> int:
         return int(self.rows.views[np.isin(self.rows.images, images)].max(initial=0))
@@ -264,7 +278,7 @@ def input_of(table: FeatureTable, layer: str, *, requested: Input | None, defaul
 def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Features:
     """Return features of the rows, in order: (n, H·W·C) flat or (n, C), the mean of each map.
 
-    Raises BadDataError if a value is not finite.
+    Raises BadDataError if a value is not finite, or all are too small for float16.
     """
     shape = table.layers[layer]
     if input == "flat" or len(shape) == 1:
@@ -275,9 +289,12 @@ def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Fea
         for start in range(0, len(rows), ROWS_PER_BLOCK):
             block = order[start : start + ROWS_PER_BLOCK]
             features[block] = flatten_or_pool(table.features(layer, rows[block]), input)
-    if not np.isfinite(features).all():
+    largest = max(features.max(initial=0), -features.min(initial=0))  # NaN if one is
+    vanished = table.spec.dtype == "float16" and largest < np.finfo(np.float16).tiny
+    if vanished or not np.isfinite(largest):
+        problem = "only values too small for float16" if vanished else "values that are not finite"
         raise BadDataError(
-            f"{printable(table.path)}: layer {printable(layer)} contains values that are not "
-            f"finite; extract again with --dtype float32"
+            f"{printable(table.path)}: layer {printable(layer)} contains {problem}; extract again "
+            f"with --dtype float32"
         )
     return features

@@ -29,9 +29,13 @@ from pipeline.heads.calibration import (
     scoring_method,
 )
 from pipeline.heads.registry import Head
+from pipeline.heads.scaler import CommonScaler, root_mean_square
 
 Params = Mapping[str, Any]
 
+# Root mean squares of features that custom heads get as cached. Libraries have absolute tolerances
+# (a forest's is 1e-7), and float32 squares overflow from 2e19.
+USUAL_SIZES = 1e-2, 1e4
 NOT_PARAMETERS = ("classes_", "class_count_")  # arrays that predictions do not use
 
 log = logging.getLogger("pipeline")
@@ -76,8 +80,13 @@ def search(
                 raise
             log.debug("%s: %s", params_text(params), error)
             continue
+        lost = np.count_nonzero(~np.isfinite(scores).all(axis=1))
+        if head.is_custom and 0 < lost < len(scores):  # with all lost, the training diverged
+            raise BadDataError(
+                f"gave scores that are not finite for {lost:,} of {len(scores):,} images"
+            )
         accuracy = loss = math.nan
-        if np.isfinite(scores).all():
+        if not lost:
             accuracy = accuracy_of(validation.labels, scores, balanced=balanced)
             if method == "predict_proba":
                 loss = log_loss_of(validation.labels, scores)
@@ -136,7 +145,7 @@ def score_on_validation(
         validation_accuracy=accuracy_of(labels, scores),
         validation_balanced_accuracy=accuracy_of(labels, scores, balanced=True),
         settings=tuple(settings),
-        history=getattr(estimator, "history_", None),
+        history=getattr(final_step(estimator), "history_", None),
         fit_seconds=fit_seconds,
     )
 
@@ -177,7 +186,8 @@ def fit_grid(
 ) -> Iterator[tuple[Params, Any]]:
     """Yield each setting, by default of the head's grid, with its fitted estimator.
 
-    Transformers of a `Pipeline` that no setting changes are fitted once. An estimator whose ``fit``
+    A custom head gets a scaler as its first step if `has_usual_size` is false. Transformers of a
+    `Pipeline` that no setting changes are fitted once. An estimator whose ``fit``
     takes ``validation_data`` monitors validation by epoch, and does not train on it.
 
     Raises BadDataError for more rows than the head's maximum.
@@ -189,6 +199,9 @@ def fit_grid(
         )
     settings = list(ParameterGrid(head.grid or {}) if settings is None else settings)
     template = head.build(train.features.shape[1], class_count)
+    if head.is_custom and not has_usual_size(train.features):
+        steps = template.steps if isinstance(template, Pipeline) else [("head", template)]
+        template = Pipeline([("unit", CommonScaler(with_mean=False)), *steps])
     set_where_none(template, "random_state", seed)
     weights = balance(template, train.labels, class_count) if balanced else {}
     transformers, (final_name, model) = [], ("", template)
@@ -225,6 +238,12 @@ def fit_grid(
         raise BadDataError(f"cannot be fitted: {failure}")
 
 
+def has_usual_size(features: npt.NDArray[np.float32]) -> bool:
+    """Return whether custom heads can use features (N, D) as cached, without a scaler."""
+    least, most = USUAL_SIZES
+    return least <= root_mean_square(features) <= most
+
+
 def balance(estimator: Any, labels: npt.NDArray[np.int64], class_count: int) -> dict[str, Any]:
     """Weight the classes equally; return the arguments that the final step's ``fit`` needs."""
     equal = np.full(class_count, 1 / class_count)
@@ -239,8 +258,13 @@ def can_balance(estimator: Any) -> bool:
     while isinstance(estimator, TemperatureScaling):
         estimator = estimator.estimator
     names = {name.split("__")[-1] for name in estimator.get_params()}
-    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    return bool(names & {"class_weight", "priors"}) or has_fit_parameter(final, "sample_weight")
+    is_weighted = has_fit_parameter(final_step(estimator), "sample_weight")
+    return bool(names & {"class_weight", "priors"}) or is_weighted
+
+
+def final_step(estimator: Any) -> Any:
+    """Return the classifier at the end of a `Pipeline`, or the estimator itself."""
+    return estimator[-1] if isinstance(estimator, Pipeline) else estimator
 
 
 def set_where_none(estimator: Any, name: str, value: object) -> bool:
@@ -253,7 +277,7 @@ def set_where_none(estimator: Any, name: str, value: object) -> bool:
 
 def has_converged(estimator: Any) -> bool:
     """Return whether the solver reached its tolerance before its last iteration."""
-    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    final = final_step(estimator)
     if hasattr(final, "fit_status_"):  # of SVC: 1 if it stopped early
         return bool(final.fit_status_ == 0)
     if hasattr(final, "do_early_stopping_"):  # of boosting: max_iter is its number of trees

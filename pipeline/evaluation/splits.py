@@ -14,6 +14,8 @@ from pipeline.text import counted, printable
 
 NONE, TRAIN, VALIDATION, TEST = range(len(SPLIT_NAMES))  # as in the cache's `splits`
 USED_SPLITS = SPLIT_NAMES[TRAIN:]
+DEFAULT_FOLDS = 5
+MIN_FOLDS = 3  # one each for test, validation and training
 
 Images = npt.NDArray[np.int64]  # image numbers: indices among a cache's rows of view 0
 
@@ -83,15 +85,53 @@ def make_splits(
     Raises BadDataError if there is only one class, a split lacks a class, or there are folders but
     none to train on.
     """
-    shares = shares or Shares()
     identities = columns.digests if identities is None else identities
     check_two_classes(classes)
     splits = columns.splits.copy()
-    source = _fill_splits(splits, uniform_draws(identities, seed=seed), shares, identities)
-    remedy = "more images"
-    if not columns.splits.any():
-        remedy = f"another --split, another --split-seed or {remedy}"
-    return split_rows(splits, columns, classes, source=source, remedy=remedy, identities=identities)
+    most, _ = max_folds(columns, classes, identities)
+    cross_validate = ""
+    if most >= MIN_FOLDS:
+        instead = " instead of --split" if shares else ""
+        ignored = ", which ignores the split folders" if columns.splits.max() > TRAIN else ""
+        folds = min(DEFAULT_FOLDS, most)
+        cross_validate = f", or cross-validate with --cv {folds}{instead}{ignored}"
+    draws = uniform_draws(identities, seed=seed)
+    source = _fill_splits(splits, draws, shares or Shares(), identities)
+    _check_class_folders(columns, classes, identities, cross_validate)
+    cure = f"try another --split-seed{cross_validate}"
+    return split_rows(splits, columns, classes, source=source, cure=cure, identities=identities)
+
+
+def _check_class_folders(
+    columns: Columns,
+    classes: Sequence[str],
+    identities: npt.NDArray[np.void],
+    cross_validate: str,
+) -> None:
+    """Raise BadDataError if a split folder lacks a class, or train/ has too few to draw from."""
+    present = [split for split in (TRAIN, VALIDATION, TEST) if (columns.splits == split).any()]
+    for split in present:
+        in_folder = columns.splits == split
+        counts = [
+            len(np.unique(identities[in_folder & (columns.labels == label)]))
+            for label in range(len(classes))
+        ]
+        needed = 2 if split == TRAIN and len(present) == 2 else 1  # one stays in train
+        lacking = [label for label, count in enumerate(counts) if count < needed]
+        for label in lacking:
+            check_class_size(classes[label], label, columns, identities)
+        if lacking:
+            folder = printable(bytes(columns.paths[in_folder][0]).partition(b"/")[0])
+            few = "only one image" if counts[lacking[0]] else "no image"
+            raise BadDataError(
+                f"{folder}/ has {few} of {_join_names(classes, lacking)}: add images in "
+                f"{folder}/{printable(classes[lacking[0]])}{cross_validate}"
+            )
+
+
+def _join_names(classes: Sequence[str], labels: Sequence[int] | npt.NDArray[np.int64]) -> str:
+    shown = ", ".join(printable(classes[label]) for label in labels[:3])
+    return shown + (" and others" if len(labels) > 3 else "")
 
 
 def check_two_classes(classes: Sequence[str]) -> None:
@@ -127,7 +167,10 @@ def _fill_splits(
         raise BadDataError("some images are in split folders and some are not; move all into them")
     if TRAIN not in present:
         others = " and ".join(SPLIT_NAMES[split] for split in sorted(present))
-        raise BadDataError(f"there are images for {others} but none in train/; add that folder")
+        raise BadDataError(
+            f"there are images for {others} but none in train/; add that folder, or cross-validate "
+            f"with --cv {DEFAULT_FOLDS}, which ignores the split folders"
+        )
     # Identities that are also in another folder stay in train: filling divides no identity.
     movable = (splits == TRAIN) & ~np.isin(identities, identities[splits != TRAIN])
     if {VALIDATION, TEST} <= present:
@@ -147,7 +190,7 @@ def split_rows(
     classes: Sequence[str],
     *,
     source: str,
-    remedy: str,
+    cure: str,
     identities: npt.NDArray[np.void],
 ) -> Splits:
     """Return the splits of split numbers (N,); raises BadDataError if a split lacks a class."""
@@ -161,10 +204,9 @@ def split_rows(
         for label in lacking:
             check_class_size(classes[label], label, columns, identities)
         if lacking:
-            shown = ", ".join(printable(classes[label]) for label in lacking[:3])
-            shown += " and others" if len(lacking) > 3 else ""
-            total = counted(len(columns), "image")
-            raise BadDataError(f"the {name} split of {total} has no image of {shown}; try {remedy}")
+            share = f"{len(images[name]):,} of {counted(len(columns), 'image')}"
+            names = _join_names(classes, lacking)
+            raise BadDataError(f"the {name} split ({share}) has no image of {names}: {cure}")
     return Splits(source=source, counts=counts, **images)
 
 
@@ -217,6 +259,7 @@ def make_folds(
             f"class {printable(rarest)} has {counted(most, 'image or group', 'images or groups')}, "
             f"too few for {folds} folds; try --cv {most}"
         )
+    fewer = f"--cv {folds - 1} or " if folds > MIN_FOLDS else ""
     groups, first_rows, members = np.unique(identities, return_index=True, return_inverse=True)
     if len(groups) == len(columns):  # without groups, folds are exactly stratified
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -236,6 +279,6 @@ def make_folds(
             columns,
             classes,
             source=f"fold {number + 1} of {folds}",
-            remedy="fewer folds, another --split-seed or more images",
+            cure=f"groups stay together; try {fewer}another --split-seed, or add groups",
             identities=identities,
         )

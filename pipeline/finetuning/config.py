@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.bases.registry import check_layer
 from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.config import count, documented, fraction, option, positive_number, whole_number
 from pipeline.errors import UsageError
@@ -121,6 +122,7 @@ class FinetuneConfig(SplitConfig):
                 f"--unfreeze is missing: choose the first layer of {name} to train; "
                 f"pipeline.extract --list-layers {name} lists them"
             )
+        check_layer(self.extract.network, layer, "--unfreeze")
         return layer
 
     @property

@@ -1,6 +1,7 @@
 """Class scores of fitted estimators, and temperature scaling (Guo et al. 2017)."""
 
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,6 +12,9 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from pipeline.errors import BadDataError
+
+SUM_TOLERANCE = 1e-3  # of probabilities; some estimators' sums differ from 1 by more than rounding
 # The search for a temperature covers the logits' spread divided and multiplied by this factor:
 # below, all probabilities are 0 or 1; above, they are equal to three digits.
 SEARCH_FACTOR = 1e3
@@ -25,28 +29,62 @@ def class_scores(
 ) -> Scores:
     """Return scores of a fitted estimator: (N, D) -> (N, K) float64; the highest is predicted.
 
-    With the method ``predict``, the predicted class scores 1, the others 0. Raises ValueError if
-    the estimator does not return (N, K).
+    Column k is of label k, in whatever order ``classes_`` has them. With the method ``predict``,
+    the predicted class scores 1, the others 0. A network that diverged gives rows of NaN.
+
+    Raises BadDataError if ``classes_`` are not the labels 0 … K - 1, or the estimator does not
+    return one score per class, probabilities, or labels.
     """
+    order = label_order(estimator, class_count)
     if not len(features):
         return np.empty((0, class_count))
     starts = range(0, len(features), ROWS_PER_BLOCK)
     blocks = [features[start : start + ROWS_PER_BLOCK] for start in starts]
     with parallel_config("sequential"):  # threads would sum trees' votes in random order
         output = np.concatenate([np.asarray(getattr(estimator, method)(block)) for block in blocks])
-    if method == "predict":
-        return np.asarray(output[:, None] == np.arange(class_count), np.float64)
-    if output.ndim == 1:
+    if method == "decision_function" and class_count == 2 and output.ndim == 1:
         output = np.stack([-output, output], axis=1)
-    if output.shape != (len(features), class_count):
-        raise ValueError(
-            f"expected scores ({len(features)}, {class_count}); received {output.shape}"
-        )
-    scores = np.empty(output.shape)
-    scores[:, np.asarray(estimator.classes_, np.int64)] = output  # classes_ may be in any order
-    if method == "predict_proba":  # some estimators' sums differ from 1 by more than rounding
+    expected = (len(features),) if method == "predict" else (len(features), class_count)
+    if output.shape != expected:
+        raise BadDataError(f"gave {method} of shape {output.shape}; expected {expected}")
+    if method == "predict":
+        wrong = output[~np.isin(output, np.arange(class_count))]
+        if len(wrong):
+            received = reprlib.repr(wrong.tolist()[0])
+            raise BadDataError(f"predicted {received}; expected labels 0 to {class_count - 1}")
+        return np.asarray(output[:, None] == np.arange(class_count), np.float64)
+    scores = np.take(output.astype(np.float64), order, axis=1)
+    if method == "predict_proba":
+        check_probabilities(scores)
+        scores = scores.clip(min=0)
         scores /= scores.sum(axis=1, keepdims=True)
     return scores
+
+
+def label_order(estimator: Any, class_count: int) -> Labels:
+    """Return the column of each label (K,), as ``classes_`` gives the label of each column.
+
+    Raises BadDataError unless ``classes_`` contains every label 0 … K - 1 once.
+    """
+    classes = np.asarray(getattr(estimator, "classes_", None))
+    is_number = classes.dtype.kind in "biuf"
+    if not is_number or not np.array_equal(np.sort(classes, axis=None), np.arange(class_count)):
+        received = reprlib.repr(classes.tolist())
+        raise BadDataError(
+            f"has classes_ {received}; expected the labels 0 to {class_count - 1}, each once"
+        )
+    return np.asarray(np.argsort(classes.ravel()), np.int64)
+
+
+def check_probabilities(scores: Scores) -> None:
+    """Raise BadDataError unless rows (N, K) are probabilities that sum to 1, or NaN."""
+    sums = scores.sum(axis=1)
+    if np.any(scores < -SUM_TOLERANCE) or np.any(np.abs(sums - 1) > SUM_TOLERANCE):
+        raise BadDataError(
+            f"gave predict_proba from {np.nanmin(scores):.3g} to {np.nanmax(scores):.3g} with sums "
+            f"from {np.nanmin(sums):.3g} to {np.nanmax(sums):.3g}; expected probabilities, as of "
+            f"softmax: a classifier of other scores needs decision_function instead"
+        )
 
 
 def keras_probabilities(model: Any, rows: npt.NDArray[Any]) -> Scores:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.heads.calibration import keras_probabilities
+from pipeline.heads.calibration import check_probabilities, keras_probabilities
 from pipeline.heads.registry import Head, required_arguments
 from pipeline.text import error_text
 
@@ -102,7 +102,9 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     random_state: int | None = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, validation_data: Any = None) -> Self:
-        """Raises UsageError if the model's outputs are not the probabilities of the classes."""
+        """Raises UsageError for another number of outputs, BadDataError for other than
+        probabilities.
+        """
         from pipeline.keras_backend import keras
 
         self.classes_ = np.arange(self.class_count)
@@ -121,7 +123,8 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         sizes = {"batch_size": self.batch_size, "validation_batch_size": ROWS_PER_BATCH}
         weighted = {"sample_weight": sample_weight, "validation_data": validation_data}
         self.history_ = model.fit(X, y, epochs=self.epochs, verbose=0, **sizes, **weighted).history
-        _check_probabilities(np.asarray(model(X[:ROWS_PER_BATCH])))
+        scores = np.asarray(model(X[:ROWS_PER_BATCH]), np.float64)  # not yet divided by their sums
+        check_probabilities(np.hstack([1 - scores, scores]) if outputs == (1,) else scores)
         return self
 
     @property
@@ -130,18 +133,6 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         return keras_probabilities(self.model_, X)
-
-
-def _check_probabilities(outputs: npt.NDArray[Any]) -> None:
-    """Raise UsageError for logits, which the search would take for probabilities."""
-    if not np.isfinite(outputs).all():
-        return  # the training diverged; the search reports that
-    sums_to_one = outputs.shape[1] == 1 or np.allclose(outputs.sum(axis=1), 1, atol=1e-3)
-    if outputs.min() < 0 or outputs.max() > 1 + 1e-6 or not sums_to_one:
-        raise UsageError(
-            f"expected probabilities (softmax, or sigmoid of one output); "
-            f"received outputs from {outputs.min():.3g} to {outputs.max():.3g}"
-        )
 
 
 def _type_of(thing: object) -> str:

@@ -1,7 +1,7 @@
 """The table of heads, `HEADS`. A new head needs a function that makes the estimator and an entry.
 
-The entry is enough for ``--heads NAME``, the search on validation, saving and `predict`; `export`
-takes dense and linear heads and refuses others in one line.
+The entry is enough for ``--heads NAME``, the search on validation, saving, `predict` and `export`,
+which takes every head to ONNX, and dense and linear ones to Keras.
 """
 
 import inspect

@@ -1,5 +1,6 @@
 """`CommonScaler`: one scale for all features."""
 
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -14,12 +15,16 @@ class CommonScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     The features of a layer share a unit: `StandardScaler` would amplify those that are rarely
     active. Logistic regression on 1,000 cats and dogs (VGG16, pooled) reaches 97.0 % on test with
     one scale, 95.8 % with a scale for each feature. With a mean squared length of 1, a penalty has
-    the same effect on 512 features and on 8,192. Without centering, angles do not change.
+    the same effect on 512 features and on 8,192.
+
+    Without centering, the scale is the power of two nearest to the root mean square of the values:
+    it changes no bit of them, so neither angles nor the order of values change.
 
     Attributes
     ----------
     mean_ : (D,) float64, or None without centering.
-    scale_ : the square root of the features' total variance; 1 for constant features.
+    scale_ : with centering, the square root of the features' total variance (of constant features,
+        their root mean square).
     """
 
     def __init__(self, *, with_mean: bool = True) -> None:
@@ -27,8 +32,12 @@ class CommonScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: npt.ArrayLike, y: object = None) -> Self:
         rows = validate_data(self, X, dtype=(np.float64, np.float32))
-        self.mean_ = rows.mean(axis=0, dtype=np.float64) if self.with_mean else None
-        self.scale_ = float(np.sqrt(rows.var(axis=0, dtype=np.float64).sum())) or 1.0
+        size = root_mean_square(rows)
+        if self.with_mean:
+            self.mean_ = rows.mean(axis=0, dtype=np.float64)
+            self.scale_ = float(np.sqrt(rows.var(axis=0, dtype=np.float64).sum())) or size
+        else:
+            self.mean_, self.scale_ = None, 2.0 ** round(math.log2(size))
         return self
 
     def transform(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -39,3 +48,12 @@ class CommonScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             scaled -= self.mean_
         scaled /= self.scale_
         return scaled
+
+
+def root_mean_square(rows: npt.NDArray[Any]) -> float:
+    """Return the root mean square of all values (N, D); 1 if all are 0.
+
+    It is computed in float64: squares of float32 overflow from 2e19 and vanish below 1e-23.
+    """
+    squares = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64))  # without a copy
+    return math.sqrt(squares / rows.size) or 1.0

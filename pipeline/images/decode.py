@@ -333,6 +333,8 @@ def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
             return "a HEIC photograph: pip install -e '.[heic]' to read it"
+        if data.startswith(b"PK\3\4"):
+            return "a zip archive: unpack it first"
         if b"<svg" in data[:1024]:
             return "a vector drawing (SVG), not an image of pixels"
         if data[:4] in (b"II*\0", b"MM\0*"):

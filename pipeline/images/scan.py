@@ -1,5 +1,6 @@
 """Find image files: in an image folder, with class and split, or by name and pattern."""
 
+import difflib
 import glob
 import os
 from collections import defaultdict
@@ -7,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.text import counted, printable
 
 NO_SPLIT, TRAIN, VALIDATION, TEST = range(4)
@@ -18,7 +19,13 @@ SPLIT_FOLDERS = {
     "valid": VALIDATION,
     "test": TEST,
 }
-NOT_IMAGES = {"thumbs.db", "desktop.ini"}  # files that Windows creates in image folders
+LIKE_SPLITS = (*SPLIT_FOLDERS, "training", "testing")
+SIMILARITY = 0.7  # of difflib: trian is 0.8 like train, testing 0.73 like test
+# Files and folders that systems and programs create beside images, besides hidden ones
+JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin",
+        "system volume information"}  # fmt: skip
+IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,7 @@ def scan_folder(root: Path) -> ImageFolder:
     Raises NoInputError, or BadDataError for another layout, an empty class or fewer than two.
     """
     if not root.is_dir():
-        problem = "is a file, not a folder" if root.exists() else "does not exist"
-        raise NoInputError(f"image folder {printable(root)} {problem}")
+        raise NoInputError(f"image folder {printable(root)} {_reason_not_a_folder(root)}")
     root = root.resolve()
     skipped: list[Skipped] = []
     folders, files = _list_folder(root, root, skipped)
@@ -94,16 +100,25 @@ def scan_folder(root: Path) -> ImageFolder:
         )
     by_split = _find_split_folders(root, folders)
     ignored = [] if not by_split else [name for name in folders if name not in by_split.values()]
+    _refuse_sets(root, [name for name in folders if name not in by_split.values()])
     class_folders = {
         (split, name): root / folder / name
         for split, folder in (by_split or {NO_SPLIT: "."}).items()
         for name in _list_folder(root / folder, root, skipped)[0]
     }
     names = sorted({name for _, name in class_folders})
+    if inner := [name for name in names if name.lower() in SPLIT_FOLDERS and by_split]:
+        raise BadDataError(
+            f"{printable(root)} contains {inner[0]}/ below {by_split[TRAIN]}/: a set inside a set; "
+            f"name the inner folder, or move its folders up"
+        )
     if len(names) < 2:
+        only = next(iter(class_folders.values()), root)
+        deeper = [only / name for name in _list_folder(only, root, [])[0]] if names else []
+        hint = f"; did you mean {printable(only)}?" if len(deeper) > 1 else ""
         raise BadDataError(
             f"{printable(root)} has {counted(len(names), 'class', 'classes')}: expected at least "
-            f"two folders, one per class"
+            f"two folders, one per class{hint}"
         )
     files_of_set: list[FoundFile] = []
     for (split, name), folder in class_folders.items():
@@ -128,6 +143,7 @@ def _find_split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
     """Map split number to folder name; empty if the set has no split folders."""
     named = [name for name in folders if name.lower() in SPLIT_FOLDERS]
     with_classes = [name for name in named if _list_folder(root / name, root, [])[0]]
+    _refuse_misspelt_splits(root, folders, with_classes)
     if not with_classes:
         return {}
     by_split: dict[int, str] = {}
@@ -146,13 +162,72 @@ def _find_split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
     return dict(sorted(by_split.items()))
 
 
+def _refuse_misspelt_splits(root: Path, folders: Sequence[str], named: Sequence[str]) -> None:
+    """Raise BadDataError for folders whose names are nearly those of splits: ``training``."""
+    meant: dict[str, str] = {}  # folder -> name of the split
+    for name in folders:
+        similar = difflib.get_close_matches(name.lower(), LIKE_SPLITS, n=1, cutoff=SIMILARITY)
+        if name not in named and similar and _list_folder(root / name, root, [])[0]:
+            starts = {"tr": "train", "va": "validation", "te": "test"}
+            meant[name] = starts[similar[0][:2]]
+    taken = {SPLIT_FOLDERS[name.lower()] for name in named}
+    meant = {name: split for name, split in meant.items() if SPLIT_FOLDERS[split] not in taken}
+    if (named and meant) or len(set(meant.values())) > 1:
+        name, split = next(iter(meant.items()))
+        count = counted(len(_find_files(root / name, root, [])), "file")
+        others = "".join(f", {other}/ to {each}/" for other, each in list(meant.items())[1:])
+        raise BadDataError(
+            f"{printable(root / name)} contains {count}; did you mean {split}/? "
+            f"Rename {printable(name)}/ to {split}/{printable(others)}, or move it elsewhere"
+        )
+
+
+def _refuse_sets(root: Path, folders: Sequence[str]) -> None:
+    """Raise BadDataError for folders that are image sets, with ``train/`` in them, not classes."""
+    sets = [
+        name
+        for name in folders
+        if any(
+            inner.lower() == "train" and _list_folder(root / name / inner, root, [])[0]
+            for inner in _list_folder(root / name, root, [])[0]
+        )
+    ]
+    if sets:
+        named = " or ".join(printable(root / name) for name in sets[:3])
+        raise BadDataError(
+            f"{printable(root)} contains {counted(len(sets), 'image set')}, with train/ in it, not "
+            f"classes: name one, {named}, or move it elsewhere"
+        )
+
+
+def _reason_not_a_folder(path: Path) -> str:
+    """Return why a path is not an image folder, and what to do."""
+    if path.exists():
+        is_archive = path.suffix.lower() in ARCHIVES
+        return "is an archive: unpack it first" if is_archive else "is a file, not a folder"
+    return _URL_REASON if _is_url(os.fspath(path)) else "does not exist"
+
+
+_URL_REASON = "is an address, which is not fetched: download it first"
+
+
+def _is_url(name: str) -> bool:
+    scheme, separator, _ = name.partition(":/")  # pathlib removes a slash
+    return bool(separator) and len(scheme) > 1 and scheme.isalnum()
+
+
+def is_junk(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one that systems create beside images."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
 def _list_folder(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
     """Return the sorted names of visible folders and of visible files; skip links and pipes."""
     folders: list[str] = []
     files: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in NOT_IMAGES:
+            if is_junk(entry.name):
                 continue
             if reason := _reason_to_skip(entry, root):
                 skipped.append(Skipped(_relative_path(folder / entry.name, root), reason))
@@ -188,10 +263,14 @@ def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
 
     A name is a file, a folder (all files below it, sorted, except hidden ones and linked folders),
     or, if it does not exist, a glob pattern, with ``**`` for any folders.
+
+    Raises UsageError for an empty name.
     """
     files: dict[bytes, None] = {}
     skipped: list[Skipped] = []
     for name in names:
+        if not name:
+            raise UsageError("an image name is empty: is a variable unset?")
         paths = [name]
         if glob.has_magic(name) and not (Path(name).exists() or Path(name).is_symlink()):
             paths = sorted(glob.glob(name, recursive=True), key=os.fsencode) or paths  # noqa: PTH207 - pathlib rejects absolute patterns
@@ -206,7 +285,12 @@ def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
 
 
 def split_list(text: bytes) -> list[str]:
-    """Split a list of names: one per line, or each ended by NUL, as from ``find -print0``."""
+    """Split a list of names: one per line, or each ended by NUL, as from ``find -print0``.
+
+    Raises UsageError for the content of an image file.
+    """
+    if text.startswith(IMAGE_SIGNATURES):
+        raise UsageError("- reads a list of paths, one per line; received an image: name its file")
     if b"\0" in text:
         names = text.split(b"\0")
     else:
@@ -221,9 +305,9 @@ def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:
         skipped.append(Skipped(os.fsencode(error.filename), f"cannot be read: {error.strerror}"))
 
     for parent, folders, names in os.walk(folder, onerror=cannot_enter):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_junk(name)]
         for name in names:
-            if not name.startswith(".") and name.lower() not in NOT_IMAGES:
+            if not is_junk(name):
                 yield os.fsencode(os.path.join(parent, name))  # noqa: PTH118 - ./a stays ./a
 
 
@@ -233,4 +317,6 @@ def _reason_not_a_file(path: Path) -> str:
         return ""
     if path.is_symlink():
         return "a link that leads nowhere"
-    return "neither a file nor a folder" if path.exists() else "does not exist"
+    if path.exists():
+        return "neither a file nor a folder"
+    return _URL_REASON if _is_url(os.fspath(path)) else "does not exist"

@@ -27,6 +27,7 @@ from pipeline.heads.config import Input
 from pipeline.heads.inputs import feature_count
 from pipeline.images.views import Augmentation
 from pipeline.models.estimator_validation import InvalidModelError, quote
+from pipeline.models.runs import OLD_SUFFIX, SUFFIX
 from pipeline.models.serialization import SCHEMA, dump_estimator, load_estimator
 from pipeline.spec import (
     DTYPES,
@@ -40,8 +41,6 @@ from pipeline.spec import (
 from pipeline.text import printable
 
 FORMAT_VERSION = 2
-SUFFIX = ".skops"
-OLD_SUFFIX = ".safetensors"  # of format 1
 DESCRIPTION, DIGEST = "bundle.json", "sha256"
 OTHER_MEMBERS = (SCHEMA, DESCRIPTION, DIGEST)  # all but arrays
 MAX_BYTES = 2**32  # 4 GiB; nearest neighbors of 100,000 images with flattened features take 3

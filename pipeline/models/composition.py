@@ -1,4 +1,4 @@
-"""Build and save one Keras model, images to class probabilities, that needs no custom code."""
+"""Build and save one Keras or ONNX model, images to class probabilities, without custom code."""
 
 import json
 import logging
@@ -11,15 +11,15 @@ from pipeline.bases.build import build_base, feature_model
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import PIXELS
 from pipeline.errors import BadDataError
+from pipeline.heads.dense import DenseClassifier
 from pipeline.keras_backend import keras, tf
 from pipeline.models.bundle import Bundle
 from pipeline.models.head_layers import HeadLayer, head_layers
+from pipeline.models.head_onnx import OPSETS, append_head
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.models.upper_layers import layers_above, put_weights
 from pipeline.spec import layer_key, split_layer_key
 from pipeline.text import printable
-
-OPSET = 15  # ONNX Runtime reads it since version 1.10 (2021)
 
 
 def compose(bundle: Bundle, config: BaseConfig) -> Any:
@@ -28,9 +28,34 @@ def compose(bundle: Bundle, config: BaseConfig) -> Any:
     It contains the base as one frozen layer with the base's name, so that the saved model can be
     fine-tuned as in the book: unfreeze the last block, compile with a low learning rate, fit.
 
-    Raises UsageError for a head that is not a network, BadDataError for other weights than in
-    training or features of another shape.
+    Raises NotExportableError for a head that is not a network, BadDataError for other weights than
+    in training or features of another shape.
     """
+    *hidden, last = head_layers(bundle)
+    images, values = _head_input(bundle, config)
+    for layer in hidden:
+        values = _dense(layer, "relu", name="hidden")(values)
+        dropout = getattr(bundle.estimator, "head", bundle.estimator).dropout
+        values = keras.layers.Dropout(dropout, name="dropout")(values)
+    if len(last.bias) == 1:
+        second = _dense(last, "sigmoid", name="probability")(values)
+        values = keras.ops.concatenate([1 - second, second], axis=-1)
+    else:
+        values = _dense(last, "softmax", name="probabilities")(values)
+    return keras.Model(images, values, name="classifier")
+
+
+def compose_onnx(bundle: Bundle, config: BaseConfig) -> Any:
+    """Build the model of `compose` in ONNX, for any head that skl2onnx or tf2onnx converts."""
+    if isinstance(bundle.estimator, DenseClassifier | TopBlockClassifier):
+        return _to_onnx(compose(bundle, config), "probabilities")
+    images, values = _head_input(bundle, config)
+    base = keras.Model(images, keras.ops.cast(values, "float64"))
+    return append_head(_to_onnx(base, "features"), bundle)
+
+
+def _head_input(bundle: Bundle, config: BaseConfig) -> tuple[Any, Any]:
+    """Return the model's input and what its head takes, (B, D)."""
     images, values = _feature_tensors(bundle, config)
     is_tuned = isinstance(bundle.estimator, TopBlockClassifier)  # its head takes the base's output
     if tuple(values.shape[1:]) != bundle.shape and not is_tuned:
@@ -42,17 +67,7 @@ def compose(bundle: Bundle, config: BaseConfig) -> Any:
         values = keras.layers.Flatten(name="flatten")(values)
     elif len(values.shape) == 4:
         values = keras.layers.GlobalAveragePooling2D(name="average")(values)
-    *hidden, last = head_layers(bundle)
-    for layer in hidden:
-        values = _dense(layer, "relu", name="hidden")(values)
-        dropout = getattr(bundle.estimator, "head", bundle.estimator).dropout
-        values = keras.layers.Dropout(dropout, name="dropout")(values)
-    if len(last.bias) == 1:
-        second = _dense(last, "sigmoid", name="probability")(values)
-        values = keras.ops.concatenate([1 - second, second], axis=-1)
-    else:
-        values = _dense(last, "softmax", name="probabilities")(values)
-    return keras.Model(images, values, name="classifier")
+    return images, values
 
 
 def _dense(layer: HeadLayer, activation: str, *, name: str) -> Any:
@@ -98,21 +113,10 @@ def save_keras(model: Any, about: Mapping[str, Any], path: Path) -> None:
         archive.writestr("classifier.json", json.dumps(about, indent=2))
 
 
-def save_onnx(model: Any, about: Mapping[str, Any], path: Path) -> None:
+def save_onnx(proto: Any, about: Mapping[str, Any], path: Path) -> None:
     """Write one valid ONNX file with ``about`` in its metadata: text, or JSON for other values."""
-    import onnx  # these take a second
-    import tf2onnx
+    import onnx  # takes a second
 
-    # tf2onnx logs tracebacks of optimisations that it skips
-    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    signature = [tf.TensorSpec(model.input.shape, tf.uint8, name="images")]
-    function = tf.function(
-        lambda images: {"probabilities": model(images, training=False)}, input_signature=signature
-    )
-    proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
-    # EfficientNet's normalisation leaves inputs that no node reads
-    for unread in [entry for entry in proto.graph.input if entry.name != "images"]:
-        proto.graph.input.remove(unread)
     metadata = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in about.items()
@@ -120,3 +124,20 @@ def save_onnx(model: Any, about: Mapping[str, Any], path: Path) -> None:
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
+
+
+def _to_onnx(model: Any, output: str) -> Any:
+    """Convert a Keras model with the input "images" and one output, which gets a name."""
+    import tf2onnx  # takes a second
+
+    # tf2onnx logs tracebacks of optimisations that it skips
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    signature = [tf.TensorSpec(model.input.shape, tf.uint8, name="images")]
+    function = tf.function(
+        lambda images: {output: model(images, training=False)}, input_signature=signature
+    )
+    proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSETS[""])
+    # EfficientNet's normalisation leaves inputs that no node reads
+    for unread in [entry for entry in proto.graph.input if entry.name != "images"]:
+        proto.graph.input.remove(unread)
+    return proto

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import BadDataError
 from pipeline.text import printable
 
-MAX_WEIGHT = 1e30  # far above trained weights; products of larger numbers overflow
+MAX_WEIGHT = 1e36  # float32 ends at 3e38; weights of features around 1e-30 are large
 TEMPERATURES = (1e-30, 1e30)
 
 TEMPERATURE_SCALING = "pipeline.heads.calibration.TemperatureScaling"

@@ -13,30 +13,40 @@ import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.durable import publish_folder, scratch_folder
-from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
+from pipeline.errors import (
+    BadDataError,
+    CannotCreateError,
+    PipelineError,
+    UnreachableError,
+    UsageError,
+)
 from pipeline.models.bundle import Bundle, load_bundle
-from pipeline.models.head_layers import head_layers
+from pipeline.models.head_layers import NotExportableError, head_layers, why_not_exportable
 from pipeline.models.parity import (
     MAX_IMAGES,
     TOLERANCES,
     Parity,
+    ParityError,
     compare_predictions,
     reference_images,
 )
 from pipeline.models.predictor import Predictor
+from pipeline.models.runs import NotSavedError, find_bundle, saved_bundles
 from pipeline.text import counted, duration, printable
 
 log = logging.getLogger("pipeline")
 
 FORMATS = ("keras", "onnx")
-ONNX_PACKAGES = ("onnxruntime", "tf2onnx")  # the extra [onnx]
+ONNX_PACKAGES = ("onnxruntime", "tf2onnx", "skl2onnx")  # the extra [onnx]
 
 SCRATCH = ".export-"  # prefix of an unfinished folder
+CURE = "choose another --head, or extract into a new cache and classify again"
 CHECK_TIMEOUT = 1_800  # seconds; 200 images through VGG16 on 2 cores take 25
 
 # Runs a predict.py on paths from stdin without this project.
@@ -54,8 +64,36 @@ np.save(output, runpy.run_path(script)["predict"](paths), allow_pickle=False)
 class Export:
     """An exported folder, and the comparison of its predictions with those of the cache."""
 
+    head: str
     folder: Path
     parity: Parity
+
+
+def export_run(run: Path, head: str | None = None, **options: Any) -> Export:
+    """Export a head of a run, by default the recommended one.
+
+    If the recommended head cannot be exported, or not within the tolerance, a warning says so and
+    the best of the others that can is exported. ``run`` and ``head`` are those of `find_bundle`,
+    ``options`` and errors those of `export_bundle`.
+    """
+    if head is not None or run.is_file():
+        return export_bundle(find_bundle(run, head), **options)
+    paths = saved_bundles(run)
+    failure: PipelineError | None = None
+    try:
+        recommended = find_bundle(run)
+        paths = [recommended, *(path for path in paths if path != recommended)]
+    except NotSavedError as error:
+        failure = error
+    for path in paths:
+        if failure:
+            log.warning("%s", failure)
+            log.warning("trying %s instead, the next best", printable(path.stem))
+        try:
+            return export_bundle(path, **options)
+        except (NotExportableError, ParityError) as error:
+            failure = error
+    raise failure or NotSavedError(f"{printable(run)} has no saved head: classify again")
 
 
 def export_bundle(
@@ -65,6 +103,7 @@ def export_bundle(
     weights: str | None = None,
     out: Path | None = None,
     cache_dir: Path = Path("cache"),
+    images: Path | None = None,
     check_images: int = MAX_IMAGES,
 ) -> Export:
     """Export one model, uint8 images to class probabilities; compare it with the cache first.
@@ -73,13 +112,14 @@ def export_bundle(
     ----------
     weights : of the base, ``imagenet`` or a file; None for those that the bundle names.
     out : the new folder; by default ``exports/<head>-<format>`` in the bundle's run.
-    cache_dir : contains fetched ImageNet weights.
+    cache_dir : contains fetched ImageNet weights, and the cache of the training if it was moved.
+    images : contains the images of the training, if they were moved; they are found by content.
     check_images : number of test images to compare, chosen by `reference_images` with ``closest``.
 
-    Raises UsageError for a head that cannot be exported, BadDataError if the model differs by more
-    than `TOLERANCES` or in a decision, or if the run's ``exports`` is a link out of it,
-    UnreachableError for a missing package, CannotCreateError for an existing ``out``. Nothing is
-    written if an error is raised.
+    Raises NotExportableError for a head that the format cannot hold, ParityError if the model
+    differs by more than `TOLERANCES` or in a decision, BadDataError if the run's ``exports`` is a
+    link out of it, UnreachableError for a missing package, CannotCreateError for an existing
+    ``out``. Nothing is written if an error is raised.
     """
     if format not in FORMATS:
         raise UsageError(f"--format is one of {', '.join(FORMATS)}; received {format!r}")
@@ -89,17 +129,23 @@ def export_bundle(
     if format == "onnx" and missing:
         raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
     bundle = load_bundle(path)
-    head_layers(bundle)  # refuses other heads before TensorFlow loads
+    if reason := why_not_exportable(bundle):
+        raise NotExportableError(f"{printable(bundle.head)} cannot be exported: {reason}")
+    if format == "keras":
+        head_layers(bundle)  # refuses other heads before TensorFlow loads
     folder = _exports_folder(path) / f"{path.stem}-{format}" if out is None else out
     if os.path.lexists(folder):
         raise CannotCreateError(f"{printable(folder)} exists: choose another --out")
     config = Predictor(bundle, weights=weights, cache_dir=cache_dir).base_config()
-    images = reference_images(bundle, max_images=check_images, closest=True)
+    reference = reference_images(
+        bundle, cache_dir=cache_dir, images=images, max_images=check_images, closest=True
+    )
     from pipeline.models import composition  # loads TensorFlow
 
-    model = composition.compose(bundle, config)
+    is_onnx = format == "onnx"
+    model = (composition.compose_onnx if is_onnx else composition.compose)(bundle, config)
     with scratch_folder(folder, prefix=SCRATCH) as unfinished:
-        save = composition.save_onnx if format == "onnx" else composition.save_keras
+        save = composition.save_onnx if is_onnx else composition.save_keras
         log.info("writing model.%s", format)
         about = {
             "classes": list(bundle.classes),
@@ -109,16 +155,16 @@ def export_bundle(
         }
         save(model, about, unfinished / f"model.{format}")
         (unfinished / "predict.py").write_text(_template("predict.py"), "utf-8")
-        for _ in images.pixels():
+        for _ in reference.pixels():
             pass  # raises for a changed image
-        log.info("checking %s through predict.py", counted(len(images.paths), "image"))
-        exported = predict_elsewhere(unfinished / "predict.py", images.paths)
+        log.info("checking %s through predict.py", counted(len(reference.paths), "image"))
+        exported = predict_elsewhere(unfinished / "predict.py", reference.paths)
         tolerance = TOLERANCES[bundle.spec.dtype]
-        parity = compare_predictions(images.predictions(bundle), exported, tolerance=tolerance)
-        parity.raise_for_difference("the exported model")
+        parity = compare_predictions(reference.predictions(bundle), exported, tolerance=tolerance)
+        parity.raise_for_difference(f"the exported {printable(bundle.head)}", CURE)
         (unfinished / "README.md").write_text(_readme(bundle, format, parity), "utf-8")
         publish_folder(unfinished, folder)
-    return Export(folder, parity)
+    return Export(bundle.head, folder, parity)
 
 
 def _exports_folder(bundle: Path) -> Path:

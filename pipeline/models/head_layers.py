@@ -6,15 +6,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
-from sklearn.pipeline import Pipeline
+from sklearn.dummy import DummyClassifier
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from pipeline.errors import UsageError
-from pipeline.heads.calibration import TemperatureScaling
+from pipeline.heads.calibration import TemperatureScaling, label_order
 from pipeline.heads.dense import DenseClassifier
+from pipeline.heads.prototype import NearestPrototype
 from pipeline.heads.scaler import CommonScaler
 from pipeline.models.bundle import Bundle
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.text import counted, printable
+
+LinearWeights = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+AFFINE = (CommonScaler, PCA, StandardScaler)
 
 
 class HeadLayer(NamedTuple):
@@ -24,54 +32,107 @@ class HeadLayer(NamedTuple):
     bias: npt.NDArray[np.float32]
 
 
+class NotExportableError(UsageError):
+    """A head that cannot be exported; the message says why."""
+
+
+def why_not_exportable(bundle: Bundle) -> str:
+    """Return the reason why no ONNX model can equal a head, or an empty string."""
+    if views := bundle.plan.views:
+        return (
+            f"its probabilities are means over {counted(views + 1, 'view')} of an image: classify "
+            f"without --tta"
+        )
+    model = steps_of(bundle.estimator)[-1]
+    if getattr(model, "weights", "uniform") != "uniform":
+        return "skl2onnx ignores the weights of neighbors"
+    if isinstance(model, DummyClassifier) and linear_weights(model) is None:
+        return f"skl2onnx does not convert the strategy {printable(model.strategy)}"
+    return ""
+
+
 def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
     """Return the head's layers, with a ReLU between them.
 
     The last layer's sigmoid (U = 1) is the second class's probability; its softmax (U = K) is the
-    probability of each class. Raises UsageError for a head that is not such a network.
+    probability of each class. Raises NotExportableError for a head that is not such a network.
     """
     estimator = bundle.estimator
-    if views := bundle.plan.views:
-        raise UsageError(
-            f"the head {printable(bundle.head)} cannot be exported: its probabilities are means "
-            f"over {counted(views + 1, 'view')} of an image; classify without --tta"
-        )
     if isinstance(estimator, TopBlockClassifier):  # composition adds the layers before it
         estimator = estimator.head
     if isinstance(estimator, DenseClassifier):
         kernel, bias, output_kernel, output_bias = estimator.weights_
-        return HeadLayer(kernel, bias), HeadLayer(output_kernel, output_bias)
-    scale, is_scaled = 1.0, isinstance(estimator, TemperatureScaling)
-    if is_scaled:
-        scale, estimator = 1 / estimator.temperature, estimator.estimator
+        output = HeadLayer(output_kernel, output_bias)
+        return HeadLayer(kernel, bias), _in_label_order(output, estimator, bundle)
+    is_scaled = isinstance(estimator, TemperatureScaling)
+    scale = 1 / estimator.temperature if is_scaled else 1.0
     decision_weights = _decision_weights(estimator)
     if decision_weights is None:
-        raise UsageError(
-            f"the head {printable(bundle.head)} cannot be exported: it is not a layer of a "
-            f"network; choose dense or a linear one (logistic, linear_svm, ridge, lda) with --head"
+        raise NotExportableError(
+            f"{printable(bundle.head)} cannot be exported to Keras: it is not a layer of a "
+            f"network; choose --format onnx"
         )
     weights, intercepts = decision_weights
     # two classes with a decision value d have scores -d and d: their softmax is the sigmoid of 2 d
     if len(intercepts) == 1 and is_scaled:
         scale *= 2
     weights, intercepts = weights.T * scale, intercepts * scale
-    return (HeadLayer(weights.astype(np.float32), intercepts.astype(np.float32)),)
+    layer = HeadLayer(weights.astype(np.float32), intercepts.astype(np.float32))
+    return (_in_label_order(layer, steps_of(estimator)[-1], bundle),)
 
 
-def _decision_weights(estimator: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
-    """Return weights (K, D) or (1, D) and intercepts of a linear head; None for another head.
+def _in_label_order(layer: HeadLayer, estimator: Any, bundle: Bundle) -> HeadLayer:
+    """Return the last layer with its outputs in the order of the bundle's classes."""
+    order = label_order(estimator, len(bundle.classes))
+    if len(layer.bias) == 1:  # of the class in classes_[1]
+        return layer if order[1] == 1 else HeadLayer(-layer.kernel, -layer.bias)
+    return HeadLayer(layer.kernel[:, order], layer.bias[order])
 
-    The affine steps before a linear model are folded into its coefficients.
-    """
-    is_pipeline = isinstance(estimator, Pipeline)
-    *before, model = [step for _, step in estimator.steps] if is_pipeline else [estimator]
-    is_linear = hasattr(model, "coef_") and hasattr(model, "intercept_")
-    if not is_linear or not all(type(step) in (CommonScaler, PCA) for step in before):
+
+def steps_of(estimator: Any) -> list[Any]:
+    """Return the transformers of a fitted head that do something, and its classifier."""
+    if isinstance(estimator, TemperatureScaling):
+        estimator = estimator.estimator
+    steps = [step for _, step in getattr(estimator, "steps", [("", estimator)])]
+    return [step for step in steps if step != "passthrough"]
+
+
+def linear_weights(model: Any) -> LinearWeights | None:
+    """Return weights (K, D), or (1, D) for two classes, and intercepts; None if not linear."""
+    if isinstance(model, NearestPrototype):  # without |x|², which all classes share
+        weights, intercepts = model.centroids_, -(model.centroids_**2).sum(axis=1) / 2
+    elif isinstance(model, NearestCentroid) and model.metric == "euclidean":
+        deviations = np.where(model.within_class_std_dev_, model.within_class_std_dev_, 1)
+        weights = 2 * model.centroids_ / deviations**2
+        intercepts = 2 * np.log(model.class_prior_)
+        intercepts = intercepts - ((model.centroids_ / deviations) ** 2).sum(axis=1)
+    elif isinstance(model, DummyClassifier) and model.strategy == "prior":
+        weights = np.zeros((len(model.classes_), model.n_features_in_))
+        intercepts = np.log(model.class_prior_)
+    elif hasattr(model, "coef_") and not isinstance(model, SVC):  # which has weights per pair
+        weights, intercepts = model.coef_, model.intercept_
+    else:
         return None
-    weights = np.atleast_2d(np.asarray(model.coef_, np.float64))
-    intercepts = np.atleast_1d(np.asarray(model.intercept_, np.float64))
+    weights = np.atleast_2d(np.asarray(weights, np.float64))
+    intercepts = np.atleast_1d(np.asarray(intercepts, np.float64))
+    if len(weights) == 2:  # two classes have one decision value
+        weights, intercepts = np.diff(weights, axis=0), np.diff(intercepts)
+    return weights, intercepts
+
+
+def _decision_weights(estimator: Any) -> LinearWeights | None:
+    """Return `linear_weights` on unscaled features: the affine steps before are folded in."""
+    *before, model = steps_of(estimator)
+    found = linear_weights(model)
+    if found is None or not all(type(step) in AFFINE for step in before):
+        return None
+    weights, intercepts = found
     for step in reversed(before):
-        weights = weights @ step.components_ if isinstance(step, PCA) else weights / step.scale_
-        if step.mean_ is not None:
+        if isinstance(step, PCA):
+            deviations = np.sqrt(step.explained_variance_) if step.whiten else 1
+            weights = (weights / deviations) @ step.components_
+        elif step.scale_ is not None:
+            weights = weights / step.scale_
+        if step.mean_ is not None and getattr(step, "with_mean", True):
             intercepts = intercepts - weights @ step.mean_
     return weights, intercepts

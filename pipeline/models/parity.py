@@ -9,7 +9,7 @@ that is certain of every image hides wrong pixels.
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,8 +25,9 @@ from pipeline.engines import relative_errors
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.heads.calibration import class_scores
 from pipeline.heads.inputs import flatten_or_pool
+from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import scan_folder
+from pipeline.images.scan import find_images, scan_folder
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
@@ -44,6 +45,10 @@ TEST = SPLIT_NAMES.index("test")
 Probabilities = npt.NDArray[np.floating[Any]]
 Keys = npt.NDArray[np.void]
 Rows = npt.NDArray[np.int64]
+
+
+class ParityError(BadDataError):
+    """Image files do not get the probabilities of their cached features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +71,14 @@ class Parity:
             and self.feature_error <= self.feature_tolerance
         )
 
-    def raise_for_difference(self, model: str) -> None:
-        """Raise BadDataError, naming the model, unless the predictions agree."""
+    def raise_for_difference(
+        self, model: str, cure: str = "extract into a new cache and classify again"
+    ) -> None:
+        """Raise ParityError, naming the model, unless the predictions agree."""
         if not self.agrees:
-            raise BadDataError(
+            raise ParityError(
                 f"{model} does not predict from image files what it predicts from the cache: "
-                f"{self}; extract into a new cache and classify again"
+                f"{self}; {cure}"
             )
 
     def __str__(self) -> str:
@@ -114,6 +121,7 @@ def check_parity(
     *,
     cache_dir: Path,
     weights: str | None = None,
+    images: Path | None = None,
     keys: Keys | None = None,
     max_images: int = MAX_IMAGES,
     progress: Callable[[int, int], None] | None = None,
@@ -123,6 +131,7 @@ def check_parity(
     Parameters
     ----------
     cache_dir, weights : as in `Predictor`.
+    images : contains the images, in any folders below it; None for the folder of the cache.
     keys : (n,) digests of the images; by default the cache's test split, or all without one.
     max_images : maximum number of these images, evenly spread.
     progress : called with (images done, images in all).
@@ -137,12 +146,14 @@ def check_parity(
     for indices in groups.values():
         group = [bundles[index] for index in indices]
         layer, dtype = group[0].layer, group[0].spec.dtype
-        images = reference_images(group[0], keys=keys, max_images=max_images)
+        reference = reference_images(
+            group[0], cache_dir=cache_dir, images=images, keys=keys, max_images=max_images
+        )
         predictors = [Predictor(bundle, weights=weights, cache_dir=cache_dir) for bundle in group]
         blocks: list[list[Probabilities]] = []  # of each block, the heads' (b, K)
         start, feature_error = 0, 0.0
-        for pixels in images.pixels(progress):
-            block = replace(images, rows=images.rows[start : start + len(pixels)])
+        for pixels in reference.pixels(progress):
+            block = replace(reference, rows=reference.rows[start : start + len(pixels)])
             by_view = []
             for view, view_pixels in enumerate(predictors[0].views(pixels, block.digests)):
                 features = predictors[0].features(view_pixels)
@@ -154,7 +165,9 @@ def check_parity(
         for index, bundle, parts in zip(indices, group, zip(*blocks, strict=True), strict=True):
             results[index] = replace(
                 compare_predictions(
-                    images.predictions(bundle), np.concatenate(parts), tolerance=TOLERANCES[dtype]
+                    reference.predictions(bundle),
+                    np.concatenate(parts),
+                    tolerance=TOLERANCES[dtype],
                 ),
                 feature_error=feature_error,
                 feature_tolerance=FEATURE_TOLERANCES[dtype],
@@ -168,15 +181,26 @@ def check_parity(
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Image files in the folder ``root``, and their rows (n,) in the cache."""
+    """Image files in the folder ``root``, and their rows (n,) in the cache.
+
+    ``moved`` maps digests to paths relative to ``root``, if they are not those of the cache.
+    """
 
     table: FeatureTable
     rows: Rows
     root: Path
+    moved: Mapping[bytes, bytes] | None = None
 
     @property
     def paths(self) -> list[Path]:
-        return [self.root / os.fsdecode(path) for path in self.table.columns.paths[self.rows]]
+        return [self.root / os.fsdecode(name) for name in self._names]
+
+    @property
+    def _names(self) -> list[bytes]:
+        if self.moved is not None:
+            return [self.moved[digest] for digest in self.digests]
+        names: list[bytes] = self.table.columns.paths[self.rows].tolist()
+        return names
 
     @property
     def digests(self) -> list[bytes]:
@@ -217,8 +241,7 @@ class ReferenceImages:
     ) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield decoded blocks (b, S, S, 3); raise BadDataError for an image that has changed."""
         spec = self.table.spec
-        paths: list[bytes] = self.table.columns.paths[self.rows].tolist()
-        digests = dict(zip(paths, self.digests, strict=True))
+        digests = dict(zip(self._names, self.digests, strict=True))
         decoded = read_images(
             self.root, digests, image_size=spec.image_size, resize=spec.resize, range=spec.range
         )
@@ -229,41 +252,54 @@ class ReferenceImages:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
                             f"{printable(self.root / os.fsdecode(path))} is not the cached image "
-                            f"any more ({image.reason}): run extract and classify again"
+                            f"any more ({image.reason}): run extract and classify again, or name "
+                            f"the folder that has it now with --images"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
                 done += len(block)
                 if progress:
-                    progress(done, len(paths))
+                    progress(done, len(digests))
 
 
 def reference_images(
-    bundle: Bundle, *, keys: Keys | None = None, max_images: int = MAX_IMAGES, closest: bool = False
+    bundle: Bundle,
+    *,
+    cache_dir: Path = Path("cache"),
+    images: Path | None = None,
+    keys: Keys | None = None,
+    max_images: int = MAX_IMAGES,
+    closest: bool = False,
 ) -> ReferenceImages:
     """Return cached images to check a bundle's predictions on.
 
     Parameters
     ----------
-    keys, max_images : as in `check_parity`.
+    cache_dir : contains the cache of the training, if it is not where it was.
+    images, keys, max_images : as in `check_parity`.
     closest : choose half of them where the head's margins are smallest, since an error shows
         there first; the others are evenly spread.
 
     Raises NoInputError if the cache or the image folder is missing; BadDataError if the bundle was
     trained on other features than the cache's, or other classes than the folder's.
     """
-    table = read_table(Path(bundle.document["cache"]))
+    cache = Path(bundle.document["cache"])
+    if not cache.exists() and (cache_dir / cache.name).exists():
+        cache = cache_dir / cache.name
+    table = read_table(cache)
     _check_same_features(bundle, table)
-    root = Path(table.document["root"])
+    root = images or Path(table.document["root"])
     if not root.is_dir():
+        problem = "is a file" if root.exists() else "does not exist"
         raise NoInputError(
-            f"{printable(root)}, the image folder of {printable(table.path)}, does not exist: "
-            f"restore it, or extract and classify again"
+            f"{printable(root)}, the image folder of {printable(table.path)}, {problem}: "
+            f"name the folder that has its images now with --images"
         )
-    folders = scan_folder(root).classes
+    folders = bundle.classes if images else scan_folder(root).classes
     if folders != bundle.classes:
         raise BadDataError(
             f"the class folders of {printable(root)} are {_join_names(folders)}; "
-            f"the model was trained on {_join_names(bundle.classes)}"
+            f"the model was trained on {_join_names(bundle.classes)}. If only names have changed, "
+            f"--images {printable(root)} finds the images by content"
         )
     columns = table.columns
     unaugmented = np.flatnonzero(columns.views == 0)
@@ -274,13 +310,35 @@ def reference_images(
         rows = unaugmented[np.isin(columns.digests[unaugmented], keys)]
     if not len(rows):
         raise NoInputError(f"{printable(table.path)} contains no image to check predictions on")
+    reference = ReferenceImages(table, rows, root)
+    if images:
+        reference = _find_moved(reference)
+        rows = reference.rows
     if not closest or max_images >= len(rows):
-        return ReferenceImages(table, _evenly_spread(rows, max_images), root)
-    ordered = np.sort(ReferenceImages(table, rows, root).predictions(bundle), axis=1)
+        return replace(reference, rows=_evenly_spread(rows, max_images))
+    ordered = np.sort(reference.predictions(bundle), axis=1)
     order = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")  # by margin
     near, others = rows[order[: max_images // 2]], rows[np.sort(order[max_images // 2 :])]
     chosen = np.concatenate([near, _evenly_spread(others, max_images - len(near))])
-    return ReferenceImages(table, np.sort(chosen), root)
+    return replace(reference, rows=np.sort(chosen))
+
+
+def _find_moved(images: ReferenceImages) -> ReferenceImages:
+    """Return the images whose content is below their root, each once."""
+    names, _ = find_images([os.fspath(images.root)])
+    digests, _ = hash_files(Path(), names)
+    root = os.fsencode(images.root)
+    moved = {digest: os.path.relpath(name, root) for name, digest in digests.items()}
+    rows = dict(zip(images.digests, images.rows.tolist(), strict=True))
+    found = np.array(sorted(row for digest, row in rows.items() if digest in moved), np.int64)
+    total = counted(len(rows), "test image")
+    if not len(found):
+        raise NoInputError(
+            f"{printable(images.root)} contains none of {total} of "
+            f"{printable(images.table.path)}: name the folder that they were moved to"
+        )
+    log.info("%s contains %d of %s", printable(images.root), len(found), total)
+    return replace(images, rows=found, moved=moved)
 
 
 def _evenly_spread(rows: Rows, max_images: int) -> Rows:

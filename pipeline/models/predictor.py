@@ -26,7 +26,6 @@ from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
 from pipeline.models.runs import find_bundle, newest_run
-from pipeline.models.serialization import TOLERANCE
 from pipeline.text import counted, printable
 
 RESULTS = Path("results")  # classify writes its runs here
@@ -150,15 +149,16 @@ class Predictor:
                 f"features of {printable(self.bundle.layer)} are not finite as {spec.dtype}: "
                 f"extract with --dtype float32 and classify again"
             )
-        with np.errstate(all="ignore"):  # of invalid weights
-            rows = flatten_or_pool(rounded, self.bundle.input)
-            scores = class_scores(self.bundle.estimator, rows, len(self.classes))
-            is_valid = (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) < TOLERANCE).all()
-        if not is_valid:  # also for NaN
+        try:
+            with np.errstate(all="ignore"):  # of invalid weights
+                rows = flatten_or_pool(rounded, self.bundle.input)
+                scores = class_scores(self.bundle.estimator, rows, len(self.classes))
+            if not np.isfinite(scores).all():
+                raise BadDataError("gave scores that are not finite")
+        except BadDataError as error:
             raise BadDataError(
-                f"the scores of the model {printable(self.name)} are not probabilities: "
-                f"classify again"
-            )
+                f"the model {printable(self.name)} {error}: classify again"
+            ) from error
         return scores
 
     @cached_property

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
-from pipeline.models.bundle import OLD_SUFFIX, SUFFIX
 from pipeline.text import printable
 
 MODELS_FOLDER = "models"  # in a run folder
+SUFFIX = ".skops"  # of a bundle file
+OLD_SUFFIX = ".safetensors"  # of format 1
 ROW_IDENTITY = ("head", "input", "layer", "cache")
+
+
+class NotSavedError(UsageError):
+    """A head of a run that has no bundle file."""
 
 
 def find_bundle(run: Path, head: str | None = None) -> Path:
@@ -23,8 +28,8 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
     head : as in the results table, ``logistic``, or a model file's name without suffix; the best
         row on validation if several match. None for the recommended head.
 
-    Raises NoInputError for a missing run, UsageError for a head that was not saved, BadDataError
-    for invalid results.
+    Raises NoInputError for a missing run, NotSavedError for a head that was not saved, UsageError
+    for one that the run does not have, BadDataError for invalid results.
     """
     if run.is_file():
         if head is not None:
@@ -43,11 +48,20 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
     if not chosen["model"]:
         identity = {name: chosen[name] for name in ROW_IDENTITY}
         reasons = (entry.get("reason") for entry in not_saved if identity.items() <= entry.items())
-        raise UsageError(
+        raise NotSavedError(
             f"{printable(run)}: {printable(chosen['head'])} was not saved "
             f"({printable(str(next(reasons, 'by an older version')))}); saved heads: {names}"
         )
-    path = run / str(chosen["model"])
+    return _model_path(run, chosen)
+
+
+def saved_bundles(run: Path) -> list[Path]:
+    """Return the bundle files of a run in the order of its table, the best on validation first."""
+    return [_model_path(run, row) for row in _read_results(run / "results.json")[0] if row["model"]]
+
+
+def _model_path(run: Path, row: Mapping[str, Any]) -> Path:
+    path = run / str(row["model"])
     try:
         inside = path.resolve().is_relative_to(run.resolve())
     except (OSError, RuntimeError):  # a link to itself

@@ -5,20 +5,24 @@ import io
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
 from pipeline.cache.fill import RowProgress
+from pipeline.evaluation.statistics import wilson_interval
 from pipeline.images.scan import Skipped
 from pipeline.models.image_predictions import ImagePredictions, Prediction
 from pipeline.report.sheets import MAX_PICTURES
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
 log = logging.getLogger("pipeline")
 
 GAP = "  "
+MAX_CLASSES = 20  # of a summary; ImageNet has 1,000
+MAX_CONFUSED = 3  # other classes that a class is taken for
 
 
 class Tally:
@@ -30,6 +34,7 @@ class Tally:
         self.cached = 0
         self.first: list[Prediction] = []  # for a contact sheet
         self.skipped: list[Skipped] = []
+        self.counts: Counter[tuple[str | None, str]] = Counter()  # class folder, predicted class
         self._progress = progress
 
     def __iter__(self) -> Iterator[Prediction]:
@@ -40,11 +45,70 @@ class Tally:
             else:
                 self.images += 1
                 self.cached += item.cached
+                self.counts[_class_folder(item), item.label] += 1
                 if len(self.first) < MAX_PICTURES:
                     self.first.append(item)
                 if self._progress:  # only from the first result on: the network loads before
                     self._progress(self.images + len(self.skipped), self.predictions.total)
                 yield item
+
+    def summary(self) -> dict[str, Any]:
+        """Count predictions by class and, of images in class folders, the right and wrong ones."""
+        predicted, images, right = Counter[str](), Counter[str](), Counter[str]()
+        confused = []
+        for (folder, label), count in self.counts.most_common():
+            predicted[label] += count
+            if folder is None:
+                continue
+            images[folder] += count
+            if folder == label:
+                right[folder] += count
+            else:
+                confused.append({"class": folder, "predicted": label, "images": count})
+        total = images.total()
+        return {
+            "predicted": dict(predicted),
+            "in_class_folders": dict(images),
+            "right": {name: right[name] for name in images},
+            "confused": confused,
+            "accuracy": right.total() / total if total else None,
+        }
+
+
+def _class_folder(prediction: Prediction) -> str | None:
+    """Return the class that a folder of an image's path names, the innermost one."""
+    folders = os.fsdecode(prediction.path).replace(os.sep, "/").split("/")[:-1]
+    return next((name for name in reversed(folders) if name in prediction.classes), None)
+
+
+def summary_lines(tally: Tally) -> Iterator[str]:
+    """Yield lines on the predictions of each class and the accuracy in class folders."""
+    summary, classes = tally.summary(), tally.predictions.model.classes
+    note = "; cached images may be those of the training" if tally.cached else ""
+    predicted, images, right = (summary[key] for key in ("predicted", "in_class_folders", "right"))
+    found = [name for name in classes if name in predicted or name in images]
+    shown = sorted(found, key=lambda name: -predicted.get(name, 0))[:MAX_CLASSES]
+    width = max(len("class"), *(cell_len(printable(name)) for name in shown))
+    titles = ["predicted", "images", "right %", "wrong predictions"] if images else ["predicted"]
+    yield GAP.join([set_cell_size("class", width), *titles]) + "\n"
+    for name in filter(shown.__contains__, found):
+        cells = [set_cell_size(printable(name), width), f"{predicted.get(name, 0):9,}"]
+        if images:
+            count = images.get(name, 0)
+            cells += [f"{count:6,}", f"{100 * right[name] / count:7.1f}" if count else " " * 7]
+            wrong = [each for each in summary["confused"] if each["class"] == name]
+            texts = [f"{printable(each['predicted'])} {each['images']:,}" for each in wrong]
+            cells.append(", ".join(texts[:MAX_CONFUSED] + ["…"] * (len(texts) > MAX_CONFUSED)))
+        yield GAP.join(cells).rstrip() + "\n"
+    if len(found) > len(shown):
+        yield f"and {counted(len(found) - len(shown), 'class', 'classes')} more\n"
+    if images:
+        total, correct = sum(images.values()), sum(right.values())
+        low, high = (100 * bound for bound in wilson_interval(correct, total))
+        yield (
+            f"{100 * correct / total:.1f} % of {counted(total, 'image')} in class folders are "
+            f"right (95 % interval {low:.1f}–{high:.1f}){note}\n"
+        )
 
 
 def table_lines(

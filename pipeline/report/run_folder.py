@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import datetime
@@ -17,8 +18,9 @@ from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
 from pipeline.evaluation.table import explain_views, markdown_table
-from pipeline.models.bundle import SUFFIX, save_bundle
-from pipeline.models.runs import MODELS_FOLDER, ROW_IDENTITY
+from pipeline.models.bundle import save_bundle
+from pipeline.models.head_layers import why_not_exportable
+from pipeline.models.runs import MODELS_FOLDER, ROW_IDENTITY, SUFFIX
 from pipeline.text import file_name, printable
 
 Save = Literal["all", "best", "none"]
@@ -124,7 +126,7 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
     """Save models; return the comparison with their paths, and the reasons for unsaved ones."""
     models = folder / MODELS_FOLDER
     one_layer = len({outcome.result.layer for outcome in comparison.outcomes}) == 1
-    outcomes, not_saved = [], []
+    outcomes, not_saved, not_exportable = [], [], defaultdict(list)
     for outcome in comparison.outcomes:
         result, bundle, reason = outcome.result, outcome.bundle, outcome.not_saved
         if save == "none" or (save == "best" and not result.recommended):
@@ -136,10 +138,14 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
             path = next(path for path in paths if not path.exists())
             save_bundle(bundle, path)
             result = replace(result, model=f"{MODELS_FOLDER}/{path.name}")
+            if reason := why_not_exportable(bundle):
+                not_exportable[reason].append(printable(path.stem))
         else:
             row = {name: getattr(result, name) for name in ROW_IDENTITY}
             not_saved.append({**row, "reason": reason})
         outcomes.append(replace(outcome, result=result))
+    for reason, names in not_exportable.items():
+        log.info("saved, but cannot be exported: %s (%s)", ", ".join(names), reason)
     run = {**comparison.run, "save": save, "not_saved": not_saved}
     return replace(comparison, outcomes=tuple(outcomes), run=run)
 

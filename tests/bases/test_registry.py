@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from pipeline.bases.config import BaseConfig
-from pipeline.bases.registry import BASES, PIXELS, PREPROCESSING, Base, check_image_size, find_base
+from pipeline.bases.registry import (
+    BASES,
+    PIXELS,
+    PREPROCESSING,
+    Base,
+    check_image_size,
+    check_layer,
+    find_base,
+    layer_names,
+)
 from pipeline.errors import UsageError
 
 NETWORKS = [base for name, base in BASES.items() if name != PIXELS]
@@ -27,6 +36,12 @@ def test_usual_spellings_find_the_base() -> None:
 def test_near_miss_gets_a_suggestion(typo: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"did you mean {meant}"):
         find_base(typo)
+
+
+def test_misspelt_layer_gets_a_suggestion() -> None:
+    check_layer(find_base("vgg16"), "block5_conv3", "--layer")
+    with pytest.raises(UsageError, match=r"--unfreeze: .* did you mean block5_conv1"):
+        check_layer(find_base("vgg16"), "block5_con1", "--unfreeze")
 
 
 def test_unknown_base_points_to_the_list() -> None:
@@ -66,6 +81,7 @@ def test_every_number_of_the_table_equals_that_of_keras(base: Base) -> None:
 
     try:
         layers = list_layers(BaseConfig(base=base.name))
+        assert tuple(layer.name for layer in layers) == layer_names(base)
         assert layers[-1].name == base.last_layer
         assert layers[-1].shape == base.feature_shape
         assert sum(layer.parameters for layer in layers) == base.parameters

@@ -27,7 +27,7 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from caches import SIZE, PixelEngine, fill, flip
+from caches import PIXEL_SPEC, SIZE, PixelEngine, fill, flip
 from simulated_disk import (
     ERRORS,
     KILL,
@@ -45,6 +45,7 @@ from pipeline.cache import compute, maintenance, provenance, publish, shards
 from pipeline.cache import file as cache_file
 from pipeline.cache import fill as cache_fill
 from pipeline.cache.checksums import find_damage, read_checksums
+from pipeline.cache.reuse import find_other_rows
 from pipeline.cache.shards import ShardFolder
 from pipeline.durable import TEMPORARY_SUFFIX, DiskFile, sync_folder
 from pipeline.errors import PipelineError
@@ -121,6 +122,18 @@ def two_shards(root: Path, cache: Path) -> None:
         extract(root, cache, PixelEngine(die_after=2 * ROWS_PER_SHARD))
 
 
+def rows_in_another_cache(root: Path, cache: Path) -> None:
+    no_cache(root, cache)
+    fill(root, cache / "other.h5", PixelEngine())
+    draw_images(root, 5, seed=100)
+
+
+def copy_and_extract(root: Path, cache: Path, engine: PixelEngine) -> None:
+    path = cache / CACHE
+    others = find_other_rows(spec=PIXEL_SPEC, besides=path)
+    fill(root, path, engine, batch_size=ROWS_PER_SHARD, others=others)
+
+
 def second_layer(root: Path, cache: Path, engine: PixelEngine) -> None:
     extract(root, cache, engine, layers=("maps:avg",))
 
@@ -156,6 +169,7 @@ SCENARIOS = {
     "broken image added": Scenario(one_more_broken, extract),
     "second layer": Scenario(ten_rows, second_layer),
     "resumed": Scenario(two_shards, extract),
+    "rows of another cache": Scenario(rows_in_another_cache, copy_and_extract),
     "limit": Scenario(ten_rows, fewer_images),
     "repair": Scenario(damaged_rows_and_labels, repair, may_leave_shards=True),
 }

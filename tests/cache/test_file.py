@@ -86,7 +86,7 @@ def test_flipped_bit_in_a_chunk_is_an_error_when_it_is_read(tmp_path: Path) -> N
         chunk = file["features/maps"].id.get_chunk_info(1)
     flip(path, chunk.byte_offset + chunk.size // 2)
     table = read_table(path)
-    with pytest.raises(BadDataError, match="is damaged: python -m"):
+    with pytest.raises(BadDataError, match=r"is damaged.*: python -m"):
         table.features("maps")
 
 

@@ -207,8 +207,8 @@ def test_hidden_views_are_never_used_for_those_of_another_augmentation(
 
 def test_interrupted_run_goes_on_with_its_own_views_only(synthetic_set: Path) -> None:
     def interrupt(done: int, total: int) -> None:
-        assert (done, total) == (120, 120)  # committed, not published
-        raise KeyboardInterrupt
+        if done == total:  # computed, not published
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         extract(synthetic_set, 2, out="x.h5", progress=interrupt)

@@ -22,7 +22,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the engines that would be opened."""
     names: list[str] = []
 
-    def open_engine(config: BaseConfig, layers: object, *, images: np.ndarray) -> FakeEngine:
+    def open_engine(config: BaseConfig, *_: object, **options: object) -> FakeEngine:
         if config.engine == "onnx":
             raise UnreachableError("onnxruntime is missing: pip install onnxruntime")
         names.append(config.engine)

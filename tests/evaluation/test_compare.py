@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_sets import SPEC, alternating_labels, folder_splits, write_cache
+from feature_sets import SPEC, alternating_labels, draw_features, folder_splits, write_cache
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.cache.file import read_table
@@ -199,6 +199,14 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     features[17, 2] = np.inf
     cache = write_cache(tmp_path / "inf.h5", labels=LABELS, layers={"a": features})
     with pytest.raises(BadDataError, match=r"not finite.*--dtype float32"):
+        compare_heads(cache, heads="ridge")
+
+
+def test_values_that_vanish_in_float16_are_refused(tmp_path: Path) -> None:
+    features = draw_features(np.asarray(LABELS), (4,)).astype(np.float16) * np.float16(1e-6)
+    spec = replace(SPEC, dtype="float16")
+    cache = write_cache(tmp_path / "tiny.h5", labels=LABELS, layers={"a": features}, spec=spec)
+    with pytest.raises(BadDataError, match=r"too small for float16.*--dtype float32"):
         compare_heads(cache, heads="ridge")
 
 

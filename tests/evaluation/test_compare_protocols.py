@@ -5,7 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_sets import SPEC, alternating_labels, draw_columns, folder_splits, write_cache
+from feature_sets import (
+    SPEC,
+    alternating_labels,
+    draw_columns,
+    draw_features,
+    folder_splits,
+    write_cache,
+)
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import log_loss
 
@@ -193,6 +200,20 @@ def test_imbalance_is_noticed(tmp_path: Path) -> None:
     assert result.test_accuracy == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("options", [{}, {"split": "60/20/20"}, {"cv": 3}])
+def test_imbalance_is_of_all_images_not_of_one_draw(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
+    classes = tuple(f"class {number:02}" for number in range(30))
+    labels = [number % 30 for number in range(30 * 40)]
+    equal = write_cache(tmp_path / "equal.h5", labels=labels, classes=classes)
+    assert compare_heads(equal, heads="majority", audit=False, **options).notices == ()
+    one_smaller = [label for number, label in enumerate(labels) if label or number < 20 * 30]
+    smaller = write_cache(tmp_path / "smaller.h5", labels=one_smaller, classes=classes)
+    (notice,) = compare_heads(smaller, heads="majority", audit=False, **options).notices
+    assert "imbalanced: 40 images of class 01 (3 %), 20 of class 00" in notice
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -234,3 +255,63 @@ def test_a_custom_head_that_fails_on_test_rows_costs_its_row_only(
     ridge, flaky = compare_heads(sorted_cache, heads=heads, audit=False).results
     assert (ridge.head, ridge.status) == ("ridge", "")
     assert (flaky.head, flaky.status) == ("flaky_head:Flaky", "failed: MemoryError: too big")
+
+
+ODD = """
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+class Offset(LogisticRegression):
+    def fit(self, X, y):
+        super().fit(X, y)
+        self.classes_ = self.classes_ + 1
+        return self
+
+class Misnamed(LogisticRegression):
+    def predict_proba(self, X):
+        return super().predict_proba(X)[:, ::-1]
+"""
+
+
+def test_scores_of_other_classes_cost_a_row_and_of_another_order_a_warning(
+    tmp_path: Path, sorted_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "odd_heads.py").write_text(ODD)
+    heads = ["ridge", "odd_heads:Offset", "odd_heads:Misnamed"]
+    rows = {row.head: row for row in compare_heads(sorted_cache, heads=heads, audit=False).results}
+    assert rows["ridge"].status == rows["odd_heads:Misnamed"].status == ""
+    expected = "has classes_ [1, 2]; expected the labels 0 to 1, each once"
+    assert rows["odd_heads:Offset"].status == expected
+    (warning,) = [each.getMessage() for each in caplog.records if "Misnamed" in each.getMessage()]
+    assert "predicts another class than that of its highest score for 40 of 40 images" in warning
+
+
+def test_a_factor_of_all_features_changes_no_row_of_the_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "forests.py").write_text(
+        "from sklearn.ensemble import RandomForestClassifier\n"
+        "def forest():\n    return RandomForestClassifier(20)\n"
+    )
+    heads = ["fast", "ridge:flat", "lda:flat", "knn:flat", "forests:forest"]
+    features = draw_features(np.asarray(LABELS), (2, 2, 8), signal=0.2)
+    tables = []
+    for scale in (1.0, 1e-30, 1e30):
+        cache = write_cache(
+            tmp_path / f"{scale}.h5",
+            labels=LABELS,
+            splits=folder_splits(200),
+            layers={"block5_pool": features * np.float32(scale)},
+        )
+        comparison = compare_heads(cache, heads=heads, audit=False)
+        assert all(each.bundle is not None for each in comparison.outcomes)
+        tables.append(
+            {
+                (each.result.head, each.result.input): (each.result.params, each.test.predicted)
+                for each in comparison.outcomes
+            }
+        )
+    for table in tables[1:]:
+        np.testing.assert_equal(table, tables[0])
+    warned = [each.getMessage() for each in caplog.records if "power of two" in each.getMessage()]
+    assert len(warned) == 2

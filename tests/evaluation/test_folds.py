@@ -44,6 +44,17 @@ def test_another_seed_gives_other_folds() -> None:
     assert not np.array_equal(first, second)
 
 
+def test_fold_without_a_class_names_groups_as_the_reason() -> None:
+    columns = draw_columns([0] * 8 + [1] * 5)
+    groups = columns.digests[[1, 3, 3, 3, 1, 0, 3, 3, 2, 1, 3, 4, 0]]
+    with pytest.raises(BadDataError) as raised:
+        list(make_folds(columns, CLASSES[:2], folds=3, seed=0, identities=groups))
+    assert str(raised.value) == (
+        "the validation split (2 of 13 images) has no image of cats: groups stay together; try "
+        "another --split-seed, or add groups"
+    )
+
+
 def test_too_few_images_are_refused() -> None:
     columns = draw_columns([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
     with pytest.raises(BadDataError, match=r"class frogs has 3 images .*try --cv 3"):

@@ -8,7 +8,8 @@ import pytest
 from feature_sets import alternating_labels, draw_columns, sides
 
 from pipeline.errors import BadDataError, UsageError
-from pipeline.evaluation.splits import Shares, make_splits, uniform_draws
+from pipeline.evaluation.splits import Shares, make_folds, make_splits, uniform_draws
+from pipeline.images.scan import SPLIT_FOLDERS
 
 CLASSES = ("cats", "dogs")
 LABELS = alternating_labels(600)
@@ -81,10 +82,56 @@ def test_one_class_is_refused() -> None:
 
 
 def test_a_split_that_lacks_a_class_is_refused_with_a_remedy() -> None:
-    with pytest.raises(BadDataError, match=r"has no image of .*--split-seed or more images"):
-        make_splits(draw_columns([0] * 200 + [1] * 3), CLASSES, shares=Shares.parse("98/1/1"))
-    with pytest.raises(BadDataError, match="test split of 6 images has no image of dogs; try more"):
-        make_splits(draw_columns([0, 1, 0, 1, 0, 1], splits=[1, 1, 2, 2, 3, 2]), CLASSES)
+    rare = draw_columns([0] * 200 + [1] * 3)
+    with pytest.raises(BadDataError) as raised:
+        make_splits(rare, CLASSES, shares=Shares.parse("98/1/1"))
+    assert str(raised.value) == (
+        "the validation split (3 of 203 images) has no image of dogs: try another --split-seed, or "
+        "cross-validate with --cv 3 instead of --split"
+    )
+    assert list(make_folds(rare, CLASSES, folds=3, seed=0, identities=rare.digests))
+
+
+@pytest.mark.parametrize(
+    ("folders", "lacking"),
+    [
+        (("train", "val", "test"), "val"),
+        (("Train", "validation", "test"), "Train"),
+        (("train", "valid"), "valid"),
+        (("train", "test"), "test"),
+    ],
+)
+def test_a_missing_class_folder_is_named(folders: tuple[str, ...], lacking: str) -> None:
+    files = [
+        (folder, label, number)
+        for folder in folders
+        for label in ("cats", "dogs")
+        for number in range(4)
+        if (folder, label) != (lacking, "dogs")
+    ]
+    columns = replace(
+        draw_columns(
+            [int(label == "dogs") for _, label, _ in files],
+            splits=[SPLIT_FOLDERS[folder.lower()] for folder, _, _ in files],
+        ),
+        paths=np.array([f"{'/'.join(map(str, file))}.jpg".encode() for file in files]),
+    )
+    most = sum(label == "dogs" for _, label, _ in files)
+    with pytest.raises(BadDataError) as raised:
+        make_splits(columns, CLASSES)
+    assert f"{lacking}/ has no image of dogs: add images in {lacking}/dogs, or" in str(raised.value)
+    assert f"--cv {min(5, most)}, which ignores the split folders" in str(raised.value)
+    assert list(make_folds(columns, CLASSES, folds=4, seed=0, identities=columns.digests))
+
+
+def test_one_training_image_cannot_be_in_two_splits() -> None:
+    labels, folders = [0] * 400 + [1] * 4, [1] * 300 + [2] * 100 + [1, 2, 2, 2]
+    columns = draw_columns(labels, splits=folders)
+    columns = replace(columns, paths=np.array([b"train/x/1.jpg"] * 404))
+    with pytest.raises(
+        BadDataError, match="has only one image of dogs: add images in train/dogs, or"
+    ):
+        make_splits(columns, CLASSES)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, "1 different image"), (2, "2 different images")])

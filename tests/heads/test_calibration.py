@@ -1,6 +1,7 @@
 """Temperature scaling: the optimum, its limits, and unchanged predictions."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import log_loss
 
+from pipeline.errors import BadDataError
 from pipeline.evaluation.search import parameter_count
 from pipeline.heads.calibration import (
     ROWS_PER_BLOCK,
@@ -154,7 +156,84 @@ def test_scores_of_every_block_are_in_the_order_of_the_classes() -> None:
     scores = class_scores(classifier, logits, 3, method="decision_function")
     np.testing.assert_array_equal(scores, logits[:, [1, 2, 0]])
     assert class_scores(classifier, logits[:0], 3, method="decision_function").shape == (0, 3)
+
+
+class Fixed(ClassifierMixin, BaseEstimator):
+    """A classifier with these ``classes_``, whose method returns the same output for any rows."""
+
+    def __init__(self, classes: Any, method: str, output: Any) -> None:
+        self.classes_ = classes
+        setattr(self, method, lambda rows: np.asarray(output)[: len(rows)])
+
+
+ROWS = np.zeros((3, 2), np.float32)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2], [2, 0, 1], np.array([1.0, 2.0, 0.0])])
+@pytest.mark.parametrize("method", ["predict_proba", "decision_function", "predict"])
+def test_scores_are_those_of_the_labels_in_any_order_of_classes(classes: Any, method: str) -> None:
+    labels = [0, 1, 2]
+    output = labels if method == "predict" else np.eye(3)[labels][:, np.asarray(classes, int)]
+    fixed = Fixed(classes, method, output)
+    np.testing.assert_array_equal(class_scores(fixed, ROWS, 3, method=method), np.eye(3))
+    if method != "predict_proba":
+        scaling = TemperatureScaling(fixed, method=method)
+        np.testing.assert_array_equal(scaling.predict(ROWS), labels)
+        np.testing.assert_array_equal(class_scores(scaling, ROWS, 3).argmax(axis=1), labels)
+
+
+def test_the_sign_of_a_decision_value_is_that_of_the_second_class() -> None:
+    for classes, expected in (([0, 1], [1, 0, 1]), ([1, 0], [0, 1, 0])):
+        fixed = Fixed(classes, "decision_function", [2.0, -1.0, 0.5])
+        scores = class_scores(fixed, ROWS, 2, method="decision_function")
+        np.testing.assert_array_equal(scores.argmax(axis=1), expected)
+        np.testing.assert_array_equal(TemperatureScaling(fixed).predict(ROWS), expected)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [None, [0, 1], [0, 1, 2, 3], [0, 1, 1], [1, 2, 3], [0, -1, -2], [0.4, 1.4, 2.4], list("012")],
+)
+def test_classes_that_are_not_the_labels_are_refused(classes: Any) -> None:
+    fixed = Fixed(classes, "predict_proba", np.eye(3))
     with pytest.raises(
-        ValueError, match=rf"expected scores \({count}, 4\); received \({count}, 3\)"
+        BadDataError, match=r"has classes_ .*; expected the labels 0 to 2, each once"
     ):
-        class_scores(classifier, logits, 4, method="decision_function")
+        class_scores(fixed, ROWS, 3)
+    del fixed.classes_
+    with pytest.raises(BadDataError, match="has classes_ None; expected"):
+        class_scores(fixed, ROWS, 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "output", "message"),
+    [
+        ("predict_proba", np.eye(4), r"gave predict_proba of shape \(3, 4\); expected \(3, 3\)"),
+        ("predict_proba", [0.2, 0.3, 0.4], r"shape \(3,\); expected \(3, 3\)"),
+        ("predict_proba", np.eye(3)[:2], r"shape \(2, 3\); expected \(3, 3\)"),
+        ("decision_function", [0.2, 0.3, 0.4], r"shape \(3,\); expected \(3, 3\)"),
+        ("predict_proba", 2 * np.eye(3), "from 0 to 2 with sums from 2 to 2; expected"),
+        ("predict_proba", 0 * np.eye(3), "from 0 to 0 with sums from 0 to 0"),
+        ("predict_proba", 1.5 * np.eye(3) - 0.25, "from -0.25 to 1.25"),
+        (
+            "predict_proba",
+            [[np.nan] * 3, [2, 0, 0], [1, 0, 0]],
+            "from 0 to 2 with sums from 1 to 2",
+        ),
+        ("predict", [0, 1, 3], "predicted 3; expected labels 0 to 2"),
+        ("predict", list("012"), "predicted '0'; expected labels 0 to 2"),
+        ("predict", np.array(["a", 1, 2], object), "predicted .a.; expected labels 0 to 2"),
+        ("predict", [[0], [1], [2]], r"gave predict of shape \(3, 1\); expected \(3,\)"),
+    ],
+)
+def test_scores_that_are_not_one_per_class_are_refused(
+    method: str, output: Any, message: str
+) -> None:
+    with pytest.raises(BadDataError, match=message):
+        class_scores(Fixed([0, 1, 2], method, output), ROWS, 3, method=method)
+
+
+def test_probabilities_that_sum_to_one_but_for_rounding_are_corrected() -> None:
+    output = np.eye(3) * (1 + 1e-5) - 1e-9
+    scores = class_scores(Fixed([0, 1, 2], "predict_proba", output), ROWS, 3)
+    np.testing.assert_array_equal(scores, np.eye(3))

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.errors import UsageError
+from pipeline.errors import BadDataError, PipelineError, UsageError
 from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.search import can_balance, fit_grid, parameter_count, search
 from pipeline.heads.config import DenseConfig
@@ -20,6 +20,7 @@ from pipeline.heads.custom import HeadFailedError, failures_of
 from pipeline.heads.registry import load_head
 
 MODULE = """
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier, VotingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.naive_bayes import GaussianNB
@@ -72,6 +73,25 @@ def failing():
 
 def odd(feature_count):
     return None
+
+class Unsorted(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.model_ = LogisticRegression(max_iter=1000).fit(X, -y)
+        self.classes_ = -self.model_.classes_
+        return self
+    def predict_proba(self, X):
+        return self.model_.predict_proba(X)
+
+class Margins(Unsorted):
+    predict_proba = property()
+    def decision_function(self, X):
+        return self.model_.decision_function(X)
+
+class SomeNaN(Unsorted):
+    def predict_proba(self, X):
+        scores = super().predict_proba(X)
+        scores[0] = float("nan")
+        return scores
 
 class Unfit(LogisticRegression):
     def fit(self, X, y):
@@ -214,6 +234,44 @@ def test_an_exception_of_a_custom_head_becomes_one_line(factory: str, message: s
     assert str(raised.value) == message
 
 
+@pytest.mark.parametrize("class_count", [2, 3])
+@pytest.mark.parametrize("factory", ["Unsorted", "Margins"])
+def test_columns_are_attributed_by_the_classes_of_a_custom_head(
+    factory: str, class_count: int
+) -> None:
+    train, validation = draw_rows(150, class_count, signal=0.8)
+    found = search(load_head(f"mine:{factory}"), train, validation, class_count=class_count, seed=0)
+    assert found is not None
+    reference = LogisticRegression(max_iter=1000).fit(train.features, train.labels)
+    expected = reference.predict(validation.features)
+    assert np.mean(expected == validation.labels) > 0.6
+    assert np.mean(found.validation_scores.argmax(axis=1) == expected) > 0.95
+
+
+def test_scores_that_are_not_finite_for_some_images_are_an_error() -> None:
+    head, (train, validation) = load_head("mine:SomeNaN"), draw_rows(90)
+    with pytest.raises(BadDataError, match="gave scores that are not finite for 1 of 90 images"):
+        search(head, train, validation, class_count=2, seed=0)
+
+
+@pytest.mark.parametrize("factory", ["forest", "logistic", "neighbors", "bayes"])
+def test_features_of_unusual_size_are_divided_for_custom_heads(factory: str) -> None:
+    rows = draw_rows(90, 3, signal=0.8)
+
+    def found(scale: float) -> Any:
+        train, validation = (
+            LabelledRows(each.features * np.float32(scale), each.labels) for each in rows
+        )
+        fit = search(load_head(f"mine:{factory}"), train, validation, class_count=3, seed=0)
+        assert fit is not None
+        return fit.validation_scores
+
+    expected = found(1.0)
+    assert np.mean(expected.argmax(axis=1) == rows[1].labels) > 0.5
+    for scale in (2.0**-100, 1e-30, 1e-12, 1e12, 1e30):
+        np.testing.assert_allclose(found(scale), expected, atol=1e-5)
+
+
 KERAS_MODULE = """
 from pipeline.keras_backend import keras
 
@@ -260,10 +318,16 @@ def test_keras_models_are_trained_seeded_and_checked(tmp_path: Path) -> None:
     plain, balanced = (each.predict_proba(uneven.features) for each in fits)
     assert balanced[:, 1].mean() > plain[:, 1].mean() + 0.1
 
+    tiny = LabelledRows(train.features * np.float32(1e-30), train.labels)
+    ((_, estimator),) = fit_grid(
+        load_head("mine:softmax", (DenseConfig(epochs=30),)), tiny, tiny, class_count=2, seed=0
+    )
+    assert np.mean(estimator.predict_proba(tiny.features).argmax(axis=1) == tiny.labels) > 0.6
+
     for factory, message in (
-        ("logits", "expected probabilities"),
+        ("logits", "expected probabilities, as of softmax"),
         ("wide", r"expected \(2,\) outputs; received \(3,\)"),
         ("same", "expected a new model from each call"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(PipelineError, match=message):
             fit(f"mine:{factory}", train)

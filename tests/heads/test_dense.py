@@ -17,6 +17,7 @@ from pipeline.evaluation.search import search
 from pipeline.heads.config import DenseConfig, Optimizer
 from pipeline.heads.dense import XLA_ROWS, DenseClassifier, build_dense
 from pipeline.heads.registry import load_head
+from pipeline.heads.scaler import root_mean_square
 from pipeline.keras_backend import keras
 
 WIDTH = 12
@@ -92,6 +93,7 @@ def test_training_equals_that_of_keras_fit(
     train, validation = draw(class_count, count)
     weights = 1 + (np.arange(len(train)) % 3).astype(np.float32)
     watched = validation.features, validation.labels
+    scale = np.float32(1 / root_mean_square(train.features))
     config: dict[str, Any] = {
         **SMALL,
         "batch_size": batch_size,
@@ -107,20 +109,21 @@ def test_training_equals_that_of_keras_fit(
     for _ in range(3):
         order = generator.permutation(len(train))
         fitted = model.fit(
-            train.features[order],
+            train.features[order] * scale,
             train.labels[order],
             sample_weight=weights[order],
             batch_size=batch_size,
-            validation_data=watched,
+            validation_data=(validation.features * scale, validation.labels),
             shuffle=False,
             verbose=0,
         )
         history.append({name: value for name, (value,) in fitted.history.items()})
-    assert_close(found.weights_, model.get_weights())
+    kernel, *others = model.get_weights()
+    assert_close(found.weights_, [kernel * scale, *others])
     assert set(found.history_) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     for name, values in found.history_.items():
         np.testing.assert_allclose(values, [epoch[name] for epoch in history], rtol=1e-5)
-    shares = model.predict(validation.features, verbose=0)
+    shares = model.predict(validation.features * scale, verbose=0)
     expected = np.hstack([1 - shares, shares]) if class_count == 2 else shares
     scores = found.predict_proba(validation.features)
     np.testing.assert_allclose(scores, expected, atol=1e-6)

@@ -17,22 +17,25 @@ def test_grid_is_45_penalties_evenly_spaced_the_strongest_first() -> None:
 @pytest.mark.parametrize(
     ("signal", "class_count"), [(0.1, 3), (3.0, 2)], ids=["overlapping", "separable"]
 )
-def test_points_of_the_path_are_the_optima_on_raw_features(signal: float, class_count: int) -> None:
+def test_points_of_the_path_are_the_optima_on_features_of_size_one(
+    signal: float, class_count: int
+) -> None:
     train, validation = draw_rows(120, class_count, signal=signal)
     path = list(
         fit_grid(load_head("kornblith"), train, validation, class_count=class_count, seed=0)
     )
     assert [params["l2"] for params, _ in path] == list(L2_PENALTIES)
     assert all(has_converged(estimator) for _, estimator in path)
-    raw = train.features.astype(np.float64)
+    features = train.features.astype(np.float64)
+    size = np.sqrt(np.mean(features**2))
     for params, estimator in path[::11]:
         reference = LogisticRegression(
             C=1 / (len(train) * params["l2"]), solver="newton-cholesky", tol=1e-10, max_iter=1000
-        ).fit(raw, train.labels)
+        ).fit(features / size, train.labels)
         np.testing.assert_allclose(
-            estimator.predict_proba(raw), reference.predict_proba(raw), atol=1e-4
+            estimator.predict_proba(features), reference.predict_proba(features / size), atol=1e-4
         )
-        error = np.linalg.norm(estimator.coef_ - reference.coef_)
+        error = np.linalg.norm(estimator.coef_ * size - reference.coef_)
         assert error < 1e-3 * np.linalg.norm(reference.coef_)
     if class_count == 2:  # no point stays where a stronger penalty's ended
         lengths = np.array([np.linalg.norm(estimator.coef_) for _, estimator in path])

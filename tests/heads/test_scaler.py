@@ -5,7 +5,7 @@ import pytest
 from feature_sets import draw_rows
 from sklearn.utils.estimator_checks import check_estimator
 
-from pipeline.heads.scaler import CommonScaler
+from pipeline.heads.scaler import CommonScaler, root_mean_square
 
 
 @pytest.mark.parametrize("with_mean", [True, False])
@@ -27,13 +27,26 @@ def test_rows_have_a_mean_square_of_one_whatever_the_unit(unit: float) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_scaling_without_centering_preserves_angles() -> None:
-    rows = draw_rows(90)[0].features
+@pytest.mark.parametrize("unit", [1e-30, 1e-6, 1.0, 1e6, 1e30])
+def test_scaling_without_centering_multiplies_by_a_power_of_two(unit: float) -> None:
+    rows = draw_rows(90)[0].features * np.float32(unit)
     scaled = CommonScaler(with_mean=False).fit_transform(rows)
-    np.testing.assert_allclose(
-        scaled[:, :1] / scaled[:, 1:2], rows[:, :1] / rows[:, 1:2], rtol=1e-6
-    )
+    mantissas, _ = np.frexp(rows)
+    np.testing.assert_array_equal(np.frexp(scaled)[0], mantissas)
+    assert 2**-0.5 <= root_mean_square(scaled) <= 2**0.5
 
 
-def test_constant_features_are_only_centered() -> None:
-    np.testing.assert_array_equal(CommonScaler().fit_transform(np.full((5, 2), 3.0)), 0)
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+def test_constant_features_are_centered_and_divided_by_their_size(unit: float) -> None:
+    scaler = CommonScaler().fit(np.full((5, 2), 3 * unit, np.float32))
+    np.testing.assert_array_equal(scaler.transform(np.full((5, 2), 3 * unit, np.float32)), 0)
+    np.testing.assert_allclose(scaler.transform(np.full((5, 2), 6 * unit, np.float32)), 1)
+
+
+def test_root_mean_square_neither_overflows_nor_vanishes() -> None:
+    rows = draw_rows(90)[0].features
+    expected = np.sqrt(np.mean(rows.astype(np.float64) ** 2))
+    assert root_mean_square(rows) == pytest.approx(expected, rel=1e-12)
+    for factor in (2.0**-110, 2.0**110):
+        assert root_mean_square(rows * np.float32(factor)) == root_mean_square(rows) * factor
+    assert root_mean_square(np.zeros((3, 2), np.float32)) == 1

@@ -7,7 +7,7 @@ import pytest
 from synthetic_images import draw, make_image_folder
 
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, scan_folder
+from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, find_images, scan_folder
 
 
 def test_split_folders_and_classes_are_found(synthetic_set: Path) -> None:
@@ -148,3 +148,71 @@ def test_splits_without_train_are_bad_data(tmp_path: Path) -> None:
     root = make_image_folder(tmp_path / "set", per_class=1, splits=("test", "val"))
     with pytest.raises(BadDataError, match="no train/"):
         scan_folder(root)
+
+
+def make_set(root: Path, *folders: str) -> Path:
+    """Write one image to each folder."""
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        draw(len(folder), stripes=False).save(root / folder / "a.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("folders", "reason"),
+    [
+        (
+            ["training/a", "training/b", "testing/a"],
+            r"testing contains 1 file; .* test/\? .* training/ to train/",
+        ),
+        (["trian/a", "trian/b", "tset/a", "tset/b"], r"Rename trian/ to train/, tset/ to test/"),
+        (["train/a", "train/b", "vaild/a"], r"vaild contains 1 file; did you mean validation/\?"),
+        (
+            ["pets/train/a", "pets/train/b", "fruit/train/c"],
+            r"2 image sets.*: name one, .*fruit or ",
+        ),
+        (["a", "b", "pets/train/a", "pets/train/b"], r"1 image set.* name one, .*pets"),
+        (["train/a", "train/b", "pets/train/a"], r"1 image set"),
+        (["train/train/a", "train/test/a"], r"contains test/ below train/: a set inside a set"),
+        (["pets/a", "pets/b"], r"1 class: .* did you mean .*set/pets\?"),
+    ],
+)
+def test_folders_that_are_no_classes_are_bad_data_with_the_likely_meaning(
+    folders: list[str], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadDataError, match=reason):
+        scan_folder(make_set(tmp_path / "set", *folders))
+
+
+def test_folders_whose_names_resemble_splits_can_be_classes(tmp_path: Path) -> None:
+    root = make_set(tmp_path / "set", "trains", "tests", "planes")
+    assert scan_folder(root).classes == ("planes", "tests", "trains")
+    root = make_set(tmp_path / "deep", "trains/steam", "planes/jet")
+    assert scan_folder(root).classes == ("planes", "trains")
+
+
+@pytest.mark.parametrize("junk", ["__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN"])
+def test_folders_that_programs_create_are_ignored_everywhere(
+    junk: str, synthetic_set: Path
+) -> None:
+    for folder in (".", "train", "train/plain", "test/striped"):
+        make_set(synthetic_set / folder, junk)
+    for name in ("._000.png", "desktop.ini", "Thumbs.db"):
+        (synthetic_set / "train/plain" / name).write_bytes(b"x")
+    images = scan_folder(synthetic_set)
+    assert (images.classes, len(images.files), images.ignored) == (("plain", "striped"), 72, ())
+    found, skipped = find_images([str(synthetic_set)])
+    assert (len(found), skipped) == (72, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("pets.zip", "unpack it first"), ("https://example.org/pets", "download it first")],
+)
+def test_archive_and_address_are_no_input_with_the_cure(
+    name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pets.zip").write_bytes(b"PK\3\4")
+    with pytest.raises(NoInputError, match=reason):
+        scan_folder(Path(name))

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import zipfile
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,23 +18,44 @@ import pytest
 from bundle_sets import bundle_of, draw_rows, fit_head, fit_top_block, linear_head, scores_of
 from PIL import Image, UnidentifiedImageError
 from scipy.special import expit, softmax
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 from synthetic_images import draw
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import file_digest
 from pipeline.engines import open_engine
-from pipeline.errors import BadDataError, UsageError
-from pipeline.heads.calibration import class_scores
+from pipeline.errors import BadDataError
+from pipeline.evaluation.rows import LabelledRows
+from pipeline.evaluation.search import search
+from pipeline.heads.calibration import TemperatureScaling, class_scores
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.dense import DenseClassifier
 from pipeline.heads.inputs import flatten_or_pool
-from pipeline.heads.registry import HEADS
+from pipeline.heads.registry import HEADS, load_head
 from pipeline.images import decode as ours
+from pipeline.images import scan
 from pipeline.images.views import POLICIES
 from pipeline.models import export
 from pipeline.models.bundle import Bundle
-from pipeline.models.head_layers import head_layers
+from pipeline.models.head_layers import (
+    NotExportableError,
+    head_layers,
+    steps_of,
+    why_not_exportable,
+)
+from pipeline.models.head_onnx import OPSETS, append_head
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier
 from pipeline.spec import RESIZE_POLICIES, FeatureSpec
 
@@ -56,7 +78,7 @@ def forward(bundle: Bundle, rows: np.ndarray) -> np.ndarray:
     return np.hstack([1 - expit(logits), expit(logits)])
 
 
-@pytest.mark.parametrize("name", [*LINEAR, "dense"])
+@pytest.mark.parametrize("name", [*LINEAR, "dense", "majority"])
 def test_layers_give_the_heads_probabilities(name: str) -> None:
     for class_count in (2, 4):
         bundle = bundle_of(fit_head(name, class_count), class_count)
@@ -65,11 +87,155 @@ def test_layers_give_the_heads_probabilities(name: str) -> None:
         np.testing.assert_allclose(probabilities, scores_of(bundle), atol=1e-5)
 
 
-def test_head_that_is_not_a_network_is_refused_and_the_exportable_heads_are_named() -> None:
-    exportable = r"dense or a linear one \(logistic, linear_svm, ridge, lda\)"
-    for name in sorted(HEADS.keys() - {*LINEAR, "dense"}):
-        with pytest.raises(UsageError, match=f"{name} cannot be exported.* {exportable}"):
-            head_layers(bundle_of(fit_head(name), head=name))
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("name", [*LINEAR, "dense"])
+def test_layers_of_tiny_and_huge_features_neither_overflow_nor_vanish(
+    name: str, scale: float
+) -> None:
+    rows = draw_rows()
+    scaled = LabelledRows(rows.features * np.float32(scale), rows.labels)
+    dense = DenseConfig(epochs=1, units=8)
+    fit = search(load_head(name, [dense]), scaled, scaled, class_count=2, seed=0)
+    assert fit is not None
+    probabilities = forward(bundle_of(fit.estimator), scaled.features)
+    np.testing.assert_allclose(probabilities, fit.validation_scores, atol=1e-5)
+    assert np.ptp(probabilities[:, 0]) > 0.01
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear_svm", "dense"])
+def test_layers_are_in_the_order_of_the_bundles_classes(name: str) -> None:
+    for class_count in (2, 4):
+        unchanged = bundle_of(fit_head(name, class_count), class_count)
+        bundle = replace(unchanged, estimator=deepcopy(unchanged.estimator))
+        estimator = getattr(bundle.estimator, "estimator", bundle.estimator)
+        labels = np.roll(np.arange(class_count), 1)
+        (estimator if name == "dense" else estimator[-1]).classes_ = labels
+        scores = scores_of(bundle)
+        np.testing.assert_allclose(scores[:, labels], scores_of(unchanged), atol=1e-12)
+        probabilities = forward(bundle, draw_rows(class_count).features)
+        np.testing.assert_allclose(probabilities, scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS.keys() - {*LINEAR, "dense", "majority"}))
+def test_head_that_is_not_a_network_is_refused_for_keras(name: str) -> None:
+    bundle = bundle_of(fit_head(name), head=name)
+    if name == "prototype":  # with lengths, not angles, it is linear
+        assert "normalizer" in dict(bundle.estimator.estimator.steps)
+    with pytest.raises(NotExportableError, match=f"{name} cannot be exported to Keras.* onnx"):
+        head_layers(bundle)
+
+
+# ------------------------------------------------------------------------- heads in ONNX
+
+
+def onnx_probabilities(bundle: Bundle, rows: np.ndarray) -> np.ndarray:
+    """Compute the probabilities with the converted head, after a base that only casts."""
+    base = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 15]> base (float[N, {rows.shape[1]}] images) '
+        f"=> (double[N, {rows.shape[1]}] features) {{ features = Cast<to = 11>(images) }}"
+    )
+    model = append_head(base, bundle)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (found,) = session.run(["probabilities"], {"images": rows})
+    assert found.dtype == np.float32
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"dense"}))
+def test_onnx_gives_the_probabilities_of_every_head(name: str) -> None:
+    for class_count in (2, 4):
+        bundle = bundle_of(fit_head(name, class_count), class_count)
+        rows = draw_rows(class_count).features
+        np.testing.assert_allclose(onnx_probabilities(bundle, rows), scores_of(bundle), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_onnx_heads_take_features_of_any_unit(scale: float) -> None:
+    rows = draw_rows()
+    features = rows.features * np.float32(scale)
+    for name in sorted(HEADS.keys() - {"dense"}):
+        estimator = deepcopy(fit_head(name))
+        getattr(estimator, "estimator", estimator).fit(features, rows.labels)
+        bundle = bundle_of(estimator)
+        expected = class_scores(estimator, features, 2)
+        np.testing.assert_allclose(onnx_probabilities(bundle, features), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["logistic", "ridge", "naive_bayes", "knn", "random_forest"])
+def test_onnx_gives_probabilities_in_the_order_of_the_labels(name: str) -> None:
+    for class_count in (2, 4):
+        estimator, rows = deepcopy(fit_head(name, class_count)), draw_rows(class_count).features
+        labels = np.roll(np.arange(class_count), 1)
+        steps_of(estimator)[-1].classes_ = labels
+        bundle = bundle_of(estimator, class_count)
+        expected = scores_of(bundle_of(fit_head(name, class_count), class_count))
+        np.testing.assert_allclose(onnx_probabilities(bundle, rows)[:, labels], expected, atol=1e-5)
+
+
+def test_head_of_more_than_2_gib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1_000)
+    with pytest.raises(NotExportableError, match=r"knn .* ONNX file has at most 2"):
+        onnx_probabilities(bundle_of(fit_head("knn"), head="knn"), draw_rows().features)
+
+
+CUSTOM = {
+    "scaled logistic": make_pipeline(StandardScaler(), LogisticRegression()),
+    "whitened": make_pipeline(PCA(5, whiten=True), LinearDiscriminantAnalysis()),
+    "centered": make_pipeline(StandardScaler(with_std=False), RidgeClassifier()),
+    "not centered": make_pipeline(StandardScaler(with_mean=False), LogisticRegression()),
+    "angles": make_pipeline(Normalizer(), LinearDiscriminantAnalysis()),
+    "absolute": make_pipeline(Normalizer("l1"), LinearSVC()),
+    "pairs": SVC(kernel="linear"),
+    "polynomial": SVC(kernel="poly"),
+    "distances": KNeighborsClassifier(3, algorithm="brute"),
+    "centroids": NearestCentroid(),
+    "tree": DecisionTreeClassifier(random_state=0),
+    "extra tree": ExtraTreeClassifier(random_state=0),
+    "extra trees": ExtraTreesClassifier(5, random_state=0),
+}
+
+
+def fit_custom(estimator: Any, class_count: int) -> Bundle:
+    rows = draw_rows(class_count)
+    fitted = clone(estimator).fit(rows.features, rows.labels)
+    if not hasattr(fitted, "predict_proba"):
+        fitted = TemperatureScaling(fitted, temperature=0.7)
+    return bundle_of(fitted, class_count, head="custom")
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_custom_heads_have_their_probabilities_in_onnx_and_those_of_one_layer_in_keras(
+    name: str,
+) -> None:
+    for class_count in (2, 3):
+        bundle = fit_custom(CUSTOM[name], class_count)
+        rows = draw_rows(class_count).features
+        rows = rows + np.random.default_rng(7).normal(size=rows.shape).astype(np.float32)
+        expected = class_scores(bundle.estimator, rows, class_count)
+        np.testing.assert_allclose(onnx_probabilities(bundle, rows), expected, atol=1e-5)
+        if hasattr(steps_of(bundle.estimator)[0], "mean_") or name == "centroids":
+            np.testing.assert_allclose(forward(bundle, rows), expected, atol=1e-5)
+        else:
+            with pytest.raises(NotExportableError):
+                head_layers(bundle)
+
+
+def test_heads_that_onnx_cannot_hold_say_why() -> None:
+    averaged = {"tta": 4, "augmentation": POLICIES["book"].to_dict()}
+    bundle = network_bundle(synthetic_dense())
+    views = replace(bundle, document=bundle.document | averaged)
+    weighted = KNeighborsClassifier(3, algorithm="brute", weights="distance")
+    for refused, reason in (
+        (views, "over 5 views of an image: classify without --tta"),
+        (fit_custom(weighted, 2), "skl2onnx ignores the weights"),
+        (fit_custom(DummyClassifier(strategy="most_frequent"), 2), "strategy most_frequent"),
+    ):
+        assert reason in why_not_exportable(refused)
+    for exported in (bundle, fit_custom(DummyClassifier(), 2), fit_custom(GaussianNB(), 2)):
+        assert why_not_exportable(exported) == ""
+    with pytest.raises(NotExportableError, match=r"custom cannot be exported: skl2onnx .*Dummy"):
+        onnx_probabilities(fit_custom(DummyClassifier(strategy="stratified"), 2), np.ones((1, 12)))
 
 
 # ------------------------------------------------------------------------------ one model
@@ -127,6 +293,12 @@ def compose(bundle: Bundle, **options: Any) -> Any:
     return composition.compose(bundle, config)
 
 
+def compose_onnx(bundle: Bundle, **options: Any) -> Any:
+    from pipeline.models import composition
+
+    return composition.compose_onnx(bundle, config_of(bundle, **options))
+
+
 def measured(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     """Compute the probabilities as extract and classify do."""
     engine = open_engine(config_of(bundle), (bundle.layer,))
@@ -150,7 +322,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline.models.composition import save_onnx
 
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    save_onnx(compose(linear_bundle()), ABOUT, path)
+    save_onnx(compose_onnx(linear_bundle()), ABOUT, path)
     return path
 
 
@@ -202,12 +374,10 @@ def test_keras_model_can_be_fine_tuned_as_in_the_book(keras_file: Path) -> None:
 
 
 def test_onnx_model_is_one_checked_file_with_metadata(onnx_file: Path) -> None:
-    from pipeline.models.composition import OPSET
-
     assert [entry.name for entry in onnx_file.parent.iterdir()] == ["model.onnx"]
     model = onnx.load(onnx_file)
     onnx.checker.check_model(model)
-    assert [opset.version for opset in model.opset_import if not opset.domain] == [OPSET]
+    assert {opset.domain: opset.version for opset in model.opset_import} == OPSETS
     session = onnxruntime.InferenceSession(onnx_file)
     (images,) = session.get_inputs()
     assert (images.name, images.type, images.shape[1:]) == ("images", "tensor(uint8)", [32, 32, 3])
@@ -231,14 +401,6 @@ def test_fine_tuned_layers_replace_those_of_the_base() -> None:
     kernel = model.get_layer("vgg16").get_layer("block5_conv3").kernel
     np.testing.assert_array_equal(kernel, bundle.estimator.block["block5_conv3/kernel"])
     np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-5)
-
-
-def test_means_over_views_are_refused() -> None:
-    averaged = {"tta": 4, "augmentation": POLICIES["book"].to_dict()}
-    bundle = network_bundle(synthetic_dense())
-    bundle = replace(bundle, document=bundle.document | averaged)
-    with pytest.raises(UsageError, match=r"over 5 views of an image.*classify without --tta"):
-        head_layers(bundle)
 
 
 def test_raw_pixels_are_exported_too() -> None:
@@ -275,7 +437,7 @@ def test_normalisation_layer_of_efficientnet_is_part_of_the_onnx_model(tmp_path:
     bundle = network_bundle(loud, base=base.name, weights=file_digest(file))
     bundle = replace(bundle, layer=base.last_layer, shape=(1, 1, 1280))
     model = compose(bundle, weights=file)
-    save_onnx(model, ABOUT, tmp_path / "model.onnx")
+    save_onnx(compose_onnx(bundle, weights=file), ABOUT, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {"images": synthetic_images()})
     expected = model.predict(synthetic_images(), verbose=0)
@@ -337,6 +499,7 @@ def test_predict_py_reads_the_same_formats_as_training(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert getattr(script, name) == getattr(ours, name)
     assert tuple(script.known_formats()) == ours._formats()
+    assert script.JUNK == scan.JUNK
     for name in ("picture.eps", "picture.tga"):
         draw(3, stripes=True).convert("RGB").save(tmp_path / name)
         with pytest.raises(UnidentifiedImageError):

@@ -220,7 +220,7 @@ def test_invalid_scores_are_refused_naming_the_model(weight: float) -> None:
     head = linear_head(np.full((3, WIDTH), weight), np.zeros(3))
     made = open_bundle(replace(draw_bundle(), estimator=head))
     with pytest.raises(
-        BadDataError, match="scores of the model synthetic on pixels are not"
+        BadDataError, match="the model synthetic on pixels gave scores that are not finite"
     ) as caught:
         made.probabilities(PIXELS, DIGESTS)
     assert caught.value.exit_code == 65
@@ -230,7 +230,9 @@ def test_probabilities_below_zero_are_refused() -> None:
     head = DummyClassifier().fit(np.zeros((3, WIDTH)), [0, 1, 2])
     head.class_prior_ = np.array([1.5, 0.5, -1.0])
     bundle = replace(draw_bundle(), estimator=head)
-    with pytest.raises(BadDataError, match="not probabilities"):
+    with pytest.raises(
+        BadDataError, match=r"on pixels gave predict_proba from -1 to 1\.5 .*: classify again"
+    ):
         open_bundle(bundle).probabilities(PIXELS, DIGESTS)
 
 

@@ -1,22 +1,30 @@
-"""Classify images with the model beside this file: python predict.py IMAGE…
+"""Classify images with the model beside this file: python predict.py IMAGE… [--csv FILE]
 
-In Python: ``from predict import predict``. Needs Pillow, NumPy, and onnxruntime for model.onnx or
-keras with tensorflow for model.keras. Images are decoded and resized as in training: another
-decoder or filter changes the predictions.
+An IMAGE is a file, a folder or a pattern such as 'photos/*.jpg'. In Python: ``from predict import
+predict``. Needs Pillow, NumPy, and onnxruntime for model.onnx or keras with tensorflow for
+model.keras. Images are decoded and resized as in training: another decoder or filter changes the
+predictions.
 """
 
+import argparse
+import csv
+import glob
 import importlib.util
 import json
 import os
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+try:
+    import numpy as np
+    from PIL import Image, ImageOps
+except ImportError as error:
+    sys.exit(f"{error.name} is missing: pip install numpy pillow")
 
 # The formats of the training. EPS would run Ghostscript; TGA accepts nearly any bytes.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEIF", "PPM", "ICO",
@@ -24,6 +32,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "HEI
 MAX_MEMORY = 240_000_000  # bytes for decoding: 60 megapixels of colour
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
 BYTES_PER_OTHER_PIXEL, BYTES_PER_COLOUR_16 = 9, 20
+# Files and folders that systems and programs create beside images, besides hidden ones
+JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin",
+        "system volume information"}  # fmt: skip
 EXIF_ORIENTATION = 0x0112
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
 GREY_SCALES = {"L;2": 85, "L;4": 17}  # of small numbers to 8 bits
@@ -47,13 +58,30 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
         return classes, spec, lambda images: session.run(None, {"images": images})[0]
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no messages about the processor
-    import keras
-
     path = path.with_suffix(".keras")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no model.onnx or model.keras in {path.parent}")
     with zipfile.ZipFile(path) as archive:
         about = json.loads(archive.read("classifier.json"))
-    model = keras.models.load_model(path)
+    with silence():
+        import keras
+
+        model = keras.models.load_model(path)
     return about["classes"], about["spec"], lambda images: model.predict(images, verbose=0)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Discard what TensorFlow's C++ code prints on stderr while it loads."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def decode(path: str, size: int, resize: str, value_range: str = "full") -> Any:
@@ -198,13 +226,56 @@ def on_white(image: Image.Image, mask: Image.Image) -> Image.Image:
     return canvas
 
 
+def classify(paths: Sequence[str], batch_size: int = 8) -> Iterator[tuple[str, Any]]:
+    """Yield each path with its class probabilities (K,), or with the error of reading it."""
+    _, spec, run = open_model()
+    options = spec["image_size"], spec["resize"], spec.get("range", "full")
+
+    def read(path: str) -> Any:
+        try:
+            return decode(path, *options)
+        except Exception as error:  # Pillow raises any exception for broken files
+            return error
+
+    for start in range(0, len(paths), batch_size):
+        batch = [(path, read(path)) for path in paths[start : start + batch_size]]
+        images = [image for _, image in batch if not isinstance(image, Exception)]
+        rows = iter(run(np.stack(images)) if images else ())
+        for path, image in batch:
+            yield path, image if isinstance(image, Exception) else next(rows)
+
+
 def predict(paths: Sequence[str], batch_size: int = 8) -> Any:
     """Return class probabilities (n, K) of image files; ``open_model()[0]`` names the classes."""
-    _, spec, run = open_model()
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    options = spec["image_size"], spec["resize"], spec.get("range", "full")
-    images = ([decode(path, *options) for path in batch] for batch in batches)
-    return np.concatenate([run(np.stack(batch)) for batch in images])
+    results = [result for _, result in classify(paths, batch_size)]
+    for error in results:
+        if isinstance(error, Exception):
+            raise error
+    return np.stack(results)
+
+
+def find_files(names: Sequence[str]) -> list[str]:
+    """Return the files of names: of folders all visible files below them; of patterns the matches.
+
+    The command line of Windows does not expand patterns.
+    """
+    files: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            below = [file for file in path.rglob("*") if file.is_file()]
+            images = (file for file in below if not any(map(is_junk, file.relative_to(path).parts)))
+            files += sorted(map(str, images))
+        elif not path.exists() and (matches := glob.glob(name, recursive=True)):  # noqa: PTH207
+            files += find_files(sorted(match for match in matches if not is_junk(Path(match).name)))
+        else:
+            files.append(name)
+    return list(dict.fromkeys(files))
+
+
+def is_junk(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one that systems create beside images."""
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def printable(text: object) -> str:
@@ -212,15 +283,44 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
+def main() -> int:
+    """Print a line for each image; return 1 if a file was skipped."""
+    parser = argparse.ArgumentParser(
+        description="Classify images. Prints path, class and probability, separated by tabs.",
+        epilog="Exit code: 0 all files classified, 1 some skipped, 2 wrong usage.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or '*.jpg'")
+    parser.add_argument("--csv", metavar="FILE", help="also write a CSV file (UTF-8)")
+    arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    files = find_files(arguments.images)
+    if not files:
+        parser.error(f"no files in {', '.join(map(printable, arguments.images))}")
+    try:
+        classes, _, _ = open_model()
+        table = Path(arguments.csv or os.devnull).open(  # noqa: SIM115
+            "w", encoding="utf-8", errors="surrogateescape", newline=""
+        )
+    except ImportError as error:
+        parser.error(f"{error.name} is missing: pip install {error.name}")
+    except OSError as error:
+        parser.error(printable(error))
+    skipped = 0
+    with table:
+        writer = csv.writer(table)
+        writer.writerow(["path", "label", "probability"])
+        for path, result in classify(files):
+            if isinstance(result, Exception):
+                skipped += 1
+                print(printable(path), "skipped", printable(result), sep="\t", file=sys.stderr)
+                continue
+            best = int(result.argmax())
+            writer.writerow([path, classes[best], f"{result[best]:.6f}"])
+            print(printable(path), printable(classes[best]), f"{result[best]:.4f}", sep="\t")
+    if skipped:
+        print(f"{skipped} of {len(files)} files skipped", file=sys.stderr)
+    return int(skipped > 0)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        sys.exit(__doc__)
-    classes, _, _ = open_model()
-    for path in sys.argv[1:]:
-        try:
-            (probabilities,) = predict([path])
-        except Exception as error:  # Pillow raises any exception for broken files
-            print(printable(path), "skipped", printable(error), sep="\t", file=sys.stderr)
-            continue
-        best = int(probabilities.argmax())
-        print(printable(path), printable(classes[best]), f"{probabilities[best]:.4f}", sep="\t")
+    sys.exit(main())

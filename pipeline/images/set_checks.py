@@ -1,0 +1,90 @@
+"""Warn of image sets whose scores would mislead: classes that a split lacks, copies of images."""
+
+import difflib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+
+from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, ImageFolder
+from pipeline.text import counted, printable
+
+MAX_LISTED = 10  # classes or groups of duplicates in a warning
+SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
+
+log = logging.getLogger("pipeline")
+
+
+def warn_of_missing_classes(images: ImageFolder) -> None:
+    """Log the classes that a split folder lacks, and similar names that may be the same class."""
+    splits = {file.split for file in images.files} - {NO_SPLIT}
+    classes: dict[int, set[str]] = {
+        split: {images.classes[file.label] for file in images.files if file.split == split}
+        for split in splits
+    }
+    common = set(images.classes).intersection(*classes.values())
+    for split in sorted(splits):
+        lacking = sorted(set(images.classes) - classes[split])
+        if not lacking:
+            continue
+        hints = []
+        for name in lacking:
+            similar = difflib.get_close_matches(name, sorted(classes[split] - common), 1, 0.75)
+            hints += [f"{printable(similar[0])}/ is there: the same class?"] if similar else []
+        names = ", ".join(f"{printable(name)}/" for name in lacking[:MAX_LISTED])
+        names += ", …" if len(lacking) > MAX_LISTED else ""
+        log.warning(
+            "%s/ has no %s; %s",
+            SPLIT_NAMES[split],
+            names,
+            " ".join(hints[:MAX_LISTED])
+            or "add its images, or cross-validate with classify --cv, which ignores the folders",
+        )
+
+
+def warn_of_nested_classes(images: ImageFolder) -> None:
+    """Log if the folders look like image sets: no image is directly in one, all have other folders.
+
+    Images in folders below a class are usual, too, such as one folder per patient.
+    """
+    inner: dict[bytes, set[bytes]] = defaultdict(set)
+    for file in images.files:
+        name, *deeper = file.path.split(b"/")
+        if file.split != NO_SPLIT or len(deeper) < 2:
+            return
+        inner[name].add(deeper[0])
+    names = [name for folders in inner.values() for name in folders]
+    if len(names) == len(set(names)) and all(
+        1 < len(each) <= MAX_LISTED for each in inner.values()
+    ):
+        name, folders = next(iter(inner.items()))
+        log.warning(
+            "the classes contain only folders (%s: %s): if these are the classes, extract %s",
+            printable(name), printable(b", ".join(sorted(folders))),
+            printable(images.root / os.fsdecode(name)),
+        )  # fmt: skip
+
+
+def warn_of_duplicates(images: ImageFolder, digests: Mapping[bytes, bytes]) -> None:
+    """Log identical files with several labels or in several splits: they bias scores."""
+    by_digest = defaultdict(list)
+    of_split = defaultdict(set)
+    for file in images.files:
+        if file.path in digests:
+            by_digest[digests[file.path]].append(file)
+            of_split[file.split].add(digests[file.path])
+    for split in (VALIDATION, TEST):
+        if of_split[split] and of_split[split] <= of_split[TRAIN]:
+            same = "the same images as" if of_split[split] == of_split[TRAIN] else "only images of"
+            log.warning(
+                "%s/ contains %s train/: its scores measure memory, not classification",
+                SPLIT_NAMES[split], same,
+            )  # fmt: skip
+    for column in ("label", "split"):
+        groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
+        if groups:
+            paths = [" = ".join(printable(file.path) for file in group) for group in groups]
+            listed, rest = "; ".join(paths[:MAX_LISTED]), len(paths) - MAX_LISTED
+            more = f" and {rest:,} more" if rest > 0 else ""
+            count = counted(len(groups), "image has", "images have")
+            log.warning("%s several %ss: %s%s", count, column, listed, more)
