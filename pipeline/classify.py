@@ -43,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.check and arguments.save == "none":
         raise UsageError("--check needs saved heads; received --save none. Leave out one of them")
     caches = _find_caches(arguments.caches, arguments.cache_dir)
-    from pipeline.evaluation.compare import compare_heads
     from pipeline.evaluation.table import named_columns
+
+    named_columns(arguments.columns)  # a misspelt name raises before the work
+    from pipeline.evaluation.compare import compare_heads
     from pipeline.report.run_folder import check_writable, write_run
 
-    named_columns(arguments.columns)  # refuses unknown names before the work
     check_writable(arguments.out)
     comparison = compare_heads(caches, config)
     folder = write_run(

@@ -19,14 +19,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_options(parser, FinetuneConfig)
     arguments = parser.parse_args(argv)
+    from pipeline.evaluation.table import named_columns
     from pipeline.images.scan import scan_folder
 
     config = cli.config_from(arguments, FinetuneConfig, extract=extract_config(arguments))
     scan_folder(arguments.data)  # reports mistakes before TensorFlow is loaded
-    from pipeline.evaluation.table import named_columns
+    named_columns(arguments.columns)  # so does this
     from pipeline.finetuning.run import finetune
 
-    named_columns(arguments.columns)  # refuses unknown names before the work
     with (
         cli.ProgressBar("extracting", unit="row") as extract_progress,
         cli.StageProgressBar(unit="row") as train_progress,

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.models.bundle import Bundle
-
 if TYPE_CHECKING:
     from pipeline.evaluation.audit import Audit, AuditResult
+    from pipeline.models.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +220,7 @@ class Outcome:
     folds: int = 0
     history: Mapping[str, Sequence[float]] | None = None
     settings: tuple[Setting, ...] = ()
-    bundle: Bundle | None = None
+    bundle: "Bundle | None" = None
     not_saved: str = ""
 
     @property
