@@ -209,7 +209,7 @@ def _disagreement(chosen: Outcome, scored: Outcomes, balanced: bool) -> str:
     elif not _differs(chosen, balanced):
         return ""
     validation, test = _accuracy(chosen, balanced), _test_accuracy(chosen, balanced)
-    cure = "More images or --repeats" if chosen.folds else "More validation images or --cv"
+    cure = "More images or --repeats" if chosen.folds else "More validation images or classify --cv"
     return (
         f" Validation and test disagree: {name} gets {percent(validation)} % on validation, "
         f"{percent(test)} % on test. {cure} would settle it."

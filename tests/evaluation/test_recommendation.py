@@ -211,7 +211,7 @@ def test_the_sentence_says_where_another_head_is_better_on_test() -> None:
     other = draw_outcome("logistic", wrong=range(40), test_wrong=range(10), base="b", cache="b.h5")
     assert disagreement(chosen, other) == (
         "logistic on pooled b block5_pool gets 90.0 % on validation, 98.0 % on test. More "
-        "validation images or --cv would settle it."
+        "validation images or classify --cv would settle it."
     )
     assert disagreement(chosen, other, folds=5).endswith(
         "% on test. More images or --repeats would settle it."
@@ -224,8 +224,8 @@ def test_the_sentence_says_where_another_head_is_better_on_test() -> None:
 
 def test_the_sentence_says_where_test_contradicts_the_validation_accuracy() -> None:
     assert disagreement(draw_outcome("knn", wrong=range(4), test_wrong=range(60))) == (
-        "it gets 99.0 % on validation, 88.0 % on test. More validation images or --cv would settle "
-        "it."
+        "it gets 99.0 % on validation, 88.0 % on test. More validation images or classify --cv "
+        "would settle it."
     )
     assert disagreement(draw_outcome("knn", wrong=range(4), test_wrong=range(10))) == ""
     rare = {"cycle": 10, "validation_balanced_accuracy": 0.99, "balanced_accuracy": 0.7}
