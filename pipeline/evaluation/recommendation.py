@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -194,26 +195,29 @@ def _disagreement(chosen: Outcome, scored: Outcomes, balanced: bool) -> str:
     """Return sentences if test contradicts validation by more than chance explains, else nothing.
 
     It does if the chosen head's test accuracy is below the 95 % interval of another head on the
-    same images, or differs from its validation accuracy by more than `Z_95` standard errors.
+    same images, or differs from its validation accuracy.
     """
+    share = partial(_test_accuracy, balanced=balanced)
     better = [
         other
         for other in scored
-        if _test_accuracy(chosen, balanced) < _test_low(other, balanced)
+        if share(chosen) < wilson_interval(share(other) * len(other.test), len(other.test))[0]
         and _pair_images(chosen.test, other.test) is not None
     ]
-    name = "it"
+    validation, test = percent(_accuracy(chosen, balanced)), percent(share(chosen))
     if better:
-        chosen = max(better, key=lambda other: _test_accuracy(other, balanced))
-        name = f"{printable(chosen.result.head)} on {_features_text(chosen.result, scored)}"
-    elif not _differs(chosen, balanced):
+        other = max(better, key=share)
+        name = f"{printable(other.result.head)} on {_features_text(other.result, scored)}"
+        accuracies = (
+            f"{name} gets {percent(_accuracy(other, balanced))} % on validation and "
+            f"{percent(share(other))} % on test, the chosen head {validation} and {test} %"
+        )
+    elif _differs(chosen, balanced):
+        accuracies = f"it gets {validation} % on validation and {test} % on test"
+    else:
         return ""
-    validation, test = _accuracy(chosen, balanced), _test_accuracy(chosen, balanced)
     cure = "More images or --repeats" if chosen.folds else "More validation images or classify --cv"
-    return (
-        f" Validation and test disagree: {name} gets {percent(validation)} % on validation, "
-        f"{percent(test)} % on test. {cure} would settle it."
-    )
+    return f" Validation and test disagree: {accuracies}. {cure} would settle it."
 
 
 def _test_accuracy(outcome: Outcome, balanced: bool) -> float:
@@ -221,20 +225,15 @@ def _test_accuracy(outcome: Outcome, balanced: bool) -> float:
     return result.balanced_accuracy if balanced else result.test_accuracy
 
 
-def _test_low(outcome: Outcome, balanced: bool) -> float:
-    count = len(outcome.test)
-    return wilson_interval(_test_accuracy(outcome, balanced) * count, count)[0]
-
-
 def _differs(outcome: Outcome, balanced: bool) -> bool:
-    error = math.hypot(
-        *(
-            standard_error(part.correct * _image_weights(part, balanced))
-            for part in (outcome.validation, outcome.test)
-        )
+    """Return whether the 95 % interval of validation minus test excludes 0 (Newcombe 1998)."""
+    validation = _accuracy(outcome, balanced), len(outcome.validation)
+    (low, low_count), (high, high_count) = sorted(
+        [validation, (_test_accuracy(outcome, balanced), len(outcome.test))]
     )
-    gap = abs(_accuracy(outcome, balanced) - _test_accuracy(outcome, balanced))
-    return gap > Z_95 * error + ROUNDING
+    _, low_end = wilson_interval(low * low_count, low_count)
+    high_end, _ = wilson_interval(high * high_count, high_count)
+    return high - low > math.hypot(low_end - low, high - high_end)
 
 
 def _accuracy_text(outcome: Outcome, balanced: bool) -> str:

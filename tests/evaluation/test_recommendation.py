@@ -210,11 +210,11 @@ def test_the_sentence_says_where_another_head_is_better_on_test() -> None:
     chosen = draw_outcome("knn", wrong=range(20), test_wrong=range(40))
     other = draw_outcome("logistic", wrong=range(40), test_wrong=range(10), base="b", cache="b.h5")
     assert disagreement(chosen, other) == (
-        "logistic on pooled b block5_pool gets 90.0 % on validation, 98.0 % on test. More "
-        "validation images or classify --cv would settle it."
+        "logistic on pooled b block5_pool gets 90.0 % on validation and 98.0 % on test, the chosen "
+        "head 95.0 and 92.0 %. More validation images or classify --cv would settle it."
     )
     assert disagreement(chosen, other, folds=5).endswith(
-        "% on test. More images or --repeats would settle it."
+        "92.0 %. More images or --repeats would settle it."
     )
     near = draw_outcome("logistic", wrong=range(40), test_wrong=range(30), base="b", cache="b.h5")
     assert disagreement(chosen, near) == ""
@@ -224,13 +224,13 @@ def test_the_sentence_says_where_another_head_is_better_on_test() -> None:
 
 def test_the_sentence_says_where_test_contradicts_the_validation_accuracy() -> None:
     assert disagreement(draw_outcome("knn", wrong=range(4), test_wrong=range(60))) == (
-        "it gets 99.0 % on validation, 88.0 % on test. More validation images or classify --cv "
+        "it gets 99.0 % on validation and 88.0 % on test. More validation images or classify --cv "
         "would settle it."
     )
     assert disagreement(draw_outcome("knn", wrong=range(4), test_wrong=range(10))) == ""
     rare = {"cycle": 10, "validation_balanced_accuracy": 0.99, "balanced_accuracy": 0.7}
     fair = draw_outcome("knn", wrong=[0], test_wrong=range(0, 300, 10), **rare)
-    assert disagreement(fair, balanced=True).startswith("it gets 99.0 % on validation, 70.0 % on")
+    assert disagreement(fair, balanced=True).startswith("it gets 99.0 % on validation and 70.0")
     assert disagreement(fair) != ""
 
 
