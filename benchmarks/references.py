@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         smoothing=arguments.smooth,
         save=arguments.save,
     )
-    cli.print_comparison(comparison, folder, as_json=arguments.json)
+    cli.print_comparison(comparison, folder, as_json=arguments.json, columns=arguments.columns)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.check and arguments.save == "none":
         raise UsageError("--check needs saved heads; received --save none. Leave out one of them")
     caches = _find_caches(arguments.caches, arguments.cache_dir)
+    from pipeline.evaluation.table import named_columns
+
+    named_columns(arguments.columns)  # a misspelt name raises before the work
     from pipeline.evaluation.compare import compare_heads
     from pipeline.report.run_folder import check_writable, write_run
 
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         smoothing=arguments.smooth,
         save=arguments.save,
     )
-    cli.print_comparison(comparison, folder, as_json=arguments.json)
+    cli.print_comparison(comparison, folder, as_json=arguments.json, columns=arguments.columns)
     if arguments.check:
         _check_heads(comparison, folder, arguments)
 

@@ -50,6 +50,12 @@ class RunConfig(Config):
         help="factor of the curves' moving average, 0 for none",
         group="results",
     )
+    columns: str = option(
+        "",
+        metavar="LIST",
+        help="comma list of the table's columns, such as head,test,log-loss (default: all)",
+        group="results",
+    )
     json: bool = option(False, help="print results.json instead of a table", group="results")
 
 
@@ -161,22 +167,32 @@ def run(
         sys.exit(StorageError.exit_code)
 
 
-def print_comparison(comparison: "Comparison", folder: Path, *, as_json: bool) -> None:
-    """Print a run's table, recommendation and folder, or its results.json."""
+def print_comparison(
+    comparison: "Comparison", folder: Path, *, as_json: bool, columns: str = ""
+) -> None:
+    """Print a run's table, recommendation and folder, or its results.json.
+
+    ``columns`` as for `named_columns`; empty for all, or those that fit a terminal.
+    """
     if as_json:
         print_json(json.loads((folder / "results.json").read_text("utf-8")))
         return
-    from pipeline.evaluation.table import plain_table, rich_table
+    from pipeline.evaluation import table
 
+    results = comparison.results
+    shown = table.named_columns(columns) or table.columns_of(results)
     for notice in comparison.notices:
         print(f"note: {notice}")
     if sys.stdout.isatty():
         from rich.console import Console
 
         console = Console()
-        console.print(rich_table(comparison.results, width=console.width))
+        console.print(table.rich_table(results, shown, width=console.width))
+        shown = table.fit_columns(shown, results, console.width)
     else:
-        print(plain_table(comparison.results))
+        print(table.plain_table(results, shown))
+    for line in table.legend(shown, results, recommends=comparison.recommends):
+        print(line)
     print(f"\n{comparison.recommendation}")
     if comparison.findings is not None and comparison.findings.learning_curve is not None:
         print(f"{comparison.findings.learning_curve.sentence}.")

@@ -19,10 +19,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_options(parser, FinetuneConfig)
     arguments = parser.parse_args(argv)
+    from pipeline.evaluation.table import named_columns
     from pipeline.images.scan import scan_folder
 
     config = cli.config_from(arguments, FinetuneConfig, extract=extract_config(arguments))
     scan_folder(arguments.data)  # reports mistakes before TensorFlow is loaded
+    named_columns(arguments.columns)  # so does this
     from pipeline.finetuning.run import finetune
 
     with (
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             extract_progress=extract_progress,
             train_progress=train_progress,
         )
-    cli.print_comparison(comparison, folder, as_json=arguments.json)
+    cli.print_comparison(comparison, folder, as_json=arguments.json, columns=arguments.columns)
 
 
 def extract_config(arguments: argparse.Namespace) -> ExtractConfig:

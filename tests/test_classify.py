@@ -32,7 +32,7 @@ def test_newest_cache_is_used_and_its_run_is_written(cache: Path) -> None:
     finished = run_command("classify", "--heads", "logistic,majority")
     assert "using the newest cache: cache/synthetic.h5" in finished.stderr
     lines = [line for line in finished.stdout.splitlines() if not line.startswith("note: ")]
-    assert lines[0].split()[:2] == ["head", "input"]
+    assert lines[0].split()[:2] == ["head", "test"]
     assert {line.split()[0] for line in lines[2:4]} == {"logistic", "majority"}
     folder = Path(lines[-1].removeprefix("written to "))
     written = {path.name for path in folder.iterdir()}
@@ -48,6 +48,22 @@ def test_newest_cache_is_used_and_its_run_is_written(cache: Path) -> None:
     }
     models = sorted(path.name for path in (folder / "models").iterdir())
     assert models == ["logistic.skops", "majority.skops"]
+
+
+def test_columns_are_chosen_and_explained(cache: Path) -> None:
+    finished = run_command(
+        "classify", cache, "--heads", "logistic", "--columns", "verdict,log-loss", "--no-audit"
+    )
+    header, _, row, legend, *_ = finished.stdout.splitlines()
+    assert header.split() == ["verdict", "log", "loss"]
+    assert row.split()[:2] == ["best", "*"]
+    assert legend.startswith("*: recommended")
+
+
+def test_an_unknown_column_is_refused_before_the_work(cache: Path) -> None:
+    finished = run_command("classify", cache, "--columns", "head,accuracy", check=2)
+    assert "--columns has no accuracy; choose from head, test, " in finished.stderr
+    assert not Path("results").exists()
 
 
 def test_dense_head_logs_each_epoch_and_draws_curves(cache: Path) -> None:

@@ -10,6 +10,7 @@ from pipeline.evaluation.groups import Rows
 from pipeline.evaluation.metrics import Labels, log_loss_of
 from pipeline.evaluation.probe import Floats, fit_components, fit_probe
 from pipeline.evaluation.splits import TEST, TRAIN, VALIDATION
+from pipeline.text import counted
 
 DRAWS = 5
 IMAGES_PER_CLASS = 10  # on average, in the smallest training set
@@ -103,12 +104,14 @@ def conclude(
     low, high = (round(100 * float(each.mean()), 1) for each in (before, after))
     points = round(abs(high - low), 1)
     change = f"{'rose' if high > low else 'fell'} by {points} points" if points else "stayed"
+    levels = f"{low} to {high} %" if points else f"{high} %"
     result = (
-        f"From {half:,} to {whole:,} training images accuracy {change} "
-        f"({low} to {high} %; draws spread ±{100 * spread:.1f})"
+        f"From {half:,} to {whole:,} training images the accuracy of a logistic regression on "
+        f"{counted(len(gains), 'test image')} {change} ({levels}; draws spread "
+        f"±{100 * spread:.1f})"
     )
     if after.all():
-        return f"{result}: all test images are right, so a gain cannot show"
+        return f"{result}: all of these are right, so a gain cannot show"
     if gain > 2 * noise and points >= 1:
         return f"{result}: more images would help"
     if gain > noise and points > 0:

@@ -68,10 +68,15 @@ def roc_auc_of(labels: Labels, scores: Scores) -> float:
     return float(np.mean(above[pairs > 0] / pairs[pairs > 0])) if pairs.any() else math.nan
 
 
-def log_loss_of(labels: Labels, probabilities: Scores) -> float:
-    """Return the mean -ln(probability of the true class), in nats; 0 counts as machine epsilon."""
+def log_losses(labels: Labels, probabilities: Scores) -> Scores:
+    """Return -ln(probability of the true class) (N,), in nats; 0 counts as machine epsilon."""
     true = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean()) + 0.0  # never -0
+    return np.asarray(-np.log(np.maximum(true, np.finfo(np.float64).eps)))
+
+
+def log_loss_of(labels: Labels, probabilities: Scores) -> float:
+    """Return the mean of `log_losses`."""
+    return float(log_losses(labels, probabilities).mean()) + 0.0  # never -0
 
 
 def brier_of(labels: Labels, probabilities: Scores) -> float:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.models.bundle import Bundle
-
 if TYPE_CHECKING:
     from pipeline.evaluation.audit import Audit, AuditResult
+    from pipeline.models.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +220,17 @@ class Outcome:
     folds: int = 0
     history: Mapping[str, Sequence[float]] | None = None
     settings: tuple[Setting, ...] = ()
-    bundle: Bundle | None = None
+    bundle: "Bundle | None" = None
     not_saved: str = ""
+
+    @property
+    def excerpt(self) -> str:
+        """Which fits ``test`` is of, ``the first of 3 seeds``; empty if of all."""
+        passes = self.result.fits // max(self.folds, 1)
+        return f"the first of {passes} {'repeats' if self.folds else 'seeds'}" if passes > 1 else ""
+
+
+NO_RECOMMENDATION = "No head can be recommended"  # such a sentence starts with this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +267,13 @@ class Comparison:
         return tuple(outcome.result for outcome in self.outcomes)
 
     @property
+    def recommends(self) -> bool:
+        """Whether the head that is chosen on validation is recommended."""
+        return not self.recommendation.startswith(NO_RECOMMENDATION)
+
+    @property
     def shown(self) -> Outcome:
-        """The recommended outcome."""
+        """The outcome that is chosen on validation."""
         return next(outcome for outcome in self.outcomes if outcome.result.recommended)
 
     def document(self) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """The results table as text: for a terminal, a pipe and Markdown."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from pipeline.errors import UsageError
 from pipeline.evaluation.result import Result
 from pipeline.text import printable
 
@@ -13,16 +16,28 @@ if TYPE_CHECKING:
 
 GAP = 2  # spaces between two columns
 MAX_PARAMS, MAX_STATUS = 28, 40  # characters; results.csv has the full text
+NOTHING = "–"  # a number that does not apply
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table; a narrow terminal omits the least important ones."""
+    """A column of the table: text, or a number, whose text is empty if it does not apply.
+
+    By default the table has the columns with text in any row that ``is_shown`` accepts.
+    """
 
     title: str
-    cell: Callable[[Result], str]
-    importance: int
+    text: Callable[[Result], str]
     is_text: bool = False
+    is_shown: Callable[[Result], bool] = lambda result: True
+
+    def cell(self, result: Result) -> str:
+        return self.text(result) or ("" if self.is_text else NOTHING)
+
+
+def _column_name(title: str) -> str:
+    """Return the name for ``--columns``: ``test % (95 %)`` -> ``test``."""
+    return re.sub(r" (%|s$|\().*", "", title.strip()).lower().replace(" ", "-").replace("_", "-")
 
 
 def percent(share: float) -> str:
@@ -60,45 +75,55 @@ def _test(result: Result) -> str:
     return f"{percent(result.test_accuracy)}{spread} ({interval})"
 
 
-def _balanced(result: Result) -> str:
-    """Return the balanced accuracy, empty where it equals the accuracy."""
-    balanced = percent(result.balanced_accuracy)
-    return "" if balanced == percent(result.test_accuracy) else balanced
-
-
 def _verdict(result: Result) -> str:
     return f"{result.verdict} *" if result.recommended else result.verdict
 
 
+def _is_imbalanced(result: Result) -> bool:
+    return percent(result.balanced_accuracy) != percent(result.test_accuracy)
+
+
 # shown only where they distinguish rows, in this order
 IDENTITY = (
-    Column("base", lambda result: printable(result.base), 9, is_text=True),
-    Column("layer", lambda result: printable(result.layer), 9, is_text=True),
-    Column("size", lambda result: str(result.image_size), 9),
-    Column("fingerprint", lambda result: result.fingerprint, 9, is_text=True),
-    Column("cache", lambda result: result.cache, 9, is_text=True),
-    Column("views", lambda result: str(result.views), 9),
+    Column("base", lambda result: printable(result.base), is_text=True),
+    Column("layer", lambda result: printable(result.layer), is_text=True),
+    Column("size", lambda result: str(result.image_size)),
+    Column("fingerprint", lambda result: result.fingerprint, is_text=True),
+    Column("cache", lambda result: result.cache, is_text=True),
+    Column("views", lambda result: str(result.views)),
 )
+# the most important first: a narrow terminal omits the last
 COLUMNS = (
-    Column("head", lambda result: printable(result.head), 10, is_text=True),
-    Column("input", lambda result: result.input, 6, is_text=True),
-    Column("params", lambda result: _cut(result.params, MAX_PARAMS), 5, is_text=True),
-    Column("train %", lambda result: percent(result.train_accuracy), 4),
-    Column("val %", lambda result: percent(result.validation_accuracy), 8),
-    Column("verdict", _verdict, 9, is_text=True),
-    Column("test % (95 %)", _test, 10),
-    Column("p (Holm)", lambda result: _probability(result.p_holm), 3),
-    Column("balanced %", _balanced, 7),
-    Column("F1 %", lambda result: percent(result.macro_f1), 2),
-    Column("AUC", lambda result: _decimals(result.roc_auc), 3),
-    Column("log loss", lambda result: _decimals(result.log_loss), 3),
-    Column("Brier", lambda result: _decimals(result.brier), 1),
-    Column("ECE %", lambda result: percent(result.ece), 2),
-    Column("top-5 %", lambda result: percent(result.top5_accuracy), 7),
-    Column("fit s", lambda result: _significant(result.fit_seconds), 4),
-    Column("ms/image", lambda result: _significant(result.predict_ms), 1),
-    Column("parameters", lambda result: f"{result.parameters:,}" if result.fits else "", 1),
+    Column("head", lambda result: printable(result.head), is_text=True),
+    Column("test % (95 %)", _test),
+    Column("verdict", _verdict, is_text=True),
+    Column("val %", lambda result: percent(result.validation_accuracy)),
+    Column("balanced %", lambda result: percent(result.balanced_accuracy), is_shown=_is_imbalanced),
+    Column("top-5 %", lambda result: percent(result.top5_accuracy)),
+    Column("input", lambda result: result.input, is_text=True),
+    Column("log loss", lambda result: _decimals(result.log_loss)),
+    Column("p (Holm)", lambda result: _probability(result.p_holm)),
+    Column("train %", lambda result: percent(result.train_accuracy)),
+    Column("parameters", lambda result: f"{result.parameters:,}" if result.fits else ""),
+    Column("params", lambda result: _cut(result.params, MAX_PARAMS), is_text=True),
+    Column("fit s", lambda result: _significant(result.fit_seconds)),
+    Column("ECE %", lambda result: percent(result.ece)),
+    Column("AUC", lambda result: _decimals(result.roc_auc)),
+    Column("F1 %", lambda result: percent(result.macro_f1)),
+    Column("Brier", lambda result: _decimals(result.brier)),
+    Column("ms/image", lambda result: _significant(result.predict_ms)),
 )
+
+
+def named_columns(names: str) -> list[Column]:
+    """Return the columns of a comma list, ``head,test,log-loss``; UsageError for unknown names."""
+    known = {_column_name(column.title): column for column in (*COLUMNS, *IDENTITY)}
+    wanted = [_column_name(name) for name in names.split(",") if name.strip()]
+    if unknown := [name for name in wanted if name not in known]:
+        raise UsageError(
+            f"--columns has no {printable(unknown[0])}; choose from {', '.join(known)}"
+        )
+    return [known[name] for name in dict.fromkeys(wanted)]
 
 
 def columns_of(results: Sequence[Result]) -> list[Column]:
@@ -110,7 +135,25 @@ def columns_of(results: Sequence[Result]) -> list[Column]:
         kinds_with = len({tuple(each.cell(result) for each in columns) for result in results})
         if kinds_with > kinds:
             identity, kinds = columns, kinds_with
-    return identity + [column for column in COLUMNS if any(map(column.cell, results))]
+    return identity + [
+        column
+        for column in COLUMNS
+        if any(column.text(result) and column.is_shown(result) for result in results)
+    ]
+
+
+def legend(columns: Sequence[Column], results: Sequence[Result], *, recommends: bool) -> list[str]:
+    """Return a line for each of these columns that needs one; ``recommends``: what * means."""
+    star = "recommended" if recommends else "chosen on validation, but not recommended"
+    spread = any(not math.isnan(result.test_spread) for result in results)
+    fits = "; ±: standard deviation over fits" if spread else ""
+    lines = {
+        "verdict": f"*: {star}; ≈ best: at most a standard error below the best on validation",
+        "test": f"(95 %): 95 % interval of the accuracy on test{fits}",
+        "p": "p: McNemar test against the best on test; above 0.05 the difference may be chance",
+    }
+    names = [_column_name(column.title) for column in columns]
+    return [lines[name] for name in names if name in lines]
 
 
 def explain_views(results: Sequence[Result]) -> str:
@@ -134,18 +177,16 @@ def _width(column: Column, results: Sequence[Result]) -> int:
     return max(len(column.title), *(len(column.cell(result)) for result in results))
 
 
-def fit_columns(results: Sequence[Result], width: int) -> list[Column]:
-    """Return the columns that fit a terminal of that width, without the least important."""
-    columns = columns_of(results)
-    widths = {column.title: _width(column, results) for column in columns}
-    while len(columns) > 1 and sum(widths[each.title] + GAP for each in columns) - GAP > width:
-        columns.remove(min(reversed(columns), key=lambda column: column.importance))
-    return columns
+def fit_columns(columns: Sequence[Column], results: Sequence[Result], width: int) -> list[Column]:
+    """Return the columns that fit a terminal of that width, without the last."""
+    ends = accumulate(_width(column, results) + GAP for column in columns)
+    fitting = [each for each, end in zip(columns, ends, strict=True) if end - GAP <= width]
+    return fitting or [*columns[:1]]
 
 
-def plain_table(results: Sequence[Result]) -> str:
-    """Return all columns as aligned text, for a pipe or a file."""
-    columns = columns_of(results)
+def plain_table(results: Sequence[Result], columns: Sequence[Column] = ()) -> str:
+    """Return these or all columns as aligned text, for a pipe or a file."""
+    columns = columns or columns_of(results)
     widths = [_width(column, results) for column in columns]
     lines = [[column.title for column in columns], ["-" * width for width in widths]]
     lines += [[column.cell(result) for column in columns] for result in results]
@@ -169,22 +210,23 @@ def markdown_table(results: Sequence[Result]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def rich_table(results: Sequence[Result], *, width: int) -> "Table":
+def rich_table(results: Sequence[Result], columns: Sequence[Column], *, width: int) -> "Table":
     """Return the columns that fit a terminal of that width, the recommended row in bold."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = fit_columns(results, width)
-    missing = [column.title for column in columns_of(results) if column not in columns]
+    fitting = fit_columns(columns, results, width)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
-    if missing:
-        table.caption = f"terminal too narrow for {', '.join(missing)}; see results.csv"
+    if missing := [column.title for column in columns[len(fitting) :]]:
+        table.caption = (
+            f"terminal too narrow for {', '.join(missing)}; see results.csv, or choose --columns"
+        )
         table.caption_justify = "left"
-    for column in columns:
+    for column in fitting:
         justify = "left" if column.is_text else "right"
         table.add_column(column.title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for result in results:
         style = "bold green" if result.recommended else ""
-        table.add_row(*(Text(column.cell(result), style=style) for column in columns))
+        table.add_row(*(Text(column.cell(result), style=style) for column in fitting))
     return table

@@ -12,6 +12,7 @@ MIN_EPOCHS = 5  # fewer show no trend
 MIN_SHARE = 0.05  # of the fall of validation loss so far; smaller changes are ignored
 MIN_CHANGE = 0.005  # nats; smaller changes are ignored
 MIN_DROP = 0.005  # of accuracy, half a point; smaller drops are ignored
+MIN_GAP = 0.02  # between training and validation accuracy; smaller gaps are no overfitting
 
 History = Mapping[str, Sequence[float]]
 
@@ -30,12 +31,17 @@ def describe_curves(history: History) -> str:
     if not all(math.isfinite(value) for measure in MEASURES for value in history[measure]):
         return "The training diverged: some losses are not finite. A lower learning rate may help."
     count = len(history["val_loss"])
-    if count < MIN_EPOCHS:
-        return "Too few epochs to distinguish overfitting from noise."
-    loss, accuracy, train_loss = (
+    loss, accuracy, train_loss, train_accuracy = (
         _centred_average(history[name], count // 20)
-        for name in ("val_loss", "val_accuracy", "loss")
+        for name in ("val_loss", "val_accuracy", "loss", "accuracy")
     )
+    overfits = (
+        f"The head overfits: at the end training accuracy is {100 * train_accuracy[-1]:.1f} %, "
+        f"validation accuracy {100 * accuracy[-1]:.1f} %."
+    )
+    has_gap = train_accuracy[-1] - accuracy[-1] > MIN_GAP
+    if count < MIN_EPOCHS:
+        return f"Too few epochs to show a trend.{' ' + overfits if has_gap else ''}"
     best, last = int(loss.argmin()), count - 1
     fall = loss[: best + 1].max() - loss[best]
     # Two epochs differ by less than this by chance: twice the median of the second differences,
@@ -61,13 +67,14 @@ def describe_curves(history: History) -> str:
     if loss[before] - loss[last] > min_fall:
         return (
             f"Validation loss still falls at the end, from {loss[before]:.3f} at epoch "
-            f"{before + 1} to {loss[last]:.3f} at epoch {count}: no overfitting yet; more epochs "
-            f"would probably help."
+            f"{before + 1} to {loss[last]:.3f} at epoch {count}: more epochs would probably help. "
+            f"{overfits if has_gap else 'There is no overfitting yet.'}"
         )
     level = int(np.flatnonzero(loss <= loss[best] + min_fall)[0])
     return (
-        f"Validation loss is level at {loss[last]:.3f} from about epoch {level + 1} on: no "
-        f"significant overfitting, and little gain from more epochs."
+        f"Validation loss is level at {loss[last]:.3f} from about epoch {level + 1} on: more "
+        f"epochs would hardly help. "
+        f"{overfits if has_gap else 'There is no significant overfitting.'}"
     )
 
 

@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.audit import AuditResult
-from pipeline.evaluation.metrics import log_loss_of, reliability_bins
-from pipeline.evaluation.result import Comparison, HeadPredictions, Outcome, Result
+from pipeline.evaluation.metrics import (
+    expected_calibration_error,
+    log_loss_of,
+    reliability_bins,
+)
+from pipeline.evaluation.result import Comparison, Outcome, Result
 from pipeline.evaluation.table import percent
 from pipeline.heads.calibration import apply_temperature
 from pipeline.report.curves import MEASURES, describe_curves
@@ -54,8 +58,9 @@ def curves(comparison: Comparison, smoothing: float) -> dict[str, Any] | None:
     }
 
 
-def roc(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
+def roc(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any] | None:
     """Plot ROC and precision-recall curves, each class against the rest."""
+    test = outcome.test
     labels = [1] if len(classes) == 2 else range(len(classes))
     by_class = [each for label in labels if (each := class_curves(test, label)) is not None]
     if not by_class:
@@ -76,6 +81,7 @@ def roc(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
     return {
         "class_count": len(classes),
         "positive": classes[1],
+        "fits": outcome.result.fits,
         "worst": len(shown) if len(shown) < len(by_class) else 0,
         "roc": inline_svg(
             lambda axes: draw_lines(axes, roc_lines, titles=ROC_TITLES, diagonal="chance"),
@@ -89,7 +95,10 @@ def roc(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any] | None:
 
 
 def reliability(outcome: Outcome) -> dict[str, Any] | None:
-    """Plot accuracy by confidence, also after temperature scaling; None without probabilities."""
+    """Plot accuracy by confidence, also after temperature scaling; None without probabilities.
+
+    A temperature that does not improve calibration on validation and test is not offered.
+    """
     result, test = outcome.result, outcome.test
     if math.isnan(result.ece):
         return None
@@ -108,6 +117,11 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
             "All validation images are classified correctly, so they cannot show whether the head "
             "is overconfident."
         )
+    elif not _temperature_helps(outcome):
+        text += (
+            "A temperature, fitted on validation, is not offered: it does not lower the log loss, "
+            "or raises the calibration error, on validation or test."
+        )
     else:
         name = "each fit with its temperature"
         if result.fits == 1:
@@ -115,7 +129,7 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
             scaled = apply_temperature(test.scores, result.temperature, has_probabilities=True)
             bins[name] = reliability_bins(test.labels, scaled)
         figures.append((name, result.calibrated_ece, result.calibrated_log_loss))
-        text += _describe_temperature(result, outcome.validation)
+        text += _describe_temperature(result)
     drawing = inline_svg(
         lambda axes: draw_reliability(axes, bins),
         label=f"Reliability. Share classified correctly by predicted probability. {text}",
@@ -123,38 +137,43 @@ def reliability(outcome: Outcome) -> dict[str, Any] | None:
     return {"text": text, "drawing": drawing, "figures": figures}
 
 
-def _describe_temperature(result: Result, validation: HeadPredictions) -> str:
-    """Describe temperature scaling on validation, where it is fitted, and on test."""
-    temperature = f"a temperature of {result.temperature:.2f}"
-    scaled = apply_temperature(validation.scores, result.temperature, has_probabilities=True)
-    before, after = (log_loss_of(validation.labels, each) for each in (validation.scores, scaled))
-    gain = before - after
+def _temperature_helps(outcome: Outcome) -> bool:
+    """Return whether it lowers the log loss and does not raise the error, on validation and test.
+
+    Several fits have several temperatures: only test, where the metrics are means, counts.
+    """
+    result, labels, scores = outcome.result, outcome.validation.labels, outcome.validation.scores
+    gains = [result.log_loss - result.calibrated_log_loss]
+    rises = [result.calibrated_ece - result.ece]
+    if result.fits == 1:
+        scaled = apply_temperature(scores, result.temperature, has_probabilities=True)
+        gains.append(log_loss_of(labels, scores) - log_loss_of(labels, scaled))
+        rises.append(
+            expected_calibration_error(labels, scaled) - expected_calibration_error(labels, scores)
+        )
+    return min(gains) >= MIN_GAIN and max(rises) <= 0
+
+
+def _describe_temperature(result: Result) -> str:
+    """Describe the gain of temperature scaling on test."""
     if result.fits > 1:  # the mean of over- and underconfident fits means nothing
         text = (
             f"Each of the {result.fits} fits has its own temperature, fitted on validation: with "
-            f"them "
-        )
-    elif gain < MIN_GAIN:
-        text = (
-            f"On validation {temperature} does not lower the log loss, so the head is neither "
-            f"clearly overconfident nor clearly underconfident: with it "
+            f"them"
         )
     else:
         verdict = "overconfident" if result.temperature > 1 else "underconfident"
-        text = f"On validation the head is {verdict}: with {temperature}, fitted there, "
-    uncalibrated, calibrated = f"{result.log_loss:.3f}", f"{result.calibrated_log_loss:.3f}"
-    if calibrated == uncalibrated:
-        change = f"stays at {calibrated}"
-    else:
-        verb = "falls" if result.calibrated_log_loss < result.log_loss else "rises"
-        change = f"{verb} from {uncalibrated} to {calibrated}"
+        text = (
+            f"On validation the head is {verdict}: with a temperature of {result.temperature:.2f}, "
+            f"fitted there,"
+        )
     return (
-        f"{text}the calibration error on test is {percent(result.calibrated_ece)} points, and the "
-        f"log loss {change}."
+        f"{text} the calibration error on test is {percent(result.calibrated_ece)} points, and the "
+        f"log loss falls from {result.log_loss:.3f} to {result.calibrated_log_loss:.3f}."
     )
 
 
-def learning(findings: AuditResult) -> dict[str, Any] | None:
+def learning(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | None:
     """Plot accuracy by number of training images."""
     curve = findings.learning_curve
     if curve is None:
@@ -164,4 +183,9 @@ def learning(findings: AuditResult) -> dict[str, Any] | None:
         lambda axes: draw_learning_curve(axes, curve),
         label=f"Accuracy by number of training images. {sentence}",
     )
-    return {"sentence": sentence, "drawing": drawing, "head": curve.head}
+    return {
+        "sentence": sentence,
+        "drawing": drawing,
+        "head": curve.head,
+        "of_fold": bool(comparison.shown.folds),
+    }

@@ -18,6 +18,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from sklearn.metrics import confusion_matrix
 
@@ -25,6 +26,7 @@ from pipeline.evaluation.learning_curve import LearningCurve
 from pipeline.evaluation.metrics import Reliability
 from pipeline.evaluation.result import Outcome
 from pipeline.report.curves import History, smooth
+from pipeline.report.fonts import fonts_for, warn_of_boxes
 from pipeline.report.markup import head_name, name_text
 
 DOTS_PER_INCH = 120  # of PNG files
@@ -82,12 +84,13 @@ def write_curves(outcome: Outcome, path: Path, *, smoothing: float) -> None:
     """Write a PNG file of loss and accuracy by epoch: dots, and their moving averages."""
     history = outcome.history or {}
     average = f", lines are moving averages (factor {smoothing:g})" if smoothing else ""
-    with rc_context(RC):
+    title = f"{head_name(outcome.result)}: dots are epochs{average}"
+    with rc_context(RC | _font_settings(title, path)):
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             draw_epochs(axes, history, measure, smoothing)
             axes.set_title(measure.capitalize())
-        _save(figure, path, title=f"{head_name(outcome.result)}: dots are epochs{average}")
+        _save(figure, path, title=title)
 
 
 def write_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> None:
@@ -97,10 +100,23 @@ def write_confusion(outcome: Outcome, classes: Sequence[str], path: Path) -> Non
     )
     correct, total = int(np.trace(counts)), int(counts.sum())
     share = f"{100 * correct / total:.1f} % of {total:,} test images correct"
-    with rc_context(RC):
+    share += f" ({outcome.excerpt})" if outcome.excerpt else ""
+    title = f"{head_name(outcome.result)}\n{share}"
+    names = map(short_name, classes if len(classes) <= MAX_NAMED_CLASSES else ())
+    with rc_context(RC | _font_settings("".join([title, *names]), path)):
         figure = Figure(figsize=confusion_size(len(classes)), layout="constrained")
         draw_matrix(figure.subplots(), counts, classes)
-        _save(figure, path, title=f"{head_name(outcome.result)}\n{share}")
+        _save(figure, path, title=title)
+
+
+def _font_settings(text: str, path: Path) -> dict[str, list[str]]:
+    """Return the setting of fonts with the letters of a text; warn of letters without one."""
+    warn_of_boxes(text, path.name)
+    families = []
+    for font in fonts_for(text):
+        fontManager.addfont(font)
+        families.append(FontProperties(fname=font).get_name())
+    return {"font.family": families}
 
 
 def _save(figure: Figure, path: Path, *, title: str) -> None:
@@ -110,7 +126,7 @@ def _save(figure: Figure, path: Path, *, title: str) -> None:
 
 def _render(figure: Figure, file: Any, **options: Any) -> None:
     with warnings.catch_warnings():
-        # letters that the font lacks show as boxes; results.json contains the full name
+        # letters that no font has: `fonts_for` warns of them in PNG files; browsers have more fonts
         warnings.filterwarnings("ignore", message=".*[Gg]lyph", category=UserWarning)
         figure.savefig(file, **options)
 

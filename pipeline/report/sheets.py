@@ -4,6 +4,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -22,6 +23,7 @@ PICTURE = 200  # pixels
 MARGIN = 12
 LINE = 18  # pixels from one line of text to the next
 TEXT_SIZE = 13
+BASELINE = 13  # pixels below the top of a line, for every font
 MAX_CHARACTERS = 60  # characters of a line; no more fit
 
 MAX_VIEWS = 16  # per image; the sheet is 3,600 pixels wide
@@ -35,7 +37,7 @@ def write_contact_sheet(
 ) -> None:
     """Write a PNG file of images, read from their files, each with up to ten of its top classes.
 
-    Names are escaped; letters that the bundled font lacks show as boxes, unreadable images as grey
+    Names are escaped; letters that no installed font has show as boxes, unreadable images as grey
     squares.
     """
     register_heic()
@@ -46,8 +48,8 @@ def write_contact_sheet(
     header = 2 * MARGIN + LINE
     sheet = Image.new("RGB", (width, header + rows * cell_height), "white")
     canvas = ImageDraw.Draw(sheet)
-    canvas.font = ImageFont.load_default(TEXT_SIZE)  # bundled: the same on every system
     _write_line(canvas, (MARGIN, MARGIN), title, width - 2 * MARGIN)
+    names = ""
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
         left, upper = MARGIN + column * (PICTURE + MARGIN), header + row * cell_height
@@ -57,7 +59,9 @@ def write_contact_sheet(
         _write_line(canvas, (left, lower), name, PICTURE, colour="dimgray")
         for rank, (label, probability) in enumerate(prediction.top(top), start=1):
             _write_class(canvas, (left, lower + rank * LINE), label, probability)
-    _save(sheet, path)
+            names += label
+        names += name
+    _save(sheet, path, names)
 
 
 def write_view_sheet(
@@ -77,14 +81,13 @@ def write_view_sheet(
     step = max(side, MIN_STEP) + MARGIN
     count = f"first {shown} of {views} views" if shown < views else counted(views, "view")
     title = f"{count}: {augmentation}"
-    font = ImageFont.load_default(TEXT_SIZE)  # bundled: the same on every system
+    font = _font_of(title)
     width = max(2 * MARGIN + math.ceil(font.getlength(title)), MARGIN + (1 + shown) * step)
     header = 2 * (MARGIN + LINE)
     row_height = LINE + side + MARGIN
     sheet = Image.new("RGB", (width, header + len(rows) * row_height), "white")
     canvas = ImageDraw.Draw(sheet)
-    canvas.font = font
-    canvas.text((MARGIN, MARGIN), title, "black")
+    canvas.text((MARGIN, MARGIN), title, "black", font)
     for view in range(1 + shown):
         position = (MARGIN + view * step, MARGIN + LINE)
         heading = f"view {view}" if view else "original"
@@ -97,10 +100,14 @@ def write_view_sheet(
             picture = Image.fromarray(augmented)
             picture.thumbnail((side, side))
             sheet.paste(picture, (MARGIN + view * step, upper + LINE))
-    _save(sheet, path)
+    _save(sheet, path, "".join(os.fsdecode(name) for name, _, _ in rows))
 
 
-def _save(sheet: Image.Image, path: Path) -> None:
+def _save(sheet: Image.Image, path: Path, names: str) -> None:
+    if not names.isascii():
+        from pipeline.report.fonts import warn_of_boxes
+
+        warn_of_boxes(names, path.name)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     encoded = buffer.getvalue()
@@ -122,8 +129,8 @@ def _write_class(canvas: Canvas, position: tuple[int, int], label: str, probabil
     bar = (left, upper, left + round(probability * (PICTURE - 1)), upper + LINE - 3)
     canvas.rectangle(bar, fill="lightblue")
     number = f"{probability:.3f}"
-    number_width = round(canvas.textlength(number))
-    canvas.text((left + PICTURE - number_width - 2, upper), number, "black")
+    number_width = round(_font_of(number).getlength(number))
+    _write_line(canvas, (left + PICTURE - number_width - 2, upper), number, number_width + 1)
     _write_line(canvas, (left + 2, upper), label, PICTURE - number_width - 8)
 
 
@@ -132,7 +139,19 @@ def _write_line(
 ) -> None:
     """Write one line of escaped text, cut to a width in pixels."""
     text = printable(text)
-    shown = text[:MAX_CHARACTERS]
-    while canvas.textlength(shown + "…" * (shown != text)) > width and shown:
+    shown, font = text[:MAX_CHARACTERS], _font_of(text)
+    while font.getlength(shown + "…" * (shown != text)) > width and shown:
         shown = shown[:-1]
-    canvas.text(position, shown + "…" * (shown != text), colour)
+    left, upper = position
+    canvas.text((left, upper + BASELINE), shown + "…" * (shown != text), colour, font, anchor="ls")
+
+
+@cache
+def _font_of(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font that has the most letters of a text."""
+    if text.isascii():
+        return ImageFont.load_default(TEXT_SIZE)  # bundled: the same on every system
+    from pipeline.report.fonts import fonts_for, letters_of
+
+    best = max(fonts_for(text), key=lambda font: sum(letter in letters_of(font) for letter in text))
+    return ImageFont.truetype(best, TEXT_SIZE)

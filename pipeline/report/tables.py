@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from pipeline.evaluation.result import Comparison, HeadPredictions
+from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.table import IDENTITY, columns_of, explain_views
 from pipeline.report.markup import selection_metric
 from pipeline.report.plots import confusion_size, draw_matrix, inline_svg
@@ -17,20 +17,17 @@ MAX_IN_ORDER = 12  # classes in their order; of more, the worst come first
 MAX_CONFUSIONS = 12
 FIRST_CELL = ("head", "verdict")  # columns in the first cell of a row
 TEST = "test % (95 %)"
-NO_RECOMMENDATION = "No head can be recommended"  # the recommendation then starts with this
-COLUMN_ORDER = {TEST: -1, "params": 1, "ms/image": 2}  # a phone shows the first columns
 
 
 def heads(comparison: Comparison) -> dict[str, Any]:
     """Tabulate all heads."""
     results = comparison.results
     columns = [each for each in columns_of(results) if each.title not in FIRST_CELL]
-    has_recommendation = not comparison.recommendation.startswith(NO_RECOMMENDATION)
     return {
         "results": results,
-        "columns": sorted(columns, key=lambda each: COLUMN_ORDER.get(each.title, 0)),
+        "columns": sorted(columns, key=lambda each: each.title != TEST),  # a phone shows the first
         "test": TEST,
-        "badge": "recommended" if has_recommendation else "choice on validation",
+        "badge": "recommended" if comparison.recommends else "choice on validation",
         "has_spread": not all(math.isnan(result.test_spread) for result in results),
         "has_p_values": not all(math.isnan(result.p_holm) for result in results),
         "views": explain_views([result for result in results if not result.status]),
@@ -71,8 +68,9 @@ def _natural_key(text: str) -> list[tuple[str, int]]:
     return [(word, int(digits or 0)) for word, digits in re.findall(r"(\D*)(\d*)", text)]
 
 
-def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
+def confusion(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any]:
     """Plot the confusion matrix; tabulate precision, recall and F1 of each class."""
+    test = outcome.test
     labels = range(len(classes))
     counts = confusion_matrix(test.labels, test.predicted, labels=labels)
     drawing = inline_svg(
@@ -99,6 +97,7 @@ def confusion(test: HeadPredictions, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "right": int(test.correct.sum()),
         "count": len(test),
+        "excerpt": outcome.excerpt,
         "drawing": drawing,
         "by_class": by_class,
         "is_sorted": is_sorted,

@@ -34,7 +34,7 @@ def test_where_more_images_help_the_sentence_says_so() -> None:
     assert curve.accuracies.mean(axis=1)[-1] > curve.accuracies.mean(axis=1)[-2] + 0.01
     assert "rose by" in curve.sentence
     assert curve.sentence.endswith("more images would help")
-    assert curve.sentence.startswith("From 150 to 300 training images accuracy")
+    assert curve.sentence.startswith("From 150 to 300 training images the accuracy of a logistic ")
 
 
 def test_where_the_curve_is_flat_more_images_hardly_help() -> None:
@@ -47,8 +47,11 @@ def test_where_all_images_are_right_the_sentence_finds_no_gain() -> None:
     curve = learning_curve(*draw(200, apart=60), class_count=2)
     assert curve is not None
     assert (curve.accuracies == 1).all()
-    assert "stayed (100.0 to 100.0 %; draws spread ±0.0)" in curve.sentence
-    assert curve.sentence.endswith("all test images are right, so a gain cannot show")
+    assert (
+        "logistic regression on 400 test images stayed (100.0 %; draws spread ±0.0)"
+        in curve.sentence
+    )
+    assert curve.sentence.endswith("all of these are right, so a gain cannot show")
 
 
 @pytest.mark.parametrize("count", [2, 10, 39])

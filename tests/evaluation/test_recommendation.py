@@ -85,7 +85,7 @@ def ranked(*outcomes: Outcome, folds: int = 0) -> tuple[list[Result], str]:
     return [outcome.result for outcome in sorted_outcomes], sentence
 
 
-def test_of_heads_as_good_as_the_best_the_one_with_fewest_parameters_is_recommended() -> None:
+def test_of_heads_with_as_low_a_log_loss_the_one_with_fewest_parameters_is_recommended() -> None:
     results, sentence = ranked(
         draw_outcome("weak", wrong=range(90), parameters=2),
         draw_outcome("logistic", wrong=range(4, 16), parameters=513, params="C=1"),
@@ -100,8 +100,8 @@ def test_of_heads_as_good_as_the_best_the_one_with_fewest_parameters_is_recommen
     ]
     assert sentence == (
         "Use logistic (C=1) on pooled vgg16 block5_pool: 96.0 % of 500 test images right "
-        "(95 % interval 93.9–97.4); it is simpler than dense and knn, which are as good on "
-        "validation."
+        "(95 % interval 93.9–97.4); dense and knn are as good on validation, but it is the "
+        "simplest of those with probabilities as good."
     )
 
 
@@ -153,18 +153,85 @@ def test_of_equal_accuracies_the_lowest_log_loss_is_best_then_the_fewest_paramet
     assert order(sure, twin) == ["sure", "twin"]
 
 
-def test_of_equally_simple_heads_the_lowest_calibrated_log_loss_is_recommended() -> None:
-    blunt = draw_outcome("blunt", wrong=range(10))
-    fine = draw_outcome("fine", wrong=range(11), sure=0.52)  # a temperature makes it surer
-    scores = fine.validation.scores.copy()
-    scores[:11] = 0.495 + 0.01 * np.eye(2)[scores[:11].argmax(axis=1)]
-    fine = replace(fine, validation=replace(fine.validation, scores=scores))
-    results, sentence = ranked(blunt, fine)
-    assert [(each.verdict, each.recommended) for each in results] == [
-        ("best", False),
-        ("≈ best", True),
+def with_surest_mistake(outcome: Outcome, probability: float) -> Outcome:
+    """The same with this probability of the true class on the first image."""
+    scores = outcome.validation.scores.copy()
+    label = outcome.validation.labels[0]
+    scores[0] = 1 - probability
+    scores[0, label] = probability
+    return replace(outcome, validation=replace(outcome.validation, scores=scores))
+
+
+def test_of_heads_as_good_one_with_a_higher_log_loss_is_not_recommended() -> None:
+    lda = with_surest_mistake(draw_outcome("lda", wrong=range(1), sure=0.98), 1e-16)  # 36 nats
+    logistic = draw_outcome("logistic", wrong=range(2), sure=0.98)
+    knn = draw_outcome("knn", wrong=range(2), sure=0.7, parameters=5)
+    results, sentence = ranked(lda, logistic, knn)
+    assert [(each.head, each.verdict, each.recommended) for each in results] == [
+        ("lda", "best", False),
+        ("logistic", "≈ best", True),
+        ("knn", "≈ best", False),
     ]
-    assert sentence.endswith("; blunt is as good on validation and no simpler.")
+    assert "; lda and knn are as good on validation, but none has better probabilities there." in (
+        sentence
+    )
+
+
+def test_a_head_that_is_too_sure_is_not_recommended_even_if_always_right_on_validation() -> None:
+    lda = draw_outcome("lda", sure=1 - 1e-15)  # another mistake would cost it 35 nats
+    results, _ = ranked(lda, draw_outcome("logistic", sure=0.98))
+    assert [each.head for each in results if each.recommended] == ["logistic"]
+    results, _ = ranked(draw_outcome("unsure", sure=0.6), draw_outcome("logistic", sure=0.98))
+    assert [each.head for each in results if each.recommended] == ["logistic"]
+
+
+def test_of_heads_with_as_low_a_log_loss_one_with_native_probabilities_is_recommended() -> None:
+    svm = replace(draw_outcome("svm", wrong=range(10)), native_probabilities=False)
+    logistic = draw_outcome("logistic", wrong=range(11), parameters=200)
+    dense = draw_outcome("dense", wrong=range(11), parameters=300)
+    results, sentence = ranked(svm, logistic, dense)
+    assert [each.head for each in results if each.recommended] == ["logistic"]
+    assert sentence.endswith(
+        "; svm and dense are as good on validation, but it is the simplest of those with native "
+        "probabilities as good."
+    )
+    worse = draw_outcome("logistic", wrong=range(11), parameters=200, sure=0.6)
+    results, _ = ranked(svm, worse)
+    assert [each.head for each in results if each.recommended] == ["svm"]
+
+
+def disagreement(*outcomes: Outcome, folds: int = 0, balanced: bool = False) -> str:
+    folded = [replace(each, folds=folds) for each in outcomes]
+    _, sentence = rank_and_recommend(folded, balanced=balanced)
+    return sentence.partition(" Validation and test disagree: ")[2]
+
+
+def test_the_sentence_says_where_another_head_is_better_on_test() -> None:
+    chosen = draw_outcome("knn", wrong=range(20), test_wrong=range(40))
+    other = draw_outcome("logistic", wrong=range(40), test_wrong=range(10), base="b", cache="b.h5")
+    assert disagreement(chosen, other) == (
+        "logistic on pooled b block5_pool gets 90.0 % on validation and 98.0 % on test, the chosen "
+        "head 95.0 and 92.0 %. More validation images or classify --cv would settle it."
+    )
+    assert disagreement(chosen, other, folds=5).endswith(
+        "92.0 %. More images or --repeats would settle it."
+    )
+    near = draw_outcome("logistic", wrong=range(40), test_wrong=range(30), base="b", cache="b.h5")
+    assert disagreement(chosen, near) == ""
+    elsewhere = draw_outcome("svm", wrong=range(40), test_wrong=(), salt="b", cache="b.h5")
+    assert disagreement(chosen, elsewhere) == ""  # other images may be easier
+
+
+def test_the_sentence_says_where_test_contradicts_the_validation_accuracy() -> None:
+    assert disagreement(draw_outcome("knn", wrong=range(4), test_wrong=range(60))) == (
+        "it gets 99.0 % on validation and 88.0 % on test. More validation images or classify --cv "
+        "would settle it."
+    )
+    assert disagreement(draw_outcome("knn", wrong=range(4), test_wrong=range(10))) == ""
+    rare = {"cycle": 10, "validation_balanced_accuracy": 0.99, "balanced_accuracy": 0.7}
+    fair = draw_outcome("knn", wrong=[0], test_wrong=range(0, 300, 10), **rare)
+    assert disagreement(fair, balanced=True).startswith("it gets 99.0 % on validation and 70.0")
+    assert disagreement(fair) != ""
 
 
 def test_p_values_are_statsmodels_against_the_best_on_the_same_images() -> None:
@@ -269,17 +336,22 @@ def test_size_or_name_distinguishes_caches_of_one_base() -> None:
 
 
 def test_of_many_that_are_as_good_three_are_named() -> None:
-    _, sentence = ranked(*(draw_outcome(f"head{number}", parameters=number) for number in range(6)))
+    heads = [
+        draw_outcome(f"head{number}", wrong=range(9), parameters=number) for number in range(6)
+    ]
+    _, sentence = ranked(*heads)
     assert sentence.startswith("Use head0 on pooled vgg16 block5_pool: ")
     assert sentence.endswith(
-        "; it is simpler than head1, head2, head3 and 2 more, which are as good on validation."
+        "; head1, head2, head3 and 2 more are as good on validation, but none has better "
+        "probabilities there."
     )
 
 
 def test_the_sentence_of_a_single_head_and_of_a_clear_best() -> None:
-    _, sentence = ranked(draw_outcome("logistic"))
+    logistic = draw_outcome("logistic", wrong=range(9))
+    _, sentence = ranked(logistic)
     assert sentence.endswith("right (95 % interval 93.9–97.4).")
-    _, sentence = ranked(draw_outcome("logistic"), draw_outcome("weak", wrong=range(90)))
+    _, sentence = ranked(logistic, draw_outcome("weak", wrong=range(90)))
     assert sentence.endswith("(95 % interval 93.9–97.4); no other is as good on validation.")
 
 
@@ -318,7 +390,9 @@ def test_no_head_is_recommended_unless_significantly_better_than_guessing() -> N
     half = [image for image in range(TEST) if image % 4 < 2]  # half of each class
     wrong = [image for image in range(VALIDATION) if image % 4 < 2]
     results, sentence = ranked(
-        draw_outcome("majority", wrong=range(1, VALIDATION, 2), parameters=2),
+        draw_outcome(
+            "majority", wrong=range(1, VALIDATION, 2), test_wrong=range(1, TEST, 2), parameters=2
+        ),
         draw_outcome("logistic", wrong=wrong[1:], test_wrong=half[10:]),
     )
     assert sentence == (
@@ -343,7 +417,7 @@ def test_no_head_is_recommended_unless_significantly_better_than_guessing() -> N
 def test_guessing_predicts_the_most_frequent_class_of_validation(wrong: int, sure: bool) -> None:
     _, sentence = ranked(draw_outcome("logistic", cycle=5, test_wrong=range(wrong)))
     assert sentence.startswith("Use logistic" if sure else "No head can be recommended: ")
-    assert sure or sentence.endswith("the most frequent class (80.0 %).")
+    assert sure or "the most frequent class (80.0 %)." in sentence
 
 
 def test_heads_without_metrics_come_last_and_have_no_verdict() -> None:

@@ -1,13 +1,22 @@
 """The table shows the columns that fit, and names the others."""
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from pipeline.errors import UsageError
 from pipeline.evaluation.result import COLUMN_NAMES, Result
-from pipeline.evaluation.table import markdown_table, plain_table, rich_table
+from pipeline.evaluation.table import (
+    columns_of,
+    legend,
+    markdown_table,
+    named_columns,
+    plain_table,
+    rich_table,
+)
 
 NAN = float("nan")
 LOGISTIC = Result(
@@ -55,14 +64,14 @@ def test_a_row_has_none_instead_of_nan() -> None:
 
 def test_plain_text_is_aligned() -> None:
     assert plain_table([LOGISTIC, SVM]).splitlines() == [
-        "head        input   params  train %  val %     test % (95 %)  F1 %    AUC  log loss"
-        "  fit s  ms/image  parameters",
-        "----------  ------  ------  -------  -----  ----------------  ----  -----  --------"
-        "  -----  --------  ----------",
-        "logistic    pooled  C=0.1     100.0   97.0  97.5 (93.4–99.1)  97.5  0.998     0.071"
-        "   0.12    <0.001   2,097,665",
-        "linear_svm  pooled  C=0.1     100.0   90.0  97.5 (93.4–99.1)  97.5  0.998          "
-        "   0.12    <0.001   2,097,665",
+        "head           test % (95 %)  val %  input   log loss  train %  parameters  params  fit s"
+        "    AUC  F1 %  ms/image",
+        "----------  ----------------  -----  ------  --------  -------  ----------  ------  -----"
+        "  -----  ----  --------",
+        "logistic    97.5 (93.4–99.1)   97.0  pooled     0.071    100.0   2,097,665  C=0.1    0.12"
+        "  0.998  97.5    <0.001",
+        "linear_svm  97.5 (93.4–99.1)   90.0  pooled         –    100.0   2,097,665  C=0.1    0.12"
+        "  0.998  97.5    <0.001",
     ]
 
 
@@ -106,13 +115,49 @@ def test_a_row_shows_its_verdict_and_spread_or_why_it_is_empty() -> None:
     assert "≈ best" in second
     assert "<0.001" in second
     assert "90.0" in second
-    assert third.split() == ["svm_rbf", "pooled", "stopped", "after", "10", "s"]
+    assert third.split()[:7] == ["svm_rbf", "stopped", "after", "10", "s", "–", "–"]
+
+
+def test_numbers_that_equal_others_or_do_not_apply_are_no_blanks() -> None:
+    best = replace(LOGISTIC, p_holm=NAN)
+    near = replace(SVM, p_holm=0.4, balanced_accuracy=0.9)
+    columns = named_columns("balanced,p,log-loss")
+    assert plain_table([best, near], columns).splitlines()[2:] == [
+        "      97.5         –     0.071",
+        "      90.0     0.400         –",
+    ]
+    assert "balanced %" in plain_table([best, near])
+    assert "balanced %" not in plain_table([best])  # all equal the accuracy
+
+
+def test_named_columns_are_shown_in_their_order() -> None:
+    header = plain_table([LOGISTIC], named_columns("log loss, HEAD,log_loss,test,base"))
+    titles = re.split(r" {2,}", header.splitlines()[0].strip())
+    assert titles == ["log loss", "head", "test % (95 %)", "base"]
+    assert named_columns("") == []
+    with pytest.raises(UsageError, match="--columns has no speed; choose from head, test, verdict"):
+        named_columns("head,speed")
+
+
+def test_the_legend_explains_the_marks_of_the_columns_shown() -> None:
+    results = [replace(LOGISTIC, verdict="best", recommended=True, test_spread=0.01), SVM]
+    columns = columns_of(results)
+    (test, verdict) = legend(columns, results, recommends=True)  # there is no p-value
+    assert "95 % interval" in test
+    assert "±" in test
+    assert verdict.startswith("*: recommended; ≈ best:")
+    assert "not recommended" in "".join(legend(columns, results, recommends=False))
+    (test,) = legend(named_columns("head,test"), [SVM], recommends=True)
+    assert "±" not in test
+    (p,) = legend(named_columns("p"), results, recommends=True)
+    assert "McNemar" in p
 
 
 def rendered(width: int) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None)
-    console.print(rich_table([LOGISTIC, SVM], width=width))
+    results = [LOGISTIC, SVM]
+    console.print(rich_table(results, columns_of(results), width=width))
     return stream.getvalue()
 
 
@@ -124,7 +169,8 @@ def test_a_terminal_shows_whole_cells_and_names_missing_columns(width: int) -> N
     assert "97.5 (93.4–99.1)" in text
     assert "linear_svm" in text
     assert ("val %" in text) or width < 40
-    assert ("parameters" in text.splitlines()[0]) == (width >= 120)
+    assert ("log loss" in text.splitlines()[0]) == (width >= 60)
+    assert ("ms/image" in text.splitlines()[0]) == (width >= 120)
     assert ("results.csv" in " ".join(text.split())) == (width < 120)
 
 

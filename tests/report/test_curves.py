@@ -7,13 +7,12 @@ from pipeline.report.curves import describe_curves, smooth
 
 
 def history(
-    val_loss: list[float], val_accuracy: list[float] | None = None
+    val_loss: list[float], val_accuracy: list[float] | None = None, *, accuracy: float = 0.9
 ) -> dict[str, list[float]]:
     epochs = len(val_loss)
-    falling = (0.7 * 0.8 ** np.arange(epochs)).tolist()
     return {
-        "loss": falling,
-        "accuracy": [1 - value for value in falling],
+        "loss": (0.7 * 0.8 ** np.arange(epochs)).tolist(),
+        "accuracy": [accuracy] * epochs,
         "val_loss": val_loss,
         "val_accuracy": val_accuracy or [0.9] * epochs,
     }
@@ -46,6 +45,18 @@ def test_loss_that_still_falls_suggests_more_epochs() -> None:
     sentence = describe_curves(history((0.7 * 0.95 ** np.arange(20)).tolist()))
     assert "more epochs would probably help" in sentence
     assert "Overfitting" not in sentence
+
+
+@pytest.mark.parametrize(
+    "losses", [[0.6, 0.4, *[0.3] * 18], (0.7 * 0.95 ** np.arange(20)).tolist()]
+)
+def test_a_gap_between_training_and_validation_accuracy_is_overfitting(losses: list[float]) -> None:
+    sentence = describe_curves(history(losses, [0.856] * 20, accuracy=1.0))
+    assert "training accuracy is 100.0 %, validation accuracy 85.6 %" in sentence
+    assert "no " not in sentence
+    for accuracy in (0.87, 0.8):
+        small = describe_curves(history(losses, [0.856] * 20, accuracy=accuracy))
+        assert "There is no" in small
 
 
 def test_a_level_end_is_neither_overfitting_nor_progress() -> None:

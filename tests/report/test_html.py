@@ -293,6 +293,17 @@ def section(name: str, data: dict[str, Any] | None) -> str:
     return Page(render(f"{name}.html", data=data)).text
 
 
+def test_predictions_of_one_of_several_fits_are_labelled(comparison: Comparison) -> None:
+    repeated = with_results(comparison, fits=3)
+    assert "are classified correctly (the first of 3 seeds)." in read(repeated).text
+    assert "AUC in the table is the mean over 3 fits." in read(repeated).text
+
+
+def test_the_learning_curve_says_why_its_accuracy_differs(comparison: Comparison) -> None:
+    text = read(with_outcomes(comparison, folds=5)).text
+    assert "tested on the images of the first fold. It is no head of the table" in text
+
+
 def with_results(comparison: Comparison, **changes: Any) -> Comparison:
     """The same with other figures in every row."""
     outcomes = tuple(
@@ -315,18 +326,41 @@ def reliability_text(comparison: Comparison) -> str:
     return section("reliability", data)
 
 
+def with_validation(comparison: Comparison, *, wrong: int, confidence: float) -> Comparison:
+    """The same with this many of 6 validation images wrong, all with this confidence."""
+    validation = comparison.shown.validation
+    predicted = validation.labels.copy()
+    predicted[:wrong] ^= 1
+    scores = np.full_like(validation.scores, 1 - confidence)
+    scores[np.arange(len(scores)), predicted] = confidence
+    return with_outcomes(comparison, validation=replace(validation, scores=scores))
+
+
 def test_calibration_with_the_temperature_is_compared_on_test(comparison: Comparison) -> None:
+    overconfident = with_validation(comparison, wrong=3, confidence=0.9)
+
     def text(**changes: Any) -> str:
-        return reliability_text(with_results(comparison, **changes))
+        return reliability_text(with_results(overconfident, **changes))
 
     assert "with temperature 1.30" in text()
     assert "falls from 0.120 to 0.100" in text()
-    assert "rises from 0.120 to 0.200" in text(calibrated_log_loss=0.2)
-    assert "stays at 0.120" in text(calibrated_log_loss=0.12)
     assert "with temperature" not in text(calibrated_ece=math.nan)
     assert "are fitted on validation." not in text()
-    fitted = with_outcomes(comparison, native_probabilities=False)
+    fitted = with_outcomes(overconfident, native_probabilities=False)
     assert "are fitted on validation." in reliability_text(fitted)
+
+
+@pytest.mark.parametrize("fits", [1, 5])
+@pytest.mark.parametrize(
+    "worse", [{"calibrated_log_loss": 0.2}, {"calibrated_log_loss": 0.12}, {"calibrated_ece": 0.03}]
+)
+def test_a_temperature_that_does_not_improve_calibration_is_not_offered(
+    comparison: Comparison, fits: int, worse: dict[str, float]
+) -> None:
+    overconfident = with_validation(comparison, wrong=3, confidence=0.9)
+    text = reliability_text(with_results(overconfident, fits=fits, **worse))
+    assert "temperature, fitted on validation, is not offered" in text
+    assert text.count("0.120") == 1  # there is nothing to compare
 
 
 def test_the_mean_temperature_of_several_fits_is_not_interpreted(comparison: Comparison) -> None:
@@ -350,22 +384,17 @@ def test_temperature_is_not_interpreted_without_validation_errors(comparison: Co
 @pytest.mark.parametrize(
     ("wrong", "confidence", "temperature", "verdict"),
     [
-        (3, 0.9, 2.0, "is overconfident"),
-        (1, 0.6, 0.5, "is underconfident"),
-        (2, 2 / 3, 2.0, "is neither"),  # 4 of 6 are right: no temperature is better than 1
+        (3, 0.9, 2.0, "On validation the head is overconfident"),
+        (1, 0.6, 0.5, "On validation the head is underconfident"),
+        (2, 2 / 3, 2.0, "is not offered"),  # 4 of 6 are right: no temperature is better than 1
     ],
 )
 def test_a_head_is_overconfident_only_where_the_temperature_helps_on_validation(
     comparison: Comparison, wrong: int, confidence: float, temperature: float, verdict: str
 ) -> None:
-    validation = comparison.shown.validation
-    predicted = validation.labels.copy()
-    predicted[:wrong] ^= 1
-    scores = np.full_like(validation.scores, 1 - confidence)
-    scores[np.arange(len(scores)), predicted] = confidence
-    changed = with_outcomes(comparison, validation=replace(validation, scores=scores))
+    changed = with_validation(comparison, wrong=wrong, confidence=confidence)
     text = reliability_text(with_results(changed, temperature=temperature))
-    assert f"the head {verdict}" in text
+    assert verdict in text
 
 
 def test_the_selection_metric_is_named(comparison: Comparison, page: Page) -> None:
@@ -420,7 +449,7 @@ def test_joiners_of_persian_and_emoji_are_preserved() -> None:
 def test_important_columns_come_first(source: str) -> None:
     titles = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", source[: source.index("<tbody>")])
     assert titles[:2] == ["head", "test\u00a0% (95\u00a0%)"]
-    assert titles[-2:] == ["params", "ms/image"]
+    assert titles.index("log loss") < titles.index("parameters") < titles.index("F1\u00a0%")
 
 
 def duplicates_text(comparison: Comparison) -> str:

@@ -170,6 +170,21 @@ def test_table_fits_a_desktop_and_a_phone_shows_the_test_accuracy(
 
 
 @pytest.mark.slow
+def test_what_is_wider_than_the_window_says_so(browser: Any, tmp_path: Path) -> None:
+    write_report(synthetic_comparison(tmp_path / "set"), tmp_path / "report.html", command=None)
+    for size in (PHONE, DESKTOP):
+        show(browser, tmp_path / "report.html", size)
+        boxes = browser.execute_script(
+            "return [...document.querySelectorAll('.scroll')].map(box => [box.ariaLabel,"
+            "box.scrollWidth > box.clientWidth, box.querySelector('.hint').offsetHeight > 0])"
+        )
+        assert all(hint == wide for _, wide, hint in boxes)
+        wide = {label for label, is_wide, _ in boxes if is_wide}
+        assert wide >= {"All heads compared", "Map of the features"} or size == DESKTOP
+        assert not wide or size == PHONE
+
+
+@pytest.mark.slow
 def test_hostile_class_is_text_and_the_policy_blocks_scripts(browser: Any, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     write_report(

@@ -101,7 +101,8 @@ def test_any_class_name_is_drawn_without_warnings(
         warnings.simplefilter("error")
         write_confusion(synthetic_outcome(), [name, "dogs"], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 5000
-    assert capfd.readouterr().err == ""
+    err = capfd.readouterr().err
+    assert not err or err.startswith("confusion.png shows boxes instead of ")
 
 
 @pytest.mark.parametrize(("epochs", "smoothing"), [(1, 0.8), (30, 0.8), (30, 0.0)])
@@ -155,6 +156,21 @@ def test_colours_are_those_of_the_page_in_light() -> None:
     light = css[: css.index("@media")]
     for name, colour in COLOURS.items():
         assert f"--{name}: {colour};" in light
+
+
+def test_the_figure_says_which_of_several_fits_it_is_of(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    outcome = synthetic_outcome()
+    for folds, fits, text in (
+        (0, 1, "images correct"),
+        (5, 5, "images correct"),
+        (5, 15, "(the first of 3 repeats)"),
+        (0, 3, "(the first of 3 seeds)"),
+    ):
+        repeated = replace(outcome, folds=folds, result=replace(outcome.result, fits=fits))
+        write_confusion(repeated, ["a", "b"], tmp_path / "confusion.png")
+        assert figures[-1].get_suptitle().endswith(text)
 
 
 def test_rare_mistakes_are_coloured(figures: list[Figure], tmp_path: Path) -> None:
