@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.cache.checksums import InvalidChecksumsError, find_metadata_damage, read_checksums
 from pipeline.cache.chunks import LEVEL
-from pipeline.cache.hdf5 import damaged_error, length_before_cut, open_hdf5
+from pipeline.cache.hdf5 import damaged_error, describe_cut, length_before_cut, open_hdf5
 from pipeline.cache.validation import COLUMN_DTYPES, InvalidCacheError, check_layout, check_values
 from pipeline.durable import write_durably
 from pipeline.errors import (
@@ -237,8 +237,8 @@ def read_all_rows(path: Path) -> FeatureTable:
             raise
         if length := length_before_cut(path):
             raise DamagedError(
-                f"{printable(path)} is cut off: {path.stat().st_size:,} of {length:,} bytes are "
-                f"left; try python -m pipeline.cache repair {printable(path)}, or {MOVE_AWAY}"
+                f"{printable(path)} is {describe_cut(path, length)}; try python -m pipeline.cache "
+                f"repair {printable(path)}, or {MOVE_AWAY}"
             ) from error
         raise BadDataError(
             f"{printable(path)} cannot be read: it is not a feature cache, or damaged beyond "

@@ -295,7 +295,7 @@ def test_cut_off_checksums_are_written_again(cached: Path) -> None:
     content = cached.read_bytes()
     for left in (len(content) - 1, read_checksums(cached).end):
         cached.write_bytes(content[:left])
-        found = f"is cut off: {left:,} of {len(content):,} bytes are left"
+        found = f"is cut off, or still being copied: {left:,} of {len(content):,} bytes exist"
         for command in (("classify", cached), ("extract", before.document["root"])):
             options = ("--base", "pixels") if command[0] == "extract" else ()
             stderr = run_command(*command, *options, check=65).stderr
@@ -317,8 +317,11 @@ def test_file_that_lost_more_than_features_is_refused_unchanged(cached: Path) ->
     for left in (middle, end_of_labels - 1, 1000, 100):
         content = cached.read_bytes()[:left]
         cached.write_bytes(content)
-        message = assert_one_line(run_command("cache", "repair", cached, check=65))
-        assert "lost too much to be repaired; move it away and run extract again" in message
+        for command in ("verify", "repair"):
+            message = assert_one_line(run_command("cache", command, cached, check=65))
+            assert f"cut off, or still being copied: {left:,} of" in message
+            assert "lost too much to be repaired: move it away and run extract again" in message
+            assert "pipeline.cache repair" not in message
         assert cached.read_bytes() == content
     cached.write_bytes(b"")
     message = run_command("extract", root, "--base", "pixels", check=73).stderr
