@@ -1,6 +1,7 @@
 """Find the newest run of classify, and the bundle file of a head."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.text import printable
+
+log = logging.getLogger(__name__)
 
 MODELS_FOLDER = "models"  # in a run folder
 SUFFIX = ".skops"  # of a bundle file
@@ -72,13 +75,21 @@ def _model_path(run: Path, row: Mapping[str, Any]) -> Path:
 
 
 def newest_run(results: Path) -> Path:
-    """Return the newest run; raise NoInputError if there is none."""
+    """Return the newest run that has a saved head, else the newest; NoInputError without runs."""
     written = sorted(results.glob("*/results.json"), key=lambda path: path.stat().st_mtime_ns)
     if not written:
         raise NoInputError(
             f"there is no run in {printable(results)}/; run python -m pipeline.classify first"
         )
-    return written[-1].parent
+    newest = written[-1].parent
+    for path in reversed(written):
+        if any(bundle.is_file() for bundle in saved_bundles(path.parent)):
+            if path.parent != newest:
+                log.warning(
+                    "%s has no saved head: using %s", printable(newest), printable(path.parent)
+                )
+            return path.parent
+    return newest
 
 
 def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:

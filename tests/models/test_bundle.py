@@ -1,6 +1,7 @@
 """A loaded bundle equals the saved one bit for bit, and a run's models are found by name."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,18 @@ def test_the_newest_run_is_the_one_written_last(run: Path, tmp_path: Path) -> No
     assert newest_run(tmp_path) == run
     with pytest.raises(NoInputError, match=r"run python -m pipeline\.classify first"):
         newest_run(tmp_path / "empty")
+
+
+def test_the_newest_run_with_a_saved_head_is_used_and_named(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "unsaved").mkdir()
+    rows = [ROW | {"head": "knn", "recommended": True}]
+    write_results(tmp_path / "unsaved", {"run": {}, "rows": rows})
+    assert newest_run(tmp_path) == run
+    assert f"{tmp_path / 'unsaved'} has no saved head: using {run}" in caplog.text
+    shutil.rmtree(run / "models")
+    assert newest_run(tmp_path) == tmp_path / "unsaved"
 
 
 def test_a_link_out_of_the_run_is_refused_and_one_inside_it_is_followed(
