@@ -18,9 +18,9 @@ from pipeline.cache.file import (
     cache_file,
     read_all_rows,
     read_table,
-    record_latest,
 )
 from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache, read_skipped
+from pipeline.cache.find import record_latest
 from pipeline.cache.maintenance import (
     damaged_rows,
     find_file_damage,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import cli
 from pipeline.config import flag_of, path_argument, whole_number
-from pipeline.errors import NoInputError, UsageError
+from pipeline.errors import UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import parse_custom_head
@@ -174,23 +174,13 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 def _find_caches(names: Sequence[Path], folder: Path) -> list[Path]:
     """Return the named cache files, or those of named sets; by default that of the last extract."""
-    from pipeline.cache.file import cache_of_set, latest_cache
+    from pipeline.cache.find import find_caches, latest_cache
 
-    if not names:
-        latest = latest_cache(folder)
-        log.info("using the newest cache: %s", printable(latest))
-        return [latest]
-    paths = []
-    for name in names:
-        is_file = name.is_file() or name.suffix == ".h5"
-        if is_file and not name.exists():  # before two seconds of imports
-            raise NoInputError(
-                f"{printable(name)} does not exist; run python -m pipeline.extract first"
-            )
-        paths.append(name if is_file else cache_of_set(folder, name))
-        if not is_file:
-            log.info("using the newest cache of %s: %s", printable(name), printable(paths[-1]))
-    return paths
+    if names:
+        return find_caches(folder, names)
+    latest = latest_cache(folder)
+    log.info("using the newest cache: %s", printable(latest))
+    return [latest]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +18,12 @@ from pipeline.cache.checksums import InvalidChecksumsError, find_metadata_damage
 from pipeline.cache.chunks import LEVEL
 from pipeline.cache.hdf5 import damaged_error, describe_cut, length_before_cut, open_hdf5
 from pipeline.cache.validation import COLUMN_DTYPES, InvalidCacheError, check_layout, check_values
-from pipeline.durable import write_durably
 from pipeline.errors import (
     BadDataError,
     BusyError,
     CannotCreateError,
     DamagedError,
     NoInputError,
-    PipelineError,
-    StorageError,
 )
 from pipeline.spec import FeatureSpec
 from pipeline.text import file_name, printable
@@ -64,7 +60,6 @@ FORMAT_VERSION = 1
 ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read serves several training batches
 CHUNK_BYTES = 8 * 2**20  # larger maps have fewer rows per chunk, so that one read stays cheap
 SPLIT_NAMES = ("none", "train", "validation", "test")  # by the number in `splits`
-LATEST = "latest"  # file in a folder of caches: the name of the one that extract used last
 NO_FILE = -1  # label of a row whose image is gone; kept in case the image returns
 
 MOVE_AWAY = "move it away and run extract again"
@@ -284,66 +279,6 @@ def cache_files(folder: Path) -> Iterator[Path]:
     """Yield the cache files of a folder, newest first."""
     paths = [path for path in folder.glob("*.h5") if path.is_file()]
     yield from sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-
-
-def record_latest(folder: Path, path: Path) -> None:
-    """Record the cache file that the last ``extract`` answered from, for `latest_cache`."""
-    path, record = path.resolve(), folder / LATEST
-    is_inside = path.parent == folder.resolve()
-    name = os.fsencode(path.name if is_inside else path)
-    with contextlib.suppress(OSError):
-        if record.read_bytes() == name:
-            return
-    with contextlib.suppress(OSError, StorageError):  # optional: the features are cached
-        write_durably(record, lambda file: file.write(name))
-
-
-def latest_cache(folder: Path) -> Path:
-    """Return the cache file of the last ``extract``, else the one written last.
-
-    Raises NoInputError if there is none.
-    """
-    paths = cache_files(folder)
-    with contextlib.suppress(OSError, ValueError):
-        recorded = folder / os.fsdecode((folder / LATEST).read_bytes())
-        if recorded.is_file():
-            return recorded
-    for path in paths:
-        return path
-    raise NoInputError(
-        f"no feature cache in {printable(folder)}/; run python -m pipeline.extract first"
-    )
-
-
-def cache_of_set(folder: Path, name: Path) -> Path:
-    """Return the cache file of an image folder or set: the latest, or the one written last.
-
-    Raises NoInputError if there is none; BusyError or DamagedError if it may be in a file that is
-    open elsewhere or damaged. Other files that cannot be read are passed over.
-    """
-    sets: dict[str, None] = {}
-    found: list[Path] = []
-    unread: list[PipelineError] = []
-    for path in dict.fromkeys([latest_cache(folder), *cache_files(folder)]):
-        try:
-            document = read_all_rows(path).document
-        except PipelineError as error:
-            unread += [error] * isinstance(error, BusyError | DamagedError)
-            continue
-        sets[str(document["set"])] = None
-        if Path(document["root"]) == name.resolve() or document["set"] == str(name):
-            found.append(path)
-    if not found:
-        missing = f"in {printable(folder)}/ is of {printable(name)}"
-        if unread:
-            raise type(unread[0])(f"no other cache {missing}: {unread[0]}")
-        cure = f"name one of the sets {', '.join(map(printable, sets))}, or a cache file"
-        if name.is_dir():
-            cure = f"run python -m pipeline.extract {printable(name)} first"
-        raise NoInputError(f"no cache {missing}: {cure}")
-    for problem in unread:
-        log.warning("passed over: %s", problem)
-    return found[0]
 
 
 def cache_file(

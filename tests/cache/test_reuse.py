@@ -12,13 +12,13 @@ import h5py
 import numpy as np
 import pytest
 from caches import PIXEL_SPEC, PixelEngine, another_program, fill, flip
-from command import assert_one_line, run_command
+from command import run_command
 from synthetic_images import make_image_folder
 
 from pipeline import extract_features, load_features
 from pipeline.api import Extraction
 from pipeline.bases.config import BaseConfig
-from pipeline.cache.file import cache_of_set, latest_cache
+from pipeline.cache.find import latest_cache
 from pipeline.cache.maintenance import find_prunable
 from pipeline.cache.provenance import continues_engine
 from pipeline.cache.reuse import find_other_rows
@@ -238,21 +238,8 @@ def test_classify_takes_the_cache_that_the_last_extract_answered_from(pets: Path
     outside = extract(other, out=Path("elsewhere.h5")).table.path
     assert latest_cache(Path("cache")) == outside.resolve()
     outside.unlink()
+    assert latest_cache(Path("cache")) == first  # of the extract before
+    Path("cache/latest").unlink()
     assert latest_cache(Path("cache")) == second  # written last
-
-
-def test_set_is_named_by_its_folder_or_name(pets: Path) -> None:
-    first = extract(pets).table.path
-    other = make_image_folder(pets.with_name("other"), per_class=6)
-    extract(other)
-    newest = extract(other, image_size=16).table.path
-    for name in ("data/pets", "data/pets/", "pets"):
-        assert cache_of_set(Path("cache"), Path(name)) == first
-    stderr = run_command("classify", "data/other", "--heads", "majority", "--no-audit").stderr
-    assert f"using the newest cache of data/other: {newest}\n" in stderr
-    Path("cache/broken.h5").write_bytes(b"text")
-    message = assert_one_line(run_command("classify", "data/none", check=66))
-    assert "name one of the sets other, pets" in message
-    message = assert_one_line(run_command("classify", "data", check=66))
-    assert "run python -m pipeline.extract data first" in message
-    assert "does not exist" in assert_one_line(run_command("classify", "x.h5", check=66))
+    Path("cache/latest").write_bytes(b"\xff\0")
+    assert latest_cache(Path("cache")) == second

@@ -1,0 +1,221 @@
+"""Find cache files by name: a file, an image folder or a set."""
+
+import difflib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+
+from pipeline.cache.file import cache_files, read_all_rows
+from pipeline.durable import write_durably
+from pipeline.errors import (
+    BadDataError,
+    BusyError,
+    DamagedError,
+    NoInputError,
+    PipelineError,
+    StorageError,
+    UsageError,
+)
+from pipeline.text import file_name, printable
+
+log = logging.getLogger(__name__)
+
+LATEST = "latest"  # file in a folder of caches: those that extract used, one per line, newest last
+BESIDE = (".lock", ".parts", ".skipped.csv")  # suffixes of what extract writes beside a cache
+SHOWN = 6  # names in an error, which is one line
+
+
+class _Source(NamedTuple):
+    set: str
+    root: Path
+
+
+def record_latest(folder: Path, path: Path) -> None:
+    """Record the cache file that the last ``extract`` answered from."""
+    path = path.resolve()
+    if path.parent == folder.resolve():
+        path = folder / path.name
+    paths = [path, *(used for used in _last_used(folder) if used != path)]
+    names = [used.name if used.parent == folder else used for used in reversed(paths)]
+    content, record = b"\n".join(map(os.fsencode, names)), folder / LATEST
+    with suppress(OSError):
+        if record.read_bytes() == content:
+            return
+    with suppress(OSError, StorageError):  # optional: the features are cached
+        write_durably(record, lambda file: file.write(content))
+
+
+def latest_cache(folder: Path) -> Path:
+    """Return the cache file of the last ``extract``, else the one written last.
+
+    Raises NoInputError if there is none.
+    """
+    for path in _last_used(folder):
+        return path
+    raise NoInputError(
+        f"no feature cache in {printable(folder)}/; run python -m pipeline.extract first"
+    )
+
+
+def find_caches(folder: Path, names: Sequence[Path], *, damaged: bool = False) -> list[Path]:
+    """Return the cache files of names, such as the shell's for ``cache/pets-*``.
+
+    Files that belong to a cache are left out if a cache file of their folder is named. Parameters
+    and errors as those of `find_cache`.
+    """
+    folders = {name.parent for name in names if name.suffix == ".h5"}
+    paths: dict[Path, None] = {}
+    for name in names:
+        is_part = name.name.endswith(BESIDE) or (name.parent / LATEST).is_file()
+        if name.suffix == ".h5" or name.parent not in folders or not (is_part and name.exists()):
+            paths[find_cache(folder, name, damaged=damaged)] = None
+        elif name.suffix == ".parts" and not name.with_suffix(".h5").exists():
+            log.warning("passed over: %s is an interrupted run of extract", printable(name))
+    return list(paths)
+
+
+def find_cache(folder: Path, name: Path, *, damaged: bool = False) -> Path:
+    """Return a cache file, or the last used one of an image folder or set.
+
+    Parameters
+    ----------
+    folder : of caches; ``name`` may be a file in it.
+    damaged : also return a file that cannot be read, if its name is that of the set.
+
+    Raises NoInputError if there is none, BadDataError for files that are no cache, UsageError if
+    several image folders have the name; BusyError or DamagedError if the cache may be in a file
+    that is open elsewhere or damaged. Other files that cannot be read are passed over.
+    """
+    if name.suffix == ".h5" or (name.is_file() and h5py.is_hdf5(name)):
+        for path in (name, folder / name):
+            if path.exists() or path.with_suffix(".parts").is_dir():
+                return path
+        files = [path.name for path in _last_used(folder)]
+        cure = _nearest(name, files) or "run python -m pipeline.extract first"
+        raise NoInputError(f"{printable(name)} does not exist; {cure}")
+    path = _cache_of_set(folder, name, damaged=damaged)
+    log.info("using the newest cache of %s: %s", printable(name), printable(path))
+    return path
+
+
+def _cache_of_set(folder: Path, name: Path, *, damaged: bool) -> Path:
+    sources: dict[Path, _Source] = {}
+    unread: list[PipelineError] = []
+    for path in _last_used(folder):
+        try:
+            document = read_all_rows(path).document
+            sources[path] = _Source(str(document["set"]), Path(document["root"]))
+        except PipelineError as error:
+            if damaged and path.name.startswith(tuple(file_name(name.name) + c for c in "-+~")):
+                sources[path] = _Source(name.name, name.resolve())
+            else:
+                unread += [error] * isinstance(error, BusyError | DamagedError)
+    found = [path for path, source in sources.items() if source.root == name.resolve()]
+    found = found or _caches_named(folder, str(name), sources)
+    if not found:
+        if what := _describe_other(folder, name, set(sources.values())):
+            raise (BadDataError if name.is_file() else NoInputError)(f"{printable(name)} {what}")
+        missing = f"in {printable(folder)}/ is of {printable(name)}"
+        if unread:
+            raise type(unread[0])(f"no other cache {missing}: {unread[0]}")
+        cure = _name_one(source.set for source in sources.values())
+        if name.is_dir() or not sources:
+            cure = f"run python -m pipeline.extract {printable(name)} first"
+        else:
+            is_path = name.name != str(name)
+            texts = (_short(source) if is_path else source.set for source in sources.values())
+            cure = _nearest(name, texts) or cure
+        raise NoInputError(f"no cache {missing}: {cure}")
+    for problem in unread:
+        log.warning("passed over: %s", problem)
+    return found[0]
+
+
+def _caches_named(folder: Path, name: str, sources: Mapping[Path, _Source]) -> list[Path]:
+    """Return the caches of a set's name; raise UsageError if it has several image folders."""
+    roots = {source.root for source in sources.values() if source.set == name}
+    roots = {root for root in roots if root.is_dir()} or roots  # a moved folder is one set
+    if len(roots) > 1:
+        paths = " and ".join(sorted(map(printable, roots)))
+        raise UsageError(
+            f"{printable(folder)}/ has {len(roots)} sets named {printable(name)}: name the folder, "
+            f"{paths}"
+        )
+    return [path for path, source in sources.items() if source.set == name and source.root in roots]
+
+
+def _describe_other(folder: Path, name: Path, sources: set[_Source]) -> str:
+    """Say what a name is that is neither a set nor an image folder, and what to name instead."""
+    place, caches = name.resolve(), folder.resolve()
+    name_one = _name_one(source.set for source in sources)
+    below = {_short(source) for source in sources if source.root.is_relative_to(place)}
+    above = {_short(source) for source in sources if place.is_relative_to(source.root)}
+    for suffix in BESIDE:
+        cache = name.with_name(name.name.removesuffix(suffix) + ".h5")
+        if name.name.endswith(suffix) and cache.is_file():
+            return f"belongs to a cache: name {printable(cache)}"
+    if name.suffix == ".parts" and name.is_dir():
+        return "is an interrupted run of extract: run extract again"
+    if place == caches:
+        return f"is the folder of caches: {name_one}"
+    if place.is_relative_to(caches) and name.exists():
+        return f"is a part of the folder of caches, not a cache: {name_one}"
+    if any((path / "results.json").is_file() for path in (place, *place.parents[:2])):
+        return f"is a run of classify, or in one, not a cache: {name_one}"
+    if any(place.glob("*/results.json")):
+        return f"is a folder of runs of classify, not of images: {name_one}"
+    if below:
+        return f"contains image folders, and is not one: name one of {_listed(below)}"
+    if (name / LATEST).is_file() or any(place.glob("*.h5")):
+        return f"is a folder of caches: pass --cache-dir {printable(name)}, or name a file in it"
+    if above and name.exists():
+        return f"is in the image folder of a set: name {_listed(above)}"
+    if name.is_file():
+        return f"is not a feature cache (a .h5 file): {name_one}"
+    return ""
+
+
+def _last_used(folder: Path) -> list[Path]:
+    """Return the cache files that extract used, the last one first, then others, newest first."""
+    try:
+        lines = (folder / LATEST).read_bytes().split(b"\n")
+    except OSError:
+        lines = []
+    paths = [folder / os.fsdecode(line) for line in reversed(lines)]
+    return [path for path in dict.fromkeys([*paths, *cache_files(folder)]) if _is_file(path)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # the record is damaged
+        return False
+
+
+def _short(source: _Source) -> str:
+    """Return an image folder's path, from the current folder if it is below that."""
+    with suppress(ValueError):
+        return str(source.root.relative_to(Path.cwd()))
+    return str(source.root)
+
+
+def _nearest(name: Path, names: Iterable[str]) -> str:
+    """Return a question for the name or path whose last part is most like another's, or ''."""
+    by_part = {Path(text).name.lower(): text for text in names}
+    close = difflib.get_close_matches(name.name.strip().lower(), by_part, n=1, cutoff=0.7)
+    return f"did you mean {printable(by_part[close[0]])}?" if close else ""
+
+
+def _name_one(names: Iterable[str]) -> str:
+    listed = _listed(set(names))
+    return f"name one of the sets {listed}, or a cache file" if listed else "name a cache file"
+
+
+def _listed(names: set[str]) -> str:
+    ordered = [printable(name) for name in sorted(names)]
+    return ", ".join(ordered[:SHOWN]) + f" and {len(ordered) - SHOWN} more" * (len(ordered) > SHOWN)
