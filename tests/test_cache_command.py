@@ -99,6 +99,42 @@ def test_file_that_is_not_a_cache_is_one_line() -> None:
     assert run_command("cache", check=2).stdout == ""
 
 
+def test_set_or_file_name_stands_for_its_cache(cached: Path) -> None:
+    content = cached.read_bytes()
+    for name in ("synthetic", cached.name):
+        assert run_command("cache", "show", name).stdout.startswith("set synthetic of ")
+        assert f"{cached} is undamaged" in run_command("cache", "verify", name).stdout
+        flip(cached, 0)  # the set in it cannot be read
+        message = run_command("cache", "verify", name, check=65).stderr
+        assert f"pipeline.cache repair {cached}" in message
+        run_command("cache", "repair", name)
+        assert cached.read_bytes() == content
+    moved = Path("cache").rename("caches")
+    assert str(moved) in run_command("cache", "verify", "synthetic", "--cache-dir", moved).stdout
+    for command in ("show", "verify", "repair"):
+        message = assert_one_line(
+            run_command("cache", command, "sinthetic", "--cache-dir", moved, check=66)
+        )
+        assert "did you mean synthetic?" in message
+
+
+def test_verify_checks_all_named_caches_also_after_a_damaged_one(
+    cached: Path, own_images: tuple[Path, Path]
+) -> None:
+    own, _ = own_images
+    flip(own, chunk_position(own, 0))
+    Path("cache/notes.h5").write_text("mine")
+    finished = run_command("cache", "verify", *sorted(Path("cache").iterdir()), check=65)
+    assert finished.stdout == (
+        f"{own} damaged: features/pixels, rows 0 to 11\n{cached} is undamaged: every byte is "
+        "correct\n"
+    )
+    assert "notes.h5" in finished.stderr
+    assert f"pipeline.cache repair {own}" in finished.stderr
+    entries = json.loads(run_command("cache", "verify", "own", cached, "--json", check=65).stdout)
+    assert [entry["whole"] for entry in entries] == [False, True]
+
+
 def test_verify_never_loads_tensorflow(cached: Path) -> None:
     assert not modules_loaded_by("cache", "verify", cached) & {"tensorflow", "keras", "sklearn"}
 

@@ -1,6 +1,7 @@
 """``python -m pipeline.cache``: list, show, verify, repair and prune caches."""
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import ProgressBar, parser, print_json, run
+from pipeline.config import path_argument
 from pipeline.errors import BadDataError, PipelineError, UsageError
 from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
+    from pipeline.cache.checksums import Damage
     from pipeline.cache.file import FeatureTable
+
+log = logging.getLogger("pipeline")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     main_parser = parser(
         command="cache",
         summary="List, check, repair and prune feature caches.",
-        example="python -m pipeline.cache verify cache/pets-vgg16-8849e8c6e7d7.h5",
+        example="python -m pipeline.cache verify pets",
     )
     main_parser.set_defaults(run=lambda arguments: main_parser.error("name a command"))
     commands = main_parser.add_subparsers(metavar="COMMAND")
@@ -37,17 +42,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.set_defaults(run=run_command)
         command.add_argument("--json", action="store_true", help="print one JSON document")
         if run_command in (_show, _verify, _repair):
-            command.add_argument("file", type=Path, metavar="FILE", help="cache file (.h5)")
+            command.add_argument(
+                "names" if run_command is _verify else "name",
+                type=path_argument,
+                nargs="+" if run_command is _verify else None,
+                metavar="CACHE",
+                help="cache file, image folder or set (its last used cache)",
+            )
         if run_command is _repair:
             command.add_argument(
                 "--weights", type=Path, metavar="FILE", help="weights file, if moved"
             )
             command.add_argument("--wait", action="store_true", help="wait for another writer")
-        if run_command in (_ls, _prune, _repair):
-            command.add_argument(
-                "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER",
-                help="folder of caches (default: %(default)s)",
-            )  # fmt: skip
+        command.add_argument(
+            "--cache-dir", type=Path, default=Path("cache"), metavar="FOLDER",
+            help="folder of caches (default: %(default)s)",
+        )  # fmt: skip
         if run_command is _prune:
             command.add_argument("--yes", action="store_true", help="delete without asking")
     arguments = main_parser.parse_args(argv)
@@ -91,10 +101,12 @@ def _ls(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace) -> None:
     from pipeline.cache.file import read_all_rows, read_table
     from pipeline.cache.fill import read_skipped
+    from pipeline.cache.find import find_cache
 
-    table = read_table(arguments.file)
-    skipped = read_skipped(arguments.file)
-    gone = len(read_all_rows(arguments.file)) - len(table)
+    path = find_cache(arguments.cache_dir, arguments.name, damaged=True)
+    table = read_table(path)
+    skipped = read_skipped(path)
+    gone = len(read_all_rows(path)) - len(table)
     counts = _count_rows(table)
     if arguments.json:
         print_json(
@@ -163,37 +175,62 @@ def _count_rows(table: "FeatureTable") -> list[dict[str, Any]]:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    from pipeline.cache.find import find_caches
     from pipeline.cache.maintenance import verify_cache
 
-    damages = verify_cache(arguments.file)
-    if arguments.json:
-        document = {"file": str(arguments.file), "whole": not damages}
-        print_json({**document, "damages": [vars(damage) for damage in damages]})
-    elif damages:
-        for damage in damages:
-            print(f"{'damaged' if damage.is_lost else 'changed'}: {printable(damage.what)}")
-    elif not arguments.file.exists():
-        parts = printable(arguments.file.with_suffix(".parts"))
+    paths = find_caches(arguments.cache_dir, arguments.names, damaged=True)
+    several = len(paths) > 1
+    entries: list[dict[str, Any]] = []
+    problems: list[PipelineError] = []
+    for path in paths:
+        try:
+            damages = verify_cache(path)
+        except PipelineError as error:  # the others are checked, too
+            problems.append(error)
+            continue
+        entry = {"file": str(path), "whole": not damages}
+        entries.append({**entry, "damages": [vars(damage) for damage in damages]})
+        if damages:
+            problems.append(_damage_error(path, damages))
+        if not arguments.json:
+            _print_damages(path, damages, f"{printable(path)} " * several)
+    if arguments.json and entries:
+        print_json(entries if several else entries[0])
+    for problem in problems[1:]:
+        log.warning("%s", problem)
+    if problems:
+        raise problems[0]
+
+
+def _print_damages(path: Path, damages: Sequence["Damage"], prefix: str) -> None:
+    for damage in damages:
+        print(f"{prefix}{'damaged' if damage.is_lost else 'changed'}: {printable(damage.what)}")
+    if not damages and path.exists():
+        print(f"{printable(path)} is undamaged: every byte is correct")
+    elif not damages:
+        parts = printable(path.with_suffix(".parts"))
         print(f"{parts} is undamaged, but not published yet: run extract again")
-    else:
-        print(f"{printable(arguments.file)} is undamaged: every byte is correct")
-    if damages:
-        lost = sum(damage.is_lost for damage in damages)
-        found = f"is damaged, or another program changed it, in {counted(lost, 'place')}"
-        raise BadDataError(
-            f"{printable(arguments.file)} {found if lost else 'shows no damage, but was changed'}: "
-            f"python -m pipeline.cache repair {printable(arguments.file)}"
-            + " mends it and computes nothing"
-            * (not lost)
-        )
+
+
+def _damage_error(path: Path, damages: Sequence["Damage"]) -> BadDataError:
+    lost = sum(damage.is_lost for damage in damages)
+    found = f"is damaged, or another program changed it, in {counted(lost, 'place')}"
+    return BadDataError(
+        f"{printable(path)} {found if lost else 'shows no damage, but was changed'}: "
+        f"python -m pipeline.cache repair {printable(path)}"
+        + " mends it and computes nothing"
+        * (not lost)
+    )
 
 
 def _repair(arguments: argparse.Namespace) -> None:
     from pipeline.api import repair_cache
+    from pipeline.cache.find import find_cache
 
+    path = find_cache(arguments.cache_dir, arguments.name, damaged=True)
     with ProgressBar("repairing", unit="image") as bar:
         repair = repair_cache(
-            arguments.file,
+            path,
             weights=arguments.weights,
             cache_dir=arguments.cache_dir,
             wait=arguments.wait,
@@ -208,7 +245,7 @@ def _repair(arguments: argparse.Namespace) -> None:
     if repair.damages:
         print(f"{counted(repair.computed, 'image')} computed again")
     else:
-        print(f"{printable(arguments.file)} is undamaged: nothing to repair")
+        print(f"{printable(path)} is undamaged: nothing to repair")
 
 
 def _prune(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ def record_latest(folder: Path, path: Path) -> None:
         path = folder / path.name
     paths = [path, *(used for used in _last_used(folder) if used != path)]
     names = [used.name if used.parent == folder else used for used in reversed(paths)]
-    content, record = b"\n".join(map(os.fsencode, names)), folder / LATEST
+    content, record = b"".join(os.fsencode(name) + b"\n" for name in names), folder / LATEST
     with suppress(OSError):
         if record.read_bytes() == content:
             return
@@ -96,7 +96,9 @@ def find_cache(folder: Path, name: Path, *, damaged: bool = False) -> Path:
             if path.exists() or path.with_suffix(".parts").is_dir():
                 return path
         files = [path.name for path in _last_used(folder)]
-        cure = _nearest(name, files) or "run python -m pipeline.extract first"
+        cure = "run python -m pipeline.extract first"
+        if files:
+            cure = _nearest(name, files) or f"{cure}, or name one of {_listed(set(files))}"
         raise NoInputError(f"{printable(name)} does not exist; {cure}")
     path = _cache_of_set(folder, name, damaged=damaged)
     log.info("using the newest cache of %s: %s", printable(name), printable(path))
@@ -116,7 +118,7 @@ def _cache_of_set(folder: Path, name: Path, *, damaged: bool) -> Path:
             else:
                 unread += [error] * isinstance(error, BusyError | DamagedError)
     found = [path for path, source in sources.items() if source.root == name.resolve()]
-    found = found or _caches_named(folder, str(name), sources)
+    found = found or _caches_named(name, sources)
     if not found:
         if what := _describe_other(folder, name, set(sources.values())):
             raise (BadDataError if name.is_file() else NoInputError)(f"{printable(name)} {what}")
@@ -136,17 +138,20 @@ def _cache_of_set(folder: Path, name: Path, *, damaged: bool) -> Path:
     return found[0]
 
 
-def _caches_named(folder: Path, name: str, sources: Mapping[Path, _Source]) -> list[Path]:
-    """Return the caches of a set's name; raise UsageError if it has several image folders."""
-    roots = {source.root for source in sources.values() if source.set == name}
-    roots = {root for root in roots if root.is_dir()} or roots  # a moved folder is one set
-    if len(roots) > 1:
-        paths = " and ".join(sorted(map(printable, roots)))
+def _caches_named(name: Path, sources: Mapping[Path, _Source]) -> list[Path]:
+    """Return the caches of a set's name; raise UsageError if it is that of several folders."""
+    found = {path: source.root for path, source in sources.items() if source.set == str(name)}
+    folders = {root for root in found.values() if root.is_dir()}
+    if folders and name.is_dir():
+        folders.add(name.resolve())
+    folders = folders or set(found.values())  # otherwise a moved folder would be a second one
+    if len(folders) > 1:
+        paths = " or ".join(sorted(map(printable, folders)))
         raise UsageError(
-            f"{printable(folder)}/ has {len(roots)} sets named {printable(name)}: name the folder, "
-            f"{paths}"
+            f"{printable(name)} is the name of {len(folders)} image folders: name one of them by "
+            f"its path, {paths}"
         )
-    return [path for path, source in sources.items() if source.set == name and source.root in roots]
+    return [path for path, root in found.items() if root in folders]
 
 
 def _describe_other(folder: Path, name: Path, sources: set[_Source]) -> str:
@@ -156,7 +161,7 @@ def _describe_other(folder: Path, name: Path, sources: set[_Source]) -> str:
     below = {_short(source) for source in sources if source.root.is_relative_to(place)}
     above = {_short(source) for source in sources if place.is_relative_to(source.root)}
     for suffix in BESIDE:
-        cache = name.with_name(name.name.removesuffix(suffix) + ".h5")
+        cache = Path(str(name).removesuffix(suffix) + ".h5")
         if name.name.endswith(suffix) and cache.is_file():
             return f"belongs to a cache: name {printable(cache)}"
     if name.suffix == ".parts" and name.is_dir():

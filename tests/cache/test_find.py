@@ -58,21 +58,33 @@ def test_record_of_one_line_names_the_latest(pets: Path, other: Path) -> None:
 def test_two_folders_of_one_set_name_need_the_folder(pets: Path, tmp_path: Path) -> None:
     second = extract(make_image_folder(tmp_path / "more/pets", per_class=7))
     message = assert_one_line(run_command("classify", "pets", check=2))
-    roots = " and ".join(str(tmp_path / name / "pets") for name in ("data", "more"))
-    assert message == f"error: cache/ has 2 sets named pets: name the folder, {roots}"
+    roots = " or ".join(str(tmp_path / name / "pets") for name in ("data", "more"))
+    assert message == (
+        f"error: pets is the name of 2 image folders: name one of them by its path, {roots}"
+    )
     assert find_cache(CACHE, Path("data/pets")) == pets
     assert find_cache(CACHE, Path("more/pets")) == second
     shutil.rmtree("data/pets")  # a moved folder is no second set
     assert find_cache(CACHE, Path("pets")) == second
     shutil.rmtree("more/pets")
-    with pytest.raises(UsageError, match="2 sets named pets"):
+    with pytest.raises(UsageError, match="the name of 2 image folders"):
         find_cache(CACHE, Path("pets"))
     assert find_cache(CACHE, Path("data/pets")) == pets
+
+
+def test_folder_named_like_another_set_is_not_taken_for_it(pets: Path) -> None:
+    Path("pets").mkdir()
+    with pytest.raises(UsageError, match="the name of 2 image folders"):
+        find_cache(CACHE, Path("pets"))
+    Path("data").rename("gone")
+    assert find_cache(CACHE, Path("pets")) == pets
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        (".", "contains image folders, and is not one: name one of data/other, data/pets"),
+        ("/", "contains image folders"),
         ("data", "contains image folders, and is not one: name one of data/other, data/pets"),
         ("data/pets/plain", "is in the image folder of a set: name data/pets"),
         ("data/pets/plain/000.png", "is in the image folder of a set: name data/pets"),
@@ -91,7 +103,7 @@ def test_two_folders_of_one_set_name_need_the_folder(pets: Path, tmp_path: Path)
         ("PETS", "did you mean pets?"),
         ("pets ", "did you mean pets?"),
         ("/elsewhere/pets", "did you mean data/pets?"),
-        ("x.h5", "x.h5 does not exist; run python -m pipeline.extract first"),
+        ("x.h5", "x.h5 does not exist; run python -m pipeline.extract first, or name one of "),
     ],
 )
 def test_other_names_say_what_they_are_and_what_to_name(
