@@ -30,7 +30,9 @@ def document(root: str = "/photos/pets") -> dict[str, Any]:
     return {"format": 1, "spec": spec, "set": "pets", "root": root, "engine": None}
 
 
-def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, np.ndarray]:
+def publish_random(
+    path: Path, *, rows: int = 150, gone: int = 0, root: str = "/photos/pets"
+) -> dict[str, np.ndarray]:
     """Write a cache of random maps and vectors, and return them.
 
     The images of the last ``gone`` rows are marked as deleted.
@@ -50,7 +52,7 @@ def publish_random(path: Path, *, rows: int = 150, gone: int = 0) -> dict[str, n
     labels[rows - gone :] = -1
     publish(
         path,
-        document=document(),
+        document=document(root),
         classes=["고양이", "dog"],
         columns=make_columns(
             labels=labels.tolist(),

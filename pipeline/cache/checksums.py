@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import struct
+import tempfile
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import h5py
+import numpy as np
 
 from pipeline.cache.hdf5 import open_hdf5
 from pipeline.durable import DiskFile
@@ -165,14 +167,12 @@ def find_damage(path: Path) -> list[Damage]:
         return [Damage("", None, str(error), is_lost=False)]
     damages = []
     for chunk in _damaged_chunks(path, checksums.chunks):
-        rows = (chunk.first_row, chunk.last_row)
-        what = f"{chunk.dataset}, rows {rows[0]} to {rows[1]}"
-        damages.append(Damage(chunk.dataset, rows, what))
+        damages.append(_chunk_damage(chunk))
     with path.open("rb") as stream:
         if _read(stream, OPEN_FLAG, 1) != checksums.backup[OPEN_FLAG : OPEN_FLAG + 1]:
             what = "it is marked as open for writing: its writer was killed, or locks no files"
             damages.append(Damage("", None, what, is_lost=False))
-    return damages + find_metadata_damage(path, checksums)
+    return list(dict.fromkeys((*damages, *find_metadata_damage(path, checksums))))
 
 
 def find_damaged_rows(path: Path, layer: str, rows: Sequence[int]) -> set[int]:
@@ -200,8 +200,12 @@ def _damaged_chunks(path: Path, chunks: Iterable[StoredChunk]) -> list[StoredChu
 def find_metadata_damage(path: Path, checksums: Checksums) -> list[Damage]:
     """Compare every byte outside chunks of features with the backup copy; list the differences.
 
-    HDF5's mark of open files is not compared: its readers ignore it.
+    HDF5's mark of open files is not compared: its readers ignore it. In a file with added bytes,
+    HDF5's structures differ, too: there the content of the datasets is compared.
     """
+    if added := path.stat().st_size - checksums.size:
+        what = f"another program has added {added:,} bytes"
+        return [*_find_replaced(path, checksums), Damage("", None, what, is_lost=False)]
     damages = []
     with path.open("rb") as stream:
         for offset, backup in checksums.metadata():
@@ -212,11 +216,33 @@ def find_metadata_damage(path: Path, checksums: Checksums) -> list[Damage]:
             if data != backup:
                 first = next(i for i in range(len(backup)) if data[i : i + 1] != backup[i : i + 1])
                 damages.append(_metadata_damage(checksums.columns, offset + first))
-        added = stream.seek(0, 2) - checksums.size
-    if added:  # then HDF5's structures differ, too
-        what = f"another program has added {added:,} bytes"
-        damages = [damage for damage in damages if damage.dataset]
-        damages.append(Damage("", None, what, is_lost=False))
+    return damages
+
+
+def _find_replaced(path: Path, checksums: Checksums) -> list[Damage]:
+    """List the datasets that HDF5 no longer reads as written: other values, other chunks."""
+    damages: list[Damage] = []
+    with tempfile.TemporaryFile() as stream:
+        stream.truncate(checksums.size)  # the file as written, without features: sparse
+        for offset, backup in checksums.metadata():
+            stream.seek(offset)
+            stream.write(backup)
+        with h5py.File(stream, "r") as written, open_hdf5(path) as file:
+
+            def compare(name: str, node: object) -> None:
+                if not isinstance(node, h5py.Dataset) or name == DATASET:
+                    return
+                now = file.get(name)
+                if node.chunks:
+                    replaced = set(_chunks(name, node)) - set(_chunks(name, now))
+                    damages.extend(map(_chunk_damage, sorted(replaced)))
+                elif not isinstance(now, h5py.Dataset) or not np.array_equal(node[()], now[()]):
+                    damages.append(Damage(name, None, name))
+
+            try:
+                written.visititems(compare)
+            except Exception:  # h5py raises many types on damaged structures
+                damages.append(Damage("", None, "metadata of the file"))
     return damages
 
 
@@ -253,20 +279,33 @@ def _read_layout(stream: Stream) -> tuple[list[StoredChunk], list[StoredColumn]]
             if not isinstance(node, h5py.Dataset):
                 return
             if node.chunks:
-                rows, size = len(node), node.chunks[0]
-
-                def add(info: h5py.h5d.StoreInfo) -> None:
-                    first = info.chunk_offset[0]
-                    last = min(first + size, rows) - 1
-                    chunks.append(StoredChunk(info.byte_offset, info.size, name, first, last, ""))
-
-                node.id.chunk_iter(add)
+                chunks.extend(_chunks(name, node))
             elif (offset := node.id.get_offset()) is not None and node.ndim:
                 length = node.id.get_storage_size()
                 columns.append(StoredColumn(offset, length, name, node.dtype.itemsize))
 
         file.visititems(visit)
     return sorted(chunks), sorted(columns)
+
+
+def _chunks(name: str, node: object) -> list[StoredChunk]:
+    """Return the chunks of a dataset, without their SHA-256; none for another object."""
+    chunks: list[StoredChunk] = []
+    if isinstance(node, h5py.Dataset) and node.chunks:
+        rows, size = len(node), node.chunks[0]
+
+        def add(info: h5py.h5d.StoreInfo) -> None:
+            first = info.chunk_offset[0]
+            last = min(first + size, rows) - 1
+            chunks.append(StoredChunk(info.byte_offset, info.size, name, first, last, ""))
+
+        node.id.chunk_iter(add)
+    return chunks
+
+
+def _chunk_damage(chunk: StoredChunk) -> Damage:
+    rows = (chunk.first_row, chunk.last_row)
+    return Damage(chunk.dataset, rows, f"{chunk.dataset}, rows {rows[0]} to {rows[1]}")
 
 
 def _metadata_damage(columns: Sequence[StoredColumn], position: int) -> Damage:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.cache.checksums import InvalidChecksumsError, find_metadata_damage, read_checksums
 from pipeline.cache.chunks import LEVEL
-from pipeline.cache.hdf5 import damaged_error, length_before_cut, open_hdf5
+from pipeline.cache.hdf5 import damaged_error, describe_cut, length_before_cut, open_hdf5
 from pipeline.cache.validation import COLUMN_DTYPES, InvalidCacheError, check_layout, check_values
 from pipeline.durable import write_durably
 from pipeline.errors import (
@@ -223,7 +223,7 @@ def read_all_rows(path: Path) -> FeatureTable:
         for damage in find_metadata_damage(path, read_checksums(path)):
             if damage.is_lost:
                 raise damaged_error(path, damage.what)
-            _warn_once(f"{printable(path)}: {damage.what}; cache verify says what differs")
+            _warn_once(f"{printable(path)}: {damage.what}; cache repair removes what was added")
     try:
         with open_hdf5(path) as file:
             check_layout(file)
@@ -237,8 +237,8 @@ def read_all_rows(path: Path) -> FeatureTable:
             raise
         if length := length_before_cut(path):
             raise DamagedError(
-                f"{printable(path)} is cut off: {path.stat().st_size:,} of {length:,} bytes are "
-                f"left; try python -m pipeline.cache repair {printable(path)}, or {MOVE_AWAY}"
+                f"{printable(path)} is {describe_cut(path, length)}; try python -m pipeline.cache "
+                f"repair {printable(path)}, or {MOVE_AWAY}"
             ) from error
         raise BadDataError(
             f"{printable(path)} cannot be read: it is not a feature cache, or damaged beyond "
@@ -318,21 +318,31 @@ def latest_cache(folder: Path) -> Path:
 def cache_of_set(folder: Path, name: Path) -> Path:
     """Return the cache file of an image folder or set: the latest, or the one written last.
 
-    Raises NoInputError if there is none. Files that cannot be read are passed over.
+    Raises NoInputError if there is none; BusyError or DamagedError if it may be in a file that is
+    open elsewhere or damaged. Other files that cannot be read are passed over.
     """
     sets: dict[str, None] = {}
     found: list[Path] = []
+    unread: list[PipelineError] = []
     for path in dict.fromkeys([latest_cache(folder), *cache_files(folder)]):
-        with contextlib.suppress(PipelineError):
+        try:
             document = read_all_rows(path).document
-            sets[str(document["set"])] = None
-            if Path(document["root"]) == name.resolve() or document["set"] == str(name):
-                found.append(path)
+        except PipelineError as error:
+            unread += [error] * isinstance(error, BusyError | DamagedError)
+            continue
+        sets[str(document["set"])] = None
+        if Path(document["root"]) == name.resolve() or document["set"] == str(name):
+            found.append(path)
     if not found:
+        missing = f"in {printable(folder)}/ is of {printable(name)}"
+        if unread:
+            raise type(unread[0])(f"no other cache {missing}: {unread[0]}")
         cure = f"name one of the sets {', '.join(map(printable, sets))}, or a cache file"
         if name.is_dir():
             cure = f"run python -m pipeline.extract {printable(name)} first"
-        raise NoInputError(f"no cache in {printable(folder)}/ is of {printable(name)}: {cure}")
+        raise NoInputError(f"no cache {missing}: {cure}")
+    for problem in unread:
+        log.warning("passed over: %s", problem)
     return found[0]
 
 

@@ -42,6 +42,12 @@ def length_before_cut(path: Path) -> int | None:
     return None
 
 
+def describe_cut(path: Path, length: int) -> str:
+    """Return the words for a file that is shorter than its former ``length``."""
+    left = path.stat().st_size
+    return f"cut off, or still being copied: {left:,} of {length:,} bytes exist"
+
+
 def damaged_error(path: Path, what: str = "") -> PipelineError:
     """Return the error for content that differs from what was written: damaged, or being written.
 

@@ -1,6 +1,7 @@
 """Verify, repair and prune caches."""
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,7 +33,7 @@ from pipeline.cache.file import (
     read_all_rows,
 )
 from pipeline.cache.fill import SKIPPED_SUFFIX
-from pipeline.cache.hdf5 import length_before_cut, open_hdf5
+from pipeline.cache.hdf5 import describe_cut, length_before_cut, open_hdf5
 from pipeline.cache.publish import publish
 from pipeline.cache.row_index import DamagedRows
 from pipeline.cache.shards import writer_lock
@@ -42,7 +44,6 @@ from pipeline.text import counted, printable
 
 CHECKPOINTS = "finetuning"  # folder of training checkpoints
 ABANDONED_AFTER = 30 * 86_400  # seconds: older checkpoints are rarely resumed
-LOST = b"cut off " * 2**17  # in place of lost bytes: zeros would pass HDF5's checksum
 NO_CHECKSUMS = (
     "another program opened the file for writing or wrote it; it cannot be compared with what "
     "extract wrote"
@@ -72,8 +73,8 @@ def find_file_damage(path: Path) -> list[Damage]:
         read_checksums(path)
     except InvalidChecksumsError as error:
         if length := length_before_cut(path):
-            what = f"it is cut off: {path.stat().st_size:,} of {length:,} bytes are left"
-            return [Damage("", None, what)]
+            _check_cut_off(path, length)
+            return [Damage("", None, f"it is {describe_cut(path, length)}")]
         table = read_all_rows(path)
         what = f"{error}: {NO_CHECKSUMS}"
         return [*_find_invalid_rows(table), Damage("", None, what, is_lost=False)]
@@ -119,42 +120,61 @@ def repair_metadata(path: Path) -> None:
     try:
         read_checksums(path)
     except InvalidChecksumsError:
-        left = path.stat().st_size
         length = length_before_cut(path)
         if length is None:
             read_all_rows(path)  # raises if HDF5 cannot read the file either
+            length = path.stat().st_size
 
         def copy_with_checksums(file: DiskFile) -> None:
-            with path.open("rb") as source:
+            with io.BufferedReader(_FilledUp(path, length)) as source:
                 shutil.copyfileobj(source, file)
-            if length:
-                _fill_up(path, file, length, left)
             write_checksums(file)
 
-        write_durably(path, copy_with_checksums, needs=length or left)
+        write_durably(path, copy_with_checksums, needs=length)
         return
     if any(not damage.dataset.startswith("features/") for damage in find_damage(path)):
         write_durably(path, lambda file: write_repaired(path, file), needs=path.stat().st_size)
 
 
-def _fill_up(path: Path, file: DiskFile, length: int, left: int) -> None:
-    """Extend a cut-off copy, so that HDF5 reads it; chunks in the new part fail its checksums.
+class _FilledUp(io.FileIO):
+    """A file at its length before it was cut off.
 
-    Raises BadDataError if more than features are lost.
+    Lost bytes are ``x``: chunks with them fail HDF5's checksum, which zeros pass.
     """
-    for start in range(left, length, len(LOST)):
-        file.write(LOST[: length - start])
+
+    def __init__(self, path: Path, length: int) -> None:
+        super().__init__(path)
+        self._length = length
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return super().seek(self._length if whence == os.SEEK_END else offset)
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        view = memoryview(buffer)[: max(0, self._length - start)]
+        count = super().readinto(view) or 0
+        view[count:] = b"x" * (len(view) - count)
+        self.seek(start + len(view))
+        return len(view)
+
+
+def _check_cut_off(path: Path, length: int) -> None:
+    """Raise BadDataError if a cut-off file has lost more than features."""
+    left = path.stat().st_size
     try:
-        with h5py.File(file, "r") as copy:
-            check_layout(copy)
-            ends = [copy[name].id.get_offset() + copy[name].nbytes for name in COLUMN_DTYPES]
+        with _FilledUp(path, length) as stream, h5py.File(stream, "r") as file:
+            check_layout(file)
+            ends = [file[name].id.get_offset() + file[name].nbytes for name in COLUMN_DTYPES]
             is_repairable = max(ends) <= left and all(
-                rows.fletcher32 for rows in copy["features"].values()
+                rows.fletcher32 for rows in file["features"].values()
             )
     except Exception:  # h5py raises many types on damaged structures
         is_repairable = False
     if not is_repairable:
-        raise BadDataError(f"{printable(path)} lost too much to be repaired; {MOVE_AWAY}")
+        raise BadDataError(
+            f"{printable(path)} is {describe_cut(path, length)}; it lost too much to be repaired: "
+            f"{MOVE_AWAY}"
+        )
 
 
 def damaged_rows(path: Path, table: FeatureTable) -> DamagedRows:

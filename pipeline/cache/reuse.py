@@ -1,7 +1,7 @@
 """Copy rows of other caches with the same features: of a renamed folder, or of another set.
 
 They are committed as shards, like computed rows. Other files are only read; what is damaged or
-open elsewhere is passed over.
+open elsewhere is passed over, with a warning.
 """
 
 import logging
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from pipeline.cache.checksums import find_damaged_rows
 from pipeline.cache.content import FOLDER
 from pipeline.cache.file import CHUNK_BYTES, RowKey, cache_files, read_all_rows, read_rows
-from pipeline.cache.hdf5 import open_hdf5
+from pipeline.cache.hdf5 import damaged_error, open_hdf5
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import ShardFolder
-from pipeline.errors import PipelineError
+from pipeline.errors import BadDataError, PipelineError
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
 
@@ -66,7 +66,13 @@ def find_other_rows(
                 if has_engine and accepts_engine(str(engine["name"])):
                     yield other
         except (PipelineError, OSError) as error:
-            log.debug("%s", error)
+            _warn_unless_other_file(error)
+
+
+def _warn_unless_other_file(error: PipelineError | OSError) -> None:
+    """Warn that a cache is passed over, but not about files that are no caches."""
+    level = logging.DEBUG if type(error) is BadDataError else logging.WARNING
+    log.log(level, "passed over: %s", error)
 
 
 def _read_file(path: Path, spec: FeatureSpec) -> Iterator[OtherRows]:
@@ -129,6 +135,8 @@ def _read_blocks(
         found = [key for key in keys if key in sources and (has_same_views or not key.view)]
         try:
             damaged = find_damaged_rows(other.path, layer, [sources[key].row for key in found])
+            if damaged:
+                _warn_unless_other_file(damaged_error(other.path, f"features/{layer}"))
             intact = [key for key in found if sources[key].row not in damaged]
             row_bytes = 4 * int(np.prod(other.index.row_shapes.get(layer, ())))  # float32
             size = max(1, SHARD_BYTES // row_bytes)
@@ -137,5 +145,5 @@ def _read_blocks(
                 rows = np.array([sources[key].row for key in block])
                 yield layer, block, other.read(layer, rows)
         except (PipelineError, OSError) as error:
-            log.debug("%s", error)
+            _warn_unless_other_file(error)
             return

@@ -5,12 +5,13 @@ import json
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from caches import another_program
+from caches import another_program, flip
 from command import assert_one_line, run_command
 from synthetic_images import make_image_folder
 
@@ -58,6 +59,8 @@ def test_cache_that_is_open_for_writing_is_busy_in_every_command(cached: Path) -
         for command in (
             ("classify", "--heads", "logistic"),
             ("classify", cached),
+            ("classify", "synthetic"),
+            ("classify", root),
             ("extract", root, "--base", "pixels"),
             ("extract", root, "--base", "pixels", "--layer", "pixels", "--pooling", "avg"),
             ("cache", "verify", cached),
@@ -91,6 +94,87 @@ def test_killed_writer_leaves_a_mark_that_readers_ignore(cached: Path) -> None:
     assert "shows no damage, but was changed" in finished.stderr
     assert "0 images computed" in run_command("cache", "repair", cached).stdout
     assert cached.read_bytes() == content
+
+
+def test_set_is_looked_for_in_other_caches_than_those_that_cannot_be_read(cached: Path) -> None:
+    other = extract_features(make_image_folder(Path("other"), per_class=6), base="pixels").table
+    classify = ("classify", "other", "--heads", "majority", "--no-audit")
+    with another_program(cached):
+        stderr = run_command(*classify).stderr
+        assert f"warning: passed over: {cached} is open for writing" in stderr
+        assert f"using the newest cache of other: {other.path}\n" in stderr
+    flip(cached, 0)
+    message = assert_one_line(run_command("classify", "synthetic", check=65))
+    assert "no other cache in cache/ is of synthetic" in message
+    assert f"pipeline.cache repair {cached}" in message
+
+
+Change = Callable[[h5py.File], None]
+
+
+def replace_features(file: h5py.File) -> None:
+    before = file["features/pixels"]
+    values = np.random.default_rng(0).random(before.shape, np.float32)
+    options = {"chunks": before.chunks, "compression": "gzip", "fletcher32": True}
+    del file["features/pixels"]
+    file.create_dataset("features/pixels", data=values, **options)
+
+
+def replace_labels(file: h5py.File) -> None:
+    labels = file["labels"][()]
+    del file["labels"]
+    file["labels"] = 1 - labels
+
+
+def change_a_label(file: h5py.File) -> None:
+    file["labels"][7] = 1 - file["labels"][7]
+
+
+def swap_classes(file: h5py.File) -> None:
+    file["classes"][...] = file["classes"][()][::-1]
+
+
+def change_spec(file: h5py.File) -> None:
+    file["spec"][()] = file["spec"].asstr()[()].replace('"set": "synthetic"', '"set": "synthesis"')
+
+
+def rename_features(file: h5py.File) -> None:
+    file.move("features/pixels", "features/mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "damage"),
+    [
+        (replace_features, "features/pixels, rows 0 to 39"),
+        (rename_features, "features/pixels, rows 0 to 39"),
+        (replace_labels, "labels"),
+        (change_a_label, "labels"),
+        (swap_classes, "classes"),
+        (change_spec, "spec"),
+    ],
+)
+def test_content_that_another_program_replaced_beside_additions_is_refused_and_restored(
+    cached: Path, change: Change, damage: str
+) -> None:
+    before = load_features(cached)
+    expected, content = before.features("pixels"), cached.read_bytes()
+    with h5py.File(cached, "a") as file:
+        file["notes"] = np.arange(100_000)  # so that new datasets take no freed bytes
+        change(file)
+    assert f"damaged: {damage}\n" in run_command("cache", "verify", cached, check=65).stdout
+    for command in (("classify", cached), ("extract", before.document["root"], "--base", "pixels")):
+        assert f"({damage})" in run_command(*command, check=65).stderr
+    copied = shutil.copytree(before.document["root"], "copied")
+    stderr = run_command("extract", copied, "--base", "pixels").stderr
+    assert f"passed over: {cached} is damaged, or another program changed it" in stderr
+    np.testing.assert_array_equal(load_features(copied_cache()).features("pixels"), expected)
+    run_command("cache", "repair", cached)
+    assert cached.read_bytes() == content
+
+
+def copied_cache() -> Path:
+    (path,) = Path("cache").glob("copied-*.h5")
+    return path
 
 
 def test_additions_of_another_program_are_named_and_removed_by_repair(cached: Path) -> None:
@@ -211,7 +295,7 @@ def test_cut_off_checksums_are_written_again(cached: Path) -> None:
     content = cached.read_bytes()
     for left in (len(content) - 1, read_checksums(cached).end):
         cached.write_bytes(content[:left])
-        found = f"is cut off: {left:,} of {len(content):,} bytes are left"
+        found = f"is cut off, or still being copied: {left:,} of {len(content):,} bytes exist"
         for command in (("classify", cached), ("extract", before.document["root"])):
             options = ("--base", "pixels") if command[0] == "extract" else ()
             stderr = run_command(*command, *options, check=65).stderr
@@ -233,8 +317,11 @@ def test_file_that_lost_more_than_features_is_refused_unchanged(cached: Path) ->
     for left in (middle, end_of_labels - 1, 1000, 100):
         content = cached.read_bytes()[:left]
         cached.write_bytes(content)
-        message = assert_one_line(run_command("cache", "repair", cached, check=65))
-        assert "lost too much to be repaired; move it away and run extract again" in message
+        for command in ("verify", "repair"):
+            message = assert_one_line(run_command("cache", command, cached, check=65))
+            assert f"cut off, or still being copied: {left:,} of" in message
+            assert "lost too much to be repaired: move it away and run extract again" in message
+            assert "pipeline.cache repair" not in message
         assert cached.read_bytes() == content
     cached.write_bytes(b"")
     message = run_command("extract", root, "--base", "pixels", check=73).stderr

@@ -166,7 +166,7 @@ def test_other_features_do_not_count(pets: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["chunk", "metadata", "cut off", "no cache", "busy"])
-def test_damaged_and_busy_caches_are_passed_over(
+def test_damaged_and_busy_caches_are_passed_over_with_a_warning(
     pets: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = extract(pets)
@@ -187,7 +187,9 @@ def test_damaged_and_busy_caches_are_passed_over(
         assert extract(copy).computed == (64 if damage == "chunk" else 140)
     if damage != "busy":
         assert path.read_bytes() == damaged
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (damage != "no cache")
+    assert all(text.startswith(f"passed over: {path} is ") for text in warnings)
 
 
 def test_prune_says_what_other_caches_have(pets: Path) -> None:
