@@ -70,6 +70,8 @@ def test_every_head_gives_probabilities_of_each_class_and_learns(
     name: str, class_count: int
 ) -> None:
     train, validation = draw_rows(120, class_count)
+    for shared in (train.features, train.labels, validation.features, validation.labels):
+        shared.flags.writeable = False  # all heads fit the same arrays
     dense = DenseConfig(epochs=10, learning_rate=1e-2, units=16, optimizer="adam")
     head = load_head(name, (dense,))
     found = search(head, train, validation, class_count=class_count, seed=0)
