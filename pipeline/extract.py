@@ -100,6 +100,7 @@ def _only_set(folder: Path) -> Path:
 def _log_image_folder(images: "ImageFolder") -> None:
     """Log the counts per split and class before the extraction begins."""
     from pipeline.cache.file import SPLIT_NAMES
+    from pipeline.images.scan import SPLIT_FOLDERS
 
     log = logging.getLogger("pipeline")
     files, classes = len(images.files), counted(len(images.classes), "class", "classes")
@@ -109,8 +110,11 @@ def _log_image_folder(images: "ImageFolder") -> None:
         name = SPLIT_NAMES[split] if split else "no split folders, classify makes the split"
         shown = [f"{printable(c)} {counts[split, n]:,}" for n, c in enumerate(images.classes)]
         log.info("  %s: %s", name, ", ".join(shown[:20] + ["…"] * (len(shown) > 20)))
-    if images.ignored:
-        log.warning("ignored beside the class folders: %s", printable(", ".join(images.ignored)))
+    unlabelled = [name for name in images.ignored if name.lower() in SPLIT_FOLDERS]
+    for name in unlabelled:
+        log.warning("%s/ has no class folders: ignored, classify takes a part of train/", name)
+    if others := [name for name in images.ignored if name not in unlabelled]:
+        log.warning("ignored beside the class folders: %s", printable(", ".join(others)))
 
 
 def _print_summary(done: "Extraction") -> None:

@@ -19,6 +19,7 @@ NEIGHBOUR = 10  # all pairs of up to ten near copies are found
 CLOSE = 0.45
 COMPONENTS = 128  # principal components; comparing a pair costs as many products
 FALSE_POSITIVES = 1.0  # pairs expected by chance, if features have few dimensions
+FAR = 10  # times the median distance from the centre; photographs: at most 2.5
 SAME = 2e-3  # distance of identical pixels after rounding
 MIN_ROWS = 2 * NEIGHBOUR  # with fewer, the tenth neighbour is not near
 SAMPLE = 2000  # rows to search neighbours in: 0.1 s for 2,000 rows, linear in their number
@@ -121,6 +122,7 @@ def _find_near(
     sample = np.arange(count)
     if count > SAMPLE:
         sample = np.sort(np.random.default_rng(0).choice(count, SAMPLE, replace=False))
+    features = _limit_outliers(features, sample)
     directions = _scale_components(features)
     radius = _largest_distances(directions, sample)
     least = 1 - radius**2 / 2  # the cosine at that distance
@@ -149,6 +151,21 @@ def _find_near(
         lengths = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
         cosine = float(one @ other) / lengths if lengths else 1.0
         yield int(first[pair]), int(second[pair]), min(1.0, cosine)
+
+
+def _limit_outliers(features: Floats, sample: Rows) -> Floats:
+    """Return features (n, D) with rows farther than `FAR` moved to that distance from the median.
+
+    Otherwise a few huge values set the mean and the components, and all other rows look the same.
+    """
+    centre = np.median(features[sample], axis=0)
+    offsets = features - centre
+    lengths = np.sqrt(np.einsum("nd,nd->n", offsets, offsets, dtype=np.float64))
+    limit = FAR * float(np.median(lengths))
+    if not 0 < limit < lengths.max():
+        return features
+    shares = (limit / np.maximum(lengths, limit)).astype(np.float32)
+    return np.asarray(centre + shares[:, None] * offsets)
 
 
 def _scale_components(features: Floats) -> Floats:

@@ -22,13 +22,14 @@ from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.result import Fit
 from pipeline.evaluation.rows import LabelledRows, TrialRows
 from pipeline.evaluation.search import can_balance, has_usual_size, search
-from pipeline.heads.calibration import TemperatureScaling
+from pipeline.heads.calibration import TemperatureScaling, class_scores
 from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 from pipeline.heads.scaler import root_mean_square
 
 DIVERGED = "diverged"
+TIE = 1e-6  # of probabilities: `predict` may choose any of classes that differ by rounding only
 SECONDS_TO_START = 120.0  # for the imports of a process; the time limit starts after them
 
 T = TypeVar("T")
@@ -74,30 +75,32 @@ def fit_heads(
                 log.warning("%s has no class weights; it is fitted without", request.name)
             if head.is_custom:
                 with suppress(PipelineError), failures_of(head):  # nothing else needs predict
-                    _warn_of_custom_head(request.name, fits[0], train, validation)
+                    _warn_of_custom_head(request.name, fits[0].estimator, train, validation)
         return fits or DIVERGED
 
     return run_in_parallel(heads, len(data.trials), fit)
 
 
 def _warn_of_custom_head(
-    name: str, fit: Fit, train: LabelledRows, validation: LabelledRows
+    name: str, estimator: Any, train: LabelledRows, validation: LabelledRows
 ) -> None:
-    """Warn of scaled features, and of scores whose columns are probably in another order."""
+    """Warn of scaled features, and of predictions of other classes than those of highest scores."""
     if not has_usual_size(train.features):
         log.warning(
             "%s gets features divided by a power of two: their root mean square is %.1e",
             name, root_mean_square(train.features),
         )  # fmt: skip
-    is_scaled = isinstance(fit.estimator, TemperatureScaling)
-    estimator = fit.estimator.estimator if is_scaled else fit.estimator
-    predicted = estimator.predict(validation.features)
-    differ = np.count_nonzero(predicted != fit.validation_scores.argmax(axis=1))
-    if differ > len(validation) / 2:  # SVC(probability=True) differs for a few
+    features, class_count = validation.features, len(estimator.classes_)
+    scores = class_scores(estimator, features, class_count)
+    inner = estimator.estimator if isinstance(estimator, TemperatureScaling) else estimator
+    predicted = class_scores(inner, features, class_count, method="predict")  # 1 or 0 per class
+    differ = np.count_nonzero(scores.max(axis=1) - (scores * predicted).sum(axis=1) > TIE)
+    if differ:
         log.warning(
-            "%s predicts another class than that of its highest score for %s of %s images; its row "
-            "uses the scores: are they in the order of classes_, one per class?",
-            name, f"{differ:,}", f"{len(validation):,}",
+            "%s predicts another class than that of its highest score for %s of %s validation "
+            "images (%.1f %%); its row, predict and export use the scores: a threshold has no "
+            "effect, and scores must be in the order of classes_",
+            name, f"{differ:,}", f"{len(scores):,}", 100 * differ / len(scores),
         )  # fmt: skip
 
 

@@ -32,7 +32,8 @@ def fit_components(features: Floats, max_count: int) -> Any:
     scale = FunctionTransformer(partial(_times_power_of_two, exponent=-exponent))
     count = min(max_count, *features.shape)
     pca = PCA(count, svd_solver="randomized", iterated_power=2, random_state=0)
-    return make_pipeline(scale, pca).fit(features)
+    with np.errstate(invalid="ignore"):  # 0 / 0: the share of constant features in the variance
+        return make_pipeline(scale, pca).fit(features)
 
 
 def _times_power_of_two(features: Floats, exponent: int) -> Floats:

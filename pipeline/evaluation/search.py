@@ -64,7 +64,8 @@ def search(
     ----------
     refit : validation rows to fit the chosen setting on again, together with train.
 
-    Returns None if no setting has finite scores: the training diverged.
+    Returns None if no setting has finite scores: the training diverged. Raises BadDataError if that
+    is because all features are constant.
     """
     started = time.perf_counter()
     settings: list[Setting] = []
@@ -102,6 +103,8 @@ def search(
             )
         )
     if best is None:
+        if not np.ptp(train.features, axis=0).any():
+            raise BadDataError("cannot be fitted: all features are constant")
         return None
     settings[index] = replace(settings[index], chosen=True)
     params, estimator, method = chosen
@@ -196,6 +199,10 @@ def fit_grid(
         raise BadDataError(
             f"compares all pairs of training images, at most {head.max_rows:,}; "
             f"received {len(train):,}"
+        )
+    if head.is_custom:  # it may change its arguments in place, which other heads get, too
+        train, validation = (
+            LabelledRows(each.features.copy(), each.labels.copy()) for each in (train, validation)
         )
     settings = list(ParameterGrid(head.grid or {}) if settings is None else settings)
     template = head.build(train.features.shape[1], class_count)

@@ -29,7 +29,8 @@ def class_scores(
 ) -> Scores:
     """Return scores of a fitted estimator: (N, D) -> (N, K) float64; the highest is predicted.
 
-    Column k is of label k, in whatever order ``classes_`` has them. With the method ``predict``,
+    Column k is of label k, in whatever order ``classes_`` has them. The estimator gets copies of
+    the rows, as a custom head may change them in place. With the method ``predict``,
     the predicted class scores 1, the others 0. A network that diverged gives rows of NaN.
 
     Raises BadDataError if ``classes_`` are not the labels 0 … K - 1, or the estimator does not
@@ -39,7 +40,7 @@ def class_scores(
     if not len(features):
         return np.empty((0, class_count))
     starts = range(0, len(features), ROWS_PER_BLOCK)
-    blocks = [features[start : start + ROWS_PER_BLOCK] for start in starts]
+    blocks = (features[start : start + ROWS_PER_BLOCK].copy() for start in starts)
     with parallel_config("sequential"):  # threads would sum trees' votes in random order
         output = np.concatenate([np.asarray(getattr(estimator, method)(block)) for block in blocks])
     if method == "decision_function" and class_count == 2 and output.ndim == 1:
@@ -64,16 +65,17 @@ def class_scores(
 def label_order(estimator: Any, class_count: int) -> Labels:
     """Return the column of each label (K,), as ``classes_`` gives the label of each column.
 
-    Raises BadDataError unless ``classes_`` contains every label 0 … K - 1 once.
+    Raises BadDataError unless ``classes_`` contains every label 0 … K - 1 once, as numbers of any
+    type.
     """
     classes = np.asarray(getattr(estimator, "classes_", None))
-    is_number = classes.dtype.kind in "biuf"
-    if not is_number or not np.array_equal(np.sort(classes, axis=None), np.arange(class_count)):
+    column_of = dict(zip(classes.ravel().tolist(), range(classes.size), strict=True))
+    if classes.size != class_count or column_of.keys() != set(range(class_count)):
         received = reprlib.repr(classes.tolist())
         raise BadDataError(
             f"has classes_ {received}; expected the labels 0 to {class_count - 1}, each once"
         )
-    return np.asarray(np.argsort(classes.ravel()), np.int64)
+    return np.array([column_of[label] for label in range(class_count)])
 
 
 def check_probabilities(scores: Scores) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +92,11 @@ def scan_folder(root: Path) -> ImageFolder:
     root = root.resolve()
     skipped: list[Skipped] = []
     folders, files = _list_folder(root, root, skipped)
+    if not folders and not files and skipped:
+        raise BadDataError(
+            f"{printable(root)} has nothing to read: {printable(skipped[0].path)} is "
+            f"{skipped[0].reason}; name the folder that it leads to, or copy it"
+        )
     if not folders and not files:
         raise NoInputError(f"{printable(root)} is empty: add a folder of images per class")
     if not folders:
@@ -116,6 +122,8 @@ def scan_folder(root: Path) -> ImageFolder:
         only = next(iter(class_folders.values()), root)
         deeper = [only / name for name in _list_folder(only, root, [])[0]] if names else []
         hint = f"; did you mean {printable(only)}?" if len(deeper) > 1 else ""
+        if hint and by_split:
+            hint = f"; move the folders in {printable(only.relative_to(root))}/ up by one"
         raise BadDataError(
             f"{printable(root)} has {counted(len(names), 'class', 'classes')}: expected at least "
             f"two folders, one per class{hint}"
@@ -166,7 +174,8 @@ def _refuse_misspelt_splits(root: Path, folders: Sequence[str], named: Sequence[
     """Raise BadDataError for folders whose names are nearly those of splits: ``training``."""
     meant: dict[str, str] = {}  # folder -> name of the split
     for name in folders:
-        similar = difflib.get_close_matches(name.lower(), LIKE_SPLITS, n=1, cutoff=SIMILARITY)
+        word = re.split("[^a-z]", name.lower())[0]  # Test_data -> test
+        similar = difflib.get_close_matches(word, LIKE_SPLITS, n=1, cutoff=SIMILARITY)
         if name not in named and similar and _list_folder(root / name, root, [])[0]:
             starts = {"tr": "train", "va": "validation", "te": "test"}
             meant[name] = starts[similar[0][:2]]
@@ -183,19 +192,24 @@ def _refuse_misspelt_splits(root: Path, folders: Sequence[str], named: Sequence[
 
 
 def _refuse_sets(root: Path, folders: Sequence[str]) -> None:
-    """Raise BadDataError for folders that are image sets, with ``train/`` in them, not classes."""
+    """Raise BadDataError for folders that are image sets, not classes.
+
+    They contain ``train/`` with class folders, or folders with the names of two classes.
+    """
+    inner = {name: _list_folder(root / name, root, [])[0] for name in folders}
     sets = [
         name
         for name in folders
-        if any(
-            inner.lower() == "train" and _list_folder(root / name / inner, root, [])[0]
-            for inner in _list_folder(root / name, root, [])[0]
+        if len(set(inner[name]) & set(folders)) > 1
+        or any(
+            each.lower() == "train" and _list_folder(root / name / each, root, [])[0]
+            for each in inner[name]
         )
     ]
     if sets:
         named = " or ".join(printable(root / name) for name in sets[:3])
         raise BadDataError(
-            f"{printable(root)} contains {counted(len(sets), 'image set')}, with train/ in it, not "
+            f"{printable(root)} contains {counted(len(sets), 'image set')} beside or instead of "
             f"classes: name one, {named}, or move it elsewhere"
         )
 

@@ -43,7 +43,7 @@ def warn_of_missing_classes(images: ImageFolder) -> None:
 
 
 def warn_of_nested_classes(images: ImageFolder) -> None:
-    """Log if the folders look like image sets: no image is directly in one, all have other folders.
+    """Log if the folders look like image sets: they contain only folders, and few.
 
     Images in folders below a class are usual, too, such as one folder per patient.
     """

@@ -118,6 +118,19 @@ def test_only_the_closest_of_very_many_pairs_are_kept() -> None:
     assert len(find_duplicates(features, digests(300), splits_of(300))) == MAX_PAIRS
 
 
+@pytest.mark.parametrize("scale", [1, 1e-30, 1e30])
+@pytest.mark.parametrize("outliers", [2, 60])
+def test_a_few_huge_values_neither_make_nor_hide_duplicates(outliers: int, scale: float) -> None:
+    features = draw()
+    features[300:330] = features[:30] + 0.02
+    rows = np.arange(100, 100 + outliers)
+    features[rows, rows % 64] = np.where(rows % 2, 1e5, -1e4) * rows
+    pairs = find_duplicates(features * np.float32(scale), digests(COUNT), splits_of(COUNT))
+    assert rows_of(pairs) == {(row, row + 300) for row in range(30)}
+    assert all(pair.similarity > 0.95 for pair in pairs)
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("count", [0, 1, 2, 19, 40])
 def test_tiny_sets_have_no_duplicates(count: int) -> None:
     features = draw(count)

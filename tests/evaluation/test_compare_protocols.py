@@ -260,6 +260,7 @@ def test_a_custom_head_that_fails_on_test_rows_costs_its_row_only(
 ODD = """
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import FixedThresholdClassifier
 
 class Offset(LogisticRegression):
     def fit(self, X, y):
@@ -270,6 +271,13 @@ class Offset(LogisticRegression):
 class Misnamed(LogisticRegression):
     def predict_proba(self, X):
         return super().predict_proba(X)[:, ::-1]
+
+class Tied(LogisticRegression):
+    def predict_proba(self, X):
+        return np.full((len(X), 2), 0.5) + [1e-9, -1e-9]
+
+def strict():
+    return FixedThresholdClassifier(LogisticRegression(), threshold=0.9)
 """
 
 
@@ -283,7 +291,71 @@ def test_scores_of_other_classes_cost_a_row_and_of_another_order_a_warning(
     expected = "has classes_ [1, 2]; expected the labels 0 to 1, each once"
     assert rows["odd_heads:Offset"].status == expected
     (warning,) = [each.getMessage() for each in caplog.records if "Misnamed" in each.getMessage()]
-    assert "predicts another class than that of its highest score for 40 of 40 images" in warning
+    assert "another class than that of its highest score for 40 of 40 validation images" in warning
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_threshold_that_decides_otherwise_is_warned_of_and_a_tie_is_not(
+    tmp_path: Path, sorted_cache: Path, caplog: pytest.LogCaptureFixture, refit: bool
+) -> None:
+    (tmp_path / "odd_heads.py").write_text(ODD)
+    heads = ["odd_heads:strict", "odd_heads:Tied", "odd_heads:LogisticRegression"]
+    compare_heads(sorted_cache, heads=heads, refit=refit, audit=False)
+    pooled, labels, splits = pooled_of(sorted_cache), np.array(LABELS), np.array(folder_splits(200))
+    train = splits <= 1 + refit
+    model = LogisticRegression().fit(pooled[train], labels[train])
+    scores = model.predict_proba(pooled[splits == 2])[:, 1]
+    differ = np.count_nonzero((scores > 0.5) & (scores < 0.9))
+    assert 0 < differ < 40
+    (warning,) = [each.getMessage() for each in caplog.records if "odd_heads" in each.getMessage()]
+    assert warning.startswith(
+        f"odd_heads:strict predicts another class than that of its highest score for {differ} of "
+        f"40 validation images ({differ / 0.4:.1f} %); its row, predict and export use the scores"
+    )
+
+
+IN_PLACE = """
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+class Zeroing(LogisticRegression):
+    def fit(self, X, y):
+        super().fit(X, y)
+        X[:] = y[:] = 0
+        return self
+
+    def predict_proba(self, X):
+        scores = super().predict_proba(X)
+        X[:] = 0
+        return scores
+
+def scaled(copy=False):
+    return make_pipeline(StandardScaler(copy=copy), LogisticRegression())
+
+def copied():
+    return scaled(copy=True)
+"""
+
+
+def test_a_head_that_changes_features_in_place_changes_no_row_of_the_table(
+    tmp_path: Path, sorted_cache: Path
+) -> None:
+    (tmp_path / "in_place.py").write_text(IN_PLACE)
+    heads = ["ridge", *(f"in_place:{name}" for name in ("Zeroing", "scaled"))]
+    alone = ["ridge", *(f"in_place:{name}" for name in ("LogisticRegression", "copied"))]
+    together, apart = (
+        [
+            {each.head: each for each in compare_heads(sorted_cache, heads=of, audit=False).results}
+            for of in groups
+        ]
+        for groups in ([heads], [[name] for name in alone])
+    )
+    for name, other, comparison in zip(heads, alone, apart, strict=True):
+        found, expected = together[0][name], comparison[other]
+        assert found.train_accuracy == expected.train_accuracy
+        assert found.validation_accuracy == expected.validation_accuracy
+        assert found.log_loss == expected.log_loss
 
 
 def test_a_factor_of_all_features_changes_no_row_of_the_table(

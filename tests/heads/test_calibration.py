@@ -167,9 +167,10 @@ class Fixed(ClassifierMixin, BaseEstimator):
 
 
 ROWS = np.zeros((3, 2), np.float32)
+OBJECTS = np.array([2.0, np.bool_(False), np.int8(1)], object)
 
 
-@pytest.mark.parametrize("classes", [[0, 1, 2], [2, 0, 1], np.array([1.0, 2.0, 0.0])])
+@pytest.mark.parametrize("classes", [[0, 1, 2], [2, 0, 1], np.array([1.0, 2.0, 0.0]), OBJECTS])
 @pytest.mark.parametrize("method", ["predict_proba", "decision_function", "predict"])
 def test_scores_are_those_of_the_labels_in_any_order_of_classes(classes: Any, method: str) -> None:
     labels = [0, 1, 2]
@@ -188,6 +189,15 @@ def test_the_sign_of_a_decision_value_is_that_of_the_second_class() -> None:
         scores = class_scores(fixed, ROWS, 2, method="decision_function")
         np.testing.assert_array_equal(scores.argmax(axis=1), expected)
         np.testing.assert_array_equal(TemperatureScaling(fixed).predict(ROWS), expected)
+
+
+@pytest.mark.parametrize("dtype", [bool, float, object])
+def test_predicted_labels_of_any_type_of_number_are_accepted(dtype: type) -> None:
+    labels = np.array([1, 0, 1])
+    for classes in ([False, True], np.array([1, 0], dtype)):
+        fixed = Fixed(classes, "predict", labels.astype(dtype))
+        scores = class_scores(fixed, ROWS, 2, method="predict")
+        np.testing.assert_array_equal(scores.argmax(axis=1), labels)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from pipeline.heads.scaler import root_mean_square
 from pipeline.models.bundle import load_bundle, save_bundle
 
 QUICK = DenseConfig(epochs=2, learning_rate=1e-3, units=8)
+CONSTANT = LabelledRows(np.full((60, 6), 3.0, np.float32), np.arange(60) % 2)
 NOT_DENSE = [name for name in HEADS if name != "dense"]
 
 
@@ -69,6 +70,8 @@ def test_every_head_gives_probabilities_of_each_class_and_learns(
     name: str, class_count: int
 ) -> None:
     train, validation = draw_rows(120, class_count)
+    for shared in (train.features, train.labels, validation.features, validation.labels):
+        shared.flags.writeable = False  # all heads fit the same arrays
     dense = DenseConfig(epochs=10, learning_rate=1e-2, units=16, optimizer="adam")
     head = load_head(name, (dense,))
     found = search(head, train, validation, class_count=class_count, seed=0)
@@ -244,10 +247,15 @@ def test_a_factor_of_all_features_changes_no_decision_of_a_head_nor_of_its_file(
     "name", [each for each in NOT_DENSE if each not in ("naive_bayes", "prototype")]
 )
 def test_constant_features_give_finite_probabilities(name: str) -> None:
-    rows = LabelledRows(np.full((60, 6), 3.0, np.float32), np.arange(60) % 2)
-    found = search(load_head(name), rows, rows, class_count=2, seed=0)
+    found = search(load_head(name), CONSTANT, CONSTANT, class_count=2, seed=0)
     assert found is not None
     np.testing.assert_allclose(found.validation_scores, 0.5, atol=0.35)
+
+
+@pytest.mark.parametrize("name", ["naive_bayes", "prototype"])
+def test_a_head_that_cannot_use_constant_features_says_so(name: str) -> None:
+    with pytest.raises(BadDataError, match=r"cannot be fitted: [Aa]ll features "):
+        search(load_head(name), CONSTANT, CONSTANT, class_count=2, seed=0)
 
 
 def test_parameters_are_weights_and_intercepts_or_nodes() -> None:

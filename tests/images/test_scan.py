@@ -173,6 +173,9 @@ def make_set(root: Path, *folders: str) -> Path:
         ),
         (["a", "b", "pets/train/a", "pets/train/b"], r"1 image set.* name one, .*pets"),
         (["train/a", "train/b", "pets/train/a"], r"1 image set"),
+        (["Training_data/a", "Training_data/b", "Test_data/a"], r"Training_data/ to train/"),
+        (["cat", "dog", "more/cat", "more/dog"], r"1 image set .* name one, .*more"),
+        (["train/images/a", "train/images/b", "test/images/a"], r"folders in t\w+/images/ up"),
         (["train/train/a", "train/test/a"], r"contains test/ below train/: a set inside a set"),
         (["pets/a", "pets/b"], r"1 class: .* did you mean .*set/pets\?"),
     ],
@@ -216,3 +219,11 @@ def test_archive_and_address_are_no_input_with_the_cure(
     Path("pets.zip").write_bytes(b"PK\3\4")
     with pytest.raises(NoInputError, match=reason):
         scan_folder(Path(name))
+
+
+def test_only_links_out_of_the_folder_give_their_reason(tmp_path: Path) -> None:
+    outside = make_set(tmp_path / "elsewhere", "cat", "dog")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/cat").symlink_to(outside / "cat")
+    with pytest.raises(BadDataError, match="cat is a link that leads out of the image folder"):
+        scan_folder(tmp_path / "set")
