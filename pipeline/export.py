@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         nargs="?",
         type=path_argument,
-        help="run or saved model (default: the newest run in results/)",
+        help="run or saved model (default: the newest with a saved head in results/)",
     )
     parser.add_argument(
         "--format", required=True, choices=("keras", "onnx"), help="file format of the model"

@@ -32,7 +32,9 @@ class PredictConfig(Config):
     """
 
     model: "str | os.PathLike[str] | ImageClassifier | None" = option(
-        None, metavar="RUN", help="run folder or saved model (default: the newest run in results/)"
+        None,
+        metavar="RUN",
+        help="run folder or saved model (default: the newest with a saved head in results/)",
     )
     head: str | None = option(
         None, metavar="NAME", help="head of the run (default: the recommended one)"
