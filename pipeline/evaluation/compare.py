@@ -58,11 +58,14 @@ def compare_heads(
     1.0
     """
     config = replace(config or ClassifyConfig(), **options)
+    config.requests  # noqa: B018 - a misspelt name raises before caches are read
+    paths = [caches] if isinstance(caches, str | Path) else caches
+    return compare_on_caches(open_caches([Path(path) for path in paths], config), config)
+
+
+def compare_on_caches(opened: Sequence[SplitCache], config: ClassifyConfig) -> Comparison:
+    """Compare heads on caches of `open_caches`; raises as `compare_heads`."""
     requests = config.requests
-    opened = open_caches(
-        [Path(caches)] if isinstance(caches, str | Path) else [Path(path) for path in caches],
-        config,
-    )
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "classes": list(opened[0].table.classes),

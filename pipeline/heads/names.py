@@ -1,9 +1,13 @@
 """The values of ``--heads`` and ``--head``: names, groups and inputs of heads."""
 
+import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import get_args
 
 from pipeline.errors import UsageError
@@ -56,6 +60,20 @@ def parse_custom_head(text: str) -> HeadRequest:
             f"--head {text}: expected MODULE:FACTORY, MODULE:FACTORY:flat or MODULE:FACTORY:pooled"
         )
     return HeadRequest(match["name"], _parse_input(match["input"]))
+
+
+def check_importable(request: HeadRequest) -> None:
+    """Raise UsageError if the package of a custom head is not installed, without an import."""
+    module, is_custom, _ = request.name.partition(":")
+    package = module.partition(".")[0]
+    if not (is_custom and package) or package in sys.modules:
+        return
+    # the current folder may not be on the path of the process
+    if not (importlib.util.find_spec(package) or PathFinder.find_spec(package, [str(Path.cwd())])):
+        raise UsageError(
+            f"--head {request}: there is no module {package} in {Path.cwd()} or among the installed "
+            f"packages: run the command where {package}.py is"
+        )
 
 
 def _parse_word(word: str) -> list[HeadRequest]:
