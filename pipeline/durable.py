@@ -36,7 +36,8 @@ def check_writable(results: Path) -> None:
         tempfile.TemporaryDirectory(dir=results).cleanup()
     except OSError as error:
         raise CannotCreateError(
-            f"cannot create the results folder {printable(results)} ({error.strerror}); choose another --out"
+            f"cannot create the results folder {printable(results)} ({error.strerror}); "
+            f"choose another --out"
         ) from error
 
 

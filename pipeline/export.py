@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     from pipeline.models.runs import NotSavedError, find_bundle, newest_run
 
-    run = arguments.run or newest_run(Path("results"))
+    run = arguments.run or newest_run()
     with suppress(NotSavedError):  # another head may do
         find_bundle(run, arguments.head)  # other errors come before seconds of imports
     from pipeline.models.export import export_run

@@ -40,8 +40,8 @@ def parse_group_rule(text: str) -> GroupOf:
     if re.fullmatch(r"[\w -]*", text):
         hint = "; did you mean folder?" if difflib.get_close_matches(text, ["folder"]) else ""
         raise UsageError(
-            f"--group: expected folder, FILE.csv or an expression that matches several groups, such "
-            f"as '/([^/]+)/[^/]+$'; received {text!r}{hint}"
+            f"--group: expected folder, FILE.csv or an expression that matches several groups, "
+            f"such as '/([^/]+)/[^/]+$'; received {text!r}{hint}"
         )
     try:
         pattern = re.compile(text)

@@ -71,8 +71,8 @@ def check_importable(request: HeadRequest) -> None:
     # the current folder may not be on the path of the process
     if not (importlib.util.find_spec(package) or PathFinder.find_spec(package, [str(Path.cwd())])):
         raise UsageError(
-            f"--head {request}: there is no module {package} in {Path.cwd()} or among the installed "
-            f"packages: run the command where {package}.py is"
+            f"--head {request}: there is no module {package} in {Path.cwd()} or among the "
+            f"installed packages: run the command where {package}.py is"
         )
 
 

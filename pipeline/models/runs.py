@@ -1,5 +1,6 @@
 """Find the newest run of classify, and the bundle file of a head."""
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -44,6 +45,9 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
         chosen = next((row for row in [*saved, *rows] if head in _names_of(row)), None)
     if chosen is None:
         problem = "it recommends no head" if head is None else f"it has no head {printable(head)}"
+        known = [name for row in saved for name in _names_of(row)]
+        if similar := difflib.get_close_matches(head or "", known, n=1):
+            problem += f", did you mean {printable(similar[0])}?"
         raise UsageError(f"{printable(run)}: {problem}; saved heads: {names}")
     if not chosen["model"]:
         identity = {name: chosen[name] for name in ROW_IDENTITY}
@@ -71,7 +75,7 @@ def _model_path(run: Path, row: Mapping[str, Any]) -> Path:
     return path
 
 
-def newest_run(results: Path) -> Path:
+def newest_run(results: Path = Path("results")) -> Path:
     """Return the newest run; raise NoInputError if there is none."""
     written = sorted(results.glob("*/results.json"), key=lambda path: path.stat().st_mtime_ns)
     if not written:
@@ -87,6 +91,8 @@ def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the rows of a results.json, and its entries of heads that were not saved."""
+    if not path.parent.exists():
+        raise NoInputError(f"{printable(path.parent)} does not exist: name a run or saved model")
     if not path.is_file():
         raise NoInputError(
             f"{printable(path.parent)} is not a run of classify: it has no {path.name}"
