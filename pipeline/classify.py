@@ -174,7 +174,6 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     def parse(text: str) -> list[T]:
         return [kind(word) for word in text.split(",")]
 
-    parse.__name__ = f"comma list of {kind.__name__}"  # argparse shows it in errors
     return parse
 
 
