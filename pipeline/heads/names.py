@@ -17,6 +17,7 @@ from pipeline.heads.registry import HEADS
 PROTOCOLS = ("kornblith",)  # evaluation protocols; no group contains them
 # The slowest on 2,000 × 512 features of two classes; the others take at most 0.6 s.
 SLOW = ("dense", "svm_rbf", "random_forest")
+NOT_NETWORKS = ("svm_rbf", "knn", "random_forest", "naive_bayes")  # no Keras layer equals them
 
 CUSTOM_HEAD = re.compile(r"(?P<name>[\w.]+:[\w.]+?)(?::(?P<input>flat|pooled))?")
 

@@ -2,12 +2,13 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
 from pipeline.text import printable
 
 MODELS_FOLDER = "models"  # in a run folder
@@ -73,6 +74,23 @@ def _model_path(run: Path, row: Mapping[str, Any]) -> Path:
     if not inside:
         raise BadDataError(f"{printable(path)} is a link out of the run: name the file itself")
     return path
+
+
+def new_export_folder(bundle: Path, format: str, out: Path | None = None) -> Path:
+    """Return the folder of an export, by default in the bundle's run.
+
+    Raises CannotCreateError if it exists, BadDataError if ``exports`` is a link out of the run.
+    """
+    run = bundle.parent.parent if bundle.parent.name == MODELS_FOLDER else bundle.parent
+    exports = run / "exports"
+    if out is None and (
+        exports.is_symlink() or not exports.resolve().is_relative_to(run.resolve())
+    ):
+        raise BadDataError(f"{printable(exports)} is a link out of the run: choose --out")
+    folder = exports / f"{bundle.stem}-{format}" if out is None else out
+    if os.path.lexists(folder):
+        raise CannotCreateError(f"{printable(folder)} exists: choose another --out")
+    return folder
 
 
 def newest_run(results: Path = Path("results")) -> Path:
