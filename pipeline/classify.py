@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.evaluation.compare import compare_on_caches  # seconds of scikit-learn
     from pipeline.report.run_folder import write_run
 
-    comparison = compare_on_caches(opened, config)
+    with cli.StageProgressBar(unit="fit") as bar:
+        comparison = compare_on_caches(opened, config, bar)
     folder = write_run(
         comparison,
         arguments.out,

@@ -130,7 +130,9 @@ def test_predict_py_says_what_is_wrong_with_its_arguments_or_its_folder() -> Non
         (["--help"], 0, "--csv FILE"),
         ([], 2, "arguments are required: IMAGE"),
         (["empty"], 2, "no files in empty"),
-        (["a.jpg"], 2, "there is no model.onnx or model.keras in"),
+        (["a.jpg"], 1, "a.jpg\tskipped\tdoes not exist"),
+        (["https://a.org/b.jpg"], 1, "skipped\tis not fetched: download it first"),
+        (["made/predict.py"], 2, "there is no model.onnx or model.keras in"),
     ):
         shown = run_predict_py(*arguments)
         assert shown.returncode == code
