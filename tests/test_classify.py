@@ -249,7 +249,7 @@ def interrupt_classify(folder: Path, *words: str, after: str) -> tuple[str, floa
     interrupted = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     return stderr, time.monotonic() - interrupted
 
 
