@@ -256,7 +256,7 @@ def interrupt_classify(folder: Path, *words: str, after: str) -> tuple[str, floa
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
     stderr, seconds = interrupt_classify(
-        tmp_path, "--heads", "majority,linear_svm,svm_rbf", after="  test"
+        tmp_path, "--heads", "majority,linear_svm,svm_rbf", after="fitting 3 heads"
     )
     assert stderr == "error: interrupted\n"
     assert seconds < 2

@@ -142,6 +142,7 @@ def _compare_on_layer(
         fits: dict[HeadRequest, list[list[Fit]]] = {}
         outcomes = {}
         stage = f"fitting {counted(len(heads), 'head')} on {input} {printable(layer)}"
+        log.info("%s", stage)
         bar = progress and partial(progress, stage)
         if bar:
             bar(0, len(heads) * len(trials))
