@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = cli.config_from(arguments, ReferenceConfig, extract=extract_config(arguments))
     scan_folder(arguments.data)  # reports mistakes before TensorFlow is loaded
     from benchmarks.reference_training import train_reference
+    from pipeline.durable import check_writable
     from pipeline.finetuning.run import write_results
-    from pipeline.report.run_folder import check_writable
 
     check_writable(arguments.out)
     with cli.StageProgressBar(unit="row") as training:

@@ -8,6 +8,8 @@ features inside a scikit-learn pipeline.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +34,18 @@ _MODULES = {
     "predict_images": "pipeline.api",
 }
 __all__ = list(_MODULES)
+
+
+def _end_if_interrupted(kind: type[BaseException], *error: Any) -> None:
+    """Print one line for Ctrl-C during the imports of a command, before `pipeline.cli.run`."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("error: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+    sys.__excepthook__(kind, *error)
+
+
+if sys.argv[:1] == ["-m"]:  # python -m pipeline.<command> is starting
+    sys.excepthook = _end_if_interrupted
 
 
 def __getattr__(name: str) -> Any:

@@ -18,15 +18,22 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that is named, or print all in order of use."""
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        name = sys.argv.pop(1).removeprefix("pipeline.")
-        if name not in COMMANDS:
-            similar = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
-            print(f"unknown command {name}: one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
-            sys.exit(2)
+    name = sys.argv.pop(1).removeprefix("pipeline.") if len(sys.argv) > 1 else "help"
+    if name == "--version":
+        print(__version__)
+        return
+    if name in COMMANDS:
         runpy.run_module(f"pipeline.{name}", run_name="__main__", alter_sys=True)
         return
+    if name not in ("help", "-h", "--help"):
+        similar = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        kind = "option" if name.startswith("-") else "command"
+        print(
+            f"error: unknown {kind} {name}; expected one of {', '.join(COMMANDS)}{hint}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     print(f"feature-caching pipeline {__version__}: images -> cached features -> classifiers\n")
     for name, summary in COMMANDS.items():
         print(f"  python -m pipeline.{name:10} {summary}")

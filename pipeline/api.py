@@ -49,6 +49,7 @@ from pipeline.images.set_checks import (
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
+from pipeline.models.runs import find_bundle, newest_run
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
@@ -300,8 +301,9 @@ def predict_images(
         raise NoInputError(f"there is no image file to classify: {reason}")
     model = config.model
     if model is None or isinstance(model, str | os.PathLike):
+        path = find_bundle(newest_run() if model is None else Path(model), config.head)
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
-        model = open_predictor(config)
+        model = open_predictor(path, config)
     choose_range(Path(), paths, model.range)  # warns of images that do not fit the model's range
     return ImagePredictions(model, paths, skipped=skipped, strict=config.strict)

@@ -13,7 +13,7 @@ from pipeline.config import flag_of, path_argument, whole_number
 from pipeline.errors import UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.heads.config import DenseConfig
-from pipeline.heads.names import parse_custom_head
+from pipeline.heads.names import check_importable, parse_custom_head
 from pipeline.text import counted, printable
 
 if TYPE_CHECKING:
@@ -39,18 +39,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         dense=_dense_grid(arguments),
         keep=arguments.save != "none",
     )
-    config.requests  # noqa: B018 - a misspelt name raises before anything is loaded
+    for request in config.requests:  # a misspelt name raises before anything is loaded
+        check_importable(request)
     if arguments.check and arguments.save == "none":
         raise UsageError("--check needs saved heads; received --save none. Leave out one of them")
+    config.evaluation_protocol  # noqa: B018 - as above
     caches = _find_caches(arguments.caches, arguments.cache_dir)
+    from pipeline.durable import check_writable
     from pipeline.evaluation.table import named_columns
 
     named_columns(arguments.columns)  # a misspelt name raises before the work
-    from pipeline.evaluation.compare import compare_heads
-    from pipeline.report.run_folder import check_writable, write_run
-
     check_writable(arguments.out)
-    comparison = compare_heads(caches, config)
+    from pipeline.evaluation.caches import open_caches
+
+    opened = open_caches(caches, config)
+    from pipeline.evaluation.compare import compare_on_caches  # seconds of scikit-learn
+    from pipeline.report.run_folder import write_run
+
+    with cli.StageProgressBar(unit="fit") as bar:
+        comparison = compare_on_caches(opened, config, bar)
     folder = write_run(
         comparison,
         arguments.out,
@@ -168,7 +175,6 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     def parse(text: str) -> list[T]:
         return [kind(word) for word in text.split(",")]
 
-    parse.__name__ = f"comma list of {kind.__name__}"  # argparse shows it in errors
     return parse
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from pipeline.config import Config, flag_of, fraction, option, path_argument
 from pipeline.errors import PipelineError, StorageError
@@ -63,7 +64,7 @@ def parser(
     *, command: str, summary: str, example: str, package: str = "pipeline"
 ) -> argparse.ArgumentParser:
     """Return a parser whose ``--help`` has a summary, every default and an example."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog=f"python -m {package}.{command}",
         description=summary,
         epilog=f"example:\n  {example}",
@@ -72,6 +73,22 @@ def parser(
     )
     made._negative_number_matcher = re.compile(r"-[\d.][\d.,eE+-]*$")  # --range -1024,3071
     return made
+
+
+class _Parser(argparse.ArgumentParser):
+    """Print an error as one line, with a suggestion instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        word, names = "", list(self._option_string_actions)
+        if message.startswith("unrecognized arguments: -"):
+            word = message.split()[2].partition("=")[0]
+        elif choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            word, names = choice[1], re.findall(r"[\w-]+", choice[2])
+        similar = difflib.get_close_matches(word, names, n=1)
+        hint = f"; did you mean {similar[0]}?" if similar else "."
+        for kind, expected in (("int", "a whole number"), ("float", "a number")):
+            message = message.replace(f"invalid {kind} value:", f"expected {expected}, received")
+        self.exit(2, f"error: {printable(message)}{hint} See {self.prog} --help\n")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

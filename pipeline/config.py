@@ -19,7 +19,9 @@ after ``super().__post_init__()``.
 """
 
 import argparse
+import contextlib
 import inspect
+import math
 import operator
 import textwrap
 from collections.abc import Callable, Sequence
@@ -30,6 +32,7 @@ from typing import Any, TypeVar
 from pipeline.errors import UsageError
 
 Class = TypeVar("Class", bound=type)
+Number = TypeVar("Number", int, float)
 
 
 def option(
@@ -113,34 +116,31 @@ def path_argument(text: str) -> Path:
     return Path(text)
 
 
-# argparse shows the names of these functions if a value is not a number
 def whole_number(text: str) -> int:
     """Parse an integer from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text}")
-    return value
+    return _parse(text, int, lambda value: value >= 1, "a whole number from 1")
 
 
 def count(text: str) -> int:
     """Parse an integer from 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, received {text}")
-    return value
+    return _parse(text, int, lambda value: value >= 0, "a whole number from 0")
 
 
 def positive_number(text: str) -> float:
     """Parse a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, received {text}")
-    return value
+    return _parse(text, float, lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def fraction(text: str) -> float:
     """Parse a number from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, received {text}")
-    return value
+    return _parse(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def _parse(
+    text: str, kind: Callable[[str], Number], is_valid: Callable[[Number], bool], expected: str
+) -> Number:
+    with contextlib.suppress(ValueError):
+        value = kind(text)
+        if is_valid(value):
+            return value
+    raise argparse.ArgumentTypeError(f"expected {expected}, received {text!r}")

@@ -29,6 +29,18 @@ DISK_FULL = {  # error number -> cause, cure
 STALE_AFTER = 86_400  # seconds: an older scratch folder is from a killed process
 
 
+def check_writable(results: Path) -> None:
+    """Create the results folder before the work starts; raises CannotCreateError."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=results).cleanup()
+    except OSError as error:
+        raise CannotCreateError(
+            f"cannot create the results folder {printable(results)} ({error.strerror}); "
+            f"choose another --out"
+        ) from error
+
+
 def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: int = 0) -> None:
     """Let ``write`` fill a temporary file, fsync it, rename it to ``path``, fsync the folder.
 

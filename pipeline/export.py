@@ -8,17 +8,26 @@ from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import path_argument
+from pipeline.errors import UsageError
+from pipeline.heads.names import NOT_NETWORKS
 from pipeline.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, export, print the result."""
     arguments = _parser().parse_args(argv)
-    from pipeline.models.runs import NotSavedError, find_bundle, newest_run
+    from pipeline.models.runs import NotSavedError, find_bundle, new_export_folder, newest_run
 
-    run = arguments.run or newest_run(Path("results"))
+    run = arguments.run or newest_run()
     with suppress(NotSavedError):  # another head may do
-        find_bundle(run, arguments.head)  # other errors come before seconds of imports
+        # other errors come before seconds of imports
+        bundle = find_bundle(run, arguments.head)
+        if arguments.format == "keras" and bundle.stem in NOT_NETWORKS and arguments.head:
+            raise UsageError(
+                f"{bundle.stem} cannot be exported to Keras: it is not a layer of a network; "
+                f"choose --format onnx"
+            )
+        new_export_folder(bundle, arguments.format, arguments.out)
     from pipeline.models.export import export_run
 
     export = export_run(

@@ -144,8 +144,8 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
     top = min(arguments.top, len(classes))
     if not (arguments.csv or arguments.json):
         yield from table_lines(tally, paths=predictions.paths, classes=classes, top=top)
-        yield "\n"
-        yield from summary_lines(tally)
+        if summary := "".join(summary_lines(tally)):
+            yield f"\n{summary}"
         return
     to_terminal = sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):  # for programs: UTF-8, and names byte for byte

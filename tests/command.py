@@ -63,13 +63,13 @@ def _checked(finished: Finished, check: int | None) -> Finished:
     return finished
 
 
-def modules_loaded_by(*arguments: str | Path) -> set[str]:
-    """Return the top-level modules that a command imports."""
+def modules_loaded_by(*arguments: str | Path, check: int = 0) -> set[str]:
+    """Return the top-level modules that a command imports; assert its exit code."""
     code = (
         "import runpy, sys\n"
         "sys.argv = sys.argv[1:]\n"
         "try: runpy.run_module(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as e: assert not e.code, e.code\n"
+        f"except SystemExit as e: assert (e.code or 0) == {check}, e.code\n"
         "finally: print('MODULES', *{name.split('.')[0] for name in sys.modules})\n"
     )
     finished = subprocess.run(

@@ -141,6 +141,7 @@ CACHE = "cache/synthetic.h5"
         (f"{CACHE} --cv 2", 2, "needs 3 folds"),
         (f"{CACHE} --cv 90", 65, "try --cv 50"),
         (f"{CACHE} --group folder", 2, "matches none of 100 images"),
+        (f"{CACHE} --group foldr", 2, "did you mean folder?"),
         (f"{CACHE} --head nothing", 2, "expected MODULE:FACTORY"),
         (f"{CACHE} --head gone:head", 2, "gone"),
         (f"{CACHE} --labels gone.csv", 66, "gone.csv"),
@@ -163,6 +164,19 @@ def test_invalid_input_is_one_line_and_an_exit_code(
     write_cache(Path("few.h5"), labels=[0, 1, 0])
     finished = run_command("classify", *words.split(), check=code)
     assert message in assert_one_line(finished)
+
+
+def test_refused_options_do_not_wait_for_scikit_learn(cache: Path) -> None:
+    for words, code in (
+        ("--split 60/20", 2),
+        ("--cv 1", 2),
+        ("--group folders", 2),
+        ("--labels gone.csv", 66),
+        ("--head gone:head", 2),
+        ("--layer block9", 2),
+    ):
+        loaded = modules_loaded_by("classify", cache, *words.split(), check=code)
+        assert "sklearn" not in loaded, words
 
 
 def test_missing_class_folder_is_named_with_a_cure_that_works(tmp_path: Path) -> None:
@@ -235,14 +249,14 @@ def interrupt_classify(folder: Path, *words: str, after: str) -> tuple[str, floa
     interrupted = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     return stderr, time.monotonic() - interrupted
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
     stderr, seconds = interrupt_classify(
-        tmp_path, "--heads", "majority,linear_svm,svm_rbf", after="  test"
+        tmp_path, "--heads", "majority,linear_svm,svm_rbf", after="fitting 3 heads"
     )
     assert stderr == "error: interrupted\n"
     assert seconds < 2

@@ -130,7 +130,9 @@ def test_predict_py_says_what_is_wrong_with_its_arguments_or_its_folder() -> Non
         (["--help"], 0, "--csv FILE"),
         ([], 2, "arguments are required: IMAGE"),
         (["empty"], 2, "no files in empty"),
-        (["a.jpg"], 2, "there is no model.onnx or model.keras in"),
+        (["a.jpg"], 1, "a.jpg\tskipped\tdoes not exist"),
+        (["https://a.org/b.jpg"], 1, "skipped\tis not fetched: download it first"),
+        (["made/predict.py"], 2, "there is no model.onnx or model.keras in"),
     ):
         shown = run_predict_py(*arguments)
         assert shown.returncode == code
@@ -365,7 +367,7 @@ def test_expected_failures_are_one_line_and_an_exit_code(lab: Path) -> None:
     before = sorted(Path.cwd().rglob("*"))
     for command, code, message in (
         ("run --head mine", 2, "it has no head mine"),
-        ("run --head logistic --check-images 0", 2, "at least 1; received 0"),
+        ("run --head logistic --check-images 0 --out new", 2, "at least 1; received 0"),
         ("run --head logistic --out run", 73, "choose another --out"),
         ("network.skops --weights other.h5", 65, "with weights abababababab…; received"),
         ("nowhere", 66, "nowhere"),
@@ -377,6 +379,16 @@ def test_expected_failures_are_one_line_and_an_exit_code(lab: Path) -> None:
         assert message in str(caught.value)
         assert str(caught.value).isprintable()
         assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_refused_options_do_not_wait_for_scikit_learn(lab: Path) -> None:
+    for words, code in (
+        ("onnx --head mine", 2),
+        ("onnx --head logistic --out .", 73),
+        ("keras --head knn", 2),
+    ):
+        loaded = modules_loaded_by("export", lab / "run", "--format", *words.split(), check=code)
+        assert not {"sklearn", "tensorflow"} & loaded, words
 
 
 def test_help_loads_no_library() -> None:

@@ -366,8 +366,10 @@ FAILURES = [
     (["text.jpg"], 65, "none of 1 file can be read as an image"),
     (["text.jpg", "synthetic", "--strict"], 65, "--strict stops here"),
     (["synthetic", "missing.jpg", "--strict"], 65, "missing.jpg: does not exist"),
-    (["synthetic", "--model", "nothing"], 66, "nothing"),
+    (["synthetic", "--model", "nothing"], 66, "nothing does not exist"),
     (["synthetic", "--head", "dense"], 2, "dense"),
+    (["synthetic", "--head", "rigde"], 2, "did you mean ridge?"),
+    (["synthetic", "--base", "vgg61"], 2, "did you mean vgg16?"),
     (["synthetic", "--model", "text.jpg"], 65, "text.jpg is refused"),
     (["synthetic", "--top", "0"], 2, "--top"),
     (["synthetic", "--batch-size", "0"], 2, "--batch-size"),
@@ -399,6 +401,12 @@ def test_expected_failures_are_one_line_and_an_exit_code(
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
         assert capsys.readouterr().out == ""
+
+
+def test_refused_options_do_not_wait_for_scikit_learn() -> None:
+    for words, code in (("--model nothing", 66), ("--head rigde", 2), ("--base vgg61", 2)):
+        loaded = modules_loaded_by("predict", "synthetic", *words.split(), check=code)
+        assert "sklearn" not in loaded, words
 
 
 def test_without_a_run_classify_is_named() -> None:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.bases.registry import (
+    DEFAULT_BASE,
     PREPROCESSING,
     PREPROCESSING_POLICIES,
     Base,
@@ -37,7 +38,7 @@ class BaseConfig(Config):
     NoInputError if the weights file does not exist.
     """
 
-    base: str = _base_option("vgg16", help="name of a keras.applications model, or pixels")
+    base: str = _base_option(DEFAULT_BASE, help="name of a keras.applications model, or pixels")
     image_size: int | None = _base_option(
         None,
         type=int,

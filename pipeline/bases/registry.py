@@ -12,6 +12,7 @@ from pipeline.errors import UsageError
 
 PREPROCESSING_POLICIES = ("native", "rescale")
 PIXELS = "pixels"
+DEFAULT_BASE = "vgg16"
 MAX_IMAGE_SIZE = 4096  # pixels: an image of 50 MB, a batch of 1.6 GB
 
 
@@ -118,8 +119,11 @@ def find_base(name: str) -> Base:
     bases = {_letters_and_digits(base.name): base for base in _TABLE}
     if base := bases.get(_letters_and_digits(name)):
         return base
-    similar = difflib.get_close_matches(_letters_and_digits(name), bases, n=1, cutoff=0.6)
-    hint = f"did you mean {bases[similar[0]].name}? " if similar else ""
+    typed = _letters_and_digits(name)
+    close = {each: difflib.SequenceMatcher(None, each, typed).ratio() for each in bases}
+    # vgg1 and vgg61 are as close to vgg19: the default wins
+    similar = max(bases, key=lambda each: (close[each], each == DEFAULT_BASE))
+    hint = f"did you mean {bases[similar].name}? " if close[similar] >= 0.6 else ""
     raise UsageError(f"unknown base {name!r}: {hint}--list-bases shows all {len(_TABLE)}")
 
 

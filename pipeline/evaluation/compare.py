@@ -4,9 +4,10 @@ import contextlib
 import logging
 import platform
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,11 +59,21 @@ def compare_heads(
     1.0
     """
     config = replace(config or ClassifyConfig(), **options)
+    config.requests  # noqa: B018 - a misspelt name raises before caches are read
+    paths = [caches] if isinstance(caches, str | Path) else caches
+    return compare_on_caches(open_caches([Path(path) for path in paths], config), config)
+
+
+def compare_on_caches(
+    opened: Sequence[SplitCache],
+    config: ClassifyConfig,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Comparison:
+    """Compare heads on caches of `open_caches`; raises as `compare_heads`.
+
+    ``progress`` is called with the stage, the fits done and the fits in all.
+    """
     requests = config.requests
-    opened = open_caches(
-        [Path(caches)] if isinstance(caches, str | Path) else [Path(path) for path in caches],
-        config,
-    )
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "classes": list(opened[0].table.classes),
@@ -89,7 +100,7 @@ def compare_heads(
         outcome
         for cache in opened
         for layer in cache.layers
-        for outcome in _compare_on_layer(cache, layer, loaded, config)
+        for outcome in _compare_on_layer(cache, layer, loaded, config, progress)
     ]
     if all(outcome.result.status for outcome in outcomes):
         reasons = {f"{outcome.result.head} {outcome.result.status}" for outcome in outcomes}
@@ -113,7 +124,11 @@ def compare_heads(
 
 
 def _compare_on_layer(
-    cache: SplitCache, layer: str, loaded: Mapping[HeadRequest, Head], config: ClassifyConfig
+    cache: SplitCache,
+    layer: str,
+    loaded: Mapping[HeadRequest, Head],
+    config: ClassifyConfig,
+    progress: Callable[[str, int, int], None] | None,
 ) -> Iterator[Outcome]:
     """Fit all heads on one layer, input by input; yield their outcomes."""
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
@@ -126,7 +141,12 @@ def _compare_on_layer(
         data = TrialRows.read(cache.views, layer, input, trials, refit=config.refit)
         fits: dict[HeadRequest, list[list[Fit]]] = {}
         outcomes = {}
-        for request, fits_or_reasons in fit_heads(heads, data, config).items():
+        stage = f"fitting {counted(len(heads), 'head')} on {input} {printable(layer)}"
+        log.info("%s", stage)
+        bar = progress and partial(progress, stage)
+        if bar:
+            bar(0, len(heads) * len(trials))
+        for request, fits_or_reasons in fit_heads(heads, data, config, bar).items():
             result = new_row(request.name, cache.table, layer, input, data.rows)
             scored = _score(result, heads[request], fits_or_reasons, data)
             if isinstance(scored, str):

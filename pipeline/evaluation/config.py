@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config, count, documented, option, positive_number, whole_number
-from pipeline.errors import UsageError
+from pipeline.errors import NoInputError, UsageError
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import PROTOCOLS, HeadRequest, groups, parse_heads
+from pipeline.text import printable
 
 if TYPE_CHECKING:
     from pipeline.evaluation.protocol import EvaluationProtocol
@@ -113,6 +114,9 @@ class ClassifyConfig(SplitConfig):
             object.__setattr__(self, "refit", True)
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError(f"--timeout: expected above 0 seconds; received {self.timeout:g}")
+        for path in self.label_files:
+            if not path.exists():
+                raise NoInputError(f"--labels {printable(path)} does not exist")
         if self.heads is not None and not isinstance(self.heads, str):
             object.__setattr__(self, "heads", tuple(self.heads))
 

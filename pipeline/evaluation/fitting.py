@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from multiprocessing import resource_tracker
@@ -43,9 +43,15 @@ class NotFittedError(PipelineError):
 
 
 def fit_heads(
-    heads: Mapping[HeadRequest, Head], data: TrialRows, config: ClassifyConfig
+    heads: Mapping[HeadRequest, Head],
+    data: TrialRows,
+    config: ClassifyConfig,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[HeadRequest, list[Fits]]:
-    """Fit every head on every trial; return the fits of each head, in the order of the trials."""
+    """Fit every head on every trial; return the fits of each head, in the order of the trials.
+
+    ``progress`` is called with (fits done, fits in all).
+    """
     lock = Lock()
 
     @lru_cache(usable_cores() + 1)  # all heads fit one trial before the next
@@ -78,7 +84,7 @@ def fit_heads(
                     _warn_of_custom_head(request.name, fits[0].estimator, train, validation)
         return fits or DIVERGED
 
-    return run_in_parallel(heads, len(data.trials), fit)
+    return run_in_parallel(heads, len(data.trials), fit, progress)
 
 
 def _warn_of_custom_head(
@@ -110,7 +116,10 @@ def _search_with_each_seed(head: Head, seeds: Sequence[int], **arguments: Any) -
 
 
 def run_in_parallel(
-    heads: Mapping[HeadRequest, Head], times: int, fit: Callable[[HeadRequest, Head, int], T]
+    heads: Mapping[HeadRequest, Head],
+    times: int,
+    fit: Callable[[HeadRequest, Head, int], T],
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[HeadRequest, list[T]]:
     """Call ``fit(request, head, number)`` for each head and number below ``times``; return results.
 
@@ -128,8 +137,10 @@ def run_in_parallel(
                     for request, head in heads.items():
                         if head.is_stochastic == is_stochastic:
                             futures[request, number] = pool.submit(fit, request, head, number)
-                for future in futures.values():
+                for done, future in enumerate(as_completed(futures.values())):
                     future.result()
+                    if progress:
+                        progress(done + 1, len(heads) * times)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     return {

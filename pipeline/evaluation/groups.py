@@ -1,5 +1,6 @@
 """Groups of images that stay in one split: copies of one file, photographs of one object."""
 
+import difflib
 import hashlib
 import logging
 import os
@@ -9,8 +10,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.cache.file import DIGEST_DTYPE, Columns
 from pipeline.errors import UsageError
@@ -38,6 +37,12 @@ def parse_group_rule(text: str) -> GroupOf:
         return _rule_by_path(_folder_below_class)
     if text.lower().endswith(".csv"):
         return _GroupFile(Path(text))
+    if re.fullmatch(r"[\w -]*", text):
+        hint = "; did you mean folder?" if difflib.get_close_matches(text, ["folder"]) else ""
+        raise UsageError(
+            f"--group: expected folder, FILE.csv or an expression that matches several groups, "
+            f"such as '/([^/]+)/[^/]+$'; received {text!r}{hint}"
+        )
     try:
         pattern = re.compile(text)
     except re.error as error:
@@ -124,5 +129,8 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
 
 def connected_sets(first: Sequence[int] | Rows, second: Sequence[int] | Rows, count: int) -> Rows:
     """Return the number (count,), from 0, of each row's set; first[i] and second[i] share one."""
+    from scipy.sparse import coo_array  # 0.3 s, which errors in options need not wait for
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
     return np.asarray(connected_components(links, directed=False)[1], np.int64)

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.cache.file import SPLIT_NAMES, FeatureTable
 from pipeline.errors import BadDataError
-from pipeline.evaluation.audit import AuditResult
 from pipeline.evaluation.image_lookup import (
     ImageLookup,
     assign,
@@ -20,6 +20,9 @@ from pipeline.evaluation.image_lookup import (
 )
 from pipeline.text import printable
 
+if TYPE_CHECKING:
+    from pipeline.evaluation.audit import AuditResult
+
 COLUMNS = ("path", "split", "label", "suggested", "label_probability", "suggested_probability",
            "new_label", "drop", "digest")  # fmt: skip
 DROP, KEEP = {"yes", "x", "1", "true"}, {"", "no", "0", "false"}
@@ -28,7 +31,7 @@ DROPPED = -1  # instead of a class number
 log = logging.getLogger("pipeline")
 
 
-def write_suspects(path: Path, findings: AuditResult) -> None:
+def write_suspects(path: Path, findings: "AuditResult") -> None:
     """Write the suspects as CSV, the likeliest label error first, with two empty columns to edit.
 
     The user writes the right class into ``new_label``, or ``yes`` into ``drop``. The file starts

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,12 @@ import numpy.typing as npt
 from pipeline.cache.file import FeatureTable, cache_files, read_table
 from pipeline.errors import BadDataError, PipelineError, UsageError
 from pipeline.evaluation.splits import Images, Trial
-from pipeline.heads.calibration import Scores, class_scores
 from pipeline.heads.config import Input
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.text import counted, printable
+
+if TYPE_CHECKING:
+    from pipeline.heads.calibration import Scores
 
 VIEWS = 1 << 15  # more than any view number, an int16
 ROWS_PER_BLOCK = 1024  # 32 MiB of (4, 4, 512) maps at a time where only their means are kept
@@ -183,9 +185,11 @@ class LabelledRows:
             np.concatenate([self.labels, others.labels]),
         )
 
-    def mean_probabilities(self, estimator: Any) -> Scores:
+    def mean_probabilities(self, estimator: Any) -> "Scores":
         """Return the mean probabilities over all views of each image: (N, K)."""
         count = len(estimator.classes_)
+        from pipeline.heads.calibration import class_scores  # loads scikit-learn
+
         scores = [class_scores(estimator, view, count) for view in (self.features, *self.views)]
         return np.asarray(np.mean(scores, axis=0))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.fill import RowProgress
+from pipeline.durable import check_writable
 from pipeline.evaluation.compare import versions
 from pipeline.evaluation.recommendation import rank_and_recommend
 from pipeline.evaluation.result import Comparison
@@ -16,7 +17,7 @@ from pipeline.finetuning.from_cache import train_from_cache
 from pipeline.finetuning.method_result import MethodResult
 from pipeline.finetuning.training import StageProgress
 from pipeline.report.plots import write_curves
-from pipeline.report.run_folder import Save, check_writable, write_run
+from pipeline.report.run_folder import Save, write_run
 from pipeline.text import printable
 
 

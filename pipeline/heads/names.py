@@ -1,9 +1,13 @@
 """The values of ``--heads`` and ``--head``: names, groups and inputs of heads."""
 
+import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import get_args
 
 from pipeline.errors import UsageError
@@ -13,6 +17,7 @@ from pipeline.heads.registry import HEADS
 PROTOCOLS = ("kornblith",)  # evaluation protocols; no group contains them
 # The slowest on 2,000 × 512 features of two classes; the others take at most 0.6 s.
 SLOW = ("dense", "svm_rbf", "random_forest")
+NOT_NETWORKS = ("svm_rbf", "knn", "random_forest", "naive_bayes")  # no Keras layer equals them
 
 CUSTOM_HEAD = re.compile(r"(?P<name>[\w.]+:[\w.]+?)(?::(?P<input>flat|pooled))?")
 
@@ -56,6 +61,20 @@ def parse_custom_head(text: str) -> HeadRequest:
             f"--head {text}: expected MODULE:FACTORY, MODULE:FACTORY:flat or MODULE:FACTORY:pooled"
         )
     return HeadRequest(match["name"], _parse_input(match["input"]))
+
+
+def check_importable(request: HeadRequest) -> None:
+    """Raise UsageError if the package of a custom head is not installed, without an import."""
+    module, is_custom, _ = request.name.partition(":")
+    package = module.partition(".")[0]
+    if not (is_custom and package) or package in sys.modules:
+        return
+    # the current folder may not be on the path of the process
+    if not (importlib.util.find_spec(package) or PathFinder.find_spec(package, [str(Path.cwd())])):
+        raise UsageError(
+            f"--head {request}: there is no module {package} in {Path.cwd()} or among the "
+            f"installed packages: run the command where {package}.py is"
+        )
 
 
 def _parse_word(word: str) -> list[HeadRequest]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bases.config import BATCH_SIZE
-from pipeline.bases.registry import PREPROCESSING_POLICIES
+from pipeline.bases.registry import PREPROCESSING_POLICIES, find_base
 from pipeline.config import Config, documented, option
 
 if TYPE_CHECKING:
@@ -56,3 +56,8 @@ class PredictConfig(Config):
         choices=PREPROCESSING_POLICIES,
         help="native: as the base was trained; rescale: the book's 1/255",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base is not None:
+            object.__setattr__(self, "base", find_base(self.base).name)

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import PIL
 
 from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET, RANDOM, BaseConfig
-from pipeline.bases.registry import find_base
 from pipeline.bases.weights import known_digest
 from pipeline.cache.file import RowKey
 from pipeline.engines import Engine, is_installed, open_engine
@@ -25,10 +24,7 @@ from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
-from pipeline.models.runs import find_bundle, newest_run
 from pipeline.text import counted, printable
-
-RESULTS = Path("results")  # classify writes its runs here
 
 log = logging.getLogger(__name__)
 
@@ -218,14 +214,12 @@ class Predictor:
             )
 
 
-def open_predictor(config: PredictConfig) -> Predictor:
-    """Load a saved head of ``config.model`` or of the newest run in ``results/``.
+def open_predictor(path: Path, config: PredictConfig) -> Predictor:
+    """Load a saved head from its file, see `find_bundle`.
 
-    Raises NoInputError for a missing run, UsageError for a missing head or one that was trained
-    with other options than the expected ones, and the errors of `load_bundle` and `Predictor`.
+    Raises UsageError for one that was trained with other options than the expected ones, and the
+    errors of `load_bundle` and `Predictor`.
     """
-    run = newest_run(RESULTS) if config.model is None else Path(str(config.model))
-    path = find_bundle(run, config.head)
     bundle = load_bundle(path)
     spec, views = bundle.spec, bundle.plan.views
     log.info(
@@ -234,7 +228,7 @@ def open_predictor(config: PredictConfig) -> Predictor:
         f", mean over {counted(views + 1, 'view')}" if views else "",
     )  # fmt: skip
     expected = {
-        "base": find_base(config.base).name if config.base else None,
+        "base": config.base,
         "image-size": config.image_size,
         "preprocessing": config.preprocessing,
     }

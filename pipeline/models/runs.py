@@ -1,13 +1,15 @@
 """Find the newest run of classify, and the bundle file of a head."""
 
+import difflib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.errors import BadDataError, CannotCreateError, NoInputError, UsageError
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,9 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
         chosen = next((row for row in [*saved, *rows] if head in _names_of(row)), None)
     if chosen is None:
         problem = "it recommends no head" if head is None else f"it has no head {printable(head)}"
+        known = [name for row in saved for name in _names_of(row)]
+        if similar := difflib.get_close_matches(head or "", known, n=1):
+            problem += f", did you mean {printable(similar[0])}?"
         raise UsageError(f"{printable(run)}: {problem}; saved heads: {names}")
     if not chosen["model"]:
         identity = {name: chosen[name] for name in ROW_IDENTITY}
@@ -74,7 +79,24 @@ def _model_path(run: Path, row: Mapping[str, Any]) -> Path:
     return path
 
 
-def newest_run(results: Path) -> Path:
+def new_export_folder(bundle: Path, format: str, out: Path | None = None) -> Path:
+    """Return the folder of an export, by default in the bundle's run.
+
+    Raises CannotCreateError if it exists, BadDataError if ``exports`` is a link out of the run.
+    """
+    run = bundle.parent.parent if bundle.parent.name == MODELS_FOLDER else bundle.parent
+    exports = run / "exports"
+    if out is None and (
+        exports.is_symlink() or not exports.resolve().is_relative_to(run.resolve())
+    ):
+        raise BadDataError(f"{printable(exports)} is a link out of the run: choose --out")
+    folder = exports / f"{bundle.stem}-{format}" if out is None else out
+    if os.path.lexists(folder):
+        raise CannotCreateError(f"{printable(folder)} exists: choose another --out")
+    return folder
+
+
+def newest_run(results: Path = Path("results")) -> Path:
     """Return the newest run that has a saved head, else the newest; NoInputError without runs."""
     written = sorted(results.glob("*/results.json"), key=lambda path: path.stat().st_mtime_ns)
     if not written:
@@ -98,6 +120,8 @@ def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the rows of a results.json, and its entries of heads that were not saved."""
+    if not path.parent.exists():
+        raise NoInputError(f"{printable(path.parent)} does not exist: name a run or saved model")
     if not path.is_file():
         raise NoInputError(
             f"{printable(path.parent)} is not a run of classify: it has no {path.name}"

@@ -83,6 +83,8 @@ def _class_folder(prediction: Prediction) -> str | None:
 
 def summary_lines(tally: Tally) -> Iterator[str]:
     """Yield lines on the predictions of each class and the accuracy in class folders."""
+    if tally.images < 2:
+        return
     summary, classes = tally.summary(), tally.predictions.model.classes
     note = "; cached images may be those of the training" if tally.cached else ""
     predicted, images, right = (summary[key] for key in ("predicted", "in_class_folders", "right"))

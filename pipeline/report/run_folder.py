@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import logging
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -13,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-from pipeline.durable import write_durably
+from pipeline.durable import check_writable, write_durably
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
 from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
@@ -26,17 +25,6 @@ from pipeline.text import file_name, printable
 Save = Literal["all", "best", "none"]
 
 log = logging.getLogger("pipeline")
-
-
-def check_writable(results: Path) -> None:
-    """Create the results folder before the work starts; raises CannotCreateError."""
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(dir=results).cleanup()
-    except OSError as error:
-        raise CannotCreateError(
-            f"cannot create the results folder {results} ({error.strerror}); choose another --out"
-        ) from error
 
 
 def write_run(

@@ -32,7 +32,17 @@ def test_usual_spellings_find_the_base() -> None:
     assert {spelling: find_base(spelling).name for spelling in spellings} == spellings
 
 
-@pytest.mark.parametrize(("typo", "meant"), [("vg16", "vgg16"), ("mobilnet_v2", "mobilenet_v2")])
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("vg16", "vgg16"),
+        ("vgg1", "vgg16"),
+        ("vgg61", "vgg16"),
+        ("vgg18", "vgg16"),
+        ("vgg9", "vgg19"),
+        ("mobilnet_v2", "mobilenet_v2"),
+    ],
+)
 def test_near_miss_gets_a_suggestion(typo: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"did you mean {meant}"):
         find_base(typo)

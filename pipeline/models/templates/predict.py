@@ -65,6 +65,7 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
         raise FileNotFoundError(f"there is no model.onnx or model.keras in {path.parent}")
     with zipfile.ZipFile(path) as archive:
         about = json.loads(archive.read("classifier.json"))
+    print("loading TensorFlow", file=sys.stderr, flush=True)  # 15 s
     with silence():
         import keras
 
@@ -312,6 +313,14 @@ def main() -> int:
     files = find_files(arguments.images)
     if not files:
         parser.error(f"no files in {', '.join(map(printable, arguments.images))}")
+    readable = [name for name in files if Path(name).exists()]
+    for name in sorted(set(files) - set(readable)):
+        is_url = name.startswith(("http://", "https://"))
+        problem = "is not fetched: download it first" if is_url else "does not exist"
+        print(printable(name), "skipped", problem, sep="\t", file=sys.stderr)
+    skipped = len(files) - len(readable)
+    if not readable:
+        return 1
     try:
         classes, _, _ = open_model()
         table = Path(arguments.csv or os.devnull).open(  # noqa: SIM115
@@ -321,11 +330,10 @@ def main() -> int:
         parser.error(f"{error.name} is missing: pip install {error.name}")
     except OSError as error:
         parser.error(printable(error))
-    skipped = 0
     with table:
         writer = csv.writer(table)
         writer.writerow(["path", "label", "probability"])
-        for path, result in classify(files):
+        for path, result in classify(readable):
             if isinstance(result, Exception):
                 skipped += 1
                 print(printable(path), "skipped", printable(result), sep="\t", file=sys.stderr)
