@@ -84,8 +84,10 @@ def test_a_missing_head_is_refused_with_the_names_of_the_saved_ones(run: Path) -
 def test_missing_runs_and_results_with_foreign_paths_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leave out --head knn"):
         find_bundle(run / "models" / "knn.skops", "knn")
-    with pytest.raises(NoInputError, match="not a run"):
+    with pytest.raises(NoInputError, match="does not exist"):
         find_bundle(tmp_path / "elsewhere")
+    with pytest.raises(NoInputError, match="not a run"):
+        find_bundle(tmp_path)
     with pytest.raises(NoInputError, match="does not exist"):
         load_bundle(tmp_path / "elsewhere")
     outside = ROW | {"head": "knn", "model": "models/../../knn.skops", "recommended": True}
