@@ -99,8 +99,7 @@ def _only_set(folder: Path) -> Path:
 
 def _log_image_folder(images: "ImageFolder") -> None:
     """Log the counts per split and class before the extraction begins."""
-    from pipeline.cache.file import SPLIT_NAMES
-    from pipeline.images.scan import SPLIT_FOLDERS
+    from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
 
     log = logging.getLogger("pipeline")
     files, classes = len(images.files), counted(len(images.classes), "class", "classes")

@@ -157,7 +157,7 @@ def _describe_origin(document: Mapping[str, Any]) -> dict[str, str]:
 
 def _count_rows(table: "FeatureTable") -> list[dict[str, Any]]:
     """Count rows, images and views of each split and class."""
-    from pipeline.cache.file import SPLIT_NAMES
+    from pipeline.images.scan import SPLIT_NAMES
 
     columns = table.columns
     pairs = list(zip(columns.splits.tolist(), columns.labels.tolist(), strict=True))

@@ -59,7 +59,6 @@ class Source(NamedTuple):
 FORMAT_VERSION = 1
 ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read serves several training batches
 CHUNK_BYTES = 8 * 2**20  # larger maps have fewer rows per chunk, so that one read stays cheap
-SPLIT_NAMES = ("none", "train", "validation", "test")  # by the number in `splits`
 NO_FILE = -1  # label of a row whose image is gone; kept in case the image returns
 
 MOVE_AWAY = "move it away and run extract again"

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cache.file import SPLIT_NAMES, FeatureTable, read_table, rows_per_chunk
+from pipeline.cache.file import FeatureTable, read_table, rows_per_chunk
 from pipeline.errors import NoInputError, UnreachableError, UsageError
+from pipeline.images.scan import SPLIT_NAMES
 from pipeline.spec import check_seed
 from pipeline.text import printable
 

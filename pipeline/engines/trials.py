@@ -13,6 +13,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -97,7 +98,15 @@ def open_fastest(
         sample = images[:SAMPLE_IMAGES]
         small = replace(config, batch_size=min(BATCH_IMAGES, config.batch_size))
         # recorded engines are tried again: speeds of different days are not comparable
-        trials |= _try_engines(small, unpooled_layers(layers), folder, versions, sample, progress)
+        log.info(
+            "choosing the fastest of %s on %d of the images, once for this machine (half a minute)",
+            " and ".join(versions), len(sample),
+        )  # fmt: skip
+        trials |= _try_twice_if_disturbed(
+            partial(
+                _try_engines, small, unpooled_layers(layers), folder, versions, sample, progress
+            )
+        )
         if len(sample) == SAMPLE_IMAGES:  # fewer may be too similar
             make_folder(folder)
             final = {key: asdict(trial) for key, trial in trials.items() if trial.final}
@@ -125,23 +134,14 @@ def open_fastest(
     return engine
 
 
-def _try_engines(
-    config: BaseConfig,
-    layers: list[str],
-    folder: Path,
-    versions: dict[str, str],
-    images: Images,
-    progress: Callable[[int, int], None] | None,
+def _try_twice_if_disturbed(
+    try_engines: Callable[[], dict[str, EngineTrial]],
 ) -> dict[str, EngineTrial]:
-    """Run the engines on the images, again if their runs disagree; keep the higher speeds."""
-    log.info(
-        "choosing the fastest of %s on %d of the images, once for this machine (half a minute)",
-        " and ".join(versions), len(images),
-    )  # fmt: skip
-    trials = _try_each(config, layers, folder, versions, images, progress)
-    if is_disturbed(trials):
+    """Run the trials, a second time if their runs disagree; keep the higher speeds."""
+    trials = try_engines()
+    if any(trial.spread > MAX_SPREAD for trial in trials.values()):
         log.info("their runs disagree, as on a busy machine: trying them again")
-        for key, again in _try_each(config, layers, folder, versions, images, progress).items():
+        for key, again in try_engines().items():
             if again.dropped or again.images_per_second > trials[key].images_per_second:
                 trials[key] = again
     for trial in trials.values():
@@ -150,12 +150,7 @@ def _try_engines(
     return trials
 
 
-def is_disturbed(trials: Mapping[str, EngineTrial]) -> bool:
-    """Return whether other programs slowed some runs of an engine."""
-    return any(trial.spread > MAX_SPREAD for trial in trials.values())
-
-
-def _try_each(
+def _try_engines(
     config: BaseConfig,
     layers: list[str],
     folder: Path,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cache.file import SPLIT_NAMES, FeatureTable
+from pipeline.cache.file import FeatureTable
 from pipeline.errors import BadDataError
 from pipeline.evaluation.image_lookup import (
     ImageLookup,
@@ -18,6 +18,7 @@ from pipeline.evaluation.image_lookup import (
     did_you_mean,
     read_records,
 )
+from pipeline.images.scan import SPLIT_NAMES
 from pipeline.text import printable
 
 if TYPE_CHECKING:

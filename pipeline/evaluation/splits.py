@@ -8,8 +8,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cache.file import SPLIT_NAMES, Columns
+from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, UsageError
+from pipeline.images.scan import SPLIT_NAMES
 from pipeline.text import counted, printable
 
 NONE, TRAIN, VALIDATION, TEST = range(len(SPLIT_NAMES))  # as in the cache's `splits`

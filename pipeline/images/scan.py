@@ -13,6 +13,7 @@ from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.text import counted, printable
 
 NO_SPLIT, TRAIN, VALIDATION, TEST = range(4)
+SPLIT_NAMES = ("none", "train", "validation", "test")  # by number
 SPLIT_FOLDERS = {
     "train": TRAIN,
     "validation": VALIDATION,

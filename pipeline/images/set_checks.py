@@ -6,11 +6,10 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 
-from pipeline.images.scan import NO_SPLIT, TEST, TRAIN, VALIDATION, ImageFolder
+from pipeline.images.scan import NO_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION, ImageFolder
 from pipeline.text import counted, printable
 
 MAX_LISTED = 10  # classes or groups of duplicates in a warning
-SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
 
 log = logging.getLogger("pipeline")
 

@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.config import ViewPlan
-from pipeline.cache.file import SPLIT_NAMES, FeatureTable, read_table
+from pipeline.cache.file import FeatureTable, read_table
 from pipeline.engines import relative_errors
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.heads.calibration import class_scores
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import find_images, scan_folder
+from pipeline.images.scan import SPLIT_NAMES, find_images, scan_folder
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views

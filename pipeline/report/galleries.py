@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cache.file import SPLIT_NAMES, FeatureTable
+from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.audit import AuditResult
 from pipeline.evaluation.duplicates import DuplicatePair, duplicate_sets
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.table import percent
+from pipeline.images.scan import SPLIT_NAMES
 from pipeline.report.markup import name_text, render
 from pipeline.report.plots import GLYPHS, POINTS, STYLES, draw_dots, inline_svg
 from pipeline.report.thumbnails import read_thumbnails
