@@ -147,7 +147,14 @@ def plan_rows(
 ) -> tuple[list[Row], Missing]:
     """Return the rows of all files with a digest, and the rows to compute, identical ones once."""
     rows = [
-        Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
+        Row(
+            RowKey(digests[file.path], view),
+            file.path,
+            file.label,
+            file.split,
+            file.targets,
+            file.group,
+        )
         for file in files
         if file.path in digests
         for view in plan.views_of(file.split)

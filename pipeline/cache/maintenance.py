@@ -37,7 +37,7 @@ from pipeline.cache.hdf5 import describe_cut, length_before_cut, open_hdf5
 from pipeline.cache.publish import publish
 from pipeline.cache.row_index import DamagedRows
 from pipeline.cache.shards import writer_lock
-from pipeline.cache.validation import COLUMN_DTYPES, check_layout
+from pipeline.cache.validation import COLUMN_DTYPES, OPTIONAL_COLUMNS, check_layout
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError, BusyError, PipelineError
 from pipeline.text import counted, printable
@@ -164,7 +164,8 @@ def _check_cut_off(path: Path, length: int) -> None:
     try:
         with _FilledUp(path, length) as stream, h5py.File(stream, "r") as file:
             check_layout(file)
-            ends = [file[name].id.get_offset() + file[name].nbytes for name in COLUMN_DTYPES]
+            columns = [file[name] for name in (*COLUMN_DTYPES, *OPTIONAL_COLUMNS) if name in file]
+            ends = [column.id.get_offset() + column.nbytes for column in columns]
             is_repairable = max(ends) <= left and all(
                 rows.fletcher32 for rows in file["features"].values()
             )

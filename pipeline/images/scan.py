@@ -32,11 +32,17 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file below a class folder: relative POSIX path as bytes, class number, split number."""
+    """An image of a set: relative POSIX path as bytes, class number, split number.
+
+    ``targets`` are numbers instead of a class, see `pipeline.cache.file.Columns`; images of a
+    ``group`` stay in one split.
+    """
 
     path: bytes
     label: int
     split: int
+    targets: tuple[float, ...] = ()
+    group: bytes = b""
 
 
 @dataclass(frozen=True)
