@@ -3,12 +3,12 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from pipeline.cache.checksums import Damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
@@ -19,7 +19,13 @@ from pipeline.cache.file import (
     read_all_rows,
     read_table,
 )
-from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache, read_skipped
+from pipeline.cache.fill import (
+    SKIPPED_SUFFIX,
+    CacheFill,
+    RowProgress,
+    fill_caches,
+    read_skipped,
+)
 from pipeline.cache.find import record_latest
 from pipeline.cache.maintenance import (
     damaged_rows,
@@ -75,6 +81,22 @@ class Extraction:
     seconds: float
 
 
+@overload
+def extract_features(
+    data: str | os.PathLike[str],
+    config: ExtractConfig | None = None,
+    *,
+    base: list[str] | tuple[str, ...],
+    **options: Any,
+) -> list[Extraction]: ...
+
+
+@overload
+def extract_features(
+    data: str | os.PathLike[str], config: ExtractConfig | None = None, **options: Any
+) -> Extraction: ...
+
+
 def extract_features(
     data: str | os.PathLike[str],
     config: ExtractConfig | None = None,
@@ -83,10 +105,12 @@ def extract_features(
     engine_progress: Callable[[int, int], None] | None = None,
     on_scan: Callable[[ImageFolder], None] | None = None,
     **options: Any,
-) -> Extraction:
+) -> Extraction | list[Extraction]:
     """Run a frozen base once over an image folder and cache its features in HDF5.
 
-    Only missing rows are computed; the same call again reads all features from the cache.
+    Only missing rows are computed; the same call again reads all features from the cache. A list of
+    bases fills the cache of each; images are read and decoded once for all. An image that one of
+    them cannot use is skipped by all.
 
     Parameters
     ----------
@@ -95,7 +119,7 @@ def extract_features(
     engine_progress : called with (engines tried, engines to try), if one is to be chosen.
     on_scan : called with the contents of the folder before features are computed.
     **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they override those
-        of ``config``.
+        of ``config``. ``base`` may be a list: the result is then a list, too.
 
     Raises a `pipeline.errors.PipelineError` for each expected failure.
 
@@ -109,60 +133,112 @@ def extract_features(
     0
     """
     started = time.monotonic()
-    config = replace(config or ExtractConfig(), **options)
-    plan = config.view_plan
+    base = options.get("base")
+    if isinstance(base, list | tuple):
+        configs = configs_of_bases(base, config, **options)
+    else:
+        configs = [replace(config or ExtractConfig(), **options)]
+    first = configs[0]
+    plan = first.view_plan
     if not os.fspath(data):
         raise UsageError("the image folder is an empty name: is a variable unset?")
     images = scan_folder(Path(data))
-    if config.limit_per_class is not None:
-        images = images.limited(config.limit_per_class)
+    if first.limit_per_class is not None:
+        images = images.limited(first.limit_per_class)
     if on_scan:
         on_scan(images)
     warn_of_missing_classes(images)
     warn_of_nested_classes(images)
     digests, unreadable = hash_files(
-        images.root, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
+        images.root, images.paths, index_folder=first.cache_dir / "hashes", rehash=first.rehash
     )
     warn_of_duplicates(images, digests)
-    config = replace(config, range=choose_range(images.root, images.paths, config.range))
+    range = choose_range(images.root, images.paths, first.range)
+    make_folder(first.out.parent if first.out else first.cache_dir)
+    fills = [
+        _cache_fill(replace(config, range=range), images, set(digests.values()), engine_progress)
+        for config in configs
+    ]
+    results = fill_caches(
+        fills,
+        images=images,
+        digests=digests,
+        skipped=(*images.skipped, *unreadable),
+        batch_size=first.batch_size,
+        strict=first.strict,
+        wait=first.wait,
+        plan=plan,
+        progress=progress,
+    )
+    record_latest(first.cache_dir, [fill.path for fill in fills])
+    seconds = time.monotonic() - started
+    extractions = [
+        Extraction(
+            table=read_table(fill.path),
+            images=images,
+            computed=result.computed,
+            skipped=result.skipped,
+            skipped_file=fill.path.with_suffix(SKIPPED_SUFFIX),
+            seconds=seconds,
+        )
+        for fill, result in zip(fills, results, strict=True)
+    ]
+    return extractions if isinstance(base, list | tuple) else extractions[0]
+
+
+def configs_of_bases(
+    bases: Sequence[str], config: ExtractConfig | None = None, **options: Any
+) -> list[ExtractConfig]:
+    """Return the config of each base; raises UsageError for options of one base only."""
+    if not bases:
+        raise UsageError("base: expected names of bases; received an empty list")
+    configs = [
+        replace(config or ExtractConfig(), **options | {"base": base}) for base in bases
+    ]
+    names = [each.network.name for each in configs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"--base names {min(twice)} more than once: name each base once")
+    first = configs[0]
+    for flag, is_set in (
+        ("--layer", first.layers),
+        ("--out", first.out),
+        (f"--weights {first.weights}", first.weights_file),
+    ):
+        if is_set and len(bases) > 1:
+            raise UsageError(
+                f"{flag} is for one base; received --base {','.join(bases)}: extract that base alone"
+            )
+    return configs
+
+
+def _cache_fill(
+    config: ExtractConfig,
+    images: ImageFolder,
+    digests: Set[bytes],
+    engine_progress: Callable[[int, int], None] | None,
+) -> CacheFill:
+    """Return the cache file of a config; takes seconds if the weights are not known yet."""
     spec = feature_spec(config)
-    make_folder(config.out.parent if config.out else config.cache_dir)
+    augmentation = config.view_plan.augmentation
     path = config.out or cache_file(
         config.cache_dir,
         set_name=images.name,
         root=images.root,
         spec=spec,
-        variant=plan.augmentation.digest[:VARIANT_DIGITS] if plan.augmentation else "",
-        digests=set(digests.values()),
+        variant=augmentation.digest[:VARIANT_DIGITS] if augmentation else "",
+        digests=digests,
     )
     others: Iterable[OtherRows] = ()
     if path.parent.resolve() == config.cache_dir.resolve():
         accepts_engine = partial(continues_engine, config)
         others = find_other_rows(spec=spec, besides=path, accepts_engine=accepts_engine)
-    filled = fill_cache(
-        path,
-        images=images,
-        digests=digests,
-        skipped=(*images.skipped, *unreadable),
+    return CacheFill(
+        path=path,
         spec=spec,
         layers=config.layer_keys,
         open_engine=partial(open_cache_engine, config, progress=engine_progress),
         document=cache_document(images.name, images.root, config, spec),
-        batch_size=config.batch_size,
-        strict=config.strict,
-        wait=config.wait,
-        plan=plan,
         others=others,
-        progress=progress,
-    )
-    record_latest(config.cache_dir, path)
-    return Extraction(
-        table=read_table(path),
-        images=images,
-        computed=filled.computed,
-        skipped=filled.skipped,
-        skipped_file=path.with_suffix(SKIPPED_SUFFIX),
-        seconds=time.monotonic() - started,
     )
 
 
@@ -246,18 +322,21 @@ def repair_cache(
     cached_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
     images = scan_folder(root).only(cached_paths, skipped=read_skipped(target))
     digests, unreadable = hash_files(root, images.paths)
-    filled = fill_cache(
-        target,
-        images=images,
-        digests=digests,
-        skipped=(*images.skipped, *unreadable),
+    fill = CacheFill(
+        path=target,
         spec=table.spec,
         layers=tuple(table.layers),
         open_engine=partial(open_cache_engine, config),
         document=table.document,
+        damaged=damaged_rows(target, table),
+    )
+    (filled,) = fill_caches(
+        [fill],
+        images=images,
+        digests=digests,
+        skipped=(*images.skipped, *unreadable),
         batch_size=config.batch_size,
         wait=wait,
-        damaged=damaged_rows(target, table),
         plan=plan,
         progress=progress,
     )

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -83,8 +83,16 @@ def decode(
     ``range`` is for files of more than 8 bits, of signed numbers or floats: ``full`` scales the
     range of their type to 0..255, ``LOW,HIGH`` these numbers; lower and higher ones are clipped.
     """
+    sizes = (image_size,)
+    return decode_sizes(data, image_sizes=sizes, resize=resize, range=range)[image_size]
+
+
+def decode_sizes(
+    data: bytes, *, image_sizes: Iterable[int], resize: str, range: str
+) -> dict[int, npt.NDArray[np.uint8]]:
+    """Decode an image file once to several sizes: size -> what `decode` returns; raises as it."""
     with _opened(data) as image:
-        return to_pixels(image, image_size=image_size, resize=resize, range=range)
+        return _to_sizes(image, image_sizes, resize, range)
 
 
 @contextlib.contextmanager
@@ -105,6 +113,12 @@ def to_pixels(
     image: Image.Image, *, image_size: int, resize: str, range: str = FULL_RANGE
 ) -> npt.NDArray[np.uint8]:
     """Convert an open image as `decode` does; raises UnreadableImage if it is too large."""
+    return _to_sizes(image, (image_size,), resize, range)[image_size]
+
+
+def _to_sizes(
+    image: Image.Image, sizes: Iterable[int], resize: str, range: str
+) -> dict[int, npt.NDArray[np.uint8]]:
     numbers = numbers_of(image)
     if _raw_mode(image) in GREY_SCALES and "transparency" in image.info:
         image.info["transparency"] *= GREY_SCALES[_raw_mode(image)]  # Pillow scales only the pixels
@@ -113,7 +127,7 @@ def to_pixels(
             rgb = _to_rgb(upright)
         else:
             rgb = _to_8_bits(upright, values, numbers, range)
-        return np.asarray(_resize(rgb, image_size, resize).convert("RGB"))
+        return {size: np.asarray(_resize(rgb, size, resize).convert("RGB")) for size in sizes}
 
 
 def read_numbers(data: bytes) -> tuple[Numbers, npt.NDArray[Any]] | None:

@@ -30,14 +30,30 @@ def read_images(
     image_size: int,
     resize: str,
     range: str = FULL_RANGE,
-    process: Callable[[bytes, Pixels], Any] = lambda _, pixels: pixels,
-    rows_per_image: int = 1,
 ) -> Generator[tuple[bytes, Any]]:
     """Yield each path in order with its (image_size, image_size, 3) uint8 RGB pixels, or `Skipped`.
 
-    The result of ``process``, which runs in the decoding thread, replaces the pixels; it contains
-    at most ``rows_per_image`` images. A caller that stops early closes the generator, see
-    `pipeline.prefetch.prefetch`.
+    A caller that stops early closes the generator, see `pipeline.prefetch.prefetch`.
+    """
+    return read_files(
+        root,
+        digests,
+        lambda _, data: decode(data, image_size=image_size, resize=resize, range=range),
+        pixels_per_file=image_size * image_size,
+    )
+
+
+def read_files(
+    root: Path,
+    digests: Mapping[bytes, bytes],
+    process: Callable[[bytes, bytes], Any],
+    *,
+    pixels_per_file: int,
+) -> Generator[tuple[bytes, Any]]:
+    """Yield each path in order with what ``process(path, content)`` makes of the file, or `Skipped`.
+
+    ``process`` runs in the threads that read; it may raise UnreadableImage. Its results contain at
+    most ``pixels_per_file`` RGB pixels. A caller that stops early closes the generator.
     """
     register_heic()
 
@@ -52,13 +68,12 @@ def read_images(
         if hashlib.sha256(data).digest() != digests[name]:
             return Skipped(name, "changed while it was being read: run again")
         try:
-            return process(name, decode(data, image_size=image_size, resize=resize, range=range))
+            return process(name, data)
         except UnreadableImage as error:
             return Skipped(name, str(error))
 
     threads = max(2, usable_cores())
-    fitting = MAX_WAITING_BYTES // (rows_per_image * image_size * image_size * 3)
-    waiting = min(MAX_WAITING, max(2 * threads, fitting))
+    waiting = min(MAX_WAITING, max(2 * threads, MAX_WAITING_BYTES // (3 * pixels_per_file)))
     results = prefetch(read, digests, threads=threads, waiting=waiting, name="decode")
     with closing(results):
         yield from results
