@@ -46,12 +46,14 @@ from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, TRAIN, ImageFolder, Skipped, find_images, scan_folder
+from pipeline.images.scan import NO_SPLIT, TRAIN, ImageSet, Skipped, find_images
 from pipeline.images.set_checks import (
     warn_of_duplicates,
     warn_of_missing_classes,
     warn_of_nested_classes,
 )
+from pipeline.images.sets import Data, is_gone, open_set, reopen_set
+from pipeline.images.source import FolderSource
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
@@ -74,7 +76,7 @@ class Extraction:
     """
 
     table: FeatureTable
-    images: ImageFolder
+    images: ImageSet
     computed: int
     skipped: tuple[Skipped, ...]
     skipped_file: Path
@@ -83,7 +85,7 @@ class Extraction:
 
 @overload
 def extract_features(
-    data: str | os.PathLike[str],
+    data: Data,
     config: ExtractConfig | None = None,
     *,
     base: list[str] | tuple[str, ...],
@@ -93,17 +95,17 @@ def extract_features(
 
 @overload
 def extract_features(
-    data: str | os.PathLike[str], config: ExtractConfig | None = None, **options: Any
+    data: Data, config: ExtractConfig | None = None, **options: Any
 ) -> Extraction: ...
 
 
 def extract_features(
-    data: str | os.PathLike[str],
+    data: Data,
     config: ExtractConfig | None = None,
     *,
     progress: RowProgress | None = None,
     engine_progress: Callable[[int, int], None] | None = None,
-    on_scan: Callable[[ImageFolder], None] | None = None,
+    on_scan: Callable[[ImageSet], None] | None = None,
     **options: Any,
 ) -> Extraction | list[Extraction]:
     """Run a frozen base once over an image folder and cache its features in HDF5.
@@ -140,9 +142,7 @@ def extract_features(
         configs = [replace(config or ExtractConfig(), **options)]
     first = configs[0]
     plan = first.view_plan
-    if not os.fspath(data):
-        raise UsageError("the image folder is an empty name: is a variable unset?")
-    images = scan_folder(Path(data))
+    images = open_set(data)
     if first.limit_per_class is not None:
         images = images.limited(first.limit_per_class)
     if on_scan:
@@ -150,10 +150,10 @@ def extract_features(
     warn_of_missing_classes(images)
     warn_of_nested_classes(images)
     digests, unreadable = hash_files(
-        images.root, images.paths, index_folder=first.cache_dir / "hashes", rehash=first.rehash
+        images.source, images.paths, index_folder=first.cache_dir / "hashes", rehash=first.rehash
     )
     warn_of_duplicates(images, digests)
-    range = choose_range(images.root, images.paths, first.range)
+    range = choose_range(images.source, images.paths, first.range)
     make_folder(first.out.parent if first.out else first.cache_dir)
     fills = [
         _cache_fill(replace(config, range=range), images, set(digests.values()), engine_progress)
@@ -192,9 +192,7 @@ def configs_of_bases(
     """Return the config of each base; raises UsageError for options of one base only."""
     if not bases:
         raise UsageError("base: expected names of bases; received an empty list")
-    configs = [
-        replace(config or ExtractConfig(), **options | {"base": base}) for base in bases
-    ]
+    configs = [replace(config or ExtractConfig(), **options | {"base": base}) for base in bases]
     names = [each.network.name for each in configs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"--base names {min(twice)} more than once: name each base once")
@@ -205,15 +203,16 @@ def configs_of_bases(
         (f"--weights {first.weights}", first.weights_file),
     ):
         if is_set and len(bases) > 1:
+            received = ",".join(bases)
             raise UsageError(
-                f"{flag} is for one base; received --base {','.join(bases)}: extract that base alone"
+                f"{flag} is for one base; received --base {received}: extract it alone"
             )
     return configs
 
 
 def _cache_fill(
     config: ExtractConfig,
-    images: ImageFolder,
+    images: ImageSet,
     digests: Set[bytes],
     engine_progress: Callable[[int, int], None] | None,
 ) -> CacheFill:
@@ -237,14 +236,12 @@ def _cache_fill(
         spec=spec,
         layers=config.layer_keys,
         open_engine=partial(open_cache_engine, config, progress=engine_progress),
-        document=cache_document(images.name, images.root, config, spec),
+        document=cache_document(images.name, images.root, config, spec, images.task),
         others=others,
     )
 
 
-def preview_views(
-    data: str | os.PathLike[str], config: ExtractConfig | None = None, **options: Any
-) -> Path:
+def preview_views(data: Data, config: ExtractConfig | None = None, **options: Any) -> Path:
     """Write a PNG sheet of some training images and their views, as the base receives them.
 
     Returns its path, ``<cache_dir>/<set>+<augmentation>-views.png``.
@@ -254,12 +251,12 @@ def preview_views(
     config = replace(config or ExtractConfig(), **options)
     views, augmentation = config.views or PREVIEW_VIEWS, config.augmentation_ranges
     ViewPlan(views, augmentation)  # raises if --views is out of range
-    images = scan_folder(Path(data)).limited(PREVIEW_IMAGES_PER_CLASS)
+    images = open_set(data).limited(PREVIEW_IMAGES_PER_CLASS)
     paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
-    digests, _ = hash_files(images.root, paths[:PREVIEW_IMAGES])
-    range = choose_range(images.root, paths, config.range)
+    digests, _ = hash_files(images.source, paths[:PREVIEW_IMAGES])
+    range = choose_range(images.source, paths, config.range)
     decoded = read_images(
-        images.root, digests, image_size=config.size, resize=config.resize, range=range
+        images.source, digests, image_size=config.size, resize=config.resize, range=range
     )
     with closing(decoded):
         rows = [(path, digests[path], px) for path, px in decoded if not isinstance(px, Skipped)]
@@ -313,15 +310,14 @@ def repair_cache(
         plan = ViewPlan.from_document(table.document)
     except ValueError as error:
         raise BadDataError(f"{printable(target)} cannot be repaired: {error}") from error
-    root = Path(table.document["root"])
-    if not root.is_dir():
+    if is_gone(table.document):
         raise NoInputError(
-            f"{printable(target)} cannot be repaired: its image folder {printable(root)} is "
-            f"missing. Restore the folder"
+            f"{printable(target)} cannot be repaired: its image folder "
+            f"{printable(table.document['root'])} is missing. Restore the folder"
         )
     cached_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
-    images = scan_folder(root).only(cached_paths, skipped=read_skipped(target))
-    digests, unreadable = hash_files(root, images.paths)
+    images = reopen_set(table.document).only(cached_paths, skipped=read_skipped(target))
+    digests, unreadable = hash_files(images.source, images.paths)
     fill = CacheFill(
         path=target,
         spec=table.spec,
@@ -384,5 +380,7 @@ def predict_images(
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
         model = open_predictor(path, config)
-    choose_range(Path(), paths, model.range)  # warns of images that do not fit the model's range
+    choose_range(
+        FolderSource(Path()), paths, model.range
+    )  # warns of images that do not fit the model's range
     return ImagePredictions(model, paths, skipped=skipped, strict=config.strict)

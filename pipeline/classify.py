@@ -179,7 +179,7 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 
 def _find_caches(names: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the named cache files, or those of named sets; by default those of the last extract."""
+    """Return the caches of names, of files or sets; by default those of the last extract."""
     from pipeline.cache.find import find_caches, latest_caches
 
     if names:

@@ -18,7 +18,7 @@ from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
-    from pipeline.images.scan import ImageFolder
+    from pipeline.images.scan import ImageSet
 
 MAX_LISTED = 10  # skipped files in the terminal
 
@@ -62,23 +62,39 @@ def _extract(arguments: argparse.Namespace) -> None:
     from pipeline.api import extract_features, preview_views
 
     data = arguments.data or _only_set(Path("data"))
+    bases = arguments.base.split(",")
     config = cli.config_from(
-        arguments, ExtractConfig, augmentation=cli.augmentation_of(arguments, seed=arguments.seed)
+        arguments,
+        ExtractConfig,
+        base=bases[0],
+        augmentation=cli.augmentation_of(arguments, seed=arguments.seed),
     )
     if arguments.preview_views:
+        if len(bases) > 1:
+            raise UsageError(f"--preview-views is for one base; received {len(bases)}: name one")
         sheet = preview_views(data, config)
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
+    unit = "view" if config.views else "image"
     with (
         cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
-        cli.ProgressBar("extracting", unit="view" if config.views else "image") as bar,
+        cli.ProgressBar("extracting", unit=unit if len(bases) == 1 else "row") as bar,
     ):
-        done = extract_features(
-            data, config, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
+        extractions = extract_features(
+            data,
+            config,
+            base=bases,
+            progress=bar,
+            engine_progress=engine_bar,
+            on_scan=_log_image_folder,
         )
     if arguments.json:
-        cli.print_json(_as_json(done))
-    else:
+        caches = [_as_json(done) for done in extractions]
+        cli.print_json(caches[0] if len(bases) == 1 else {"caches": caches})
+        return
+    for number, done in enumerate(extractions):
+        if number:
+            print()
         _print_summary(done)
 
 
@@ -97,7 +113,7 @@ def _only_set(folder: Path) -> Path:
     return sets[0]
 
 
-def _log_image_folder(images: "ImageFolder") -> None:
+def _log_image_folder(images: "ImageSet") -> None:
     """Log the counts per split and class before the extraction begins."""
     from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
 

@@ -149,7 +149,7 @@ def fill_all(
     images = scan_folder(root)
     if limit:
         images = images.limited(limit)
-    digests, unreadable = hash_files(root, images.paths)
+    digests, unreadable = hash_files(images.source, images.paths)
     return fill_caches(
         fills,
         images=images,

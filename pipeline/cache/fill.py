@@ -24,7 +24,8 @@ from pipeline.engines import SAMPLE_IMAGES
 from pipeline.errors import BadDataError, CannotCreateError
 from pipeline.images.decode import decode_sizes
 from pipeline.images.reader import read_files
-from pipeline.images.scan import FoundFile, ImageFolder, Skipped
+from pipeline.images.scan import FoundFile, ImageSet, Skipped
+from pipeline.images.sets import is_gone
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
 
@@ -68,7 +69,7 @@ class FillResult:
 def fill_caches(
     fills: Sequence[CacheFill],
     *,
-    images: ImageFolder,
+    images: ImageSet,
     digests: Mapping[bytes, bytes],
     skipped: Sequence[Skipped],
     batch_size: int,
@@ -124,7 +125,7 @@ class _OpenCache:
     """A cache file to fill, locked: its rows, and those that are missing."""
 
     def __init__(
-        self, fill: CacheFill, images: ImageFolder, digests: Mapping[bytes, bytes], plan: ViewPlan
+        self, fill: CacheFill, images: ImageSet, digests: Mapping[bytes, bytes], plan: ViewPlan
     ) -> None:
         self.fill = fill
         self.table = _open_table(fill.path, fill.spec, images.root, plan)
@@ -151,7 +152,7 @@ class _OpenCache:
 
     def publish(
         self,
-        images: ImageFolder,
+        images: ImageSet,
         skipped: Sequence[Skipped],
         plan: ViewPlan,
         reasons: Mapping[bytes, str],
@@ -230,7 +231,7 @@ def _count(group: Mapping[bytes, Sequence[RowKey]]) -> int:
 
 def _decode_rows(
     groups: Mapping[Computation, Mapping[bytes, Sequence[RowKey]]],
-    images: ImageFolder,
+    images: ImageSet,
     plan: ViewPlan,
     reasons: dict[bytes, str] | None,
     on_skip: Callable[[int], object],
@@ -264,7 +265,7 @@ def _decode_rows(
         ]
 
     files = read_files(
-        images.root,
+        images.source,
         {path: digests[path] for path in ordered if path in digests},
         process,
         pixels_per_file=(plan.views + 1) * sum(size * size for size in sizes),
@@ -284,7 +285,7 @@ def _strict_error(item: Skipped) -> BadDataError:
     return BadDataError(f"{printable(item.path)}: {item.reason} (--strict stops here)")
 
 
-def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder) -> None:
+def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:
     """Write skipped files to a CSV; raises BadDataError if they are more than half of all."""
     if not skipped:
         remove_file(target)
@@ -316,7 +317,7 @@ def read_skipped(path: Path) -> list[Skipped]:
     return [Skipped(os.fsencode(row["path"]), row["reason"]) for row in rows]
 
 
-def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
+def _open_table(path: Path, spec: FeatureSpec, root: str, plan: ViewPlan) -> FeatureTable | None:
     """Open the existing cache; raises CannotCreateError if it contains other features."""
     table = existing_table(path)
     if table and (conflict := _find_conflict(table, spec, root, plan)):
@@ -324,10 +325,10 @@ def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> Fe
     return table
 
 
-def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: Path, plan: ViewPlan) -> str:
+def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: str, plan: ViewPlan) -> str:
     """Return the reason why a cache cannot contain the requested features, or an empty string."""
-    recorded = Path(table.document["root"])
-    if recorded != root and recorded.is_dir():
+    recorded = table.document["root"]
+    if recorded != root and not is_gone(table.document):
         return f"contains the images of {printable(recorded)}; received {printable(root)}"
     if table.spec != spec:
         differences = ", ".join(

@@ -25,8 +25,8 @@ from pipeline.text import file_name, printable
 
 log = logging.getLogger(__name__)
 
-# File in a folder of caches: those that extract used, one per line, newest last. The last ``extract``
-# used those after the empty line, of which the first base is the last line.
+# File in a folder of caches: those that extract used, one per line, newest last. After the empty
+# line are those of the last extract, that of its first base at the end.
 LATEST = "latest"
 BESIDE = (".lock", ".parts", ".skipped.csv")  # suffixes of what extract writes beside a cache
 SHOWN = 6  # names in an error, which is one line
@@ -38,7 +38,7 @@ class _Source(NamedTuple):
 
 
 def record_latest(folder: Path, paths: Sequence[Path]) -> None:
-    """Record the cache files that the last ``extract`` answered from, that of the first base first."""
+    """Record the cache files of the last ``extract``, that of its first base first."""
     used = [_in_folder(folder, path.resolve()) for path in paths]
     earlier = [path for path in _last_used(folder) if path not in used]
     names = [
