@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -135,11 +135,7 @@ def extract_features(
     0
     """
     started = time.monotonic()
-    base = options.get("base")
-    if isinstance(base, list | tuple):
-        configs = configs_of_bases(base, config, **options)
-    else:
-        configs = [replace(config or ExtractConfig(), **options)]
+    configs = _configs_of_bases(config or ExtractConfig(), options)
     first = configs[0]
     plan = first.view_plan
     images = open_set(data)
@@ -183,30 +179,27 @@ def extract_features(
         )
         for fill, result in zip(fills, results, strict=True)
     ]
-    return extractions if isinstance(base, list | tuple) else extractions[0]
+    return extractions if isinstance(options.get("base"), list | tuple) else extractions[0]
 
 
-def configs_of_bases(
-    bases: Sequence[str], config: ExtractConfig | None = None, **options: Any
-) -> list[ExtractConfig]:
-    """Return the config of each base; raises UsageError for options of one base only."""
+def _configs_of_bases(config: ExtractConfig, options: Mapping[str, Any]) -> list[ExtractConfig]:
+    """Return the config of each base; raises UsageError for an option of one base only."""
+    bases = options.get("base")
+    if not isinstance(bases, list | tuple):
+        return [replace(config, **options)]
     if not bases:
         raise UsageError("base: expected names of bases; received an empty list")
-    configs = [replace(config or ExtractConfig(), **options | {"base": base}) for base in bases]
+    first = replace(config, **{**options, "base": bases[0]})
+    flags = {"--layer": first.layers, "--out": first.out, "--weights FILE": first.weights_file}
+    if len(bases) > 1 and (of_one := [flag for flag, is_set in flags.items() if is_set]):
+        received = ",".join(bases)
+        raise UsageError(
+            f"{of_one[0]} is for one base; received --base {received}. Extract each base alone"
+        )
+    configs = [replace(first, base=base) for base in bases]
     names = [each.network.name for each in configs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"--base names {min(twice)} more than once: name each base once")
-    first = configs[0]
-    for flag, is_set in (
-        ("--layer", first.layers),
-        ("--out", first.out),
-        (f"--weights {first.weights}", first.weights_file),
-    ):
-        if is_set and len(bases) > 1:
-            received = ",".join(bases)
-            raise UsageError(
-                f"{flag} is for one base; received --base {received}: extract it alone"
-            )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--base names {twice[0]} more than once; name each base once")
     return configs
 
 

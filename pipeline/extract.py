@@ -92,10 +92,10 @@ def _extract(arguments: argparse.Namespace) -> None:
         caches = [_as_json(done) for done in extractions]
         cli.print_json(caches[0] if len(bases) == 1 else {"caches": caches})
         return
-    for number, done in enumerate(extractions):
-        if number:
-            print()
-        _print_summary(done)
+    for done in extractions:
+        _print_summary(done, lists_skipped=done is extractions[0])
+    if len(bases) > 1:
+        print(f"{len(bases)} caches in one pass; compare them: python -m pipeline.classify")
 
 
 def _only_set(folder: Path) -> Path:
@@ -132,12 +132,12 @@ def _log_image_folder(images: "ImageSet") -> None:
         log.warning("ignored beside the class folders: %s", printable(", ".join(others)))
 
 
-def _print_summary(done: "Extraction") -> None:
+def _print_summary(done: "Extraction", *, lists_skipped: bool) -> None:
     table = done.table
     for layer, shape in table.layers.items():
         print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
     skipped = counted(len(done.skipped), "file") + " skipped"
-    if done.skipped:
+    if done.skipped and lists_skipped:
         print(f"{skipped}, listed in {printable(done.skipped_file)}")
         for file in done.skipped[:MAX_LISTED]:
             print(f"  {printable(file.path)}: {file.reason}")

@@ -38,7 +38,9 @@ class BaseConfig(Config):
     NoInputError if the weights file does not exist.
     """
 
-    base: str = _base_option(DEFAULT_BASE, help="name of a keras.applications model, or pixels")
+    base: str = _base_option(
+        DEFAULT_BASE, help="keras.applications model, or pixels; extract: a comma list"
+    )
     image_size: int | None = _base_option(
         None,
         type=int,
