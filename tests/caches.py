@@ -79,8 +79,11 @@ class PixelEngine:
     version, weights = "1", "none"
     calls_at_once = 1
 
-    def __init__(self, *, name: str = "pixels", die_after: int | None = None) -> None:
+    def __init__(
+        self, *, name: str = "pixels", die_after: int | None = None, size: int = SIZE
+    ) -> None:
         self.name = name
+        self.size = size
         self.error: dict[str, float] = {}
         self.images_seen = 0
         self.computed: list[tuple[str, bytes]] = []  # layer key and pixels of each row
@@ -90,7 +93,8 @@ class PixelEngine:
 
     def open(self, layers: Sequence[str], *_: Any) -> "PixelEngine":
         self.opened.append(tuple(layers))
-        self.row_shapes = {key: (3,) if key.endswith(":avg") else (SIZE, SIZE, 3) for key in layers}
+        shape = (self.size, self.size, 3)
+        self.row_shapes = {key: (3,) if key.endswith(":avg") else shape for key in layers}
         return self
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
