@@ -84,7 +84,8 @@ def find_caches(folder: Path, names: Sequence[Path], *, damaged: bool = False) -
         is_part = name.name.endswith(BESIDE) or (name.parent / LATEST).is_file()
         if name.suffix == ".h5" or name.parent not in folders or not (is_part and name.exists()):
             path = find_cache(folder, name, damaged=damaged)
-            last_run = [] if name.is_file() else latest_caches(folder)
+            is_file = name.suffix == ".h5" or name.is_file()
+            last_run = [] if is_file else latest_caches(folder)
             if path in last_run[:1] and len(last_run) > 1:
                 log.info("and of the other bases: %s", ", ".join(map(printable, last_run[1:])))
                 paths |= dict.fromkeys(last_run)
