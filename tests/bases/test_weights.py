@@ -9,12 +9,9 @@ import pytest
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import (
-    VGG16_LAYERS,
     arrays_digest,
-    fetch_imagenet,
     file_arrays,
     file_digest,
-    imagenet_copy,
     known_digest,
     remember_digest,
 )
