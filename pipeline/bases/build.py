@@ -242,9 +242,7 @@ def build_full_model(config: BaseConfig) -> Any:
         keras.utils.set_random_seed(config.seed)
     base, size, path = config.network, config.image_size, config.weights_file
     if config.weights == IMAGENET and not base.is_in_keras:
-        path = imagenet_copy(base, config.weights_folder, with_top=True)
-        if not path.is_file():
-            fetch_imagenet(base, config.weights_folder, with_top=True)
+        path = fetch_imagenet(base, config.weights_folder, with_top=True)
     with downloading(f"ImageNet weights of {base.name} with its classifier", "--weights"):
         try:
             network = constructor(base)(

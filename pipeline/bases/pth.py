@@ -22,46 +22,18 @@ from pipeline.errors import BadDataError
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # as in torch.serialization
 PICKLES = 5
 ITEM_TYPES = {"FloatStorage": "<f4", "LongStorage": "<i8"}  # of torch
-OPCODES = frozenset(  # those of pickle protocol 2 that such a file needs
-    [
-        "PROTO",
-        "STOP",
-        "MARK",
-        "LONG1",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "BINUNICODE",
-        "NONE",
-        "NEWTRUE",
-        "NEWFALSE",
-        "EMPTY_DICT",
-        "EMPTY_LIST",
-        "EMPTY_TUPLE",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-        "SETITEM",
-        "SETITEMS",
-        "APPEND",
-        "APPENDS",
-        "BINPUT",
-        "LONG_BINPUT",
-        "BINGET",
-        "LONG_BINGET",
-        "GLOBAL",
-        "REDUCE",
-        "BUILD",
-        "BINPERSID",
-    ]
-)
+OPCODES = frozenset((  # those of pickle protocol 2 that such a file needs
+    "PROTO", "STOP", "MARK", "LONG1", "BININT", "BININT1", "BININT2", "BINUNICODE", "NONE",
+    "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2",
+    "TUPLE3", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "BINPUT", "LONG_BINPUT", "BINGET",
+    "LONG_BINGET", "GLOBAL", "REDUCE", "BUILD", "BINPERSID",
+))  # fmt: skip
 
 
 class _Storage(NamedTuple):
     item_type: str
     key: str
-    length: int  # in items
+    length: int  # number of items
 
 
 class _Tensor(NamedTuple):
@@ -83,7 +55,7 @@ def read_pth(content: bytes) -> dict[str, npt.NDArray[Any]]:
         raise
     except Exception as error:  # a damaged pickle raises errors of many types
         raise BadDataError(
-            f"the .pth file is damaged or in another format than PyTorch's before 1.6: {error!r:.99}"
+            f"the .pth file is damaged, or not in PyTorch's format before 1.6: {error!r:.99}"
         ) from error
 
 
@@ -92,18 +64,14 @@ def _read(content: bytes) -> dict[str, npt.NDArray[Any]]:
     magic, version, _, tensors, keys = [_load_pickle(stream) for _ in range(PICKLES)]
     _require((magic, version) == (MAGIC, VERSION), "its magic number or version is another")
     _require(isinstance(tensors, Mapping) and isinstance(keys, list), "it holds no tensors")
+    item_types = {tensor.storage.key: tensor.storage.item_type for tensor in tensors.values()}
     numbers = {}
     for key in keys:
         (length,) = struct.unpack("<q", stream.read(8))
         numbers[key] = (length, stream.tell())
-        item_types = {
-            tensor.storage.item_type for tensor in tensors.values() if tensor[0].key == key
-        }
-        _require(len(item_types) == 1, f"storage {key} has no item type")
-        size = length * np.dtype(*item_types).itemsize
-        _require(
-            0 <= size <= len(content) - stream.tell(), f"storage {key} declares {length} items"
-        )
+        size = length * np.dtype(item_types[key]).itemsize
+        is_inside = 0 <= size <= len(content) - stream.tell()
+        _require(is_inside, f"storage {key} declares {length} items")
         stream.seek(size, io.SEEK_CUR)
     _require(stream.tell() == len(content), "it continues after its last storage")
     return {name: _to_array(tensor, numbers, content) for name, tensor in tensors.items()}
