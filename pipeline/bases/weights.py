@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
+from pipeline.bases.file_base import describe
 from pipeline.bases.registry import PIXELS, Base
 from pipeline.durable import DiskFile, make_folder, write_durably
 from pipeline.errors import BadDataError, UnreachableError
@@ -32,6 +33,8 @@ Array = npt.NDArray[np.float32]
 
 def known_digest(config: BaseConfig) -> str | None:
     """Return the digest of the weights; None for ImageNet weights that were never loaded here."""
+    if config.file:
+        return describe(config.file).sha256
     if config.network.name == PIXELS:
         return "none"
     if config.weights == RANDOM:
