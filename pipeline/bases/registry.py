@@ -1,4 +1,7 @@
-"""The table of bases: the networks of keras.applications, EfficientNet-Lite, and raw pixels."""
+"""The table of bases: the networks of keras.applications, EfficientNet-Lite, and raw pixels.
+
+A base may also be a file, see `pipeline.bases.file_base`.
+"""
 
 import difflib
 import gzip
@@ -13,6 +16,7 @@ from pipeline.errors import UsageError
 PREPROCESSING_POLICIES = ("native", "rescale")
 PIXELS = "pixels"
 DEFAULT_BASE = "vgg16"
+FILE_SUFFIXES = (".onnx", ".keras")
 MAX_IMAGE_SIZE = 4096  # pixels: an image of 50 MB, a batch of 1.6 GB
 
 
@@ -58,7 +62,8 @@ class Base(NamedTuple):
     """A convolutional base without its classifier ("top").
 
     `image_size` is the default, `min_size` the smallest that Keras accepts, `feature_shape` that of
-    the last layer at the default size; `parameters_with_top` includes the classifier.
+    the last layer at the default size; `parameters_with_top` includes the classifier. Of a base in
+    a ``file``, the size is 0 if any is accepted, and the last layer may be empty: it is measured.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Base(NamedTuple):
     feature_shape: tuple[int, int, int]
     parameters: int
     parameters_with_top: int
+    file: str = ""  # path of a base in a file
 
     @property
     def is_in_keras(self) -> bool:
@@ -140,8 +146,13 @@ BASES: Mapping[str, Base] = {base.name: base for base in _TABLE}
 def find_base(name: str) -> Base:
     """Return a base by name, in any usual spelling: ``VGG16``, ``inception_v3``, ``InceptionV3``.
 
-    Raises UsageError, with a suggestion for a similar name.
+    The name may be the path of a file. Raises UsageError, with a suggestion for a similar name, and
+    the errors of `pipeline.bases.file_base.file_base`.
     """
+    if name.endswith(FILE_SUFFIXES):
+        from pipeline.bases.file_base import file_base
+
+        return file_base(name)
     bases = {_letters_and_digits(base.name): base for base in _TABLE}
     if base := bases.get(_letters_and_digits(name)):
         return base
@@ -167,7 +178,9 @@ def layer_names(base: Base) -> tuple[str, ...]:
 
 
 def check_layer(base: Base, layer: str, flag: str) -> None:
-    """Raise UsageError, with a suggestion, for a layer that the base does not have."""
+    """Raise UsageError, with a suggestion, for a layer that a named base does not have."""
+    if base.file:  # checked when its layers are measured
+        return
     names = layer_names(base)
     if base.name == PIXELS and layer != PIXELS:
         raise UsageError(f"the base pixels has one layer, pixels; received {flag} {layer}")
@@ -182,6 +195,10 @@ def check_layer(base: Base, layer: str, flag: str) -> None:
 
 def check_image_size(base: Base, image_size: int) -> None:
     """Raise UsageError if the base does not support images of this size."""
+    if base.file and not image_size:
+        raise UsageError(
+            f"{base.file} takes images of any size: choose that of its training with --image-size"
+        )
     if image_size > MAX_IMAGE_SIZE:
         raise UsageError(f"--image-size is at most {MAX_IMAGE_SIZE}; received {image_size}")
     if image_size < base.min_size:

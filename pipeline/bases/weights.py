@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
+from pipeline.bases.file_base import describe
 from pipeline.bases.registry import PIXELS
 from pipeline.durable import make_folder, write_durably
 from pipeline.errors import BadDataError
@@ -24,6 +25,8 @@ GZIP_LIMIT = 1032  # largest expansion of deflate: 258 bytes from two bits
 
 def known_digest(config: BaseConfig) -> str | None:
     """Return the digest of the weights; None for ImageNet weights that were never loaded here."""
+    if config.file:
+        return describe(config.file).sha256
     if config.network.name == PIXELS:
         return "none"
     if config.weights == RANDOM:
