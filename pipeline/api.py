@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,8 +134,32 @@ def extract_features(
     >>> extract_features("photos", base="pixels", pooling="avg").computed  # all from the cache
     0
     """
+    bases = options.get("base")
+    is_list = isinstance(bases, list | tuple)
+    configs = [
+        replace(config, **each) if config else ExtractConfig(**each)
+        for each in ([{**options, "base": base} for base in bases] if is_list else [options])
+    ]
+    extractions = extract_with_bases(
+        data, configs, progress=progress, engine_progress=engine_progress, on_scan=on_scan
+    )
+    return extractions if is_list else extractions[0]
+
+
+def extract_with_bases(
+    data: Data,
+    configs: Sequence[ExtractConfig],
+    *,
+    progress: RowProgress | None = None,
+    engine_progress: Callable[[int, int], None] | None = None,
+    on_scan: Callable[[ImageSet], None] | None = None,
+) -> list[Extraction]:
+    """Do what `extract_features` does for configs that differ in their base.
+
+    Raises UsageError for an option of one base only.
+    """
     started = time.monotonic()
-    configs = _configs_of_bases(config or ExtractConfig(), options)
+    _check_bases(configs)
     first = configs[0]
     plan = first.view_plan
     images = open_set(data)
@@ -168,7 +192,7 @@ def extract_features(
     )
     record_latest(first.cache_dir, [fill.path for fill in fills])
     seconds = time.monotonic() - started
-    extractions = [
+    return [
         Extraction(
             table=read_table(fill.path),
             images=images,
@@ -179,28 +203,21 @@ def extract_features(
         )
         for fill, result in zip(fills, results, strict=True)
     ]
-    return extractions if isinstance(options.get("base"), list | tuple) else extractions[0]
 
 
-def _configs_of_bases(config: ExtractConfig, options: Mapping[str, Any]) -> list[ExtractConfig]:
-    """Return the config of each base; raises UsageError for an option of one base only."""
-    bases = options.get("base")
-    if not isinstance(bases, list | tuple):
-        return [replace(config, **options)]
-    if not bases:
+def _check_bases(configs: Sequence[ExtractConfig]) -> None:
+    """Raise UsageError for no base, one that is named twice, or several with an option of one."""
+    names = [config.network.file or config.network.name for config in configs]
+    if not names:
         raise UsageError("base: expected names of bases; received an empty list")
-    first = replace(config, **{**options, "base": bases[0]})
-    flags = {"--layer": first.layers, "--out": first.out, "--weights FILE": first.weights_file}
-    if len(bases) > 1 and (of_one := [flag for flag, is_set in flags.items() if is_set]):
-        received = ",".join(bases)
-        raise UsageError(
-            f"{of_one[0]} is for one base; received --base {received}. Extract each base alone"
-        )
-    configs = [replace(first, base=base) for base in bases]
-    names = [each.network.name for each in configs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--base names {twice[0]} more than once; name each base once")
-    return configs
+    first = configs[0]
+    flags = {"--layer": first.layers, "--out": first.out, "--weights FILE": first.weights_file}
+    if len(names) > 1 and (of_one := [flag for flag, is_set in flags.items() if is_set]):
+        raise UsageError(
+            f"{of_one[0]} is for one base; received --base {','.join(names)}. Extract each alone"
+        )
 
 
 def _cache_fill(

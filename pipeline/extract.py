@@ -59,43 +59,37 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _extract(arguments: argparse.Namespace) -> None:
-    from pipeline.api import extract_features, preview_views
+    from pipeline.api import extract_with_bases, preview_views
 
     data = arguments.data or _only_set(Path("data"))
-    bases = arguments.base.split(",")
-    config = cli.config_from(
-        arguments,
-        ExtractConfig,
-        base=bases[0],
-        augmentation=cli.augmentation_of(arguments, seed=arguments.seed),
-    )
+    augmentation = cli.augmentation_of(arguments, seed=arguments.seed)
+    configs = [
+        cli.config_from(arguments, ExtractConfig, base=base, augmentation=augmentation)
+        for base in arguments.base.split(",")
+    ]
+    several = len(configs) > 1
     if arguments.preview_views:
-        if len(bases) > 1:
-            raise UsageError(f"--preview-views is for one base; received {len(bases)}: name one")
-        sheet = preview_views(data, config)
+        if several:
+            raise UsageError(f"--preview-views is for one base; received {arguments.base}")
+        sheet = preview_views(data, configs[0])
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
-    unit = "view" if config.views else "image"
+    unit = "row" if several else "view" if configs[0].views else "image"
     with (
         cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
-        cli.ProgressBar("extracting", unit=unit if len(bases) == 1 else "row") as bar,
+        cli.ProgressBar("extracting", unit=unit) as bar,
     ):
-        extractions = extract_features(
-            data,
-            config,
-            base=bases,
-            progress=bar,
-            engine_progress=engine_bar,
-            on_scan=_log_image_folder,
+        extractions = extract_with_bases(
+            data, configs, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
         )
     if arguments.json:
         caches = [_as_json(done) for done in extractions]
-        cli.print_json(caches[0] if len(bases) == 1 else {"caches": caches})
+        cli.print_json({"caches": caches} if several else caches[0])
         return
     for done in extractions:
         _print_summary(done, lists_skipped=done is extractions[0])
-    if len(bases) > 1:
-        print(f"{len(bases)} caches in one pass; compare them: python -m pipeline.classify")
+    if several:
+        print(f"{len(configs)} caches in one pass; compare them: python -m pipeline.classify")
 
 
 def _only_set(folder: Path) -> Path:

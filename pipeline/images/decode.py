@@ -44,6 +44,8 @@ NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 GREY_SCALES = {"L;2": 85, "L;4": 17}  # to 8 bits
 ROWS_PER_BLOCK = 256  # of an image, whose numbers are scaled in float64
 
+Form = tuple[int, str]  # image size, resize policy
+
 # Bytes per pixel during decoding, by Pillow's mode; colours need four bytes.
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
 BYTES_PER_OTHER_PIXEL = 9  # of modes that are converted: before and after
@@ -82,16 +84,18 @@ def decode(
     ``range`` is for files of more than 8 bits, of signed numbers or floats: ``full`` scales the
     range of their type to 0..255, ``LOW,HIGH`` these numbers; lower and higher ones are clipped.
     """
-    sizes = (image_size,)
-    return decode_sizes(data, image_sizes=sizes, resize=resize, range=range)[image_size]
+    return decode_forms(data, [(image_size, resize)], range=range)[image_size, resize]
 
 
-def decode_sizes(
-    data: bytes, *, image_sizes: Iterable[int], resize: str, range: str
-) -> dict[int, npt.NDArray[np.uint8]]:
-    """Decode an image file once to several sizes: size -> what `decode` returns; raises as it."""
+def decode_forms(
+    data: bytes, forms: Iterable[Form], *, range: str
+) -> dict[Form, npt.NDArray[np.uint8]]:
+    """Decode an image file once to several sizes; the values are what `decode` returns.
+
+    ``forms`` : pairs (image size, resize). Raises UnreadableImage if one of them is not possible.
+    """
     with _opened(data) as image:
-        return _to_sizes(image, image_sizes, resize, range)
+        return _to_forms(image, forms, range)
 
 
 @contextlib.contextmanager
@@ -112,12 +116,12 @@ def to_pixels(
     image: Image.Image, *, image_size: int, resize: str, range: str = FULL_RANGE
 ) -> npt.NDArray[np.uint8]:
     """Convert an open image as `decode` does; raises UnreadableImage if it is too large."""
-    return _to_sizes(image, (image_size,), resize, range)[image_size]
+    return _to_forms(image, [(image_size, resize)], range)[image_size, resize]
 
 
-def _to_sizes(
-    image: Image.Image, sizes: Iterable[int], resize: str, range: str
-) -> dict[int, npt.NDArray[np.uint8]]:
+def _to_forms(
+    image: Image.Image, forms: Iterable[Form], range: str
+) -> dict[Form, npt.NDArray[np.uint8]]:
     numbers = numbers_of(image)
     if _raw_mode(image) in GREY_SCALES and "transparency" in image.info:
         image.info["transparency"] *= GREY_SCALES[_raw_mode(image)]  # Pillow scales only the pixels
@@ -126,7 +130,7 @@ def _to_sizes(
             rgb = _to_rgb(upright)
         else:
             rgb = _to_8_bits(upright, values, numbers, range)
-        return {size: np.asarray(_resize(rgb, size, resize).convert("RGB")) for size in sizes}
+        return {form: np.asarray(_resize(rgb, *form).convert("RGB")) for form in forms}
 
 
 def read_numbers(data: bytes) -> tuple[Numbers, npt.NDArray[Any]] | None:

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pipeline.bases.config import RANDOM
-from pipeline.bases.registry import PREPROCESSING_POLICIES, check_image_size, find_base
+from pipeline.bases.file_base import is_base_name, options_in
+from pipeline.bases.registry import (
+    FILE_SUFFIXES,
+    MAX_IMAGE_SIZE,
+    PREPROCESSING_POLICIES,
+    check_image_size,
+    find_base,
+)
 from pipeline.cache.config import ViewPlan
 from pipeline.durable import write_durably
 from pipeline.errors import BadDataError, NoInputError, UsageError
@@ -265,13 +272,25 @@ def _validate_spec(values: Mapping[str, Any]) -> FeatureSpec:
     """Return a spec; raise InvalidModelError or UsageError if no base computes its features."""
     try:
         spec = FeatureSpec.from_dict(values)
+        is_file = options_in(spec.preprocessing) is not None
     except ValueError as error:
         raise InvalidModelError(str(error)) from error
-    base = find_base(spec.base)
-    check_image_size(base, spec.image_size)
+    if is_file:
+        if not (is_base_name(spec.base) and 1 <= spec.image_size <= MAX_IMAGE_SIZE):
+            raise InvalidModelError(f"its base is {quote(spec.base)} at {spec.image_size} pixels")
+    else:
+        if spec.base.endswith(FILE_SUFFIXES):  # `find_base` would open it
+            raise InvalidModelError(f"its base {quote(spec.base)} is not a name")
+        base = find_base(spec.base)
+        check_image_size(base, spec.image_size)
+        if spec.base != base.name:
+            raise InvalidModelError(f"its base is {quote(spec.base)}; expected {base.name}")
     for name, value, allowed in (
-        ("base", spec.base, (base.name,)),
-        ("preprocessing", spec.preprocessing, PREPROCESSING_POLICIES),
+        (
+            "preprocessing",
+            spec.preprocessing,
+            (spec.preprocessing,) if is_file else PREPROCESSING_POLICIES,
+        ),
         ("resize", spec.resize, RESIZE_POLICIES),
         ("dtype", spec.dtype, DTYPES),
     ):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bases.config import BATCH_SIZE
-from pipeline.bases.registry import PREPROCESSING_POLICIES, find_base
+from pipeline.bases.file_base import base_name
+from pipeline.bases.registry import FILE_SUFFIXES, PREPROCESSING_POLICIES, find_base
 from pipeline.config import Config, documented, option
 
 if TYPE_CHECKING:
@@ -60,4 +61,6 @@ class PredictConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.base is not None:
-            object.__setattr__(self, "base", find_base(self.base).name)
+            is_file = self.base.endswith(FILE_SUFFIXES)  # it is not opened
+            name = base_name(Path(self.base)) if is_file else find_base(self.base).name
+            object.__setattr__(self, "base", name)

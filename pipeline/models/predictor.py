@@ -1,7 +1,6 @@
 """Predict with a bundle: from pixels to class probabilities, as in training."""
 
 import logging
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET, RANDOM, BaseConfig
+from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET, RANDOM, BaseConfig, base_options
 from pipeline.bases.weights import known_digest
 from pipeline.cache.file import RowKey
 from pipeline.engines import Engine, is_installed, open_engine
@@ -178,28 +177,21 @@ class Predictor:
     def base_config(self) -> BaseConfig:
         """Return the base's config; check a weights file before TensorFlow loads, which is slow."""
         spec = self.bundle.spec
-        seed = re.fullmatch(rf"{RANDOM}-([0-9]{{1,10}})", spec.weights)
-        weights = self._weights or RANDOM
-        if self._weights is None and not seed:
-            weights = str(self.bundle.document["weights_from"])
-            if weights != IMAGENET and not Path(weights).is_file():
-                raise NoInputError(
-                    f"the weights of the training, {printable(weights)}, do not exist: "
-                    f"pass their new path with --weights FILE"
-                )
-        try:
-            config = BaseConfig(
-                base=spec.base,
-                image_size=spec.image_size,
-                preprocessing=spec.preprocessing,
-                weights=weights,
-                seed=int(seed[1]) if seed else 0,
-                batch_size=self.batch_size,
-                cache_dir=self._cache_dir,
+        weights = self._weights or str(self.bundle.document["weights_from"])
+        is_named = weights == IMAGENET or spec.weights.startswith(RANDOM)
+        if self._weights is None and not is_named and not Path(weights).is_file():
+            raise NoInputError(
+                f"the weights of the training, {printable(weights)}, do not exist: "
+                f"pass their new path with --weights FILE"
             )
+        try:
+            options = base_options(spec, weights)
+            if self._weights and "weights" in options:
+                options["weights"] = self._weights
+            config = BaseConfig(**options, batch_size=self.batch_size, cache_dir=self._cache_dir)
         except UsageError as error:  # the bundle's value, not the user's
             raise BadDataError(f"the model cannot be used: {error}") from error
-        if config.weights != IMAGENET:  # these are checked when they are loaded
+        if config.file or config.weights != IMAGENET:  # these are checked when they are loaded
             self._check_weights(known_digest(config) or "unknown")
         return config
 

