@@ -134,7 +134,7 @@ def extract_features(
     >>> extract_features("photos", base="pixels", pooling="avg").computed  # all from the cache
     0
     """
-    bases = options.get("base")
+    bases: Any = options.get("base")
     is_list = isinstance(bases, list | tuple)
     configs = [
         replace(config, **each) if config else ExtractConfig(**each)

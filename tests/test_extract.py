@@ -186,7 +186,11 @@ PIXELS = "synthetic --base pixels"
         (f"{PIXELS},vgg99", 2, "did you mean"),
         (f"{PIXELS},", 2, "unknown base ''"),
         (f"{PIXELS},Pixels", 2, "names pixels more than once"),
-        (f"{PIXELS},vgg16 --layer pixels", 2, "--layer is for one base; received --base pixels,"),
+        (
+            "synthetic --base vgg16,vgg19 --layer block5_pool",
+            2,
+            "--layer is for one base; received",
+        ),
         (f"{PIXELS},vgg16 --out x.h5", 2, "--out is for one base"),
         (f"{PIXELS},vgg16 --weights text.h5", 2, "--weights FILE is for one base"),
         (f"{PIXELS},vgg16 --image-size 20", 2, "vgg16 needs images of at least 32 pixels"),
