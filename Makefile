@@ -7,9 +7,8 @@ PY := $(VENV)/bin/python
 
 demo: $(VENV)/installed
 	$(PY) -m benchmarks.sample textile --per-class 300
-	$(PY) -m pipeline.extract data/textile --base pixels
-	$(PY) -m pipeline.extract data/textile
-	$(PY) -m pipeline.classify cache/textile-vgg16-*.h5 cache/textile-pixels-*.h5
+	$(PY) -m pipeline.extract data/textile --base vgg16,efficientnet_lite0,pixels
+	$(PY) -m pipeline.classify --heads fast
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
