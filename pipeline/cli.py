@@ -250,6 +250,7 @@ class ProgressBar:
         self.unit = unit
         self._started = self._last_line = time.monotonic()
         self._first_done: int | None = None
+        self._done = 0
         self._bar: Any = None
         self._task: Any = None
 
@@ -262,8 +263,11 @@ class ProgressBar:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._first_done is None:  # the rate excludes rows of earlier runs
-            self._first_done, self._started = done, now
+        if self._first_done is None or done < self._done:  # a new step, such as another base's
+            self.__exit__()
+            # the rate excludes rows of earlier runs
+            self._first_done, self._started, self._bar = done, now, None
+        self._done = done
         elapsed = now - self._started
         rate = (done - self._first_done) / elapsed if elapsed > 0 else 0.0
         speed = [f"{rate:.1f} {self.unit}s/s"] if rate >= 0.1 else []

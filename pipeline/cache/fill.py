@@ -109,15 +109,21 @@ def fill_caches(
             if progress and count:
                 progress(done, total)
 
+        def skip(count: int) -> None:  # no report: it would come before the engines are opened
+            nonlocal done
+            done += count
+
         for groups in zip_longest(*(each.missing.items() for each in caches), fillvalue=((), {})):
             computations = {
                 each.computation(layers, row_count=_count(group)): group
                 for each, (layers, group) in zip(caches, groups, strict=True)
                 if group
             }
-            decoded = _decode_rows(computations, images, plan, None if strict else reasons, report)
+            decoded = _decode_rows(computations, images, plan, None if strict else reasons, skip)
             with closing(decoded):
                 compute_rows(decoded, list(computations), batch_size, on_batch=report)
+        if progress and reasons:
+            progress(done, total)
         return [each.publish(images, skipped, plan, reasons) for each in caches]
 
 
