@@ -98,11 +98,9 @@ def describe(path: Path) -> FileDescription:
 
 @lru_cache
 def _describe(path: Path, version: tuple[int, ...]) -> FileDescription:
-    from pipeline.bases import onnx_file
+    from pipeline.bases import keras_file, onnx_file
 
-    if path.suffix != ".onnx":
-        raise BadDataError(f"--base {printable(path)}: expected a .onnx file")
-    return onnx_file.describe(path)
+    return (onnx_file if path.suffix == ".onnx" else keras_file).describe(path)
 
 
 def read_sidecar(path: Path) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import PIL
 
 from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET, RANDOM, BaseConfig, base_options
+from pipeline.bases.file_base import options_in
 from pipeline.bases.weights import known_digest
 from pipeline.cache.file import RowKey
 from pipeline.engines import Engine, is_installed, open_engine
@@ -23,6 +24,7 @@ from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
+from pipeline.models.top_block import TopBlockClassifier
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,10 @@ class Predictor:
             )
         if weights is not None:  # a wrong file is refused even if every image is cached
             self.base_config()
+        if isinstance(bundle.estimator, TopBlockClassifier) and options_in(
+            bundle.spec.preprocessing
+        ):
+            bundle.estimator.find_layers_in(self.base_config().base)
         self._cached_features = CachedFeatures(bundle, cache_dir) if use_cache else None
 
     def describe(self) -> dict[str, Any]:
