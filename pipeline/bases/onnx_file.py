@@ -73,8 +73,11 @@ def describe(path: Path) -> FileDescription:
 
 
 @lru_cache
-def measure(path: Path, image_size: int, layout: str) -> Measurement:
-    """Run a file once and return the shapes of its layers; raises BadDataError if it fails."""
+def measure(path: Path, image_size: int, layout: str, version: tuple[int, ...]) -> Measurement:
+    """Run a file once and return the shapes of its layers; raises BadDataError if it fails.
+
+    ``version`` : of the file, `pipeline.bases.file_base.version_of`.
+    """
     answer = _in_other_process(path, "measure", image_size=image_size, layout=layout)
     layers = (FileLayer(**{**layer, "shape": tuple(layer["shape"])}) for layer in answer["layers"])
     return Measurement(tuple(layers), answer["default"], answer["batch"])
@@ -238,19 +241,15 @@ def _describe(path: Path) -> dict[str, Any]:
 
     model = load_checked(path)
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [each for each in graph.input if each.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(each.name for each in inputs) or "none"
-        raise BadDataError(f"expected one input, an image; it has {len(inputs)}: {names[:80]}")
-    tensor = inputs[0].type.tensor_type
+    entry = input_of(graph)
+    tensor = entry.type.tensor_type
     kinds = onnx.TensorProto
     if tensor.elem_type not in (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.UINT8):
         raise BadDataError("its input is not of floats or bytes")
     sides = [side.dim_value for side in tensor.shape.dim]  # 0 where it is open
     if len(sides) != 4:
-        raise BadDataError(f"its input {inputs[0].name} has {len(sides)} axes; expected 4, images")
-    layout = _layout(sides, inputs[0].name, graph)
+        raise BadDataError(f"its input {entry.name} has {len(sides)} axes; expected 4, images")
+    layout = _layout(sides, entry.name, graph)
     height, width = sides[2:] if layout == "nchw" else sides[1:3]
     if layout and height and width and height != width:
         raise BadDataError(f"it takes images of {height} × {width} pixels; expected a square")
@@ -333,7 +332,7 @@ def prepared(
 def _measure(path: Path, image_size: int, layout: str) -> dict[str, Any]:
     model, described = load_checked(path), _describe(path)
     graph = model.graph
-    name = next(e.name for e in graph.input if e.name not in {t.name for t in graph.initializer})
+    name = input_of(graph).name
     varying = _dependents(graph, name)
     tensors = [out for node in graph.node for out in node.output if out in varying]
     session = open_plain(model, tensors)
@@ -384,8 +383,7 @@ def _dependents(graph: Any, name: str) -> set[str]:
     """Return the tensors whose values depend on the input; shapes do not."""
     varying = {name}
     for node in graph.node:
-        read = {*node.input, *(each for inner in _nodes(node_graphs(node)) for each in inner.input)}
-        if read & varying and node.op_type not in ("Shape", "Size"):
+        if varying.intersection(_inputs(node)) and node.op_type not in ("Shape", "Size"):
             varying.update(filter(None, node.output))
     return varying - {name}
 
@@ -421,25 +419,43 @@ def patch_grid(tokens: int, image_size: int) -> int:
     return side if is_grid else 0
 
 
+def ancestors(graph: Any, tensors: Sequence[str]) -> set[str]:
+    """Return the tensors that these are computed from, themselves included."""
+    producers = {out: node for node in graph.node for out in node.output}
+    found, open_ends = set(tensors), list(tensors)
+    while open_ends:
+        node = producers.get(open_ends.pop())
+        new = set(_inputs(node) if node else ()) - found
+        found |= new
+        open_ends += new
+    return found
+
+
+def _inputs(node: Any) -> list[str]:
+    """Return the tensors that a node reads, also in its branches."""
+    branches = (graph for each in node.attribute for graph in (each.g, *each.graphs))
+    inner = [name for graph in branches for each in graph.node for name in _inputs(each)]
+    return [*filter(None, node.input), *inner]
+
+
+def input_of(graph: Any) -> Any:
+    """Return the only input that is not a weight; raise BadDataError if there are several."""
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(each.name for each in inputs) or "none"
+        raise BadDataError(f"expected one input, an image; it has {len(inputs)}: {names[:80]}")
+    return inputs[0]
+
+
 def _bottlenecks(graph: Any, name: str, varying: set[str]) -> list[str]:
     """Return the tensors, in order, that everything from the input to the output passes through."""
-    producers = {out: node for node in graph.node for out in node.output if out in varying}
-
-    def ancestors(output: str) -> set[str]:
-        found, open_ends = {output}, [output]
-        while open_ends:
-            node = producers.get(open_ends.pop())
-            new = {each for each in (node.input if node else ()) if each in varying} - found
-            found |= new
-            open_ends += new
-        return found
-
     ends = [out.name for out in graph.output if out.name in varying]
     if not ends:
         raise BadDataError("its output does not depend on its input")
-    needed = max(map(ancestors, ends), key=len)
+    needed = max((ancestors(graph, [end]) & {*varying, name} for end in ends), key=len)
     nodes = [node for node in graph.node if needed & set(node.output)]
-    last_use = {each: index for index, node in enumerate(nodes) for each in node.input}
+    last_use = {each: index for index, node in enumerate(nodes) for each in _inputs(node)}
     found, reach = [], last_use.get(name, 0)
     for index, node in enumerate(nodes):
         outputs = [out for out in node.output if out in needed]
@@ -447,17 +463,6 @@ def _bottlenecks(graph: Any, name: str, varying: set[str]) -> list[str]:
             found += outputs
         reach = max(reach, *(last_use.get(out, index) for out in outputs))
     return found
-
-
-def node_graphs(node: Any) -> Any:
-    """Return a graph that contains the branches of a node, for `_nodes`."""
-    import onnx
-
-    graph = onnx.GraphProto()
-    for attribute in node.attribute:
-        for branch in (attribute.g, *attribute.graphs):
-            graph.node.extend(branch.node)
-    return graph
 
 
 def _safe_name(tensor: str, taken: Mapping[str, Any]) -> str:
