@@ -107,7 +107,7 @@ def _describe(path: Path, version: tuple[int, ...]) -> FileDescription:
 
     if path.suffix != ".onnx":
         raise BadDataError(f"--base {printable(path)}: expected a .onnx file")
-    return onnx_file.describe(path)
+    return onnx_file.describe(path, version)
 
 
 def read_sidecar(path: Path) -> Mapping[str, Any]:

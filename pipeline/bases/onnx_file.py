@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ MAX_BYTES = 2**33  # of the file with its data files; the largest of keras.appli
 MEMORY = (
     4 * 2**30
 )  # bytes beside five copies of the weights; every tensor of VGG16 at 224 needs 0.2
+SPLIT_BYTES = 2**31 - 2**24  # a protobuf message has at most 2 GiB
 SECONDS = 300
 MAX_EXTRA_TOKENS = 16  # class and register tokens; DINOv2 has up to 5
 # Results would differ between runs, or depend on earlier images
@@ -67,30 +67,36 @@ class Measurement(NamedTuple):
         return next((each for each in self.layers if name in (each.name, each.tensor)), None)
 
 
-def describe(path: Path) -> FileDescription:
-    """Check a file and describe its input; raises BadDataError, one line, if it is refused."""
-    return FileDescription(**_in_other_process(path, "describe"))
-
-
-@lru_cache
-def measure(path: Path, image_size: int, layout: str, version: tuple[int, ...]) -> Measurement:
-    """Run a file once and return the shapes of its layers; raises BadDataError if it fails.
+def describe(path: Path, version: tuple[int, ...]) -> FileDescription:
+    """Check a file and describe its input; raises BadDataError, one line, if it is refused.
 
     ``version`` : of the file, `pipeline.bases.file_base.version_of`.
     """
-    answer = _in_other_process(path, "measure", image_size=image_size, layout=layout)
+    return FileDescription(**_in_other_process(path, "describe", version=version))
+
+
+def measure(path: Path, image_size: int, layout: str, version: tuple[int, ...]) -> Measurement:
+    """Run a file once and return the shapes of its layers; raises BadDataError if it fails."""
+    details = {"image_size": image_size, "layout": layout, "version": version}
+    answer = _in_other_process(path, "measure", **details)
     layers = (FileLayer(**{**layer, "shape": tuple(layer["shape"])}) for layer in answer["layers"])
     return Measurement(tuple(layers), answer["default"], answer["batch"])
 
 
+KNOWN: dict[str, dict[str, Any]] = {}  # request -> answer, also for processes that this one starts
+
+
 def _in_other_process(path: Path, job: str, **details: Any) -> dict[str, Any]:
+    request = json.dumps({"job": job, "path": os.fspath(path.resolve()), **details})
+    if request in KNOWN:
+        return KNOWN[request]
     package_parent = str(Path(errors.__file__).parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     name = f"--base {printable(path)}"
     try:
         finished = subprocess.run(
             [sys.executable, "-m", "pipeline.bases.onnx_file"],
-            input=json.dumps({"job": job, "path": os.fspath(path), **details}).encode(),
+            input=request.encode(),
             capture_output=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"},
             check=False,
@@ -103,14 +109,15 @@ def _in_other_process(path: Path, job: str, **details: Any) -> dict[str, Any]:
         raise BadDataError(f"{name} is refused: ONNX Runtime crashes on it") from None
     if "refused" in answer:
         raise BadDataError(f"{name} is refused: {printable(answer['refused'])}")
+    KNOWN[request] = answer
     return answer
 
 
 # ------------------------------------------------------------------ in the other process
 
 
-def load_checked(path: Path) -> Any:
-    """Load a model with its data files; raise BadDataError for one that is refused."""
+def load_checked(path: Path, *, with_data: bool = True) -> Any:
+    """Load a model ``with_data`` of its data files; raise BadDataError for one that is refused."""
     import onnx
 
     if path.stat().st_size > MAX_BYTES:
@@ -133,15 +140,9 @@ def load_checked(path: Path) -> Any:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in _nodes(model.graph):
         _check_node(node, constants)
-    onnx.load_external_data_for_model(model, os.fspath(path.parent))
+    if with_data:
+        onnx.load_external_data_for_model(model, os.fspath(path.parent))
     return model
-
-
-def data_files(model: Any) -> list[str]:
-    """Return the names of the data files of a model whose data are not loaded yet."""
-    return sorted(
-        {_external(tensor)["location"] for tensor in _tensors(model) if _external(tensor)}
-    )
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -239,7 +240,7 @@ def _check_node(node: Any, constants: Mapping[str, Any]) -> None:
 def _describe(path: Path) -> dict[str, Any]:
     import onnx
 
-    model = load_checked(path)
+    model = load_checked(path, with_data=False)
     graph = model.graph
     entry = input_of(graph)
     tensor = entry.type.tensor_type
@@ -255,7 +256,7 @@ def _describe(path: Path) -> dict[str, Any]:
         raise BadDataError(f"it takes images of {height} × {width} pixels; expected a square")
     parameters = (t for t in graph.initializer if t.data_type in (kinds.FLOAT, kinds.FLOAT16))
     return {
-        "sha256": _digest(path),
+        "sha256": _digest(path, model),
         "image_size": max(height, width) if layout else 0,
         "parameters": sum(math.prod(each.dims) for each in parameters),
         "batch": sides[0],
@@ -278,33 +279,30 @@ def _layout(sides: Sequence[int], name: str, graph: Any) -> str:
     return ""
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, model: Any) -> str:
     """Return the SHA-256 of the file; with data files, that of all their digests."""
-    import onnx
-
-    names = data_files(onnx.load(path, load_external_data=False))
+    names = {info["location"] for tensor in _tensors(model) if (info := _external(tensor))}
     digests = []
-    for file in (path, *(path.parent / name for name in names)):
+    for file in (path, *(path.parent / name for name in sorted(names))):
         with file.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return hashlib.sha256("".join(digests).encode()).hexdigest() if names else digests[0]
 
 
 def open_plain(model: Any, tensors: Sequence[str]) -> Any:
-    """Open a model in ONNX Runtime without optimisation, with these tensors as outputs."""
+    """Open a model in ONNX Runtime without optimisation, with these tensors as its outputs."""
     import onnx
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
-        file = save_model(copy, Path(folder))
+        is_large = model.ByteSize() > SPLIT_BYTES
+        file = save_model(model, Path(folder)) if is_large else model.SerializeToString()
         return onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
 
 
@@ -313,7 +311,7 @@ def save_model(model: Any, folder: Path, name: str = "model.onnx") -> Path:
     import onnx
 
     path = folder / name
-    is_large = model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF - 2**20
+    is_large = model.ByteSize() > SPLIT_BYTES
     options = {"save_as_external_data": True, "location": "weights.bin"} if is_large else {}
     onnx.save_model(model, path, **options)
     return path
@@ -330,16 +328,16 @@ def prepared(
 
 
 def _measure(path: Path, image_size: int, layout: str) -> dict[str, Any]:
-    model, described = load_checked(path), _describe(path)
-    graph = model.graph
-    name = input_of(graph).name
+    graph = (model := load_checked(path)).graph
+    name = (image := input_of(graph)).name
+    batch = image.type.tensor_type.shape.dim[0].dim_value
+    outputs = [each.name for each in graph.output]
     varying = _dependents(graph, name)
     tensors = [out for node in graph.node for out in node.output if out in varying]
     session = open_plain(model, tensors)
     (entry,) = session.get_inputs()
     kinds = {out.name: out.type for out in session.get_outputs()}
     floats = [each for each in tensors if kinds[each] in FLOAT_KINDS]
-    batch = described["batch"]
     images = np.random.default_rng(0).integers(0, 256, (batch or 1, image_size, image_size, 3))
     feed = prepared(images.astype(np.uint8), layout, entry.type, 1 / 128, -1)
     arrays = dict(zip(floats, session.run(floats, {entry.name: feed}), strict=True))
@@ -352,7 +350,7 @@ def _measure(path: Path, image_size: int, layout: str) -> dict[str, Any]:
                 count = sum(weights.get(each, 0) for each in node.input)
                 safe = _safe_name(tensor, layers)
                 layers[safe] = FileLayer(safe, tensor, node.op_type, form, shape, count)
-    bottlenecks = _bottlenecks(graph, name, varying)
+    bottlenecks = _bottlenecks(graph, outputs, name, varying)
     by_tensor = {layer.tensor: layer for layer in layers.values()}
     found = [by_tensor[each] for each in bottlenecks if each in by_tensor]
     maps = [each for each in found if each.form == "tokens" or max(each.shape[:-1], default=0) > 1]
@@ -448,9 +446,9 @@ def input_of(graph: Any) -> Any:
     return inputs[0]
 
 
-def _bottlenecks(graph: Any, name: str, varying: set[str]) -> list[str]:
+def _bottlenecks(graph: Any, outputs: Sequence[str], name: str, varying: set[str]) -> list[str]:
     """Return the tensors, in order, that everything from the input to the output passes through."""
-    ends = [out.name for out in graph.output if out.name in varying]
+    ends = [each for each in outputs if each in varying]
     if not ends:
         raise BadDataError("its output does not depend on its input")
     needed = max((ancestors(graph, [end]) & {*varying, name} for end in ends), key=len)
@@ -458,10 +456,10 @@ def _bottlenecks(graph: Any, name: str, varying: set[str]) -> list[str]:
     last_use = {each: index for index, node in enumerate(nodes) for each in _inputs(node)}
     found, reach = [], last_use.get(name, 0)
     for index, node in enumerate(nodes):
-        outputs = [out for out in node.output if out in needed]
-        if reach <= index and len(outputs) == 1:
-            found += outputs
-        reach = max(reach, *(last_use.get(out, index) for out in outputs))
+        results = [each for each in node.output if each in needed]
+        if reach <= index and len(results) == 1:
+            found += results
+        reach = max(reach, *(last_use.get(each, index) for each in results))
     return found
 
 
@@ -486,6 +484,7 @@ JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {"describe": _describe, "mea
 def _main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     job, path = JOBS[request.pop("job")], Path(request.pop("path"))
+    del request["version"]
     answer_stream = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints is not the answer
     with contextlib.suppress(ImportError):  # Windows has no limits

@@ -81,8 +81,9 @@ def convert(
 ) -> None:
     """Write the model of `rewrite` into a folder, with its trial on images (n, S, S, 3)."""
     layers = config.file_layers(names)
-    save_model(rewrite(config, layers), folder, MODEL_FILE)
-    expected = plain_features(config, layers, images)
+    path = Path(config.base).expanduser()
+    save_model(rewrite(load_checked(path), config, layers), folder, MODEL_FILE)
+    expected = plain_features(load_checked(path), config, layers, images)
     for optimize in (True, False):
         engine = load_runtime("onnx")(folder, layers=names, optimize=optimize)
         received = run_all(engine, images, len(images))
@@ -97,21 +98,19 @@ def convert(
     (folder / TRIAL_FILE).write_text(json.dumps(trial))
 
 
-def rewrite(config: BaseConfig, layers: Sequence[FileLayer]) -> Any:
-    """Return the model that computes layers from pixels."""
+def rewrite(model: Any, config: BaseConfig, layers: Sequence[FileLayer]) -> Any:
+    """Return the model of a file as one that computes layers from pixels."""
     from onnx import TensorProto, compose, helper
 
-    model = load_checked(Path(config.base).expanduser())
-    entry = input_of(model.graph)
-    kind = entry.type.tensor_type.elem_type
-    model = compose.add_prefix(model, PREFIX)
+    compose.add_prefix(model, PREFIX, inplace=True)
     graph = model.graph
+    entry = input_of(graph)
     tensors = [PREFIX + layer.tensor for layer in layers]
     kept = ancestors(graph, tensors)
     nodes = [node for node in graph.node if kept & set(node.output)]
     weights = [tensor for tensor in graph.initializer if tensor.name in kept]
     before, after = _Nodes(), _Nodes()
-    before.preprocess(config, PREFIX + entry.name, kind)
+    before.preprocess(config, entry.name, entry.type.tensor_type.elem_type)
     for layer, tensor in zip(layers, tensors, strict=True):
         after.output(layer, tensor, config)
     for field in ("node", "initializer", "input", "output", "value_info"):
@@ -139,10 +138,9 @@ def row_shape(layer: FileLayer, config: BaseConfig) -> tuple[int, ...]:
 
 
 def plain_features(
-    config: BaseConfig, layers: Sequence[FileLayer], images: npt.NDArray[np.uint8]
+    model: Any, config: BaseConfig, layers: Sequence[FileLayer], images: npt.NDArray[np.uint8]
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Compute layers of the original file without optimisation: (n, S, S, 3) -> (n, *row)."""
-    model = load_checked(Path(config.base).expanduser())
     session = open_plain(model, [layer.tensor for layer in layers])
     (entry,) = session.get_inputs()
     rescale, layout = config.rescale, config.file_options["layout"]

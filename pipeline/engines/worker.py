@@ -28,6 +28,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from pipeline import errors
+from pipeline.bases import onnx_file
 from pipeline.bases.config import BATCH_SIZE, TENSORFLOW, BaseConfig
 from pipeline.durable import make_folder, publish_folder, scratch_folder
 from pipeline.engines import Engine, pool_maps, relative_errors
@@ -115,6 +116,7 @@ def in_subprocess(
             "log_level": logging.WARNING if quiet else log.getEffectiveLevel(),
             "config": {field.name: getattr(config, field.name) for field in fields(BaseConfig)},
             "details": details,
+            "known": onnx_file.KNOWN,
         }
         package_parent = str(Path(errors.__file__).parents[1])
         paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -260,6 +262,7 @@ def _main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(request["log_level"])
+    onnx_file.KNOWN.update(request["known"])  # before the config opens the file
     try:
         answer = JOBS[request["job"]](BaseConfig(**request["config"]), **request["details"])
     except PipelineError as error:
