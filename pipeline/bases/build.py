@@ -225,8 +225,8 @@ def build_full_model(config: BaseConfig) -> Any:
     S is the size in ``config``, by default that of training. Raises the errors of `build_base`,
     and UsageError if the base is not a network or cannot use images of that size.
     """
-    if config.network.name == PIXELS:
-        raise UsageError("--imagenet needs a network of keras.applications; received pixels")
+    if config.file or config.network.name == PIXELS:
+        raise UsageError(f"--imagenet needs a keras.applications network; received {config.base}")
     if config.weights == RANDOM:
         keras.utils.set_random_seed(config.seed)
     base, size = config.network, config.image_size

@@ -265,6 +265,11 @@ def base_options(spec: FeatureSpec, weights: str) -> dict[str, Any]:
             raise UsageError(
                 f"expected the {suffix} file of the base {spec.base}; received {weights}"
             )
+        if not Path(weights).is_file():
+            raise NoInputError(
+                f"the file of the base {spec.base}, {weights}, does not exist: pass its new path "
+                f"with --weights FILE"
+            )
         return {**shared, "base": weights, **options}
     kind, _, seed = spec.weights.partition("-")
     is_random = kind == RANDOM
