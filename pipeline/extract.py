@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import cli
 from pipeline.bases.config import BaseConfig
-from pipeline.bases.registry import BASES
+from pipeline.bases.registry import BASES, PIXELS
 from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.config import path_argument
 from pipeline.errors import NoInputError, UsageError
@@ -18,6 +18,8 @@ from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
+    from pipeline.bases.build import LayerInfo
+    from pipeline.bases.onnx_file import FileLayer
     from pipeline.images.scan import ImageFolder
 
 MAX_LISTED = 10  # skipped files in the terminal
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.list_bases:
         _list_bases(as_json=arguments.json)
     elif arguments.list_layers:
-        _list_layers(arguments.list_layers, arguments.image_size, as_json=arguments.json)
+        _list_layers(arguments)
     else:
         _extract(arguments)
 
@@ -52,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         "--preview-views", action="store_true", help="write a sheet of example views and stop"
     )
     parser.add_argument("--list-bases", action="store_true", help="list all bases and stop")
-    parser.add_argument("--list-layers", metavar="BASE", help="list the layers of a base and stop")
+    parser.add_argument(
+        "--list-layers", metavar="BASE", help="list the layers of a base or FILE.onnx and stop"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     cli.add_options(parser, AugmentConfig)
     return parser
@@ -65,6 +69,12 @@ def _extract(arguments: argparse.Namespace) -> None:
     config = cli.config_from(
         arguments, ExtractConfig, augmentation=cli.augmentation_of(arguments, seed=arguments.seed)
     )
+    if config.onnx_file and not config.layers:
+        (layer,) = config.file_layers(())
+        logging.getLogger("pipeline").info(
+            "%s: layer %s, the last map or tokens; --list-layers %s shows all %d",
+            printable(config.base), layer.name, printable(config.base), len(config.measured.layers),
+        )  # fmt: skip
     if arguments.preview_views:
         sheet = preview_views(data, config)
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
@@ -161,14 +171,19 @@ def _list_bases(*, as_json: bool) -> None:
         print(f"{base.name:20} {base.image_size:5}  {shape:15} {counts}")
 
 
-def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
-    config = BaseConfig(base=name, image_size=image_size)
-    if not config.network.module:
+def _list_layers(arguments: argparse.Namespace) -> None:
+    name, size, layout = arguments.list_layers, arguments.image_size, arguments.layout
+    config = BaseConfig(base=name, image_size=size, layout=layout)
+    layers: Sequence[FileLayer | LayerInfo]
+    if config.onnx_file:
+        layers = config.measured.layers
+    elif config.network.name == PIXELS:
         raise UsageError("the base pixels has no layers: its features are the image")
-    from pipeline.bases.build import list_layers
+    else:
+        from pipeline.bases.build import list_layers
 
-    layers = list_layers(config)
-    if as_json:
+        layers = list_layers(config)
+    if arguments.json:
         cli.print_json([layer._asdict() for layer in layers])
         return
     print(f"{'layer':32} {'kind':24} {'shape':18} {'parameters':>12}")
@@ -176,6 +191,8 @@ def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
         shape = "×".join("?" if side is None else str(side) for side in layer.shape)
         print(f"{layer.name:32} {layer.kind:24} {shape:18} {layer.parameters:12,}")
     print(f"{'total':76} {sum(layer.parameters for layer in layers):12,}")
+    if config.onnx_file:
+        print(f"default: {config.measured.default}")
 
 
 if __name__ == "__main__":

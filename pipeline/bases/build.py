@@ -242,8 +242,8 @@ def build_full_model(config: BaseConfig) -> Any:
     S is the size in ``config``, by default that of training. Raises the errors of `build_base`,
     and UsageError if the base is not a network or cannot use images of that size.
     """
-    if config.network.name == PIXELS:
-        raise UsageError("--imagenet needs a network; received pixels")
+    if config.file or config.network.name == PIXELS:
+        raise UsageError(f"--imagenet needs a named network; received {config.base}")
     if config.weights == RANDOM:
         keras.utils.set_random_seed(config.seed)
     base, size, path = config.network, config.image_size, config.weights_file

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import h5py
 
-from pipeline.bases.file_base import FileDescription
+from pipeline.bases.file_base import FileDescription, version_of
 from pipeline.errors import BadDataError
 from pipeline.text import printable
 
@@ -62,10 +62,12 @@ class Contents(NamedTuple):
     config: Mapping[str, Any]  # of the model, as Keras deserialises it
 
 
-def describe(path: Path) -> FileDescription:
-    """Check a file and describe it; raises BadDataError, one line, if it is refused."""
-    status = path.stat()
-    contents, digest = _read(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+def describe(path: Path, version: tuple[int, ...]) -> FileDescription:
+    """Check a file and describe it; raises BadDataError, one line, if it is refused.
+
+    ``version`` : of the file, `pipeline.bases.file_base.version_of`.
+    """
+    contents, digest = _read(path, version)
     return FileDescription(
         sha256=digest,
         image_size=contents.image_size,
@@ -76,8 +78,7 @@ def describe(path: Path) -> FileDescription:
 
 def read_contents(path: Path) -> Contents:
     """Check a file and return its layers; raises BadDataError, one line, if it is refused."""
-    status = path.stat()
-    return _read(path, (status.st_ino, status.st_size, status.st_mtime_ns))[0]
+    return _read(path, version_of(path))[0]
 
 
 @lru_cache
