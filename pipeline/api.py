@@ -3,12 +3,12 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from pipeline.cache.checksums import Damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
@@ -19,7 +19,13 @@ from pipeline.cache.file import (
     read_all_rows,
     read_table,
 )
-from pipeline.cache.fill import SKIPPED_SUFFIX, RowProgress, fill_cache, read_skipped
+from pipeline.cache.fill import (
+    SKIPPED_SUFFIX,
+    CacheFill,
+    RowProgress,
+    fill_caches,
+    read_skipped,
+)
 from pipeline.cache.find import record_latest
 from pipeline.cache.maintenance import (
     damaged_rows,
@@ -40,12 +46,14 @@ from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, TRAIN, ImageFolder, Skipped, find_images, scan_folder
+from pipeline.images.scan import NO_SPLIT, TRAIN, ImageSet, Skipped, find_images
 from pipeline.images.set_checks import (
     warn_of_duplicates,
     warn_of_missing_classes,
     warn_of_nested_classes,
 )
+from pipeline.images.sets import Data, is_gone, open_set, reopen_set
+from pipeline.images.source import FolderSource
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
@@ -68,25 +76,43 @@ class Extraction:
     """
 
     table: FeatureTable
-    images: ImageFolder
+    images: ImageSet
     computed: int
     skipped: tuple[Skipped, ...]
     skipped_file: Path
     seconds: float
 
 
+@overload
 def extract_features(
-    data: str | os.PathLike[str],
+    data: Data,
+    config: ExtractConfig | None = None,
+    *,
+    base: list[str] | tuple[str, ...],
+    **options: Any,
+) -> list[Extraction]: ...
+
+
+@overload
+def extract_features(
+    data: Data, config: ExtractConfig | None = None, **options: Any
+) -> Extraction: ...
+
+
+def extract_features(
+    data: Data,
     config: ExtractConfig | None = None,
     *,
     progress: RowProgress | None = None,
     engine_progress: Callable[[int, int], None] | None = None,
-    on_scan: Callable[[ImageFolder], None] | None = None,
+    on_scan: Callable[[ImageSet], None] | None = None,
     **options: Any,
-) -> Extraction:
+) -> Extraction | list[Extraction]:
     """Run a frozen base once over an image folder and cache its features in HDF5.
 
-    Only missing rows are computed; the same call again reads all features from the cache.
+    Only missing rows are computed; the same call again reads all features from the cache. A list of
+    bases fills the cache of each; images are read and decoded once for all. An image that one of
+    them cannot use is skipped by all.
 
     Parameters
     ----------
@@ -95,7 +121,7 @@ def extract_features(
     engine_progress : called with (engines tried, engines to try), if one is to be chosen.
     on_scan : called with the contents of the folder before features are computed.
     **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they override those
-        of ``config``.
+        of ``config``. ``base`` may be a list: the result is then a list, too.
 
     Raises a `pipeline.errors.PipelineError` for each expected failure.
 
@@ -108,67 +134,124 @@ def extract_features(
     >>> extract_features("photos", base="pixels", pooling="avg").computed  # all from the cache
     0
     """
+    bases: Any = options.get("base")
+    is_list = isinstance(bases, list | tuple)
+    configs = [
+        replace(config, **each) if config else ExtractConfig(**each)
+        for each in ([{**options, "base": base} for base in bases] if is_list else [options])
+    ]
+    extractions = extract_with_bases(
+        data, configs, progress=progress, engine_progress=engine_progress, on_scan=on_scan
+    )
+    return extractions if is_list else extractions[0]
+
+
+def extract_with_bases(
+    data: Data,
+    configs: Sequence[ExtractConfig],
+    *,
+    progress: RowProgress | None = None,
+    engine_progress: Callable[[int, int], None] | None = None,
+    on_scan: Callable[[ImageSet], None] | None = None,
+) -> list[Extraction]:
+    """Do what `extract_features` does for configs that differ in their base.
+
+    Raises UsageError for an option of one base only.
+    """
     started = time.monotonic()
-    config = replace(config or ExtractConfig(), **options)
-    plan = config.view_plan
-    if not os.fspath(data):
-        raise UsageError("the image folder is an empty name: is a variable unset?")
-    images = scan_folder(Path(data))
-    if config.limit_per_class is not None:
-        images = images.limited(config.limit_per_class)
+    _check_bases(configs)
+    first = configs[0]
+    plan = first.view_plan
+    images = open_set(data)
+    if first.limit_per_class is not None:
+        images = images.limited(first.limit_per_class)
     if on_scan:
         on_scan(images)
     warn_of_missing_classes(images)
     warn_of_nested_classes(images)
     digests, unreadable = hash_files(
-        images.root, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
+        images.source, images.paths, index_folder=first.cache_dir / "hashes", rehash=first.rehash
     )
     warn_of_duplicates(images, digests)
-    config = replace(config, range=choose_range(images.root, images.paths, config.range))
+    range = choose_range(images.source, images.paths, first.range)
+    make_folder(first.out.parent if first.out else first.cache_dir)
+    fills = [
+        _cache_fill(replace(config, range=range), images, set(digests.values()), engine_progress)
+        for config in configs
+    ]
+    results = fill_caches(
+        fills,
+        images=images,
+        digests=digests,
+        skipped=(*images.skipped, *unreadable),
+        batch_size=first.batch_size,
+        strict=first.strict,
+        wait=first.wait,
+        plan=plan,
+        progress=progress,
+    )
+    record_latest(first.cache_dir, [fill.path for fill in fills])
+    seconds = time.monotonic() - started
+    return [
+        Extraction(
+            table=read_table(fill.path),
+            images=images,
+            computed=result.computed,
+            skipped=result.skipped,
+            skipped_file=fill.path.with_suffix(SKIPPED_SUFFIX),
+            seconds=seconds,
+        )
+        for fill, result in zip(fills, results, strict=True)
+    ]
+
+
+def _check_bases(configs: Sequence[ExtractConfig]) -> None:
+    """Raise UsageError for no base, one that is named twice, or several with an option of one."""
+    names = [config.network.file or config.network.name for config in configs]
+    if not names:
+        raise UsageError("base: expected names of bases; received an empty list")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--base names {twice[0]} more than once; name each base once")
+    first = configs[0]
+    flags = {"--layer": first.layers, "--out": first.out, "--weights FILE": first.weights_file}
+    if len(names) > 1 and (of_one := [flag for flag, is_set in flags.items() if is_set]):
+        raise UsageError(
+            f"{of_one[0]} is for one base; received --base {','.join(names)}. Extract each alone"
+        )
+
+
+def _cache_fill(
+    config: ExtractConfig,
+    images: ImageSet,
+    digests: Set[bytes],
+    engine_progress: Callable[[int, int], None] | None,
+) -> CacheFill:
+    """Return the cache file of a config; takes seconds if the weights are not known yet."""
     spec = feature_spec(config)
-    make_folder(config.out.parent if config.out else config.cache_dir)
+    augmentation = config.view_plan.augmentation
     path = config.out or cache_file(
         config.cache_dir,
         set_name=images.name,
         root=images.root,
         spec=spec,
-        variant=plan.augmentation.digest[:VARIANT_DIGITS] if plan.augmentation else "",
-        digests=set(digests.values()),
+        variant=augmentation.digest[:VARIANT_DIGITS] if augmentation else "",
+        digests=digests,
     )
     others: Iterable[OtherRows] = ()
     if path.parent.resolve() == config.cache_dir.resolve():
         accepts_engine = partial(continues_engine, config)
         others = find_other_rows(spec=spec, besides=path, accepts_engine=accepts_engine)
-    filled = fill_cache(
-        path,
-        images=images,
-        digests=digests,
-        skipped=(*images.skipped, *unreadable),
+    return CacheFill(
+        path=path,
         spec=spec,
         layers=config.layer_keys,
         open_engine=partial(open_cache_engine, config, progress=engine_progress),
-        document=cache_document(images.name, images.root, config, spec),
-        batch_size=config.batch_size,
-        strict=config.strict,
-        wait=config.wait,
-        plan=plan,
+        document=cache_document(images.name, images.root, config, spec, images.task),
         others=others,
-        progress=progress,
-    )
-    record_latest(config.cache_dir, path)
-    return Extraction(
-        table=read_table(path),
-        images=images,
-        computed=filled.computed,
-        skipped=filled.skipped,
-        skipped_file=path.with_suffix(SKIPPED_SUFFIX),
-        seconds=time.monotonic() - started,
     )
 
 
-def preview_views(
-    data: str | os.PathLike[str], config: ExtractConfig | None = None, **options: Any
-) -> Path:
+def preview_views(data: Data, config: ExtractConfig | None = None, **options: Any) -> Path:
     """Write a PNG sheet of some training images and their views, as the base receives them.
 
     Returns its path, ``<cache_dir>/<set>+<augmentation>-views.png``.
@@ -178,12 +261,12 @@ def preview_views(
     config = replace(config or ExtractConfig(), **options)
     views, augmentation = config.views or PREVIEW_VIEWS, config.augmentation_ranges
     ViewPlan(views, augmentation)  # raises if --views is out of range
-    images = scan_folder(Path(data)).limited(PREVIEW_IMAGES_PER_CLASS)
+    images = open_set(data).limited(PREVIEW_IMAGES_PER_CLASS)
     paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
-    digests, _ = hash_files(images.root, paths[:PREVIEW_IMAGES])
-    range = choose_range(images.root, paths, config.range)
+    digests, _ = hash_files(images.source, paths[:PREVIEW_IMAGES])
+    range = choose_range(images.source, paths, config.range)
     decoded = read_images(
-        images.root, digests, image_size=config.size, resize=config.resize, range=range
+        images.source, digests, image_size=config.size, resize=config.resize, range=range
     )
     with closing(decoded):
         rows = [(path, digests[path], px) for path, px in decoded if not isinstance(px, Skipped)]
@@ -238,27 +321,29 @@ def repair_cache(
         plan = ViewPlan.from_document(table.document)
     except ValueError as error:
         raise BadDataError(f"{printable(target)} cannot be repaired: {error}") from error
-    root = Path(table.document["root"])
-    if not root.is_dir():
+    if is_gone(table.document):
         raise NoInputError(
-            f"{printable(target)} cannot be repaired: its image folder {printable(root)} is "
-            f"missing. Restore the folder"
+            f"{printable(target)} cannot be repaired: its image folder "
+            f"{printable(table.document['root'])} is missing. Restore the folder"
         )
     cached_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
-    images = scan_folder(root).only(cached_paths, skipped=read_skipped(target))
-    digests, unreadable = hash_files(root, images.paths)
-    filled = fill_cache(
-        target,
-        images=images,
-        digests=digests,
-        skipped=(*images.skipped, *unreadable),
+    images = reopen_set(table.document).only(cached_paths, skipped=read_skipped(target))
+    digests, unreadable = hash_files(images.source, images.paths)
+    fill = CacheFill(
+        path=target,
         spec=table.spec,
         layers=tuple(table.layers),
         open_engine=partial(open_cache_engine, config),
         document=table.document,
+        damaged=damaged_rows(target, table),
+    )
+    (filled,) = fill_caches(
+        [fill],
+        images=images,
+        digests=digests,
+        skipped=(*images.skipped, *unreadable),
         batch_size=config.batch_size,
         wait=wait,
-        damaged=damaged_rows(target, table),
         plan=plan,
         progress=progress,
     )
@@ -306,5 +391,7 @@ def predict_images(
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
         model = open_predictor(path, config)
-    choose_range(Path(), paths, model.range)  # warns of images that do not fit the model's range
+    choose_range(
+        FolderSource(Path()), paths, model.range
+    )  # warns of images that do not fit the model's range
     return ImagePredictions(model, paths, skipped=skipped, strict=config.strict)

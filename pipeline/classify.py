@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         type=path_argument,
         metavar="CACHE",
-        help="cache files, image folders or sets (default: the cache of the last extract)",
+        help="cache files, image folders or sets (default: those of the last extract)",
     )
     parser.add_argument(
         "--cache-dir",
@@ -179,14 +179,15 @@ def list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 
 def _find_caches(names: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the named cache files, or those of named sets; by default that of the last extract."""
-    from pipeline.cache.find import find_caches, latest_cache
+    """Return the caches of names, of files or sets; by default those of the last extract."""
+    from pipeline.cache.find import find_caches, latest_caches
 
     if names:
         return find_caches(folder, names)
-    latest = latest_cache(folder)
-    log.info("using the newest cache: %s", printable(latest))
-    return [latest]
+    latest = latest_caches(folder)
+    caches = "cache" if len(latest) == 1 else "caches"
+    log.info("using the newest %s: %s", caches, ", ".join(map(printable, latest)))
+    return latest
 
 
 if __name__ == "__main__":

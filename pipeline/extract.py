@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.api import Extraction
     from pipeline.bases.build import LayerInfo
     from pipeline.bases.onnx_file import FileLayer
-    from pipeline.images.scan import ImageFolder
+    from pipeline.images.scan import ImageSet
 
 MAX_LISTED = 10  # skipped files in the terminal
 
@@ -63,33 +63,44 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _extract(arguments: argparse.Namespace) -> None:
-    from pipeline.api import extract_features, preview_views
+    from pipeline.api import extract_with_bases, preview_views
 
     data = arguments.data or _only_set(Path("data"))
-    config = cli.config_from(
-        arguments, ExtractConfig, augmentation=cli.augmentation_of(arguments, seed=arguments.seed)
-    )
-    if config.onnx_file and not config.layers:
-        (layer,) = config.file_layers(())
-        logging.getLogger("pipeline").info(
-            "%s: layer %s, the last map or tokens; --list-layers %s shows all %d",
-            printable(config.base), layer.name, printable(config.base), len(config.measured.layers),
-        )  # fmt: skip
+    augmentation = cli.augmentation_of(arguments, seed=arguments.seed)
+    configs = [
+        cli.config_from(arguments, ExtractConfig, base=base, augmentation=augmentation)
+        for base in arguments.base.split(",")
+    ]
+    several = len(configs) > 1
+    for config in configs:
+        if config.onnx_file and not config.layers:
+            (layer,), base = config.file_layers(()), printable(config.base)
+            logging.getLogger("pipeline").info(
+                "%s: layer %s, the last map or tokens; --list-layers %s shows all %d",
+                base, layer.name, base, len(config.measured.layers),
+            )  # fmt: skip
     if arguments.preview_views:
-        sheet = preview_views(data, config)
+        if several:
+            raise UsageError(f"--preview-views is for one base; received {arguments.base}")
+        sheet = preview_views(data, configs[0])
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
+    unit = "row" if several else "view" if configs[0].views else "image"
     with (
         cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
-        cli.ProgressBar("extracting", unit="view" if config.views else "image") as bar,
+        cli.ProgressBar("extracting", unit=unit) as bar,
     ):
-        done = extract_features(
-            data, config, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
+        extractions = extract_with_bases(
+            data, configs, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
         )
     if arguments.json:
-        cli.print_json(_as_json(done))
-    else:
-        _print_summary(done)
+        caches = [_as_json(done) for done in extractions]
+        cli.print_json({"caches": caches} if several else caches[0])
+        return
+    for done in extractions:
+        _print_summary(done, lists_skipped=done is extractions[0])
+    if several:
+        print(f"{len(configs)} caches in one pass; compare them: python -m pipeline.classify")
 
 
 def _only_set(folder: Path) -> Path:
@@ -107,7 +118,7 @@ def _only_set(folder: Path) -> Path:
     return sets[0]
 
 
-def _log_image_folder(images: "ImageFolder") -> None:
+def _log_image_folder(images: "ImageSet") -> None:
     """Log the counts per split and class before the extraction begins."""
     from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
 
@@ -126,12 +137,12 @@ def _log_image_folder(images: "ImageFolder") -> None:
         log.warning("ignored beside the class folders: %s", printable(", ".join(others)))
 
 
-def _print_summary(done: "Extraction") -> None:
+def _print_summary(done: "Extraction", *, lists_skipped: bool) -> None:
     table = done.table
     for layer, shape in table.layers.items():
         print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
     skipped = counted(len(done.skipped), "file") + " skipped"
-    if done.skipped:
+    if done.skipped and lists_skipped:
         print(f"{skipped}, listed in {printable(done.skipped_file)}")
         for file in done.skipped[:MAX_LISTED]:
             print(f"  {printable(file.path)}: {file.reason}")

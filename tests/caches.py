@@ -3,7 +3,7 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import numpy as np
 from pipeline.cache.checksums import write_checksums
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import Source, create_features, make_columns
-from pipeline.cache.fill import FillResult, fill_cache
+from pipeline.cache.fill import CacheFill, FillResult, fill_caches
 from pipeline.cache.publish import publish
+from pipeline.cache.reuse import OtherRows
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
 from pipeline.spec import FeatureSpec
@@ -78,8 +79,11 @@ class PixelEngine:
     version, weights = "1", "none"
     calls_at_once = 1
 
-    def __init__(self, *, name: str = "pixels", die_after: int | None = None) -> None:
+    def __init__(
+        self, *, name: str = "pixels", die_after: int | None = None, size: int = SIZE
+    ) -> None:
         self.name = name
+        self.size = size
         self.error: dict[str, float] = {}
         self.images_seen = 0
         self.computed: list[tuple[str, bytes]] = []  # layer key and pixels of each row
@@ -89,7 +93,8 @@ class PixelEngine:
 
     def open(self, layers: Sequence[str], *_: Any) -> "PixelEngine":
         self.opened.append(tuple(layers))
-        self.row_shapes = {key: (3,) if key.endswith(":avg") else (SIZE, SIZE, 3) for key in layers}
+        shape = (self.size, self.size, 3)
+        self.row_shapes = {key: (3,) if key.endswith(":avg") else shape for key in layers}
         return self
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,24 +113,52 @@ def fill(
     *,
     layers: Sequence[str] = ("maps",),
     spec: FeatureSpec = PIXEL_SPEC,
-    limit: int | None = None,
-    batch_size: int = 8,
+    others: Iterable[OtherRows] = (),
     **options: Any,
 ) -> FillResult:
     """Fill the cache file ``path`` with the images of a folder, as ``extract`` does."""
+    filled = cache_fill(root, path, engine, layers=layers, spec=spec, others=others)
+    (result,) = fill_all(root, [filled], **options)
+    return result
+
+
+def cache_fill(
+    root: Path,
+    path: Path,
+    engine: PixelEngine,
+    *,
+    layers: Sequence[str] = ("maps",),
+    spec: FeatureSpec = PIXEL_SPEC,
+    others: Iterable[OtherRows] = (),
+) -> CacheFill:
+    return CacheFill(
+        path=path,
+        spec=spec,
+        layers=layers,
+        others=others,
+        open_engine=engine.open,
+        document={"format": 1, "spec": vars(spec), "set": root.name, "root": str(root)},
+    )
+
+
+def fill_all(
+    root: Path,
+    fills: Sequence[CacheFill],
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    **options: Any,
+) -> list[FillResult]:
+    """Fill several caches in one pass, as ``extract`` does with several bases."""
     images = scan_folder(root)
     if limit:
         images = images.limited(limit)
-    digests, unreadable = hash_files(root, images.paths)
-    return fill_cache(
-        path,
+    digests, unreadable = hash_files(images.source, images.paths)
+    return fill_caches(
+        fills,
         images=images,
         digests=digests,
         skipped=(*images.skipped, *unreadable),
-        spec=spec,
-        layers=layers,
-        open_engine=engine.open,
-        document={"format": 1, "spec": vars(spec), "set": root.name, "root": str(root)},
         batch_size=batch_size,
         **({"plan": ViewPlan()} | options),
     )

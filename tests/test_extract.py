@@ -44,6 +44,36 @@ def test_network_caches_several_layers_in_one_pass_and_a_warm_run_loads_no_tenso
     assert not modules_loaded_by(*command) & {"tensorflow", "keras", "sklearn", "matplotlib"}
 
 
+NETWORK = "--base mobilenet_v3_small,pixels --image-size 32 --weights random --engine tensorflow"
+
+
+def test_several_bases_are_extracted_in_one_pass_and_compared_in_one_table(
+    synthetic_set: Path,
+) -> None:
+    (synthetic_set / "train/plain/empty.png").write_bytes(b"")
+    finished = run_command("extract", synthetic_set, *NETWORK.split(), "--pooling", "avg")
+    lines = finished.stdout.splitlines()
+    paths = [line for line in lines if line.endswith(".h5")]
+    assert ["-mobilenet_v3_small-" in path for path in paths] == [True, False]
+    assert sum("train/plain/empty.png: empty file" in line for line in lines) == 1
+    assert lines[-1] == "2 caches in one pass; compare them: python -m pipeline.classify"
+    again = run_command("extract", synthetic_set, *NETWORK.split(), "--pooling", "avg", "--json")
+    caches = json.loads(again.stdout)["caches"]
+    assert [(each["cache"], each["computed"]) for each in caches] == [(path, 0) for path in paths]
+    compared = run_command("classify", "--heads", "logistic", "--no-audit", "--json")
+    assert f"using the newest caches: {', '.join(paths)}\n" in compared.stderr
+    rows = json.loads(compared.stdout)["rows"]
+    assert {row["base"] for row in rows} == {"mobilenet_v3_small", "pixels"}
+    assert any(row["p_value"] is not None for row in rows)
+
+
+def test_list_of_bases_gives_a_list_of_extractions(synthetic_set: Path) -> None:
+    (only,) = extract_features(synthetic_set, base=["pixels"])
+    assert only.table.path == extract_features(synthetic_set, base="pixels").table.path
+    with pytest.raises(UsageError, match="received an empty list"):
+        extract_features(synthetic_set, base=[])
+
+
 def test_json_is_one_document_on_stdout(synthetic_set: Path) -> None:
     (synthetic_set / "train/plain/empty.png").write_bytes(b"")
     finished = run_command("extract", synthetic_set, "--base", "pixels", "--json")
@@ -153,6 +183,19 @@ PIXELS = "synthetic --base pixels"
         (f"{PIXELS} --image-size 60000", 2, "at most 4096"),
         (f"{PIXELS} --layer pixels:average", 2, "--pooling"),
         ("synthetic --base vgg16 --weights random --seed -1", 2, "from 0 to"),
+        (f"{PIXELS},vgg99", 2, "did you mean"),
+        (f"{PIXELS},", 2, "unknown base ''"),
+        (f"{PIXELS},Pixels", 2, "names pixels more than once"),
+        (
+            "synthetic --base vgg16,vgg19 --layer block5_pool",
+            2,
+            "--layer is for one base; received",
+        ),
+        (f"{PIXELS},vgg16 --out x.h5", 2, "--out is for one base"),
+        (f"{PIXELS},vgg16 --weights text.h5", 2, "--weights FILE is for one base"),
+        (f"{PIXELS},vgg16 --image-size 20", 2, "vgg16 needs images of at least 32 pixels"),
+        (f"{PIXELS},vgg16 --preview-views", 2, "--preview-views is for one base"),
+        ("--list-layers pixels,vgg16", 2, "expected one base"),
     ],
 )
 def test_invalid_input_is_one_line_with_its_exit_code(

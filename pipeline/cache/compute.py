@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
+from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -27,54 +29,124 @@ LOGGED_BYTES = 50 * 10**6  # smaller caches need no message about disk space
 COPIES = 2  # the shards, and the file made from them
 
 Features = dict[str, npt.NDArray[Any]]  # layer key -> (n, *shape of a row)
+DecodedRow = tuple[RowKey, Pixels]  # (S, S, 3) uint8 RGB
 OpenEngine = Callable[[tuple[str, ...], Pixels, Mapping[str, Any] | None], Engine]
 
 log = logging.getLogger(__name__)
 
 
+class Computation:
+    """Missing rows of one cache, which its engine computes.
+
+    ``row_count`` : their expected number, for the check of disk space. ``recorded`` : the engine in
+    the cache, for ``open_engine``.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[str, ...],
+        shards: ShardFolder,
+        open_engine: OpenEngine,
+        *,
+        row_count: int,
+        recorded: Mapping[str, Any] | None,
+    ) -> None:
+        self.layers = layers
+        self.shards = shards
+        self.row_count = row_count
+        self.rows: list[DecodedRow] = []  # that wait for a batch
+        self._open_engine = open_engine
+        self._recorded = recorded
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Opened once there are rows: opening takes seconds, and engines are timed on images."""
+        engine = self._open_engine(self.layers, _stack(self.rows[:SAMPLE_IMAGES]), self._recorded)
+        spec = self.shards.spec
+        if engine.weights != spec.weights:
+            raise BadDataError(
+                f"the weights of {spec.base} have SHA-256 {engine.weights[:12]}…, not "
+                f"{spec.weights[:12]}… as recorded: delete the record in weights/ and run again"
+            )
+        self._calls = threading.Semaphore(engine.calls_at_once)
+        return engine
+
+    def take_batches(self, size: int) -> Iterator[list[DecodedRow]]:
+        """Remove and yield as many full batches as there are."""
+        while len(self.rows) >= size:
+            self.engine  # noqa: B018 - opened while the sample is complete
+            batch, self.rows = self.rows[:size], self.rows[size:]
+            yield batch
+
+    def compute(self, batch: Sequence[DecodedRow]) -> Features:
+        with self._calls:
+            return self.engine(_stack(batch))
+
+
 def compute_rows(
-    decoded: Iterator[tuple[RowKey, Pixels]],
-    layers: tuple[str, ...],
-    shards: ShardFolder,
-    open_engine: OpenEngine,
+    decoded: Iterator[Iterable[tuple[Computation, DecodedRow]]],
+    computations: Sequence[Computation],
     batch_size: int,
     *,
-    row_count: int,
-    recorded: Mapping[str, Any] | None,
     on_batch: Callable[[int], object] = lambda rows: None,
 ) -> None:
-    """Compute and commit rows of (S, S, 3) uint8 RGB images.
+    """Compute and commit the rows of images; ``decoded`` yields those of one image at a time.
 
-    ``row_count`` : expected number of rows, for the check of disk space. ``recorded`` : the engine
-    in the cache, for ``open_engine``. ``on_batch`` receives the number of rows of each batch.
+    Each engine is opened with the first rows of its cache. ``on_batch`` receives the number of rows
+    of each batch.
     """
-    sample = list(islice(decoded, max(batch_size, SAMPLE_IMAGES)))
-    if not sample:
+    for rows in decoded:
+        _distribute(rows)
+        counts = [len(computation.rows) for computation in computations]
+        # The second limit bounds memory: a cache may miss only a few rows, of the last images.
+        if min(counts) >= SAMPLE_IMAGES or max(counts) >= SAMPLE_IMAGES * len(computations):
+            break
+    opened = [computation for computation in computations if computation.rows]
+    if not opened:
         return
-    # Only once there is an image: opening takes seconds, and engines are timed on images.
-    engine = open_engine(layers, _stack(sample), recorded)
-    spec = shards.spec
-    if engine.weights != spec.weights:
-        raise BadDataError(
-            f"the weights of {spec.base} have SHA-256 {engine.weights[:12]}…, not "
-            f"{spec.weights[:12]}… as recorded: delete the record in weights/ and run again"
-        )
-    rows = chain(sample, decoded)
-    batches = iter(lambda: list(islice(rows, batch_size)), [])
     # Batches are computed ahead: no core waits for the end of a batch or for its commit.
     computed = prefetch(
-        lambda batch: engine(_stack(batch)), batches, threads=engine.calls_at_once, name="engine"
+        lambda item: item[0].compute(item[1]),
+        _batches(decoded, computations, batch_size),
+        threads=max(computation.engine.calls_at_once for computation in opened),
+        name="engine",
     )
-    with Committer(shards, engine, layers) as committer, contextlib.closing(computed):
-        for number, (batch, features) in enumerate(computed):
-            if not number:
-                _check_space(shards, features, row_count)
-            committer.add([key for key, _ in batch], features)
+    committers: dict[Computation, Committer] = {}
+    needed = 0  # bytes on the disk
+    with contextlib.ExitStack() as stack, contextlib.closing(computed):
+        for (computation, batch), features in computed:
+            if computation not in committers:
+                needed += _check_space(computation, features, needed)
+                committer = Committer(computation.shards, computation.engine, computation.layers)
+                committers[computation] = stack.enter_context(committer)
+            committers[computation].add([key for key, _ in batch], features)
             on_batch(len(batch))
-        committer.finish()
+        for committer in committers.values():
+            committer.finish()
 
 
-def _stack(batch: Sequence[tuple[RowKey, Pixels]]) -> Pixels:
+def _batches(
+    decoded: Iterator[Iterable[tuple[Computation, DecodedRow]]],
+    computations: Sequence[Computation],
+    batch_size: int,
+) -> Iterator[tuple[Computation, list[DecodedRow]]]:
+    """Yield batches as soon as they are complete, and the rest at the end."""
+    for rows in chain([()], decoded):
+        _distribute(rows)
+        for computation in computations:
+            for batch in computation.take_batches(batch_size):
+                yield computation, batch
+    for computation in computations:
+        for batch in computation.take_batches(len(computation.rows) or 1):
+            yield computation, batch
+
+
+def _distribute(rows: Iterable[tuple[Computation, DecodedRow]]) -> None:
+    for computation, row in rows:
+        computation.rows.append(row)
+
+
+def _stack(batch: Sequence[DecodedRow]) -> Pixels:
     return np.stack([pixels for _, pixels in batch])
 
 
@@ -176,8 +248,12 @@ def _convert(layer: str, features: npt.NDArray[Any], dtype: str) -> npt.NDArray[
     return stored
 
 
-def _check_space(shards: ShardFolder, sample: Features, rows: int) -> None:
-    """Log the bytes that rows like the (n, ...) sample need; raises StorageError if too many."""
+def _check_space(computation: Computation, sample: Features, reserved: int) -> int:
+    """Return and log the bytes that rows like the (n, ...) sample need.
+
+    Raises StorageError if, with those ``reserved`` for other caches, they exceed the free ones.
+    """
+    shards, rows = computation.shards, computation.row_count
     size = 0
     for features in sample.values():
         with np.errstate(over="ignore"):  # `_convert` reports values too large for float16
@@ -194,7 +270,7 @@ def _check_space(shards: ShardFolder, sample: Features, rows: int) -> None:
             printable(", ".join(sample)), file_size(size), file_size(needed),
             file_size(free),
         )  # fmt: skip
-    if needed > free:
+    if reserved + needed > free:
         cures = {
             "fewer --views": shards.augmentation is not None,
             "--pooling avg": any(features.ndim > 2 for features in sample.values()),
@@ -202,6 +278,7 @@ def _check_space(shards: ShardFolder, sample: Features, rows: int) -> None:
         }
         smaller = " or ".join(cure for cure, helps in cures.items() if helps)
         raise StorageError(
-            f"{printable(folder)} has too little space: {file_size(needed)} needed, "
+            f"{printable(folder)} has too little space: {file_size(reserved + needed)} needed, "
             f"{file_size(free)} free; free some" + f", or use {smaller}" * bool(smaller)
         )
+    return needed

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.checksums import find_damage
-from pipeline.cache.compute import OpenEngine, compute_rows
+from pipeline.cache.compute import Computation, OpenEngine, compute_rows
 from pipeline.cache.file import FeatureTable, Row, RowKey, read_all_rows
 from pipeline.cache.hdf5 import damaged_error
 from pipeline.cache.publish import publish_rows
@@ -23,8 +23,8 @@ from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import make_folder
 from pipeline.errors import BadDataError, BusyError, DamagedError
+from pipeline.images.passed_images import PassedImages
 from pipeline.images.scan import NO_SPLIT
-from pipeline.images.sources import ImageSources
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted
 
@@ -37,7 +37,7 @@ CachedRows = dict[RowKey, tuple[FeatureTable, int]]  # the file of a row, its nu
 
 def features_by_content(
     folder: Path,
-    images: ImageSources,
+    images: PassedImages,
     *,
     spec: FeatureSpec,
     layer: str,
@@ -78,16 +78,12 @@ def features_by_content(
         decoded = images.read(
             missing, image_size=spec.image_size, resize=spec.resize, range=spec.range
         )
+        computation = Computation(
+            (layer,), shards, open_engine, row_count=len(missing), recorded=index.engine
+        )
         with closing(decoded):
-            compute_rows(
-                ((RowKey(digest), pixels) for digest, pixels in decoded),
-                (layer,),
-                shards,
-                open_engine,
-                batch_size,
-                row_count=len(missing),
-                recorded=index.engine,
-            )
+            rows_of_images = ([(computation, (RowKey(key), pixels))] for key, pixels in decoded)
+            compute_rows(rows_of_images, [computation], batch_size)
         index.add_shards(shards.shards)
         if shards.path.is_dir():
             rows = [

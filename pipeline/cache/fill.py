@@ -1,16 +1,18 @@
-"""Fill a cache in three steps: plan the missing rows, compute them, publish the file."""
+"""Fill caches in three steps: plan the missing rows, compute them, publish the files."""
 
 import csv
 import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.compute import OpenEngine, compute_rows
+from pipeline.cache.compute import Computation, DecodedRow, OpenEngine, compute_rows
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import FeatureTable, Row, RowKey, existing_table, read_all_rows
 from pipeline.cache.publish import publish_rows
@@ -18,9 +20,12 @@ from pipeline.cache.reuse import OtherRows, copy_rows
 from pipeline.cache.row_index import DamagedRows, RowIndex
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
+from pipeline.engines import SAMPLE_IMAGES
 from pipeline.errors import BadDataError, CannotCreateError
-from pipeline.images.reader import Pixels, read_images
-from pipeline.images.scan import FoundFile, ImageFolder, Skipped
+from pipeline.images.decode import decode_forms
+from pipeline.images.reader import read_files
+from pipeline.images.scan import FoundFile, ImageSet, Skipped
+from pipeline.images.sets import is_gone
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
 
@@ -30,93 +35,136 @@ RowProgress = Callable[[int, int], None]
 Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -> path -> rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheFill:
+    """A cache file to fill, and the features that it then contains.
+
+    Parameters
+    ----------
+    layers : layer keys; the file keeps its earlier layers.
+    open_engine : called with layer keys, the first images and the recorded engine, only if rows
+        are missing.
+    document : content of the file's ``spec`` dataset; the engine is added.
+    others : other caches of the same features, read only if rows are missing.
+    damaged : rows of the file to compute again.
+    """
+
+    path: Path
+    spec: FeatureSpec
+    layers: Sequence[str]
+    open_engine: OpenEngine
+    document: Mapping[str, Any]
+    others: Iterable[OtherRows] = ()
+    damaged: DamagedRows | None = None
+
+
 @dataclass(frozen=True)
 class FillResult:
-    """Result of `fill_cache`."""
+    """Result of `fill_caches` for one of them."""
 
     computed: int  # rows computed by this run
     skipped: tuple[Skipped, ...]
 
 
-def fill_cache(
-    path: Path,
+def fill_caches(
+    fills: Sequence[CacheFill],
     *,
-    images: ImageFolder,
+    images: ImageSet,
     digests: Mapping[bytes, bytes],
     skipped: Sequence[Skipped],
-    spec: FeatureSpec,
-    layers: Sequence[str],
-    open_engine: OpenEngine,
-    document: Mapping[str, Any],
     batch_size: int,
     plan: ViewPlan,
-    others: Iterable[OtherRows] = (),
     strict: bool = False,
     wait: bool = False,
-    damaged: DamagedRows | None = None,
     progress: RowProgress | None = None,
-) -> FillResult:
-    """Bring a cache file up to date with an image folder.
+) -> list[FillResult]:
+    """Bring cache files up to date with an image folder; read and decode each image once for all.
 
-    The file then contains ``layers`` and its earlier layers for every readable image. Rows of
-    images that are gone stay, with the label -1.
+    A file then contains its layers for every image that all bases can read. Rows of images that are
+    gone stay, with the label -1. The value range and the views are those of all caches.
 
     Parameters
     ----------
     digests : path -> SHA-256 of the image file; files without one have no row.
-    open_engine : called with layer keys, the first images and the recorded engine, only if rows
-        are missing.
-    document : content of the file's ``spec`` dataset; the engine is added.
-    damaged : rows of the file to compute again.
-    plan : the views of each image; further views in the file stay, hidden.
-    others : other caches of the same features, read only if rows are missing.
+    plan : the views of each image; further views in a file stay, hidden.
+    progress : called with (rows done, rows of all caches).
 
-    Raises CannotCreateError if the path is not a cache of these features; BadDataError if more than
+    Raises CannotCreateError if a path is not a cache of its features; BadDataError if more than
     half of the files are skipped, if a class has no readable image, or for the first skipped file
     with ``strict``.
     """
-    with writer_lock(path, wait=wait):
-        table = _open_table(path, spec, images.root, plan)
-        shards = _open_shards(path, spec, plan)
-        index = RowIndex(table, shards.shards, damaged)
-        layers = sorted({*(table.layers if table else ()), *layers})
-        rows, missing = plan_rows(images.files, digests, plan, layers, index)
-        if missing:
-            copy_rows(_by_layer(missing), others, shards, recorded=index.engine)
-            index.add_shards(shards.shards)
-            rows, missing = plan_rows(images.files, digests, plan, layers, index)
+    with ExitStack() as locks:
+        for path in sorted(fill.path for fill in fills):  # two runs never wait for each other
+            locks.enter_context(writer_lock(path, wait=wait))
+        caches = [_OpenCache(fill, images, digests, plan) for fill in fills]
         if strict and skipped:
             raise _strict_error(skipped[0])
+        total = sum(len(each.rows) for each in caches)
+        done = total - sum(_count(group) for each in caches for group in each.missing.values())
         reasons: dict[bytes, str] = {}  # digest of an unreadable image -> why
-        done = len(rows) - sum(len(keys) for group in missing.values() for keys in group.values())
 
         def report(count: int) -> None:
             nonlocal done
             done += count
             if progress and count:
-                progress(min(len(rows), done + len(reasons)), len(rows))
+                progress(done, total)
 
-        earlier = len(shards.shards)
-        for missing_layers, group in missing.items():
-            skip_reasons = None if strict else reasons
-            decoded = decode_rows(group, images.root, plan, spec, reasons=skip_reasons)
+        for groups in zip_longest(*(each.missing.items() for each in caches), fillvalue=((), {})):
+            computations = {
+                each.computation(layers, row_count=_count(group)): group
+                for each, (layers, group) in zip(caches, groups, strict=True)
+                if group
+            }
+            decoded = _decode_rows(computations, images, plan, None if strict else reasons, report)
             with closing(decoded):
-                compute_rows(
-                    decoded,
-                    missing_layers,
-                    shards,
-                    open_engine,
-                    batch_size,
-                    row_count=sum(map(len, group.values())),
-                    recorded=index.engine,
-                    on_batch=report,
-                )
-        index.add_shards(shards.shards[earlier:])
+                compute_rows(decoded, list(computations), batch_size, on_batch=report)
+        return [each.publish(images, skipped, plan, reasons) for each in caches]
+
+
+class _OpenCache:
+    """A cache file to fill, locked: its rows, and those that are missing."""
+
+    def __init__(
+        self, fill: CacheFill, images: ImageSet, digests: Mapping[bytes, bytes], plan: ViewPlan
+    ) -> None:
+        self.fill = fill
+        self.table = _open_table(fill.path, fill.spec, images.root, plan)
+        self.shards = _open_shards(fill.path, fill.spec, plan)
+        self.index = RowIndex(self.table, self.shards.shards, fill.damaged)
+        self.layers = sorted({*(self.table.layers if self.table else ()), *fill.layers})
+        plan_missing = partial(plan_rows, images.files, digests, plan, self.layers, self.index)
+        self.rows, self.missing = plan_missing()
+        if self.missing:
+            wanted = _by_layer(self.missing)
+            copy_rows(wanted, fill.others, self.shards, recorded=self.index.engine)
+            self.index.add_shards(self.shards.shards)
+            self.rows, self.missing = plan_missing()
+        self.earlier = len(self.shards.shards)
+
+    def computation(self, layers: tuple[str, ...], *, row_count: int) -> Computation:
+        return Computation(
+            layers,
+            self.shards,
+            self.fill.open_engine,
+            row_count=row_count,
+            recorded=self.index.engine,
+        )
+
+    def publish(
+        self,
+        images: ImageSet,
+        skipped: Sequence[Skipped],
+        plan: ViewPlan,
+        reasons: Mapping[bytes, str],
+    ) -> FillResult:
+        """Write the file and the list of skipped files; raises as `fill_caches`."""
+        path, shards = self.fill.path, self.shards
+        self.index.add_shards(shards.shards[self.earlier :])
         # Copies of an unreadable image are skipped, too: only one was decoded.
-        unreadable = (row for row in rows if row.key.digest in reasons and not row.key.view)
+        unreadable = (row for row in self.rows if row.key.digest in reasons and not row.key.view)
         skipped = [*skipped, *(Skipped(row.path, reasons[row.key.digest]) for row in unreadable)]
         write_skipped(path.with_suffix(SKIPPED_SUFFIX), skipped, images)
-        rows = [row for row in rows if row.key.digest not in reasons]
+        rows = [row for row in self.rows if row.key.digest not in reasons]
         if empty := {file.label for file in images.files} - {row.label for row in rows}:
             names = ", ".join(printable(images.classes[label]) for label in sorted(empty))
             raise BadDataError(
@@ -125,17 +173,17 @@ def fill_cache(
             )
         publish_rows(
             path,
-            table=table,
-            index=index,
+            table=self.table,
+            index=self.index,
             rows=rows,
             classes=images.classes,
-            layers=layers,
-            document={**document, **plan.to_document()},
+            layers=self.layers,
+            document={**self.fill.document, **plan.to_document()},
         )
         if shards.path.is_dir():
             shards.remove_published(read_all_rows(path))
-    computed = sum(len(shard.keys) for shard in shards.shards[earlier:])
-    return FillResult(computed, tuple(skipped))
+        computed = sum(len(shard.keys) for shard in shards.shards[self.earlier :])
+        return FillResult(computed, tuple(skipped))
 
 
 def plan_rows(
@@ -147,7 +195,14 @@ def plan_rows(
 ) -> tuple[list[Row], Missing]:
     """Return the rows of all files with a digest, and the rows to compute, identical ones once."""
     rows = [
-        Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
+        Row(
+            RowKey(digests[file.path], view),
+            file.path,
+            file.label,
+            file.split,
+            file.targets,
+            file.group,
+        )
         for file in files
         if file.path in digests
         for view in plan.views_of(file.split)
@@ -170,44 +225,60 @@ def _by_layer(missing: Missing) -> dict[str, list[RowKey]]:
     return by_layer
 
 
-def decode_rows(
-    group: Mapping[bytes, Sequence[RowKey]],
-    root: Path,
-    plan: ViewPlan,
-    spec: FeatureSpec,
-    *,
-    reasons: dict[bytes, str] | None,
-) -> Generator[tuple[RowKey, Pixels]]:
-    """Yield rows with their pixels, (image_size, image_size, 3) uint8 RGB; decode each image once.
+def _count(group: Mapping[bytes, Sequence[RowKey]]) -> int:
+    return sum(map(len, group.values()))
 
-    ``group`` : path of an image -> its rows. ``reasons`` receives the digest of each unreadable
-    image and why; if it is None, an unreadable image raises BadDataError.
+
+def _decode_rows(
+    groups: Mapping[Computation, Mapping[bytes, Sequence[RowKey]]],
+    images: ImageSet,
+    plan: ViewPlan,
+    reasons: dict[bytes, str] | None,
+    on_skip: Callable[[int], object],
+) -> Generator[Iterable[tuple[Computation, DecodedRow]]]:
+    """Yield the rows of one image after another, with their pixels; decode each image once.
+
+    ``groups`` : path of an image -> its rows in each cache. ``reasons`` receives the digest of each
+    unreadable image and why, ``on_skip`` the number of its rows; if ``reasons`` is None, an
+    unreadable image raises BadDataError.
     """
-    digests = {path: keys[0].digest for path, keys in group.items()}
-    images = read_images(
-        root,
-        digests,
-        image_size=spec.image_size,
-        resize=spec.resize,
-        range=spec.range,
-        process=lambda path, pixels: [(key, plan.draw(key, pixels)) for key in group[path]],
-        rows_per_image=plan.views + 1,
+    digests = {path: keys[0].digest for group in groups.values() for path, keys in group.items()}
+    # Engines are opened with the first rows of each cache: those of all caches come first.
+    first = [path for group in groups.values() for path in islice(group, SAMPLE_IMAGES)]
+    ordered = dict.fromkeys([*first, *images.paths])
+    forms = {each: (each.shards.spec.image_size, each.shards.spec.resize) for each in groups}
+    range = next(iter(groups)).shards.spec.range
+
+    def process(path: bytes, data: bytes) -> list[tuple[Computation, DecodedRow]]:
+        wanted = {each: group[path] for each, group in groups.items() if path in group}
+        pixels = decode_forms(data, {forms[each] for each in wanted}, range=range)
+        draw = cache(lambda key, form: plan.draw(key, pixels[form]))
+        return [
+            (each, (key, draw(key, forms[each]))) for each, keys in wanted.items() for key in keys
+        ]
+
+    files = read_files(
+        images.source,
+        {path: digests[path] for path in ordered if path in digests},
+        process,
+        pixels_per_file=(plan.views + 1) * sum(size * size for size, _ in set(forms.values())),
     )
-    with closing(images):
-        for path, views in images:
-            if not isinstance(views, Skipped):
-                yield from views
+    with closing(files):
+        for path, rows in files:
+            if not isinstance(rows, Skipped):
+                yield rows
             elif reasons is None:
-                raise _strict_error(views)
+                raise _strict_error(rows)
             else:
-                reasons[digests[path]] = views.reason
+                reasons[digests[path]] = rows.reason
+                on_skip(sum(len(group.get(path, ())) for group in groups.values()))
 
 
 def _strict_error(item: Skipped) -> BadDataError:
     return BadDataError(f"{printable(item.path)}: {item.reason} (--strict stops here)")
 
 
-def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder) -> None:
+def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:
     """Write skipped files to a CSV; raises BadDataError if they are more than half of all."""
     if not skipped:
         remove_file(target)
@@ -239,7 +310,7 @@ def read_skipped(path: Path) -> list[Skipped]:
     return [Skipped(os.fsencode(row["path"]), row["reason"]) for row in rows]
 
 
-def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
+def _open_table(path: Path, spec: FeatureSpec, root: str, plan: ViewPlan) -> FeatureTable | None:
     """Open the existing cache; raises CannotCreateError if it contains other features."""
     table = existing_table(path)
     if table and (conflict := _find_conflict(table, spec, root, plan)):
@@ -247,10 +318,10 @@ def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> Fe
     return table
 
 
-def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: Path, plan: ViewPlan) -> str:
+def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: str, plan: ViewPlan) -> str:
     """Return the reason why a cache cannot contain the requested features, or an empty string."""
-    recorded = Path(table.document["root"])
-    if recorded != root and recorded.is_dir():
+    recorded = table.document["root"]
+    if recorded != root and not is_gone(table.document):
         return f"contains the images of {printable(recorded)}; received {printable(root)}"
     if table.spec != spec:
         differences = ", ".join(

@@ -25,7 +25,9 @@ from pipeline.text import file_name, printable
 
 log = logging.getLogger(__name__)
 
-LATEST = "latest"  # file in a folder of caches: those that extract used, one per line, newest last
+# File in a folder of caches: those that extract used, one per line, newest last. After the empty
+# line are those of the last extract, that of its first base at the end.
+LATEST = "latest"
 BESIDE = (".lock", ".parts", ".skipped.csv")  # suffixes of what extract writes beside a cache
 SHOWN = 6  # names in an error, which is one line
 
@@ -35,14 +37,15 @@ class _Source(NamedTuple):
     root: Path
 
 
-def record_latest(folder: Path, path: Path) -> None:
-    """Record the cache file that the last ``extract`` answered from."""
-    path = path.resolve()
-    if path.parent == folder.resolve():
-        path = folder / path.name
-    paths = [path, *(used for used in _last_used(folder) if used != path)]
-    names = [used.name if used.parent == folder else used for used in reversed(paths)]
-    content, record = b"".join(os.fsencode(name) + b"\n" for name in names), folder / LATEST
+def record_latest(folder: Path, paths: Sequence[Path]) -> None:
+    """Record the cache files of the last ``extract``, that of its first base first."""
+    used = [_in_folder(folder, path.resolve()) for path in paths]
+    earlier = [path for path in _last_used(folder) if path not in used]
+    names = [
+        b"" if path is None else os.fsencode(path.name if path.parent == folder else path)
+        for path in (*reversed(earlier), None, *reversed(used))
+    ]
+    content, record = b"".join(name + b"\n" for name in names), folder / LATEST
     with suppress(OSError):
         if record.read_bytes() == content:
             return
@@ -50,13 +53,19 @@ def record_latest(folder: Path, path: Path) -> None:
         write_durably(record, lambda file: file.write(content))
 
 
-def latest_cache(folder: Path) -> Path:
-    """Return the cache file of the last ``extract``, else the one written last.
+def _in_folder(folder: Path, path: Path) -> Path:
+    return folder / path.name if path.parent == folder.resolve() else path
+
+
+def latest_caches(folder: Path) -> list[Path]:
+    """Return the cache files of the last ``extract``, else the one written last.
 
     Raises NoInputError if there is none.
     """
-    for path in _last_used(folder):
-        return path
+    recorded = _recorded(folder)
+    last_run = recorded[: recorded.index(folder)] if folder in recorded else recorded[:1]
+    if found := [path for path in last_run if _is_file(path)] or _last_used(folder)[:1]:
+        return found
     raise NoInputError(
         f"no feature cache in {printable(folder)}/; run python -m pipeline.extract first"
     )
@@ -65,6 +74,7 @@ def latest_cache(folder: Path) -> Path:
 def find_caches(folder: Path, names: Sequence[Path], *, damaged: bool = False) -> list[Path]:
     """Return the cache files of names, such as the shell's for ``cache/pets-*``.
 
+    A set that the last extract has used, with several bases, stands for all their caches.
     Files that belong to a cache are left out if a cache file of their folder is named. Parameters
     and errors as those of `find_cache`.
     """
@@ -73,7 +83,13 @@ def find_caches(folder: Path, names: Sequence[Path], *, damaged: bool = False) -
     for name in names:
         is_part = name.name.endswith(BESIDE) or (name.parent / LATEST).is_file()
         if name.suffix == ".h5" or name.parent not in folders or not (is_part and name.exists()):
-            paths[find_cache(folder, name, damaged=damaged)] = None
+            path = find_cache(folder, name, damaged=damaged)
+            is_file = name.suffix == ".h5" or name.is_file()
+            last_run = [] if is_file else latest_caches(folder)
+            if path in last_run[:1] and len(last_run) > 1:
+                log.info("and of the other bases: %s", ", ".join(map(printable, last_run[1:])))
+                paths |= dict.fromkeys(last_run)
+            paths[path] = None
         elif name.suffix == ".parts" and not name.with_suffix(".h5").exists():
             log.warning("passed over: %s is an interrupted run of extract", printable(name))
     return list(paths)
@@ -187,12 +203,16 @@ def _describe_other(folder: Path, name: Path, sources: set[_Source]) -> str:
 
 def _last_used(folder: Path) -> list[Path]:
     """Return the cache files that extract used, the last one first, then others, newest first."""
-    try:
-        lines = (folder / LATEST).read_bytes().split(b"\n")
-    except OSError:
-        lines = []
-    paths = [folder / os.fsdecode(line) for line in reversed(lines)]
-    return [path for path in dict.fromkeys([*paths, *cache_files(folder)]) if _is_file(path)]
+    paths = dict.fromkeys([*_recorded(folder), *cache_files(folder)])
+    return [path for path in paths if _is_file(path)]
+
+
+def _recorded(folder: Path) -> list[Path]:
+    """Return the recorded cache files, the last one first; an empty line is ``folder`` itself."""
+    with suppress(OSError):
+        lines = (folder / LATEST).read_bytes().removesuffix(b"\n").split(b"\n")
+        return [folder / os.fsdecode(line) for line in reversed(lines)]
+    return []
 
 
 def _is_file(path: Path) -> bool:

@@ -99,8 +99,9 @@ def open_fastest(
         small = replace(config, batch_size=min(BATCH_IMAGES, config.batch_size))
         # recorded engines are tried again: speeds of different days are not comparable
         log.info(
-            "choosing the fastest of %s on %d of the images, once for this machine (half a minute)",
-            " and ".join(versions), len(sample),
+            "%s: choosing the fastest of %s on %d of the images, once for this machine (half a "
+            "minute)",
+            config.network.name, " and ".join(versions), len(sample),
         )  # fmt: skip
         trials |= _try_twice_if_disturbed(
             partial(

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -27,7 +27,6 @@ from pipeline.text import file_size, printable
 BACKGROUND = (255, 255, 255)  # under transparency, as in browsers and print
 PADDING = 0  # black, in grey and in colour
 MAX_MEMORY = 240_000_000  # bytes of decoding in all threads: 60 megapixels of colour
-MAX_FILE = 100_000_000  # bytes of an image file; larger files are films or archives
 
 # Formats that Pillow detects by content and decodes without other programs: EPS runs Ghostscript,
 # TGA accepts nearly any bytes.
@@ -44,6 +43,8 @@ SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 GREY_SCALES = {"L;2": 85, "L;4": 17}  # to 8 bits
 ROWS_PER_BLOCK = 256  # of an image, whose numbers are scaled in float64
+
+Form = tuple[int, str]  # image size, resize policy
 
 # Bytes per pixel during decoding, by Pillow's mode; colours need four bytes.
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "RGB": 4, "YCbCr": 4, "I;16": 6, "I;16B": 6}
@@ -83,8 +84,18 @@ def decode(
     ``range`` is for files of more than 8 bits, of signed numbers or floats: ``full`` scales the
     range of their type to 0..255, ``LOW,HIGH`` these numbers; lower and higher ones are clipped.
     """
+    return decode_forms(data, [(image_size, resize)], range=range)[image_size, resize]
+
+
+def decode_forms(
+    data: bytes, forms: Iterable[Form], *, range: str
+) -> dict[Form, npt.NDArray[np.uint8]]:
+    """Decode an image file once to several sizes; the values are what `decode` returns.
+
+    ``forms`` : pairs (image size, resize). Raises UnreadableImage if one of them is not possible.
+    """
     with _opened(data) as image:
-        return to_pixels(image, image_size=image_size, resize=resize, range=range)
+        return _to_forms(image, forms, range)
 
 
 @contextlib.contextmanager
@@ -105,6 +116,12 @@ def to_pixels(
     image: Image.Image, *, image_size: int, resize: str, range: str = FULL_RANGE
 ) -> npt.NDArray[np.uint8]:
     """Convert an open image as `decode` does; raises UnreadableImage if it is too large."""
+    return _to_forms(image, [(image_size, resize)], range)[image_size, resize]
+
+
+def _to_forms(
+    image: Image.Image, forms: Iterable[Form], range: str
+) -> dict[Form, npt.NDArray[np.uint8]]:
     numbers = numbers_of(image)
     if _raw_mode(image) in GREY_SCALES and "transparency" in image.info:
         image.info["transparency"] *= GREY_SCALES[_raw_mode(image)]  # Pillow scales only the pixels
@@ -113,7 +130,7 @@ def to_pixels(
             rgb = _to_rgb(upright)
         else:
             rgb = _to_8_bits(upright, values, numbers, range)
-        return np.asarray(_resize(rgb, image_size, resize).convert("RGB"))
+        return {form: np.asarray(_resize(rgb, *form).convert("RGB")) for form in forms}
 
 
 def read_numbers(data: bytes) -> tuple[Numbers, npt.NDArray[Any]] | None:

@@ -1,18 +1,17 @@
 """Decode images in background threads, in order and within bounded memory."""
 
 import hashlib
-import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
-from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
+from pipeline.images.decode import UnreadableImage, decode, register_heic
 from pipeline.images.scan import Skipped
+from pipeline.images.source import MAX_FILE, ImageSource
 from pipeline.prefetch import prefetch
 from pipeline.spec import FULL_RANGE
 from pipeline.text import file_size
@@ -24,41 +23,55 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def read_images(
-    root: Path,
+    source: ImageSource,
     digests: Mapping[bytes, bytes],
     *,
     image_size: int,
     resize: str,
     range: str = FULL_RANGE,
-    process: Callable[[bytes, Pixels], Any] = lambda _, pixels: pixels,
-    rows_per_image: int = 1,
 ) -> Generator[tuple[bytes, Any]]:
     """Yield each path in order with its (image_size, image_size, 3) uint8 RGB pixels, or `Skipped`.
 
-    The result of ``process``, which runs in the decoding thread, replaces the pixels; it contains
-    at most ``rows_per_image`` images. A caller that stops early closes the generator, see
-    `pipeline.prefetch.prefetch`.
+    A caller that stops early closes the generator, see `pipeline.prefetch.prefetch`.
+    """
+    return read_files(
+        source,
+        digests,
+        lambda _, data: decode(data, image_size=image_size, resize=resize, range=range),
+        pixels_per_file=image_size * image_size,
+    )
+
+
+def read_files(
+    source: ImageSource,
+    digests: Mapping[bytes, bytes],
+    process: Callable[[bytes, bytes], Any],
+    *,
+    pixels_per_file: int,
+) -> Generator[tuple[bytes, Any]]:
+    """Yield each path in order with what ``process(path, content)`` makes of it, or `Skipped`.
+
+    ``process`` runs in the threads that read; it may raise UnreadableImage. Its results contain at
+    most ``pixels_per_file`` RGB pixels. A caller that stops early closes the generator.
     """
     register_heic()
 
     def read(name: bytes) -> Any:
-        path = root / os.fsdecode(name)
         try:
-            if (size := path.stat().st_size) > MAX_FILE:
+            if (size := source.stat(name).size) > MAX_FILE:
                 return Skipped(name, f"too large for an image file: {file_size(size)}")
-            data = path.read_bytes()
+            data = source.read(name)
         except OSError as error:
-            return Skipped(name, f"cannot be read: {error.strerror}")
+            return Skipped(name, f"cannot be read: {error.strerror or error}")
         if hashlib.sha256(data).digest() != digests[name]:
             return Skipped(name, "changed while it was being read: run again")
         try:
-            return process(name, decode(data, image_size=image_size, resize=resize, range=range))
+            return process(name, data)
         except UnreadableImage as error:
             return Skipped(name, str(error))
 
     threads = max(2, usable_cores())
-    fitting = MAX_WAITING_BYTES // (rows_per_image * image_size * image_size * 3)
-    waiting = min(MAX_WAITING, max(2 * threads, fitting))
+    waiting = min(MAX_WAITING, max(2 * threads, MAX_WAITING_BYTES // (3 * pixels_per_file)))
     results = prefetch(read, digests, threads=threads, waiting=waiting, name="decode")
     with closing(results):
         yield from results

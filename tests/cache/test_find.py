@@ -10,7 +10,7 @@ from command import assert_one_line, run_command
 from synthetic_images import make_image_folder
 
 from pipeline import extract_features
-from pipeline.cache.find import find_cache, find_caches, latest_cache
+from pipeline.cache.find import find_cache, find_caches, latest_caches, record_latest
 from pipeline.errors import NoInputError, PipelineError, UsageError
 
 CACHE = Path("cache")
@@ -42,7 +42,7 @@ def test_last_extract_of_each_set_decides(pets: Path, other: Path) -> None:
     assert extract(Path("data/pets")) == pets  # answered from the cache
     extract(Path("data/other"), image_size=16)
     os.utime(small)
-    assert latest_cache(CACHE) == other
+    assert latest_caches(CACHE) == [other]
     assert find_cache(CACHE, Path("pets")) == pets
     shutil.copytree("cache", "copied")
     assert find_cache(Path("copied"), Path("pets")) == Path("copied", pets.name)
@@ -50,9 +50,24 @@ def test_last_extract_of_each_set_decides(pets: Path, other: Path) -> None:
 
 def test_record_of_one_line_names_the_latest(pets: Path, other: Path) -> None:
     Path("cache/latest").write_text(pets.name)
-    assert latest_cache(CACHE) == pets
+    assert latest_caches(CACHE) == [pets]
     assert extract(Path("data/other"), image_size=16) == other
-    assert latest_cache(CACHE) == other
+    assert latest_caches(CACHE) == [other]
+
+
+def test_caches_of_the_last_extract_belong_together(pets: Path, other: Path) -> None:
+    together = [extract(Path("data/pets"), image_size=8), pets]  # as with two bases
+    record_latest(CACHE, together)
+    assert latest_caches(CACHE) == together
+    for name in ("pets", "data/pets"):
+        assert find_caches(CACHE, [Path(name), Path("other")]) == [*together, other]
+    assert find_cache(CACHE, Path("pets")) == together[0]
+    assert find_caches(CACHE, [pets, Path("pets")]) == together[::-1]
+    extract(Path("data/other"), image_size=16)
+    assert latest_caches(CACHE) == [other]
+    assert find_caches(CACHE, [Path("pets")]) == together[:1]
+    other.unlink()
+    assert latest_caches(CACHE) == together[:1]
 
 
 def test_two_folders_of_one_set_name_need_the_folder(pets: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from synthetic_images import make_image_folder
 from pipeline import extract_features, load_features
 from pipeline.api import Extraction
 from pipeline.bases.config import BaseConfig
-from pipeline.cache.find import latest_cache
+from pipeline.cache.find import latest_caches
 from pipeline.cache.maintenance import find_prunable
 from pipeline.cache.provenance import continues_engine
 from pipeline.cache.reuse import find_other_rows
@@ -227,19 +227,19 @@ def test_classify_takes_the_cache_that_the_last_extract_answered_from(pets: Path
     first = extract(pets).table.path
     other = make_image_folder(pets.with_name("other"), per_class=6)
     second = extract(other).table.path
-    assert latest_cache(Path("cache")) == second
+    assert latest_caches(Path("cache")) == [second]
     assert extract(pets).computed == 0
-    assert latest_cache(Path("cache")) == first
+    assert latest_caches(Path("cache")) == [first]
     os.utime(second)
     shutil.copytree("cache", "copied")
-    assert latest_cache(Path("copied")) == Path("copied", first.name)
+    assert latest_caches(Path("copied")) == [Path("copied", first.name)]
     stderr = run_command("classify", "--heads", "majority", "--no-audit").stderr
     assert f"using the newest cache: {first}\n" in stderr
     outside = extract(other, out=Path("elsewhere.h5")).table.path
-    assert latest_cache(Path("cache")) == outside.resolve()
+    assert latest_caches(Path("cache")) == [outside.resolve()]
     outside.unlink()
-    assert latest_cache(Path("cache")) == first  # of the extract before
+    assert latest_caches(Path("cache")) == [first]  # of the extract before
     Path("cache/latest").unlink()
-    assert latest_cache(Path("cache")) == second  # written last
+    assert latest_caches(Path("cache")) == [second]  # written last
     Path("cache/latest").write_bytes(b"\xff\0")
-    assert latest_cache(Path("cache")) == second
+    assert latest_caches(Path("cache")) == [second]
