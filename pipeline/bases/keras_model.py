@@ -1,5 +1,6 @@
 """Load the network in a .keras file, and flatten it: every layer is one of the base itself."""
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ def load_file_base(path: Path, image_size: int) -> Any:
 def _check_size(contents: Contents) -> None:
     """Raise BadDataError unless layers and file have as many weights; allocates none of them."""
     with keras.StatelessScope(initialize_variables=False):
-        model = keras.saving.deserialize_keras_object(contents.config, safe_mode=True)
+        config = copy.deepcopy(contents.config)  # Keras changes it
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
     weights = [each for each in model.weights if "float" in str(each.dtype)]
     declared = sum(math.prod(each.shape) for each in weights)
     if declared != contents.parameters:
@@ -61,9 +63,9 @@ def _flatten(model: Any, contents: Contents, image_size: int) -> Any:
             ]
             return run(operation, (*path, operation.name), tensors)
         name = flat_name(path, operation.name, counts)
-        copy = type(operation).from_config({**operation.get_config(), "name": name})
-        pairs.append((operation, copy))
-        result = copy(*arguments, **options)
+        duplicate = type(operation).from_config({**operation.get_config(), "name": name})
+        pairs.append((operation, duplicate))
+        result = duplicate(*arguments, **options)
         if max(map(_numbers, keras.tree.flatten(result))) > MAX_MAP_NUMBERS:
             raise BadDataError(f"its layer {name} has over {MAX_MAP_NUMBERS:,} numbers an image")
         return result
