@@ -171,12 +171,12 @@ class _Network:
             if kind == "InputLayer":
                 values[name] = [open_inputs.pop(0)]
                 continue
+            if len(layer.get("inbound_nodes", "1")) != 1:
+                raise BadDataError(f"its layer {printable(name)} is used more than once")
             tensors = list(_tensors(layer.get("inbound_nodes", [])))
             parents = [each for tensor in tensors for each in values[tensor["keras_history"][0]]]
             if container["class_name"] == "Sequential":
                 parents = previous
-            elif len(layer["inbound_nodes"]) != 1:
-                raise BadDataError(f"its layer {printable(name)} is used more than once")
             for tensor, parent in zip(tensors, parents, strict=False):
                 self._shapes[parent] = tensor["shape"]
             if kind in CONTAINERS:
@@ -244,15 +244,16 @@ def _tensors(value: Any) -> Iterator[Mapping[str, Any]]:
 
 def _check_classes(value: Any) -> None:
     """Raise BadDataError for a class that is not a layer or operation for images, or its part."""
-    if isinstance(value, list):
-        for each in value:
+    if isinstance(value, dict) and "class_name" in value:
+        _check_class(value)
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
             _check_classes(each)
-    if not isinstance(value, dict):
-        return
-    for each in value.values():
-        _check_classes(each)
-    kind, module = value.get("class_name"), value.get("module")
-    if kind is None or (kind == "__keras_tensor__" and module is None):
+
+
+def _check_class(value: Mapping[str, Any]) -> None:
+    kind, module = value["class_name"], value.get("module")
+    if kind == "__keras_tensor__" and module is None:
         return
     is_layer = module == "keras.layers" and kind in LAYERS
     is_model = kind in CONTAINERS and str(module).split(".")[0] == "keras"

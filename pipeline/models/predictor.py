@@ -73,12 +73,11 @@ class Predictor:
                 f"{_short_digest(pixels)} of Pillow {PIL.__version__}: install that Pillow, or "
                 f"extract and classify again here"
             )
-        if weights is not None:  # a wrong file is refused even if every image is cached
-            self.base_config()
-        if isinstance(bundle.estimator, TopBlockClassifier) and options_in(
-            bundle.spec.preprocessing
-        ):
+        is_tuned = isinstance(bundle.estimator, TopBlockClassifier)
+        if is_tuned and options_in(bundle.spec.preprocessing):  # its layers are in the file
             bundle.estimator.find_layers_in(self.base_config().base)
+        elif weights is not None:  # a wrong file is refused even if every image is cached
+            self.base_config()
         self._cached_features = CachedFeatures(bundle, cache_dir) if use_cache else None
 
     def describe(self) -> dict[str, Any]:
