@@ -113,9 +113,11 @@ def _count_numbers(weights: bytes) -> int:
     """Return how many floats an HDF5 file contains; raise BadDataError for links and bombs."""
     count = 0
 
-    def check_link(name: str, link: object) -> None:
-        if not isinstance(link, h5py.HardLink):
-            raise BadDataError(f"its weights link to {printable(name)}")
+    links: list[str] = []
+
+    def collect_link(name: str, link: object) -> None:
+        if not isinstance(link, h5py.HardLink):  # h5py loses an exception that is raised here
+            links.append(name)
 
     def check_array(name: str, node: object) -> None:
         nonlocal count
@@ -130,7 +132,9 @@ def _count_numbers(weights: bytes) -> int:
         count += node.size if node.dtype.kind == "f" else 0
 
     with h5py.File(io.BytesIO(weights), "r") as file:
-        file.visititems_links(check_link)
+        file.visititems_links(collect_link)
+        if links:
+            raise BadDataError(f"its weights link to {printable(links[0])}")
         file.visititems(check_array)
     return count
 
@@ -143,8 +147,8 @@ class _Network:
         self.image_size = 0
         self._shapes: dict[str, Sequence[int | None]] = {}  # of outputs, where a reader states them
         _check_classes(config)
+        inputs = _input_layers(config)
         self._counts = Counter(_leaf_names(config))
-        inputs = [each for each in _input_layers(config) if each]
         if len(inputs) != 1:
             raise BadDataError(f"expected one input, an image; it has {len(inputs)}")
         self._read_input(inputs[0])

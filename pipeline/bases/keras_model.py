@@ -63,9 +63,14 @@ def _flatten(model: Any, contents: Contents, image_size: int) -> Any:
             ]
             return run(operation, (*path, operation.name), tensors)
         name = flat_name(path, operation.name, counts)
-        duplicate = type(operation).from_config({**operation.get_config(), "name": name})
-        pairs.append((operation, duplicate))
+        is_layer = isinstance(operation, keras.Layer)
+        own = name if is_layer else f"{name}_operation"
+        duplicate = type(operation).from_config({**operation.get_config(), "name": own})
         result = duplicate(*arguments, **options)
+        if is_layer:
+            pairs.append((operation, duplicate))
+        else:  # of keras.ops: only a layer has an output by name
+            result = keras.layers.Identity(name=name)(result)
         if max(map(_numbers, keras.tree.flatten(result))) > MAX_MAP_NUMBERS:
             raise BadDataError(f"its layer {name} has over {MAX_MAP_NUMBERS:,} numbers an image")
         return result
@@ -91,14 +96,12 @@ def _flatten(model: Any, contents: Contents, image_size: int) -> Any:
         return keras.tree.map_structure(lambda each: values[id(each)], container.output)
 
     images = keras.Input((image_size, image_size, 3), name="input")
-    run(model, (), [images])
+    flat = keras.Model(images, run(model, (), [images]))
     for old, new in pairs:
-        if isinstance(old, keras.Layer):
-            new.set_weights(old.get_weights())
+        new.set_weights(old.get_weights())
         if isinstance(new, keras.layers.Normalization):
             new.finalize_state()
-    last = next(new for _, new in pairs if new.name == contents.last_layer)
-    return keras.Model(images, last.output, name=model.name)
+    return keras.Model(images, flat.get_layer(contents.last_layer).output, name=model.name)
 
 
 def _leaf_names(container: Any) -> Iterator[str]:
