@@ -311,7 +311,8 @@ def repair_cache(
         return Repair((*shards, *damages), 0)
     table = read_all_rows(target)
     config = config_of(table, weights, Path(cache_dir))
-    if (spec := feature_spec(config)) != table.spec:
+    spec = feature_spec(config)
+    if spec.fingerprint != table.spec.fingerprint:
         others, cure = "other weights", "pass its weights file with --weights"
         if spec.weights == table.spec.weights:
             others, cure = "another image decoder", "extract into a new file with --out"

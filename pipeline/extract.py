@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import cli
+from pipeline.bases.availability import better_base, weights_sources
 from pipeline.bases.config import BaseConfig
-from pipeline.bases.registry import BASES
+from pipeline.bases.registry import BASES, PIXELS
 from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.config import path_argument
 from pipeline.errors import NoInputError, UsageError
@@ -18,6 +19,8 @@ from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
+    from pipeline.bases.build import LayerInfo
+    from pipeline.bases.onnx_file import FileLayer
     from pipeline.images.scan import ImageSet
 
 MAX_LISTED = 10  # skipped files in the terminal
@@ -27,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, extract, print the results."""
     arguments = _parser().parse_args(argv)
     if arguments.list_bases:
-        _list_bases(as_json=arguments.json)
+        _list_bases(arguments.cache_dir / "weights", as_json=arguments.json)
     elif arguments.list_layers:
-        _list_layers(arguments.list_layers, arguments.image_size, as_json=arguments.json)
+        _list_layers(arguments)
     else:
         _extract(arguments)
 
@@ -52,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "--preview-views", action="store_true", help="write a sheet of example views and stop"
     )
     parser.add_argument("--list-bases", action="store_true", help="list all bases and stop")
-    parser.add_argument("--list-layers", metavar="BASE", help="list the layers of a base and stop")
+    parser.add_argument(
+        "--list-layers", metavar="BASE", help="list the layers of a base or FILE.onnx and stop"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     cli.add_options(parser, AugmentConfig)
     return parser
@@ -68,6 +73,13 @@ def _extract(arguments: argparse.Namespace) -> None:
         for base in arguments.base.split(",")
     ]
     several = len(configs) > 1
+    for config in configs:
+        if config.onnx_file and not config.layers:
+            (layer,), base = config.file_layers(()), printable(config.base)
+            logging.getLogger("pipeline").info(
+                "%s: layer %s, the last map or tokens; --list-layers %s shows all %d",
+                base, layer.name, base, len(config.measured.layers),
+            )  # fmt: skip
     if arguments.preview_views:
         if several:
             raise UsageError(f"--preview-views is for one base; received {arguments.base}")
@@ -82,14 +94,17 @@ def _extract(arguments: argparse.Namespace) -> None:
         extractions = extract_with_bases(
             data, configs, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
         )
+    advice = better_base([done.table.document for done in extractions])
     if arguments.json:
-        caches = [_as_json(done) for done in extractions]
+        caches = [_as_json(done) | {"better_base": advice} for done in extractions]
         cli.print_json({"caches": caches} if several else caches[0])
         return
     for done in extractions:
         _print_summary(done, lists_skipped=done is extractions[0])
     if several:
         print(f"{len(configs)} caches in one pass; compare them: python -m pipeline.classify")
+    if advice:
+        print(advice)
 
 
 def _only_set(folder: Path) -> Path:
@@ -160,25 +175,38 @@ def _as_json(done: "Extraction") -> dict[str, object]:
     }
 
 
-def _list_bases(*, as_json: bool) -> None:
+def _list_bases(weights_folder: Path, *, as_json: bool) -> None:
+    sources = weights_sources(weights_folder)
     if as_json:
-        cli.print_json([base._asdict() for base in BASES.values()])
+        cli.print_json(
+            [
+                base._asdict() | {"licence": base.licence, "weights_from": sources[base.name]}
+                for base in BASES.values()
+            ]
+        )
         return
-    print(f"{'name':20} {'size':>5}  {'features':15} {'parameters':>12} {'with top':>12}")
+    head = f"{'name':20} {'size':>5}  {'features':11} {'parameters':>11} {'with top':>11}  "
+    print(f"{head}{'licence':12}  weights")
     for base in BASES.values():
         shape = "×".join(map(str, base.feature_shape))
-        counts = f"{base.parameters:12,} {base.parameters_with_top:12,}"
-        print(f"{base.name:20} {base.image_size:5}  {shape:15} {counts}")
+        counts = f"{base.parameters:11,} {base.parameters_with_top:11,}"
+        line = f"{base.name:20} {base.image_size:5}  {shape:11} {counts}  {base.licence:12}"
+        print(f"{line}  {sources[base.name]}")
 
 
-def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
-    config = BaseConfig(base=name, image_size=image_size)
-    if not config.network.module:
+def _list_layers(arguments: argparse.Namespace) -> None:
+    name, size, layout = arguments.list_layers, arguments.image_size, arguments.layout
+    config = BaseConfig(base=name, image_size=size, layout=layout)
+    layers: Sequence[FileLayer | LayerInfo]
+    if config.onnx_file:
+        layers = config.measured.layers
+    elif config.network.name == PIXELS:
         raise UsageError("the base pixels has no layers: its features are the image")
-    from pipeline.bases.build import list_layers
+    else:
+        from pipeline.bases.build import list_layers
 
-    layers = list_layers(config)
-    if as_json:
+        layers = list_layers(config)
+    if arguments.json:
         cli.print_json([layer._asdict() for layer in layers])
         return
     print(f"{'layer':32} {'kind':24} {'shape':18} {'parameters':>12}")
@@ -186,6 +214,8 @@ def _list_layers(name: str, image_size: int | None, *, as_json: bool) -> None:
         shape = "×".join("?" if side is None else str(side) for side in layer.shape)
         print(f"{layer.name:32} {layer.kind:24} {shape:18} {layer.parameters:12,}")
     print(f"{'total':76} {sum(layer.parameters for layer in layers):12,}")
+    if config.onnx_file:
+        print(f"default: {config.measured.default}")
 
 
 if __name__ == "__main__":

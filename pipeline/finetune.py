@@ -7,7 +7,7 @@ from pipeline import cli
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
 from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.config import path_argument
-from pipeline.finetuning.config import FinetuneConfig
+from pipeline.finetuning.config import FinetuneConfig, check_trainable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def extract_config(arguments: argparse.Namespace) -> ExtractConfig:
     """Return the base and the augmentation of parsed arguments."""
+    check_trainable(arguments.base)  # before its file is opened
     base = cli.config_from(arguments, BaseConfig, batch_size=BATCH_SIZE, seed=0)
     augmentation = cli.augmentation_of(arguments, seed=arguments.view_seed)
     return ExtractConfig(**vars(base), augmentation=augmentation)

@@ -34,8 +34,11 @@ class FeatureSpec:
 
     @property
     def fingerprint(self) -> str:
-        """The `json_digest` of `to_dict`."""
-        return json_digest(self.to_dict())
+        """The `json_digest` of `to_dict`; the name of a base in a file is not part of it."""
+        values = self.to_dict()
+        if " " in self.preprocessing:
+            del values["base"]
+        return json_digest(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, without the full range: older files do not contain it."""

@@ -18,6 +18,8 @@ import numpy as np
 
 from pipeline.bases.config import IMAGENET, RANDOM, BaseConfig
 from pipeline.bases.efficientnet_lite import build_efficientnet_lite
+from pipeline.bases.file_base import describe
+from pipeline.bases.keras_model import load_file_base
 from pipeline.bases.package_index import fetch_imagenet, imagenet_copy
 from pipeline.bases.registry import PIXELS, Base, Rescale
 from pipeline.bases.weights import arrays_digest, file_arrays
@@ -47,6 +49,8 @@ def build_base(config: BaseConfig) -> tuple[Any, str]:
     does not fit.
     """
     base, path = config.network, config.weights_file
+    if config.file:
+        return load_file_base(config.file, config.size), describe(config.file).sha256
     if config.weights == RANDOM:
         keras.utils.set_random_seed(config.seed)
         return build_untrained(base, config.size), f"random-{config.seed}"
@@ -108,6 +112,8 @@ def build_untrained(base: Base, image_size: int, weights: str | None = None) -> 
 
     Keras numbers unnamed layers with a counter per thread: in a new thread it starts at zero.
     """
+    if base.file:
+        return load_file_base(Path(base.file), image_size)
     options = {"include_top": False, "input_shape": (image_size, image_size, 3)}
     with ThreadPoolExecutor(1) as fresh_thread:
         model = fresh_thread.submit(constructor(base), weights=weights, **options).result()
@@ -236,8 +242,8 @@ def build_full_model(config: BaseConfig) -> Any:
     S is the size in ``config``, by default that of training. Raises the errors of `build_base`,
     and UsageError if the base is not a network or cannot use images of that size.
     """
-    if config.network.name == PIXELS:
-        raise UsageError("--imagenet needs a network; received pixels")
+    if config.file or config.network.name == PIXELS:
+        raise UsageError(f"--imagenet needs a named network; received {config.base}")
     if config.weights == RANDOM:
         keras.utils.set_random_seed(config.seed)
     base, size, path = config.network, config.image_size, config.weights_file

@@ -1,5 +1,7 @@
 """`BaseConfig`: the base, its input pixels and the engine that computes its features."""
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +12,18 @@ from pipeline.bases.file_base import (
     LAYOUTS,
     OPTIONS,
     TOKENS,
+    FileDescription,
     canonical_mean_std,
     describe,
+    layout_of,
     options_in,
     preprocessing_text,
     read_sidecar,
     rescale_of,
     resolve_options,
+    version_of,
 )
+from pipeline.bases.onnx_file import FileLayer, Measurement, measure, patch_grid
 from pipeline.bases.registry import (
     DEFAULT_BASE,
     FILE_SUFFIXES,
@@ -149,6 +155,47 @@ class BaseConfig(Config):
         return Path(self.base).expanduser() if is_file else None
 
     @property
+    def onnx_file(self) -> Path | None:
+        """The path of a base in a .onnx file."""
+        return self.file if self.file and self.file.suffix == ".onnx" else None
+
+    @property
+    def description(self) -> FileDescription:
+        """What the file of a base says about it."""
+        return describe(Path(self.base).expanduser())
+
+    @property
+    def measured(self) -> Measurement:
+        """The layers of a .onnx file at this image size."""
+        path = Path(self.base).expanduser()
+        return measure(path, self.size, layout_of(path, self.layout), version_of(path))
+
+    def file_layers(self, names: Sequence[str]) -> list[FileLayer]:
+        """Return layers of a .onnx file, by default the last map or tokens.
+
+        Raises UsageError for a name that it does not have, or tokens without a class token.
+        """
+        measured, layers = self.measured, []
+        for name in names or [measured.default]:
+            layer = measured.find(name)
+            if layer is None:
+                known = [each.name for each in measured.layers]
+                similar = difflib.get_close_matches(name, known, n=3)
+                hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+                raise UsageError(
+                    f"--layer: {self.base} has no layer {name!r}: {hint}--list-layers {self.base} "
+                    f"shows all {len(known)}"
+                )
+            side = patch_grid(layer.shape[0], self.size) if layer.form == "tokens" else 0
+            if side and side**2 == layer.shape[0] and self.file_options["tokens"] == "cls":
+                raise UsageError(
+                    f"--tokens: {name} of {self.base} has {side} × {side} patches and no class "
+                    f"token: choose --tokens patches"
+                )
+            layers.append(layer)
+        return layers
+
+    @property
     def file_options(self) -> dict[str, str]:
         """The preprocessing of a base in a file, see `resolve_options`; {} for a named base."""
         given = {name: getattr(self, name) for name in OPTIONS}
@@ -217,6 +264,11 @@ def base_options(spec: FeatureSpec, weights: str) -> dict[str, Any]:
         if not weights.endswith(suffix):
             raise UsageError(
                 f"expected the {suffix} file of the base {spec.base}; received {weights}"
+            )
+        if not Path(weights).is_file():
+            raise NoInputError(
+                f"the file of the base {spec.base}, {weights}, does not exist: pass its new path "
+                f"with --weights FILE"
             )
         return {**shared, "base": weights, **options}
     kind, _, seed = spec.weights.partition("-")

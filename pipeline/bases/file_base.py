@@ -92,17 +92,22 @@ def describe(path: Path) -> FileDescription:
             f"--base {printable(path)}: no such file; expected a file that ends in "
             f"{' or '.join(FILE_SUFFIXES)}"
         )
+    return _describe(path, version_of(path))
+
+
+def version_of(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written again."""
     status = path.stat()
-    return _describe(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache
 def _describe(path: Path, version: tuple[int, ...]) -> FileDescription:
-    from pipeline.bases import onnx_file
+    from pipeline.bases import keras_file, onnx_file
 
-    if path.suffix != ".onnx":
-        raise BadDataError(f"--base {printable(path)}: expected a .onnx file")
-    return onnx_file.describe(path)
+    if path.suffix == ".onnx":
+        return onnx_file.describe(path, version)
+    return keras_file.describe(path, version)
 
 
 def read_sidecar(path: Path) -> Mapping[str, Any]:
@@ -150,8 +155,7 @@ def resolve_options(path: Path, options: Mapping[str, str | None]) -> dict[str, 
 
     Raises UsageError if the mean and deviation are missing, or a layout that the file leaves open.
     """
-    is_onnx, described, name = path.suffix == ".onnx", describe(path), printable(path)
-    sidecar = read_sidecar(path)
+    is_onnx, name, sidecar = path.suffix == ".onnx", printable(path), read_sidecar(path)
     given = {key: options[key] or sidecar.get(key.replace("_", "-")) for key in OPTIONS}
     if given["mean_std"] is None:
         raise UsageError(
@@ -164,14 +168,22 @@ def resolve_options(path: Path, options: Mapping[str, str | None]) -> dict[str, 
         if given["layout"] or given["tokens"]:
             raise UsageError(f"--layout and --tokens are for .onnx files; received {name}")
         return resolved
-    layout = described.layout or given["layout"]
-    if layout is None:
-        raise UsageError(
-            f"{name} does not say where its channels are: choose --layout nchw or nhwc"
-        )
-    if given["layout"] not in (None, layout):
-        raise UsageError(f"{name} has the layout {layout}; received --layout {given['layout']}")
+    layout = layout_of(path, given["layout"])
     return {**resolved, "layout": layout, "tokens": given["tokens"] or "cls"}
+
+
+def layout_of(path: Path, option: str | None) -> str:
+    """Return the layout of a file's input: its own, else that of the option or the sidecar.
+
+    Raises UsageError if there is none, or the option contradicts the file.
+    """
+    layout, name = describe(path).layout, printable(path)
+    given = option or read_sidecar(path).get("layout")
+    if not (layout or given):
+        raise UsageError(f"{name} does not tell its layout: choose --layout nchw or nhwc")
+    if layout and given not in (None, layout):
+        raise UsageError(f"{name} has the layout {layout}; received --layout {given}")
+    return layout or str(given)
 
 
 def canonical_mean_std(text: str) -> str:

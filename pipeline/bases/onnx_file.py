@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ MAX_BYTES = 2**33  # of the file with its data files; the largest of keras.appli
 MEMORY = (
     4 * 2**30
 )  # bytes beside five copies of the weights; every tensor of VGG16 at 224 needs 0.2
+SPLIT_BYTES = 2**31 - 2**24  # a protobuf message has at most 2 GiB
 SECONDS = 300
 MAX_EXTRA_TOKENS = 16  # class and register tokens; DINOv2 has up to 5
 # Results would differ between runs, or depend on earlier images
@@ -67,27 +67,36 @@ class Measurement(NamedTuple):
         return next((each for each in self.layers if name in (each.name, each.tensor)), None)
 
 
-def describe(path: Path) -> FileDescription:
-    """Check a file and describe its input; raises BadDataError, one line, if it is refused."""
-    return FileDescription(**_in_other_process(path, "describe"))
+def describe(path: Path, version: tuple[int, ...]) -> FileDescription:
+    """Check a file and describe its input; raises BadDataError, one line, if it is refused.
+
+    ``version`` : of the file, `pipeline.bases.file_base.version_of`.
+    """
+    return FileDescription(**_in_other_process(path, "describe", version=version))
 
 
-@lru_cache
-def measure(path: Path, image_size: int, layout: str) -> Measurement:
+def measure(path: Path, image_size: int, layout: str, version: tuple[int, ...]) -> Measurement:
     """Run a file once and return the shapes of its layers; raises BadDataError if it fails."""
-    answer = _in_other_process(path, "measure", image_size=image_size, layout=layout)
+    details = {"image_size": image_size, "layout": layout, "version": version}
+    answer = _in_other_process(path, "measure", **details)
     layers = (FileLayer(**{**layer, "shape": tuple(layer["shape"])}) for layer in answer["layers"])
     return Measurement(tuple(layers), answer["default"], answer["batch"])
 
 
+KNOWN: dict[str, dict[str, Any]] = {}  # request -> answer, also for processes that this one starts
+
+
 def _in_other_process(path: Path, job: str, **details: Any) -> dict[str, Any]:
+    request = json.dumps({"job": job, "path": os.fspath(path.resolve()), **details})
+    if request in KNOWN:
+        return KNOWN[request]
     package_parent = str(Path(errors.__file__).parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     name = f"--base {printable(path)}"
     try:
         finished = subprocess.run(
             [sys.executable, "-m", "pipeline.bases.onnx_file"],
-            input=json.dumps({"job": job, "path": os.fspath(path), **details}).encode(),
+            input=request.encode(),
             capture_output=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"},
             check=False,
@@ -100,14 +109,15 @@ def _in_other_process(path: Path, job: str, **details: Any) -> dict[str, Any]:
         raise BadDataError(f"{name} is refused: ONNX Runtime crashes on it") from None
     if "refused" in answer:
         raise BadDataError(f"{name} is refused: {printable(answer['refused'])}")
+    KNOWN[request] = answer
     return answer
 
 
 # ------------------------------------------------------------------ in the other process
 
 
-def load_checked(path: Path) -> Any:
-    """Load a model with its data files; raise BadDataError for one that is refused."""
+def load_checked(path: Path, *, with_data: bool = True) -> Any:
+    """Load a model ``with_data`` of its data files; raise BadDataError for one that is refused."""
     import onnx
 
     if path.stat().st_size > MAX_BYTES:
@@ -130,15 +140,9 @@ def load_checked(path: Path) -> Any:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in _nodes(model.graph):
         _check_node(node, constants)
-    onnx.load_external_data_for_model(model, os.fspath(path.parent))
+    if with_data:
+        onnx.load_external_data_for_model(model, os.fspath(path.parent))
     return model
-
-
-def data_files(model: Any) -> list[str]:
-    """Return the names of the data files of a model whose data are not loaded yet."""
-    return sorted(
-        {_external(tensor)["location"] for tensor in _tensors(model) if _external(tensor)}
-    )
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -236,27 +240,23 @@ def _check_node(node: Any, constants: Mapping[str, Any]) -> None:
 def _describe(path: Path) -> dict[str, Any]:
     import onnx
 
-    model = load_checked(path)
+    model = load_checked(path, with_data=False)
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [each for each in graph.input if each.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(each.name for each in inputs) or "none"
-        raise BadDataError(f"expected one input, an image; it has {len(inputs)}: {names[:80]}")
-    tensor = inputs[0].type.tensor_type
+    entry = input_of(graph)
+    tensor = entry.type.tensor_type
     kinds = onnx.TensorProto
     if tensor.elem_type not in (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.UINT8):
         raise BadDataError("its input is not of floats or bytes")
     sides = [side.dim_value for side in tensor.shape.dim]  # 0 where it is open
     if len(sides) != 4:
-        raise BadDataError(f"its input {inputs[0].name} has {len(sides)} axes; expected 4, images")
-    layout = _layout(sides, inputs[0].name, graph)
+        raise BadDataError(f"its input {entry.name} has {len(sides)} axes; expected 4, images")
+    layout = _layout(sides, entry.name, graph)
     height, width = sides[2:] if layout == "nchw" else sides[1:3]
     if layout and height and width and height != width:
         raise BadDataError(f"it takes images of {height} × {width} pixels; expected a square")
     parameters = (t for t in graph.initializer if t.data_type in (kinds.FLOAT, kinds.FLOAT16))
     return {
-        "sha256": _digest(path),
+        "sha256": _digest(path, model),
         "image_size": max(height, width) if layout else 0,
         "parameters": sum(math.prod(each.dims) for each in parameters),
         "batch": sides[0],
@@ -279,33 +279,30 @@ def _layout(sides: Sequence[int], name: str, graph: Any) -> str:
     return ""
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, model: Any) -> str:
     """Return the SHA-256 of the file; with data files, that of all their digests."""
-    import onnx
-
-    names = data_files(onnx.load(path, load_external_data=False))
+    names = {info["location"] for tensor in _tensors(model) if (info := _external(tensor))}
     digests = []
-    for file in (path, *(path.parent / name for name in names)):
+    for file in (path, *(path.parent / name for name in sorted(names))):
         with file.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return hashlib.sha256("".join(digests).encode()).hexdigest() if names else digests[0]
 
 
 def open_plain(model: Any, tensors: Sequence[str]) -> Any:
-    """Open a model in ONNX Runtime without optimisation, with these tensors as outputs."""
+    """Open a model in ONNX Runtime without optimisation, with these tensors as its outputs."""
     import onnx
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
-        file = save_model(copy, Path(folder))
+        is_large = model.ByteSize() > SPLIT_BYTES
+        file = save_model(model, Path(folder)) if is_large else model.SerializeToString()
         return onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
 
 
@@ -314,7 +311,7 @@ def save_model(model: Any, folder: Path, name: str = "model.onnx") -> Path:
     import onnx
 
     path = folder / name
-    is_large = model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF - 2**20
+    is_large = model.ByteSize() > SPLIT_BYTES
     options = {"save_as_external_data": True, "location": "weights.bin"} if is_large else {}
     onnx.save_model(model, path, **options)
     return path
@@ -331,16 +328,16 @@ def prepared(
 
 
 def _measure(path: Path, image_size: int, layout: str) -> dict[str, Any]:
-    model, described = load_checked(path), _describe(path)
-    graph = model.graph
-    name = next(e.name for e in graph.input if e.name not in {t.name for t in graph.initializer})
+    graph = (model := load_checked(path)).graph
+    name = (image := input_of(graph)).name
+    batch = image.type.tensor_type.shape.dim[0].dim_value
+    outputs = [each.name for each in graph.output]
     varying = _dependents(graph, name)
     tensors = [out for node in graph.node for out in node.output if out in varying]
     session = open_plain(model, tensors)
     (entry,) = session.get_inputs()
     kinds = {out.name: out.type for out in session.get_outputs()}
     floats = [each for each in tensors if kinds[each] in FLOAT_KINDS]
-    batch = described["batch"]
     images = np.random.default_rng(0).integers(0, 256, (batch or 1, image_size, image_size, 3))
     feed = prepared(images.astype(np.uint8), layout, entry.type, 1 / 128, -1)
     arrays = dict(zip(floats, session.run(floats, {entry.name: feed}), strict=True))
@@ -353,7 +350,7 @@ def _measure(path: Path, image_size: int, layout: str) -> dict[str, Any]:
                 count = sum(weights.get(each, 0) for each in node.input)
                 safe = _safe_name(tensor, layers)
                 layers[safe] = FileLayer(safe, tensor, node.op_type, form, shape, count)
-    bottlenecks = _bottlenecks(graph, name, varying)
+    bottlenecks = _bottlenecks(graph, outputs, name, varying)
     by_tensor = {layer.tensor: layer for layer in layers.values()}
     found = [by_tensor[each] for each in bottlenecks if each in by_tensor]
     maps = [each for each in found if each.form == "tokens" or max(each.shape[:-1], default=0) > 1]
@@ -384,8 +381,7 @@ def _dependents(graph: Any, name: str) -> set[str]:
     """Return the tensors whose values depend on the input; shapes do not."""
     varying = {name}
     for node in graph.node:
-        read = {*node.input, *(each for inner in _nodes(node_graphs(node)) for each in inner.input)}
-        if read & varying and node.op_type not in ("Shape", "Size"):
+        if varying.intersection(_inputs(node)) and node.op_type not in ("Shape", "Size"):
             varying.update(filter(None, node.output))
     return varying - {name}
 
@@ -421,43 +417,50 @@ def patch_grid(tokens: int, image_size: int) -> int:
     return side if is_grid else 0
 
 
-def _bottlenecks(graph: Any, name: str, varying: set[str]) -> list[str]:
-    """Return the tensors, in order, that everything from the input to the output passes through."""
-    producers = {out: node for node in graph.node for out in node.output if out in varying}
-
-    def ancestors(output: str) -> set[str]:
-        found, open_ends = {output}, [output]
-        while open_ends:
-            node = producers.get(open_ends.pop())
-            new = {each for each in (node.input if node else ()) if each in varying} - found
-            found |= new
-            open_ends += new
-        return found
-
-    ends = [out.name for out in graph.output if out.name in varying]
-    if not ends:
-        raise BadDataError("its output does not depend on its input")
-    needed = max(map(ancestors, ends), key=len)
-    nodes = [node for node in graph.node if needed & set(node.output)]
-    last_use = {each: index for index, node in enumerate(nodes) for each in node.input}
-    found, reach = [], last_use.get(name, 0)
-    for index, node in enumerate(nodes):
-        outputs = [out for out in node.output if out in needed]
-        if reach <= index and len(outputs) == 1:
-            found += outputs
-        reach = max(reach, *(last_use.get(out, index) for out in outputs))
+def ancestors(graph: Any, tensors: Sequence[str]) -> set[str]:
+    """Return the tensors that these are computed from, themselves included."""
+    producers = {out: node for node in graph.node for out in node.output}
+    found, open_ends = set(tensors), list(tensors)
+    while open_ends:
+        node = producers.get(open_ends.pop())
+        new = set(_inputs(node) if node else ()) - found
+        found |= new
+        open_ends += new
     return found
 
 
-def node_graphs(node: Any) -> Any:
-    """Return a graph that contains the branches of a node, for `_nodes`."""
-    import onnx
+def _inputs(node: Any) -> list[str]:
+    """Return the tensors that a node reads, also in its branches."""
+    branches = (graph for each in node.attribute for graph in (each.g, *each.graphs))
+    inner = [name for graph in branches for each in graph.node for name in _inputs(each)]
+    return [*filter(None, node.input), *inner]
 
-    graph = onnx.GraphProto()
-    for attribute in node.attribute:
-        for branch in (attribute.g, *attribute.graphs):
-            graph.node.extend(branch.node)
-    return graph
+
+def input_of(graph: Any) -> Any:
+    """Return the only input that is not a weight; raise BadDataError if there are several."""
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(each.name for each in inputs) or "none"
+        raise BadDataError(f"expected one input, an image; it has {len(inputs)}: {names[:80]}")
+    return inputs[0]
+
+
+def _bottlenecks(graph: Any, outputs: Sequence[str], name: str, varying: set[str]) -> list[str]:
+    """Return the tensors, in order, that everything from the input to the output passes through."""
+    ends = [each for each in outputs if each in varying]
+    if not ends:
+        raise BadDataError("its output does not depend on its input")
+    needed = max((ancestors(graph, [end]) & {*varying, name} for end in ends), key=len)
+    nodes = [node for node in graph.node if needed & set(node.output)]
+    last_use = {each: index for index, node in enumerate(nodes) for each in _inputs(node)}
+    found, reach = [], last_use.get(name, 0)
+    for index, node in enumerate(nodes):
+        results = [each for each in node.output if each in needed]
+        if reach <= index and len(results) == 1:
+            found += results
+        reach = max(reach, *(last_use.get(each, index) for each in results))
+    return found
 
 
 def _safe_name(tensor: str, taken: Mapping[str, Any]) -> str:
@@ -481,6 +484,7 @@ JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {"describe": _describe, "mea
 def _main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     job, path = JOBS[request.pop("job")], Path(request.pop("path"))
+    del request["version"]
     answer_stream = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints is not the answer
     with contextlib.suppress(ImportError):  # Windows has no limits

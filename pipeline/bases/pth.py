@@ -98,7 +98,8 @@ def _load_pickle(stream: io.BytesIO) -> Any:
         _require(opcode.name in OPCODES, f"it has the pickle opcode {opcode.name}")
         # the memo is an array as long as the largest index in it
         if opcode.name == "LONG_BINPUT":
-            _require(argument < len(stream.getbuffer()), f"it declares {argument} values")
+            is_possible = int(argument or 0) < len(stream.getbuffer())
+            _require(is_possible, f"it declares {argument} values")
     return _Unpickler(io.BytesIO(stream.getvalue()[start : stream.tell()])).load()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UsageError
@@ -174,6 +175,10 @@ def layer_names(base: Base) -> tuple[str, ...]:
     """
     if base.name == PIXELS:
         return (PIXELS,)
+    if base.file:
+        from pipeline.bases.keras_file import read_contents
+
+        return tuple(layer.name for layer in read_contents(Path(base.file)).layers)
     packed = resources.files("pipeline.bases").joinpath("layers.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode().splitlines()
     return next(tuple(names) for name, *names in map(str.split, lines) if name == base.name)
@@ -181,7 +186,7 @@ def layer_names(base: Base) -> tuple[str, ...]:
 
 def check_layer(base: Base, layer: str, flag: str) -> None:
     """Raise UsageError, with a suggestion, for a layer that a named base does not have."""
-    if base.file:  # checked when its layers are measured
+    if base.file.endswith(".onnx"):  # checked when its layers are measured
         return
     names = layer_names(base)
     if base.name == PIXELS and layer != PIXELS:
@@ -191,7 +196,7 @@ def check_layer(base: Base, layer: str, flag: str) -> None:
         hint = f"did you mean {' or '.join(similar)}? " if similar else ""
         raise UsageError(
             f"{flag}: {base.name} has no layer {layer!r}: {hint}"
-            f"--list-layers {base.name} shows all {len(names)}"
+            f"--list-layers {base.file or base.name} shows all {len(names)}"
         )
 
 

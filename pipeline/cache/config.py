@@ -56,10 +56,12 @@ class ExtractConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.layers:
+        for name in () if self.onnx_file else self.layers:
             if ":" in name:
                 raise UsageError(f"--layer {name}: set the pooling with --pooling")
             check_layer(self.network, name, "--layer")
+        if self.file:  # before images are read
+            _ = self.preprocessing_text, self.layer_keys
         if self.limit_per_class is not None and self.limit_per_class < 1:
             raise UsageError(f"--limit-per-class needs at least 1; received {self.limit_per_class}")
         if self.out is not None and self.out.suffix != ".h5":
@@ -70,7 +72,9 @@ class ExtractConfig(BaseConfig):
     @property
     def layer_keys(self) -> tuple[str, ...]:
         """Keys of the layers to cache, see `pipeline.spec.layer_key`."""
-        names = self.layers or [self.network.last_layer]
+        names: Sequence[str] = self.layers or [self.network.last_layer]
+        if self.onnx_file:
+            names = [layer.name for layer in self.file_layers(self.layers)]
         return tuple(sorted({layer_key(name, self.pooling) for name in names}))
 
     @property

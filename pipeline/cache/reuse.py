@@ -77,7 +77,7 @@ def _warn_unless_other_file(error: PipelineError | OSError) -> None:
 
 def _read_file(path: Path, spec: FeatureSpec) -> Iterator[OtherRows]:
     table = read_all_rows(path)
-    if table.spec == spec:
+    if table.spec.fingerprint == spec.fingerprint:
         yield OtherRows(path, RowIndex(table), table.document.get("augmentation"), table.features)
 
 

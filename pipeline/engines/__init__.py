@@ -1,7 +1,8 @@
 """The protocol of the engines, which compute features, and the choice of an engine.
 
 TensorFlow is the reference; another engine is used only after it computes the same numbers for some
-of the user's images (`pipeline.engines.trials`).
+of the user's images (`pipeline.engines.trials`). A .onnx file has ONNX Runtime without optimisation
+as its reference (`pipeline.engines.onnx_rewriter`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,10 @@ def open_engine(
     """
     if config.network.name == PIXELS:
         return PixelsEngine(image_size=config.size, layers=layers)
+    if config.onnx_file:
+        from pipeline.engines.onnx_rewriter import open_file
+
+        return open_file(config, layers, images)
     if config.engine != TENSORFLOW:
         from pipeline.engines.trials import open_fastest
 
@@ -96,8 +101,13 @@ def weights_digest(config: BaseConfig) -> str:
 
 
 def pool_maps(maps: npt.NDArray[np.float32], pooling: str) -> npt.NDArray[np.float32]:
-    """Pool feature maps over H and W, unless ``pooling`` is ``none``: (B, H, W, C) -> (B, C)."""
+    """Pool feature maps over H and W, unless ``pooling`` is ``none``: (B, H, W, C) -> (B, C).
+
+    Vectors (B, C) are their own average and maximum.
+    """
     if pooling == "none":
+        return maps
+    if maps.ndim == 2:  # a vector per image
         return maps
     reduced = maps.mean(axis=(1, 2)) if pooling == "avg" else maps.max(axis=(1, 2))
     return np.asarray(reduced, np.float32)

@@ -81,7 +81,7 @@ def _add_shapes(layer: Any, operations: Iterable[ops.Operation]) -> Iterator[ops
 def _convert_by_kind(layer: Any, name: str, inputs: Inputs) -> Iterator[ops.Operation]:
     """Yield the operations of a layer without shapes; raises CannotConvert."""
     match type(layer).__name__:
-        case "InputLayer" | "Dropout" | "StochasticDepth":
+        case "InputLayer" | "Dropout" | "Identity" | "StochasticDepth":
             pass
         case "Reshape":
             # squeeze-and-excite reshapes averages (C,) to (1, 1, C): both are (C, 1, 1) here

@@ -34,12 +34,13 @@ class OnnxEngine(Engine):
 
     Threads that share a run wait for each other at each layer. Memory does not grow with the batch.
     All runs have the same size: the features of an image do not depend on the rest of the batch.
+    A file with a fixed batch decides that size.
     """
 
     name = "onnx"
     calls_at_once = 2  # a free core starts the next batch while others finish the last
 
-    def __init__(self, folder: Path, *, layers: Sequence[str]) -> None:
+    def __init__(self, folder: Path, *, layers: Sequence[str], optimize: bool = True) -> None:
         """Open a folder that `convert` wrote; raises BadDataError for other contents."""
         # ONNX Runtime >= 1.31 sends usage data to Microsoft unless this is set before its import.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -48,6 +49,9 @@ class OnnxEngine(Engine):
         onnxruntime.disable_telemetry_events()  # in case the caller imported it earlier
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        if not optimize:
+            level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = level
         options.log_severity_level = 4  # errors are raised as exceptions
         path = folder / MODEL_FILE
         try:
@@ -67,13 +71,16 @@ class OnnxEngine(Engine):
                 f"delete it, and it is converted again"
             )
         self.row_shapes = {key: pooled_shape(maps[split_layer_key(key)[0]], key) for key in layers}
+        (images,) = self._session.get_inputs()
+        is_fixed = isinstance(images.shape[0], int)
+        self._images_per_run = images.shape[0] if is_fixed else IMAGES_PER_RUN
         self._threads = ThreadPoolExecutor(usable_cores())
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Features:
-        missing = -len(images) % IMAGES_PER_RUN
+        count = self._images_per_run
+        missing = -len(images) % count
         padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
-        starts = range(0, len(padded), IMAGES_PER_RUN)
-        runs = [padded[start : start + IMAGES_PER_RUN] for start in starts]
+        runs = [padded[start : start + count] for start in range(0, len(padded), count)]
         results = list(self._threads.map(self._run, runs))
         return {
             key: np.concatenate([rows[key] for rows in results])[: len(images)]

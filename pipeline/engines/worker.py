@@ -28,6 +28,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from pipeline import errors
+from pipeline.bases import onnx_file
 from pipeline.bases.config import BATCH_SIZE, TENSORFLOW, BaseConfig
 from pipeline.durable import make_folder, publish_folder, scratch_folder
 from pipeline.engines import Engine, pool_maps, relative_errors
@@ -115,6 +116,7 @@ def in_subprocess(
             "log_level": logging.WARNING if quiet else log.getEffectiveLevel(),
             "config": {field.name: getattr(config, field.name) for field in fields(BaseConfig)},
             "details": details,
+            "known": onnx_file.KNOWN,
         }
         package_parent = str(Path(errors.__file__).parents[1])
         paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -223,12 +225,12 @@ def _try_runtime(
     runtime, sample = load_runtime(engine)(Path(folder), layers=layers), np.load(images)
     features = run_all(runtime, sample, config.batch_size)
     with np.load(reference) as expected:
-        error = {layer: _largest_error(expected[layer], maps) for layer, maps in features.items()}
+        error = {layer: largest_error(expected[layer], maps) for layer, maps in features.items()}
     batch = np.resize(sample, (BATCH_SIZE, *sample.shape[1:]))  # the size that extract uses
     return {**measure_speed(runtime, batch, BATCH_SIZE), "error": error}
 
 
-def _largest_error(expected: Features, received: Features) -> float:
+def largest_error(expected: Features, received: Features) -> float:
     """Return the largest error of a row, pooled or not: averages of both signs have larger ones."""
     return max(
         float(relative_errors(pool_maps(expected, pooling), pool_maps(received, pooling)).max())
@@ -236,10 +238,21 @@ def _largest_error(expected: Features, received: Features) -> float:
     )
 
 
+def _rewrite(config: BaseConfig, layers: Sequence[str], folder: str, images: str) -> dict[str, Any]:
+    """Rewrite a base in a .onnx file into a folder, unless this contains it already."""
+    from pipeline.engines.onnx_rewriter import convert
+
+    if not is_complete(Path(folder)):
+        names, sample = unpooled_layers(layers), np.load(images)
+        write_conversion(Path(folder), lambda path: convert(config, names, sample, path))
+    return {}
+
+
 JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "weights_digest": _weights_digest,
     "reference": _reference,
     "convert": _convert,
+    "rewrite": _rewrite,
     "try_runtime": _try_runtime,
 }
 
@@ -249,6 +262,7 @@ def _main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(request["log_level"])
+    onnx_file.KNOWN.update(request["known"])  # before the config opens the file
     try:
         answer = JOBS[request["job"]](BaseConfig(**request["config"]), **request["details"])
     except PipelineError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.bases.availability import better_base
 from pipeline.errors import BadDataError, PipelineError
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.config import ClassifyConfig
@@ -116,6 +117,7 @@ def compare_on_caches(
             *(notice for cache in opened for notice in cache.trial_plan.notices),
             *_notice_imbalance(opened[0], balanced=config.balance),
             *_notice_unconverged(ranked),
+            *filter(None, [better_base([cache.table.document for cache in opened])]),
         ),
     )
     if not config.audit:

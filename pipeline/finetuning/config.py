@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.bases.registry import check_layer
+from pipeline.bases.registry import PIXELS, check_layer, find_base
 from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.config import count, documented, fraction, option, positive_number, whole_number
 from pipeline.errors import UsageError
@@ -46,6 +46,17 @@ class Plan:
     network: DenseConfig
     head: Schedule
     joint: Schedule
+
+
+def check_trainable(base: str) -> None:
+    """Raise UsageError for a base without layers that can be trained."""
+    if base.endswith(".onnx"):
+        raise UsageError(
+            f"--base {base} cannot be fine-tuned: ONNX Runtime only computes; choose a named base "
+            f"or a .keras file"
+        )
+    if find_base(base).name == PIXELS:
+        raise UsageError("--base pixels has no layers to train; choose a network")
 
 
 _training = partial(option, group="training: defaults: Deep Learning with Python, 5.3")
@@ -104,9 +115,7 @@ class FinetuneConfig(SplitConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
-        base = self.extract.network
-        if not base.module:
-            raise UsageError("--base pixels has no layers to train; choose a network")
+        check_trainable(self.extract.base)
         _ = self.first_unfrozen  # raises if there is no default
         _ = self.classify_config(has_splits=self.split is None).evaluation_protocol  # may raise
         if self.views:

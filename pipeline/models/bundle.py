@@ -183,6 +183,7 @@ def _read_bundle(path: Path) -> Bundle:
                     "image_size": spec.image_size,
                     "boundary": fields["layer"],
                 },
+                in_file=options_in(spec.preprocessing) is not None,
             )
     except (BadDataError, UsageError):
         raise

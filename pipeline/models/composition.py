@@ -114,19 +114,6 @@ def save_keras(model: Any, about: Mapping[str, Any], path: Path) -> None:
         archive.writestr("classifier.json", json.dumps(about, indent=2))
 
 
-def save_onnx(proto: Any, about: Mapping[str, Any], path: Path) -> None:
-    """Write one valid ONNX file with ``about`` in its metadata: text, or JSON for other values."""
-    import onnx  # takes a second
-
-    metadata = {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in about.items()
-    }
-    onnx.helper.set_model_props(proto, metadata)
-    onnx.checker.check_model(proto, full_check=True)
-    path.write_bytes(proto.SerializeToString())
-
-
 def _to_onnx(model: Any, output: str) -> Any:
     """Convert a Keras model with the input "images" and one output, which gets a name."""
     import tf2onnx  # takes a second

@@ -27,6 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.head_layers import NotExportableError, head_layers, why_not_exportable
+from pipeline.models.head_onnx import save_onnx
 from pipeline.models.parity import (
     MAX_IMAGES,
     TOLERANCES,
@@ -132,6 +133,11 @@ def export_bundle(
     if format == "onnx" and missing:
         raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
     bundle = load_bundle(path)
+    if format != "onnx" and bundle.spec.preprocessing.startswith("onnx "):
+        raise UsageError(
+            f"{printable(bundle.spec.base)} is a .onnx file, which {format} cannot contain: "
+            f"choose --format onnx"
+        )
     if reason := why_not_exportable(bundle):
         raise NotExportableError(f"{printable(bundle.head)} cannot be exported: {reason}")
     if format == "keras":
@@ -141,12 +147,17 @@ def export_bundle(
     reference = reference_images(
         bundle, cache_dir=cache_dir, images=images, max_images=check_images, closest=True
     )
-    from pipeline.models import composition  # loads TensorFlow
-
     is_onnx = format == "onnx"
-    model = (composition.compose_onnx if is_onnx else composition.compose)(bundle, config)
+    if config.onnx_file:
+        from pipeline.models.file_composition import compose_file
+
+        model = compose_file(bundle, config)
+    else:
+        from pipeline.models import composition  # loads TensorFlow
+
+        model = (composition.compose_onnx if is_onnx else composition.compose)(bundle, config)
     with scratch_folder(folder, prefix=SCRATCH) as unfinished:
-        save = composition.save_onnx if is_onnx else composition.save_keras
+        save = save_onnx if is_onnx else composition.save_keras
         log.info("writing model.%s", format)
         about = {
             "classes": list(bundle.classes),

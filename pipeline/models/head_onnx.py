@@ -1,6 +1,9 @@
 """Append scikit-learn heads to ONNX models, with skl2onnx."""
 
+import json
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +15,16 @@ from pipeline.heads.calibration import TemperatureScaling, label_order
 from pipeline.heads.inputs import feature_count
 from pipeline.heads.scaler import CommonScaler
 from pipeline.models.bundle import Bundle
-from pipeline.models.head_layers import NotExportableError, linear_weights, steps_of
+from pipeline.models.head_layers import (
+    NotExportableError,
+    head_layers,
+    linear_weights,
+    steps_of,
+)
 from pipeline.text import printable
 
 OPSETS = {"": 15, "ai.onnx.ml": 1}  # ONNX Runtime reads them since version 1.10 (2021)
+MAX_OPSET = 21  # that skl2onnx 1.20 writes; later ones read it alike
 PREFIX = "head/"  # of the head's names in the model
 
 
@@ -29,7 +38,9 @@ def append_head(base: Any, bundle: Bundle) -> Any:
     """
     from onnx import TensorProto, checker, compose, helper, numpy_helper
 
-    estimator, head = bundle.estimator, _convert(bundle)
+    version = next(each.version for each in base.opset_import if each.domain in ("", "ai.onnx"))
+    opsets = OPSETS | {"": version}
+    estimator, head = bundle.estimator, _convert(bundle, opsets)
     if (size := base.ByteSize() + head.ByteSize()) > checker.MAXIMUM_PROTOBUF:
         raise NotExportableError(
             f"{printable(bundle.head)} cannot be exported: it needs {size / 2**30:.1f} GiB, and an "
@@ -38,7 +49,7 @@ def append_head(base: Any, bundle: Bundle) -> Any:
     head.ir_version = base.ir_version
     for model in (base, head):
         del model.opset_import[:]
-        model.opset_import.extend(helper.make_opsetid(*entry) for entry in OPSETS.items())
+        model.opset_import.extend(helper.make_opsetid(*entry) for entry in opsets.items())
     _, scores = (PREFIX + output.name for output in head.graph.output)  # (B,) labels, (B, K)
     joined = compose.merge_models(
         base, head, [("features", "features")], outputs=[scores], prefix2=PREFIX
@@ -63,7 +74,54 @@ def append_head(base: Any, bundle: Bundle) -> Any:
     return joined
 
 
-def _convert(bundle: Bundle) -> Any:
+def append_layers(base: Any, bundle: Bundle) -> Any:
+    """Return a base with a dense head after it; as `append_head`, but for float32 features."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph, value = base.graph, "features"
+
+    def constant(name: str, values: Any) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
+        return name
+
+    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        graph.node.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    *hidden, last = head_layers(bundle)
+    for number, layer in enumerate([*hidden, last]):
+        name = f"{PREFIX}{number}"
+        weights = [constant(f"{name}/kernel", layer.kernel), constant(f"{name}/bias", layer.bias)]
+        value = add("Gemm", [value, *weights], f"{name}/sums")
+        if layer is not last:
+            value = add("Relu", [value], f"{name}/relu")
+    if len(last.bias) == 1:
+        second = add("Sigmoid", [value], f"{PREFIX}second")
+        first = add("Sub", [constant(f"{PREFIX}one", 1), second], f"{PREFIX}first")
+        add("Concat", [first, second], "probabilities", axis=1)
+    else:
+        add("Softmax", [value], "probabilities", axis=1)
+    del graph.output[:]
+    shape = [None, len(bundle.classes)]
+    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
+    graph.output.append(output)
+    return base
+
+
+def save_onnx(proto: Any, about: Mapping[str, Any], path: Path) -> None:
+    """Write one valid ONNX file with ``about`` in its metadata: text, or JSON for other values."""
+    import onnx  # takes a second
+
+    metadata = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in about.items()
+    }
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _convert(bundle: Bundle, opsets: Mapping[str, int]) -> Any:
     """Return an ONNX model: "features" (B, D) float64 -> labels, and probabilities or scores."""
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import DoubleTensorType
@@ -79,7 +137,7 @@ def _convert(bundle: Bundle) -> Any:
                 make_pipeline(*before, model),
                 initial_types=[("features", DoubleTensorType([None, width]))],
                 options={id(model): options},
-                target_opset=OPSETS,
+                target_opset={**opsets, "": min(opsets[""], MAX_OPSET)},
             )
     except Exception as error:  # it raises many types
         reason = printable(" ".join(str(error).split()))[:200]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import PIL
 
 from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET, RANDOM, BaseConfig, base_options
+from pipeline.bases.file_base import options_in
 from pipeline.bases.weights import known_digest
 from pipeline.cache.file import RowKey
 from pipeline.engines import Engine, is_installed, open_engine
@@ -23,6 +24,7 @@ from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
+from pipeline.models.top_block import TopBlockClassifier
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,10 @@ class Predictor:
                 f"{_short_digest(pixels)} of Pillow {PIL.__version__}: install that Pillow, or "
                 f"extract and classify again here"
             )
-        if weights is not None:  # a wrong file is refused even if every image is cached
+        is_tuned = isinstance(bundle.estimator, TopBlockClassifier)
+        if is_tuned and options_in(bundle.spec.preprocessing):  # its layers are in the file
+            bundle.estimator.find_layers_in(self.base_config().base)
+        elif weights is not None:  # a wrong file is refused even if every image is cached
             self.base_config()
         self._cached_features = CachedFeatures(bundle, cache_dir) if use_cache else None
 

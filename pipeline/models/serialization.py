@@ -88,11 +88,13 @@ def load_estimator(
     feature_count: int,
     class_count: int,
     top_block: Mapping[str, Any],
+    in_file: bool = False,
 ) -> Any:
     """Return the estimator of a skops file; execute nothing.
 
     ``archive`` is the same file, open as a zip; ``top_block`` has the required attributes of a
-    `TopBlockClassifier`. Raises InvalidModelError for a file that `dump_estimator` cannot write.
+    `TopBlockClassifier`, whose base may be ``in_file``. Raises InvalidModelError for a file that
+    `dump_estimator` cannot write.
     """
     _check_schema(archive)
     with warnings.catch_warnings():
@@ -105,6 +107,8 @@ def load_estimator(
                 raise InvalidModelError(
                     f"its {name} is {quote(getattr(estimator, name))}; expected {value}"
                 )
+        if in_file:  # `Predictor` knows where its layers are
+            return estimator
     elif estimator.n_features_in_ != feature_count:
         raise InvalidModelError(
             f"its head takes {estimator.n_features_in_:,} features; expected {feature_count:,}"

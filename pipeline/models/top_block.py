@@ -28,8 +28,11 @@ Array = npt.NDArray[np.float32]
 class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """The layers of a base after the layer ``boundary``, and the dense head after them.
 
-    ``block`` maps names (``block5_conv1/kernel``) to weights, float32 in Keras' shapes.
+    ``block`` maps names (``block5_conv1/kernel``) to weights, float32 in Keras' shapes. The layers
+    of a base in a file come from ``_file``, which is not saved.
     """
+
+    _file = ""
 
     def __init__(
         self,
@@ -54,6 +57,10 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the number of parameters of the layers above the boundary and of the head."""
         return sum(array.size for array in (*self.block.values(), *self.head.weights_))
 
+    def find_layers_in(self, file: str) -> None:
+        """Use the layers of a base in a file; of a named base (``""``), those of its network."""
+        self._file = file
+
     def predict_proba(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Compute probabilities: (N, H·W·C) float32 -> (N, K) float64; loads TensorFlow once.
 
@@ -63,7 +70,8 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not hasattr(self, "_upper"):
             from pipeline.models.upper_layers import UpperLayers
 
-            self._upper = UpperLayers(self.base, self.image_size, self.boundary, self.block)
+            base = self._file or self.base
+            self._upper = UpperLayers(base, self.image_size, self.boundary, self.block)
             if self._upper.width != self.head.n_features_in_:
                 raise InvalidModelError(
                     f"its head takes {self.head.n_features_in_:,} features; its layers give "
@@ -78,7 +86,8 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.predict_proba(X).argmax(axis=1))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_upper"}
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in ("_upper", "_file")}
 
 
 def dense_classifier(weights: Mapping[str, Array], class_count: int, config: DenseConfig) -> Any:
@@ -111,6 +120,7 @@ def top_block(
     block = {name: weights.get(name, value) for name, value in untrained.items()}
     head = dense_classifier(weights, class_count, config)
     classifier = TopBlockClassifier(base.name, image_size, boundary.layer, block, head)
+    classifier.find_layers_in(base.file)
     try:
         classifier.predict_proba(np.zeros((1, int(np.prod(boundary.shape))), np.float32))
     except InvalidModelError as error:

@@ -57,7 +57,16 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
         )
         about = session.get_modelmeta().custom_metadata_map
         classes, spec = json.loads(about["classes"]), json.loads(about["spec"])
-        return classes, spec, lambda images: session.run(None, {"images": images})[0]
+        fixed = session.get_inputs()[0].shape[0]  # images per run, or a name if any number
+
+        def run(images: Any) -> Any:
+            size = fixed if isinstance(fixed, int) else len(images)
+            parts = [images[start : start + size] for start in range(0, len(images), size)]
+            full = [np.resize(part, (size, *part.shape[1:])) for part in parts]
+            rows = [session.run(None, {"images": part})[0] for part in full]
+            return np.concatenate(rows)[: len(images)]
+
+        return classes, spec, run
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no messages about the processor
     path = path.with_suffix(".keras")

@@ -1,0 +1,224 @@
+"""Rewrite a .onnx file as a base of `OnnxEngine`: uint8 RGB (B, S, S, 3) in, float32 layers out.
+
+The optimised file is used only if it computes what ONNX Runtime computes without optimisation from
+the original file and pixels that NumPy has preprocessed.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.bases.config import AUTO, RUNTIMES, BaseConfig
+from pipeline.bases.onnx_file import (
+    FileLayer,
+    ancestors,
+    input_of,
+    load_checked,
+    open_plain,
+    patch_grid,
+    prepared,
+    save_model,
+)
+from pipeline.engines import SAMPLE_IMAGES, Engine
+from pipeline.engines.onnx import MODEL_FILE
+from pipeline.engines.worker import (
+    conversions_folder,
+    in_subprocess,
+    is_complete,
+    largest_error,
+    load_runtime,
+    run_all,
+    runtime_version,
+    unpooled_layers,
+)
+from pipeline.errors import UsageError
+from pipeline.text import printable
+
+PREFIX = "base/"  # of the file's own names; those of layers contain no slash
+TRIAL_FILE = "trial.json"
+TOLERANCE = 1e-4  # largest accepted relative error of a row, in the L2 norm
+_TO_MAPS, _TO_ROWS = (0, 3, 1, 2), (0, 2, 3, 1)
+
+log = logging.getLogger("pipeline")
+
+
+def open_file(
+    config: BaseConfig, layers: Sequence[str], images: npt.NDArray[np.uint8] | None
+) -> Engine:
+    """Open the layer keys of a .onnx file, rewritten once; ``images`` are compared, else noise.
+
+    Raises UsageError for another engine than onnx, and the errors of `BaseConfig.file_layers`.
+    """
+    if config.engine not in (AUTO, "onnx"):
+        raise UsageError(f"--engine {config.engine} cannot run {config.base}: leave --engine out")
+    config.file_layers(unpooled_layers(layers))
+    weights = config.description.sha256
+    version = runtime_version(RUNTIMES["onnx"])
+    folder = conversions_folder(config, layers, weights) / f"onnx-{version}"
+    if not is_complete(folder):
+        log.info("preparing %s for ONNX Runtime", printable(config.base))
+        with tempfile.TemporaryDirectory() as scratch:
+            sample = Path(scratch) / "images.npy"
+            if images is None or not len(images):
+                shape = (2, config.size, config.size, 3)
+                images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+            np.save(sample, images[:SAMPLE_IMAGES])
+            in_subprocess("rewrite", config, layers=layers, folder=folder, images=sample)
+    trial = json.loads((folder / TRIAL_FILE).read_text())
+    engine = load_runtime("onnx")(folder, layers=layers, optimize=trial["optimize"])
+    engine.version, engine.weights, engine.error = version, weights, trial["error"]
+    return engine
+
+
+def convert(
+    config: BaseConfig, names: Sequence[str], images: npt.NDArray[np.uint8], folder: Path
+) -> None:
+    """Write the model of `rewrite` into a folder, with its trial on images (n, S, S, 3)."""
+    layers = config.file_layers(names)
+    path = Path(config.base).expanduser()
+    save_model(rewrite(load_checked(path), config, layers), folder, MODEL_FILE)
+    expected = plain_features(load_checked(path), config, layers, images)
+    for optimize in (True, False):
+        engine = load_runtime("onnx")(folder, layers=names, optimize=optimize)
+        received = run_all(engine, images, len(images))
+        error = {name: largest_error(expected[name], received[name]) for name in names}
+        if max(error.values()) <= TOLERANCE:
+            break
+        log.warning(
+            "%s: ONNX Runtime's optimisation changes features by %.0e: it is switched off",
+            printable(config.base), max(error.values()),
+        )  # fmt: skip
+    trial = {"optimize": optimize, "error": error}
+    (folder / TRIAL_FILE).write_text(json.dumps(trial))
+
+
+def rewrite(model: Any, config: BaseConfig, layers: Sequence[FileLayer]) -> Any:
+    """Return the model of a file as one that computes layers from pixels."""
+    from onnx import TensorProto, compose, helper
+
+    compose.add_prefix(model, PREFIX, inplace=True)
+    graph = model.graph
+    entry = input_of(graph)
+    tensors = [PREFIX + layer.tensor for layer in layers]
+    kept = ancestors(graph, tensors)
+    nodes = [node for node in graph.node if kept & set(node.output)]
+    weights = [tensor for tensor in graph.initializer if tensor.name in kept]
+    before, after = _Nodes(), _Nodes()
+    before.preprocess(config, entry.name, entry.type.tensor_type.elem_type)
+    for layer, tensor in zip(layers, tensors, strict=True):
+        after.output(layer, tensor, config)
+    for field in ("node", "initializer", "input", "output", "value_info"):
+        graph.ClearField(field)
+    graph.node.extend([*before.nodes, *nodes, *after.nodes])
+    graph.initializer.extend([*weights, *before.constants, *after.constants])
+    batch: Any = config.measured.batch or "batch"
+    shape = [batch, config.size, config.size, 3]
+    graph.input.append(helper.make_tensor_value_info(before.images, TensorProto.UINT8, shape))
+    for layer in layers:
+        shape = [batch, *row_shape(layer, config)]
+        graph.output.append(helper.make_tensor_value_info(layer.name, TensorProto.FLOAT, shape))
+    model.ClearField("metadata_props")
+    return model
+
+
+def row_shape(layer: FileLayer, config: BaseConfig) -> tuple[int, ...]:
+    """Return the shape of one row: (H, W, C), or (C,) for a vector or the class token."""
+    if layer.form != "tokens":
+        return layer.shape
+    count, channels = layer.shape
+    side = patch_grid(count, config.size)
+    is_class = config.file_options["tokens"] == "cls"
+    return (channels,) if is_class else (side, side, channels)
+
+
+def plain_features(
+    model: Any, config: BaseConfig, layers: Sequence[FileLayer], images: npt.NDArray[np.uint8]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Compute layers of the original file without optimisation: (n, S, S, 3) -> (n, *row)."""
+    session = open_plain(model, [layer.tensor for layer in layers])
+    (entry,) = session.get_inputs()
+    rescale, layout = config.rescale, config.file_options["layout"]
+    values = images[..., ::-1] if rescale.bgr else images
+    feed = prepared(values, layout, entry.type, rescale.scale, rescale.offset)
+    batch = config.measured.batch or 1
+    feed = feed[np.arange(len(feed) + -len(feed) % batch) % len(feed)]  # whole batches
+    names = [layer.tensor for layer in layers]
+    starts = range(0, len(feed), batch)
+    runs = [session.run(names, {entry.name: feed[start : start + batch]}) for start in starts]
+    rows = {}
+    for layer, parts in zip(layers, zip(*runs, strict=True), strict=True):
+        maps = np.concatenate(parts)[: len(images)].astype(np.float32)
+        if layer.form == "tokens" and config.file_options["tokens"] == "cls":
+            maps = maps[:, 0]
+        elif layer.form == "tokens":
+            side = patch_grid(layer.shape[0], config.size)
+            maps = maps[:, -(side**2) :].reshape(len(maps), side, side, -1)
+        rows[layer.name] = maps.transpose(_TO_ROWS) if layer.form == "nchw" else maps
+    return rows
+
+
+class _Nodes:
+    """Collect nodes and constants."""
+
+    images = "images"  # the input
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, values: npt.ArrayLike) -> str:
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(np.asarray(values), name))
+        return name
+
+    def preprocess(self, config: BaseConfig, output: str, kind: int) -> None:
+        """Preprocess as `plain_features`; bytes transpose faster than floats."""
+        from onnx import TensorProto
+
+        rescale, is_nchw = config.rescale, config.file_options["layout"] == "nchw"
+        value, axis = self.images, 1 if is_nchw else 3
+        if is_nchw:
+            value = self.node("Transpose", [value], "pixels/bytes", perm=_TO_MAPS)
+        if rescale.bgr:
+            order = self.constant("pixels/order", np.array([2, 1, 0]))
+            value = self.node("Gather", [value, order], "pixels/bgr", axis=axis)
+        value = self.node("Cast", [value], "pixels/float", to=TensorProto.FLOAT)
+        shape = (3, 1, 1) if is_nchw else (3,)
+        for name, numbers, neutral in (("Mul", rescale.scale, 1), ("Add", rescale.offset, 0)):
+            if set(numbers) != {neutral}:
+                factors = np.array(numbers, np.float32).reshape(shape)
+                constant = self.constant(f"pixels/{name}/numbers", factors)
+                value = self.node(name, [value, constant], f"pixels/{name}")
+        self.node("Cast", [value], output, to=kind)
+
+    def output(self, layer: FileLayer, tensor: str, config: BaseConfig) -> None:
+        """Turn a tensor of the file into rows of a layer."""
+        from onnx import TensorProto
+
+        name, value = f"rows/{layer.name}", tensor
+        shape = row_shape(layer, config)
+        if layer.form == "nchw":
+            value = self.node("Transpose", [value], name, perm=_TO_ROWS)
+        elif layer.form == "tokens":
+            count = layer.shape[0]
+            first = count - shape[0] * shape[1] if len(shape) == 3 else 0
+            indices = np.arange(first, count) if len(shape) == 3 else np.array(0)
+            chosen = self.constant(f"{name}/indices", indices.astype(np.int64))
+            value = self.node("Gather", [value, chosen], name, axis=1)
+            if len(shape) == 3:
+                sides = self.constant(f"{name}/shape", np.array([0, *shape], np.int64))
+                value = self.node("Reshape", [value, sides], f"{name}/grid")
+        self.node("Cast", [value], layer.name, to=TensorProto.FLOAT)
