@@ -4,7 +4,6 @@ Each base's average-pooled features train scikit-learn's logistic regression, C 
 validation. Engines run in turn, so that other programs disturb all of them alike.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -78,7 +77,7 @@ def _speeds(data: Path, configs: Sequence[ExtractConfig], rounds: int) -> list[d
 
     folder = scan_folder(data)
     paths = folder.paths[:: max(1, len(folder.paths) // SAMPLE)][:SAMPLE]
-    contents = [(folder.root / os.fsdecode(path)).read_bytes() for path in paths]
+    contents = [folder.source.read(path) for path in paths]
     sides = []
     for number, config in enumerate(configs):
         images = np.stack([decode(each, image_size=config.size) for each in contents])
