@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 HEADS = {
     "keras": ("dense", "logistic", "linear_svm", "ridge", "lda"),
     "onnx": groups()["all"],
+    "tflite": ("dense",),
 }
 PER_CLASS = 15
 BASES = {
