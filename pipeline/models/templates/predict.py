@@ -69,10 +69,10 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
         interpreter = Interpreter(str(path), num_threads=os.cpu_count())
         with silence():
             interpreter.allocate_tensors()
-        run = interpreter.get_signature_runner()
+        runner = interpreter.get_signature_runner()
 
         def classify_each(images: Any) -> Any:  # the model takes one image
-            return np.concatenate([run(images=image[None])["probabilities"] for image in images])
+            return np.concatenate([runner(images=image[None])["probabilities"] for image in images])
 
         return about["classes"], about["spec"], classify_each
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
