@@ -18,7 +18,7 @@ test: $(VENV)/installed-dev
 	$(PY) -m pytest -n auto
 
 test-slow: $(VENV)/installed-dev
-	$(PY) -m pytest -m slow -n auto --dist loadfile
+	$(PY) -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV)

@@ -12,7 +12,7 @@ COMMANDS = {
     "classify": "train and compare classifiers on cached features",
     "finetune": "train a head and the last layers of a base on cached maps",
     "predict": "classify images with a trained head or an ImageNet network",
-    "export": "export preprocessing, base and head as one Keras or ONNX model",
+    "export": "export preprocessing, base and head as one Keras, ONNX or LiteRT model",
 }
 
 

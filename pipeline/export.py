@@ -22,10 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with suppress(NotSavedError):  # another head may do
         # other errors come before seconds of imports
         bundle = find_bundle(run, arguments.head)
-        if arguments.format == "keras" and bundle.stem in NOT_NETWORKS and arguments.head:
+        if arguments.format != "onnx" and bundle.stem in NOT_NETWORKS and arguments.head:
             raise UsageError(
-                f"{bundle.stem} cannot be exported to Keras: it is not a layer of a network; "
-                f"choose --format onnx"
+                f"{bundle.stem} cannot be exported to Keras or LiteRT: it is not a layer of a "
+                f"network; choose --format onnx"
             )
         new_export_folder(bundle, arguments.format, arguments.out)
     from pipeline.models.export import export_run
@@ -66,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         help="run or saved model (default: the newest with a saved head in results/)",
     )
     parser.add_argument(
-        "--format", required=True, choices=("keras", "onnx"), help="file format of the model"
+        "--format",
+        required=True,
+        choices=("keras", "onnx", "tflite"),
+        help="file format of the model; tflite is LiteRT's",
     )
     parser.add_argument(
         "--head",

@@ -132,7 +132,7 @@ def test_predict_py_says_what_is_wrong_with_its_arguments_or_its_folder() -> Non
         (["empty"], 2, "no files in empty"),
         (["a.jpg"], 1, "a.jpg\tskipped\tdoes not exist"),
         (["https://a.org/b.jpg"], 1, "skipped\tis not fetched: download it first"),
-        (["made/predict.py"], 2, "there is no model.onnx or model.keras in"),
+        (["made/predict.py"], 2, "there is no model.onnx, model.tflite, model.keras in"),
     ):
         shown = run_predict_py(*arguments)
         assert shown.returncode == code
@@ -253,6 +253,30 @@ def test_keras_predicts_copied_files_as_in_the_comparison_without_this_project(l
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_tflite_predicts_copied_files_and_takes_the_next_best_head_for_one_that_is_no_network(
+    lab: Path,
+) -> None:
+    shutil.copytree(lab / "run", "run", ignore=shutil.ignore_patterns("exports"))
+    recommend(Path("run"))
+    finished = run_command("export", "run", "--format", "tflite", "--out", "made", "--json")
+    document = json.loads(finished.stdout)
+    assert "knn cannot be exported to Keras or LiteRT" in finished.stderr
+    assert f"trying {document['head']} instead, the next best" in finished.stderr
+    assert finished.stderr.count("checking 24 images") == 1  # absl prints messages again
+    copies, expected = expected_of(lab, document["head"])
+    found = predict_elsewhere(Path("made/predict.py"), copies)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    shown = run_predict_py(copies[-1])
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == f"{copies[-1]}\tstriped\t{expected[-1, 1]:.4f}\n"
+    without = "import runpy, sys; sys.modules['ai_edge_litert'] = None; del sys.argv[0]; "
+    without += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-I", "-c", without, "made/predict.py", str(copies[0])]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 2
+    assert shown.stderr.endswith("ai-edge-litert is missing: pip install ai-edge-litert\n")
+
+
 def test_predict_elsewhere_cannot_import_this_project(tmp_path: Path) -> None:
     script = tmp_path / "predict.py"
     script.write_text("def predict(paths):\n    import pipeline.images\n")
@@ -344,9 +368,10 @@ def test_predict_py_without_an_answer_is_one_line(
 
 
 def test_missing_extra_says_how_to_install_it(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnxruntime", "no_such_package"))
-    with pytest.raises(UnreachableError, match=r"no_such_package is missing: pip .*\[onnx\]"):
-        export_bundle(find_bundle(lab / "run", "logistic"), format="onnx")
+    for format in ("onnx", "tflite"):
+        monkeypatch.setitem(export.EXTRAS, format, ("numpy", "no_such_package"))
+        with pytest.raises(UnreachableError, match=rf"no_such_package is .*: pip .*\[{format}\]"):
+            export_bundle(find_bundle(lab / "run", "logistic"), format=format)
 
 
 def test_expected_failures_are_one_line_and_an_exit_code(lab: Path) -> None:
@@ -386,6 +411,7 @@ def test_refused_options_do_not_wait_for_scikit_learn(lab: Path) -> None:
         ("onnx --head mine", 2),
         ("onnx --head logistic --out .", 73),
         ("keras --head knn", 2),
+        ("tflite --head knn", 2),
     ):
         loaded = modules_loaded_by("export", lab / "run", "--format", *words.split(), check=code)
         assert not {"sklearn", "tensorflow"} & loaded, words

@@ -1,4 +1,4 @@
-"""Build and save one Keras or ONNX model, images to class probabilities, without custom code."""
+"""Build one Keras, ONNX or LiteRT model, images to class probabilities, without custom code."""
 
 import gc
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.bases.build import build_base, feature_model
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import PIXELS
-from pipeline.errors import BadDataError
+from pipeline.errors import BadDataError, UsageError
 from pipeline.heads.dense import DenseClassifier
 from pipeline.keras_backend import keras, tf
 from pipeline.models.bundle import Bundle
@@ -19,6 +19,7 @@ from pipeline.models.head_layers import HeadLayer, head_layers
 from pipeline.models.head_onnx import OPSETS, append_head
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.models.upper_layers import layers_above, put_weights
+from pipeline.silence import silenced_stderr
 from pipeline.spec import layer_key, split_layer_key
 from pipeline.text import printable
 
@@ -110,6 +111,40 @@ def _pool(maps: Any, pooling: str) -> Any:
 def save_keras(model: Any, about: Mapping[str, Any], path: Path) -> None:
     """Write a ``.keras`` file, a zip, with ``about`` in its member classifier.json."""
     model.save(path)
+    _append_json(about, path)
+
+
+def save_tflite(model: Any, about: Mapping[str, Any], path: Path) -> None:
+    """Write a LiteRT file, "images" (1, H, W, 3) uint8 RGB -> "probabilities" (1, K) float32.
+
+    As in TensorFlow's metadata format for these files, a zip at its end contains ``about``. Raises
+    UsageError for a network that needs more than LiteRT's built-in operators.
+    """
+    # one image, because delegates (a phone's GPU) refuse models with a dynamic batch size
+    signature = tf.TensorSpec((1, *model.input.shape[1:]), tf.uint8, name="images")
+    function = tf.function(lambda images: {"probabilities": model(images, training=False)})
+    weights = tf.Module()
+    weights.values = [variable.value for variable in model.variables]
+    handlers = list(logging.root.handlers)
+    with silenced_stderr():
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [function.get_concrete_function(signature)], weights
+        )
+        try:
+            converted = converter.convert()
+        except Exception as error:  # it raises many types
+            reason = printable(" ".join(str(error).split()))[:200]
+            raise UsageError(
+                f"{printable(about['head'])} on {about['spec']['base']} cannot be converted to "
+                f"LiteRT ({reason}); choose --format onnx"
+            ) from error
+        finally:
+            logging.root.handlers[:] = handlers  # absl adds one, which prints each message again
+    path.write_bytes(converted)
+    _append_json(about, path)
+
+
+def _append_json(about: Mapping[str, Any], path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("classifier.json", json.dumps(about, indent=2))
 

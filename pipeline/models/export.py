@@ -42,8 +42,8 @@ from pipeline.text import counted, duration, printable
 
 log = logging.getLogger("pipeline")
 
-FORMATS = ("keras", "onnx")
-ONNX_PACKAGES = ("onnxruntime", "tf2onnx", "skl2onnx")  # the extra [onnx]
+FORMATS = ("keras", "onnx", "tflite")
+EXTRAS = {"onnx": ("onnxruntime", "tf2onnx", "skl2onnx"), "tflite": ("ai_edge_litert",)}
 
 SCRATCH = ".export-"  # prefix of an unfinished folder
 CURE = "choose another --head, or extract into a new cache and classify again"
@@ -129,9 +129,9 @@ def export_bundle(
         raise UsageError(f"--format is one of {', '.join(FORMATS)}; received {format!r}")
     if check_images < 1:
         raise UsageError(f"--check-images needs at least 1; received {check_images}")
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if format == "onnx" and missing:
-        raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
+    for package in EXTRAS.get(format, ()):
+        if importlib.util.find_spec(package) is None:
+            raise UnreachableError(f"{package} is missing: pip install -e '.[{format}]'")
     bundle = load_bundle(path)
     if format != "onnx" and bundle.spec.preprocessing.startswith("onnx "):
         raise UsageError(
@@ -140,14 +140,13 @@ def export_bundle(
         )
     if reason := why_not_exportable(bundle):
         raise NotExportableError(f"{printable(bundle.head)} cannot be exported: {reason}")
-    if format == "keras":
+    if format != "onnx":
         head_layers(bundle)  # refuses other heads before TensorFlow loads
     folder = new_export_folder(path, format, out)
     config = Predictor(bundle, weights=weights, cache_dir=cache_dir).base_config()
     reference = reference_images(
         bundle, cache_dir=cache_dir, images=images, max_images=check_images, closest=True
     )
-    is_onnx = format == "onnx"
     if config.onnx_file:
         from pipeline.models.file_composition import compose_file
 
@@ -155,9 +154,10 @@ def export_bundle(
     else:
         from pipeline.models import composition  # loads TensorFlow
 
-        model = (composition.compose_onnx if is_onnx else composition.compose)(bundle, config)
+        compose = composition.compose_onnx if format == "onnx" else composition.compose
+        model = compose(bundle, config)
     with scratch_folder(folder, prefix=SCRATCH) as unfinished:
-        save = save_onnx if is_onnx else composition.save_keras
+        save = save_onnx if format == "onnx" else getattr(composition, f"save_{format}")
         log.info("writing model.%s", format)
         about = {
             "classes": list(bundle.classes),

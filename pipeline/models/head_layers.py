@@ -69,8 +69,8 @@ def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
     decision_weights = _decision_weights(estimator)
     if decision_weights is None:
         raise NotExportableError(
-            f"{printable(bundle.head)} cannot be exported to Keras: it is not a layer of a "
-            f"network; choose --format onnx"
+            f"{printable(bundle.head)} cannot be exported to Keras or LiteRT: it is not a layer of "
+            f"a network; choose --format onnx"
         )
     weights, intercepts = decision_weights
     # two classes with a decision value d have scores -d and d: their softmax is the sigmoid of 2 d

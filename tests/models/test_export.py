@@ -1,7 +1,8 @@
-"""Exported models: heads as layers, one model in Keras and ONNX, and its predict.py."""
+"""Exported models: heads as layers, one model in Keras, ONNX and LiteRT, and its predict.py."""
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -36,7 +37,7 @@ from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import find_base
 from pipeline.bases.weights import file_digest
 from pipeline.engines import open_engine
-from pipeline.errors import BadDataError
+from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.search import search
 from pipeline.heads.calibration import TemperatureScaling, class_scores
@@ -317,6 +318,16 @@ def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def tflite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a saved model with a dense head; nothing else is in its folder."""
+    from pipeline.models.composition import save_tflite
+
+    path = tmp_path_factory.mktemp("tflite") / "model.tflite"
+    save_tflite(compose(network_bundle(synthetic_dense())), ABOUT, path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a saved model with a linear head of four classes; nothing else is in its folder."""
     from pipeline.models.composition import save_onnx
@@ -371,6 +382,35 @@ def test_keras_model_can_be_fine_tuned_as_in_the_book(keras_file: Path) -> None:
     for layer in network.layers[-4:]:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     assert fit_changes() == (True, True)
+
+
+def test_litert_model_takes_one_image_and_contains_its_metadata(tflite_file: Path) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    assert [entry.name for entry in tflite_file.parent.iterdir()] == ["model.tflite"]
+    run = Interpreter(os.fspath(tflite_file)).get_signature_runner()
+    (images,), (found,) = run.get_input_details().items(), run.get_output_details().items()
+    assert (images[0], images[1]["dtype"]) == ("images", np.uint8)
+    assert images[1]["shape_signature"].tolist() == [1, SIZE, SIZE, 3]
+    assert (found[0], found[1]["shape_signature"].tolist()) == ("probabilities", [1, 2])
+    images = synthetic_images()
+    found = np.concatenate([run(images=image[None])["probabilities"] for image in images])
+    expected = measured(network_bundle(synthetic_dense()), images)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with zipfile.ZipFile(tflite_file) as archive:
+        assert json.loads(archive.read("classifier.json")) == ABOUT
+
+
+def test_network_beyond_the_operators_of_litert_is_refused_in_one_line(tmp_path: Path) -> None:
+    from pipeline.models.composition import keras, save_tflite, tf
+
+    images = keras.Input((2, 2, 3), dtype="uint8", name="images")
+    svd = keras.layers.Lambda(lambda x: tf.linalg.svd(tf.cast(x, tf.float32), compute_uv=False))
+    about = ABOUT | {"head": "dense", "spec": {"base": "mine"}}
+    with pytest.raises(UsageError, match=r"dense on mine cannot .* --format onnx$") as caught:
+        save_tflite(keras.Model(images, svd(images)), about, tmp_path / "model.tflite")
+    assert str(caught.value).isprintable()
+    assert not list(tmp_path.iterdir())
 
 
 def test_onnx_model_is_one_checked_file_with_metadata(onnx_file: Path) -> None:
@@ -544,10 +584,10 @@ def test_predict_py_reads_heic_with_pillow_heif(
 
 
 def test_predict_py_opens_its_model_whatever_else_is_in_its_folder(
-    onnx_file: Path, keras_file: Path, tmp_path: Path
+    onnx_file: Path, keras_file: Path, tflite_file: Path, tmp_path: Path
 ) -> None:
     template = Path(export.__file__).parent / "templates" / "predict.py"
-    for model, class_count in ((onnx_file, 4), (keras_file, 2)):
+    for model, class_count in ((onnx_file, 4), (keras_file, 2), (tflite_file, 2)):
         folder = tmp_path / model.suffix
         folder.mkdir()
         for name in ("model.bak", "model.a", "model.zip"):

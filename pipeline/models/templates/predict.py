@@ -1,9 +1,9 @@
 """Classify images with the model beside this file: python predict.py IMAGE… [--csv FILE]
 
 An IMAGE is a file, a folder or a pattern such as 'photos/*.jpg'. In Python: ``from predict import
-predict``. Needs Pillow, NumPy, and onnxruntime for model.onnx or keras with tensorflow for
-model.keras. Images are decoded and resized as in training: another decoder or filter changes the
-predictions.
+predict``. Needs Pillow, NumPy, and onnxruntime for model.onnx, ai-edge-litert for model.tflite or
+keras with tensorflow for model.keras. Images are decoded and resized as in training: another
+decoder or filter changes the predictions.
 """
 
 import argparse
@@ -45,8 +45,11 @@ GREY_SCALES = {"L;2": 85, "L;4": 17}  # of small numbers to 8 bits
 @cache
 def open_model() -> tuple[list[str], dict[str, Any], Any]:
     """Return class names, the image spec, and the model: (B, H, W, 3) uint8 -> (B, K) float32."""
-    path = Path(__file__).with_name("model.onnx")
-    if path.exists():
+    folder, names = Path(__file__).parent, ("model.onnx", "model.tflite", "model.keras")
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        raise FileNotFoundError(f"there is no {', '.join(names)} in {folder}")
+    if path.suffix == ".onnx":
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # sends no usage reports
         import onnxruntime
 
@@ -67,13 +70,22 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
             return np.concatenate(rows)[: len(images)]
 
         return classes, spec, run
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no messages about the processor
-    path = path.with_suffix(".keras")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no model.onnx or model.keras in {path.parent}")
     with zipfile.ZipFile(path) as archive:
         about = json.loads(archive.read("classifier.json"))
+    if path.suffix == ".tflite":
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+        with silence():
+            interpreter.allocate_tensors()
+        runner = interpreter.get_signature_runner()
+
+        def classify_each(images: Any) -> Any:  # the model takes one image
+            return np.concatenate([runner(images=image[None])["probabilities"] for image in images])
+
+        return about["classes"], about["spec"], classify_each
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no messages about the processor
     print("loading TensorFlow", file=sys.stderr, flush=True)  # 15 s
     with silence():
         import keras
@@ -84,7 +96,7 @@ def open_model() -> tuple[list[str], dict[str, Any], Any]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Discard what TensorFlow's C++ code prints on stderr while it loads."""
+    """Discard what C++ code prints on stderr while a model loads."""
     sys.stderr.flush()
     saved = os.dup(2)
     try:
@@ -336,8 +348,9 @@ def main() -> int:
             "w", encoding="utf-8", errors="surrogateescape", newline=""
         )
     except ImportError as error:
-        parser.error(f"{error.name} is missing: pip install {error.name}")
-    except OSError as error:
+        name = str(error.name).partition(".")[0].replace("_", "-")
+        parser.error(f"{name} is missing: pip install {name}")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:  # such as of a cut-off model
         parser.error(printable(error))
     with table:
         writer = csv.writer(table)
