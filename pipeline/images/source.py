@@ -1,8 +1,8 @@
-"""`ImageSource`: where the bytes of images come from; `FolderSource` for a folder."""
+"""`ImageSource`: where the bytes of images come from: `FolderSource`, or several merged."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -51,14 +51,16 @@ class FolderSource(ImageSource):
     """A folder of files; with ``Path()``, any paths as they are.
 
     With ``confined``, for paths that a file from elsewhere names, links must not lead out of it.
+    ``manifest`` is the file that names the images, if one does.
     """
 
     folder: Path
     confined: bool = False
+    manifest: str = ""
 
     @property
     def root(self) -> str:
-        return os.fspath(self.folder)
+        return self.manifest or os.fspath(self.folder)
 
     def list(self) -> Iterator[bytes]:
         for parent, _, names in os.walk(self.folder):
@@ -84,3 +86,32 @@ class FolderSource(ImageSource):
         if self.confined and not file.resolve().is_relative_to(self.folder.resolve()):
             raise OSError("outside the image folder")
         return file
+
+
+@dataclass(frozen=True)
+class MergedSource(ImageSource):
+    """Several sources by name: the paths of each begin with its name and a slash."""
+
+    sources: Mapping[str, ImageSource]
+
+    @property
+    def root(self) -> str:
+        return os.pathsep.join(source.root for source in self.sources.values())
+
+    def list(self) -> Iterator[bytes]:
+        for name, source in self.sources.items():
+            yield from (os.fsencode(name) + b"/" + path for path in source.list())
+
+    def stat(self, path: bytes) -> FileStat:
+        source, below = self._split(path)
+        return source.stat(below)
+
+    def read(self, path: bytes) -> bytes:
+        source, below = self._split(path)
+        return source.read(below)
+
+    def _split(self, path: bytes) -> tuple[ImageSource, bytes]:
+        name, _, below = path.partition(b"/")
+        if (source := self.sources.get(os.fsdecode(name))) is None:
+            raise FileNotFoundError("its folder is not part of the set")
+        return source, below
