@@ -269,9 +269,7 @@ def repair_cache(
     return Repair((*shards, *damages), filled.computed)
 
 
-def _images_of(
-    table: FeatureTable, source: ImageSource, *, skipped: Sequence[Skipped]
-) -> ImageSet:
+def _images_of(table: FeatureTable, source: ImageSource, *, skipped: Sequence[Skipped]) -> ImageSet:
     """Return the images of a cache's rows, with the labels that they have there."""
     columns = table.columns
     rows = np.flatnonzero((columns.labels != NO_FILE) & (columns.views == 0)).tolist()

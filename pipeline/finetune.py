@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.images.sets import open_set
 
     config = cli.config_from(arguments, FinetuneConfig, extract=extract_config(arguments))
-    images = open_set(arguments.data, config.extract)  # reports mistakes before TensorFlow is loaded
+    images = open_set(
+        arguments.data, config.extract
+    )  # reports mistakes before TensorFlow is loaded
     if images.task != CLASSES:
         raise UsageError(f"finetune needs classes; {printable(images.root)} is {images.task}")
     named_columns(arguments.columns)  # so does this
@@ -60,7 +62,9 @@ def extract_config(arguments: argparse.Namespace) -> ExtractConfig:
 
 def add_options(parser: argparse.ArgumentParser, config: type[FinetuneConfig]) -> None:
     """Add the image folder and every option of a training to a parser."""
-    parser.add_argument("data", type=path_argument, help="image folder or manifest, as for pipeline.extract")
+    parser.add_argument(
+        "data", type=path_argument, help="image folder or manifest, as for pipeline.extract"
+    )
     cli.add_options(parser, config)
     cli.add_options(parser, BaseConfig, exclude=("batch_size", "seed"))
     cli.add_options(parser, LabelConfig)

@@ -124,8 +124,7 @@ def fill_cache(
             if images.task == CLASSES:
                 of = f" of {', '.join(printable(images.classes[each]) for each in sorted(empty))}"
             raise BadDataError(
-                f"no image{of} in {printable(images.root)} can be read: repair or "
-                f"delete them"
+                f"no image{of} in {printable(images.root)} can be read: repair or delete them"
             )
         publish_rows(
             path,
