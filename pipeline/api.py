@@ -95,9 +95,9 @@ def extract_features(
 
     Parameters
     ----------
-    data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them; several
-        such folders, whose classes are merged by name; a manifest, such as ``labels.csv``; or a
-        pandas data frame with the columns path and label, and optionally split and group.
+    data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them;
+        several such folders, whose classes are merged by name; a manifest, such as ``labels.csv``;
+        or a pandas data frame with the columns path and label, and optionally split and group.
     progress : called with (rows done, rows in total).
     engine_progress : called with (engines tried, engines to try), if one is to be chosen.
     on_scan : called with the contents of the set before features are computed.

@@ -27,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.images.sets import open_set
 
     config = cli.config_from(arguments, FinetuneConfig, extract=extract_config(arguments))
-    images = open_set(
-        arguments.data, config.extract
-    )  # reports mistakes before TensorFlow is loaded
+    # Mistakes are reported before TensorFlow is loaded.
+    images = open_set(arguments.data, config.extract)
     if images.task != CLASSES:
         raise UsageError(f"finetune needs classes; {printable(images.root)} is {images.task}")
     named_columns(arguments.columns)  # so does this

@@ -95,12 +95,13 @@ class _GroupFile:
 def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDArray[np.void]:
     """Return identities (N,) V32; rows of one identity are in one split.
 
-    An identity is the content digest, or the SHA-256 of the group's name. Groups that share an
-    identical file are one group, whose identity is the smallest of theirs.
+    An identity is the content digest, or the SHA-256 of the group's name: by ``group_of``, else the
+    cache's. Groups that share an identical file are one group, whose identity is the smallest of
+    theirs.
     """
-    if group_of is None:
+    if group_of is None and not columns.groups.any():
         return columns.digests
-    names = group_of(columns)
+    names = group_of(columns) if group_of else [os.fsdecode(g) or None for g in columns.groups]
     ungrouped = sum(name is None for name in names)
     if ungrouped == len(names):
         raise UsageError(
@@ -108,7 +109,7 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
             f"the first is {printable(columns.paths[0])}"
         )
     if ungrouped:
-        log.warning("--group does not match %s: each is its own group", counted(ungrouped, "image"))
+        log.warning("%s without a group: each is its own group", counted(ungrouped, "image"))
     named = np.frombuffer(
         b"".join(
             digest.tobytes() if name is None else hashlib.sha256(os.fsencode(name)).digest()

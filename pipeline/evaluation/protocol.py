@@ -94,6 +94,7 @@ class EvaluationProtocol:
     def plan_trials(self, columns: Columns, classes: Sequence[str]) -> TrialPlan:
         """Return the trials of a set of images; raises BadDataError if it cannot be split."""
         identities = identities_of(columns, self.group_of)
+        has_groups = self.group_of is not None or bool(columns.groups.any())
         seeds = tuple(range(self.seed, self.seed + self.repeats))
         folds = self.folds
         if folds is None and self.shares is None:
@@ -106,7 +107,7 @@ class EvaluationProtocol:
             splits = make_splits(
                 columns, classes, shares=self.shares, seed=self.split_seed, identities=identities
             )
-            notices = tuple(_notice_divided_groups(splits, identities)) if self.group_of else ()
+            notices = tuple(_notice_divided_groups(splits, identities)) if has_groups else ()
             return TrialPlan((Trial(splits, seeds),), splits.source, notices=notices)
         trials = tuple(
             Trial(splits, (seed,))
@@ -116,7 +117,7 @@ class EvaluationProtocol:
             )
         )
         ignored = "; the split folders are ignored" if columns.splits.max(initial=0) > TRAIN else ""
-        grouped = ", groups kept together" if self.group_of else ""
+        grouped = ", groups kept together" if has_groups else ""
         repeated = f", {self.repeats} times" if self.repeats > 1 else ""
         source = f"cross-validated: {folds} folds stratified by class{grouped}{repeated}{ignored}"
         return TrialPlan(trials, source, folds)

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
@@ -122,10 +122,11 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
     if any(file.split for file in files) and not any(file.split == TRAIN for file in files):
         raise BadDataError(f"{manifest.name} has rows of other splits, but none of train")
     column = options.label_column or options.label_columns or ""
-    parts = [manifest.folder.name, "dataframe" if is_frame(data) else Path(data).stem, column]
-    if task == UNLABELLED:
-        parts.append(UNLABELLED)
-    place = manifest.folder / "dataframe" if is_frame(data) else Path(data).resolve()
+    if is_frame(data):
+        place, parts = manifest.folder / "dataframe", [manifest.folder.name, "dataframe"]
+    else:
+        place, parts = Path(data).resolve(), [Path(data).absolute().parent.name, Path(data).stem]
+    parts += [column, UNLABELLED * (task == UNLABELLED)]
     return ImageSet(
         source=FolderSource(base, manifest=os.fspath(place)),
         name="-".join(filter(None, parts)),
@@ -141,7 +142,7 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
     )
 
 
-def class_names(labels: Collection[str]) -> dict[str, str]:
+def class_names(labels: set[str]) -> dict[str, str]:
     """Return the class of each label, in order: numbers by value, 1.0 as 1; other text by name.
 
     >>> class_names({"10", "2", "2.0"})

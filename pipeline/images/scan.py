@@ -218,9 +218,7 @@ def _in_order(files: Iterable[FoundFile]) -> tuple[FoundFile, ...]:
     return tuple(sorted(files, key=lambda file: (file.split, file.path)))
 
 
-def _scan(
-    tree: _Tree, source: ImageSource, set_name: str, min_classes: int = 2
-) -> ImageSet:
+def _scan(tree: _Tree, source: ImageSource, set_name: str, min_classes: int = 2) -> ImageSet:
     root = tree.root
     skipped: list[Skipped] = []
     folders, files = tree.list("", skipped)
@@ -234,11 +232,7 @@ def _scan(
     if not folders:
         raise BadDataError(
             f"{printable(root)} contains files but no class folders: "
-<<<<<<< HEAD
-            f"expected {printable(root.name)}/<class>/<image>; for features only, pass --unlabeled"
-=======
-            f"expected {printable(set_name)}/<class>/<image>"
->>>>>>> a06ca03
+            f"expected {printable(set_name)}/<class>/<image>; for features only, pass --unlabeled"
         )
     by_split = _find_split_folders(tree, folders)
     ignored = [] if not by_split else [name for name in folders if name not in by_split.values()]
@@ -254,17 +248,10 @@ def _scan(
             f"{printable(root)} contains {inner[0]}/ below {by_split[TRAIN]}/: a set inside a set; "
             f"name the inner folder, or move its folders up"
         )
-<<<<<<< HEAD
     if len(names) < min_classes:
-        only = next(iter(class_folders.values()), root)
-        deeper = [only / name for name in _list_folder(only, root, [])[0]] if names else []
-        hint = f"; did you mean {printable(only)}?" if len(deeper) > 1 else ""
-=======
-    if len(names) < 2:
         only = next(iter(class_folders.values()), "")
         deeper = tree.list(only, [])[0] if names else []
         hint = f"; did you mean {printable(_join(root, only))}?" if len(deeper) > 1 else ""
->>>>>>> a06ca03
         if hint and by_split:
             hint = f"; move the folders in {printable(only)}/ up by one"
         raise BadDataError(

@@ -68,7 +68,7 @@ class FolderSource(ImageSource):
                 yield os.fsencode((Path(parent) / name).relative_to(self.folder).as_posix())
 
     def stat(self, path: bytes) -> FileStat:
-        status = self._file(path).stat()
+        status = self.file(path).stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         # A program can set mtime back, but not ctime.
@@ -79,9 +79,10 @@ class FolderSource(ImageSource):
     def read(self, path: bytes) -> bytes:
         if self.confined:
             self.stat(path)  # a pipe would block
-        return self._file(path).read_bytes()
+        return self.file(path).read_bytes()
 
-    def _file(self, path: bytes) -> Path:
+    def file(self, path: bytes) -> Path:
+        """Return where a file is."""
         file = self.folder / os.fsdecode(path)
         if self.confined and not file.resolve().is_relative_to(self.folder.resolve()):
             raise OSError("outside the image folder")
@@ -90,9 +91,9 @@ class FolderSource(ImageSource):
 
 @dataclass(frozen=True)
 class MergedSource(ImageSource):
-    """Several sources by name: the paths of each begin with its name and a slash."""
+    """Several folders by name: the paths of each begin with its name and a slash."""
 
-    sources: Mapping[str, ImageSource]
+    sources: Mapping[str, FolderSource]
 
     @property
     def root(self) -> str:
@@ -110,7 +111,12 @@ class MergedSource(ImageSource):
         source, below = self._split(path)
         return source.read(below)
 
-    def _split(self, path: bytes) -> tuple[ImageSource, bytes]:
+    def file(self, path: bytes) -> Path:
+        """Return where a file is."""
+        source, below = self._split(path)
+        return source.file(below)
+
+    def _split(self, path: bytes) -> tuple[FolderSource, bytes]:
         name, _, below = path.partition(b"/")
         if (source := self.sources.get(os.fsdecode(name))) is None:
             raise FileNotFoundError("its folder is not part of the set")

@@ -28,7 +28,8 @@ from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import SPLIT_NAMES, find_images, scan_folder
-from pipeline.images.source import FolderSource
+from pipeline.images.sets import reopen_source
+from pipeline.images.source import FolderSource, MergedSource
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
@@ -182,19 +183,19 @@ def check_parity(
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Image files in the folder ``root``, and their rows (n,) in the cache.
+    """Image files of a source, and their rows (n,) in the cache.
 
-    ``moved`` maps digests to paths relative to ``root``, if they are not those of the cache.
+    ``moved`` maps digests to paths in ``source``, if they are not those of the cache.
     """
 
     table: FeatureTable
     rows: Rows
-    root: Path
+    source: FolderSource | MergedSource
     moved: Mapping[bytes, bytes] | None = None
 
     @property
     def paths(self) -> list[Path]:
-        return [self.root / os.fsdecode(name) for name in self._names]
+        return [self.source.file(name) for name in self._names]
 
     @property
     def _names(self) -> list[bytes]:
@@ -244,7 +245,7 @@ class ReferenceImages:
         spec = self.table.spec
         digests = dict(zip(self._names, self.digests, strict=True))
         decoded = read_images(
-            FolderSource(self.root),
+            self.source,
             digests,
             image_size=spec.image_size,
             resize=spec.resize,
@@ -256,7 +257,7 @@ class ReferenceImages:
                 for path, image in block:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
-                            f"{printable(self.root / os.fsdecode(path))} is not the cached image "
+                            f"{printable(path)} in {printable(self.source.root)} is not the cached image "
                             f"any more ({image.reason}): run extract and classify again, or name "
                             f"the folder that has it now with --images"
                         )
@@ -292,14 +293,16 @@ def reference_images(
         cache = cache_dir / cache.name
     table = read_table(cache)
     _check_same_features(bundle, table)
+    source = reopen_source(table.document) if images is None else FolderSource(images)
     root = images or Path(table.document["root"])
-    if not root.is_dir():
-        problem = "is a file" if root.exists() else "does not exist"
+    if not isinstance(source, FolderSource | MergedSource) or (images and not images.is_dir()):
+        problem = "is no folder" if root.exists() else "does not exist"
         raise NoInputError(
             f"{printable(root)}, the image folder of {printable(table.path)}, {problem}: "
             f"name the folder that has its images now with --images"
         )
-    folders = bundle.classes if images else scan_folder(root).classes
+    is_folder = images is None and "folders" not in table.document
+    folders = scan_folder(root).classes if is_folder else bundle.classes
     if folders != bundle.classes:
         raise BadDataError(
             f"the class folders of {printable(root)} are {_join_names(folders)}; "
@@ -315,7 +318,7 @@ def reference_images(
         rows = unaugmented[np.isin(columns.digests[unaugmented], keys)]
     if not len(rows):
         raise NoInputError(f"{printable(table.path)} contains no image to check predictions on")
-    reference = ReferenceImages(table, rows, root)
+    reference = ReferenceImages(table, rows, source)
     if images:
         reference = _find_moved(reference)
         rows = reference.rows
@@ -330,19 +333,19 @@ def reference_images(
 
 def _find_moved(images: ReferenceImages) -> ReferenceImages:
     """Return the images whose content is below their root, each once."""
-    names, _ = find_images([os.fspath(images.root)])
+    names, _ = find_images([images.source.root])
     digests, _ = hash_files(FolderSource(Path()), names)
-    root = os.fsencode(images.root)
+    root = os.fsencode(images.source.root)
     moved = {digest: os.path.relpath(name, root) for name, digest in digests.items()}
     rows = dict(zip(images.digests, images.rows.tolist(), strict=True))
     found = np.array(sorted(row for digest, row in rows.items() if digest in moved), np.int64)
     total = counted(len(rows), "test image")
     if not len(found):
         raise NoInputError(
-            f"{printable(images.root)} contains none of {total} of "
+            f"{printable(images.source.root)} contains none of {total} of "
             f"{printable(images.table.path)}: name the folder that they were moved to"
         )
-    log.info("%s contains %d of %s", printable(images.root), len(found), total)
+    log.info("%s contains %d of %s", printable(images.source.root), len(found), total)
     return replace(images, rows=found, moved=moved)
 
 
