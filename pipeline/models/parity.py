@@ -257,8 +257,8 @@ class ReferenceImages:
                 for path, image in block:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
-                            f"{printable(path)} in {printable(self.source.root)} is not the cached image "
-                            f"any more ({image.reason}): run extract and classify again, or name "
+                            f"{printable(path)} in {printable(self.source.root)} is not the cached "
+                            f"image any more ({image.reason}): run extract and classify again, or name "
                             f"the folder that has it now with --images"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
