@@ -41,7 +41,8 @@ DELIMITERS = ",;\t"  # spreadsheets use these, by country
 SEPARATOR = "|"  # of several labels in a cell
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?")  # 001 is text
-YES, NO = {"1", "True", "TRUE", "true"}, {"0", "False", "FALSE", "false"}
+TRUE, FALSE = {"True", "TRUE", "true"}, {"False", "FALSE", "false"}
+YES, NO = TRUE | {"1", "1.0"}, FALSE | {"0", "0.0"}
 
 Values = Sequence[Any] | None  # the values of some columns; None for a row with too many
 
@@ -153,7 +154,7 @@ def class_names(labels: set[str]) -> dict[str, str]:
     if all(map(NUMBER.fullmatch, labels)):
         ordered = sorted(labels, key=lambda label: (Decimal(label), label))
         return {label: f"{Decimal(label).normalize() + 0:f}" for label in ordered}
-    if labels <= YES | NO:  # TRUE of Excel, true of JSON, True of Python
+    if labels <= TRUE | FALSE:  # TRUE of Excel, true of JSON, True of Python
         return {label: label.title() for label in sorted(labels, key=str.title)}
     return {label: label for label in sorted(labels)}
 

@@ -257,9 +257,9 @@ class ReferenceImages:
                 for path, image in block:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
-                            f"{printable(path)} in {printable(self.source.root)} is not the cached "
-                            f"image any more ({image.reason}): run extract and classify again, or name "
-                            f"the folder that has it now with --images"
+                            f"{printable(path)} is not the cached image any more ({image.reason}) "
+                            f"in {printable(self.source.root)}: run extract and classify again, or "
+                            f"name the folder that has it now with --images"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
                 done += len(block)
