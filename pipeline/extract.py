@@ -115,7 +115,7 @@ def _log_image_set(images: "ImageSet") -> None:
     elif images.task == UNLABELLED:
         kind = "without labels"
     log.info("%s: %s %s", printable(images.root), counted(len(images.files), "file"), kind)
-    for split in sorted({file.split for file in images.files}):
+    for split in sorted({file.split for file in images.files if images.task != UNLABELLED}):
         name = SPLIT_NAMES[split] if split else "no splits, classify makes them"
         shown = _counts([file for file in images.files if file.split == split], images)
         log.info("  %s: %s", name, ", ".join(shown[:20] + ["…"] * (len(shown) > 20)))
@@ -137,8 +137,6 @@ def _counts(files: "Sequence[FoundFile]", images: "ImageSet") -> list[str]:
     if images.task == REGRESSION:
         numbers = [file.targets[0] for file in files]
         return [f"{len(files):,}, from {min(numbers):g} to {max(numbers):g}"]
-    if images.task == UNLABELLED:
-        return [f"{len(files):,}"]
     counts = Counter(file.label for file in files)
     if images.task == MULTILABEL:
         counts = Counter(n for file in files for n, has in enumerate(file.targets) if has)

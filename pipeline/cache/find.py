@@ -179,6 +179,9 @@ def _describe_other(folder: Path, name: Path, sources: set[_Source]) -> str:
         return f"contains image folders, and is not one: name one of {_listed(below)}"
     if (name / LATEST).is_file() or any(place.glob("*.h5")):
         return f"is a folder of caches: pass --cache-dir {printable(name)}, or name a file in it"
+    for source in sources:
+        if os.fspath(place) in os.fspath(source.root).split(os.pathsep):
+            return f"is a part of the set {printable(source.set)}: name {printable(source.set)}"
     if above and name.exists():
         return f"is in the image folder of a set: name {_listed(above)}"
     if name.is_file() and not is_manifest(name):
