@@ -39,8 +39,9 @@ from pipeline.cache.provenance import (
 from pipeline.cache.reuse import OtherRows, find_other_rows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.hashes import hash_files
+from pipeline.images.manifest import is_manifest
 from pipeline.images.reader import read_images
 from pipeline.images.scan import NO_SPLIT, TRAIN, FoundFile, ImageSet, Skipped, find_images
 from pipeline.images.set_checks import (
@@ -48,7 +49,7 @@ from pipeline.images.set_checks import (
     warn_of_missing_classes,
     warn_of_nested_classes,
 )
-from pipeline.images.sets import Data, open_set, reopen_source
+from pipeline.images.sets import Data, missing_folder, open_set, reopen_source
 from pipeline.images.source import FolderSource, ImageSource
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
@@ -247,7 +248,8 @@ def repair_cache(
     if (source := reopen_source(table.document)) is None:
         raise NoInputError(
             f"{printable(target)} cannot be repaired: its image folder "
-            f"{printable(table.document['root'])} is missing. Restore the folder"
+            f"{printable(missing_folder(table.document) or table.document['root'])} is missing. "
+            f"Restore the folder"
         )
     images = _images_of(table, source, skipped=read_skipped(target))
     digests, unreadable = hash_files(images.source, images.paths)
@@ -322,6 +324,8 @@ def predict_images(
     config = replace(config or PredictConfig(), **options)
     names = [images] if isinstance(images, str | os.PathLike) else images
     patterns = [os.fspath(name) for name in names]
+    if tables := [name for name in patterns if is_manifest(Path(name))]:
+        raise UsageError(f"{printable(tables[0])} is a manifest: name its images or their folder")
     paths, skipped = find_images(patterns)
     if not paths:
         reason = f"none below {printable(patterns[0])}" if patterns else "no path was passed"

@@ -116,7 +116,9 @@ class EvaluationProtocol:
                 columns, classes, folds=folds, seed=split_seed, identities=identities
             )
         )
-        ignored = "; the split folders are ignored" if columns.splits.max(initial=0) > TRAIN else ""
+        ignored = (
+            "; the splits of the set are ignored" if columns.splits.max(initial=0) > TRAIN else ""
+        )
         grouped = ", groups kept together" if has_groups else ""
         repeated = f", {self.repeats} times" if self.repeats > 1 else ""
         source = f"cross-validated: {folds} folds stratified by class{grouped}{repeated}{ignored}"
@@ -131,7 +133,7 @@ class EvaluationProtocol:
                 "cross-validate with --cv"
             )
         if complete and self.split_seed:
-            log.warning("--split-seed has no effect: the folders decide the splits")
+            log.warning("--split-seed has no effect: the set has splits")
 
 
 def _notice_divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
@@ -140,6 +142,6 @@ def _notice_divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> 
     _, splits_of_group = np.unique(np.concatenate(parts), return_counts=True)
     if count := int((splits_of_group > 1).sum()):
         yield (
-            f"the split folders divide {counted(count, 'group')}, which inflates every accuracy; "
+            f"the splits of the set divide {counted(count, 'group')}, which inflates every accuracy; "
             f"--cv keeps groups together"
         )

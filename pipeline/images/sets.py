@@ -119,13 +119,20 @@ def reopen_source(document: Mapping[str, Any]) -> ImageSource | None:
         return None
     if "folders" not in document:
         return FolderSource(folders[""], confined=True)
-    sources = {name: FolderSource(folder) for name, folder in folders.items()}
-    return sources.get("") or MergedSource(sources)
+    if "" in folders:
+        return FolderSource(folders[""], manifest=str(document["root"]))
+    return MergedSource({name: FolderSource(folder) for name, folder in folders.items()})
 
 
 def is_gone(document: Mapping[str, Any]) -> bool:
     """Return whether a folder of a cache's images does not exist any more."""
-    return not all(map(Path.is_dir, _folders_of(document).values()))
+    return missing_folder(document) is not None
+
+
+def missing_folder(document: Mapping[str, Any]) -> Path | None:
+    """Return the first folder of a cache's images that does not exist any more."""
+    folders = _folders_of(document).values()
+    return next((folder for folder in folders if not folder.is_dir()), None)
 
 
 def _folders_of(document: Mapping[str, Any]) -> dict[str, Path]:

@@ -28,7 +28,7 @@ from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import SPLIT_NAMES, find_images, scan_folder
-from pipeline.images.sets import reopen_source
+from pipeline.images.sets import missing_folder, reopen_source
 from pipeline.images.source import FolderSource, MergedSource
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
@@ -294,7 +294,7 @@ def reference_images(
     table = read_table(cache)
     _check_same_features(bundle, table)
     source = reopen_source(table.document) if images is None else FolderSource(images)
-    root = images or Path(table.document["root"])
+    root = images or missing_folder(table.document) or Path(table.document["root"])
     if not isinstance(source, FolderSource | MergedSource) or (images and not images.is_dir()):
         problem = "is no folder" if root.exists() else "does not exist"
         raise NoInputError(
