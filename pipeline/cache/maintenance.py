@@ -234,8 +234,8 @@ def find_prunable(folder: Path) -> list[Prunable]:
     kept = [table for table in tables if not is_gone(table.document)]
     for table in tables:
         size = table.path.stat().st_size
-        if folder := missing_folder(table.document):
-            reason = f"its image folder {printable(folder)} is gone"
+        if gone_folder := missing_folder(table.document):
+            reason = f"its image folder {printable(gone_folder)} is gone"
             reason += f"; {_describe_use(table, kept)}"
             items.append(Prunable(table.path, size, reason))
         elif gone := len(_rows_of_deleted_images(table)):

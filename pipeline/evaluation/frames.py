@@ -51,7 +51,7 @@ def table_of_frame(frame: Any) -> FrameTable:
     if "label" not in cells or not count:
         listed = ", ".join(printable(str(name)) for name in frame.columns[:5])
         raise UsageError(f"a data frame needs a column label and rows; received {listed or 'none'}")
-    others = [str(n) for n, kind in features.dtypes.items() if not np.issubdtype(kind, np.number)]
+    others = [str(name) for name in features.columns.drop(features.select_dtypes("number").columns)]
     if others or not features.shape[1]:
         raise UsageError(
             "all columns but path, label, split, group and view are features, which are numbers; "

@@ -116,9 +116,7 @@ class EvaluationProtocol:
                 columns, classes, folds=folds, seed=split_seed, identities=identities
             )
         )
-        ignored = (
-            "; the splits of the set are ignored" if columns.splits.max(initial=0) > TRAIN else ""
-        )
+        ignored = "; splits of the set are ignored" if columns.splits.max(initial=0) > TRAIN else ""
         grouped = ", groups kept together" if has_groups else ""
         repeated = f", {self.repeats} times" if self.repeats > 1 else ""
         source = f"cross-validated: {folds} folds stratified by class{grouped}{repeated}{ignored}"
@@ -142,6 +140,6 @@ def _notice_divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> 
     _, splits_of_group = np.unique(np.concatenate(parts), return_counts=True)
     if count := int((splits_of_group > 1).sum()):
         yield (
-            f"the splits of the set divide {counted(count, 'group')}, which inflates every accuracy; "
+            f"the set's splits divide {counted(count, 'group')}, which inflates every accuracy; "
             f"--cv keeps groups together"
         )

@@ -256,7 +256,7 @@ def _scan(tree: _Tree, source: ImageSource, set_name: str, min_classes: int = 2)
             hint = f"; move the folders in {printable(only)}/ up by one"
         raise BadDataError(
             f"{printable(root)} has {counted(len(names), 'class', 'classes')}: expected at least "
-            f"two folders, one per class{hint}"
+            f"two folders, one per class, or --unlabeled for features only{hint}"
         )
     files_of_set: list[FoundFile] = []
     for (split, name), folder in class_folders.items():

@@ -30,9 +30,8 @@ def warn_of_missing_classes(images: ImageSet) -> None:
         hints = []
         for name in lacking:
             similar = difflib.get_close_matches(name, sorted(classes[split] - common), 1, 0.75)
-            hints += (
-                [f"{printable(similar[0])}{slash} is there: the same class?"] if similar else []
-            )
+            if similar:
+                hints.append(f"{printable(similar[0])}{slash} is there: the same class?")
         names = ", ".join(f"{printable(name)}{slash}" for name in lacking[:MAX_LISTED])
         names += ", …" if len(lacking) > MAX_LISTED else ""
         log.warning(

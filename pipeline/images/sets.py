@@ -37,8 +37,16 @@ def open_set(data: Data, options: LabelConfig | None = None) -> ImageSet:
         "group_column",
     ):  # fmt: skip
         raise UsageError(f"{flag} needs a manifest such as labels.csv; received {_listed(paths)}")
-    scan = scan_unlabelled if options.unlabeled else scan_folder
-    return scan(paths[0]) if len(paths) == 1 else _merge_folders(paths, options)
+    if len(paths) > 1:
+        return _merge_folders(paths, options)
+    if options.unlabeled:
+        return scan_unlabelled(paths[0])
+    try:
+        return scan_folder(paths[0])
+    except BadDataError as error:
+        if manifests := sorted(filter(is_manifest, paths[0].iterdir())):
+            raise BadDataError(f"{error}; did you mean {printable(manifests[0])}?") from error
+        raise
 
 
 def _merge_folders(paths: Sequence[Path], options: LabelConfig) -> ImageSet:

@@ -95,7 +95,7 @@ def test_options_that_folders_overrule_are_refused_or_logged(
     assert "--split-seed has no effect" in caplog.text
     rule = r"(\d)\.jpg"  # ten groups; the folders divide eight
     (notice,) = EvaluationProtocol(group=rule).plan_trials(columns, CLASSES).notices
-    assert notice.startswith("the splits of the set divide 8 groups, which inflates every accuracy")
+    assert notice.startswith("the set's splits divide 8 groups, which inflates every accuracy")
     assert EvaluationProtocol(group=rule, folds=3).plan_trials(columns, CLASSES).notices == ()
 
 
