@@ -93,7 +93,7 @@ class EvaluationProtocol:
 
     def plan_trials(self, columns: Columns, classes: Sequence[str]) -> TrialPlan:
         """Return the trials of a set of images; raises BadDataError if it cannot be split."""
-        identities = identities_of(columns, self.group_of)
+        identities = identities_of(columns, self.group_of, classes)
         has_groups = self.group_of is not None or bool(columns.groups.any())
         seeds = tuple(range(self.seed, self.seed + self.repeats))
         folds = self.folds
