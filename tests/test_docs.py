@@ -40,15 +40,8 @@ def test_reader_of_the_format_page_reads_a_cache(tmp_path: Path) -> None:
 
 
 README = (ROOT / "README.md").read_text()
-GUIDES = (
-    "EXTRACT",
-    "EVALUATION",
-    "CACHE",
-    "FINETUNE",
-    "PREDICT",
-    "PERFORMANCE",
-    "INPUTS",
-)  # with commands
+# With commands, in the order in which they run
+GUIDES = ("EXTRACT", "EVALUATION", "CACHE", "FINETUNE", "PREDICT", "PERFORMANCE", "INPUTS")
 
 
 def commands_of(page: str) -> list[str]:

@@ -109,10 +109,12 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
         _check_classes(manifest.name, Counter(label for row in rows for label in row.labels))
     rows = list(_merge_rows(rows, unite=task == MULTILABEL))
     number_of = {name: number for number, name in enumerate(classes)}
-    base = _common_folder(manifest.folder, [row.path for row in rows])
+    # The lowest folder that contains all images and the folder of the manifest
+    base = os.path.commonpath([manifest.folder, *(row.path for row in rows)])
+    prefix = len(os.path.join(base, ""))  # noqa: PTH118 - / ends in a separator already
     files = [
         FoundFile(
-            path=os.fsencode(Path(os.path.relpath(row.path, base)).as_posix()),
+            path=os.fsencode(row.path[prefix:].replace(os.sep, "/")),
             label=number_of[row.labels[0]] if task == CLASSES else 0,
             split=SPLIT_FOLDERS[row.split] if row.split else NO_SPLIT,
             targets=_targets(row.labels, classes, task),
@@ -129,7 +131,7 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
         place, parts = Path(data).resolve(), [Path(data).absolute().parent.name, Path(data).stem]
     parts += [column, UNLABELLED * (task == UNLABELLED)]
     return ImageSet(
-        source=FolderSource(base, manifest=os.fspath(place)),
+        source=FolderSource(Path(base), manifest=os.fspath(place)),
         name="-".join(filter(None, parts)),
         # HDF5 stores neither lone surrogates nor NUL
         classes=tuple(
@@ -139,7 +141,7 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
         files=tuple(sorted(files, key=lambda file: (file.split, file.path))),
         skipped=tuple(dict.fromkeys(skipped)),
         task=task,
-        folders={"": os.fspath(base)},
+        folders={"": base},
     )
 
 
@@ -301,7 +303,7 @@ class _ImageFinder:
     def __call__(self, text: str) -> str:
         """Return the absolute path; ``a\\b`` may be ``a/b``, and ``b`` the only image ``b.jpg``."""
         for name in dict.fromkeys((text, text.replace("\\", "/"))):
-            path = os.path.normpath(self._folder / name)
+            path = os.path.normpath(os.path.join(self._folder, name))  # noqa: PTH118 - faster
             if os.path.isfile(path):  # noqa: PTH113 - False for names that a system refuses
                 return path
             parent, stem = os.path.split(path)
@@ -309,7 +311,7 @@ class _ImageFinder:
             if len(names) > 1:
                 raise _UnusableRowError(f"means several files: {', '.join(sorted(names))}")
             if names:
-                return os.path.join(parent, names[0])  # noqa: PTH118 - a string is faster
+                return os.path.join(parent, names[0])  # noqa: PTH118 - as above
         if is_url(text):
             raise _UnusableRowError(URL_REASON)
         is_folder = os.path.isdir(self._folder / text)  # noqa: PTH112 - as above
@@ -405,11 +407,6 @@ def _check_classes(name: str, counts: Mapping[str, int]) -> None:
         )  # fmt: skip
 
 
-def _common_folder(folder: Path, paths: Sequence[str]) -> Path:
-    """Return the folder, or the lowest one above it that contains all paths."""
-    return Path(os.path.commonpath([folder, *paths]))
-
-
 def _open_frame(frame: Any) -> Manifest:
     columns = tuple(map(str, frame.columns))
 
@@ -465,16 +462,16 @@ def read_csv(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
 
     The first line decides which delimiter separates the cells: a comma, semicolon or tab.
     """
-    header = text.partition("\n")[0]
+    name, header = printable(path), text.partition("\n")[0]
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=header.count), strict=True
     )
     try:
         for cells in reader:
             if cells:
-                yield f"{printable(path)}:{reader.line_num}", cells
+                yield f"{name}:{reader.line_num}", cells
     except csv.Error as error:
-        raise BadDataError(f"{printable(path)}:{reader.line_num} is not CSV: {error}") from error
+        raise BadDataError(f"{name}:{reader.line_num} is not CSV: {error}") from error
 
 
 Parsed = tuple[tuple[str, ...], Iterable[tuple[str, Values]]]  # columns, rows
