@@ -44,6 +44,9 @@ NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?")  # 001 is text
 TRUE, FALSE = {"True", "TRUE", "true"}, {"False", "FALSE", "false"}
 YES, NO = TRUE | {"1", "1.0"}, FALSE | {"0", "0.0"}
 
+LONGEST = 200  # characters of a path in an error
+MISSING = "does not exist"
+
 Values = Sequence[Any] | None  # the values of some columns; None for a row with too many
 
 log = logging.getLogger("pipeline")
@@ -209,11 +212,12 @@ class _RowReader:
         name = self._manifest.name
         if not skipped:
             return BadDataError(f"{name} has no rows")
-        first = skipped[0]
-        hint = self._find.hint(os.fsdecode(first.path))
+        path, reason = printable(skipped[0].path), skipped[0].reason
+        hint = self._find.hint(os.fsdecode(skipped[0].path)) if reason == MISSING else ""
+        shown = path[:LONGEST] + "…" * (len(path) > LONGEST)
         return BadDataError(
             f"{len(skipped):,} of {counted(usable + len(skipped), 'row')} of {name} cannot be "
-            f"used, e.g. {printable(first.path)} ({first.reason}){hint}"
+            f"used, e.g. {shown} ({reason}){hint}"
         )
 
     def _labels(self, values: Sequence[Any]) -> tuple[str, ...]:
@@ -315,7 +319,7 @@ class _ImageFinder:
         if is_url(text):
             raise _UnusableRowError(URL_REASON)
         is_folder = os.path.isdir(self._folder / text)  # noqa: PTH112 - as above
-        raise _UnusableRowError("is a folder" if is_folder else "does not exist")
+        raise _UnusableRowError("is a folder" if is_folder else MISSING)
 
     def hint(self, text: str) -> str:
         """Return the end of an error that names the folder in which a path exists, or ''."""
