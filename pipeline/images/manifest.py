@@ -25,6 +25,7 @@ from pipeline.images.decode import FORMATS, register_heic
 from pipeline.images.scan import (
     NO_SPLIT,
     SPLIT_FOLDERS,
+    SPLIT_NAMES,
     TRAIN,
     URL_REASON,
     FoundFile,
@@ -121,13 +122,15 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
             label=number_of[row.labels[0]] if task == CLASSES else 0,
             split=SPLIT_FOLDERS[row.split] if row.split else NO_SPLIT,
             targets=_targets(row.labels, classes, task),
-            group=row.group.encode(errors="surrogateescape"),
+            group=row.group.encode(errors="backslashreplace"),
         )
         for row in rows
     ]
     if any(file.split for file in files) and not any(file.split == TRAIN for file in files):
         raise BadDataError(f"{manifest.name} has rows of other splits, but none of train")
-    column = options.label_column or options.label_columns or ""
+    column = options.label_column or ""
+    if options.label_columns is not None:
+        column = f"{classes[0]}+{len(classes) - 1}"
     if is_frame(data):
         place, parts = manifest.folder / "dataframe", [manifest.folder.name, "dataframe"]
     else:
@@ -196,7 +199,7 @@ class _RowReader:
                 if self._columns["split"]:
                     split = self._split(split, place)
             except _UnusableRowError as error:
-                name = path.encode(errors="surrogateescape") or place.encode()
+                name = path.encode(errors="backslashreplace") or place.encode()
                 skipped.append(Skipped(name, str(error)))
             else:
                 rows.append(_Row(place, found, labels, split, group))
@@ -233,7 +236,7 @@ class _RowReader:
             return ()
         (value,) = values
         if task == MULTILABEL:
-            is_list = not isinstance(value, str) and isinstance(value, Iterable)
+            is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes)
             labels = list(map(as_text, value)) if is_list else as_text(value).split(SEPARATOR)
             labels = [label.strip() for label in labels if label.strip()]
             if not labels and not is_list:
@@ -241,12 +244,16 @@ class _RowReader:
             return tuple(labels)
         if not (text := as_text(value)):
             raise _UnusableRowError("no label")
-        if task == REGRESSION and not _is_number(text):
+        if task != REGRESSION:
+            return (text,)
+        if not _is_number(text):
             raise _UnusableRowError(f"its label is not a number: {printable(text)}")
-        return (text,)
+        return (repr(float(text)),)
 
     def _split(self, text: str, place: str) -> str:
-        if not text or text.lower() in SPLIT_FOLDERS:
+        if text.lower() in ("", SPLIT_NAMES[NO_SPLIT]):
+            return ""
+        if text.lower() in SPLIT_FOLDERS:
             return text.lower()
         raise BadDataError(
             f"{place}: the split is train, validation or test; received {printable(text)}"
@@ -258,15 +265,16 @@ class _RowReader:
         if options.labels_are == UNLABELLED:
             return ()
         if options.label_columns == ALL_COLUMNS:
-            if names := tuple(name for name in columns if name not in others):
-                return names
-            raise BadDataError(f"{self._manifest.name} has no columns of labels")
-        if options.label_columns is not None:
+            named = [name for name in columns if name not in others]
+        elif options.label_columns is not None:
             named = [name.strip() for name in options.label_columns.split(",")]
-            found = [self._column(n, "", "--label-columns", is_needed=True) for n in named]
-            return tuple(dict.fromkeys(found))
-        flag = "--label-column"
-        return (self._column(options.label_column, "label", flag, is_needed=True),)
+        else:
+            flag = "--label-column"
+            return (self._column(options.label_column, "label", flag, is_needed=True),)
+        if not named:
+            raise BadDataError(f"{self._manifest.name} has no columns of labels")
+        found = [self._column(each, "", "--label-columns", is_needed=True) for each in named]
+        return tuple(dict.fromkeys(found))
 
     def _column(
         self, requested: str | None, default: str, flag: str, *, is_needed: bool = False
