@@ -20,10 +20,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_options(parser, FinetuneConfig)
     arguments = parser.parse_args(argv)
     from pipeline.evaluation.table import named_columns
-    from pipeline.images.scan import scan_folder
+    from pipeline.images.sets import open_set
 
     config = cli.config_from(arguments, FinetuneConfig, extract=extract_config(arguments))
-    scan_folder(arguments.data)  # reports mistakes before TensorFlow is loaded
+    open_set(arguments.data)  # reports mistakes before TensorFlow is loaded
     named_columns(arguments.columns)  # so does this
     from pipeline.finetuning.run import finetune
 

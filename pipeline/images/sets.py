@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.images.image_stores import exists, open_store, reopen_store
 from pipeline.images.scan import ImageSet, scan_folder
 from pipeline.images.source import FolderSource, ImageSource
 
@@ -16,20 +17,32 @@ def open_set(data: Data) -> ImageSet:
     """Find the images, classes and splits of a set; raises as `scan_folder`."""
     if not os.fspath(data):
         raise UsageError("the image folder is an empty name: is a variable unset?")
-    return scan_folder(Path(data))
+    return open_store(data) or scan_folder(Path(data))
 
 
 def reopen_set(document: Mapping[str, Any]) -> ImageSet:
     """Find the images of a cache's set as they are now; ``document`` is the cache's ``spec``."""
-    return scan_folder(Path(document["root"]))
+    return open_set(document["root"])
 
 
 def reopen_source(document: Mapping[str, Any]) -> ImageSource | None:
-    """Return the source of a cache's images, to read them again; None if it is gone."""
-    folder = Path(str(document["root"]))
+    """Return the source of a cache's images, to read them again; None if it is gone.
+
+    Raises a PipelineError if it is an archive or address that cannot be read.
+    """
+    root = str(document["root"])
+    if (source := reopen_store(root)) is not None:
+        return source
+    folder = Path(root)
     return FolderSource(folder, confined=True) if folder.is_absolute() and folder.is_dir() else None
+
+
+def open_source(name: Data) -> ImageSource | None:
+    """Return the images of a folder, archive or address without labels; None if it is no such."""
+    folder = Path(name)
+    return reopen_store(os.fspath(name)) or (FolderSource(folder) if folder.is_dir() else None)
 
 
 def is_gone(document: Mapping[str, Any]) -> bool:
     """Return whether the place of a cache's images does not exist any more."""
-    return not Path(document["root"]).is_dir()
+    return not exists(str(document["root"]))

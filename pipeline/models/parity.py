@@ -27,8 +27,9 @@ from pipeline.heads.calibration import class_scores
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import SPLIT_NAMES, find_images, scan_folder
-from pipeline.images.source import FolderSource
+from pipeline.images.scan import SPLIT_NAMES, is_hidden, scan_folder
+from pipeline.images.sets import open_source, reopen_source
+from pipeline.images.source import FolderSource, ImageSource
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
@@ -182,19 +183,24 @@ def check_parity(
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Image files in the folder ``root``, and their rows (n,) in the cache.
+    """Images of a source, and their rows (n,) in the cache.
 
-    ``moved`` maps digests to paths relative to ``root``, if they are not those of the cache.
+    ``moved`` maps digests to paths in the source, if they are not those of the cache.
     """
 
     table: FeatureTable
     rows: Rows
-    root: Path
+    source: ImageSource
     moved: Mapping[bytes, bytes] | None = None
 
-    @property
-    def paths(self) -> list[Path]:
-        return [self.root / os.fsdecode(name) for name in self._names]
+    def files(self, folder: Path) -> list[Path]:
+        """Return the images as files; those of archives and storage are copied into a folder."""
+        if isinstance(self.source, FolderSource):
+            return [self.source.folder / os.fsdecode(name) for name in self._names]
+        files = [folder / f"{number:06d}" for number in range(len(self.rows))]
+        for file, name in zip(files, self._names, strict=True):
+            file.write_bytes(self.source.read(name))
+        return files
 
     @property
     def _names(self) -> list[bytes]:
@@ -244,7 +250,7 @@ class ReferenceImages:
         spec = self.table.spec
         digests = dict(zip(self._names, self.digests, strict=True))
         decoded = read_images(
-            FolderSource(self.root),
+            self.source,
             digests,
             image_size=spec.image_size,
             resize=spec.resize,
@@ -256,9 +262,9 @@ class ReferenceImages:
                 for path, image in block:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
-                            f"{printable(self.root / os.fsdecode(path))} is not the cached image "
-                            f"any more ({image.reason}): run extract and classify again, or name "
-                            f"the folder that has it now with --images"
+                            f"{printable(self.source.root)}/{printable(path)} is not the cached "
+                            f"image any more ({image.reason}): run extract and classify again, or "
+                            f"name the folder that has it now with --images"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
                 done += len(block)
@@ -292,14 +298,17 @@ def reference_images(
         cache = cache_dir / cache.name
     table = read_table(cache)
     _check_same_features(bundle, table)
-    root = images or Path(table.document["root"])
-    if not root.is_dir():
+    source = open_source(images) if images else reopen_source(table.document)
+    if source is None:
+        root = images or Path(str(table.document["root"]))
         problem = "is a file" if root.exists() else "does not exist"
         raise NoInputError(
             f"{printable(root)}, the image folder of {printable(table.path)}, {problem}: "
             f"name the folder that has its images now with --images"
         )
-    folders = bundle.classes if images else scan_folder(root).classes
+    root, folders = Path(source.root), bundle.classes
+    if not images and isinstance(source, FolderSource):
+        folders = scan_folder(root).classes
     if folders != bundle.classes:
         raise BadDataError(
             f"the class folders of {printable(root)} are {_join_names(folders)}; "
@@ -315,7 +324,7 @@ def reference_images(
         rows = unaugmented[np.isin(columns.digests[unaugmented], keys)]
     if not len(rows):
         raise NoInputError(f"{printable(table.path)} contains no image to check predictions on")
-    reference = ReferenceImages(table, rows, root)
+    reference = ReferenceImages(table, rows, source)
     if images:
         reference = _find_moved(reference)
         rows = reference.rows
@@ -329,20 +338,20 @@ def reference_images(
 
 
 def _find_moved(images: ReferenceImages) -> ReferenceImages:
-    """Return the images whose content is below their root, each once."""
-    names, _ = find_images([os.fspath(images.root)])
-    digests, _ = hash_files(FolderSource(Path()), names)
-    root = os.fsencode(images.root)
-    moved = {digest: os.path.relpath(name, root) for name, digest in digests.items()}
+    """Return the images whose content is in their source, each once."""
+    source = images.source
+    names = sorted(path for path in source.list() if not is_hidden(path))
+    digests, _ = hash_files(source, names)
+    moved = {digest: name for name, digest in digests.items()}
     rows = dict(zip(images.digests, images.rows.tolist(), strict=True))
     found = np.array(sorted(row for digest, row in rows.items() if digest in moved), np.int64)
     total = counted(len(rows), "test image")
     if not len(found):
         raise NoInputError(
-            f"{printable(images.root)} contains none of {total} of "
+            f"{printable(source.root)} contains none of {total} of "
             f"{printable(images.table.path)}: name the folder that they were moved to"
         )
-    log.info("%s contains %d of %s", printable(images.root), len(found), total)
+    log.info("%s contains %d of %s", printable(source.root), len(found), total)
     return replace(images, rows=found, moved=moved)
 
 
