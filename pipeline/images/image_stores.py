@@ -35,18 +35,16 @@ def open_store(name: str | os.PathLike[str]) -> ImageSet | None:
     """
     url = as_url(name)
     try:
-        place = _find_shards(url or os.fspath(name))
-        if place is not None:
-            root, store, shards = place
+        if (place := _find_store(url or os.fspath(name))) is None:
+            return None
+        root, store, shards = place
+        if shards:
             open_shards = open_tars if shards[0].lower().endswith(TAR) else open_tables
             return open_shards(root, _set_name(root), store, shards)
-        if not url:
-            return None
-        source = StorageSource(url)
-        paths = {os.fsdecode(path): path for path in source.list()}
+        paths = {os.fsdecode(path): path for path in store.list()}
         if not paths:
             raise NoInputError(f"{printable(url)} does not exist, or is empty")
-        return scan_paths(source, _set_name(url), paths)
+        return scan_paths(store, _set_name(root), paths)
     except OSError as error:
         if not url and not is_shard(os.fspath(name)):
             raise
@@ -60,12 +58,14 @@ def reopen_store(root: str) -> ImageSource | None:
 
     Raises as `open_store`.
     """
-    if (place := _find_shards(root)) is not None:
-        _, store, shards = place
-        if shards[0].lower().endswith(TAR):
-            return TarSource(root, store, [os.fsencode(shard) for shard in shards])
-        return TableSource(root, store, shards)
-    return StorageSource(url) if (url := as_url(root)) else None
+    if (place := _find_store(root)) is None:
+        return None
+    _, store, shards = place
+    if not shards:
+        return store
+    if shards[0].lower().endswith(TAR):
+        return TarSource(root, store, [os.fsencode(shard) for shard in shards])
+    return TableSource(root, store, shards)
 
 
 def recorded_root(name: str | os.PathLike[str]) -> Path:
@@ -87,8 +87,11 @@ def as_pattern(names: Sequence[str]) -> str:
     return f"{folder}/{{{below}}}" if folder else f"{{{below}}}"
 
 
-def _find_shards(name: str) -> tuple[str, FileStore, list[str]] | None:
-    """Return the root of a set of shards, their store, and their sorted paths in it."""
+def _find_store(name: str) -> tuple[str, FileStore, list[str]] | None:
+    """Return root and store of a set, and the sorted paths of its shards, if it has some.
+
+    Returns None for a folder of images or a manifest on this machine.
+    """
     url = as_url(name)
     if not is_shard(name):
         found = _in_storage(url) if url else _in_folder(Path(name))
@@ -164,13 +167,13 @@ def _contains_shards(folder: Path) -> bool:
     return is_shard_set(names)
 
 
-def _in_storage(url: str) -> tuple[str, FileStore, list[str]] | None:
+def _in_storage(url: str) -> tuple[str, FileStore, list[str]]:
     if url.lower().endswith(MANIFESTS):
         raise UsageError(f"{printable(url)}: a manifest in a storage is not read: download it")
     store = StorageSource(url)
     paths = [os.fsdecode(path) for path in store.list()]
     shards = sorted(path for path in paths if path.lower().endswith(SUFFIXES))
-    return (url, store, shards) if is_shard_set(paths) else None
+    return url, store, shards if is_shard_set(paths) else []
 
 
 def _set_name(root: str) -> str:

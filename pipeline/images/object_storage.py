@@ -6,7 +6,6 @@ password is refused.
 
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -23,6 +22,8 @@ TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "creat
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub",
             "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "http": "aiohttp", "https": "aiohttp",
             "sftp": "paramiko", "ssh": "paramiko"}  # fmt: skip
+# Only this module repeats requests: the attempts of three layers would multiply to minutes
+OPTIONS = {name: {"config_kwargs": {"retries": {"max_attempts": 0}}} for name in ("s3", "s3a")}
 GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 Result = TypeVar("Result")
@@ -62,6 +63,7 @@ class StorageSource(FileStore):
 
     A failed request is repeated some times, then raises UnreachableError: the run ends, and goes
     on later. A missing file raises FileNotFoundError: the run goes on without it.
+    ``is_unread`` until the first file is read: no file has changed since the last run.
     """
 
     def __init__(self, url: str) -> None:
@@ -71,8 +73,12 @@ class StorageSource(FileStore):
 
             # No listing of an earlier run in this process
             self._files, self._folder = url_to_fs(
-                url, use_listings_cache=False, skip_instance_cache=True
+                url,
+                use_listings_cache=False,
+                skip_instance_cache=True,
+                **OPTIONS.get(scheme, {}),
             )
+            self._files.retries = 1  # of s3fs
         except ImportError as error:
             package = PACKAGES.get(scheme, "fsspec")
             raise UnreachableError(
@@ -89,17 +95,16 @@ class StorageSource(FileStore):
         self._root = url
         self._folder = self._folder.rstrip("/")
         self._infos: Mapping[bytes, Mapping[str, Any]] = {}
-        self._lock = threading.Lock()
+        self._failure: UnreachableError | None = None
+        self.is_unread = True
 
     @property
     def root(self) -> str:
         return self._root
 
     def list(self) -> Iterator[bytes]:
-        with self._lock:
-            found: Mapping[str, Any] = self._retry(
-                lambda: self._files.find(self._folder, detail=True)
-            )
+        if not self._infos:
+            found = self._retry(lambda: self._files.find(self._folder, detail=True))
             below = {name[len(self._folder) :].lstrip("/"): info for name, info in found.items()}
             self._infos = {
                 os.fsencode(name): info
@@ -113,7 +118,11 @@ class StorageSource(FileStore):
         return _stat(info)
 
     def read(self, path: bytes) -> bytes:
-        content: bytes = self._retry(lambda: self._files.cat_file(self._name(path)))
+        if self._infos.get(path, {}).get("size") == 0:  # an invalid range
+            return b""
+        self.is_unread = False
+        # Without a start, s3fs requests the size first
+        content: bytes = self._retry(lambda: self._files.cat_file(self._name(path), start=0))
         return content
 
     def read_range(self, path: bytes, start: int, size: int) -> bytes:
@@ -134,13 +143,16 @@ class StorageSource(FileStore):
     def _retry(self, request: Callable[[], Result]) -> Result:
         wait = SECONDS_BEFORE_RETRY
         while True:
+            if self._failure is not None:  # in another thread: do not wait again
+                raise self._failure
             try:
                 return request()
             except GONE:
                 raise
             except Exception as error:  # each storage has its own errors
                 if wait > MAX_SECONDS:
-                    raise self._unreachable(self._root, error) from error
+                    self._failure = self._unreachable(self._root, error)
+                    raise self._failure from error
             time.sleep(wait)
             wait *= 2
 
