@@ -17,6 +17,7 @@ from pipeline.text import printable
 
 SECONDS_BEFORE_RETRY = 0.5  # doubled each time
 MAX_SECONDS = 2.0  # the last one: four requests in all
+KEPT_BYTES = 128 * 2**20
 EXACT = ("ETag", "etag", "md5Hash", "blob_id", "content_md5")  # of the content, by storage
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub",
@@ -97,6 +98,9 @@ class StorageSource(FileStore):
         self._infos: Mapping[bytes, Mapping[str, Any]] = {}
         self._failure: UnreachableError | None = None
         self.is_unread = True
+        # Files are read to hash them and again to decode them: a small set is fetched once.
+        self._kept: dict[bytes, bytes] = {}
+        self._free = KEPT_BYTES
 
     @property
     def root(self) -> str:
@@ -121,8 +125,13 @@ class StorageSource(FileStore):
         if self._infos.get(path, {}).get("size") == 0:  # an invalid range
             return b""
         self.is_unread = False
+        if (kept := self._kept.pop(path, None)) is not None:
+            return kept
         # Without a start, s3fs requests the size first
         content: bytes = self._retry(lambda: self._files.cat_file(self._name(path), start=0))
+        if len(content) < self._free:  # may be negative for a moment, between threads
+            self._free -= len(content)
+            self._kept[path] = content
         return content
 
     def read_range(self, path: bytes, start: int, size: int) -> bytes:

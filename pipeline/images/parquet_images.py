@@ -61,7 +61,9 @@ class _Table:
                 sizes = [reader.metadata.row_group(group).num_rows for group in groups]
                 while len(groups) > 1 and start + sizes[groups[0]] <= first_row:
                     start += sizes[groups.pop(0)]
-                batches = reader.iter_batches(rows, row_groups=groups, columns=list(columns))
+                batches = reader.iter_batches(
+                    rows, row_groups=groups, columns=list(columns), use_threads=False
+                )
             else:
                 batches = (batch.select(list(columns)) for batch in _arrow_batches(reader))
             for batch in batches:
@@ -76,7 +78,7 @@ class _Table:
             if self.is_parquet:
                 from pyarrow import parquet
 
-                return parquet.ParquetFile(file, buffer_size=BUFFER)
+                return parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
             try:
                 return self.pyarrow.ipc.open_file(file)
             except self.pyarrow.ArrowInvalid:

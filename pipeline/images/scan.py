@@ -120,6 +120,8 @@ def scan_paths(source: ImageSource, name: str, paths: Mapping[str, bytes]) -> Im
         folders, files = tree.list("", [])
         if len(folders) != 1 or files or folders[0].lower() in SPLIT_FOLDERS:
             break
+        if not tree.list(folders[0], [])[0]:  # the only class
+            break
         prefix = folders[0] + "/"
         tree = _Listing(
             f"{tree.root}/{folders[0]}",

@@ -196,9 +196,11 @@ def _inner_paths(
             if separator and SPLIT_FOLDERS.get(folder.lower()) == split_of[path]:
                 inner[path] = below
         folders = {place.partition("/")[0] for place in inner.values()}
-        if len(folders) > 1 or folders & SPLIT_FOLDERS.keys() or set(inner.values()) & folders:
+        below = {path: place.partition("/")[2] for path, place in inner.items()}
+        is_common = len(folders) == 1 and not folders & SPLIT_FOLDERS.keys()
+        if not is_common or not any("/" in place for place in below.values()):
             return inner
-        inner = {path: place.partition("/")[2] for path, place in inner.items()}
+        inner = below
 
 
 def _split_key(path: bytes) -> tuple[bytes, str]:
