@@ -117,7 +117,7 @@ def _find_store(name: str) -> tuple[str, FileStore, list[str]] | None:
 
 def is_shard(name: str) -> bool:
     """Return whether a name is that of a tar or Parquet file, or of several: a pattern."""
-    return name.lower().endswith(SUFFIXES) and not Path(name).is_dir()
+    return expand_braces(name)[0].lower().endswith(SUFFIXES) and not Path(name).is_dir()
 
 
 def _matching(name: str, *, is_url: bool) -> tuple[str, FileStore, list[str]]:
