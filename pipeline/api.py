@@ -3,12 +3,14 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.cache.checksums import Damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
@@ -37,21 +39,23 @@ from pipeline.cache.provenance import (
 from pipeline.cache.reuse import OtherRows, find_other_rows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.hashes import hash_files
+from pipeline.images.manifest import is_manifest
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, TRAIN, ImageSet, Skipped, find_images
+from pipeline.images.scan import NO_SPLIT, TRAIN, FoundFile, ImageSet, Skipped, find_images
 from pipeline.images.set_checks import (
     warn_of_duplicates,
     warn_of_missing_classes,
     warn_of_nested_classes,
 )
-from pipeline.images.sets import Data, is_gone, open_set, reopen_set
-from pipeline.images.source import FolderSource
+from pipeline.images.sets import Data, missing_folder, open_set, reopen_source
+from pipeline.images.source import FolderSource, ImageSource
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
 from pipeline.models.runs import find_bundle, newest_run
+from pipeline.spec import CLASSES
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
@@ -86,16 +90,18 @@ def extract_features(
     on_scan: Callable[[ImageSet], None] | None = None,
     **options: Any,
 ) -> Extraction:
-    """Run a frozen base once over an image folder and cache its features in HDF5.
+    """Run a frozen base once over an image set and cache its features in HDF5.
 
     Only missing rows are computed; the same call again reads all features from the cache.
 
     Parameters
     ----------
-    data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them.
+    data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them;
+        several such folders, whose classes are merged by name; a manifest, such as ``labels.csv``;
+        or a pandas data frame with the columns path and label, and optionally split and group.
     progress : called with (rows done, rows in total).
     engine_progress : called with (engines tried, engines to try), if one is to be chosen.
-    on_scan : called with the contents of the folder before features are computed.
+    on_scan : called with the contents of the set before features are computed.
     **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they override those
         of ``config``.
 
@@ -113,13 +119,15 @@ def extract_features(
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
     plan = config.view_plan
-    images = open_set(data)
+    images = open_set(data, config)
     if config.limit_per_class is not None:
         images = images.limited(config.limit_per_class)
     if on_scan:
         on_scan(images)
-    warn_of_missing_classes(images)
-    warn_of_nested_classes(images)
+    if images.task == CLASSES:
+        warn_of_missing_classes(images)
+        if not images.folders:
+            warn_of_nested_classes(images)
     digests, unreadable = hash_files(
         images.source, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
@@ -147,7 +155,9 @@ def extract_features(
         spec=spec,
         layers=config.layer_keys,
         open_engine=partial(open_cache_engine, config, progress=engine_progress),
-        document=cache_document(images.name, images.root, config, spec, images.task),
+        document=cache_document(
+            images.name, images.root, config, spec, images.task, images.folders
+        ),
         batch_size=config.batch_size,
         strict=config.strict,
         wait=config.wait,
@@ -176,7 +186,7 @@ def preview_views(data: Data, config: ExtractConfig | None = None, **options: An
     config = replace(config or ExtractConfig(), **options)
     views, augmentation = config.views or PREVIEW_VIEWS, config.augmentation_ranges
     ViewPlan(views, augmentation)  # raises if --views is out of range
-    images = open_set(data).limited(PREVIEW_IMAGES_PER_CLASS)
+    images = open_set(data, config).limited(PREVIEW_IMAGES_PER_CLASS)
     paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
     digests, _ = hash_files(images.source, paths[:PREVIEW_IMAGES])
     range = choose_range(images.source, paths, config.range)
@@ -235,13 +245,13 @@ def repair_cache(
         plan = ViewPlan.from_document(table.document)
     except ValueError as error:
         raise BadDataError(f"{printable(target)} cannot be repaired: {error}") from error
-    if is_gone(table.document):
+    if (source := reopen_source(table.document)) is None:
         raise NoInputError(
             f"{printable(target)} cannot be repaired: its image folder "
-            f"{printable(table.document['root'])} is missing. Restore the folder"
+            f"{printable(missing_folder(table.document) or table.document['root'])} is missing. "
+            f"Restore the folder"
         )
-    cached_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
-    images = reopen_set(table.document).only(cached_paths, skipped=read_skipped(target))
+    images = _images_of(table, source, skipped=read_skipped(target))
     digests, unreadable = hash_files(images.source, images.paths)
     filled = fill_cache(
         target,
@@ -259,6 +269,30 @@ def repair_cache(
         progress=progress,
     )
     return Repair((*shards, *damages), filled.computed)
+
+
+def _images_of(table: FeatureTable, source: ImageSource, *, skipped: Sequence[Skipped]) -> ImageSet:
+    """Return the images of a cache's rows, with the labels that they have there."""
+    columns = table.columns
+    rows = np.flatnonzero((columns.labels != NO_FILE) & (columns.views == 0)).tolist()
+    files = [
+        FoundFile(
+            path=bytes(columns.paths[row]),
+            label=int(columns.labels[row]),
+            split=int(columns.splits[row]),
+            targets=tuple(columns.targets[row].tolist()),
+            group=bytes(columns.groups[row]),
+        )
+        for row in rows
+    ]
+    return ImageSet(
+        source=source,
+        name=str(table.document["set"]),
+        classes=table.classes,
+        files=tuple(files),
+        skipped=tuple(skipped),
+        task=table.task,
+    )
 
 
 def predict_images(
@@ -290,6 +324,8 @@ def predict_images(
     config = replace(config or PredictConfig(), **options)
     names = [images] if isinstance(images, str | os.PathLike) else images
     patterns = [os.fspath(name) for name in names]
+    if tables := [name for name in patterns if is_manifest(Path(name))]:
+        raise UsageError(f"{printable(tables[0])} is a manifest: name its images or their folder")
     paths, skipped = find_images(patterns)
     if not paths:
         reason = f"none below {printable(patterns[0])}" if patterns else "no path was passed"

@@ -72,10 +72,14 @@ class SplitCache:
 
 def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCache]:
     """Open caches of the same classes and split each; ``block5_pool`` selects all its poolings."""
-    protocol, layers, edits = config.evaluation_protocol, config.layers, config.label_files
     if not paths:
         raise UsageError("there is no cache to compare; name a cache file")
-    tables = [read_table(path) for path in _without_repeats(paths)]
+    return split_tables([read_table(path) for path in _without_repeats(paths)], config)
+
+
+def split_tables(tables: Sequence[FeatureTable], config: ClassifyConfig) -> list[SplitCache]:
+    """Split the images of tables, as `open_caches`."""
+    protocol, layers, edits = config.evaluation_protocol, config.layers, config.label_files
     check_group_rule(protocol.group_of, [table.columns for table in tables])
     if edits:
         tables = apply_label_edits(edits, tables)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import BadDataError, PipelineError
-from pipeline.evaluation.caches import SplitCache, open_caches
+from pipeline.evaluation.caches import SplitCache, open_caches, split_tables
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
+from pipeline.evaluation.frames import table_of_frame
 from pipeline.evaluation.recommendation import rank_and_recommend
 from pipeline.evaluation.refit import NOT_KEPT, add_bundles
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
@@ -28,6 +29,7 @@ from pipeline.heads.config import Input
 from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
+from pipeline.images.manifest import is_frame
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
@@ -40,9 +42,15 @@ log = logging.getLogger("pipeline")
 
 
 def compare_heads(
-    caches: Path | str | Sequence[Path | str], config: ClassifyConfig | None = None, **options: Any
+    caches: Path | str | Sequence[Path | str] | Any,
+    config: ClassifyConfig | None = None,
+    **options: Any,
 ) -> Comparison:
     """Compare heads on cached features of the same classes.
+
+    ``caches`` : cache files; or a pandas data frame with the column label, one column per feature,
+    and optionally path, split, group and view, such as ``load_features(path, as_="pandas")``. Its
+    classifiers are not kept, since they do not classify images.
 
     The audit runs when ``notices`` or ``findings`` of the comparison is first read.
 
@@ -60,6 +68,9 @@ def compare_heads(
     """
     config = replace(config or ClassifyConfig(), **options)
     config.requests  # noqa: B018 - a misspelt name raises before caches are read
+    if is_frame(caches):
+        tables = [table_of_frame(caches)]
+        return compare_on_caches(split_tables(tables, config), replace(config, keep=False))
     paths = [caches] if isinstance(caches, str | Path) else caches
     return compare_on_caches(open_caches([Path(path) for path in paths], config), config)
 

@@ -37,7 +37,7 @@ class SplitConfig(Config):
         None,
         metavar="RULE",
         help="keep groups of images in one split: folder (below the class), a regular expression "
-        "on the path, or a CSV file with the columns path and group",
+        "on the path, or a CSV file with the columns path and group (default: those of the cache)",
     )
 
 

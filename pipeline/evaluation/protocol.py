@@ -93,7 +93,8 @@ class EvaluationProtocol:
 
     def plan_trials(self, columns: Columns, classes: Sequence[str]) -> TrialPlan:
         """Return the trials of a set of images; raises BadDataError if it cannot be split."""
-        identities = identities_of(columns, self.group_of)
+        identities = identities_of(columns, self.group_of, classes)
+        has_groups = self.group_of is not None or bool(columns.groups.any())
         seeds = tuple(range(self.seed, self.seed + self.repeats))
         folds = self.folds
         if folds is None and self.shares is None:
@@ -106,7 +107,7 @@ class EvaluationProtocol:
             splits = make_splits(
                 columns, classes, shares=self.shares, seed=self.split_seed, identities=identities
             )
-            notices = tuple(_notice_divided_groups(splits, identities)) if self.group_of else ()
+            notices = tuple(_notice_divided_groups(splits, identities)) if has_groups else ()
             return TrialPlan((Trial(splits, seeds),), splits.source, notices=notices)
         trials = tuple(
             Trial(splits, (seed,))
@@ -115,8 +116,8 @@ class EvaluationProtocol:
                 columns, classes, folds=folds, seed=split_seed, identities=identities
             )
         )
-        ignored = "; the split folders are ignored" if columns.splits.max(initial=0) > TRAIN else ""
-        grouped = ", groups kept together" if self.group_of else ""
+        ignored = "; splits of the set are ignored" if columns.splits.max(initial=0) > TRAIN else ""
+        grouped = ", groups kept together" if has_groups else ""
         repeated = f", {self.repeats} times" if self.repeats > 1 else ""
         source = f"cross-validated: {folds} folds stratified by class{grouped}{repeated}{ignored}"
         return TrialPlan(trials, source, folds)
@@ -130,7 +131,7 @@ class EvaluationProtocol:
                 "cross-validate with --cv"
             )
         if complete and self.split_seed:
-            log.warning("--split-seed has no effect: the folders decide the splits")
+            log.warning("--split-seed has no effect: the set has splits")
 
 
 def _notice_divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> Iterator[str]:
@@ -139,6 +140,6 @@ def _notice_divided_groups(splits: Splits, identities: npt.NDArray[np.void]) -> 
     _, splits_of_group = np.unique(np.concatenate(parts), return_counts=True)
     if count := int((splits_of_group > 1).sum()):
         yield (
-            f"the split folders divide {counted(count, 'group')}, which inflates every accuracy; "
+            f"the set's splits divide {counted(count, 'group')}, which inflates every accuracy; "
             f"--cv keeps groups together"
         )

@@ -175,7 +175,7 @@ def _fill_splits(
     # Identities that are also in another folder stay in train: filling divides no identity.
     movable = (splits == TRAIN) & ~np.isin(identities, identities[splits != TRAIN])
     if {VALIDATION, TEST} <= present:
-        return "split by the folders"
+        return "split as in the set"
     if VALIDATION in present:
         share = shares.test / (shares.train + shares.test)
         splits[movable & (draws >= 1 - share)] = TEST

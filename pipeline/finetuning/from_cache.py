@@ -168,7 +168,7 @@ def head_variables(head: Any) -> dict[str, Any]:
 
 def _check_disk_space(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:
     """Raise StorageError before the extraction if the disk has no space for the training data."""
-    images = len(open_set(data).files)
+    images = len(open_set(data, config.extract).files)
     needed = 4 * math.prod(boundary.shape) * images * (1 + config.views)  # float32
     make_folder(config.extract.cache_dir)
     check_disk_space(config.extract.cache_dir, needed, cure="free disk space or reduce --views")

@@ -3,15 +3,17 @@
 import errno
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.images.config import LabelConfig
 from pipeline.images.object_storage import StorageSource, as_url
 from pipeline.images.parquet_images import TableSource, image_column, open_tables
-from pipeline.images.scan import ImageSet, scan_paths
+from pipeline.images.scan import NO_SPLIT, FoundFile, ImageSet, is_hidden, scan_paths
 from pipeline.images.shards import (
     COMPRESSED,
     SUFFIXES,
@@ -22,30 +24,68 @@ from pipeline.images.shards import (
 )
 from pipeline.images.source import FileStore, FolderSource, ImageSource
 from pipeline.images.tar_shards import TarSource, open_tars
+from pipeline.spec import UNLABELLED
 from pipeline.text import printable
 
 LISTED = 100  # entries of a folder that decide whether it contains shards
+NO_IMAGES = (".cls", ".json", ".jsonl", ".txt", ".md", ".csv")
 MANIFESTS = (".csv", ".tsv", ".jsonl")
 
 
-def open_store(name: str | os.PathLike[str]) -> ImageSet | None:
+def open_store(name: str | os.PathLike[str], options: LabelConfig | None = None) -> ImageSet | None:
     """Find the images of a tar or Parquet file, of a folder or pattern of them, or of an address.
 
-    Returns None for another folder or file. Raises a PipelineError for one that cannot be read.
+    ``options`` may name the column of labels in Parquet files. Returns None for another folder or
+    file. Raises a PipelineError for one that cannot be read.
     """
+    column = options.label_column if options else None
     url = as_url(name)
-    try:
+    with _readable(name):
         if (place := _find_store(url or os.fspath(name))) is None:
             return None
         root, store, shards = place
+        if shards and not shards[0].lower().endswith(TAR):
+            return open_tables(root, _set_name(root), store, shards, label_column=column)
+        if column is not None:
+            return None
         if shards:
-            open_shards = open_tars if shards[0].lower().endswith(TAR) else open_tables
-            return open_shards(root, _set_name(root), store, shards)
+            return open_tars(root, _set_name(root), store, shards)
         paths = {os.fsdecode(path): path for path in store.list()}
         if not paths:
             raise NoInputError(f"{printable(url)} does not exist, or is empty")
         return scan_paths(store, _set_name(root), paths)
+
+
+def list_store(name: str | os.PathLike[str]) -> ImageSet | None:
+    """Find the images as `open_store`, without their labels."""
+    with _readable(name):
+        root = as_url(name) or os.fspath(recorded_root(name))
+        if (source := reopen_store(root)) is None:
+            return None
+        paths = [
+            path
+            for path in source.list()
+            if not is_hidden(path) and not os.fsdecode(path).lower().endswith(NO_IMAGES)
+        ]
+    if not paths:
+        raise NoInputError(f"{printable(root)} contains no images, or does not exist")
+    return ImageSet(
+        source=source,
+        name=f"{_set_name(root)}-{UNLABELLED}",
+        classes=(),
+        files=tuple(FoundFile(path, 0, NO_SPLIT) for path in sorted(paths)),
+        skipped=(),
+        task=UNLABELLED,
+    )
+
+
+@contextmanager
+def _readable(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise NoInputError for an address or archive that cannot be read."""
+    try:
+        yield
     except OSError as error:
+        url = as_url(name)
         if not url and not is_shard(os.fspath(name)):
             raise
         problem = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read"
@@ -65,7 +105,7 @@ def reopen_store(root: str) -> ImageSource | None:
         return store
     if shards[0].lower().endswith(TAR):
         return TarSource(root, store, [os.fsencode(shard) for shard in shards])
-    return TableSource(root, store, shards)
+    return TableSource(root, store, shards, with_labels=False)
 
 
 def recorded_root(name: str | os.PathLike[str]) -> Path:
@@ -110,9 +150,16 @@ def _find_store(name: str) -> tuple[str, FileStore, list[str]] | None:
         raise BadDataError(
             f"{printable(root)} contains {' and '.join(sorted(kinds))} files: expected one kind"
         )
-    if kinds == {".parquet"} and not url and image_column(store, shards[0]) is None:
+    if kinds == {".parquet"} and not url and not _has_images(store, shards[0]):
         return None  # a manifest
     return root, store, shards
+
+
+def _has_images(store: FileStore, path: str) -> bool:
+    try:
+        return image_column(store, path) is not None
+    except BadDataError:
+        return False
 
 
 def is_shard(name: str) -> bool:

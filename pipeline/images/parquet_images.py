@@ -140,8 +140,17 @@ class TableSource(ImageSource):
     row, and the name that the row has. Raises BadDataError for a file without images.
     """
 
-    def __init__(self, root: str, store: FileStore, shards: Sequence[str]) -> None:
+    def __init__(
+        self,
+        root: str,
+        store: FileStore,
+        shards: Sequence[str],
+        *,
+        label_column: str | None = None,
+        with_labels: bool = True,
+    ) -> None:
         self._root = root
+        self._with_labels, self._label_column = with_labels, label_column
         self._stats = [store.stat(os.fsencode(shard)) for shard in shards]
         self._rows: list[_Rows] = []
         self._places: dict[bytes, tuple[int, int]] = {}  # path -> file, row
@@ -193,16 +202,19 @@ class TableSource(ImageSource):
         pa = table.pyarrow
         is_struct = pa.types.is_struct(table.schema.field(column).type)
         self._rows.append(_Rows(table, column, is_struct=is_struct))
-        label = _label_column(table)
+        label = _label_column(table, self._label_column) if self._with_labels else ""
         self.class_names = _class_names(table.schema, label) or self.class_names
         has_path = is_struct and "path" in [f.name for f in table.schema.field(column).type]
         # Parquet reads a part of the column; Arrow has no parts, but copies nothing
-        name_column = [f"{column}.path" if table.is_parquet else column] if has_path else []
-        for first, batch in table.batches([label, *name_column], rows=SCANNED_ROWS):
-            labels = batch.column(label).to_pylist()
-            names = batch.column(column).field("path").to_pylist() if has_path else labels
+        columns = [label] if label else []
+        if has_path:
+            columns.append(f"{column}.path" if table.is_parquet else column)
+        for first, batch in table.batches(columns, rows=SCANNED_ROWS):
+            absent = [None] * batch.num_rows
+            labels = batch.column(label).to_pylist() if label else absent
+            names = batch.column(column).field("path").to_pylist() if has_path else absent
             for row, (value, name) in enumerate(zip(labels, names, strict=True), first):
-                ending = "-" + os.path.basename(str(name))[-MAX_NAME:] if has_path and name else ""  # noqa: PTH119
+                ending = "-" + os.path.basename(name)[-MAX_NAME:] if name else ""  # noqa: PTH119
                 path = os.fsencode(f"{prefix}{row:07d}{ending}".replace("\0", ""))
                 self._places[path] = number, row
                 self.labels[path] = value
@@ -226,7 +238,7 @@ def _image_column(pa: Any, schema: Any) -> str | None:
     return min(found)[-1] if found else None
 
 
-def _label_column(table: _Table) -> str:
+def _label_column(table: _Table, requested: str | None) -> str:
     """Return the name of the label's column; raises BadDataError if there is none, or several."""
     pa, schema = table.pyarrow, table.schema
     features = _features(schema)
@@ -235,11 +247,14 @@ def _label_column(table: _Table) -> str:
     ]
     named = [name for name in LABEL_NAMES if name in schema.names]
     found = named[:1] or of_classes
-    columns = printable(", ".join(schema.names))
+    if requested is not None:
+        found = [name for name in schema.names if name == requested]
     if len(found) != 1:
+        columns = printable(", ".join(schema.names))
+        problem = "several columns of labels" if found else f"no column {requested or 'label'}"
         raise BadDataError(
-            f"{printable(table.place)} has {len(found) or 'no'} columns of labels among {columns}: "
-            f"expected one, named label; rename it"
+            f"{printable(table.place)} has {printable(problem)} among {columns}: name the column "
+            f"with --label-column, or pass --unlabeled"
         )
     kind = schema.field(found[0]).type
     if pa.types.is_dictionary(kind):
@@ -270,9 +285,17 @@ def _class_names(schema: Any, label: str) -> list[str]:
     return list(map(str, names)) if isinstance(names, list) else []
 
 
-def open_tables(root: str, name: str, store: FileStore, shards: Sequence[str]) -> ImageSet:
+def open_tables(
+    root: str,
+    name: str,
+    store: FileStore,
+    shards: Sequence[str],
+    *,
+    label_column: str | None = None,
+) -> ImageSet:
     """Find the images, classes and splits in Parquet or Arrow files; raises BadDataError."""
-    source = TableSource(root, store, shards)
+    source = TableSource(root, store, shards, label_column=label_column)
+    name += f"-{label_column}" * bool(label_column)
     splits = splits_of_shards(root, shards)
     is_unlabelled = {None, "", -1} if source.class_names else {None, ""}
     labels, skipped = {}, []

@@ -5,14 +5,14 @@ import glob
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.source import FolderSource, ImageSource
-from pipeline.spec import CLASSES
+from pipeline.spec import CLASSES, UNLABELLED
 from pipeline.text import counted, printable
 
 NO_SPLIT, TRAIN, VALIDATION, TEST = range(4)
@@ -65,7 +65,8 @@ class ImageSet:
     """The images of a set, sorted by split and path, and its classes by name.
 
     ``ignored`` are the names of files and folders beside the class folders. ``task`` is what the
-    labels are, see `pipeline.spec.TASKS`.
+    labels are, see `pipeline.spec.TASKS`. ``folders`` are recorded in the cache, to find the images
+    of a manifest or of several roots again: the beginning of paths -> folder.
     """
 
     source: ImageSource
@@ -75,6 +76,7 @@ class ImageSet:
     skipped: tuple[Skipped, ...]
     ignored: tuple[str, ...] = ()
     task: str = CLASSES
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def root(self) -> str:
@@ -86,28 +88,40 @@ class ImageSet:
         return [file.path for file in self.files]
 
     def limited(self, per_class: int) -> "ImageSet":
-        """Keep the first ``per_class`` files by path of each class and split."""
+        """Keep the first ``per_class`` files by path of each split, and class if there are any."""
         groups: dict[tuple[int, int], list[FoundFile]] = defaultdict(list)
         for file in self.files:
             groups[file.split, file.label].append(file)
         kept = {file for group in groups.values() for file in group[:per_class]}
         return replace(self, files=tuple(file for file in self.files if file in kept))
 
-    def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageSet":
-        """Keep the files with these paths, and replace the list of skipped files."""
-        kept = tuple(file for file in self.files if file.path in paths)
-        return replace(self, files=kept, skipped=tuple(skipped), ignored=())
+
+def scan_unlabelled(root: Path) -> ImageSet:
+    """Find the visible files of a folder, at any depth, without labels; raises NoInputError."""
+    _require_folder(root)
+    root = root.resolve()
+    skipped: list[Skipped] = []
+    paths = _find_files(_Folders(root), "", skipped)
+    if not paths:
+        raise NoInputError(f"{printable(root)} contains no files: add images")
+    return ImageSet(
+        source=FolderSource(root),
+        name=f"{root.name}-{UNLABELLED}",
+        classes=(),
+        files=tuple(FoundFile(path, 0, NO_SPLIT) for path in paths),
+        skipped=tuple(dict.fromkeys(skipped)),
+        task=UNLABELLED,
+    )
 
 
-def scan_folder(root: Path) -> ImageSet:
+def scan_folder(root: Path, *, min_classes: int = 2) -> ImageSet:
     """Find class folders, with or without ``train/ validation/ test/``, and their visible files.
 
-    Raises NoInputError, or BadDataError for another layout, an empty class or fewer than two.
+    Raises NoInputError, or BadDataError for another layout, an empty class or too few.
     """
-    if not root.is_dir():
-        raise NoInputError(f"image folder {printable(root)} {_reason_not_a_folder(root)}")
+    _require_folder(root)
     root = root.resolve()
-    return _scan(_Folders(root), FolderSource(root), root.name)
+    return _scan(_Folders(root), FolderSource(root), root.name, min_classes)
 
 
 def scan_paths(source: ImageSource, name: str, paths: Mapping[str, bytes]) -> ImageSet:
@@ -206,7 +220,7 @@ def _in_order(files: Iterable[FoundFile]) -> tuple[FoundFile, ...]:
     return tuple(sorted(files, key=lambda file: (file.split, file.path)))
 
 
-def _scan(tree: _Tree, source: ImageSource, set_name: str) -> ImageSet:
+def _scan(tree: _Tree, source: ImageSource, set_name: str, min_classes: int = 2) -> ImageSet:
     root = tree.root
     skipped: list[Skipped] = []
     folders, files = tree.list("", skipped)
@@ -220,7 +234,7 @@ def _scan(tree: _Tree, source: ImageSource, set_name: str) -> ImageSet:
     if not folders:
         raise BadDataError(
             f"{printable(root)} contains files but no class folders: "
-            f"expected {printable(set_name)}/<class>/<image>"
+            f"expected {printable(set_name)}/<class>/<image>; for features only, pass --unlabeled"
         )
     by_split = _find_split_folders(tree, folders)
     ignored = [] if not by_split else [name for name in folders if name not in by_split.values()]
@@ -236,7 +250,7 @@ def _scan(tree: _Tree, source: ImageSource, set_name: str) -> ImageSet:
             f"{printable(root)} contains {inner[0]}/ below {by_split[TRAIN]}/: a set inside a set; "
             f"name the inner folder, or move its folders up"
         )
-    if len(names) < 2:
+    if len(names) < min_classes:
         only = next(iter(class_folders.values()), "")
         deeper = tree.list(only, [])[0] if names else []
         hint = f"; did you mean {printable(_join(root, only))}?" if len(deeper) > 1 else ""
@@ -244,7 +258,7 @@ def _scan(tree: _Tree, source: ImageSource, set_name: str) -> ImageSet:
             hint = f"; move the folders in {printable(only)}/ up by one"
         raise BadDataError(
             f"{printable(root)} has {counted(len(names), 'class', 'classes')}: expected at least "
-            f"two folders, one per class{hint}"
+            f"two folders, one per class, or --unlabeled for features only{hint}"
         )
     files_of_set: list[FoundFile] = []
     for (split, name), folder in class_folders.items():
@@ -333,18 +347,24 @@ def _refuse_sets(tree: _Tree, folders: Sequence[str]) -> None:
         )
 
 
+def _require_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise NoInputError(f"image folder {printable(root)} {_reason_not_a_folder(root)}")
+
+
 def _reason_not_a_folder(path: Path) -> str:
     """Return why a path is not an image folder, and what to do."""
     if path.exists():
         is_archive = path.suffix.lower() in ARCHIVES
         return "is an archive: unpack it first" if is_archive else "is a file, not a folder"
-    return _URL_REASON if _is_url(os.fspath(path)) else "does not exist"
+    return URL_REASON if is_url(os.fspath(path)) else "does not exist"
 
 
-_URL_REASON = "is an address, which is not fetched: download it first"
+URL_REASON = "is an address, which is not fetched: download it first"
 
 
-def _is_url(name: str) -> bool:
+def is_url(name: str) -> bool:
+    """Return whether a name is an address, such as https://…"""
     scheme, separator, _ = name.partition(":/")  # pathlib removes a slash
     return bool(separator) and len(scheme) > 1 and scheme.isalnum()
 
@@ -444,4 +464,4 @@ def _reason_not_a_file(path: Path) -> str:
         return "a link that leads nowhere"
     if path.exists():
         return "neither a file nor a folder"
-    return _URL_REASON if _is_url(os.fspath(path)) else "does not exist"
+    return URL_REASON if is_url(os.fspath(path)) else "does not exist"

@@ -164,9 +164,9 @@ def open_tars(root: str, name: str, store: FileStore, shards: Sequence[str]) -> 
                 skipped=[*source.skipped, *without],
             )
     places: dict[str, bytes] = {}
-    for path, inner in _inner_paths(source, split_of, with_shard=len(shards) > 1).items():
+    for path, below in _inner_paths(source, split_of, with_shard=len(shards) > 1).items():
         split = split_of[path]
-        place = inner if split == NO_SPLIT else f"{SPLIT_NAMES[split]}/{inner}"
+        place = below if split == NO_SPLIT else f"{SPLIT_NAMES[split]}/{below}"
         while place in places:  # the same name in several shards
             place += "+"
         places[place] = path
@@ -196,11 +196,11 @@ def _inner_paths(
             if separator and SPLIT_FOLDERS.get(folder.lower()) == split_of[path]:
                 inner[path] = below
         folders = {place.partition("/")[0] for place in inner.values()}
-        below = {path: place.partition("/")[2] for path, place in inner.items()}
+        shorter = {path: place.partition("/")[2] for path, place in inner.items()}
         is_common = len(folders) == 1 and not folders & SPLIT_FOLDERS.keys()
-        if not is_common or not any("/" in place for place in below.values()):
+        if not is_common or not any("/" in place for place in shorter.values()):
             return inner
-        inner = below
+        inner = shorter
 
 
 def _split_key(path: bytes) -> tuple[bytes, str]:

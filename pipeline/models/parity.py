@@ -7,7 +7,6 @@ that is certain of every image hides wrong pixels.
 """
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -28,8 +27,8 @@ from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import SPLIT_NAMES, is_hidden, scan_folder
-from pipeline.images.sets import open_source, reopen_source
-from pipeline.images.source import FolderSource, ImageSource
+from pipeline.images.sets import missing_folder, open_source, reopen_source
+from pipeline.images.source import FolderSource, ImageSource, MergedSource
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
@@ -195,8 +194,8 @@ class ReferenceImages:
 
     def files(self, folder: Path) -> list[Path]:
         """Return the images as files; those of archives and storage are copied into a folder."""
-        if isinstance(self.source, FolderSource):
-            return [self.source.folder / os.fsdecode(name) for name in self._names]
+        if isinstance(self.source, FolderSource | MergedSource):
+            return [self.source.file(name) for name in self._names]
         files = [folder / f"{number:06d}" for number in range(len(self.rows))]
         for file, name in zip(files, self._names, strict=True):
             file.write_bytes(self.source.read(name))
@@ -262,8 +261,8 @@ class ReferenceImages:
                 for path, image in block:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
-                            f"{printable(self.source.root)}/{printable(path)} is not the cached "
-                            f"image any more ({image.reason}): run extract and classify again, or "
+                            f"{printable(path)} is not the cached image any more ({image.reason}) "
+                            f"in {printable(self.source.root)}: run extract and classify again, or "
                             f"name the folder that has it now with --images"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
@@ -300,14 +299,14 @@ def reference_images(
     _check_same_features(bundle, table)
     source = open_source(images) if images else reopen_source(table.document)
     if source is None:
-        root = images or Path(str(table.document["root"]))
-        problem = "is a file" if root.exists() else "does not exist"
+        root = images or missing_folder(table.document) or Path(table.document["root"])
+        problem = "is no folder" if root.exists() else "does not exist"
         raise NoInputError(
             f"{printable(root)}, the image folder of {printable(table.path)}, {problem}: "
             f"name the folder that has its images now with --images"
         )
     root, folders = Path(source.root), bundle.classes
-    if not images and isinstance(source, FolderSource):
+    if not images and "folders" not in table.document and isinstance(source, FolderSource):
         folders = scan_folder(root).classes
     if folders != bundle.classes:
         raise BadDataError(

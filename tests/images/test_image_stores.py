@@ -18,7 +18,9 @@ from pyarrow import parquet
 from synthetic_images import draw, make_image_folder
 
 from pipeline import extract_features
-from pipeline.errors import BadDataError, NoInputError
+from pipeline.cache.maintenance import find_prunable
+from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.images.config import LabelConfig
 from pipeline.images.hashes import hash_files
 from pipeline.images.image_stores import as_pattern
 from pipeline.images.scan import ImageSet, scan_folder
@@ -109,7 +111,8 @@ def test_commands_work_on_an_archive(synthetic_set: Path, tmp_path: Path) -> Non
     flip(cache, offset + 9)
     assert "64 images computed again" in run_command("cache", "repair", cache).stdout
     name.unlink()
-    assert "is gone" in run_command("cache", "prune").stdout
+    (item,) = find_prunable(Path("cache"))
+    assert "pets.tar is gone" in item.reason
 
 
 def test_shards_are_named_by_a_pattern_or_by_the_shell(tmp_path: Path) -> None:
@@ -266,7 +269,7 @@ def test_rows_without_label_or_bytes_are_skipped(tmp_path: Path) -> None:
     [
         ({"label": [1.5, 2.5]}, "labels of type double"),
         ({"label": [["a"], ["b"]]}, "labels of type list"),
-        ({"other": ["a", "b"]}, "no columns of labels among image, other"),
+        ({"other": ["a", "b"]}, "no column label among image, other"),
     ],
 )
 def test_table_without_classes_is_refused(
@@ -276,5 +279,27 @@ def test_table_without_classes_is_refused(
     with pytest.raises(BadDataError, match=message):
         open_set("x.parquet")
     Path("x.parquet").write_bytes(Path("x.parquet").read_bytes()[:-9])
-    with pytest.raises(BadDataError, match="cannot be read as Parquet"):
+    with pytest.raises(BadDataError, match="not a Parquet file"):
         open_set("x.parquet")
+
+
+def test_column_of_labels_is_named_and_names_the_set(tmp_path: Path) -> None:
+    columns = {"image": [image(i) for i in range(4)], "fine": list("abcd"), "coarse": [0, 0, 1, 1]}
+    parquet.write_table(pa.table(columns), "x.parquet")
+    with pytest.raises(BadDataError, match="name the column with --label-column"):
+        open_set("x.parquet")
+    images = open_set("x.parquet", LabelConfig(label_column="coarse"))
+    assert (images.name, images.classes) == ("x-coarse", ("0", "1"))
+    write_tar(tmp_path / "x.tar", [("a/0.png", image(0)), ("b/1.png", image(1))])
+    with pytest.raises(UsageError, match="--label-column needs a manifest"):
+        open_set("x.tar", LabelConfig(label_column="coarse"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_are_not_needed_with_unlabeled(
+    layout: Layout, synthetic_set: Path, tmp_path: Path
+) -> None:
+    done = extract_features(
+        layout(synthetic_set, tmp_path / "moved"), base="pixels", image_size=8, unlabeled=True
+    )
+    assert (done.computed, done.skipped, done.table.task) == (72, (), "unlabelled")

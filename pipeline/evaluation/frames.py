@@ -1,0 +1,101 @@
+"""Compare heads on the features in a data frame, as if it were a cache."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.cache.file import FeatureTable, make_columns
+from pipeline.errors import UsageError
+from pipeline.images.manifest import as_text, class_names
+from pipeline.images.scan import SPLIT_FOLDERS
+from pipeline.spec import FeatureSpec
+from pipeline.text import printable
+
+LAYER = "features"
+ORIGIN = ("path", "label", "split", "group", "view")  # columns that are not features
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTable(FeatureTable):
+    """A table whose features are in memory: ``values`` (N, D)."""
+
+    values: npt.NDArray[np.float32]
+
+    def features(
+        self, layer: str, rows: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return (n, D) float32."""
+        return self.values[self.file_rows if rows is None else self.file_rows[rows]]
+
+
+def table_of_frame(frame: Any) -> FrameTable:
+    """Return the rows of a data frame such as `pipeline.load_features` returns as a table.
+
+    ``label`` is a column of class names, categories or numbers; ``path``, ``split``, ``group`` and
+    ``view`` are optional; all other columns are features. Rows with equal features are one image,
+    which a split does not divide.
+
+    Raises UsageError for another layout.
+    """
+    cells = {
+        name: [as_text(value) for value in frame[name].astype(object).where(frame[name].notna())]
+        for name in ORIGIN
+        if name in frame
+    }
+    count = len(frame)
+    features = frame.drop(columns=list(cells))
+    if "label" not in cells or not count:
+        listed = ", ".join(printable(str(name)) for name in frame.columns[:5])
+        raise UsageError(f"a data frame needs a column label and rows; received {listed or 'none'}")
+    others = [str(name) for name in features.columns.drop(features.select_dtypes("number").columns)]
+    if others or not features.shape[1]:
+        raise UsageError(
+            "all columns but path, label, split, group and view are features, which are numbers; "
+            f"received {', '.join(map(printable, others[:5])) or 'no such column'}"
+        )
+    values = np.ascontiguousarray(features.to_numpy(np.float32))
+    if bad := cells["label"].count("") or int((~np.isfinite(values)).any(axis=1).sum()):
+        raise UsageError(
+            f"{bad:,} of {count:,} rows have no label, or features that are not finite"
+        )
+    splits = [text.lower().replace("none", "") for text in cells.get("split", [""] * count)]
+    if unknown := set(splits) - {"", *SPLIT_FOLDERS}:
+        raise UsageError(
+            f"the split is train, validation or test; received {printable(unknown.pop())}"
+        )
+    paths = [text.encode() for text in cells.get("path", map(str, range(count)))]
+    names = class_names(set(cells["label"]))
+    if hasattr(frame["label"], "cat"):  # in the order of the categories
+        names = {text: text for text in map(as_text, frame["label"].cat.categories)}
+    classes = list(dict.fromkeys(names.values()))
+    identities = paths if "view" in cells else [row.tobytes() for row in values]
+    return FrameTable(
+        path=Path("dataframe"),
+        spec=FeatureSpec(
+            base="dataframe",
+            weights="none",
+            preprocessing="none",
+            image_size=0,
+            resize="none",
+            pixels="none",
+            dtype="float32",
+        ),
+        document={"set": "dataframe", "root": "dataframe", "engine": None},
+        classes=tuple(classes),
+        columns=make_columns(
+            labels=[classes.index(names[label]) for label in cells["label"]],
+            splits=[SPLIT_FOLDERS.get(split, 0) for split in splits],
+            paths=paths,
+            digests=[hashlib.sha256(each).digest() for each in identities],
+            views=[int(view) for view in cells.get("view", [0] * count)],
+            groups=[group.encode() for group in cells.get("group", [])],
+        ),
+        layers={LAYER: values.shape[1:]},
+        file_rows=np.arange(count),
+        version=(),
+        values=values,
+    )
