@@ -48,6 +48,7 @@ GUIDES = (
     "PREDICT",
     "PERFORMANCE",
     "INPUTS",
+    "STORAGE",
 )  # with commands
 
 
