@@ -46,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         type=path_argument,
         help="folder of class folders, or of train/, validation/ and test/ with class folders; "
-        "several folders are one set; or a manifest, such as labels.csv (default: the only set in "
-        "data/)",
+        "several folders are one set; or a manifest, such as labels.csv, tar or Parquet files, or "
+        "an address, such as s3://bucket/pets (default: the only set in data/)",
     )
     cli.add_options(parser, ExtractConfig)
     parser.add_argument(

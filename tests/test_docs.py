@@ -40,8 +40,16 @@ def test_reader_of_the_format_page_reads_a_cache(tmp_path: Path) -> None:
 
 
 README = (ROOT / "README.md").read_text()
-# With commands, in the order in which they run
-GUIDES = ("EXTRACT", "EVALUATION", "CACHE", "FINETUNE", "PREDICT", "PERFORMANCE", "INPUTS")
+GUIDES = (
+    "EXTRACT",
+    "EVALUATION",
+    "CACHE",
+    "FINETUNE",
+    "PREDICT",
+    "PERFORMANCE",
+    "INPUTS",
+    "STORAGE",
+)  # with commands
 
 
 def commands_of(page: str) -> list[str]:

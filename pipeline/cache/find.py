@@ -21,7 +21,9 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
+from pipeline.images.image_stores import recorded_root
 from pipeline.images.manifest import is_manifest
+from pipeline.images.object_storage import as_url
 from pipeline.text import file_name, printable
 
 log = logging.getLogger(__name__)
@@ -115,10 +117,10 @@ def _cache_of_set(folder: Path, name: Path, *, damaged: bool) -> Path:
             sources[path] = _Source(str(document["set"]), Path(document["root"]))
         except PipelineError as error:
             if damaged and path.name.startswith(tuple(file_name(name.name) + c for c in "-+~")):
-                sources[path] = _Source(name.name, name.resolve())
+                sources[path] = _Source(name.name, recorded_root(name))
             else:
                 unread += [error] * isinstance(error, BusyError | DamagedError)
-    found = [path for path, source in sources.items() if source.root == name.resolve()]
+    found = [path for path, source in sources.items() if source.root == recorded_root(name)]
     found = found or _caches_named(name, sources)
     if not found:
         if what := _describe_other(folder, name, set(sources.values())):
@@ -129,6 +131,8 @@ def _cache_of_set(folder: Path, name: Path, *, damaged: bool) -> Path:
         cure = _name_one(source.set for source in sources.values())
         if name.is_dir() or is_manifest(name) or not sources:
             cure = f"run python -m pipeline.extract {printable(name)} first"
+        elif as_url(name):
+            cure = f"run python -m pipeline.extract {printable(as_url(name))} first"
         else:
             is_path = name.name != str(name)
             texts = (_short(source) if is_path else source.set for source in sources.values())
@@ -157,7 +161,7 @@ def _caches_named(name: Path, sources: Mapping[Path, _Source]) -> list[Path]:
 
 def _describe_other(folder: Path, name: Path, sources: set[_Source]) -> str:
     """Say what a name is that is neither a set nor an image folder, and what to name instead."""
-    place, caches = name.resolve(), folder.resolve()
+    place, caches = recorded_root(name), folder.resolve()
     name_one = _name_one(source.set for source in sources)
     below = {_short(source) for source in sources if source.root.is_relative_to(place)}
     above = {_short(source) for source in sources if place.is_relative_to(source.root)}

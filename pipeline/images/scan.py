@@ -134,6 +134,8 @@ def scan_paths(source: ImageSource, name: str, paths: Mapping[str, bytes]) -> Im
         folders, files = tree.list("", [])
         if len(folders) != 1 or files or folders[0].lower() in SPLIT_FOLDERS:
             break
+        if not tree.list(folders[0], [])[0]:  # the only class
+            break
         prefix = folders[0] + "/"
         tree = _Listing(
             f"{tree.root}/{folders[0]}",
@@ -188,7 +190,7 @@ class _Listing(_Tree):
 
     def __init__(self, root: str, paths: Mapping[str, bytes]) -> None:
         self._root = root
-        self.paths = {path: paths[path] for path in paths if not any(map(is_junk, path.split("/")))}
+        self.paths = {path: paths[path] for path in paths if not is_hidden(os.fsencode(path))}
         self._folders: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}
         for path in self.paths:
             folder, _, name = path.rpartition("/")
@@ -371,6 +373,11 @@ def is_url(name: str) -> bool:
     return bool(separator) and len(scheme) > 1 and scheme.isalnum()
 
 
+def is_hidden(path: bytes) -> bool:
+    """Return whether a path is, or is in, something that `is_junk`."""
+    return any(map(is_junk, os.fsdecode(path).split("/")))
+
+
 def is_junk(name: str) -> bool:
     """Return whether a file or folder is hidden, or one that systems create beside images."""
     return name.startswith(".") or name.lower() in JUNK
@@ -413,7 +420,7 @@ def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
         for path in paths:
             below = sorted(_walk(path, skipped)) if Path(path).is_dir() else [os.fsencode(path)]
             for file in below:
-                if reason := _reason_not_a_file(Path(os.fsdecode(file))):
+                if reason := _reason_no_image(Path(os.fsdecode(file))):
                     skipped.append(Skipped(file, reason))
                 else:
                     files[file] = None
@@ -445,6 +452,12 @@ def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:
         for name in names:
             if not is_junk(name):
                 yield os.fsencode(os.path.join(parent, name))  # noqa: PTH118 - ./a stays ./a
+
+
+def _reason_no_image(path: Path) -> str:
+    if path.suffix.lower() in (*ARCHIVES, ".parquet", ".arrow") and path.is_file():
+        return "is an archive or table, not an image: unpack it first"
+    return _reason_not_a_file(path)
 
 
 def _reason_not_a_file(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.config import LabelConfig
+from pipeline.images.image_stores import as_pattern, exists, list_store, open_store, reopen_store
 from pipeline.images.manifest import is_frame, is_manifest, read_manifest
 from pipeline.images.scan import NO_SPLIT, ImageSet, Skipped, scan_folder, scan_unlabelled
 from pipeline.images.source import FolderSource, ImageSource, MergedSource
@@ -30,12 +31,18 @@ def open_set(data: Data, options: LabelConfig | None = None) -> ImageSet:
     if not names or not all(map(os.fspath, names)):
         raise UsageError("the image folder is an empty name: is a variable unset?")
     paths = [Path(name) for name in names]
+    flag = options.first_of(
+        "task", "root", "path_column", "label_columns", "split_column", "group_column"
+    )
+    stored = names[0] if len(names) == 1 else as_pattern([os.fspath(name) for name in names])
+    if stored and not flag:
+        images = list_store(stored) if options.unlabeled else open_store(stored, options)
+        if images is not None:
+            return images
+    flag = flag or options.first_of("label_column")
     if len(paths) == 1 and is_manifest(paths[0]):
         return read_manifest(paths[0], options)
-    if flag := options.first_of(
-        "task", "root", "path_column", "label_column", "label_columns", "split_column",
-        "group_column",
-    ):  # fmt: skip
+    if flag:
         raise UsageError(f"{flag} needs a manifest such as labels.csv; received {_listed(paths)}")
     if len(paths) > 1:
         return _merge_folders(paths, options)
@@ -120,16 +127,27 @@ def _listed(paths: Sequence[Path]) -> str:
 def reopen_source(document: Mapping[str, Any]) -> ImageSource | None:
     """Return the source of a cache's images, to read them again; None if it is gone.
 
-    ``document`` is the cache's ``spec``.
+    ``document`` is the cache's ``spec``. Raises a PipelineError if it is an archive or address that
+    cannot be read.
     """
     folders = _folders_of(document)
-    if is_gone(document) or not all(map(Path.is_absolute, folders.values())):
+    if is_gone(document):
+        return None
+    if "folders" not in document and (source := reopen_store(str(document["root"]))) is not None:
+        return source
+    if not all(map(Path.is_absolute, folders.values())):
         return None
     if "folders" not in document:
         return FolderSource(folders[""], confined=True)
     if "" in folders:
         return FolderSource(folders[""], manifest=str(document["root"]))
     return MergedSource({name: FolderSource(folder) for name, folder in folders.items()})
+
+
+def open_source(name: Name) -> ImageSource | None:
+    """Return the images of a folder, archive or address without labels; None if it is no such."""
+    folder = Path(name)
+    return reopen_store(os.fspath(name)) or (FolderSource(folder) if folder.is_dir() else None)
 
 
 def is_gone(document: Mapping[str, Any]) -> bool:
@@ -140,7 +158,7 @@ def is_gone(document: Mapping[str, Any]) -> bool:
 def missing_folder(document: Mapping[str, Any]) -> Path | None:
     """Return the first folder of a cache's images that does not exist any more."""
     folders = _folders_of(document).values()
-    return next((folder for folder in folders if not folder.is_dir()), None)
+    return next((folder for folder in folders if not exists(os.fspath(folder))), None)
 
 
 def _folders_of(document: Mapping[str, Any]) -> dict[str, Path]:

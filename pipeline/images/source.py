@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 MAX_FILE = 100_000_000  # bytes of an image file; larger files are films or archives
 HAS_CHANGE_TIME = os.name != "nt"  # there, ctime is the time of creation
@@ -46,8 +46,20 @@ class ImageSource(Protocol):
         ...
 
 
+class FileStore(ImageSource, Protocol):
+    """A source whose files can be read in part: archives and tables are in one."""
+
+    def open(self, path: bytes) -> BinaryIO:
+        """Open a file for reading; it can seek."""
+        ...
+
+    def read_range(self, path: bytes, start: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``start``, fewer at the end of the file."""
+        ...
+
+
 @dataclass(frozen=True)
-class FolderSource(ImageSource):
+class FolderSource(FileStore):
     """A folder of files; with ``Path()``, any paths as they are.
 
     With ``confined``, for paths that a file from elsewhere names, links must not lead out of it.
@@ -80,6 +92,14 @@ class FolderSource(ImageSource):
         if self.confined:
             self.stat(path)  # a pipe would block
         return self.file(path).read_bytes()
+
+    def open(self, path: bytes) -> BinaryIO:
+        return self.file(path).open("rb")
+
+    def read_range(self, path: bytes, start: int, size: int) -> bytes:
+        with self.open(path) as file:
+            file.seek(start)
+            return file.read(size)
 
     def file(self, path: bytes) -> Path:
         """Return where a file is."""

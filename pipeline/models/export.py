@@ -158,8 +158,10 @@ def export_bundle(
         (unfinished / "predict.py").write_text(_template("predict.py"), "utf-8")
         for _ in reference.pixels():
             pass  # raises for a changed image
-        log.info("checking %s through predict.py", counted(len(reference.paths), "image"))
-        exported = predict_elsewhere(unfinished / "predict.py", reference.paths)
+        log.info("checking %s through predict.py", counted(len(reference.rows), "image"))
+        with tempfile.TemporaryDirectory() as copies:
+            files = reference.files(Path(copies))
+            exported = predict_elsewhere(unfinished / "predict.py", files)
         tolerance = TOLERANCES[bundle.spec.dtype]
         parity = compare_predictions(reference.predictions(bundle), exported, tolerance=tolerance)
         others = [each.stem for each in path.parent.glob(f"*{path.suffix}") if each != path]

@@ -7,7 +7,6 @@ that is certain of every image hides wrong pixels.
 """
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,9 +26,9 @@ from pipeline.heads.calibration import class_scores
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import SPLIT_NAMES, find_images, scan_folder
-from pipeline.images.sets import missing_folder, reopen_source
-from pipeline.images.source import FolderSource, MergedSource
+from pipeline.images.scan import SPLIT_NAMES, is_hidden, scan_folder
+from pipeline.images.sets import missing_folder, open_source, reopen_source
+from pipeline.images.source import FolderSource, ImageSource, MergedSource
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
@@ -183,19 +182,24 @@ def check_parity(
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Image files of a source, and their rows (n,) in the cache.
+    """Images of a source, and their rows (n,) in the cache.
 
-    ``moved`` maps digests to paths in ``source``, if they are not those of the cache.
+    ``moved`` maps digests to paths in the source, if they are not those of the cache.
     """
 
     table: FeatureTable
     rows: Rows
-    source: FolderSource | MergedSource
+    source: ImageSource
     moved: Mapping[bytes, bytes] | None = None
 
-    @property
-    def paths(self) -> list[Path]:
-        return [self.source.file(name) for name in self._names]
+    def files(self, folder: Path) -> list[Path]:
+        """Return the images as files; those of archives and storage are copied into a folder."""
+        if isinstance(self.source, FolderSource | MergedSource):
+            return [self.source.file(name) for name in self._names]
+        files = [folder / f"{number:06d}" for number in range(len(self.rows))]
+        for file, name in zip(files, self._names, strict=True):
+            file.write_bytes(self.source.read(name))
+        return files
 
     @property
     def _names(self) -> list[bytes]:
@@ -293,16 +297,17 @@ def reference_images(
         cache = cache_dir / cache.name
     table = read_table(cache)
     _check_same_features(bundle, table)
-    source = reopen_source(table.document) if images is None else FolderSource(images)
-    root = images or missing_folder(table.document) or Path(table.document["root"])
-    if not isinstance(source, FolderSource | MergedSource) or (images and not images.is_dir()):
+    source = open_source(images) if images else reopen_source(table.document)
+    if source is None:
+        root = images or missing_folder(table.document) or Path(table.document["root"])
         problem = "is no folder" if root.exists() else "does not exist"
         raise NoInputError(
             f"{printable(root)}, the image folder of {printable(table.path)}, {problem}: "
             f"name the folder that has its images now with --images"
         )
-    is_folder = images is None and "folders" not in table.document
-    folders = scan_folder(root).classes if is_folder else bundle.classes
+    root, folders = Path(source.root), bundle.classes
+    if not images and "folders" not in table.document and isinstance(source, FolderSource):
+        folders = scan_folder(root).classes
     if folders != bundle.classes:
         raise BadDataError(
             f"the class folders of {printable(root)} are {_join_names(folders)}; "
@@ -332,20 +337,20 @@ def reference_images(
 
 
 def _find_moved(images: ReferenceImages) -> ReferenceImages:
-    """Return the images whose content is below their root, each once."""
-    names, _ = find_images([images.source.root])
-    digests, _ = hash_files(FolderSource(Path()), names)
-    root = os.fsencode(images.source.root)
-    moved = {digest: os.path.relpath(name, root) for name, digest in digests.items()}
+    """Return the images whose content is in their source, each once."""
+    source = images.source
+    names = sorted(path for path in source.list() if not is_hidden(path))
+    digests, _ = hash_files(source, names)
+    moved = {digest: name for name, digest in digests.items()}
     rows = dict(zip(images.digests, images.rows.tolist(), strict=True))
     found = np.array(sorted(row for digest, row in rows.items() if digest in moved), np.int64)
     total = counted(len(rows), "test image")
     if not len(found):
         raise NoInputError(
-            f"{printable(images.source.root)} contains none of {total} of "
+            f"{printable(source.root)} contains none of {total} of "
             f"{printable(images.table.path)}: name the folder that they were moved to"
         )
-    log.info("%s contains %d of %s", printable(images.source.root), len(found), total)
+    log.info("%s contains %d of %s", printable(source.root), len(found), total)
     return replace(images, rows=found, moved=moved)
 
 
