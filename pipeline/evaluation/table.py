@@ -210,8 +210,7 @@ def _task_legend(columns: Sequence[Column], star: str) -> list[str]:
     lines = {
         "verdict": f"*: {star}; ≈ best: at most a standard error below the best on validation",
         "(95 %)": "in brackets: 95 % interval on test, of bootstrap samples of the images",
-        "p (Holm)": "p: paired bootstrap against the best on test; above 0.05 the difference may be "
-        "chance",
+        "p (Holm)": "p: paired bootstrap against the best on test; above 0.05 it may be chance",
     }
     return [line for title, line in lines.items() if title in titles]
 

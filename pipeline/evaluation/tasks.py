@@ -149,13 +149,17 @@ class Task:
         return np.tile(np.atleast_1d(truth.mean(axis=0)).astype(np.float64), (count, 1))
 
     def text(self, value: float) -> str:
-        """Return ``97.5`` for a share, four digits of another number; empty for NaN."""
-        if np.isnan(value):
-            return ""
-        return f"{100 * value:.1f}" if self.in_percent else f"{value:#.4g}".rstrip(".")
+        return metric_text(value, in_percent=self.in_percent)
 
     def with_unit(self, value: float) -> str:
         return f"{self.text(value)} %" if self.in_percent else self.text(value)
+
+
+def metric_text(value: float, *, in_percent: bool) -> str:
+    """Return ``97.5`` for a share, four digits of another number; empty for NaN."""
+    if np.isnan(value):
+        return ""
+    return f"{100 * value:.1f}" if in_percent else f"{value:#.4g}".rstrip(".")
 
 
 def _blocks(images: int, count: int) -> Iterator[Weights]:
