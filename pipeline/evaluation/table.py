@@ -129,7 +129,7 @@ def _task_columns(task: Task) -> tuple[Column, ...]:
             if result.status:
                 return _cut(printable(result.status), MAX_STATUS) if metric == measure else ""
             names = [f"test_{metric}{end}" for end in ("", "_low", "_high")]
-            value, low, high = (task.text(result.metrics[name]) for name in names)
+            value, low, high = (task.text(result.metrics[name], metric) for name in names)
             return f"{value} ({low}–{high})"
 
         return text

@@ -101,7 +101,7 @@ def _sentence(chosen: Outcome, tied: Outcomes, scored: Outcomes, task: Task) -> 
     name = f"{head_text(result)} on {features_text(result, scored)}"
     value, low, high = (result.metrics[f"test_{measure}{end}"] for end in ("", "_low", "_high"))
     others = [
-        f"{task.titles[each]} {task.with_unit(result.metrics[f'test_{each}'])}"
+        f"{task.titles[each]} {task.with_unit(result.metrics[f'test_{each}'], each)}"
         for each in task.metrics
         if each != measure
     ]

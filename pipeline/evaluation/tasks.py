@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import Columns
+from pipeline.heads.config import THRESHOLD
 from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 
 RESAMPLES = 1000
 MAX_VALUES = 3 * 10**7  # images × targets × resamples: seconds for a head
 VALUES_PER_BLOCK = 3 * 10**5  # images × resamples at a time: an array fits the cache of a core
-THRESHOLD = 0.5  # an image has the labels of a higher probability
 BINS = 10  # of a regression's numbers, which folds are stratified by
 
 Truth = npt.NDArray[Any]  # (n, T) of 0 and 1, or (n,) numbers
@@ -148,11 +148,13 @@ class Task:
         """Return the constant prediction of ``count`` images, the mean of a truth: (count, T)."""
         return np.tile(np.atleast_1d(truth.mean(axis=0)).astype(np.float64), (count, 1))
 
-    def text(self, value: float) -> str:
+    def text(self, value: float, metric: str = "") -> str:
+        if metric == "r2" and not np.isnan(value):
+            return f"{value:.3f}"
         return metric_text(value, in_percent=self.in_percent)
 
-    def with_unit(self, value: float) -> str:
-        return f"{self.text(value)} %" if self.in_percent else self.text(value)
+    def with_unit(self, value: float, metric: str = "") -> str:
+        return f"{self.text(value, metric)} %" if self.in_percent else self.text(value, metric)
 
 
 def metric_text(value: float, *, in_percent: bool) -> str:

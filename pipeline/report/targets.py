@@ -10,7 +10,8 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from pipeline.evaluation.audit import AuditResult
 from pipeline.evaluation.result import Comparison, HeadPredictions, Outcome
-from pipeline.evaluation.tasks import TASKS, THRESHOLD
+from pipeline.evaluation.tasks import TASKS
+from pipeline.heads.config import THRESHOLD
 from pipeline.report.galleries import MAX_MISTAKES, read_images
 from pipeline.report.markup import name_text
 from pipeline.report.plots import COLOURS, MARKERS, inline_svg, short_name
