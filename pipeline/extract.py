@@ -18,7 +18,7 @@ from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
-    from pipeline.images.scan import ImageFolder
+    from pipeline.images.scan import ImageSet
 
 MAX_LISTED = 10  # skipped files in the terminal
 
@@ -97,7 +97,7 @@ def _only_set(folder: Path) -> Path:
     return sets[0]
 
 
-def _log_image_folder(images: "ImageFolder") -> None:
+def _log_image_folder(images: "ImageSet") -> None:
     """Log the counts per split and class before the extraction begins."""
     from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
 

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.errors import (
     DamagedError,
     NoInputError,
 )
+from pipeline.images.sets import is_gone
 from pipeline.spec import CLASSES, FeatureSpec
 from pipeline.text import file_name, printable
 
@@ -326,7 +328,7 @@ def cache_file(
     folder: Path,
     *,
     set_name: str,
-    root: Path,
+    root: str,
     spec: FeatureSpec,
     variant: str = "",
     digests: Collection[bytes],
@@ -340,12 +342,12 @@ def cache_file(
     name = file_name(set_name) + f"+{variant}" * bool(variant)
     plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
     table = existing_table(plain)
-    if table is None or Path(table.document["root"]) == root:
+    if table is None or table.document["root"] == root:
         return plain
     was_moved = any(key.digest in digests for key in table.columns.row_keys())
-    if was_moved and not Path(table.document["root"]).is_dir():
+    if was_moved and is_gone(table.document):
         return plain
-    digits = hashlib.sha256(bytes(root)).hexdigest()[:6]
+    digits = hashlib.sha256(os.fsencode(root)).hexdigest()[:6]
     return folder / f"{name}~{digits}-{spec.base}-{spec.fingerprint}.h5"
 
 

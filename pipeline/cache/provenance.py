@@ -92,7 +92,7 @@ def continues_engine(config: BaseConfig, name: str) -> bool:
 
 
 def cache_document(
-    set_name: str, root: Path, config: ExtractConfig, spec: FeatureSpec, task: str = CLASSES
+    set_name: str, root: str, config: ExtractConfig, spec: FeatureSpec, task: str = CLASSES
 ) -> dict[str, Any]:
     """Return the content of a file's ``spec`` dataset: its feature spec and its origin."""
     return {
@@ -101,7 +101,7 @@ def cache_document(
         "spec": spec.to_dict(),
         "fingerprint": spec.fingerprint,
         "set": set_name,
-        "root": os.fsdecode(root),
+        "root": root,
         "weights_from": os.fspath(
             config.weights_file.resolve() if config.weights_file else config.weights
         ),

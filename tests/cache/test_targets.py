@@ -45,7 +45,7 @@ def test_a_set_with_classes_has_no_targets(tmp_path: Path) -> None:
 def test_impossible_targets_are_refused(
     tmp_path: Path, targets: list[list[float]], task: str
 ) -> None:
-    with pytest.raises(BadDataError, match="is refused: its (targets|task)"):
+    with pytest.raises(BadDataError, match=r"is refused: its (targets|task)"):
         read_table(_write(tmp_path / "a.h5", targets, task))
 
 
