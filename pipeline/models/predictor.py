@@ -24,7 +24,7 @@ from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
-from pipeline.spec import CLASSES
+from pipeline.spec import CLASSES, REGRESSION
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
@@ -225,8 +225,8 @@ def open_predictor(path: Path, config: PredictConfig) -> Predictor:
     bundle = load_bundle(path)
     spec, views = bundle.spec, bundle.plan.views
     log.info(
-        "model %s: %s on %s %s, %s classes%s", printable(path), printable(bundle.head), spec.base,
-        printable(bundle.layer), f"{len(bundle.classes):,}",
+        "model %s: %s on %s %s, %s%s", printable(path), printable(bundle.head), spec.base,
+        printable(bundle.layer), _describe_outputs(bundle),
         f", mean over {counted(views + 1, 'view')}" if views else "",
     )  # fmt: skip
     expected = {
@@ -248,6 +248,12 @@ def open_predictor(path: Path, config: PredictConfig) -> Predictor:
         batch_size=config.batch_size,
         use_cache=config.use_cache,
     )
+
+
+def _describe_outputs(bundle: Bundle) -> str:
+    if bundle.task == REGRESSION:
+        return printable(bundle.classes[0])
+    return f"{len(bundle.classes):,} {'classes' if bundle.task == CLASSES else 'labels'}"
 
 
 def mean_over_views(
