@@ -95,7 +95,7 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """Return column -> value, with None instead of NaN for JSON and CSV."""
-        values = vars(self) | self.metrics
+        values = {**vars(self), **self.metrics}
         return without_nan({name: values[name] for name in self.columns})
 
 

@@ -204,8 +204,8 @@ def _target_metrics(
     for name in task.metrics:
         of_passes = [task.value(each.labels, each.scores, name) for each in tests]
         samples = task.resampled(tests[0].labels, [each.scores for each in tests], name)
-        bounds = zip(("", "_low", "_high"), (_mean(of_passes), *interval(samples)), strict=True)
-        metrics |= {f"test_{name}{end}": value for end, value in bounds}
+        low, high = interval(samples, value := _mean(of_passes))
+        metrics |= {f"test_{name}": value, f"test_{name}_low": low, f"test_{name}_high": high}
     return {
         "params": _chosen_params(fits),
         "metrics": metrics,

@@ -23,6 +23,8 @@ from pipeline.evaluation.statistics import Z_95, holm
 from pipeline.evaluation.tasks import Floats, Task
 from pipeline.text import counted
 
+SHUFFLES = 200  # of the predictions of the chosen head
+
 Outcomes = Sequence[Outcome]
 
 
@@ -72,7 +74,7 @@ def rank_and_recommend_targets(outcomes: Outcomes, task: Task) -> tuple[list[Out
 
 def _lead(best: HeadPredictions, other: HeadPredictions, task: Task) -> Floats:
     """Return by how much the first is better in each resample, paired if the images are equal."""
-    orders = pair_images(best, other) or (slice(None), slice(None))
+    orders = pair_images(best, other) or (np.arange(len(best)), np.arange(len(other)))
     first, second = (
         task.resampled(each.labels[order], [each.scores[order]])
         for each, order in zip((best, other), orders, strict=True)
@@ -88,6 +90,19 @@ def _p_value(best: Outcome, other: Outcome, task: Task) -> float:
     lead = _lead(best.test, other.test, task)
     tail = min(np.count_nonzero(lead <= 0), np.count_nonzero(lead >= 0))
     return float(min(1.0, 2 * (1 + tail) / (1 + len(lead))))
+
+
+def _beats_guess(test: HeadPredictions, guess: HeadPredictions, task: Task) -> bool:
+    """Return whether predictions are significantly better than a constant, and than shuffled ones.
+
+    The average precision of a random order exceeds that of a constant, the share of the label.
+    """
+    if np.nanquantile(_lead(test, guess, task), SIGNIFICANCE / 2) <= 0:
+        return False
+    random, value = np.random.default_rng(0), task.value(test.labels, test.scores)
+    shuffled = [task.value(test.labels, random.permutation(test.scores)) for _ in range(SHUFFLES)]
+    as_good = np.count_nonzero(task.sign * (np.array(shuffled) - value) >= 0)
+    return bool((1 + as_good) / (1 + SHUFFLES) < SIGNIFICANCE / 2)
 
 
 def _choose(tied: Outcomes) -> Outcome:
@@ -113,9 +128,8 @@ def _sentence(chosen: Outcome, tied: Outcomes, scored: Outcomes, task: Task) -> 
     )
     guessed = task.guess_from(chosen.validation.labels, len(chosen.test))
     guess = replace(chosen.test, scores=guessed)
-    lead = _lead(chosen.test, guess, task)
     doubt = _disagreement(chosen, task)
-    if np.nanquantile(lead, SIGNIFICANCE / 2) > 0:
+    if _beats_guess(chosen.test, guess, task):
         rivals = [other for other in tied if other is not chosen]
         as_good = "; no other is as good on validation" if len(scored) > 1 else ""
         if rivals:

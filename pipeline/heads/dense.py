@@ -174,7 +174,7 @@ class DenseRegressor(RegressorMixin, DenseNetwork):  # type: ignore[misc]
     def fit(self, X: Any, y: Any, validation_data: Any = ()) -> Self:
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True)
         X = X.astype(np.float32)
-        mean, deviation = 0.0, 1.0
+        mean, deviation = np.zeros(y.shape[1:]), np.ones(y.shape[1:])
         if self.activation == "linear":
             mean, deviation = y.mean(axis=0), y.std(axis=0)
             deviation = np.where(deviation > 0, deviation, 1)

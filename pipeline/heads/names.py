@@ -83,8 +83,9 @@ def check_importable(request: HeadRequest) -> None:
 def _parse_word(word: str, task: str | None) -> list[HeadRequest]:
     name, _, input_name = word.partition(":")
     heads = TARGET_HEADS | {CLASSES: HEADS}
-    known = dict.fromkeys(each for of_task in heads.values() for each in of_task)
-    names = groups(task or CLASSES).get(name) or ((name,) if name in heads.get(task, known) else ())
+    known = {each for table in heads.values() for each in table}
+    of_task = heads[task] if task else known
+    names = groups(task or CLASSES).get(name) or ((name,) if name in of_task else ())
     if input_name not in ("", *get_args(Input)):
         if names:
             raise UsageError(f"--heads {word}: expected flat or pooled; received {input_name!r}")

@@ -97,7 +97,7 @@ class Metric(NamedTuple):
         return max if self.is_high else min
 
     def value(self, result: Result) -> float:
-        return float((vars(result) | result.metrics)[self.column])
+        return float({**vars(result), **result.metrics}[self.column])
 
     def text(self, value: float) -> str:
         return metric_text(value, in_percent=self.in_percent)

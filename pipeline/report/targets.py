@@ -137,6 +137,6 @@ def worst(comparison: Comparison, findings: AuditResult) -> dict[str, Any]:
 def _errors(test: HeadPredictions) -> Numbers:
     """Return the error of each image (n,): the distance, or the mean log loss of its labels."""
     if test.labels.ndim == 1:
-        return np.abs(test.scores[:, 0] - test.labels)
+        return np.asarray(np.abs(test.scores[:, 0] - test.labels))
     right = np.where(test.labels == 1, test.scores, 1 - test.scores)
     return np.asarray(-np.log(np.maximum(right, 1e-6)).mean(axis=1))
