@@ -207,7 +207,7 @@ def test_a_leak_is_detected(tmp_path: Path, task: str) -> None:
     cache = write_random_targets(tmp_path / "leaky.h5", task, is_leaky=True)
     comparison = compare_heads(cache, heads="knn", cv=10, audit=False)
     assert comparison.recommendation.startswith("Use knn")
-    assert comparison.results[0].metrics["test_r2" if task == REGRESSION else "test_map"] > 0.5
+    assert comparison.results[0].metrics["test_r2" if task == REGRESSION else "test_map"] > 0.4
 
 
 def test_folds_spread_rare_labels_and_keep_groups_together() -> None:
