@@ -54,7 +54,7 @@ class ClassifyConfig(SplitConfig):
         None,
         metavar="LIST",
         help=f"comma list of {', '.join(groups()['all'])}, fast or all (default: all); "
-        "NAME:flat or NAME:pooled selects the input",
+        "NAME:flat or NAME:pooled selects the input; docs/TASKS.md has those of labels and numbers",
     )
     layers: Sequence[str] = _heads(
         (), flag="--layer", metavar="NAME", help="cached layer to use, repeatable (default: all)"

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from pipeline.evaluation.audit import tolerate
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import views_suffix
+from pipeline.evaluation.splits import IMAGES
 from pipeline.evaluation.tasks import TASKS
 from pipeline.report import figures, galleries, tables, targets
 from pipeline.report.markup import key_metrics, name_text, render
@@ -105,6 +106,9 @@ def _cache_facts(cache: Mapping[str, Any]) -> dict[str, Any]:
     for split, counts in (cache.get("split_counts") or {}).items():
         views = cache.get("views" if split == "train" else "tta") or 0
         images = counted(sum(counts.values()), "image")
+        if tuple(counts) == IMAGES:  # a set without classes
+            facts[split] = f"{images}{views_suffix(views)}"
+            continue
         classes = counted(len(counts), "class", "classes")
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
         each = f"{low:,} to {high:,}" if high > low else f"{low:,}"
