@@ -159,10 +159,12 @@ class Task:
 
 
 def metric_text(value: float, *, in_percent: bool) -> str:
-    """Return ``97.5`` for a share, four digits of another number; empty for NaN."""
+    """Return ``97.5`` for a share; ``3.142`` or ``31,416`` for a number; empty for NaN."""
     if np.isnan(value):
         return ""
-    return f"{100 * value:.1f}" if in_percent else f"{value:#.4g}".rstrip(".")
+    if in_percent:
+        return f"{100 * value:.1f}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:#.4g}".rstrip(".")
 
 
 def _blocks(images: int, count: int) -> Iterator[Weights]:

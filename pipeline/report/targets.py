@@ -117,7 +117,7 @@ def worst(comparison: Comparison, findings: AuditResult) -> dict[str, Any]:
     for image, index in zip(images, shown.tolist(), strict=True):
         scores, truth = test.scores[index], np.atleast_1d(test.labels[index])
         if test.labels.ndim == 1:
-            image["facts"] = [("predicted", f"{scores[0]:.4g}"), ("true", f"{truth[0]:.4g}")]
+            image["facts"] = [("predicted", f"{scores[0]:.6g}"), ("true", f"{truth[0]:.6g}")]
             continue
         found = [
             f"{classes[label]} {100 * scores[label]:.0f} %"
