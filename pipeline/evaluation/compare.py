@@ -53,7 +53,8 @@ def compare_heads(
 
     ``caches`` : cache files; or a pandas data frame with the column label, one column per feature,
     and optionally path, split, group and view, such as ``load_features(path, as_="pandas")``. Its
-    classifiers are not kept, since they do not classify images.
+    classifiers are not kept, since they do not classify images. ``task="multilabel"`` or
+    ``"regression"`` says that its labels are names with ``|`` between them, or numbers.
 
     The audit runs when ``notices`` or ``findings`` of the comparison is first read.
 
@@ -72,7 +73,7 @@ def compare_heads(
     config = replace(config or ClassifyConfig(), **options)
     config.requests  # noqa: B018 - a misspelt name raises before caches are read
     if is_frame(caches):
-        tables = [table_of_frame(caches)]
+        tables = [table_of_frame(caches, config.task or CLASSES)]
         return compare_on_caches(split_tables(tables, config), replace(config, keep=False))
     paths = [caches] if isinstance(caches, str | Path) else caches
     return compare_on_caches(open_caches([Path(path) for path in paths], config), config)
