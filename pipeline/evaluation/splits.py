@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, UsageError
-from pipeline.images.scan import SPLIT_NAMES
+from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
 from pipeline.text import counted, printable
 
 NONE, TRAIN, VALIDATION, TEST = range(len(SPLIT_NAMES))  # as in the cache's `splits`
@@ -123,6 +123,8 @@ def _check_class_folders(
             check_class_size(classes[label], label, columns, identities)
         if lacking:
             folder = printable(bytes(columns.paths[in_folder][0]).partition(b"/")[0])
+            if folder.lower() not in SPLIT_FOLDERS:  # of a manifest or an archive
+                folder = SPLIT_NAMES[split]
             few = "only one image" if counts[lacking[0]] else "no image"
             raise BadDataError(
                 f"{folder}/ has {few} of {_join_names(classes, lacking)}: add images in "
