@@ -112,7 +112,7 @@ def _select_rows(table: FeatureTable, split: str | None, views: int) -> Rows:
         selected = columns.splits == SPLIT_NAMES.index(split)
         if not selected.any():
             raise NoInputError(
-                f"{printable(table.path)} has no {split} images: its image folder has no such split"
+                f"{printable(table.path)} has no {split} images: its set has no such split"
             )
     cached = int(columns.views[selected].max(initial=0))
     if not 0 <= views <= cached:

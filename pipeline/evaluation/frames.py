@@ -41,12 +41,14 @@ def table_of_frame(frame: Any) -> FrameTable:
 
     Raises UsageError for another layout.
     """
+    count = len(frame)
+    if (repeated := frame.columns[frame.columns.duplicated()]).size:
+        raise UsageError(f"a data frame has several columns {printable(str(repeated[0]))}")
     cells = {
         name: [as_text(value) for value in frame[name].astype(object).where(frame[name].notna())]
         for name in ORIGIN
         if name in frame
     }
-    count = len(frame)
     features = frame.drop(columns=list(cells))
     if "label" not in cells or not count:
         listed = ", ".join(printable(str(name)) for name in frame.columns[:5])

@@ -105,9 +105,9 @@ def identities_of(
     """
     if group_of is None and not columns.groups.any():
         return columns.digests
-    names = (
-        group_of(columns, classes) if group_of else [os.fsdecode(g) or None for g in columns.groups]
-    )
+    names = [os.fsdecode(group) or None for group in columns.groups.tolist()]
+    if group_of:
+        names = group_of(columns, classes)
     ungrouped = sum(name is None for name in names)
     if ungrouped == len(names):
         raise UsageError(

@@ -25,6 +25,7 @@ from pipeline.images.decode import FORMATS, register_heic
 from pipeline.images.scan import (
     NO_SPLIT,
     SPLIT_FOLDERS,
+    SPLIT_NAMES,
     TRAIN,
     URL_REASON,
     FoundFile,
@@ -43,6 +44,9 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?")  # 001 is text
 TRUE, FALSE = {"True", "TRUE", "true"}, {"False", "FALSE", "false"}
 YES, NO = TRUE | {"1", "1.0"}, FALSE | {"0", "0.0"}
+
+LONGEST = 200  # characters of a path in an error
+MISSING = "does not exist"
 
 Values = Sequence[Any] | None  # the values of some columns; None for a row with too many
 
@@ -109,27 +113,31 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
         _check_classes(manifest.name, Counter(label for row in rows for label in row.labels))
     rows = list(_merge_rows(rows, unite=task == MULTILABEL))
     number_of = {name: number for number, name in enumerate(classes)}
-    base = _common_folder(manifest.folder, [row.path for row in rows])
+    # The lowest folder that contains all images and the folder of the manifest
+    base = os.path.commonpath([manifest.folder, *(row.path for row in rows)])
+    prefix = len(os.path.join(base, ""))  # noqa: PTH118 - / ends in a separator already
     files = [
         FoundFile(
-            path=os.fsencode(Path(os.path.relpath(row.path, base)).as_posix()),
+            path=os.fsencode(row.path[prefix:].replace(os.sep, "/")),
             label=number_of[row.labels[0]] if task == CLASSES else 0,
             split=SPLIT_FOLDERS[row.split] if row.split else NO_SPLIT,
             targets=_targets(row.labels, classes, task),
-            group=row.group.encode(errors="surrogateescape"),
+            group=row.group.encode(errors="backslashreplace"),
         )
         for row in rows
     ]
     if any(file.split for file in files) and not any(file.split == TRAIN for file in files):
         raise BadDataError(f"{manifest.name} has rows of other splits, but none of train")
-    column = options.label_column or options.label_columns or ""
+    column = options.label_column or ""
+    if options.label_columns is not None:
+        column = f"{classes[0]}+{len(classes) - 1}"
     if is_frame(data):
         place, parts = manifest.folder / "dataframe", [manifest.folder.name, "dataframe"]
     else:
         place, parts = Path(data).resolve(), [Path(data).absolute().parent.name, Path(data).stem]
     parts += [column, UNLABELLED * (task == UNLABELLED)]
     return ImageSet(
-        source=FolderSource(base, manifest=os.fspath(place)),
+        source=FolderSource(Path(base), manifest=os.fspath(place)),
         name="-".join(filter(None, parts)),
         # HDF5 stores neither lone surrogates nor NUL
         classes=tuple(
@@ -139,7 +147,7 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
         files=tuple(sorted(files, key=lambda file: (file.split, file.path))),
         skipped=tuple(dict.fromkeys(skipped)),
         task=task,
-        folders={"": os.fspath(base)},
+        folders={"": base},
     )
 
 
@@ -191,7 +199,7 @@ class _RowReader:
                 if self._columns["split"]:
                     split = self._split(split, place)
             except _UnusableRowError as error:
-                name = path.encode(errors="surrogateescape") or place.encode()
+                name = path.encode(errors="backslashreplace") or place.encode()
                 skipped.append(Skipped(name, str(error)))
             else:
                 rows.append(_Row(place, found, labels, split, group))
@@ -207,11 +215,12 @@ class _RowReader:
         name = self._manifest.name
         if not skipped:
             return BadDataError(f"{name} has no rows")
-        first = skipped[0]
-        hint = self._find.hint(os.fsdecode(first.path))
+        path, reason = printable(skipped[0].path), skipped[0].reason
+        hint = self._find.hint(os.fsdecode(skipped[0].path)) if reason == MISSING else ""
+        shown = path[:LONGEST] + "…" * (len(path) > LONGEST)
         return BadDataError(
             f"{len(skipped):,} of {counted(usable + len(skipped), 'row')} of {name} cannot be "
-            f"used, e.g. {printable(first.path)} ({first.reason}){hint}"
+            f"used, e.g. {shown} ({reason}){hint}"
         )
 
     def _labels(self, values: Sequence[Any]) -> tuple[str, ...]:
@@ -227,7 +236,7 @@ class _RowReader:
             return ()
         (value,) = values
         if task == MULTILABEL:
-            is_list = not isinstance(value, str) and isinstance(value, Iterable)
+            is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes)
             labels = list(map(as_text, value)) if is_list else as_text(value).split(SEPARATOR)
             labels = [label.strip() for label in labels if label.strip()]
             if not labels and not is_list:
@@ -235,12 +244,16 @@ class _RowReader:
             return tuple(labels)
         if not (text := as_text(value)):
             raise _UnusableRowError("no label")
-        if task == REGRESSION and not _is_number(text):
+        if task != REGRESSION:
+            return (text,)
+        if not _is_number(text):
             raise _UnusableRowError(f"its label is not a number: {printable(text)}")
-        return (text,)
+        return (repr(float(text)),)
 
     def _split(self, text: str, place: str) -> str:
-        if not text or text.lower() in SPLIT_FOLDERS:
+        if text.lower() in ("", SPLIT_NAMES[NO_SPLIT]):
+            return ""
+        if text.lower() in SPLIT_FOLDERS:
             return text.lower()
         raise BadDataError(
             f"{place}: the split is train, validation or test; received {printable(text)}"
@@ -252,15 +265,16 @@ class _RowReader:
         if options.labels_are == UNLABELLED:
             return ()
         if options.label_columns == ALL_COLUMNS:
-            if names := tuple(name for name in columns if name not in others):
-                return names
-            raise BadDataError(f"{self._manifest.name} has no columns of labels")
-        if options.label_columns is not None:
+            named = [name for name in columns if name not in others]
+        elif options.label_columns is not None:
             named = [name.strip() for name in options.label_columns.split(",")]
-            found = [self._column(n, "", "--label-columns", is_needed=True) for n in named]
-            return tuple(dict.fromkeys(found))
-        flag = "--label-column"
-        return (self._column(options.label_column, "label", flag, is_needed=True),)
+        else:
+            flag = "--label-column"
+            return (self._column(options.label_column, "label", flag, is_needed=True),)
+        if not named:
+            raise BadDataError(f"{self._manifest.name} has no columns of labels")
+        found = [self._column(each, "", "--label-columns", is_needed=True) for each in named]
+        return tuple(dict.fromkeys(found))
 
     def _column(
         self, requested: str | None, default: str, flag: str, *, is_needed: bool = False
@@ -301,7 +315,7 @@ class _ImageFinder:
     def __call__(self, text: str) -> str:
         """Return the absolute path; ``a\\b`` may be ``a/b``, and ``b`` the only image ``b.jpg``."""
         for name in dict.fromkeys((text, text.replace("\\", "/"))):
-            path = os.path.normpath(self._folder / name)
+            path = os.path.normpath(os.path.join(self._folder, name))  # noqa: PTH118 - faster
             if os.path.isfile(path):  # noqa: PTH113 - False for names that a system refuses
                 return path
             parent, stem = os.path.split(path)
@@ -309,11 +323,11 @@ class _ImageFinder:
             if len(names) > 1:
                 raise _UnusableRowError(f"means several files: {', '.join(sorted(names))}")
             if names:
-                return os.path.join(parent, names[0])  # noqa: PTH118 - a string is faster
+                return os.path.join(parent, names[0])  # noqa: PTH118 - as above
         if is_url(text):
             raise _UnusableRowError(URL_REASON)
         is_folder = os.path.isdir(self._folder / text)  # noqa: PTH112 - as above
-        raise _UnusableRowError("is a folder" if is_folder else "does not exist")
+        raise _UnusableRowError("is a folder" if is_folder else MISSING)
 
     def hint(self, text: str) -> str:
         """Return the end of an error that names the folder in which a path exists, or ''."""
@@ -405,11 +419,6 @@ def _check_classes(name: str, counts: Mapping[str, int]) -> None:
         )  # fmt: skip
 
 
-def _common_folder(folder: Path, paths: Sequence[str]) -> Path:
-    """Return the folder, or the lowest one above it that contains all paths."""
-    return Path(os.path.commonpath([folder, *paths]))
-
-
 def _open_frame(frame: Any) -> Manifest:
     columns = tuple(map(str, frame.columns))
 
@@ -465,16 +474,16 @@ def read_csv(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
 
     The first line decides which delimiter separates the cells: a comma, semicolon or tab.
     """
-    header = text.partition("\n")[0]
+    name, header = printable(path), text.partition("\n")[0]
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=header.count), strict=True
     )
     try:
         for cells in reader:
             if cells:
-                yield f"{printable(path)}:{reader.line_num}", cells
+                yield f"{name}:{reader.line_num}", cells
     except csv.Error as error:
-        raise BadDataError(f"{printable(path)}:{reader.line_num} is not CSV: {error}") from error
+        raise BadDataError(f"{name}:{reader.line_num} is not CSV: {error}") from error
 
 
 Parsed = tuple[tuple[str, ...], Iterable[tuple[str, Values]]]  # columns, rows

@@ -356,7 +356,11 @@ def _reason_not_a_folder(path: Path) -> str:
     """Return why a path is not an image folder, and what to do."""
     if path.exists():
         is_archive = path.suffix.lower() in ARCHIVES
-        return "is an archive: unpack it first" if is_archive else "is a file, not a folder"
+        return (
+            "is an archive: unpack it first"
+            if is_archive
+            else "is a file, not a folder or manifest (.csv, .tsv, .jsonl, .parquet)"
+        )
     return URL_REASON if is_url(os.fspath(path)) else "does not exist"
 
 

@@ -86,14 +86,14 @@ def warn_of_duplicates(images: ImageSet, digests: Mapping[bytes, bytes]) -> None
                 "%s%s contains %s train%s: its scores measure memory, not classification",
                 SPLIT_NAMES[split], slash, same, slash,
             )  # fmt: skip
-    for column in ("label", "split"):
+    for column, name in (("label", "label"), ("targets", "label"), ("split", "split")):
         groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
         if groups:
             paths = [" = ".join(printable(file.path) for file in group) for group in groups]
             listed, rest = "; ".join(paths[:MAX_LISTED]), len(paths) - MAX_LISTED
             more = f" and {rest:,} more" if rest > 0 else ""
             count = counted(len(groups), "image has", "images have")
-            log.warning("%s several %ss: %s%s", count, column, listed, more)
+            log.warning("%s several %ss: %s%s", count, name, listed, more)
 
 
 def _slash(images: ImageSet) -> str:

@@ -208,7 +208,7 @@ def test_several_labels_are_separated_by_bars_or_have_a_column_each(folder: Path
 
 
 def test_numbers_of_a_regression_are_targets(folder: Path) -> None:
-    text = "path,age\na.png,1.5\nb.png,-2e3\nc.png,inf\nsub/d.png,7\n"
+    text = "path,age\na.png,1.5\na.png,1.50\nb.png,-2e3\nc.png,inf\nsub/d.png,7\n"
     images = open_set(write(folder, text), LabelConfig(task="regression", label_column="age"))
     assert (images.task, images.classes) == ("regression", ("age",))
     assert [file.targets for file in images.files] == [(1.5,), (-2000,), (7,)]
