@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.tasks import strata_of
-from pipeline.images.scan import SPLIT_NAMES
+from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
 from pipeline.spec import CLASSES, MULTILABEL
 from pipeline.text import counted, printable
 
@@ -128,6 +128,8 @@ def _check_class_folders(
             check_class_size(classes[label], label, columns, identities)
         if lacking:
             folder = printable(bytes(columns.paths[in_folder][0]).partition(b"/")[0])
+            if folder.lower() not in SPLIT_FOLDERS:  # of a manifest or an archive
+                folder = SPLIT_NAMES[split]
             few = "only one image" if counts[lacking[0]] else "no image"
             raise BadDataError(
                 f"{folder}/ has {few} of {_join_names(classes, lacking)}: add images in "

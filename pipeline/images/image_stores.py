@@ -13,7 +13,7 @@ from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.config import LabelConfig
 from pipeline.images.object_storage import StorageSource, as_url
 from pipeline.images.parquet_images import TableSource, image_column, open_tables
-from pipeline.images.scan import NO_SPLIT, FoundFile, ImageSet, is_hidden, scan_paths
+from pipeline.images.scan import NO_SPLIT, FoundFile, ImageSet, is_hidden, is_junk, scan_paths
 from pipeline.images.shards import (
     COMPRESSED,
     SUFFIXES,
@@ -110,7 +110,10 @@ def reopen_store(root: str) -> ImageSource | None:
 
 def recorded_root(name: str | os.PathLike[str]) -> Path:
     """Return what a cache records as ``root`` for a folder, file or address, as a path."""
-    return Path(as_url(name)) if as_url(name) else Path(name).resolve()
+    if url := as_url(name):
+        return Path(url)
+    path = Path(name)
+    return path.parent.resolve() / path.name if is_shard(os.fspath(name)) else path.resolve()
 
 
 def exists(root: str) -> bool:
@@ -170,7 +173,7 @@ def is_shard(name: str) -> bool:
 def _matching(name: str, *, is_url: bool) -> tuple[str, FileStore, list[str]]:
     """Return the shards that a name or pattern means; raises NoInputError if one is missing."""
     if not is_url:
-        name = os.path.abspath(name)  # noqa: PTH100 - a pattern is not resolved
+        name = os.fspath(recorded_root(name))
     parts = name.split("/")
     is_literal = not is_url and Path(name).is_file()
     fixed = next((i for i, part in enumerate(parts) if _is_pattern(part)), len(parts))
@@ -207,6 +210,8 @@ def _contains_shards(folder: Path) -> bool:
     """Return whether shards are in a folder or those in it, with no files of other kinds."""
     names: list[str] = []
     for entry in folder.iterdir():
+        if is_junk(entry.name):
+            continue
         inner = islice(entry.iterdir(), LISTED) if entry.is_dir() else (entry,)
         names += [path.name for path in inner if not path.is_dir()]
         if len(names) > LISTED:

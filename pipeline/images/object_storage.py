@@ -41,6 +41,8 @@ def as_url(name: str | os.PathLike[str]) -> str:
     if not found or os.path.exists(text):  # noqa: PTH110 - a folder s3: of this machine
         return ""
     scheme, rest = found[1].lower(), found[2].rstrip("/")
+    if scheme in ("file", "local"):
+        raise UsageError(f"{printable(text)} is on this machine: name its path, /{printable(rest)}")
     if "@" in rest.partition("/")[0]:
         raise UsageError(
             f"an address with a user or password, {scheme}://…@…: it would be written into the "

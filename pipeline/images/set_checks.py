@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from pipeline.images.scan import NO_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION, ImageSet
+from pipeline.images.source import FolderSource
 from pipeline.text import counted, printable
 
 MAX_LISTED = 10  # classes or groups of duplicates in a warning
@@ -50,6 +51,8 @@ def warn_of_nested_classes(images: ImageSet) -> None:
     Images in folders below a class are usual, too, such as one folder per patient.
     """
     inner: dict[bytes, set[bytes]] = defaultdict(set)
+    if not isinstance(images.source, FolderSource):
+        return  # the first folder may be an archive
     for file in images.files:
         name, *deeper = file.path.split(b"/")
         if file.split != NO_SPLIT or len(deeper) < 2:

@@ -218,6 +218,8 @@ def test_names_of_this_machine_are_no_addresses(tmp_path: Path) -> None:
     (tmp_path / "s3:" / "set").mkdir(parents=True)
     names = ("data/pets", "C:/data", "c:\\data", "labels.csv", "a:b", "s3:/set", "/x://y")
     assert [as_url(name) for name in names] == [""] * len(names)
+    with pytest.raises(UsageError, match="name its path, /data/pets"):
+        as_url("file:///data/pets")
     assert as_url(Path("s3://bucket/set/")) == as_url("S3://bucket/set/") == "s3://bucket/set"
 
 
