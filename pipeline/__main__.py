@@ -7,7 +7,7 @@ import sys
 from pipeline import __version__
 
 COMMANDS = {
-    "extract": "run a frozen base once over image folders, cache its features",
+    "extract": "run a frozen base once over images, cache its features",
     "cache": "list, show, verify, repair and prune caches",
     "classify": "train and compare classifiers on cached features",
     "finetune": "train a head and the last layers of a base on cached maps",

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+
 from pipeline.cache.checksums import Damage
 from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.cache.file import (
@@ -45,19 +47,21 @@ from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.hashes import hash_files
+from pipeline.images.manifest import is_manifest
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, TRAIN, ImageSet, Skipped, find_images
+from pipeline.images.scan import NO_SPLIT, TRAIN, FoundFile, ImageSet, Skipped, find_images
 from pipeline.images.set_checks import (
     warn_of_duplicates,
     warn_of_missing_classes,
     warn_of_nested_classes,
 )
-from pipeline.images.sets import Data, is_gone, open_set, reopen_set
-from pipeline.images.source import FolderSource
+from pipeline.images.sets import Data, missing_folder, open_set, reopen_source
+from pipeline.images.source import FolderSource, ImageSource
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
 from pipeline.models.runs import find_bundle, newest_run
+from pipeline.spec import CLASSES
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
@@ -108,7 +112,7 @@ def extract_features(
     on_scan: Callable[[ImageSet], None] | None = None,
     **options: Any,
 ) -> Extraction | list[Extraction]:
-    """Run a frozen base once over an image folder and cache its features in HDF5.
+    """Run a frozen base once over an image set and cache its features in HDF5.
 
     Only missing rows are computed; the same call again reads all features from the cache. A list of
     bases fills the cache of each; images are read and decoded once for all. An image that one of
@@ -116,10 +120,12 @@ def extract_features(
 
     Parameters
     ----------
-    data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them.
+    data : folder of class folders, or of ``train/``, ``validation/`` and ``test/`` with them;
+        several such folders, whose classes are merged by name; a manifest, such as ``labels.csv``;
+        or a pandas data frame with the columns path and label, and optionally split and group.
     progress : called with (rows done, rows in total).
     engine_progress : called with (engines tried, engines to try), if one is to be chosen.
-    on_scan : called with the contents of the folder before features are computed.
+    on_scan : called with the contents of the set before features are computed.
     **options : fields of `pipeline.ExtractConfig`, such as ``base="resnet50"``; they override those
         of ``config``. ``base`` may be a list: the result is then a list, too.
 
@@ -162,13 +168,15 @@ def extract_with_bases(
     _check_bases(configs)
     first = configs[0]
     plan = first.view_plan
-    images = open_set(data)
+    images = open_set(data, first)
     if first.limit_per_class is not None:
         images = images.limited(first.limit_per_class)
     if on_scan:
         on_scan(images)
-    warn_of_missing_classes(images)
-    warn_of_nested_classes(images)
+    if images.task == CLASSES:
+        warn_of_missing_classes(images)
+        if isinstance(images.source, FolderSource) and not images.folders:
+            warn_of_nested_classes(images)
     digests, unreadable = hash_files(
         images.source, images.paths, index_folder=first.cache_dir / "hashes", rehash=first.rehash
     )
@@ -246,7 +254,9 @@ def _cache_fill(
         spec=spec,
         layers=config.layer_keys,
         open_engine=partial(open_cache_engine, config, progress=engine_progress),
-        document=cache_document(images.name, images.root, config, spec, images.task),
+        document=cache_document(
+            images.name, images.root, config, spec, images.task, images.folders
+        ),
         others=others,
     )
 
@@ -261,7 +271,7 @@ def preview_views(data: Data, config: ExtractConfig | None = None, **options: An
     config = replace(config or ExtractConfig(), **options)
     views, augmentation = config.views or PREVIEW_VIEWS, config.augmentation_ranges
     ViewPlan(views, augmentation)  # raises if --views is out of range
-    images = open_set(data).limited(PREVIEW_IMAGES_PER_CLASS)
+    images = open_set(data, config).limited(PREVIEW_IMAGES_PER_CLASS)
     paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
     digests, _ = hash_files(images.source, paths[:PREVIEW_IMAGES])
     range = choose_range(images.source, paths, config.range)
@@ -321,13 +331,13 @@ def repair_cache(
         plan = ViewPlan.from_document(table.document)
     except ValueError as error:
         raise BadDataError(f"{printable(target)} cannot be repaired: {error}") from error
-    if is_gone(table.document):
+    if (source := reopen_source(table.document)) is None:
         raise NoInputError(
             f"{printable(target)} cannot be repaired: its image folder "
-            f"{printable(table.document['root'])} is missing. Restore the folder"
+            f"{printable(missing_folder(table.document) or table.document['root'])} is missing. "
+            f"Restore the folder"
         )
-    cached_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
-    images = reopen_set(table.document).only(cached_paths, skipped=read_skipped(target))
+    images = _images_of(table, source, skipped=read_skipped(target))
     digests, unreadable = hash_files(images.source, images.paths)
     fill = CacheFill(
         path=target,
@@ -348,6 +358,30 @@ def repair_cache(
         progress=progress,
     )
     return Repair((*shards, *damages), filled.computed)
+
+
+def _images_of(table: FeatureTable, source: ImageSource, *, skipped: Sequence[Skipped]) -> ImageSet:
+    """Return the images of a cache's rows, with the labels that they have there."""
+    columns = table.columns
+    rows = np.flatnonzero((columns.labels != NO_FILE) & (columns.views == 0)).tolist()
+    files = [
+        FoundFile(
+            path=bytes(columns.paths[row]),
+            label=int(columns.labels[row]),
+            split=int(columns.splits[row]),
+            targets=tuple(columns.targets[row].tolist()),
+            group=bytes(columns.groups[row]),
+        )
+        for row in rows
+    ]
+    return ImageSet(
+        source=source,
+        name=str(table.document["set"]),
+        classes=table.classes,
+        files=tuple(files),
+        skipped=tuple(skipped),
+        task=table.task,
+    )
 
 
 def predict_images(
@@ -379,6 +413,8 @@ def predict_images(
     config = replace(config or PredictConfig(), **options)
     names = [images] if isinstance(images, str | os.PathLike) else images
     patterns = [os.fspath(name) for name in names]
+    if tables := [name for name in patterns if is_manifest(Path(name))]:
+        raise UsageError(f"{printable(tables[0])} is a manifest: name its images or their folder")
     paths, skipped = find_images(patterns)
     if not paths:
         reason = f"none below {printable(patterns[0])}" if patterns else "no path was passed"

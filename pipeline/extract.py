@@ -15,13 +15,14 @@ from pipeline.bases.registry import BASES, PIXELS
 from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.config import path_argument
 from pipeline.errors import NoInputError, UsageError
+from pipeline.spec import MULTILABEL, REGRESSION, UNLABELLED
 from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
     from pipeline.api import Extraction
     from pipeline.bases.build import LayerInfo
     from pipeline.bases.onnx_file import FileLayer
-    from pipeline.images.scan import ImageSet
+    from pipeline.images.scan import FoundFile, ImageSet
 
 MAX_LISTED = 10  # skipped files in the terminal
 
@@ -40,15 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         command="extract",
-        summary="Run a frozen convolutional base once over image folders and cache its features.",
+        summary="Run a frozen convolutional base once over images and cache its features.",
         example="python -m pipeline.extract data/pets --base mobilenet_v2 --pooling avg",
     )
     parser.add_argument(
         "data",
-        nargs="?",
+        nargs="*",
         type=path_argument,
-        help="folder of class folders, or of train/, validation/ and test/ with class folders "
-        "(default: the only folder in data/)",
+        help="folder of class folders, or of train/, validation/ and test/ with class folders; "
+        "several folders are one set; or a manifest, such as labels.csv, tar or Parquet files, or "
+        "an address, such as s3://bucket/pets (default: the only set in data/)",
     )
     cli.add_options(parser, ExtractConfig)
     parser.add_argument(
@@ -66,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 def _extract(arguments: argparse.Namespace) -> None:
     from pipeline.api import extract_with_bases, preview_views
 
-    data = arguments.data or _only_set(Path("data"))
+    data = arguments.data or [_only_set(Path("data"))]
     augmentation = cli.augmentation_of(arguments, seed=arguments.seed)
     configs = [
         cli.config_from(arguments, ExtractConfig, base=base, augmentation=augmentation)
@@ -92,7 +94,7 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.ProgressBar("extracting", unit=unit) as bar,
     ):
         extractions = extract_with_bases(
-            data, configs, progress=bar, engine_progress=engine_bar, on_scan=_log_image_folder
+            data, configs, progress=bar, engine_progress=engine_bar, on_scan=_log_image_set
         )
     advice = better_base([done.table.document for done in extractions])
     if arguments.json:
@@ -108,9 +110,14 @@ def _extract(arguments: argparse.Namespace) -> None:
 
 
 def _only_set(folder: Path) -> Path:
-    """Return the only folder in ``data/``; raise a PipelineError if it is not the only one."""
+    """Return the only set in ``data/``; raise a PipelineError if it is not the only one."""
+    from pipeline.images.manifest import is_manifest
+
     entries = folder.iterdir() if folder.is_dir() else ()
-    sets = sorted(entry for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    sets = sorted(
+        entry for entry in entries
+        if (entry.is_dir() or is_manifest(entry)) and entry.name[0] != "."
+    )  # fmt: skip
     if not sets:
         raise NoInputError(
             f"no image set in {folder}/: name an image folder, or download a sample: "
@@ -122,23 +129,43 @@ def _only_set(folder: Path) -> Path:
     return sets[0]
 
 
-def _log_image_folder(images: "ImageSet") -> None:
+def _log_image_set(images: "ImageSet") -> None:
     """Log the counts per split and class before the extraction begins."""
     from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
 
     log = logging.getLogger("pipeline")
-    files, classes = len(images.files), counted(len(images.classes), "class", "classes")
-    log.info("%s: %s in %s", printable(images.root), counted(files, "file"), classes)
-    counts = Counter((file.split, file.label) for file in images.files)
-    for split in sorted({split for split, _ in counts}):
-        name = SPLIT_NAMES[split] if split else "no split folders, classify makes the split"
-        shown = [f"{printable(c)} {counts[split, n]:,}" for n, c in enumerate(images.classes)]
+    kind = f"in {counted(len(images.classes), 'class', 'classes')}"
+    if images.task == REGRESSION:
+        kind = f"with numbers of {printable(images.classes[0])}"
+    elif images.task == UNLABELLED:
+        kind = "without labels"
+    log.info("%s: %s %s", printable(images.root), counted(len(images.files), "file"), kind)
+    for split in sorted({file.split for file in images.files if images.task != UNLABELLED}):
+        name = SPLIT_NAMES[split] if split else "no splits, classify makes them"
+        shown = _counts([file for file in images.files if file.split == split], images)
         log.info("  %s: %s", name, ", ".join(shown[:20] + ["…"] * (len(shown) > 20)))
+    if groups := {file.group for file in images.files if file.group}:
+        log.info("  %s, which classify keeps in one split", counted(len(groups), "group"))
+    if images.skipped and images.folders:
+        log.warning("%s of %s skipped, e.g. %s: %s", counted(len(images.skipped), "row"),
+                    printable(images.root), printable(images.skipped[0].path),
+                    images.skipped[0].reason)  # fmt: skip
     unlabelled = [name for name in images.ignored if name.lower() in SPLIT_FOLDERS]
     for name in unlabelled:
         log.warning("%s/ has no class folders: ignored, classify takes a part of train/", name)
     if others := [name for name in images.ignored if name not in unlabelled]:
         log.warning("ignored beside the class folders: %s", printable(", ".join(others)))
+
+
+def _counts(files: "Sequence[FoundFile]", images: "ImageSet") -> list[str]:
+    """Return ``cats 500, dogs 500``; of a multi-label set the images with each label."""
+    if images.task == REGRESSION:
+        numbers = [file.targets[0] for file in files]
+        return [f"{len(files):,}, from {min(numbers):g} to {max(numbers):g}"]
+    counts = Counter(file.label for file in files)
+    if images.task == MULTILABEL:
+        counts = Counter(n for file in files for n, has in enumerate(file.targets) if has)
+    return [f"{printable(name)} {counts[n]:,}" for n, name in enumerate(images.classes)]
 
 
 def _print_summary(done: "Extraction", *, lists_skipped: bool) -> None:

@@ -7,7 +7,11 @@ from pipeline import cli
 from pipeline.bases.config import BATCH_SIZE, BaseConfig
 from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.config import path_argument
+from pipeline.errors import UsageError
 from pipeline.finetuning.config import FinetuneConfig, check_trainable
+from pipeline.images.config import LabelConfig
+from pipeline.spec import CLASSES
+from pipeline.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,10 +24,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_options(parser, FinetuneConfig)
     arguments = parser.parse_args(argv)
     from pipeline.evaluation.table import named_columns
-    from pipeline.images.scan import scan_folder
+    from pipeline.images.sets import open_set
 
     config = cli.config_from(arguments, FinetuneConfig, extract=extract_config(arguments))
-    scan_folder(arguments.data)  # reports mistakes before TensorFlow is loaded
+    # Mistakes are reported before TensorFlow is loaded.
+    images = open_set(arguments.data, config.extract)
+    if images.task != CLASSES:
+        raise UsageError(f"finetune needs classes; {printable(images.root)} is {images.task}")
     named_columns(arguments.columns)  # so does this
     from pipeline.finetuning.run import finetune
 
@@ -49,14 +56,18 @@ def extract_config(arguments: argparse.Namespace) -> ExtractConfig:
     check_trainable(arguments.base)  # before its file is opened
     base = cli.config_from(arguments, BaseConfig, batch_size=BATCH_SIZE, seed=0)
     augmentation = cli.augmentation_of(arguments, seed=arguments.view_seed)
-    return ExtractConfig(**vars(base), augmentation=augmentation)
+    labels = cli.config_from(arguments, LabelConfig)
+    return ExtractConfig(**vars(base), **vars(labels), augmentation=augmentation)
 
 
 def add_options(parser: argparse.ArgumentParser, config: type[FinetuneConfig]) -> None:
     """Add the image folder and every option of a training to a parser."""
-    parser.add_argument("data", type=path_argument, help="image folder, as for pipeline.extract")
+    parser.add_argument(
+        "data", type=path_argument, help="image folder or manifest, as for pipeline.extract"
+    )
     cli.add_options(parser, config)
     cli.add_options(parser, BaseConfig, exclude=("batch_size", "seed"))
+    cli.add_options(parser, LabelConfig)
     cli.add_options(parser, AugmentConfig)
     parser.add_argument("--view-seed", type=int, default=0, metavar="N", help="seed of views")
     cli.add_options(parser, cli.RunConfig)

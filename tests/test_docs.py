@@ -40,7 +40,16 @@ def test_reader_of_the_format_page_reads_a_cache(tmp_path: Path) -> None:
 
 
 README = (ROOT / "README.md").read_text()
-GUIDES = ("EXTRACT", "EVALUATION", "CACHE", "FINETUNE", "PREDICT", "PERFORMANCE")  # with commands
+GUIDES = (
+    "EXTRACT",
+    "EVALUATION",
+    "CACHE",
+    "FINETUNE",
+    "PREDICT",
+    "PERFORMANCE",
+    "INPUTS",
+    "STORAGE",
+)  # with commands
 
 
 def commands_of(page: str) -> list[str]:

@@ -46,7 +46,7 @@ def expected_of(lab: Path, head: str) -> tuple[list[Path], np.ndarray]:
     """Return copies of the test images and the head's probabilities of their cached features."""
     bundle = load_bundle(find_bundle(lab / "run", head))
     images = export.reference_images(bundle)
-    copies = [lab / "copies" / path.relative_to(lab / "synthetic") for path in images.paths]
+    copies = [lab / "copies" / path.relative_to(lab / "synthetic") for path in images.files(lab)]
     return copies, images.predictions(bundle)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli import ProgressBar, parser, print_json, run
 from pipeline.config import path_argument
 from pipeline.errors import BadDataError, PipelineError, UsageError
+from pipeline.spec import CLASSES
 from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _count_rows(table: "FeatureTable") -> list[dict[str, Any]]:
     return [
         {
             "split": SPLIT_NAMES[split],
-            "class": table.classes[label],
+            "class": table.classes[label] if table.task == CLASSES else table.task,
             "rows": rows,
             "images": images[split, label],
             "views": rows - images[split, label],

@@ -9,6 +9,7 @@ from pipeline.bases.config import BaseConfig
 from pipeline.bases.registry import check_layer
 from pipeline.config import Config, documented, option
 from pipeline.errors import CannotCreateError, UsageError
+from pipeline.images.config import LabelConfig
 from pipeline.images.scan import NO_SPLIT, TRAIN
 from pipeline.spec import DTYPES, POOLING_POLICIES, layer_key
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(BaseConfig):
+class ExtractConfig(LabelConfig, BaseConfig):
     """Options of `pipeline.extract_features`.
 
     Raises a `pipeline.errors.PipelineError` for an invalid value.

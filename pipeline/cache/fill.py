@@ -26,7 +26,7 @@ from pipeline.images.decode import decode_forms
 from pipeline.images.reader import read_files
 from pipeline.images.scan import FoundFile, ImageSet, Skipped
 from pipeline.images.sets import is_gone
-from pipeline.spec import FeatureSpec
+from pipeline.spec import CLASSES, FeatureSpec
 from pipeline.text import counted, printable
 
 SKIPPED_SUFFIX = ".skipped.csv"
@@ -172,10 +172,11 @@ class _OpenCache:
         write_skipped(path.with_suffix(SKIPPED_SUFFIX), skipped, images)
         rows = [row for row in self.rows if row.key.digest not in reasons]
         if empty := {file.label for file in images.files} - {row.label for row in rows}:
-            names = ", ".join(printable(images.classes[label]) for label in sorted(empty))
+            of = ""
+            if images.task == CLASSES:
+                of = f" of {', '.join(printable(images.classes[each]) for each in sorted(empty))}"
             raise BadDataError(
-                f"no image of {names} in {printable(images.root)} can be read: repair or "
-                f"delete them"
+                f"no image{of} in {printable(images.root)} can be read: repair or delete them"
             )
         publish_rows(
             path,

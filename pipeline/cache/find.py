@@ -21,6 +21,9 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
+from pipeline.images.image_stores import recorded_root
+from pipeline.images.manifest import is_manifest
+from pipeline.images.object_storage import as_url
 from pipeline.text import file_name, printable
 
 log = logging.getLogger(__name__)
@@ -130,10 +133,10 @@ def _cache_of_set(folder: Path, name: Path, *, damaged: bool) -> Path:
             sources[path] = _Source(str(document["set"]), Path(document["root"]))
         except PipelineError as error:
             if damaged and path.name.startswith(tuple(file_name(name.name) + c for c in "-+~")):
-                sources[path] = _Source(name.name, name.resolve())
+                sources[path] = _Source(name.name, recorded_root(name))
             else:
                 unread += [error] * isinstance(error, BusyError | DamagedError)
-    found = [path for path, source in sources.items() if source.root == name.resolve()]
+    found = [path for path, source in sources.items() if source.root == recorded_root(name)]
     found = found or _caches_named(name, sources)
     if not found:
         if what := _describe_other(folder, name, set(sources.values())):
@@ -142,8 +145,10 @@ def _cache_of_set(folder: Path, name: Path, *, damaged: bool) -> Path:
         if unread:
             raise type(unread[0])(f"no other cache {missing}: {unread[0]}")
         cure = _name_one(source.set for source in sources.values())
-        if name.is_dir() or not sources:
+        if name.is_dir() or is_manifest(name) or not sources:
             cure = f"run python -m pipeline.extract {printable(name)} first"
+        elif as_url(name):
+            cure = f"run python -m pipeline.extract {printable(as_url(name))} first"
         else:
             is_path = name.name != str(name)
             texts = (_short(source) if is_path else source.set for source in sources.values())
@@ -157,7 +162,7 @@ def _cache_of_set(folder: Path, name: Path, *, damaged: bool) -> Path:
 def _caches_named(name: Path, sources: Mapping[Path, _Source]) -> list[Path]:
     """Return the caches of a set's name; raise UsageError if it is that of several folders."""
     found = {path: source.root for path, source in sources.items() if source.set == str(name)}
-    folders = {root for root in found.values() if root.is_dir()}
+    folders = {root for root in found.values() if root.exists()}
     if folders and name.is_dir():
         folders.add(name.resolve())
     folders = folders or set(found.values())  # otherwise a moved folder would be a second one
@@ -172,7 +177,7 @@ def _caches_named(name: Path, sources: Mapping[Path, _Source]) -> list[Path]:
 
 def _describe_other(folder: Path, name: Path, sources: set[_Source]) -> str:
     """Say what a name is that is neither a set nor an image folder, and what to name instead."""
-    place, caches = name.resolve(), folder.resolve()
+    place, caches = recorded_root(name), folder.resolve()
     name_one = _name_one(source.set for source in sources)
     below = {_short(source) for source in sources if source.root.is_relative_to(place)}
     above = {_short(source) for source in sources if place.is_relative_to(source.root)}
@@ -194,9 +199,12 @@ def _describe_other(folder: Path, name: Path, sources: set[_Source]) -> str:
         return f"contains image folders, and is not one: name one of {_listed(below)}"
     if (name / LATEST).is_file() or any(place.glob("*.h5")):
         return f"is a folder of caches: pass --cache-dir {printable(name)}, or name a file in it"
+    for source in sources:
+        if os.fspath(place) in os.fspath(source.root).split(os.pathsep):
+            return f"is a part of the set {printable(source.set)}: name {printable(source.set)}"
     if above and name.exists():
         return f"is in the image folder of a set: name {_listed(above)}"
-    if name.is_file():
+    if name.is_file() and not is_manifest(name):
         return f"is not a feature cache (a .h5 file): {name_one}"
     return ""
 

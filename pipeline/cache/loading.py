@@ -13,14 +13,14 @@ import numpy.typing as npt
 from pipeline.cache.file import FeatureTable, read_table, rows_per_chunk
 from pipeline.errors import NoInputError, UnreachableError, UsageError
 from pipeline.images.scan import SPLIT_NAMES
-from pipeline.spec import check_seed
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION, UNLABELLED, check_seed
 from pipeline.text import printable
 
 FORMS = ("table", "arrays", "dataset", "pandas", "arrow")
 SHUFFLED_CHUNKS = 16  # mixed with one another: 1,024 rows, 32 MiB at (4, 4, 512) float32
 
 Rows = npt.NDArray[np.int64]
-Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]  # features and labels
 
 
 def load_features(
@@ -41,11 +41,13 @@ def load_features(
     as_ : the form of the result:
 
         - ``table``: a `FeatureTable`, which reads features on request;
-        - ``arrays``: features (N, *shape of a row) float32 and labels (N,) int64, indices into the
-          table's ``classes``;
+        - ``arrays``: features (N, *shape of a row) float32 and labels: (N,) int64, indices into the
+          table's ``classes``; of a multi-label set 0 or 1 (N, classes), of a regression the numbers
+          (N,), both float64; without labels zeros;
         - ``dataset``: a ``tf.data.Dataset`` of batches of both, read from the file on the fly;
-        - ``pandas``: a data frame with one row per image: path, label (the class name), split, and
-          a column for each feature, maps flattened;
+        - ``pandas``: a data frame with one row per image: path, label (the class name, names with
+          ``|`` between them, or the number), split, group if there are any, and a column for each
+          feature, maps flattened;
         - ``arrow``: a ``pyarrow.Table`` of path, label, split and features, each row a tensor.
     layer : layer key; may be None if the cache contains only one.
     split : ``train``, ``validation`` or ``test``, if the set has such folders; None for all.
@@ -81,7 +83,7 @@ def load_features(
         return table
     key, rows = _select_layer(table, layer), _select_rows(table, split, views)
     if as_ == "arrays":
-        return table.features(key, rows), table.columns.labels[rows]
+        return table.features(key, rows), _labels(table)[rows]
     if as_ == "dataset":
         check_seed(seed, "seed")
         random = np.random.default_rng(seed) if shuffle else None
@@ -110,7 +112,7 @@ def _select_rows(table: FeatureTable, split: str | None, views: int) -> Rows:
         selected = columns.splits == SPLIT_NAMES.index(split)
         if not selected.any():
             raise NoInputError(
-                f"{printable(table.path)} has no {split} images: its image folder has no such split"
+                f"{printable(table.path)} has no {split} images: its set has no such split"
             )
     cached = int(columns.views[selected].max(initial=0))
     if not 0 <= views <= cached:
@@ -126,6 +128,7 @@ def _to_dataset(
 ) -> Any:
     from pipeline.keras_backend import tf
 
+    labels = _labels(table)
     if batch_size < 1:
         raise UsageError(f"batch_size is at least 1; received {batch_size}")
     return (
@@ -133,7 +136,7 @@ def _to_dataset(
             lambda: _read_blocks(table, layer, rows, random),
             output_signature=(
                 tf.TensorSpec((None, *table.layers[layer]), tf.float32),
-                tf.TensorSpec((None,), tf.int64),
+                tf.TensorSpec((None, *labels.shape[1:]), labels.dtype),
             ),
         )
         .rebatch(batch_size)
@@ -147,6 +150,7 @@ def _read_blocks(
 ) -> Iterator[Arrays]:
     """Yield all rows, some chunks of the file at a time, so that each chunk is read once."""
     size = rows_per_chunk(table.layers[layer], table.spec.dtype)
+    labels = _labels(table)
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     if random:
         random.shuffle(chunks)
@@ -154,20 +158,25 @@ def _read_blocks(
         block = np.concatenate(chunks[start : start + SHUFFLED_CHUNKS])
         if random:
             random.shuffle(block)
-        yield table.features(layer, block), table.columns.labels[block]
+        yield table.features(layer, block), labels[block]
 
 
 def _to_pandas(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
     pandas = _import_package("pandas", "a data frame")
     features = table.features(layer, rows).reshape(len(rows), -1)
     columns = table.columns
+    label = _label_texts(table, rows)
+    if table.task == CLASSES:
+        label = pandas.Categorical.from_codes(columns.labels[rows], list(table.classes))
     frame = pandas.DataFrame(
         {
-            "path": _path_texts(table, rows),
-            "label": pandas.Categorical.from_codes(columns.labels[rows], list(table.classes)),
+            "path": _path_texts(columns.paths[rows]),
+            **({} if table.task == UNLABELLED else {"label": label}),
             "split": pandas.Categorical.from_codes(columns.splits[rows], list(SPLIT_NAMES)),
         }
     )
+    if columns.groups.any():
+        frame["group"] = _path_texts(columns.groups[rows])
     if with_views:
         frame["view"] = columns.views[rows]
     names = [f"{layer}_{number}" for number in range(features.shape[1])]
@@ -177,25 +186,43 @@ def _to_pandas(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool)
 def _to_arrow(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
     arrow = _import_package("pyarrow", "an Arrow table")
     columns = table.columns
+    label = _label_texts(table, rows)
+    if table.task == CLASSES:
+        codes = columns.labels[rows].astype(np.int32)
+        label = arrow.DictionaryArray.from_arrays(codes, list(table.classes))
     return arrow.table(
         {
-            "path": arrow.array(_path_texts(table, rows), arrow.string()),
-            "label": arrow.DictionaryArray.from_arrays(
-                columns.labels[rows].astype(np.int32), list(table.classes)
-            ),
+            "path": arrow.array(_path_texts(columns.paths[rows]), arrow.string()),
+            **({} if table.task == UNLABELLED else {"label": label}),
             "split": arrow.DictionaryArray.from_arrays(
                 columns.splits[rows].astype(np.int32), list(SPLIT_NAMES)
             ),
+            **({"group": _path_texts(columns.groups[rows])} if columns.groups.any() else {}),
             **({"view": arrow.array(columns.views[rows])} if with_views else {}),
             "features": arrow.FixedShapeTensorArray.from_numpy_ndarray(table.features(layer, rows)),
         }
     )
 
 
-def _path_texts(table: FeatureTable, rows: Rows) -> list[str]:
-    """Return relative paths as text, with bytes that are not UTF-8 escaped."""
-    paths: list[bytes] = table.columns.paths[rows].tolist()
-    return [path.decode("utf-8", "backslashreplace") for path in paths]
+def _labels(table: FeatureTable) -> npt.NDArray[Any]:
+    """Return labels (N,), or targets: (N, T) of a multi-label set, (N,) of a regression."""
+    columns = table.columns
+    if table.task == REGRESSION:
+        return columns.targets[:, 0]
+    return columns.targets if table.task == MULTILABEL else columns.labels
+
+
+def _label_texts(table: FeatureTable, rows: Rows) -> Any:
+    """Return ``sun|sea`` for each row of a multi-label set; the numbers of a regression."""
+    if table.task == REGRESSION:
+        return table.columns.targets[rows, 0]
+    names = np.array(table.classes, object)
+    return ["|".join(names[row > 0]) for row in table.columns.targets[rows]]
+
+
+def _path_texts(paths: npt.NDArray[np.bytes_]) -> list[str]:
+    """Return paths as text, with bytes that are not UTF-8 escaped."""
+    return [path.decode("utf-8", "backslashreplace") for path in paths.tolist()]
 
 
 def _import_package(name: str, purpose: str) -> Any:

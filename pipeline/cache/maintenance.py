@@ -40,7 +40,7 @@ from pipeline.cache.shards import writer_lock
 from pipeline.cache.validation import COLUMN_DTYPES, OPTIONAL_COLUMNS, check_layout
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError, BusyError, PipelineError
-from pipeline.images.sets import is_gone, reopen_source
+from pipeline.images.sets import is_gone, missing_folder, reopen_source
 from pipeline.text import counted, printable
 
 CHECKPOINTS = "finetuning"  # folder of training checkpoints
@@ -234,8 +234,8 @@ def find_prunable(folder: Path) -> list[Prunable]:
     kept = [table for table in tables if not is_gone(table.document)]
     for table in tables:
         size = table.path.stat().st_size
-        if is_gone(table.document):
-            reason = f"its image folder {printable(table.document['root'])} is gone"
+        if gone_folder := missing_folder(table.document):
+            reason = f"its image folder {printable(gone_folder)} is gone"
             reason += f"; {_describe_use(table, kept)}"
             items.append(Prunable(table.path, size, reason))
         elif gone := len(_rows_of_deleted_images(table)):

@@ -92,7 +92,12 @@ def continues_engine(config: BaseConfig, name: str) -> bool:
 
 
 def cache_document(
-    set_name: str, root: str, config: ExtractConfig, spec: FeatureSpec, task: str = CLASSES
+    set_name: str,
+    root: str,
+    config: ExtractConfig,
+    spec: FeatureSpec,
+    task: str = CLASSES,
+    folders: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the content of a file's ``spec`` dataset: its feature spec and its origin."""
     file = config.file or config.weights_file
@@ -103,6 +108,7 @@ def cache_document(
         "fingerprint": spec.fingerprint,
         "set": set_name,
         "root": root,
+        **({"folders": dict(folders)} if folders else {}),
         "weights_from": os.fspath(file.resolve() if file else config.weights),
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

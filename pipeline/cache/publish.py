@@ -32,7 +32,8 @@ from pipeline.durable import DiskFile, write_durably
 from pipeline.images.scan import NO_SPLIT
 
 MAX_OPEN_FILES = 16  # sources at a time
-SET_FIELDS = ("set", "root", "task", "views", "tta", "augmentation")  # a change needs a new file
+# A change of these needs a new file.
+SET_FIELDS = ("set", "root", "folders", "task", "views", "tta", "augmentation")
 
 Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]  # row shape, row sources
 Opened = tuple[h5py.File, Mapping[tuple[str, int], str]]  # file, (dataset, row) -> SHA-256

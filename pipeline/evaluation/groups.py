@@ -18,7 +18,8 @@ from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.text import counted, printable
 
 Rows = npt.NDArray[np.int64]
-GroupOf = Callable[[Columns], list[str | None]]  # the group of each row; None for no group
+# Columns and classes of a set -> the group of each row; None for no group
+GroupOf = Callable[[Columns, Sequence[str]], list[str | None]]
 
 log = logging.getLogger("pipeline")
 
@@ -26,7 +27,8 @@ log = logging.getLogger("pipeline")
 def parse_group_rule(text: str) -> GroupOf:
     """Parse ``folder``, a CSV file with the columns path and group, or a regular expression.
 
-    ``folder`` means the folders below the class folder; ``cats/1`` and ``dogs/1`` are two groups,
+    ``folder`` means the folders below the class folder, or, if paths contain no class, all folders;
+    ``cats/1`` and ``dogs/1`` are two groups,
     which the expression ``/([^/]+)/[^/]+$`` joins. An expression is searched in the path; its first
     group, or the whole match, names the group. A file names images as that of ``--labels`` does
     (see `ImageLookup`).
@@ -34,7 +36,9 @@ def parse_group_rule(text: str) -> GroupOf:
     Raises UsageError, NoInputError or BadDataError.
     """
     if text == "folder":
-        return _rule_by_path(_folder_below_class)
+        return lambda columns, classes: [
+            _folder_below_class(path, classes) for path in columns.paths.tolist()
+        ]
     if text.lower().endswith(".csv"):
         return _GroupFile(Path(text))
     if re.fullmatch(r"[\w -]*", text):
@@ -50,11 +54,11 @@ def parse_group_rule(text: str) -> GroupOf:
             f"--group: expected folder, FILE.csv or regular expression; received {text!r}: {error}"
         ) from error
 
-    def match_path(path: str) -> str | None:
-        match = pattern.search(path)
+    def match_path(path: bytes) -> str | None:
+        match = pattern.search(os.fsdecode(path))
         return None if match is None else match[1 if pattern.groups else 0]
 
-    return _rule_by_path(match_path)
+    return lambda columns, classes: [match_path(path) for path in columns.paths.tolist()]
 
 
 def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> None:
@@ -65,15 +69,13 @@ def check_group_rule(group_of: GroupOf | None, tables: Sequence[Columns]) -> Non
             lookup.find_or_raise(record, line)
 
 
-def _rule_by_path(name_of: Callable[[str], str | None]) -> GroupOf:
-    return lambda columns: [name_of(os.fsdecode(path)) for path in columns.paths.tolist()]
-
-
-def _folder_below_class(path: str) -> str | None:
-    parts = PurePosixPath(path).parts[:-1]
-    if len(parts) > 1 and parts[0].lower() in SPLIT_FOLDERS:
-        parts = parts[1:]
-    return "/".join(parts) if len(parts) > 1 else None
+def _folder_below_class(path: bytes, classes: Sequence[str]) -> str | None:
+    parts = PurePosixPath(path.decode("utf-8", "backslashreplace")).parts[:-1]
+    place = next((place for place, part in enumerate(parts) if part in classes), -1)
+    if place < 0:
+        return "/".join(parts) or None
+    above = [part for part in parts[:place] if part.lower() not in SPLIT_FOLDERS]
+    return "/".join([*above, *parts[place:]]) if len(parts) > place + 1 else None
 
 
 class _GroupFile:
@@ -83,7 +85,7 @@ class _GroupFile:
         records = read_records(path, option="--group", values=("group",))
         self.records = [(line, record) for line, record in records if record["group"]]
 
-    def __call__(self, columns: Columns) -> list[str | None]:
+    def __call__(self, columns: Columns, classes: Sequence[str]) -> list[str | None]:
         lookup = ImageLookup([columns])
         groups: dict[int, tuple[str, str]] = {}
         for line, record in self.records:
@@ -92,15 +94,20 @@ class _GroupFile:
         return [groups[row][0] if row in groups else None for row in range(len(columns))]
 
 
-def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDArray[np.void]:
+def identities_of(
+    columns: Columns, group_of: GroupOf | None = None, classes: Sequence[str] = ()
+) -> npt.NDArray[np.void]:
     """Return identities (N,) V32; rows of one identity are in one split.
 
-    An identity is the content digest, or the SHA-256 of the group's name. Groups that share an
-    identical file are one group, whose identity is the smallest of theirs.
+    An identity is the content digest, or the SHA-256 of the group's name: by ``group_of``, else the
+    cache's. Groups that share an identical file are one group, whose identity is the smallest of
+    theirs.
     """
-    if group_of is None:
+    if group_of is None and not columns.groups.any():
         return columns.digests
-    names = group_of(columns)
+    names = [os.fsdecode(group) or None for group in columns.groups.tolist()]
+    if group_of:
+        names = group_of(columns, classes)
     ungrouped = sum(name is None for name in names)
     if ungrouped == len(names):
         raise UsageError(
@@ -108,7 +115,7 @@ def identities_of(columns: Columns, group_of: GroupOf | None = None) -> npt.NDAr
             f"the first is {printable(columns.paths[0])}"
         )
     if ungrouped:
-        log.warning("--group does not match %s: each is its own group", counted(ungrouped, "image"))
+        log.warning("%s without a group: each is its own group", counted(ungrouped, "image"))
     named = np.frombuffer(
         b"".join(
             digest.tobytes() if name is None else hashlib.sha256(os.fsencode(name)).digest()

@@ -1,8 +1,6 @@
 """Read CSV files that name images, and find these images in tables."""
 
-import csv
 import difflib
-import io
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,12 +12,12 @@ import numpy as np
 
 from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, NoInputError
+from pipeline.images.manifest import read_csv, read_text
 from pipeline.text import printable
 
 T = TypeVar("T")
 
 NAMES = ("path", "digest")
-DELIMITERS = ",;\t"  # spreadsheets use these, by country
 
 
 def read_records(
@@ -33,36 +31,26 @@ def read_records(
     line, if it is not CSV in UTF-8 or lacks both path and digest, or all of ``values``.
     """
     try:
-        content = path.read_bytes()
+        text = read_text(path)
     except OSError as error:
         raise NoInputError(
             f"{option} {printable(path)} cannot be read: {error.strerror}"
         ) from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+    except BadDataError as error:
+        raise BadDataError(f"{error}; name images with other paths by their digest") from error
+    lines = read_csv(path, text)
+    _, header = next(lines, ("", []))
+    columns = [name.strip().lower() for name in header]
+    if not set(NAMES) & set(columns) or not set(values) & set(columns):
+        received = printable(text.partition("\n")[0].strip())
         raise BadDataError(
-            f"{printable(path)}:{line} is not UTF-8; save it as CSV UTF-8, and name images with "
-            f"other paths by their digest"
-        ) from error
-    header = text.partition("\n")[0]
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=header.count), strict=True
-    )
-    try:
-        columns = [name.strip().lower() for name in next(reader, [])]
-        if not set(NAMES) & set(columns) or not set(values) & set(columns):
-            raise BadDataError(
-                f"{printable(path)}:1 needs the columns path or digest, and {' or '.join(values)}; "
-                f"received {printable(header.strip())!r}"
-            )
-        for cells in reader:
-            record = dict.fromkeys((*NAMES, *values), "")
-            record.update(zip(columns, cells, strict=False))
-            yield f"{printable(path)}:{reader.line_num}", record
-    except csv.Error as error:
-        raise BadDataError(f"{printable(path)}:{reader.line_num} is not CSV: {error}") from error
+            f"{printable(path)}:1 needs the columns path or digest, and {' or '.join(values)}; "
+            f"received {received!r}"
+        )
+    for line, cells in lines:
+        record = dict.fromkeys((*NAMES, *values), "")
+        record.update(zip(columns, cells, strict=False))
+        yield line, record
 
 
 class ImageLookup:

@@ -54,12 +54,14 @@ def hash_files(
         return bytes.fromhex(entry[-1])
 
     paths = list(paths)
-    with ThreadPoolExecutor(HASH_THREADS) as pool:
-        results = dict(zip(paths, pool.map(digest, paths), strict=True))
-    if index is not None and entries != stored:
-        make_folder(index.parent)
-        text = json.dumps(entries)  # its escapes keep the bytes of names that are not UTF-8
-        write_durably(index, lambda file: file.write(text.encode()))
+    try:
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            results = dict(zip(paths, pool.map(digest, paths), strict=True))
+    finally:  # a run that loses its connection does not read these files again
+        if index is not None and entries != stored:
+            make_folder(index.parent)
+            text = json.dumps(entries)  # its escapes keep the bytes of names that are not UTF-8
+            write_durably(index, lambda file: file.write(text.encode()))
     digests = {path: result for path, result in results.items() if isinstance(result, bytes)}
     return digests, [result for result in results.values() if isinstance(result, Skipped)]
 

@@ -5,13 +5,14 @@ import glob
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.source import FolderSource, ImageSource
-from pipeline.spec import CLASSES
+from pipeline.spec import CLASSES, UNLABELLED
 from pipeline.text import counted, printable
 
 NO_SPLIT, TRAIN, VALIDATION, TEST = range(4)
@@ -64,7 +65,8 @@ class ImageSet:
     """The images of a set, sorted by split and path, and its classes by name.
 
     ``ignored`` are the names of files and folders beside the class folders. ``task`` is what the
-    labels are, see `pipeline.spec.TASKS`.
+    labels are, see `pipeline.spec.TASKS`. ``folders`` are recorded in the cache, to find the images
+    of a manifest or of several roots again: the beginning of paths -> folder.
     """
 
     source: ImageSource
@@ -74,6 +76,7 @@ class ImageSet:
     skipped: tuple[Skipped, ...]
     ignored: tuple[str, ...] = ()
     task: str = CLASSES
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def root(self) -> str:
@@ -85,29 +88,142 @@ class ImageSet:
         return [file.path for file in self.files]
 
     def limited(self, per_class: int) -> "ImageSet":
-        """Keep the first ``per_class`` files by path of each class and split."""
+        """Keep the first ``per_class`` files by path of each split, and class if there are any."""
         groups: dict[tuple[int, int], list[FoundFile]] = defaultdict(list)
         for file in self.files:
             groups[file.split, file.label].append(file)
         kept = {file for group in groups.values() for file in group[:per_class]}
         return replace(self, files=tuple(file for file in self.files if file in kept))
 
-    def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageSet":
-        """Keep the files with these paths, and replace the list of skipped files."""
-        kept = tuple(file for file in self.files if file.path in paths)
-        return replace(self, files=kept, skipped=tuple(skipped), ignored=())
 
-
-def scan_folder(root: Path) -> ImageSet:
-    """Find class folders, with or without ``train/ validation/ test/``, and their visible files.
-
-    Raises NoInputError, or BadDataError for another layout, an empty class or fewer than two.
-    """
-    if not root.is_dir():
-        raise NoInputError(f"image folder {printable(root)} {_reason_not_a_folder(root)}")
+def scan_unlabelled(root: Path) -> ImageSet:
+    """Find the visible files of a folder, at any depth, without labels; raises NoInputError."""
+    _require_folder(root)
     root = root.resolve()
     skipped: list[Skipped] = []
-    folders, files = _list_folder(root, root, skipped)
+    paths = _find_files(_Folders(root), "", skipped)
+    if not paths:
+        raise NoInputError(f"{printable(root)} contains no files: add images")
+    return ImageSet(
+        source=FolderSource(root),
+        name=f"{root.name}-{UNLABELLED}",
+        classes=(),
+        files=tuple(FoundFile(path, 0, NO_SPLIT) for path in paths),
+        skipped=tuple(dict.fromkeys(skipped)),
+        task=UNLABELLED,
+    )
+
+
+def scan_folder(root: Path, *, min_classes: int = 2) -> ImageSet:
+    """Find class folders, with or without ``train/ validation/ test/``, and their visible files.
+
+    Raises NoInputError, or BadDataError for another layout, an empty class or too few.
+    """
+    _require_folder(root)
+    root = root.resolve()
+    return _scan(_Folders(root), FolderSource(root), root.name, min_classes)
+
+
+def scan_paths(source: ImageSource, name: str, paths: Mapping[str, bytes]) -> ImageSet:
+    """Find class folders as `scan_folder`, in a listing: place in the set -> path in the source.
+
+    Archives often contain one folder with the set: it is entered.
+    """
+    tree = _Listing(source.root, paths)
+    while True:
+        folders, files = tree.list("", [])
+        if len(folders) != 1 or files or folders[0].lower() in SPLIT_FOLDERS:
+            break
+        if not tree.list(folders[0], [])[0]:  # the only class
+            break
+        prefix = folders[0] + "/"
+        tree = _Listing(
+            f"{tree.root}/{folders[0]}",
+            {
+                place.removeprefix(prefix): path
+                for place, path in tree.paths.items()
+                if place.startswith(prefix)
+            },
+        )
+    found = _scan(tree, source, name)
+    files_of_set = [replace(file, path=tree.paths[os.fsdecode(file.path)]) for file in found.files]
+    return replace(found, files=_in_order(files_of_set))
+
+
+class _Tree(Protocol):
+    """Folders with files; a folder is its path from ``root``, empty for the root."""
+
+    @property
+    def root(self) -> str: ...
+
+    def list(self, folder: str, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
+        """Return the sorted names of visible folders and of visible files."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Folders(_Tree):
+    """The folders of a file system; links out of them and pipes are skipped."""
+
+    path: Path
+
+    @property
+    def root(self) -> str:
+        return os.fspath(self.path)
+
+    def list(self, folder: str, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
+        folders: list[str] = []
+        files: list[str] = []
+        with os.scandir(self.path / folder) as entries:
+            for entry in entries:
+                if is_junk(entry.name):
+                    continue
+                if reason := _reason_to_skip(entry, self.path):
+                    skipped.append(Skipped(os.fsencode(_join(folder, entry.name)), reason))
+                    continue
+                (folders if entry.is_dir() else files).append(entry.name)
+        return sorted(folders), sorted(files)
+
+
+class _Listing(_Tree):
+    """The folders in a list of paths."""
+
+    def __init__(self, root: str, paths: Mapping[str, bytes]) -> None:
+        self._root = root
+        self.paths = {path: paths[path] for path in paths if not is_hidden(os.fsencode(path))}
+        self._folders: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}
+        for path in self.paths:
+            folder, _, name = path.rpartition("/")
+            self._entry(folder)[1].add(name)
+
+    @property
+    def root(self) -> str:
+        return self._root
+
+    def _entry(self, folder: str) -> tuple[set[str], set[str]]:
+        if folder not in self._folders:
+            self._folders[folder] = (set(), set())
+            parent, _, name = folder.rpartition("/")
+            self._entry(parent)[0].add(name)
+        return self._folders[folder]
+
+    def list(self, folder: str, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
+        folders, files = self._folders[folder]
+        return sorted(folders), sorted(files)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _in_order(files: Iterable[FoundFile]) -> tuple[FoundFile, ...]:
+    return tuple(sorted(files, key=lambda file: (file.split, file.path)))
+
+
+def _scan(tree: _Tree, source: ImageSource, set_name: str, min_classes: int = 2) -> ImageSet:
+    root = tree.root
+    skipped: list[Skipped] = []
+    folders, files = tree.list("", skipped)
     if not folders and not files and skipped:
         raise BadDataError(
             f"{printable(root)} has nothing to read: {printable(skipped[0].path)} is "
@@ -118,15 +234,15 @@ def scan_folder(root: Path) -> ImageSet:
     if not folders:
         raise BadDataError(
             f"{printable(root)} contains files but no class folders: "
-            f"expected {printable(root.name)}/<class>/<image>"
+            f"expected {printable(set_name)}/<class>/<image>; for features only, pass --unlabeled"
         )
-    by_split = _find_split_folders(root, folders)
+    by_split = _find_split_folders(tree, folders)
     ignored = [] if not by_split else [name for name in folders if name not in by_split.values()]
-    _refuse_sets(root, [name for name in folders if name not in by_split.values()])
+    _refuse_sets(tree, [name for name in folders if name not in by_split.values()])
     class_folders = {
-        (split, name): root / folder / name
-        for split, folder in (by_split or {NO_SPLIT: "."}).items()
-        for name in _list_folder(root / folder, root, skipped)[0]
+        (split, name): _join(folder, name)
+        for split, folder in (by_split or {NO_SPLIT: ""}).items()
+        for name in tree.list(folder, skipped)[0]
     }
     names = sorted({name for _, name in class_folders})
     if inner := [name for name in names if name.lower() in SPLIT_FOLDERS and by_split]:
@@ -134,40 +250,41 @@ def scan_folder(root: Path) -> ImageSet:
             f"{printable(root)} contains {inner[0]}/ below {by_split[TRAIN]}/: a set inside a set; "
             f"name the inner folder, or move its folders up"
         )
-    if len(names) < 2:
-        only = next(iter(class_folders.values()), root)
-        deeper = [only / name for name in _list_folder(only, root, [])[0]] if names else []
-        hint = f"; did you mean {printable(only)}?" if len(deeper) > 1 else ""
+    if len(names) < min_classes:
+        only = next(iter(class_folders.values()), "")
+        deeper = tree.list(only, [])[0] if names else []
+        hint = f"; did you mean {printable(_join(root, only))}?" if len(deeper) > 1 else ""
         if hint and by_split:
-            hint = f"; move the folders in {printable(only.relative_to(root))}/ up by one"
+            hint = f"; move the folders in {printable(only)}/ up by one"
         raise BadDataError(
             f"{printable(root)} has {counted(len(names), 'class', 'classes')}: expected at least "
-            f"two folders, one per class{hint}"
+            f"two folders, one per class, or --unlabeled for features only{hint}"
         )
     files_of_set: list[FoundFile] = []
     for (split, name), folder in class_folders.items():
-        paths = _find_files(folder, root, skipped)
+        paths = _find_files(tree, folder, skipped)
         if not paths:
             raise BadDataError(
-                f"class folder {printable(folder)} contains no files: add images or remove it"
+                f"class folder {printable(_join(root, folder))} contains no files: add images or "
+                f"remove it"
             )
         files_of_set += [FoundFile(path, names.index(name), split) for path in paths]
     return ImageSet(
-        source=FolderSource(root),
-        name=root.name,
+        source=source,
+        name=set_name,
         # HDF5 and JSON need valid UTF-8
         classes=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names),
-        files=tuple(sorted(files_of_set, key=lambda file: (file.split, file.path))),
+        files=_in_order(files_of_set),
         skipped=tuple(dict.fromkeys(skipped)),
         ignored=tuple(sorted(ignored + files)),
     )
 
 
-def _find_split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
+def _find_split_folders(tree: _Tree, folders: Sequence[str]) -> dict[int, str]:
     """Map split number to folder name; empty if the set has no split folders."""
     named = [name for name in folders if name.lower() in SPLIT_FOLDERS]
-    with_classes = [name for name in named if _list_folder(root / name, root, [])[0]]
-    _refuse_misspelt_splits(root, folders, with_classes)
+    with_classes = [name for name in named if tree.list(name, [])[0]]
+    _refuse_misspelt_splits(tree, folders, with_classes)
     if not with_classes:
         return {}
     by_split: dict[int, str] = {}
@@ -175,75 +292,90 @@ def _find_split_folders(root: Path, folders: Sequence[str]) -> dict[int, str]:
         split = SPLIT_FOLDERS[name.lower()]
         if split in by_split:
             raise BadDataError(
-                f"{printable(root)} contains both {by_split[split]}/ and {name}/: keep one of them"
+                f"{printable(tree.root)} contains both {by_split[split]}/ and {name}/: keep one of "
+                f"them"
             )
         by_split[split] = name
     if TRAIN not in by_split:
         raise BadDataError(
-            f"{printable(root)} contains {', '.join(f'{name}/' for name in with_classes)} "
+            f"{printable(tree.root)} contains {', '.join(f'{name}/' for name in with_classes)} "
             f"but no train/ with class folders"
         )
     return dict(sorted(by_split.items()))
 
 
-def _refuse_misspelt_splits(root: Path, folders: Sequence[str], named: Sequence[str]) -> None:
+def _refuse_misspelt_splits(tree: _Tree, folders: Sequence[str], named: Sequence[str]) -> None:
     """Raise BadDataError for folders whose names are nearly those of splits: ``training``."""
     meant: dict[str, str] = {}  # folder -> name of the split
     for name in folders:
         word = re.split("[^a-z]", name.lower())[0]  # Test_data -> test
         similar = difflib.get_close_matches(word, LIKE_SPLITS, n=1, cutoff=SIMILARITY)
-        if name not in named and similar and _list_folder(root / name, root, [])[0]:
+        if name not in named and similar and tree.list(name, [])[0]:
             starts = {"tr": "train", "va": "validation", "te": "test"}
             meant[name] = starts[similar[0][:2]]
     taken = {SPLIT_FOLDERS[name.lower()] for name in named}
     meant = {name: split for name, split in meant.items() if SPLIT_FOLDERS[split] not in taken}
     if (named and meant) or len(set(meant.values())) > 1:
         name, split = next(iter(meant.items()))
-        count = counted(len(_find_files(root / name, root, [])), "file")
+        count = counted(len(_find_files(tree, name, [])), "file")
         others = "".join(f", {other}/ to {each}/" for other, each in list(meant.items())[1:])
         raise BadDataError(
-            f"{printable(root / name)} contains {count}; did you mean {split}/? "
+            f"{printable(_join(tree.root, name))} contains {count}; did you mean {split}/? "
             f"Rename {printable(name)}/ to {split}/{printable(others)}, or move it elsewhere"
         )
 
 
-def _refuse_sets(root: Path, folders: Sequence[str]) -> None:
+def _refuse_sets(tree: _Tree, folders: Sequence[str]) -> None:
     """Raise BadDataError for folders that are image sets, not classes.
 
     They contain ``train/`` with class folders, or folders with the names of two classes.
     """
-    inner = {name: _list_folder(root / name, root, [])[0] for name in folders}
+    inner = {name: tree.list(name, [])[0] for name in folders}
     sets = [
         name
         for name in folders
         if len(set(inner[name]) & set(folders)) > 1
         or any(
-            each.lower() == "train" and _list_folder(root / name / each, root, [])[0]
-            for each in inner[name]
+            each.lower() == "train" and tree.list(f"{name}/{each}", [])[0] for each in inner[name]
         )
     ]
     if sets:
-        named = " or ".join(printable(root / name) for name in sets[:3])
+        named = " or ".join(printable(_join(tree.root, name)) for name in sets[:3])
         raise BadDataError(
-            f"{printable(root)} contains {counted(len(sets), 'image set')} beside or instead of "
-            f"classes: name one, {named}, or move it elsewhere"
+            f"{printable(tree.root)} contains {counted(len(sets), 'image set')} beside or instead "
+            f"of classes: name one, {named}, or move it elsewhere"
         )
+
+
+def _require_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise NoInputError(f"image folder {printable(root)} {_reason_not_a_folder(root)}")
 
 
 def _reason_not_a_folder(path: Path) -> str:
     """Return why a path is not an image folder, and what to do."""
     if path.exists():
         is_archive = path.suffix.lower() in ARCHIVES
-        return "is an archive: unpack it first" if is_archive else "is a file, not a folder"
-    return _URL_REASON if _is_url(os.fspath(path)) else "does not exist"
+        return (
+            "is an archive: unpack it first"
+            if is_archive
+            else "is a file, not a folder or manifest (.csv, .tsv, .jsonl, .parquet)"
+        )
+    return URL_REASON if is_url(os.fspath(path)) else "does not exist"
 
 
-_URL_REASON = "is an address, which is not fetched: download it first"
+URL_REASON = "is an address, which is not fetched: download it first"
 
 
-def _is_url(name: str) -> bool:
+def is_url(name: str) -> bool:
+    """Return whether a name is an address, such as https://…"""
     scheme, separator, _ = name.partition(":/")  # pathlib removes a slash
     return bool(separator) and len(scheme) > 1 and scheme.isalnum()
+
+
+def is_hidden(path: bytes) -> bool:
+    """Return whether a path is, or is in, something that `is_junk`."""
+    return any(map(is_junk, os.fsdecode(path).split("/")))
 
 
 def is_junk(name: str) -> bool:
@@ -251,30 +383,11 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
 
 
-def _list_folder(folder: Path, root: Path, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
-    """Return the sorted names of visible folders and of visible files; skip links and pipes."""
-    folders: list[str] = []
-    files: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_junk(entry.name):
-                continue
-            if reason := _reason_to_skip(entry, root):
-                skipped.append(Skipped(_relative_path(folder / entry.name, root), reason))
-                continue
-            (folders if entry.is_dir() else files).append(entry.name)
-    return sorted(folders), sorted(files)
-
-
-def _find_files(folder: Path, root: Path, skipped: list[Skipped]) -> list[bytes]:
-    """Return the sorted relative paths of the regular files below a folder."""
-    folders, files = _list_folder(folder, root, skipped)
-    below = [path for name in folders for path in _find_files(folder / name, root, skipped)]
-    return sorted([*below, *(_relative_path(folder / name, root) for name in files)])
-
-
-def _relative_path(path: Path, root: Path) -> bytes:
-    return os.fsencode(path.relative_to(root).as_posix())
+def _find_files(tree: _Tree, folder: str, skipped: list[Skipped]) -> list[bytes]:
+    """Return the sorted paths of the files below a folder."""
+    folders, files = tree.list(folder, skipped)
+    below = [path for name in folders for path in _find_files(tree, _join(folder, name), skipped)]
+    return sorted([*below, *(os.fsencode(_join(folder, name)) for name in files)])
 
 
 def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str:
@@ -307,7 +420,7 @@ def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:
         for path in paths:
             below = sorted(_walk(path, skipped)) if Path(path).is_dir() else [os.fsencode(path)]
             for file in below:
-                if reason := _reason_not_a_file(Path(os.fsdecode(file))):
+                if reason := _reason_no_image(Path(os.fsdecode(file))):
                     skipped.append(Skipped(file, reason))
                 else:
                     files[file] = None
@@ -341,6 +454,12 @@ def _walk(folder: str, skipped: list[Skipped]) -> Iterator[bytes]:
                 yield os.fsencode(os.path.join(parent, name))  # noqa: PTH118 - ./a stays ./a
 
 
+def _reason_no_image(path: Path) -> str:
+    if path.suffix.lower() in (*ARCHIVES, ".parquet", ".arrow") and path.is_file():
+        return "is an archive or table, not an image: unpack it first"
+    return _reason_not_a_file(path)
+
+
 def _reason_not_a_file(path: Path) -> str:
     """Return the reason why a path is not a file, or an empty string."""
     if path.is_file():
@@ -349,4 +468,4 @@ def _reason_not_a_file(path: Path) -> str:
         return "a link that leads nowhere"
     if path.exists():
         return "neither a file nor a folder"
-    return _URL_REASON if _is_url(os.fspath(path)) else "does not exist"
+    return URL_REASON if is_url(os.fspath(path)) else "does not exist"

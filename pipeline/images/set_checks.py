@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from pipeline.images.scan import NO_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION, ImageSet
+from pipeline.images.source import FolderSource
 from pipeline.text import counted, printable
 
 MAX_LISTED = 10  # classes or groups of duplicates in a warning
@@ -21,6 +22,7 @@ def warn_of_missing_classes(images: ImageSet) -> None:
         split: {images.classes[file.label] for file in images.files if file.split == split}
         for split in splits
     }
+    slash = _slash(images)
     common = set(images.classes).intersection(*classes.values())
     for split in sorted(splits):
         lacking = sorted(set(images.classes) - classes[split])
@@ -29,15 +31,17 @@ def warn_of_missing_classes(images: ImageSet) -> None:
         hints = []
         for name in lacking:
             similar = difflib.get_close_matches(name, sorted(classes[split] - common), 1, 0.75)
-            hints += [f"{printable(similar[0])}/ is there: the same class?"] if similar else []
-        names = ", ".join(f"{printable(name)}/" for name in lacking[:MAX_LISTED])
+            if similar:
+                hints.append(f"{printable(similar[0])}{slash} is there: the same class?")
+        names = ", ".join(f"{printable(name)}{slash}" for name in lacking[:MAX_LISTED])
         names += ", …" if len(lacking) > MAX_LISTED else ""
         log.warning(
-            "%s/ has no %s; %s",
+            "%s%s has no %s; %s",
             SPLIT_NAMES[split],
+            slash,
             names,
             " ".join(hints[:MAX_LISTED])
-            or "add its images, or cross-validate with classify --cv, which ignores the folders",
+            or "add its images, or cross-validate with classify --cv, which ignores the splits",
         )
 
 
@@ -47,6 +51,8 @@ def warn_of_nested_classes(images: ImageSet) -> None:
     Images in folders below a class are usual, too, such as one folder per patient.
     """
     inner: dict[bytes, set[bytes]] = defaultdict(set)
+    if not isinstance(images.source, FolderSource):
+        return  # the first folder may be an archive
     for file in images.files:
         name, *deeper = file.path.split(b"/")
         if file.split != NO_SPLIT or len(deeper) < 2:
@@ -72,18 +78,24 @@ def warn_of_duplicates(images: ImageSet, digests: Mapping[bytes, bytes]) -> None
         if file.path in digests:
             by_digest[digests[file.path]].append(file)
             of_split[file.split].add(digests[file.path])
+    slash = _slash(images)
     for split in (VALIDATION, TEST):
         if of_split[split] and of_split[split] <= of_split[TRAIN]:
             same = "the same images as" if of_split[split] == of_split[TRAIN] else "only images of"
             log.warning(
-                "%s/ contains %s train/: its scores measure memory, not classification",
-                SPLIT_NAMES[split], same,
+                "%s%s contains %s train%s: its scores measure memory, not classification",
+                SPLIT_NAMES[split], slash, same, slash,
             )  # fmt: skip
-    for column in ("label", "split"):
+    for column, name in (("label", "label"), ("targets", "label"), ("split", "split")):
         groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
         if groups:
             paths = [" = ".join(printable(file.path) for file in group) for group in groups]
             listed, rest = "; ".join(paths[:MAX_LISTED]), len(paths) - MAX_LISTED
             more = f" and {rest:,} more" if rest > 0 else ""
             count = counted(len(groups), "image has", "images have")
-            log.warning("%s several %ss: %s%s", count, column, listed, more)
+            log.warning("%s several %ss: %s%s", count, name, listed, more)
+
+
+def _slash(images: ImageSet) -> str:
+    """Return what ends the name of a split or class: a slash, if they are folders."""
+    return "" if "" in images.folders else "/"

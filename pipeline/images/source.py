@@ -1,11 +1,11 @@
-"""`ImageSource`: where the bytes of images come from; `FolderSource` for a folder."""
+"""`ImageSource`: where the bytes of images come from: `FolderSource`, or several merged."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 MAX_FILE = 100_000_000  # bytes of an image file; larger files are films or archives
 HAS_CHANGE_TIME = os.name != "nt"  # there, ctime is the time of creation
@@ -46,19 +46,33 @@ class ImageSource(Protocol):
         ...
 
 
+class FileStore(ImageSource, Protocol):
+    """A source whose files can be read in part: archives and tables are in one."""
+
+    def open(self, path: bytes) -> BinaryIO:
+        """Open a file for reading; it can seek."""
+        ...
+
+    def read_range(self, path: bytes, start: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``start``, fewer at the end of the file."""
+        ...
+
+
 @dataclass(frozen=True)
-class FolderSource(ImageSource):
+class FolderSource(FileStore):
     """A folder of files; with ``Path()``, any paths as they are.
 
     With ``confined``, for paths that a file from elsewhere names, links must not lead out of it.
+    ``manifest`` is the file that names the images, if one does.
     """
 
     folder: Path
     confined: bool = False
+    manifest: str = ""
 
     @property
     def root(self) -> str:
-        return os.fspath(self.folder)
+        return self.manifest or os.fspath(self.folder)
 
     def list(self) -> Iterator[bytes]:
         for parent, _, names in os.walk(self.folder):
@@ -66,7 +80,7 @@ class FolderSource(ImageSource):
                 yield os.fsencode((Path(parent) / name).relative_to(self.folder).as_posix())
 
     def stat(self, path: bytes) -> FileStat:
-        status = self._file(path).stat()
+        status = self.file(path).stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         # A program can set mtime back, but not ctime.
@@ -77,10 +91,53 @@ class FolderSource(ImageSource):
     def read(self, path: bytes) -> bytes:
         if self.confined:
             self.stat(path)  # a pipe would block
-        return self._file(path).read_bytes()
+        return self.file(path).read_bytes()
 
-    def _file(self, path: bytes) -> Path:
+    def open(self, path: bytes) -> BinaryIO:
+        return self.file(path).open("rb")
+
+    def read_range(self, path: bytes, start: int, size: int) -> bytes:
+        with self.open(path) as file:
+            file.seek(start)
+            return file.read(size)
+
+    def file(self, path: bytes) -> Path:
+        """Return where a file is."""
         file = self.folder / os.fsdecode(path)
         if self.confined and not file.resolve().is_relative_to(self.folder.resolve()):
             raise OSError("outside the image folder")
         return file
+
+
+@dataclass(frozen=True)
+class MergedSource(ImageSource):
+    """Several folders by name: the paths of each begin with its name and a slash."""
+
+    sources: Mapping[str, FolderSource]
+
+    @property
+    def root(self) -> str:
+        return os.pathsep.join(source.root for source in self.sources.values())
+
+    def list(self) -> Iterator[bytes]:
+        for name, source in self.sources.items():
+            yield from (os.fsencode(name) + b"/" + path for path in source.list())
+
+    def stat(self, path: bytes) -> FileStat:
+        source, below = self._split(path)
+        return source.stat(below)
+
+    def read(self, path: bytes) -> bytes:
+        source, below = self._split(path)
+        return source.read(below)
+
+    def file(self, path: bytes) -> Path:
+        """Return where a file is."""
+        source, below = self._split(path)
+        return source.file(below)
+
+    def _split(self, path: bytes) -> tuple[FolderSource, bytes]:
+        name, _, below = path.partition(b"/")
+        if (source := self.sources.get(os.fsdecode(name))) is None:
+            raise FileNotFoundError("its folder is not part of the set")
+        return source, below

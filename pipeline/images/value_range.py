@@ -38,6 +38,8 @@ def choose_range(source: ImageSource, paths: Sequence[bytes], requested: str) ->
     ``auto`` is decided from the percentiles of a sample of files. A set without deep images has the
     full range. Raises BadDataError for ``auto`` if the files have several types of numbers.
     """
+    if requested == FULL_RANGE and getattr(source, "is_unread", False):
+        return requested  # an earlier run has read, and warned
     count = min(SAMPLED_FILES, len(paths))
     sample = [paths[index] for index in np.linspace(0, len(paths) - 1, count).astype(int)]
     found = _read_sample(source, sample)

@@ -38,6 +38,7 @@ from pipeline.models.parity import (
 )
 from pipeline.models.predictor import Predictor
 from pipeline.models.runs import NotSavedError, find_bundle, new_export_folder, saved_bundles
+from pipeline.spec import CLASSES
 from pipeline.text import counted, duration, printable
 
 log = logging.getLogger("pipeline")
@@ -139,7 +140,8 @@ def export_bundle(
             f"choose --format onnx"
         )
     if reason := why_not_exportable(bundle):
-        raise NotExportableError(f"{printable(bundle.head)} cannot be exported: {reason}")
+        error = NotExportableError if bundle.task == CLASSES else UsageError  # no other head can
+        raise error(f"{printable(bundle.head)} cannot be exported: {reason}")
     if format != "onnx":
         head_layers(bundle)  # refuses other heads before TensorFlow loads
     folder = new_export_folder(path, format, out)
@@ -169,8 +171,10 @@ def export_bundle(
         (unfinished / "predict.py").write_text(_template("predict.py"), "utf-8")
         for _ in reference.pixels():
             pass  # raises for a changed image
-        log.info("checking %s through predict.py", counted(len(reference.paths), "image"))
-        exported = predict_elsewhere(unfinished / "predict.py", reference.paths)
+        log.info("checking %s through predict.py", counted(len(reference.rows), "image"))
+        with tempfile.TemporaryDirectory() as copies:
+            files = reference.files(Path(copies))
+            exported = predict_elsewhere(unfinished / "predict.py", files)
         tolerance = TOLERANCES[bundle.spec.dtype]
         parity = compare_predictions(reference.predictions(bundle), exported, tolerance=tolerance)
         others = [each.stem for each in path.parent.glob(f"*{path.suffix}") if each != path]

@@ -7,7 +7,6 @@ that is certain of every image hides wrong pixels.
 """
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -23,15 +22,18 @@ from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.engines import relative_errors
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.heads.calibration import class_scores
+from pipeline.heads.calibration import head_outputs
+from pipeline.heads.config import THRESHOLD
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import SPLIT_NAMES, find_images, scan_folder
-from pipeline.images.source import FolderSource
+from pipeline.images.scan import SPLIT_NAMES, is_hidden, scan_folder
+from pipeline.images.sets import missing_folder, open_source, reopen_source
+from pipeline.images.source import FolderSource, ImageSource, MergedSource
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 from pipeline.text import counted, printable
 
 log = logging.getLogger("pipeline")
@@ -56,7 +58,9 @@ class ParityError(BadDataError):
 class Parity:
     """The differences between two predictions of the same images."""
 
-    max_difference: float  # of probabilities; infinite where one is not finite
+    max_difference: (
+        float  # of probabilities, or relative of numbers; infinite where one is not finite
+    )
     changed: int  # changed decisions, without ties; must be 0
     count: int  # compared images
     tolerance: float
@@ -97,18 +101,25 @@ class Parity:
 
 
 def compare_predictions(
-    expected: Probabilities, received: Probabilities, *, tolerance: float
+    expected: Probabilities, received: Probabilities, *, tolerance: float, task: str = CLASSES
 ) -> Parity:
     """Compare class probabilities (n, K); raise BadDataError if the shapes differ.
 
     A decision may change in a tie, where the expected probabilities of both classes differ by at
-    most the tolerance.
+    most the tolerance; that of a label, where its probability differs from 0.5 by at most that. The
+    numbers of a regression, which makes no decision, differ relative to their standard deviation.
     """
     if expected.shape != received.shape:
         raise BadDataError(f"expected probabilities {expected.shape}; received {received.shape}")
     difference = np.abs(expected - received).max(initial=0.0)
-    rows = np.arange(len(expected))
-    lead = expected.max(axis=1, initial=0) - expected[rows, received.argmax(axis=1)]
+    if task == CLASSES:
+        rows = np.arange(len(expected))
+        lead = expected.max(axis=1, initial=0) - expected[rows, received.argmax(axis=1)]
+    elif task == MULTILABEL:
+        is_changed = (expected > THRESHOLD) != (received > THRESHOLD)
+        lead = (is_changed * np.abs(expected - THRESHOLD)).max(axis=1, initial=0)
+    else:
+        lead, difference = np.zeros(len(expected)), difference / (expected.std() or 1)
     return Parity(
         max_difference=float(difference) if np.isfinite(difference) else float("inf"),
         changed=int(np.count_nonzero(lead > tolerance)),
@@ -169,6 +180,7 @@ def check_parity(
                     reference.predictions(bundle),
                     np.concatenate(parts),
                     tolerance=TOLERANCES[dtype],
+                    task=bundle.task,
                 ),
                 feature_error=feature_error,
                 feature_tolerance=FEATURE_TOLERANCES[dtype],
@@ -182,19 +194,24 @@ def check_parity(
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Image files in the folder ``root``, and their rows (n,) in the cache.
+    """Images of a source, and their rows (n,) in the cache.
 
-    ``moved`` maps digests to paths relative to ``root``, if they are not those of the cache.
+    ``moved`` maps digests to paths in the source, if they are not those of the cache.
     """
 
     table: FeatureTable
     rows: Rows
-    root: Path
+    source: ImageSource
     moved: Mapping[bytes, bytes] | None = None
 
-    @property
-    def paths(self) -> list[Path]:
-        return [self.root / os.fsdecode(name) for name in self._names]
+    def files(self, folder: Path) -> list[Path]:
+        """Return the images as files; those of archives and storage are copied into a folder."""
+        if isinstance(self.source, FolderSource | MergedSource):
+            return [self.source.file(name) for name in self._names]
+        files = [folder / f"{number:06d}" for number in range(len(self.rows))]
+        for file, name in zip(files, self._names, strict=True):
+            file.write_bytes(self.source.read(name))
+        return files
 
     @property
     def _names(self) -> list[bytes]:
@@ -228,7 +245,7 @@ class ReferenceImages:
 
         def scores(features: npt.NDArray[np.float32]) -> Probabilities:
             rows = flatten_or_pool(features, bundle.input)
-            return class_scores(bundle.estimator, rows, len(bundle.classes))
+            return head_outputs(bundle.estimator, rows, len(bundle.classes), bundle.task)
 
         parts = []
         for start in range(0, len(self.rows), ROWS_PER_BLOCK):
@@ -244,7 +261,7 @@ class ReferenceImages:
         spec = self.table.spec
         digests = dict(zip(self._names, self.digests, strict=True))
         decoded = read_images(
-            FolderSource(self.root),
+            self.source,
             digests,
             image_size=spec.image_size,
             resize=spec.resize,
@@ -256,9 +273,9 @@ class ReferenceImages:
                 for path, image in block:
                     if not isinstance(image, np.ndarray):
                         raise BadDataError(
-                            f"{printable(self.root / os.fsdecode(path))} is not the cached image "
-                            f"any more ({image.reason}): run extract and classify again, or name "
-                            f"the folder that has it now with --images"
+                            f"{printable(path)} is not the cached image any more ({image.reason}) "
+                            f"in {printable(self.source.root)}: run extract and classify again, or "
+                            f"name the folder that has it now with --images"
                         )
                 yield np.stack([image for _, image in block if isinstance(image, np.ndarray)])
                 done += len(block)
@@ -292,14 +309,18 @@ def reference_images(
         cache = cache_dir / cache.name
     table = read_table(cache)
     _check_same_features(bundle, table)
-    root = images or Path(table.document["root"])
-    if not root.is_dir():
-        problem = "is a file" if root.exists() else "does not exist"
+    source = open_source(images) if images else reopen_source(table.document)
+    if source is None:
+        root = images or missing_folder(table.document) or Path(table.document["root"])
+        problem = "is no folder" if root.exists() else "does not exist"
         raise NoInputError(
             f"{printable(root)}, the image folder of {printable(table.path)}, {problem}: "
             f"name the folder that has its images now with --images"
         )
-    folders = bundle.classes if images else scan_folder(root).classes
+    root, folders = Path(source.root), bundle.classes
+    is_folder = "folders" not in table.document and isinstance(source, FolderSource)
+    if not images and is_folder and bundle.task == CLASSES:
+        folders = scan_folder(root).classes
     if folders != bundle.classes:
         raise BadDataError(
             f"the class folders of {printable(root)} are {_join_names(folders)}; "
@@ -315,34 +336,39 @@ def reference_images(
         rows = unaugmented[np.isin(columns.digests[unaugmented], keys)]
     if not len(rows):
         raise NoInputError(f"{printable(table.path)} contains no image to check predictions on")
-    reference = ReferenceImages(table, rows, root)
+    reference = ReferenceImages(table, rows, source)
     if images:
         reference = _find_moved(reference)
         rows = reference.rows
-    if not closest or max_images >= len(rows):
+    if not closest or bundle.task == REGRESSION or max_images >= len(rows):
         return replace(reference, rows=_evenly_spread(rows, max_images))
-    ordered = np.sort(reference.predictions(bundle), axis=1)
-    order = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")  # by margin
+    outputs = reference.predictions(bundle)
+    if bundle.task == MULTILABEL:
+        margins = np.abs(outputs - THRESHOLD).min(axis=1)
+    else:
+        ordered = np.sort(outputs, axis=1)
+        margins = ordered[:, -1] - ordered[:, -2]
+    order = np.argsort(margins, kind="stable")
     near, others = rows[order[: max_images // 2]], rows[np.sort(order[max_images // 2 :])]
     chosen = np.concatenate([near, _evenly_spread(others, max_images - len(near))])
     return replace(reference, rows=np.sort(chosen))
 
 
 def _find_moved(images: ReferenceImages) -> ReferenceImages:
-    """Return the images whose content is below their root, each once."""
-    names, _ = find_images([os.fspath(images.root)])
-    digests, _ = hash_files(FolderSource(Path()), names)
-    root = os.fsencode(images.root)
-    moved = {digest: os.path.relpath(name, root) for name, digest in digests.items()}
+    """Return the images whose content is in their source, each once."""
+    source = images.source
+    names = sorted(path for path in source.list() if not is_hidden(path))
+    digests, _ = hash_files(source, names)
+    moved = {digest: name for name, digest in digests.items()}
     rows = dict(zip(images.digests, images.rows.tolist(), strict=True))
     found = np.array(sorted(row for digest, row in rows.items() if digest in moved), np.int64)
     total = counted(len(rows), "test image")
     if not len(found):
         raise NoInputError(
-            f"{printable(images.root)} contains none of {total} of "
+            f"{printable(source.root)} contains none of {total} of "
             f"{printable(images.table.path)}: name the folder that they were moved to"
         )
-    log.info("%s contains %d of %s", printable(images.root), len(found), total)
+    log.info("%s contains %d of %s", printable(source.root), len(found), total)
     return replace(images, rows=found, moved=moved)
 
 

@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import io
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,12 +14,15 @@ from PIL import Image
 
 from pipeline.cache.file import FeatureTable
 from pipeline.cores import usable_cores
+from pipeline.errors import PipelineError
 from pipeline.images.decode import UnreadableImage, decode, register_heic
 from pipeline.images.sets import reopen_source
 from pipeline.images.source import MAX_FILE, ImageSource
 
 LONGER_SIDE = 128  # pixels: sharp at 64 on a dense display, about 4 kB
 JPEG_QUALITY = 72
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,19 @@ def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumb
     """Return the picture of each row, of at most `LONGER_SIDE` pixels; each row is read once."""
     register_heic()
     unique_rows = sorted(set(rows))
-    source = reopen_source(table.document)
-    if source is None:
-        return dict.fromkeys(unique_rows, Thumbnail(reason="the image folder is gone"))
+    try:
+        source = reopen_source(table.document)
+        if source is None:
+            return dict.fromkeys(unique_rows, Thumbnail(reason="the image folder is gone"))
+        return _read_thumbnails(source, table, unique_rows)
+    except PipelineError as error:  # of an archive or a storage
+        log.warning("no thumbnails: %s", error)
+        return dict.fromkeys(unique_rows, Thumbnail(reason="the images cannot be reached"))
+
+
+def _read_thumbnails(
+    source: ImageSource, table: FeatureTable, rows: Sequence[int]
+) -> dict[int, Thumbnail]:
 
     def read(row: int) -> Thumbnail:
         columns = table.columns
@@ -43,7 +57,7 @@ def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumb
         return _make_thumbnail(source, columns.paths[row], digest, table.spec.range)
 
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
-        return dict(zip(unique_rows, pool.map(read, unique_rows), strict=True))
+        return dict(zip(rows, pool.map(read, rows), strict=True))
 
 
 def _make_thumbnail(source: ImageSource, path: bytes, digest: bytes, range: str) -> Thumbnail:

@@ -179,7 +179,7 @@ def test_the_log_and_the_document_state_the_splits(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="pipeline"):
         comparison = compare_heads(cache, heads="majority", audit=False)
-    assert "split by the folders" in caplog.text
+    assert "split as in the set" in caplog.text
     assert "60 cats, 60 dogs" in caplog.text
     (described,) = comparison.run["caches"]
     assert described["split_counts"]["test"] == {"cats": 20, "dogs": 20}

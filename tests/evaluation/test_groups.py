@@ -35,16 +35,32 @@ def test_without_a_rule_identical_files_are_a_group() -> None:
     assert partition(identities_of(replace(columns, digests=digests))) == [0, 1, 0]
 
 
-@pytest.mark.parametrize("split", [b"", b"train/", b"val/"])
+CLASSES = ["c", "cats", "dogs"]
+
+
+@pytest.mark.parametrize("split", [b"", b"train/", b"val/", b"site/", b"site/train/"])
 def test_folder_means_the_folders_below_the_class(split: bytes) -> None:
     paths = [b"cats/a/1.jpg", b"cats/a/2.jpg", b"cats/b/1.jpg", b"dogs/a/3.jpg", b"dogs/4.jpg"]
     columns = columns_with([split + path for path in paths])
-    assert partition(identities_of(columns, parse_group_rule("folder"))) == [0, 0, 1, 2, 3]
+    rule = parse_group_rule("folder")
+    assert partition(identities_of(columns, rule, CLASSES)) == [0, 0, 1, 2, 3]
+
+
+def test_folder_is_the_whole_folder_if_paths_name_no_class() -> None:
+    columns = columns_with([b"a/1.jpg", b"a/2.jpg", b"b/a/3.jpg", b"4.jpg"])
+    assert partition(identities_of(columns, parse_group_rule("folder"), CLASSES)) == [0, 0, 1, 2]
+
+
+def test_groups_of_the_cache_are_kept_together_without_a_rule() -> None:
+    groups = np.array([b"x", b"y", b"x", b""])
+    columns = replace(columns_with([b"a", b"b", b"c", b"d"]), groups=groups)
+    assert partition(identities_of(columns)) == [0, 1, 0, 2]
+    assert partition(identities_of(columns, parse_group_rule("[ab]"))) == [0, 1, 2, 3]
 
 
 def test_equal_folder_names_of_two_classes_are_two_groups() -> None:
     columns = columns_with([b"cats/1/a.jpg", b"dogs/1/b.jpg", b"cats/2/c.jpg", b"cats/1/d.jpg"])
-    assert partition(identities_of(columns, parse_group_rule("folder"))) == [0, 1, 2, 0]
+    assert partition(identities_of(columns, parse_group_rule("folder"), CLASSES)) == [0, 1, 2, 0]
     joined = parse_group_rule(r"/([^/]+)/[^/]+$")  # from the docstring
     assert partition(identities_of(columns, joined)) == [0, 0, 1, 0]
 
@@ -66,14 +82,14 @@ def test_groups_that_share_a_file_are_one() -> None:
     columns = columns_with([b"c/a/1.jpg", b"c/a/2.jpg", b"c/b/1.jpg", b"c/b/2.jpg", b"c/x/1.jpg"])
     digests = columns.digests.copy()
     digests[2] = digests[1]
-    joined = identities_of(replace(columns, digests=digests), parse_group_rule("folder"))
+    joined = identities_of(replace(columns, digests=digests), parse_group_rule("folder"), CLASSES)
     assert partition(joined) == [0, 0, 0, 0, 1]
 
 
 def test_an_added_group_changes_no_other() -> None:
     paths = [b"c/%d/%d.jpg" % (number // 3, number) for number in range(30)]
     rule = parse_group_rule("folder")
-    few, many = (identities_of(columns_with(paths[:count]), rule) for count in (15, 30))
+    few, many = (identities_of(columns_with(paths[:count]), rule, CLASSES) for count in (15, 30))
     assert [each.tobytes() for each in few] == [each.tobytes() for each in many[:15]]
 
 
@@ -81,7 +97,7 @@ def test_invalid_rules_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="regular expression"):
         parse_group_rule("(")
     with pytest.raises(UsageError, match=r"matches none of 1 image; the first is c/1\.jpg"):
-        identities_of(columns_with([b"c/1.jpg"]), parse_group_rule("folder"))
+        identities_of(columns_with([b"c/1.jpg"]), parse_group_rule("folder"), CLASSES)
     with pytest.raises(NoInputError, match="cannot be read"):
         parse_group_rule(str(tmp_path / "gone.csv"))
 

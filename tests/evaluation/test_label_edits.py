@@ -207,7 +207,8 @@ def test_drop_takes_several_words(table: FeatureTable, answer: str) -> None:
         ('path,drop\n"a"b,yes', ":2 is not CSV"),
         (f"path,drop\n{200_000 * 'a'},yes", ":2 is not CSV: field larger"),
         (b"path,drop\ntrain/cats/\xff2.jpg,yes", r":2 is not UTF-8.*digest"),
-        ("path,drop\n".encode("utf-16"), ":1 is not UTF-8"),
+        ("path,new_label\n".encode("utf-16") + b"\0", ":2 is not UTF-8"),
+        ("path,drop\ntrain/cats/1.jpg,what".encode("utf-16"), ":2: drop: expected yes or empty"),
         (
             "path,new_label\ntrain/cats/1.jpg,dogs\ntrain/cats/1.jpg,cats",
             r":3 contradicts edits\.csv:2 on train/cats/1\.jpg",

@@ -34,7 +34,7 @@ def test_small_sets_without_folders_are_cross_validated(
 def test_ignored_folders_are_reported() -> None:
     columns = draw_columns(alternating_labels(100), splits=folder_splits(100))
     assert (
-        "split folders are ignored"
+        "splits of the set are ignored"
         in EvaluationProtocol(folds=3).plan_trials(columns, CLASSES).source
     )
     columns = draw_columns(alternating_labels(100))
@@ -95,7 +95,7 @@ def test_options_that_folders_overrule_are_refused_or_logged(
     assert "--split-seed has no effect" in caplog.text
     rule = r"(\d)\.jpg"  # ten groups; the folders divide eight
     (notice,) = EvaluationProtocol(group=rule).plan_trials(columns, CLASSES).notices
-    assert notice.startswith("the split folders divide 8 groups, which inflates every accuracy")
+    assert notice.startswith("the set's splits divide 8 groups, which inflates every accuracy")
     assert EvaluationProtocol(group=rule, folds=3).plan_trials(columns, CLASSES).notices == ()
 
 

@@ -24,7 +24,7 @@ def test_class_that_a_split_lacks_is_named_with_the_cure(
     text = warnings_of(root, caplog)
     assert text == (
         "validation/ has no plain/; add its images, or cross-validate with classify --cv, which "
-        "ignores the folders"
+        "ignores the splits"
     )
 
 

@@ -131,7 +131,7 @@ def test_half_of_the_reference_images_are_the_closest_decisions(bundles: list[Bu
 
 def test_reference_images_are_evenly_spread_or_selected_by_keys(bundles: list[Bundle]) -> None:
     images = reference_images(bundles[0], max_images=4)
-    names = [(path.parent.parent.name, path.parent.name) for path in images.paths]
+    names = [(path.parent.parent.name, path.parent.name) for path in images.files(Path())]
     assert names == [("test", "plain")] * 2 + [("test", "striped")] * 2
     keys = images.table.columns.digests[:3]
     chosen = reference_images(bundles[0], keys=keys)
