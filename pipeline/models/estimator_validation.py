@@ -110,14 +110,14 @@ def _check_step(step: Any, class_count: int, task: str = CLASSES) -> None:
         "O": 1,
     }
     outputs = 1 if task == CLASSES else class_count
-    if getattr(step, "n_outputs_", outputs) != outputs:
-        raise InvalidModelError(f"its {name} has {quote(step.n_outputs_)} outputs, not {outputs}")
     if hasattr(step, "classes_") and not (
         np.array_equal(np.sort(step.classes_), np.arange(class_count))
         and getattr(step, "n_classes_", class_count) == class_count
         and getattr(step, "n_outputs_", 1) == 1
     ):
         raise InvalidModelError(f"its head does not have {class_count} classes")
+    if getattr(step, "n_outputs_", outputs) != outputs:
+        raise InvalidModelError(f"its {name} has {quote(step.n_outputs_)} outputs, not {outputs}")
     for attribute, dimensions in SHAPES[name].items():
         array = getattr(step, attribute)
         if array is None and attribute in ("mean_", "scale_"):  # the scaler does not use it
