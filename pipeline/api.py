@@ -126,7 +126,7 @@ def extract_features(
         on_scan(images)
     if images.task == CLASSES:
         warn_of_missing_classes(images)
-        if not images.folders:
+        if isinstance(images.source, FolderSource) and not images.folders:
             warn_of_nested_classes(images)
     digests, unreadable = hash_files(
         images.source, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.evaluation.caches import open_caches
 
     opened = open_caches(caches, config)
+    named_columns(arguments.columns, opened[0].table.task)
     from pipeline.evaluation.compare import compare_on_caches  # seconds of scikit-learn
     from pipeline.report.run_folder import write_run
 

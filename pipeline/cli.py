@@ -197,7 +197,7 @@ def print_comparison(
     from pipeline.evaluation import table
 
     results = comparison.results
-    shown = table.named_columns(columns) or table.columns_of(results)
+    shown = table.named_columns(columns, comparison.task) or table.columns_of(results)
     for notice in comparison.notices:
         print(f"note: {notice}")
     if sys.stdout.isatty():

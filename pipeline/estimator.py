@@ -18,6 +18,7 @@ from pipeline.cache.content import FOLDER, features_by_content
 from pipeline.cache.provenance import cache_document, feature_spec, open_cache_engine
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, UsageError
+from pipeline.heads.config import THRESHOLD
 from pipeline.images.passed_images import PassedImages, passed_arrays, passed_images
 from pipeline.images.reader import Pixels
 from pipeline.images.source import FolderSource
@@ -25,7 +26,7 @@ from pipeline.images.value_range import choose_range
 from pipeline.models.bundle import load_bundle
 from pipeline.models.predictor import Predictor
 from pipeline.models.runs import find_bundle
-from pipeline.spec import FULL_RANGE, FeatureSpec
+from pipeline.spec import FULL_RANGE, MULTILABEL, REGRESSION, FeatureSpec
 
 
 @dataclass(eq=False, repr=False)
@@ -189,7 +190,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 class TrainedModel:
     """A base and a saved head, which classify images.
 
-    ``classes_`` contains (K,) class names; ``bundle`` is a `pipeline.models.bundle.Bundle`.
+    ``classes_`` contains (K,) class names, of a regression the target's; ``bundle`` is a
+    `pipeline.models.bundle.Bundle`.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -197,10 +199,17 @@ class TrainedModel:
         self.classes_ = np.array(self.bundle.classes)
         self._predictor = predictor
 
-    def predict(self, images: Any) -> npt.NDArray[np.str_]:
-        """Return the most probable class of each image, (N,) str; see `predict_proba`."""
-        labels: npt.NDArray[np.str_] = self.classes_[self.predict_proba(images).argmax(axis=1)]
-        return labels
+    def predict(self, images: Any) -> npt.NDArray[Any]:
+        """Return the most probable class of each image, (N,) str; see `predict_proba`.
+
+        Of labels: whether an image has each, (N, K) bool; of a regression: the numbers (N,).
+        """
+        outputs = self._outputs(images)
+        if self.bundle.task == REGRESSION:
+            return outputs[:, 0]
+        if self.bundle.task == MULTILABEL:
+            return outputs > THRESHOLD
+        return np.asarray(self.classes_[outputs.argmax(axis=1)])
 
     def predict_proba(self, images: Any) -> npt.NDArray[np.float64]:
         """Return class probabilities of each image, (N, K) float64.
@@ -210,8 +219,13 @@ class TrainedModel:
         images : paths, a uint8 array (N, H, W, 3), or a sequence of arrays (H, W, 3). Augmented
             views (``--tta``) depend on the digest, which differs for a file and an array of pixels.
 
-        Raises BadDataError for an image that cannot be decoded.
+        Raises BadDataError for an image that cannot be decoded, UsageError for a regression.
         """
+        if self.bundle.task == REGRESSION:
+            raise UsageError("a regression has no probabilities; use predict")
+        return self._outputs(images)
+
+    def _outputs(self, images: Any) -> npt.NDArray[np.float64]:
         sources = passed_images(images)
         spec = self.bundle.spec
         decoded = sources.read(

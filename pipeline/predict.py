@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline import cli
 from pipeline.errors import CannotCreateError, UsageError
 from pipeline.models.config import PredictConfig
+from pipeline.spec import CLASSES
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
     from pipeline.report.prediction_formats import Tally
 
 log = logging.getLogger("pipeline")
+
+DEFAULT_TOP = 3  # classes per image
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions = predict_images(
         _expand_stdin(arguments.images), cli.config_from(arguments, PredictConfig, **options)
     )
+    if arguments.top is not None and predictions.model.task != CLASSES:
+        raise UsageError(
+            f"--top is for classes; {printable(predictions.model.name)} is of "
+            f"{predictions.model.task}: leave it out"
+        )
+    arguments.top = arguments.top or DEFAULT_TOP
     out = sys.stdout  # rich replaces it during a progress bar and writes to stderr
     progress = None if out.isatty() else cli.ProgressBar("predicting", unit="image")
     with progress or nullcontext() as bar:  # on a terminal the rows show the progress
@@ -67,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.csv:
         for line in summary_lines(tally):
             log.info(line.rstrip())
-    elif not arguments.json:
+    elif not arguments.json and predictions.model.task == CLASSES:
         log.info("margin: the probability minus that of the second class; near 0 is undecided")
     log.info(
         "%s (%s), %s skipped, %s",
@@ -90,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="files, folders, patterns, or - for paths on stdin (one per line, or NUL-separated)",
     )
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes per image")
+    parser.add_argument(
+        "--top", type=int, metavar="K", help="classes per image (default: 3; not for other tasks)"
+    )
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")
@@ -110,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_options(arguments: argparse.Namespace) -> None:
     """Raise UsageError for options that do not go together."""
-    if arguments.top < 1:
+    if arguments.top is not None and arguments.top < 1:
         raise UsageError(f"--top needs at least 1; received {arguments.top}")
     if arguments.imagenet:
         for name in ("model", "head", "base", "preprocessing"):
@@ -137,13 +148,17 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
         json_parts,
         summary_lines,
         table_lines,
+        target_lines,
     )
 
     predictions = tally.predictions
     classes = predictions.model.classes
     top = min(arguments.top, len(classes))
     if not (arguments.csv or arguments.json):
-        yield from table_lines(tally, paths=predictions.paths, classes=classes, top=top)
+        if predictions.model.task == CLASSES:
+            yield from table_lines(tally, paths=predictions.paths, classes=classes, top=top)
+        else:
+            yield from target_lines(tally, paths=predictions.paths, classes=classes)
         if summary := "".join(summary_lines(tally)):
             yield f"\n{summary}"
         return

@@ -115,6 +115,7 @@ def write_cache(
     views: int = 0,
     tta: bool = False,
     task: str = CLASSES,
+    root: str = "nowhere",
 ) -> Path:
     """Write a cache file with synthetic features, or with ``layers``.
 
@@ -137,7 +138,7 @@ def write_cache(
         **({} if task == CLASSES else {"task": task}),
         "spec": asdict(spec),
         "set": "synthetic",
-        "root": "nowhere",
+        "root": root,
         "engine": {"name": "none"},
         "versions": {},
         "created": "2026-01-01T00:00:00+00:00",

@@ -135,6 +135,8 @@ def test_set_without_labels_has_features_only(folder: Path) -> None:
     assert list(frame.columns[:3]) == ["path", "split", "pixels_0"]
     assert load_features(table.path, as_="arrow").column_names == ["path", "split", "features"]
     assert "unlabelled" in run_command("cache", "show", "photos").stdout
+    refused = run_command("classify", "photos", check=65)
+    assert "the cache has no labels, which classify needs" in assert_one_line(refused)
     extract("photos")
     run_command("classify", "photos", "--heads", "ridge", "--no-audit")
     predicted = json.loads(run_command("predict", "photos/plain", "--json").stdout)
@@ -151,7 +153,13 @@ def test_targets_are_cached_and_loaded(folder: Path) -> None:
     assert load_features(path).classes == ("even", "odd", "plain", "striped")
     _, labels = load_features(path, as_="arrays")
     assert labels[:2].tolist() == [[1, 0, 1, 0], [0, 1, 1, 0]]
-    assert load_features(path, as_="pandas").label[1] == "odd|plain"
+    table = load_features(path, as_="pandas")
+    assert table.label[1] == "odd|plain"
+    on_cache, on_frame = (
+        compare_heads(each, heads="logistic", task="multilabel", cv=3, audit=False).classes
+        for each in (path, table)
+    )
+    assert on_cache == on_frame == ("even", "odd", "plain", "striped")
     path = str(extract("labels.csv", "--task", "regression", "--label-column", "age")["cache"])
     np.testing.assert_array_equal(load_features(path, as_="arrays")[1], frame["age"])
     assert load_features(path, as_="arrow")["label"][1].as_py() == 0.5

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(BaseConfig, LabelConfig):
+class ExtractConfig(LabelConfig, BaseConfig):
     """Options of `pipeline.extract_features`.
 
     Raises a `pipeline.errors.PipelineError` for an invalid value.

@@ -25,6 +25,7 @@ from pipeline.evaluation.probe import Floats
 from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
+from pipeline.spec import CLASSES
 from pipeline.text import counted, error_text
 
 PIXELS_PER_SIDE = 16  # pixels are averaged to 16 × 16: a crop moves edges by less
@@ -79,7 +80,7 @@ class Audit:
 
     @cached_property
     def findings(self) -> AuditResult:
-        """Duplicates and likely label errors in the splits, and the learning curve.
+        """Duplicates in the splits and, of classes, likely label errors and the learning curve.
 
         A step that fails has no result, and its line is in ``failures`` and ``notices``.
         """
@@ -117,11 +118,14 @@ class Audit:
                     split,
                     folds=fold[rows] if self.folds else None,
                 )
-            groups = duplicate_sets(pairs, len(rows))
-            with step("suspects", "the search for label errors"):
-                suspects = find_suspects(features, labels, groups, class_count, seed)
-            with step("learning", "the learning curve"):
-                curve = learning_curve(features, labels, split, class_count=class_count, seed=seed)
+            if table.task == CLASSES:
+                groups = duplicate_sets(pairs, len(rows))
+                with step("suspects", "the search for label errors"):
+                    suspects = find_suspects(features, labels, groups, class_count, seed)
+                with step("learning", "the learning curve"):
+                    curve = learning_curve(
+                        features, labels, split, class_count=class_count, seed=seed
+                    )
         return AuditResult(
             table=table,
             layer=self.layer,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCach
 def split_tables(tables: Sequence[FeatureTable], config: ClassifyConfig) -> list[SplitCache]:
     """Split the images of tables, as `open_caches`."""
     protocol, layers, edits = config.evaluation_protocol, config.layers, config.label_files
+    _check_same_task(tables)
+    replace(config, task=tables[0].task).requests  # noqa: B018 - raises for options of other tasks
     check_group_rule(protocol.group_of, [table.columns for table in tables])
     if edits:
         tables = apply_label_edits(edits, tables)
@@ -93,7 +95,7 @@ def split_tables(tables: Sequence[FeatureTable], config: ClassifyConfig) -> list
             continue
         cached = CachedViews.of(table)
         images = cached.images
-        plan = protocol.plan_trials(images.columns, images.classes)
+        plan = protocol.plan_trials(images.columns, images.classes, images.task)
         train, evaluation = images_of(plan.trials)
         views = cached.select_views(
             train=train, evaluation=evaluation, views=config.views, tta=config.tta
@@ -113,6 +115,16 @@ def _without_repeats(paths: Sequence[Path]) -> list[Path]:
     if len(files) < len(paths):
         log.warning("a cache is named twice; it is compared once")
     return list(reversed(files.values()))
+
+
+def _check_same_task(tables: Sequence[FeatureTable]) -> None:
+    first = tables[0]
+    for table in tables[1:]:
+        if table.task != first.task:
+            raise BadDataError(
+                f"{printable(table.path)} is of {table.task}, {printable(first.path)} of "
+                f"{first.task}; compare caches of one task"
+            )
 
 
 def _check_same_classes(tables: Sequence[FeatureTable]) -> None:

@@ -25,11 +25,14 @@ from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
 from pipeline.evaluation.rows import TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.splits import TRAIN
+from pipeline.evaluation.target_recommendation import rank_and_recommend_targets
+from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.config import Input
 from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 from pipeline.images.manifest import is_frame
+from pipeline.spec import CLASSES, MULTILABEL
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ def compare_heads(
 
     ``caches`` : cache files; or a pandas data frame with the column label, one column per feature,
     and optionally path, split, group and view, such as ``load_features(path, as_="pandas")``. Its
-    classifiers are not kept, since they do not classify images.
+    classifiers are not kept, since they do not classify images. ``task="multilabel"`` or
+    ``"regression"`` says that its labels are names with ``|`` between them, or numbers.
 
     The audit runs when ``notices`` or ``findings`` of the comparison is first read.
 
@@ -69,7 +73,7 @@ def compare_heads(
     config = replace(config or ClassifyConfig(), **options)
     config.requests  # noqa: B018 - a misspelt name raises before caches are read
     if is_frame(caches):
-        tables = [table_of_frame(caches)]
+        tables = [table_of_frame(caches, config.task or CLASSES)]
         return compare_on_caches(split_tables(tables, config), replace(config, keep=False))
     paths = [caches] if isinstance(caches, str | Path) else caches
     return compare_on_caches(open_caches([Path(path) for path in paths], config), config)
@@ -84,9 +88,12 @@ def compare_on_caches(
 
     ``progress`` is called with the stage, the fits done and the fits in all.
     """
+    task = opened[0].table.task
+    config = replace(config, task=task)
     requests = config.requests
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "task": task,
         "classes": list(opened[0].table.classes),
         "heads": [printable(str(request)) for request in requests],
         "seed": config.seed,
@@ -106,7 +113,7 @@ def compare_on_caches(
         "versions": versions(),
         "caches": [cache.describe() for cache in opened],
     }
-    loaded = {request: load_head(request.name, config.dense_grid) for request in requests}
+    loaded = {request: load_head(request.name, config.dense_grid, task) for request in requests}
     outcomes = [
         outcome
         for cache in opened
@@ -116,7 +123,10 @@ def compare_on_caches(
     if all(outcome.result.status for outcome in outcomes):
         reasons = {f"{outcome.result.head} {outcome.result.status}" for outcome in outcomes}
         raise BadDataError(f"no head could be fitted: {'; '.join(sorted(reasons))}")
-    ranked, recommendation = rank_and_recommend(outcomes, balanced=config.balance)
+    if task == CLASSES:
+        ranked, recommendation = rank_and_recommend(outcomes, balanced=config.balance)
+    else:
+        ranked, recommendation = rank_and_recommend_targets(outcomes, TASKS[task])
     comparison = Comparison(
         outcomes=tuple(ranked),
         classes=opened[0].table.classes,
@@ -204,8 +214,11 @@ def _log_outcome(outcome: Outcome) -> None:
         hint = "; try a lower --learning-rate" if result.head == "dense" else ""
         log.warning("%s %s%s", name, result.status, hint if result.status == DIVERGED else "")
         return
-    share, seconds = 100 * result.validation_accuracy, duration(result.fit_seconds)
-    log.info("%s: validation %.1f %%, %s", name, share, seconds)
+    text, seconds = f"{100 * result.validation_accuracy:.1f} %", duration(result.fit_seconds)
+    if result.task != CLASSES:
+        task = TASKS[result.task]
+        text = f"{task.title} {task.with_unit(result.metrics[f'validation_{task.measure}'])}"
+    log.info("%s: validation %s, %s", name, text, seconds)
 
 
 def _notice_different_images(opened: Sequence[SplitCache]) -> Iterator[str]:
@@ -226,6 +239,9 @@ def _notice_imbalance(cache: SplitCache, *, balanced: bool) -> Iterator[str]:
     split or a fold has other shares by chance.
     """
     columns, classes = cache.table.columns, cache.table.classes
+    if cache.table.task != CLASSES:
+        yield from _notice_rare_labels(cache)
+        return
     by_folder = not cache.trial_plan.folds and columns.splits.max() > TRAIN
     labels = columns.labels[columns.splits == TRAIN] if by_folder else columns.labels
     counts = np.bincount(labels, minlength=len(classes))
@@ -240,6 +256,21 @@ def _notice_imbalance(cache: SplitCache, *, balanced: bool) -> Iterator[str]:
         f"{counts[fewest]:,} of {other}; see balanced accuracy"
         + (", which chose the settings" if balanced else ", and consider --balance")
     )
+
+
+def _notice_rare_labels(cache: SplitCache) -> Iterator[str]:
+    """Yield a notice if no training or no test image has a label, in any fold."""
+    table = cache.table
+    if table.task != MULTILABEL:
+        return
+    for split, effect in (("train", "it is not learned"), ("test", "its precision is left out")):
+        parts = [getattr(trial.splits, split) for trial in cache.trial_plan.trials]
+        if split == "test" and cache.trial_plan.folds:
+            parts = [np.arange(len(table))]  # the folds together
+        has_none = np.any([table.columns.targets[part].sum(axis=0) == 0 for part in parts], axis=0)
+        if names := [printable(table.classes[label]) for label in np.flatnonzero(has_none)]:
+            where = f"no {split} image" + (" of a fold" if len(parts) > 1 else "")
+            yield f"{where} has the label {' or '.join(names[:3])}: {effect}"
 
 
 def _notice_unconverged(outcomes: Iterable[Outcome]) -> Iterator[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config, count, documented, option, positive_number, whole_number
-from pipeline.errors import NoInputError, UsageError
+from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import PROTOCOLS, HeadRequest, groups, parse_heads
+from pipeline.spec import CLASSES, UNLABELLED
 from pipeline.text import printable
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class ClassifyConfig(SplitConfig):
         None,
         metavar="LIST",
         help=f"comma list of {', '.join(groups()['all'])}, fast or all (default: all); "
-        "NAME:flat or NAME:pooled selects the input",
+        "NAME:flat or NAME:pooled selects the input; docs/TASKS.md has those of labels and numbers",
     )
     layers: Sequence[str] = _heads(
         (), flag="--layer", metavar="NAME", help="cached layer to use, repeatable (default: all)"
@@ -103,6 +104,7 @@ class ClassifyConfig(SplitConfig):
     keep: bool = option(
         True, flag="", help="keep each row's classifier; after folds, one fitted on all images"
     )
+    task: str | None = option(None, flag="", help="task of the caches, which contain it")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +114,19 @@ class ClassifyConfig(SplitConfig):
                     f"--protocol {self.protocol} compares one head, {self.protocol}; omit --heads"
                 )
             object.__setattr__(self, "refit", True)
+        if self.task == UNLABELLED:
+            raise BadDataError(
+                "the cache has no labels, which classify needs: extract a folder of class folders, "
+                "or a table of labels"
+            )
+        if self.task not in (None, CLASSES):
+            for flag, is_set in (
+                ("--balance", self.balance),
+                (f"--protocol {self.protocol}", self.protocol in PROTOCOLS),
+                ("--labels", self.label_files),
+            ):
+                if is_set:
+                    raise UsageError(f"{flag} is for classes; the cache is of {self.task}: omit it")
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError(f"--timeout: expected above 0 seconds; received {self.timeout:g}")
         for path in self.label_files:
@@ -132,8 +147,9 @@ class ClassifyConfig(SplitConfig):
 
     @property
     def requests(self) -> list[HeadRequest]:
-        """The heads that are compared; raises UsageError for an unknown name."""
-        return parse_heads(self.protocol if self.protocol in PROTOCOLS else self.heads or "all")
+        """The heads that are compared; raises UsageError for a name that is not of the task."""
+        names = self.protocol if self.protocol in PROTOCOLS else self.heads or "all"
+        return parse_heads(names, self.task)
 
     @property
     def evaluation_protocol(self) -> "EvaluationProtocol":

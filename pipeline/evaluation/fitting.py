@@ -27,6 +27,7 @@ from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 from pipeline.heads.scaler import root_mean_square
+from pipeline.spec import CLASSES
 
 DIVERGED = "diverged"
 TIE = 1e-6  # of probabilities: `predict` may choose any of classes that differ by rounding only
@@ -79,7 +80,7 @@ def fit_heads(
         if number == 0 and fits:
             if config.balance and not can_balance(fits[0].estimator):
                 log.warning("%s has no class weights; it is fitted without", request.name)
-            if head.is_custom:
+            if head.is_custom and data.task == CLASSES:
                 with suppress(PipelineError), failures_of(head):  # nothing else needs predict
                     _warn_of_custom_head(request.name, fits[0].estimator, train, validation)
         return fits or DIVERGED
@@ -209,7 +210,7 @@ def _deferred_interrupts() -> Iterator[None]:
 
 
 def _call(config: ClassifyConfig, work: Callable[[Head], T], name: str) -> T:
-    head = load_head(name, config.dense_grid)
+    head = load_head(name, config.dense_grid, config.task or CLASSES)
     with failures_of(head):
         return work(head)
 
@@ -222,7 +223,7 @@ def _call_and_send(
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     warnings.filterwarnings("ignore", module="sklearn")
-    load_head(name)  # imports do not count for the time limit
+    load_head(name, task=config.task or CLASSES)  # imports do not count for the time limit
     connection.send("ready")
     with threadpool_limits(limits=1, user_api="blas"):
         try:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable, make_columns
 from pipeline.errors import UsageError
-from pipeline.images.manifest import as_text, class_names
+from pipeline.images.manifest import SEPARATOR, as_text, class_names, is_number
 from pipeline.images.scan import SPLIT_FOLDERS
-from pipeline.spec import FeatureSpec
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION, FeatureSpec
 from pipeline.text import printable
 
 LAYER = "features"
@@ -32,12 +32,12 @@ class FrameTable(FeatureTable):
         return self.values[self.file_rows if rows is None else self.file_rows[rows]]
 
 
-def table_of_frame(frame: Any) -> FrameTable:
+def table_of_frame(frame: Any, task: str = CLASSES) -> FrameTable:
     """Return the rows of a data frame such as `pipeline.load_features` returns as a table.
 
-    ``label`` is a column of class names, categories or numbers; ``path``, ``split``, ``group`` and
-    ``view`` are optional; all other columns are features. Rows with equal features are one image,
-    which a split does not divide.
+    ``label`` is a column of class names, categories or numbers, or of the labels of another
+    ``task``; ``path``, ``split``, ``group`` and ``view`` are optional; all other columns are
+    features. Rows with equal features are one image, which a split does not divide.
 
     Raises UsageError for another layout.
     """
@@ -60,20 +60,31 @@ def table_of_frame(frame: Any) -> FrameTable:
             f"received {', '.join(map(printable, others[:5])) or 'no such column'}"
         )
     values = np.ascontiguousarray(features.to_numpy(np.float32))
-    if bad := cells["label"].count("") or int((~np.isfinite(values)).any(axis=1).sum()):
+    missing = 0 if task == MULTILABEL else cells["label"].count("")
+    if bad := missing or int((~np.isfinite(values)).any(axis=1).sum()):
         raise UsageError(
             f"{bad:,} of {count:,} rows have no label, or features that are not finite"
         )
+    if task == REGRESSION and not all(map(is_number, cells["label"])):
+        raise UsageError("the labels of a regression are finite numbers; received other text")
     splits = [text.lower().replace("none", "") for text in cells.get("split", [""] * count)]
     if unknown := set(splits) - {"", *SPLIT_FOLDERS}:
         raise UsageError(
             f"the split is train, validation or test; received {printable(unknown.pop())}"
         )
     paths = [text.encode() for text in cells.get("path", map(str, range(count)))]
-    names = class_names(set(cells["label"]))
-    if hasattr(frame["label"], "cat"):  # in the order of the categories
+    labels = [
+        [label for label in text.split(SEPARATOR) if label] if task == MULTILABEL else [text]
+        for text in cells["label"]
+    ]
+    names = class_names({label for each in labels for label in each})
+    if task == CLASSES and hasattr(frame["label"], "cat"):  # in the order of the categories
         names = {text: text for text in map(as_text, frame["label"].cat.categories)}
     classes = list(dict.fromkeys(names.values()))
+    targets = [[float(text)] for text in cells["label"]] if task == REGRESSION else []
+    if task == MULTILABEL:
+        of_rows = [{names[label] for label in each} for each in labels]
+        targets = [[float(name in of_row) for name in classes] for of_row in of_rows]
     identities = paths if "view" in cells else [row.tobytes() for row in values]
     return FrameTable(
         path=Path("dataframe"),
@@ -86,10 +97,11 @@ def table_of_frame(frame: Any) -> FrameTable:
             pixels="none",
             dtype="float32",
         ),
-        document={"set": "dataframe", "root": "dataframe", "engine": None},
-        classes=tuple(classes),
+        document={"set": "dataframe", "root": "dataframe", "engine": None, "task": task},
+        classes=("label",) if task == REGRESSION else tuple(classes),
         columns=make_columns(
-            labels=[classes.index(names[label]) for label in cells["label"]],
+            labels=[classes.index(names[each[0]]) if task == CLASSES else 0 for each in labels],
+            targets=targets,
             splits=[SPLIT_FOLDERS.get(split, 0) for split in splits],
             paths=paths,
             digests=[hashlib.sha256(each).digest() for each in identities],

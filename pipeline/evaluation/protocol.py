@@ -13,6 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluation.groups import GroupOf, identities_of, parse_group_rule
 from pipeline.evaluation.splits import (
     DEFAULT_FOLDS,
+    IMAGES,
     MIN_FOLDS,
     TEST,
     TRAIN,
@@ -24,7 +25,7 @@ from pipeline.evaluation.splits import (
     make_splits,
     max_folds,
 )
-from pipeline.spec import check_seed
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION, check_seed
 from pipeline.text import counted
 
 FEW_IMAGES = 2000  # with fewer, a fifth as test set has a 95 % interval of over 4 points
@@ -91,21 +92,28 @@ class EvaluationProtocol:
     def group_of(self) -> GroupOf | None:
         return None if self.group is None else parse_group_rule(self.group)
 
-    def plan_trials(self, columns: Columns, classes: Sequence[str]) -> TrialPlan:
+    def plan_trials(
+        self, columns: Columns, classes: Sequence[str], task: str = CLASSES
+    ) -> TrialPlan:
         """Return the trials of a set of images; raises BadDataError if it cannot be split."""
         identities = identities_of(columns, self.group_of, classes)
         has_groups = self.group_of is not None or bool(columns.groups.any())
         seeds = tuple(range(self.seed, self.seed + self.repeats))
         folds = self.folds
         if folds is None and self.shares is None:
-            possible, _ = max_folds(columns, classes, identities)
+            possible, _ = max_folds(columns, classes if task == CLASSES else IMAGES, identities)
             is_small = len(columns) < FEW_IMAGES and columns.splits.max(initial=0) <= TRAIN
-            if is_small and possible >= MIN_FOLDS and len(classes) > 1:
+            if is_small and possible >= MIN_FOLDS and (len(classes) > 1 or task != CLASSES):
                 folds = min(DEFAULT_FOLDS, possible)
         if folds is None:
             self._check_unused_options(columns)
             splits = make_splits(
-                columns, classes, shares=self.shares, seed=self.split_seed, identities=identities
+                columns,
+                classes,
+                shares=self.shares,
+                seed=self.split_seed,
+                identities=identities,
+                task=task,
             )
             notices = tuple(_notice_divided_groups(splits, identities)) if has_groups else ()
             return TrialPlan((Trial(splits, seeds),), splits.source, notices=notices)
@@ -113,13 +121,16 @@ class EvaluationProtocol:
             Trial(splits, (seed,))
             for split_seed, seed in enumerate(seeds, self.split_seed)
             for splits in make_folds(
-                columns, classes, folds=folds, seed=split_seed, identities=identities
+                columns, classes, folds=folds, seed=split_seed, identities=identities, task=task
             )
         )
         ignored = "; splits of the set are ignored" if columns.splits.max(initial=0) > TRAIN else ""
         grouped = ", groups kept together" if has_groups else ""
         repeated = f", {self.repeats} times" if self.repeats > 1 else ""
-        source = f"cross-validated: {folds} folds stratified by class{grouped}{repeated}{ignored}"
+        strata = {MULTILABEL: "label", REGRESSION: "tenths of the numbers"}.get(task, "class")
+        source = (
+            f"cross-validated: {folds} folds stratified by {strata}{grouped}{repeated}{ignored}"
+        )
         return TrialPlan(trials, source, folds)
 
     def _check_unused_options(self, columns: Columns) -> None:

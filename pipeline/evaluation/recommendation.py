@@ -137,7 +137,7 @@ def _is_as_good(outcome: Outcome, best: Outcome, balanced: bool) -> bool:
         each.validation.correct * _image_weights(each.validation, balanced)
         for each in (best, outcome)
     )
-    orders = _pair_images(best.validation, outcome.validation)
+    orders = pair_images(best.validation, outcome.validation)
     if orders is None:
         error = math.hypot(standard_error(first), standard_error(second))
     else:
@@ -146,15 +146,18 @@ def _is_as_good(outcome: Outcome, best: Outcome, balanced: bool) -> bool:
 
 
 def _p_value(outcome: Outcome, best: Outcome) -> float:
-    orders = _pair_images(best.test, outcome.test)
+    orders = pair_images(best.test, outcome.test)
     if orders is None:
         return math.nan
     return mcnemar_exact(best.test.correct[orders[0]], outcome.test.correct[orders[1]])
 
 
-def _pair_images(first: HeadPredictions, second: HeadPredictions) -> tuple[Order, Order] | None:
+def pair_images(first: HeadPredictions, second: HeadPredictions) -> tuple[Order, Order] | None:
     """Return orders (n,) that pair equal images, or None if any digest or label differs."""
-    one, other = (np.lexsort((each.rows, each.labels, each.keys)) for each in (first, second))
+    one, other = (
+        np.lexsort((each.rows, *np.atleast_2d(each.labels.T), each.keys))  # labels: (n,) or (n, T)
+        for each in (first, second)
+    )
     same_images = np.array_equal(first.keys[one], second.keys[other])
     if not same_images or not np.array_equal(first.labels[one], second.labels[other]):
         return None
@@ -179,7 +182,7 @@ def _guessed_right(outcome: Outcome) -> Correct:
 
 
 def _sentence(chosen: Outcome, tied: Outcomes, scored: Outcomes, balanced: bool) -> str:
-    name = f"{_head_text(chosen.result)} on {_features_text(chosen.result, scored)}"
+    name = f"{head_text(chosen.result)} on {features_text(chosen.result, scored)}"
     accuracy = _accuracy_text(chosen, balanced)
     doubt = _disagreement(chosen, scored, balanced)
     if _beats_guessing(chosen, balanced):
@@ -202,12 +205,12 @@ def _disagreement(chosen: Outcome, scored: Outcomes, balanced: bool) -> str:
         other
         for other in scored
         if share(chosen) < wilson_interval(share(other) * len(other.test), len(other.test))[0]
-        and _pair_images(chosen.test, other.test) is not None
+        and pair_images(chosen.test, other.test) is not None
     ]
     validation, test = percent(_accuracy(chosen, balanced)), percent(share(chosen))
     if better:
         other = max(better, key=share)
-        name = f"{printable(other.result.head)} on {_features_text(other.result, scored)}"
+        name = f"{printable(other.result.head)} on {features_text(other.result, scored)}"
         accuracies = (
             f"{name} gets {percent(_accuracy(other, balanced))} % on validation and "
             f"{percent(share(other))} % on test, the chosen head {validation} and {test} %"
@@ -256,15 +259,20 @@ def _rivals_text(chosen: Outcome, tied: Outcomes, scored: Outcomes) -> str:
     others = [other for other in tied if other is not chosen]
     if not others:
         return "; no other is as good on validation" if len(scored) > 1 else ""
+    names = name_heads(chosen, others, scored)
+    return f"; {names} as good on validation{_reason(chosen, others)}"
+
+
+def name_heads(chosen: Outcome, others: Outcomes, scored: Outcomes) -> str:
+    """Return ``ridge, knn and 2 more are``, with features if those of the chosen one differ."""
     named = [other.result for other in others[:MAX_NAMES]]
     names = [printable(each.head) for each in named]
-    if len({_features_text(each, scored) for each in (chosen.result, *named)}) > 1:
-        names = [f"{printable(each.head)} on {_features_text(each, scored)}" for each in named]
+    if len({features_text(each, scored) for each in (chosen.result, *named)}) > 1:
+        names = [f"{printable(each.head)} on {features_text(each, scored)}" for each in named]
     if len(others) > MAX_NAMES:
         names.append(f"{len(others) - MAX_NAMES} more")
     *first, last = names
-    text = f"{', '.join(first)} and {last} are" if first else f"{last} is"
-    return f"; {text} as good on validation{_reason(chosen, others)}"
+    return f"{', '.join(first)} and {last} are" if first else f"{last} is"
 
 
 def _reason(chosen: Outcome, others: Outcomes) -> str:
@@ -279,7 +287,7 @@ def _reason(chosen: Outcome, others: Outcomes) -> str:
     return f", but it is the simplest of those with {native}probabilities as good"
 
 
-def _head_text(result: Result) -> str:
+def head_text(result: Result) -> str:
     """Return ``logistic (C=1)``, or ``logistic with C=1 (3 of 5 fits)``."""
     head, params = printable(result.head), printable(result.params)
     if not params or params.startswith("("):
@@ -287,7 +295,7 @@ def _head_text(result: Result) -> str:
     return f"{head} with {params}" if "(" in params else f"{head} ({params})"
 
 
-def _features_text(result: Result, scored: Outcomes) -> str:
+def features_text(result: Result, scored: Outcomes) -> str:
     """Return ``pooled vgg16 block5_pool``, with size or cache to distinguish caches of one base."""
     names = dict.fromkeys([result.base, result.layer])  # of pixels both are the same
     text = " ".join([result.input, *map(printable, names)])

@@ -22,6 +22,7 @@ from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head
 from pipeline.models.bundle import Bundle
+from pipeline.spec import CLASSES
 
 NOT_KEPT = "no classifier was kept"
 
@@ -124,6 +125,8 @@ def _make_bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: st
         "views": result.views,
         "tta": result.tta,
     }
+    if table.task != CLASSES:
+        document["task"] = table.task
     if result.views or result.tta:
         document["augmentation"] = origin.get("augmentation")
     return Bundle(

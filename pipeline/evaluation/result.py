@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.spec import CLASSES
 
 if TYPE_CHECKING:
     from pipeline.evaluation.audit import Audit, AuditResult
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A head on one layer of one cache; the fields are the columns of results.csv.
+    """A head on one layer of one cache; the fields, but the last two, are columns of results.csv.
 
     New columns are added at the end. Shares are in 0 … 1, NaN where a metric does not apply.
 
@@ -43,6 +45,7 @@ class Result:
     model : file of the saved classifier in the run's folder, or empty.
     views, tta : number of augmented views per image, in addition to the image, that it is trained
         on, and that validation and test probabilities are averaged over.
+    task, metrics : of a set without classes; the metrics are columns, instead of those of classes.
     """
 
     head: str
@@ -82,10 +85,18 @@ class Result:
     model: str = ""
     views: int = 0
     tta: int = 0
+    task: str = CLASSES
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of its columns in results.csv."""
+        return (*ROW_START, *self.metrics, *ROW_END) if self.metrics else COLUMN_NAMES
 
     def row(self) -> dict[str, Any]:
         """Return column -> value, with None instead of NaN for JSON and CSV."""
-        return without_nan({name: getattr(self, name) for name in COLUMN_NAMES})
+        values = {**vars(self), **self.metrics}
+        return without_nan({name: values[name] for name in self.columns})
 
 
 def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +107,12 @@ def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-COLUMN_NAMES = tuple(field.name for field in fields(Result))
+COLUMN_NAMES = tuple(f.name for f in fields(Result) if f.name not in ("task", "metrics"))
+# the columns around the metrics of another task
+ROW_START = ("head", "input", "params")
+ROW_END = ("fit_seconds", "predict_ms", "parameters", "base", "layer", "image_size", "fingerprint",
+           "cache", "fits", "p_value", "p_holm", "verdict", "recommended", "status", "model",
+           "views", "tta")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +123,13 @@ class HeadPredictions:
     ----------
     rows : (n,) row numbers in the cache.
     keys : (n,) void, SHA-256 of each image file.
-    labels : (n,) true classes.
-    scores : (n, K) float64 probabilities.
+    labels : (n,) true classes; of another task as in `truth_of`.
+    scores : (n, K) float64 probabilities, or the numbers of a regression (n, 1).
     """
 
     rows: npt.NDArray[np.int64]
     keys: npt.NDArray[np.void]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     scores: npt.NDArray[np.float64]
 
     def __len__(self) -> int:
@@ -138,7 +154,10 @@ NO_PREDICTIONS = HeadPredictions(
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting of a head's grid, for settings.csv."""
+    """One setting of a head's grid, for settings.csv.
+
+    ``validation_accuracy`` is the measure of another task, which has no log loss.
+    """
 
     params: str
     validation_accuracy: float
@@ -162,8 +181,8 @@ class Fit:
     validation_scores : (V, K) probabilities.
     history : of heads trained by epoch: loss, accuracy, val_loss, val_accuracy.
     fit_seconds : for all settings and a refit.
-    test_scores : (T, K) probabilities; `score_on_test` adds them, train_accuracy and
-        predict_seconds.
+    test_scores : (T, K) probabilities; `score_on_test` adds them, train_accuracy (the measure of
+        another task) and predict_seconds.
     """
 
     estimator: Any = None
@@ -171,13 +190,13 @@ class Fit:
     params: Mapping[str, Any]
     parameters: int
     native_probabilities: bool = True
-    temperature: float
+    temperature: float = math.nan
     validation_scores: npt.NDArray[np.float64]
-    validation_accuracy: float
-    validation_balanced_accuracy: float
+    validation_accuracy: float = math.nan
+    validation_balanced_accuracy: float = math.nan
     settings: tuple[Setting, ...] = ()
     history: Mapping[str, Sequence[float]] | None = None
-    fit_seconds: float
+    fit_seconds: float = math.nan
     test_scores: npt.NDArray[np.float64] | None = None
     train_accuracy: float = math.nan
     predict_seconds: float = math.nan
@@ -275,6 +294,10 @@ class Comparison:
     def shown(self) -> Outcome:
         """The outcome that is chosen on validation."""
         return next(outcome for outcome in self.outcomes if outcome.result.recommended)
+
+    @property
+    def task(self) -> str:
+        return str(self.run.get("task", CLASSES))
 
     def document(self) -> dict[str, Any]:
         """Return the contents of results.json."""

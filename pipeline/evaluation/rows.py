@@ -16,8 +16,10 @@ import numpy.typing as npt
 from pipeline.cache.file import FeatureTable, cache_files, read_table
 from pipeline.errors import BadDataError, PipelineError, UsageError
 from pipeline.evaluation.splits import Images, Trial
+from pipeline.evaluation.tasks import truth_of
 from pipeline.heads.config import Input
 from pipeline.heads.inputs import flatten_or_pool
+from pipeline.spec import CLASSES
 from pipeline.text import counted, printable
 
 if TYPE_CHECKING:
@@ -169,11 +171,15 @@ def views_suffix(views: int) -> str:
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Features (N, D), labels (N,) in 0 … K - 1, and further views (N, D) to average over."""
+    """Features (N, D), labels, and further views (N, D) to average over.
+
+    Labels are classes (N,) in 0 … K - 1, or as in `truth_of` for another task.
+    """
 
     features: Features
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     views: Sequence[Features] = field(default=(), kw_only=True)
+    task: str = field(default=CLASSES, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -183,14 +189,19 @@ class LabelledRows:
         return LabelledRows(
             np.concatenate([self.features, others.features]),
             np.concatenate([self.labels, others.labels]),
+            task=self.task,
         )
 
     def mean_probabilities(self, estimator: Any) -> "Scores":
-        """Return the mean probabilities over all views of each image: (N, K)."""
-        count = len(estimator.classes_)
-        from pipeline.heads.calibration import class_scores  # loads scikit-learn
+        """Return the mean probabilities or numbers over all views of each image: (N, K)."""
+        if self.task == CLASSES:
+            count = len(estimator.classes_)
+        else:
+            count = self.labels.shape[1] if self.labels.ndim > 1 else 1
+        from pipeline.heads.calibration import head_outputs  # loads scikit-learn
 
-        scores = [class_scores(estimator, view, count) for view in (self.features, *self.views)]
+        views = (self.features, *self.views)
+        scores = [head_outputs(estimator, view, count, self.task) for view in views]
         return np.asarray(np.mean(scores, axis=0))
 
 
@@ -202,10 +213,11 @@ class TrialRows:
     """
 
     features: Features
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     class_count: int
     trials: Sequence[Trial]
     rows: ViewRows
+    task: str = CLASSES
 
     @classmethod
     def read(
@@ -230,7 +242,8 @@ class TrialRows:
         needed = np.concatenate([first, np.setdiff1d(np.concatenate(others), first)])
         return cls(
             features=read_input(cached.table, layer, needed, input),
-            labels=cached.images.columns.labels,
+            labels=truth_of(cached.images.columns, cached.table.task),
+            task=cached.table.task,
             class_count=len(cached.table.classes),
             trials=trials,
             rows=rows.take(needed),
@@ -239,11 +252,13 @@ class TrialRows:
     def training_rows(self, images: Images) -> LabelledRows:
         """Return the rows that a head is fitted on: images with their training views."""
         rows = self.rows.training_rows(images)
-        return LabelledRows(self._features(rows), self.labels[self.rows.images[rows]])
+        labels = self.labels[self.rows.images[rows]]
+        return LabelledRows(self._features(rows), labels, task=self.task)
 
     def unaugmented(self, images: Images) -> LabelledRows:
         """Return the rows of the images without augmented views."""
-        return LabelledRows(self._features(self.rows.of_view(images)), self.labels[images])
+        features = self._features(self.rows.of_view(images))
+        return LabelledRows(features, self.labels[images], task=self.task)
 
     def evaluation_rows(self, images: Images) -> LabelledRows:
         """Return unaugmented images, with the views that predictions are averaged over."""

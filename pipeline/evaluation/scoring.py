@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.cache.file import Columns, FeatureTable
 from pipeline.evaluation.fitting import DIVERGED
@@ -28,8 +29,10 @@ from pipeline.evaluation.result import (
 from pipeline.evaluation.rows import TrialRows, ViewRows
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.statistics import wilson_interval
+from pipeline.evaluation.tasks import TASKS, Task, interval, truth_of
 from pipeline.heads.calibration import apply_temperature
 from pipeline.heads.config import Input
+from pipeline.spec import CLASSES
 from pipeline.text import printable
 
 Pairs = Sequence[tuple[Fit, Trial]]
@@ -48,6 +51,8 @@ def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: View
         cache=printable(table.path.as_posix()),
         views=rows.train_views,
         tta=rows.tta_views,
+        task=table.task,
+        metrics=target_columns(table.task),
     )
 
 
@@ -57,7 +62,8 @@ def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
     started = time.perf_counter()
     scores = test.mean_probabilities(fit.estimator)
     seconds = time.perf_counter() - started
-    accuracy = accuracy_of(train.labels, train.mean_probabilities(fit.estimator))
+    value = accuracy_of if data.task == CLASSES else TASKS[data.task].value
+    accuracy = value(train.labels, train.mean_probabilities(fit.estimator))
     return replace(fit, test_scores=scores, train_accuracy=accuracy, predict_seconds=seconds)
 
 
@@ -85,15 +91,20 @@ def summarize(
         if folds
         else [[pair] for pair in pairs[0]]
     )
-    first, first_pass = fits[0][0], passes[0]
+    first = fits[0][0]
+    labels = truth_of(columns, result.task)
+    tests, validations = (
+        [_predictions(columns, labels, [part_of(*pair) for pair in of_pass]) for of_pass in passes]
+        for part_of in (_test_part, _validation_part)
+    )
+    if result.task == CLASSES:
+        metrics = _metrics(passes, columns.labels)
+    else:
+        metrics = _target_metrics(passes, tests, validations, TASKS[result.task])
     return Outcome(
-        result=replace(result, **_metrics(passes, columns.labels)),
-        test=_predictions(
-            columns, [(trial.splits.test, _test_scores(fit)) for fit, trial in first_pass]
-        ),
-        validation=_predictions(
-            columns, [(trial.splits.validation, fit.validation_scores) for fit, trial in first_pass]
-        ),
+        result=replace(result, **metrics),
+        test=tests[0],
+        validation=validations[0],
         native_probabilities=first.native_probabilities,
         folds=folds,
         history=first.history,
@@ -105,6 +116,14 @@ def _test_scores(fit: Fit) -> Scores:
     if fit.test_scores is None:
         raise ValueError("the fit has no test scores; call score_on_test first")
     return fit.test_scores
+
+
+def _test_part(fit: Fit, trial: Trial) -> tuple[Images, Scores]:
+    return trial.splits.test, _test_scores(fit)
+
+
+def _validation_part(fit: Fit, trial: Trial) -> tuple[Images, Scores]:
+    return trial.splits.validation, fit.validation_scores
 
 
 def _calibrated(fit: Fit) -> Scores:
@@ -152,6 +171,51 @@ def _metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
     }
 
 
+def target_columns(task: str) -> dict[str, float]:
+    """Return the metric columns of a task without classes, all NaN; none for classes."""
+    if task == CLASSES:
+        return {}
+    measure, *_ = metrics = TASKS[task].metrics
+    names = [f"train_{measure}", f"validation_{measure}", f"test_{measure}_spread"]
+    names[2:2] = [f"test_{name}{end}" for name in metrics for end in ("", "_low", "_high")]
+    return dict.fromkeys(names, np.nan)
+
+
+def _target_metrics(
+    passes: Sequence[Pairs],
+    tests: Sequence[HeadPredictions],
+    validations: Sequence[HeadPredictions],
+    task: Task,
+) -> dict[str, Any]:
+    """Return the fields of a result: metrics over all images of a pass, and their mean."""
+    pairs = [pair for of_pass in passes for pair in of_pass]
+    fits, measure = [fit for fit, _ in pairs], task.measure
+    values = [
+        task.value(tests[0].labels[np.isin(tests[0].rows, trial.splits.test)], _test_scores(fit))
+        for fit, trial in pairs
+    ]
+    metrics = target_columns(task.name) | {
+        f"train_{measure}": _mean(fit.train_accuracy for fit in fits),
+        f"validation_{measure}": _mean(
+            task.value(each.labels, each.scores) for each in validations
+        ),
+        f"test_{measure}_spread": float(np.std(values, ddof=1)) if len(fits) > 1 else np.nan,
+    }
+    for name in task.metrics:
+        of_passes = [task.value(each.labels, each.scores, name) for each in tests]
+        samples = task.resampled(tests[0].labels, [each.scores for each in tests], name)
+        low, high = interval(samples, value := _mean(of_passes))
+        metrics |= {f"test_{name}": value, f"test_{name}_low": low, f"test_{name}_high": high}
+    return {
+        "params": _chosen_params(fits),
+        "metrics": metrics,
+        "fit_seconds": sum(fit.fit_seconds for fit in fits),
+        "predict_ms": 1000 * sum(fit.predict_seconds for fit in fits) / sum(map(len, tests)),
+        "parameters": max(fit.parameters for fit in fits),
+        "fits": len(fits),
+    }
+
+
 def _ece(pairs: Pairs, labels: Labels, scores_of: Callable[[Fit], Scores]) -> float:
     """Return the error over all images of a pass: the bins of a small fold would measure noise."""
     tests = np.concatenate([trial.splits.test for _, trial in pairs])
@@ -171,7 +235,9 @@ def _chosen_params(fits: Sequence[Fit]) -> str:
     return f"{text}{share}".lstrip()
 
 
-def _predictions(columns: Columns, parts: Sequence[tuple[Images, Scores]]) -> HeadPredictions:
+def _predictions(
+    columns: Columns, labels: npt.NDArray[Any], parts: Sequence[tuple[Images, Scores]]
+) -> HeadPredictions:
     """Return the predictions of several trials in the order of the images."""
     unsorted = np.concatenate([images for images, _ in parts])
     order = np.argsort(unsorted)
@@ -179,6 +245,6 @@ def _predictions(columns: Columns, parts: Sequence[tuple[Images, Scores]]) -> He
     return HeadPredictions(
         rows=images,
         keys=columns.digests[images],
-        labels=columns.labels[images],
+        labels=labels[images],
         scores=np.concatenate([scores for _, scores in parts])[order],
     )

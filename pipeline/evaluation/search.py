@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.model_selection import ParameterGrid
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import has_fit_parameter
@@ -22,14 +23,17 @@ from pipeline.errors import BadDataError
 from pipeline.evaluation.metrics import accuracy_of, log_loss_of
 from pipeline.evaluation.result import Fit, Setting, params_text
 from pipeline.evaluation.rows import LabelledRows
+from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.calibration import (
     TemperatureScaling,
     class_scores,
     fit_temperature,
+    head_outputs,
     scoring_method,
 )
 from pipeline.heads.registry import Head
 from pipeline.heads.scaler import CommonScaler, root_mean_square
+from pipeline.spec import CLASSES
 
 Params = Mapping[str, Any]
 
@@ -67,6 +71,8 @@ def search(
     Returns None if no setting has finite scores: the training diverged. Raises BadDataError if that
     is because all features are constant.
     """
+    if train.task != CLASSES:
+        return _search_targets(head, train, validation, class_count, seed=seed, refit=refit)
     started = time.perf_counter()
     settings: list[Setting] = []
     best: tuple[float, float] | None = None
@@ -116,6 +122,60 @@ def search(
         estimator = fit_again(
             head, fit, train.joined(refit), validation, class_count=class_count, balanced=balanced
         )
+        fit = replace(fit, estimator=estimator, parameters=parameter_count(estimator))
+    return replace(fit, fit_seconds=time.perf_counter() - started)
+
+
+def _search_targets(
+    head: Head,
+    train: LabelledRows,
+    validation: LabelledRows,
+    count: int,
+    *,
+    seed: int,
+    refit: LabelledRows | None,
+) -> Fit | None:
+    """Fit all settings of a head of another task; keep that with the best measure on validation.
+
+    Ties go to the first setting, the most regularised. Returns and raises as `search`.
+    """
+    started, task = time.perf_counter(), TASKS[train.task]
+    settings: list[Setting] = []
+    fits: list[tuple[float, int, Params, Any]] = []
+    for params, estimator in fit_grid(head, train, validation, class_count=count, seed=seed):
+        try:
+            scores = head_outputs(estimator, validation.features, count, task.name)
+        except ValueError as error:  # such as more neighbors than training rows
+            if head.is_custom:  # its row states the error
+                raise
+            log.debug("%s: %s", params_text(params), error)
+            continue
+        value = task.value(validation.labels, scores) if np.isfinite(scores).all() else math.nan
+        if not math.isnan(value):
+            fits.append((-task.sign * value, len(settings), params, estimator))
+        settings.append(
+            Setting(
+                params=params_text(params),
+                validation_accuracy=value,
+                validation_log_loss=math.nan,
+                converged=has_converged(estimator),
+            )
+        )
+    if not fits:
+        return None
+    _, index, params, estimator = min(fits, key=lambda fit: fit[:2])
+    settings[index] = replace(settings[index], chosen=True)
+    fit = Fit(
+        estimator=estimator,
+        seed=seed,
+        params=params,
+        parameters=parameter_count(estimator),
+        validation_scores=validation.mean_probabilities(estimator),
+        settings=tuple(settings),
+    )
+    if refit is not None:
+        joined = train.joined(refit)
+        estimator = fit_again(head, fit, joined, validation, class_count=count)
         fit = replace(fit, estimator=estimator, parameters=parameter_count(estimator))
     return replace(fit, fit_seconds=time.perf_counter() - started)
 
@@ -202,7 +262,8 @@ def fit_grid(
         )
     if head.is_custom:  # it may change its arguments in place, which other heads get, too
         train, validation = (
-            LabelledRows(each.features.copy(), each.labels.copy()) for each in (train, validation)
+            replace(each, features=each.features.copy(), labels=each.labels.copy(), views=())
+            for each in (train, validation)
         )
     settings = list(ParameterGrid(head.grid or {}) if settings is None else settings)
     template = head.build(train.features.shape[1], class_count)
@@ -285,6 +346,8 @@ def set_where_none(estimator: Any, name: str, value: object) -> bool:
 def has_converged(estimator: Any) -> bool:
     """Return whether the solver reached its tolerance before its last iteration."""
     final = final_step(estimator)
+    if isinstance(final, OneVsRestClassifier):
+        return all(map(has_converged, final.estimators_))
     if hasattr(final, "fit_status_"):  # of SVC: 1 if it stopped early
         return bool(final.fit_status_ == 0)
     if hasattr(final, "do_early_stopping_"):  # of boosting: max_iter is its number of trees

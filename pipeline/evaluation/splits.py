@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.tasks import strata_of
 from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
+from pipeline.spec import CLASSES, MULTILABEL
 from pipeline.text import counted, printable
 
 NONE, TRAIN, VALIDATION, TEST = range(len(SPLIT_NAMES))  # as in the cache's `splits`
@@ -18,6 +20,7 @@ USED_SPLITS = SPLIT_NAMES[TRAIN:]
 DEFAULT_FOLDS = 5
 MIN_FOLDS = 3  # one each for test, validation and training
 
+IMAGES = ("images",)  # what is counted in each split of a set without classes
 Images = npt.NDArray[np.int64]  # image numbers: indices among a cache's rows of view 0
 
 
@@ -52,7 +55,8 @@ class Shares:
 class Splits:
     """Ascending image numbers (n,) of each split.
 
-    ``source`` is a sentence on the method; ``counts`` maps split -> class -> number of images.
+    ``source`` is a sentence on the method; ``counts`` maps split -> class -> number of images; for
+    a set without classes, split -> ``images`` -> their number.
     """
 
     train: Images
@@ -77,6 +81,7 @@ def make_splits(
     shares: Shares | None = None,
     seed: int = 0,
     identities: npt.NDArray[np.void] | None = None,
+    task: str = CLASSES,
 ) -> Splits:
     """Return the splits of the folders; fill missing splits by content digest.
 
@@ -87,7 +92,7 @@ def make_splits(
     none to train on.
     """
     identities = columns.digests if identities is None else identities
-    check_two_classes(classes)
+    classes = check_labels(columns, classes, identities, task)
     splits = columns.splits.copy()
     most, _ = max_folds(columns, classes, identities)
     cross_validate = ""
@@ -135,6 +140,29 @@ def _check_class_folders(
 def _join_names(classes: Sequence[str], labels: Sequence[int] | npt.NDArray[np.int64]) -> str:
     shown = ", ".join(printable(classes[label]) for label in labels[:3])
     return shown + (" and others" if len(labels) > 3 else "")
+
+
+def check_labels(
+    columns: Columns, classes: Sequence[str], identities: npt.NDArray[np.void], task: str
+) -> Sequence[str]:
+    """Raise BadDataError if there is nothing to learn; return the classes that splits need."""
+    if task == CLASSES:
+        check_two_classes(classes)
+        return classes
+    if task == MULTILABEL:
+        check_two_classes(classes)
+    for name, values in zip(classes, columns.targets.T, strict=True):
+        if len(values) and np.ptp(values) == 0:
+            raise BadDataError(
+                f"{printable(name)} is {values[0]:g} for every image: there is nothing to learn; "
+                f"remove it from the labels"
+            )
+    if (count := len(np.unique(identities))) < len(USED_SPLITS):
+        raise BadDataError(
+            f"train, validation and test need an image or group each; the cache has {count}: add "
+            f"images"
+        )
+    return IMAGES
 
 
 def check_two_classes(classes: Sequence[str]) -> None:
@@ -208,8 +236,8 @@ def split_rows(
             check_class_size(classes[label], label, columns, identities)
         if lacking:
             share = f"{len(images[name]):,} of {counted(len(columns), 'image')}"
-            names = _join_names(classes, lacking)
-            raise BadDataError(f"the {name} split ({share}) has no image of {names}: {cure}")
+            of_classes = "" if classes == IMAGES else f" of {_join_names(classes, lacking)}"
+            raise BadDataError(f"the {name} split ({share}) has no image{of_classes}: {cure}")
     return Splits(source=source, counts=counts, **images)
 
 
@@ -245,6 +273,7 @@ def make_folds(
     folds: int,
     seed: int,
     identities: npt.NDArray[np.void],
+    task: str = CLASSES,
 ) -> Iterator[Splits]:
     """Yield a split per fold: fold i is test, the next one validation, the others train.
 
@@ -252,27 +281,20 @@ def make_folds(
 
     Raises BadDataError if a class has fewer identities than there are folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    check_two_classes(classes)
+    classes = check_labels(columns, classes, identities, task)
     most, rarest = max_folds(columns, classes, identities)
     if most < folds:
         check_class_size(rarest, classes.index(rarest), columns, identities)
         raise BadDataError(
-            f"class {printable(rarest)} has {counted(most, 'image or group', 'images or groups')}, "
+            f"{'the set' if classes == IMAGES else f'class {printable(rarest)}'} has "
+            f"{counted(most, 'image or group', 'images or groups')}, "
             f"too few for {folds} folds; try --cv {most}"
         )
     fewer = f"--cv {folds - 1} or " if folds > MIN_FOLDS else ""
-    groups, first_rows, members = np.unique(identities, return_index=True, return_inverse=True)
-    if len(groups) == len(columns):  # without groups, folds are exactly stratified
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        parts, row_of = splitter.split(first_rows, columns.labels[first_rows]), first_rows
+    if task == CLASSES:
+        fold = _folds_by_class(columns.labels, folds, seed, identities)
     else:
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        parts, row_of = splitter.split(members, columns.labels, members), np.arange(len(columns))
-    fold = np.empty(len(columns), np.int64)
-    for number, (_, test) in enumerate(parts):
-        fold[row_of[test]] = number
+        fold = spread_over_folds(strata_of(columns, task), folds, seed, identities)
     for number in range(folds):
         splits = np.full(len(columns), TRAIN, np.uint8)
         splits[fold == (number + 1) % folds] = VALIDATION
@@ -285,3 +307,47 @@ def make_folds(
             cure=f"groups stay together; try {fewer}another --split-seed, or add groups",
             identities=identities,
         )
+
+
+def _folds_by_class(
+    labels: npt.NDArray[np.int64], folds: int, seed: int, identities: npt.NDArray[np.void]
+) -> npt.NDArray[np.int64]:
+    """Return the fold (N,) of each row, stratified by class."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    groups, first_rows, members = np.unique(identities, return_index=True, return_inverse=True)
+    if len(groups) == len(labels):  # without groups, folds are exactly stratified
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        parts, row_of = splitter.split(first_rows, labels[first_rows]), first_rows
+    else:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        parts, row_of = splitter.split(members, labels, members), np.arange(len(labels))
+    fold = np.empty(len(labels), np.int64)
+    for number, (_, test) in enumerate(parts):
+        fold[row_of[test]] = number
+    return fold
+
+
+def spread_over_folds(
+    strata: npt.NDArray[np.bool_], folds: int, seed: int, identities: npt.NDArray[np.void]
+) -> npt.NDArray[np.int64]:
+    """Return the fold (N,) of each row: iterative stratification (Sechidis et al. 2011).
+
+    A row may have several of the ``strata`` (N, T). The rarest stratum comes first: each of its
+    groups goes to the fold that lacks most rows of it, then most rows of any.
+    """
+    groups, members = np.unique(identities, return_inverse=True)
+    counts = np.zeros((len(groups), strata.shape[1] + 1))  # the last: all rows
+    np.add.at(counts, members, np.hstack([strata, np.ones((len(strata), 1))]))
+    lacking = np.tile(counts.sum(axis=0) / folds, (folds, 1))
+    fold = np.full(len(groups), -1)
+    left = np.random.default_rng(seed).permutation(len(groups))
+    while len(left):
+        rows = counts[left].sum(axis=0)
+        rarest = np.where(rows > 0, rows, np.inf).argmin()
+        chosen = left[counts[left, rarest] > 0]
+        for group in chosen[np.argsort(-counts[chosen, rarest], kind="stable")]:
+            fold[group] = np.lexsort((lacking[:, -1], lacking[:, rarest]))[-1]
+            lacking[fold[group]] -= counts[group]
+        left = left[fold[left] < 0]
+    return fold[members]

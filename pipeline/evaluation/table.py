@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.evaluation.result import Result
+from pipeline.evaluation.tasks import TASKS, Task
+from pipeline.spec import CLASSES
 from pipeline.text import printable
 
 if TYPE_CHECKING:
@@ -115,9 +117,53 @@ COLUMNS = (
 )
 
 
-def named_columns(names: str) -> list[Column]:
-    """Return the columns of a comma list, ``head,test,log-loss``; UsageError for unknown names."""
-    known = {_column_name(column.title): column for column in (*COLUMNS, *IDENTITY)}
+def _task_columns(task: Task) -> tuple[Column, ...]:
+    """Return the columns of a task without classes: its metrics replace those of classes."""
+    measure, unit = task.measure, " %" if task.in_percent else ""
+
+    def number(column: str) -> Callable[[Result], str]:
+        return lambda result: task.text(result.metrics[column])
+
+    def with_interval(metric: str) -> Callable[[Result], str]:
+        def text(result: Result) -> str:
+            if result.status:
+                return _cut(printable(result.status), MAX_STATUS) if metric == measure else ""
+            names = [f"test_{metric}{end}" for end in ("", "_low", "_high")]
+            value, low, high = (task.text(result.metrics[name], metric) for name in names)
+            return f"{value} ({low}–{high})"
+
+        return text
+
+    others = [
+        Column(f"{title}{unit}", with_interval(metric))
+        for metric, title in task.titles.items()
+        if metric != measure
+    ]
+    kept = {column.title: column for column in COLUMNS}
+    return (
+        kept["head"],
+        Column(f"test {task.title}{unit} (95 %)", with_interval(measure)),
+        kept["verdict"],
+        Column(f"val {task.title}{unit}", number(f"validation_{measure}")),
+        *others,
+        kept["input"],
+        kept["p (Holm)"],
+        Column(f"train {task.title}{unit}", number(f"train_{measure}")),
+        *(kept[title] for title in ("parameters", "params", "fit s", "ms/image")),
+    )
+
+
+COLUMNS_OF = {CLASSES: COLUMNS} | {name: _task_columns(task) for name, task in TASKS.items()}
+
+
+def named_columns(names: str, task: str | None = None) -> list[Column]:
+    """Return the columns of a comma list, ``head,test,log-loss``; UsageError for unknown names.
+
+    Without a task, those of any task are known.
+    """
+    tables = COLUMNS_OF.values() if task is None else (COLUMNS_OF[task],)
+    every = (column for columns in (*tables, IDENTITY) for column in columns)
+    known = {_column_name(column.title): column for column in every}
     wanted = [_column_name(name) for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in known]:
         raise UsageError(
@@ -135,9 +181,10 @@ def columns_of(results: Sequence[Result]) -> list[Column]:
         kinds_with = len({tuple(each.cell(result) for each in columns) for result in results})
         if kinds_with > kinds:
             identity, kinds = columns, kinds_with
+    task = results[0].task if results else CLASSES
     return identity + [
         column
-        for column in COLUMNS
+        for column in COLUMNS_OF[task]
         if any(column.text(result) and column.is_shown(result) for result in results)
     ]
 
@@ -145,6 +192,8 @@ def columns_of(results: Sequence[Result]) -> list[Column]:
 def legend(columns: Sequence[Column], results: Sequence[Result], *, recommends: bool) -> list[str]:
     """Return a line for each of these columns that needs one; ``recommends``: what * means."""
     star = "recommended" if recommends else "chosen on validation, but not recommended"
+    if results and results[0].task != CLASSES:
+        return _task_legend(columns, star)
     spread = any(not math.isnan(result.test_spread) for result in results)
     fits = "; ±: standard deviation over fits" if spread else ""
     lines = {
@@ -154,6 +203,16 @@ def legend(columns: Sequence[Column], results: Sequence[Result], *, recommends: 
     }
     names = [_column_name(column.title) for column in columns]
     return [lines[name] for name in names if name in lines]
+
+
+def _task_legend(columns: Sequence[Column], star: str) -> list[str]:
+    titles = " ".join(column.title for column in columns)
+    lines = {
+        "verdict": f"*: {star}; ≈ best: at most a standard error below the best on validation",
+        "(95 %)": "in brackets: 95 % interval on test, of bootstrap samples of the images",
+        "p (Holm)": "p: paired bootstrap against the best on test; above 0.05 it may be chance",
+    }
+    return [line for title, line in lines.items() if title in titles]
 
 
 def explain_views(results: Sequence[Result]) -> str:

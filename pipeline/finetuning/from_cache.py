@@ -15,6 +15,7 @@ from pipeline.bases.boundary import Boundary, find_boundary, unfrozen, upper_mod
 from pipeline.bases.build import build_base
 from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
+from pipeline.errors import UsageError
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.refit import add_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
@@ -36,6 +37,8 @@ from pipeline.heads.dense import build_dense
 from pipeline.images.scan import NO_SPLIT
 from pipeline.images.sets import open_set
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier, top_block
+from pipeline.spec import CLASSES
+from pipeline.text import printable
 
 HEAD_STAGE, JOINT_STAGE = "head", "fine-tuning"
 
@@ -57,6 +60,8 @@ def train_from_cache(
     extracted = extract_features(
         data, config.extract, layers=layers, views=config.views, progress=extract_progress
     )
+    if (task := extracted.table.task) != CLASSES:
+        raise UsageError(f"finetune trains classifiers; {printable(str(data))} is of {task}")
     has_splits = any(file.split != NO_SPLIT for file in extracted.images.files)
     (cache,) = open_caches(
         [extracted.table.path],

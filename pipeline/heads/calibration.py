@@ -13,6 +13,7 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline.errors import BadDataError
+from pipeline.spec import CLASSES, MULTILABEL
 
 SUM_TOLERANCE = 1e-3  # of probabilities; some estimators' sums differ from 1 by more than rounding
 # The search for a temperature covers the logits' spread divided and multiplied by this factor:
@@ -60,6 +61,25 @@ def class_scores(
         scores = scores.clip(min=0)
         scores /= scores.sum(axis=1, keepdims=True)
     return scores
+
+
+def head_outputs(
+    estimator: Any, features: npt.NDArray[Any], count: int, task: str = CLASSES
+) -> Scores:
+    """Return what a fitted head predicts: (N, D) -> (N, K) float64.
+
+    These are the probabilities of K classes, of K labels that an image may have, or the number of a
+    regression (K = 1). Raises BadDataError as `class_scores` does.
+    """
+    if task == CLASSES:
+        return class_scores(estimator, features, count)
+    method = "predict_proba" if hasattr(estimator, "predict_proba") else "predict"
+    starts = range(0, len(features), ROWS_PER_BLOCK)
+    blocks = (features[start : start + ROWS_PER_BLOCK].copy() for start in starts)
+    with parallel_config("sequential"):  # threads would sum trees' votes in random order
+        outputs = [np.asarray(getattr(estimator, method)(block), np.float64) for block in blocks]
+    output = np.concatenate(outputs).reshape(-1, count) if outputs else np.empty((0, count))
+    return output.clip(0, 1) if task == MULTILABEL else output
 
 
 def label_order(estimator: Any, class_count: int) -> Labels:

@@ -10,6 +10,7 @@ from pipeline.errors import UnreachableError, UsageError
 
 Input = Literal["flat", "pooled"]  # of a head: flattened or averaged feature maps
 Optimizer = Literal["rmsprop", "adam", "sgd"]
+THRESHOLD = 0.5  # an image has the labels of a higher probability
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 _number = partial(option, type=whole_number, metavar="N,…")

@@ -11,11 +11,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier, is_regressor
+from sklearn.multiclass import OneVsRestClassifier
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.heads.calibration import check_probabilities, keras_probabilities
 from pipeline.heads.registry import Head, required_arguments
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 from pipeline.text import error_text
 
 ROWS_PER_BATCH = 1024  # of a forward pass
@@ -27,7 +29,7 @@ class HeadFailedError(PipelineError):
     exit_code = UsageError.exit_code
 
 
-def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
+def load_custom_head(name: str, *, epochs: int, batch_size: int, task: str = CLASSES) -> Head:
     """Return the head that ``module:factory`` makes; the module may be in the current folder.
 
     Raises UsageError if the module or factory is missing or the factory cannot be called.
@@ -57,15 +59,21 @@ def load_custom_head(name: str, *, epochs: int, batch_size: int) -> Head:
             f"class_count); received one with {required_arguments(factory)}"
         )
 
+    wanted = "regressor" if task == REGRESSION else "classifier"
+
     def make(feature_count: int, class_count: int) -> Any:
         build = partial(factory, *((feature_count, class_count)[: required_arguments(factory)]))
         model = build()
         if any(base.__module__.partition(".")[0] == "keras" for base in type(model).__mro__):
+            if task != CLASSES:
+                raise UsageError(f"expected a scikit-learn {wanted} for {task}; received Keras")
             return KerasClassifier(build, class_count, epochs=epochs, batch_size=batch_size)
-        if not (hasattr(model, "get_params") and hasattr(model, "fit") and is_classifier(model)):
+        is_wanted = is_regressor if task == REGRESSION else is_classifier
+        if not (hasattr(model, "get_params") and hasattr(model, "fit") and is_wanted(model)):
             kind = _type_of(model)
-            raise UsageError(f"expected a scikit-learn classifier or Keras model; received {kind}")
-        return clone(model)  # a factory may return the same object every time
+            raise UsageError(f"expected a scikit-learn {wanted} or Keras model; received {kind}")
+        model = clone(model)  # a factory may return the same object every time
+        return OneVsRestClassifier(model) if task == MULTILABEL else model
 
     return Head(make, is_stochastic=True, is_custom=True)
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from pipeline.heads.calibration import keras_probabilities
@@ -18,29 +18,40 @@ log = logging.getLogger("pipeline")
 XLA_ROWS = 10_000  # rows × epochs from which XLA saves more than its 2 s of compilation
 
 
-def build_dense(shape: tuple[int, ...], class_count: int, config: DenseConfig, seed: int) -> Any:
+def build_dense(
+    shape: tuple[int, ...],
+    class_count: int,
+    config: DenseConfig,
+    seed: int,
+    activation: str = "softmax",
+) -> Any:
     """Build Flatten → Dense(relu) → Dropout → Dense(1, sigmoid), or Dense(K, softmax), compiled.
 
     ``seed`` seeds the initial weights and dropout. The book's network has 2,097,665 parameters.
+    Another ``activation`` has K outputs: ``sigmoid`` for labels, ``linear`` for numbers.
     """
     from pipeline.keras_backend import keras
 
     layers, glorot = keras.layers, keras.initializers.GlorotUniform
-    outputs, activation = (1, "sigmoid") if class_count == 2 else (class_count, "softmax")
+    outputs, metrics = class_count, ["accuracy"]
+    loss = "sparse_categorical_crossentropy"
+    if activation != "softmax":
+        loss, metrics = ("binary_crossentropy" if activation == "sigmoid" else "mse"), []
+    elif class_count == 2:
+        outputs, activation, loss = 1, "sigmoid", "binary_crossentropy"
     hidden = layers.Dense(config.units, "relu", kernel_initializer=glorot(seed))
     output = layers.Dense(outputs, activation, kernel_initializer=glorot(seed + 1))
     dropout = layers.Dropout(config.dropout, seed=seed)
     model = keras.Sequential([keras.Input(shape), layers.Flatten(), hidden, dropout, output])
     optimizer = keras.optimizers.get(config.optimizer)
     optimizer.learning_rate = config.learning_rate
-    loss = "binary_crossentropy" if outputs == 1 else "sparse_categorical_crossentropy"
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    model.compile(optimizer, loss, metrics=metrics, jit_compile=False)
     return model
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ignore[misc]
-    """A Keras network with one hidden layer, as a scikit-learn classifier.
+class DenseNetwork(BaseEstimator, DenseConfig):  # type: ignore[misc]
+    """A Keras network with one hidden layer.
 
     It trains on features divided by their root mean square, so that a learning rate has the same
     effect on features of any unit. On 1,000 cats and dogs (VGG16, 8 seeds) test accuracy is 96.5 %
@@ -55,29 +66,22 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
 
     random_state: int | None = None
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, validation_data: Any = ()) -> Self:
-        X, y = validate_data(self, X, y, dtype=np.float32)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float32)
-        self._model = build_dense((X.shape[1],), len(self.classes_), self, self.random_state or 0)
-        scale = 1 / root_mean_square(X)
-        self.history_ = self._train(self._model, scale, (X, codes, weights), validation_data)
-        kernel, *others = self._model.get_weights()
+    def _fit(self, model: Any, rows: Any, validation: Any) -> Any:
+        """Train on rows (features, targets, weights); set ``weights_``; return the history."""
+        self._model = model
+        scale = 1 / root_mean_square(rows[0])
+        history = self._train(model, scale, rows, validation)
+        kernel, *others = model.get_weights()
         self.weights_ = [kernel * np.float32(scale), *others]
-        self._model.set_weights(self.weights_)
-        return self
+        model.set_weights(self.weights_)
+        return history
 
-    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, reset=False)
-        if not hasattr(self, "_model"):  # loaded from a file
-            self._model = build_dense((X.shape[1],), len(self.classes_), self, 0)
+    def _network(self, X: Any, outputs: int, activation: str = "softmax") -> Any:
+        """Return the trained model; one that was loaded from a file is built first."""
+        if not hasattr(self, "_model"):
+            self._model = build_dense((X.shape[1],), outputs, self, 0, activation)
             self._model.set_weights(self.weights_)
-        return keras_probabilities(self._model, X)
-
-    def predict(self, X: Any) -> npt.NDArray[Any]:
-        scores = self.predict_proba(X)
-        return np.asarray(self.classes_[scores.argmax(axis=1)])
+        return self._model
 
     def _train(self, model: Any, scale: float, rows: Any, validation: Any) -> Any:
         """Train like ``model.fit``, 2 to 3 times faster: the rows stay in memory as tensors."""
@@ -132,3 +136,67 @@ class DenseClassifier(ClassifierMixin, BaseEstimator, DenseConfig):  # type: ign
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_model"}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DenseClassifier(ClassifierMixin, DenseNetwork):  # type: ignore[misc]
+    """`DenseNetwork` as a scikit-learn classifier."""
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, validation_data: Any = ()) -> Self:
+        X, y = validate_data(self, X, y, dtype=np.float32)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float32)
+        model = build_dense((X.shape[1],), len(self.classes_), self, self.random_state or 0)
+        self.history_ = self._fit(model, (X, codes, weights), validation_data)
+        return self
+
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float32, reset=False)
+        return keras_probabilities(self._network(X, len(self.classes_)), X)
+
+    def predict(self, X: Any) -> npt.NDArray[Any]:
+        scores = self.predict_proba(X)
+        return np.asarray(self.classes_[scores.argmax(axis=1)])
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DenseRegressor(RegressorMixin, DenseNetwork):  # type: ignore[misc]
+    """`DenseNetwork` with an output per target, as a scikit-learn regressor.
+
+    ``activation`` is ``sigmoid`` for targets 0 and 1, with the cross-entropy as loss, or
+    ``linear`` for numbers, with the squared error of numbers of mean 0 and variance 1, so that a
+    learning rate has the same effect on numbers of any unit.
+    """
+
+    activation: str = "linear"
+
+    def fit(self, X: Any, y: Any, validation_data: Any = ()) -> Self:
+        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True)
+        X = X.astype(np.float32)
+        mean, deviation = np.zeros(y.shape[1:]), np.ones(y.shape[1:])
+        if self.activation == "linear":
+            mean, deviation = y.mean(axis=0), y.std(axis=0)
+            deviation = np.where(deviation > 0, deviation, 1)
+
+        def scaled(targets: Any) -> npt.NDArray[np.float32]:
+            values = (np.asarray(targets, np.float64) - mean) / deviation
+            return values.reshape(len(values), -1).astype(np.float32)
+
+        rows = scaled(y)
+        validation = (validation_data[0], scaled(validation_data[1])) if validation_data else ()
+        seed = self.random_state or 0
+        model = build_dense((X.shape[1],), rows.shape[1], self, seed, self.activation)
+        self._fit(model, (X, rows), validation)
+        *hidden, kernel, bias = self.weights_
+        weights = [kernel * deviation, bias * deviation + mean]
+        self.weights_ = [*hidden, *(each.astype(np.float32) for each in weights)]
+        model.set_weights(self.weights_)
+        return self
+
+    def predict(self, X: Any) -> npt.NDArray[np.float64]:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float32, reset=False)
+        model = self._network(X, len(self.weights_[-1]), self.activation)
+        values = np.asarray(model(X, training=False), np.float64)
+        return values[:, 0] if values.shape[1] == 1 else values

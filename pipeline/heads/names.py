@@ -12,7 +12,8 @@ from typing import get_args
 
 from pipeline.errors import UsageError
 from pipeline.heads.config import Input
-from pipeline.heads.registry import HEADS
+from pipeline.heads.registry import HEADS, TARGET_HEADS
+from pipeline.spec import CLASSES
 
 PROTOCOLS = ("kornblith",)  # evaluation protocols; no group contains them
 # The slowest on 2,000 × 512 features of two classes; the others take at most 0.6 s.
@@ -22,9 +23,10 @@ NOT_NETWORKS = ("svm_rbf", "knn", "random_forest", "naive_bayes")  # no Keras la
 CUSTOM_HEAD = re.compile(r"(?P<name>[\w.]+:[\w.]+?)(?::(?P<input>flat|pooled))?")
 
 
-def groups() -> Mapping[str, tuple[str, ...]]:
-    """Return the groups of heads, ``all`` and ``fast``, with the names in each."""
-    names = tuple(name for name in HEADS if name not in PROTOCOLS)
+def groups(task: str = CLASSES) -> Mapping[str, tuple[str, ...]]:
+    """Return the groups of a task's heads, ``all`` and ``fast``, with the names in each."""
+    heads = HEADS if task == CLASSES else TARGET_HEADS[task]
+    names = tuple(name for name in heads if name not in PROTOCOLS)
     return {"all": names, "fast": tuple(name for name in names if name not in SLOW)}
 
 
@@ -40,16 +42,17 @@ class HeadRequest:
         return ":".join(filter(None, (self.name, self.input)))
 
 
-def parse_heads(text: str | Iterable[str]) -> list[HeadRequest]:
+def parse_heads(text: str | Iterable[str], task: str | None = CLASSES) -> list[HeadRequest]:
     """Parse ``all``, ``fast``, ``logistic,dense:pooled`` or ``module:factory``; drop repeats.
 
-    Raises UsageError for an unknown head or input.
+    Raises UsageError for a head that the task does not have (None: that no task has), or an unknown
+    input.
     """
     words = text.split(",") if isinstance(text, str) else list(text)
     stripped = filter(None, map(str.strip, words))
-    requests = [request for word in stripped for request in _parse_word(word)]
+    requests = [request for word in stripped for request in _parse_word(word, task)]
     if not requests:
-        raise UsageError(f"--heads is empty; {_list_choices()}")
+        raise UsageError(f"--heads is empty; {_list_choices(task)}")
     return list(dict.fromkeys(requests))
 
 
@@ -77,16 +80,21 @@ def check_importable(request: HeadRequest) -> None:
         )
 
 
-def _parse_word(word: str) -> list[HeadRequest]:
+def _parse_word(word: str, task: str | None) -> list[HeadRequest]:
     name, _, input_name = word.partition(":")
-    names = groups().get(name) or ((name,) if name in HEADS else ())
+    heads = TARGET_HEADS | {CLASSES: HEADS}
+    known = {each for table in heads.values() for each in table}
+    of_task = heads[task] if task else known
+    names = groups(task or CLASSES).get(name) or ((name,) if name in of_task else ())
     if input_name not in ("", *get_args(Input)):
         if names:
             raise UsageError(f"--heads {word}: expected flat or pooled; received {input_name!r}")
         return [parse_custom_head(word)]
     if not names:
-        close = get_close_matches(name, [*HEADS, *groups()], n=1)
-        hint = f"did you mean {close[0]}?" if close else _list_choices()
+        if name in known:
+            raise UsageError(f"--heads: {name} is no head for {task}; {_list_choices(task)}")
+        close = get_close_matches(name, [*known, *groups()], n=1)
+        hint = f"did you mean {close[0]}?" if close else _list_choices(task)
         raise UsageError(f"--heads: unknown head {name!r}; {hint}")
     return [HeadRequest(each, _parse_input(input_name)) for each in names]
 
@@ -95,5 +103,5 @@ def _parse_input(word: str | None) -> Input | None:
     return next((kind for kind in get_args(Input) if kind == word), None)
 
 
-def _list_choices() -> str:
-    return f"choose from {', '.join(groups()['all'])}, all or fast"
+def _list_choices(task: str | None) -> str:
+    return f"choose from {', '.join(groups(task or CLASSES)['all'])}, all or fast"

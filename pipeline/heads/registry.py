@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.heads.config import DenseConfig, Input
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 
 # Each function imports scikit-learn itself: --help needs only the names and stays fast.
 
@@ -98,6 +99,55 @@ def kornblith() -> Any:
     return KornblithRegression()
 
 
+# Heads of targets: 0 or 1 for each label (N, T), or the numbers of a regression (N,). The mean of
+# zeros and ones is a probability, and their variance is half the Gini impurity: one estimator
+# serves both tasks.
+
+
+def dense_sigmoid() -> Any:
+    from pipeline.heads.dense import DenseRegressor
+
+    return DenseRegressor(activation="sigmoid")
+
+
+def dense_linear() -> Any:
+    from pipeline.heads.dense import DenseRegressor
+
+    return DenseRegressor()
+
+
+def one_vs_rest_logistic() -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    return _scaled(OneVsRestClassifier(LogisticRegression(tol=1e-8, max_iter=10_000)))
+
+
+def ridge_regression() -> Any:
+    from sklearn.linear_model import Ridge
+
+    return _scaled(Ridge())
+
+
+def knn_mean() -> Any:
+    from sklearn.neighbors import KNeighborsRegressor
+
+    return _scaled(KNeighborsRegressor(metric="cosine"), with_mean=False)
+
+
+def forest_mean() -> Any:
+    from sklearn.ensemble import RandomForestRegressor
+
+    # all features at each split, the default, take 20 times as long
+    return _scaled(RandomForestRegressor(200, max_features="sqrt", n_jobs=-1))
+
+
+def mean() -> Any:
+    from sklearn.dummy import DummyRegressor
+
+    return DummyRegressor()
+
+
 def _scaled(*steps: Any, with_mean: bool = True) -> Any:
     """Return a pipeline of `CommonScaler` and these steps."""
     from sklearn.pipeline import make_pipeline
@@ -181,19 +231,50 @@ HEADS: dict[str, Head] = {
     "kornblith": Head(kornblith, {"l2": L2_PENALTIES}),
 }
 
+# the book's, and those that fit a few hundred images within its 30 epochs
+LEARNING_RATES = (DenseConfig.learning_rate, 2e-4, 2e-3)
+_NEIGHBORS = {"kneighborsregressor__n_neighbors": (51, 25, 15, 9, 5, 3, 1)}
+_LEAVES = {"randomforestregressor__min_samples_leaf": (5, 1)}
+_SHARED: dict[str, Head] = {
+    "ridge": Head(ridge_regression, {"ridge__alpha": _powers_of_ten(2, -4)}),
+    "knn": Head(knn_mean, _NEIGHBORS),
+    "random_forest": Head(forest_mean, _LEAVES, is_stochastic=True),
+}
+TARGET_HEADS: dict[str, dict[str, Head]] = {
+    MULTILABEL: {
+        "dense": Head(dense_sigmoid, input="flat", is_stochastic=True),
+        "logistic": Head(
+            one_vs_rest_logistic, {"onevsrestclassifier__estimator__C": _powers_of_ten(-2, 3)}
+        ),
+        **_SHARED,
+        "prevalence": Head(mean),
+    },
+    REGRESSION: {
+        "dense": Head(dense_linear, input="flat", is_stochastic=True),
+        **_SHARED,
+        "mean": Head(mean),
+    },
+}
 
-def load_head(name: str, dense: Sequence[DenseConfig] = (DenseConfig(),)) -> Head:
-    """Return a head of the table, or the custom head ``module:factory``.
+
+def load_head(
+    name: str, dense: Sequence[DenseConfig] = (DenseConfig(),), task: str = CLASSES
+) -> Head:
+    """Return a head of the task's table, or the custom head ``module:factory``.
 
     ``dense`` is the grid of the dense head; its first epochs and batch size also apply to custom
-    Keras models. Raises UsageError if a custom module or factory is missing.
+    Keras models. For targets it includes higher learning rates than the book's default, unless it
+    has others. Raises UsageError if a custom module or factory is missing.
     """
+    heads = HEADS if task == CLASSES else TARGET_HEADS[task]
     if name == "dense":
+        if task != CLASSES and all(each.learning_rate == LEARNING_RATES[0] for each in dense):
+            dense = [replace(each, learning_rate=rate) for each in dense for rate in LEARNING_RATES]
         ordered = sorted(dense, key=lambda each: (-each.dropout, each.units, each.learning_rate))
         grid = [{key: [value] for key, value in config.changed().items()} for config in ordered]
-        return replace(HEADS[name], grid=grid)
-    if name in HEADS:
-        return HEADS[name]
+        return replace(heads[name], grid=grid)
+    if name in heads:
+        return heads[name]
     from pipeline.heads.custom import load_custom_head
 
-    return load_custom_head(name, epochs=dense[0].epochs, batch_size=dense[0].batch_size)
+    return load_custom_head(name, epochs=dense[0].epochs, batch_size=dense[0].batch_size, task=task)

@@ -246,7 +246,7 @@ class _RowReader:
             raise _UnusableRowError("no label")
         if task != REGRESSION:
             return (text,)
-        if not _is_number(text):
+        if not is_number(text):
             raise _UnusableRowError(f"its label is not a number: {printable(text)}")
         return (repr(float(text)),)
 
@@ -369,7 +369,8 @@ def as_text(value: Any) -> str:
     return "" if text.lower() in ("nan", "<na>", "nat") else text
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Return whether text is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:

@@ -30,8 +30,11 @@ from pipeline.models.estimator_validation import InvalidModelError, quote
 from pipeline.models.runs import OLD_SUFFIX, SUFFIX
 from pipeline.models.serialization import SCHEMA, dump_estimator, load_estimator
 from pipeline.spec import (
+    CLASSES,
     DTYPES,
+    MULTILABEL,
     POOLING_POLICIES,
+    REGRESSION,
     RESIZE_POLICIES,
     FeatureSpec,
     check_seed,
@@ -60,12 +63,14 @@ class Bundle:
     Attributes
     ----------
     head, params : as in the results table: ``logistic``, ``C=1``.
-    estimator : has ``predict_proba``; takes features from `flatten_or_pool`.
+    estimator : has ``predict_proba``, or ``predict`` for targets; takes features from
+        `flatten_or_pool`.
     layer : layer key, ``block5_pool`` or ``block5_pool:avg``.
     shape : of one cached row of that layer, (4, 4, 512).
-    classes : class names, in the order of the probabilities.
-    document : provenance: the path of the cache; its set, root and weights_from; engine, versions,
-        fitted_on, created. For means over views of an image: their number (tta) and augmentation.
+    classes : class names, in the order of the probabilities; of a regression, the target's name.
+    document : the task, if it is not ``classes``; provenance: the path of the cache; its set, root
+        and weights_from; engine, versions, fitted_on, created. For means over views of an image:
+        their number (tta) and augmentation.
     """
 
     head: str
@@ -79,6 +84,11 @@ class Bundle:
     document: Mapping[str, Any]
 
     @property
+    def task(self) -> str:
+        """What the head predicts: ``classes``, ``multilabel`` or ``regression``."""
+        return str(self.document.get("task", CLASSES))
+
+    @property
     def plan(self) -> ViewPlan:
         """Return the views of an image to average over; by default the image alone."""
         return _view_plan(self.document)
@@ -86,7 +96,9 @@ class Bundle:
     @cached_property
     def estimator_bytes(self) -> bytes:
         """The estimator as a skops file; raises UnsavableError if it cannot be saved."""
-        return dump_estimator(self.estimator)
+        if self.task == CLASSES:
+            return dump_estimator(self.estimator)
+        return dump_estimator(self.estimator, len(self.classes), self.task)
 
 
 FIELDS = {"format", "fingerprint"} | Bundle.__annotations__.keys() - {"estimator"}
@@ -171,6 +183,7 @@ def _read_bundle(path: Path) -> Bundle:
                 archive,
                 feature_count=feature_count(fields["shape"], fields["input"]),
                 class_count=len(fields["classes"]),
+                task=fields["document"].get("task", CLASSES),
                 top_block={
                     "base": spec.base,
                     "image_size": spec.image_size,
@@ -232,7 +245,17 @@ def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
     if description["fingerprint"] != spec.fingerprint:
         raise InvalidModelError("its fingerprint does not match its feature spec")
     classes, shape, input = (description[name] for name in ("classes", "shape", "input"))
-    if not _is_list_of(str, classes) or len(set(classes)) != len(classes) or len(classes) < 2:
+    document = description["document"]
+    if not isinstance(document, dict):
+        raise InvalidModelError("its document is not a JSON object")
+    task = document.get("task", CLASSES)
+    if task not in (CLASSES, MULTILABEL, REGRESSION):
+        raise InvalidModelError(f"its task is {quote(task)}")
+    if not _is_list_of(str, classes) or len(set(classes)) != len(classes):
+        raise InvalidModelError("its classes are not two or more different names")
+    if task == REGRESSION and len(classes) != 1:
+        raise InvalidModelError("its target is not one name")
+    if task != REGRESSION and len(classes) < 2:
         raise InvalidModelError("its classes are not two or more different names")
     if not all(map(_is_file_name, classes)):
         raise InvalidModelError("its classes are not all valid folder names")
@@ -243,9 +266,6 @@ def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
     width = feature_count(shape, input)
     if width > MAX_FEATURES:
         raise InvalidModelError(f"it declares {width:,} features, more than {MAX_FEATURES:,}")
-    document = description["document"]
-    if not isinstance(document, dict):
-        raise InvalidModelError("its document is not a JSON object")
     for name in ("cache", "root", "set", "weights_from"):
         _text_field(document, name)
     if not isinstance(document.get("engine"), dict | None):

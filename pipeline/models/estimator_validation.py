@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadDataError
+from pipeline.spec import CLASSES, MULTILABEL
 from pipeline.text import printable
 
 MAX_WEIGHT = 1e36  # float32 ends at 3e38; weights of features around 1e-30 are large
@@ -20,14 +21,19 @@ TOP_BLOCK = "pipeline.models.top_block.TopBlockClassifier"
 PIPELINE = "sklearn.pipeline.Pipeline"
 SVC = "sklearn.svm._classes.SVC"
 NEIGHBORS = "sklearn.neighbors._classification.KNeighborsClassifier"
+NEIGHBORS_MEAN = "sklearn.neighbors._regression.KNeighborsRegressor"
+DENSE_TARGETS = "pipeline.heads.dense.DenseRegressor"
+ONE_VS_REST = "sklearn.multiclass.OneVsRestClassifier"
 TREES = (
     "sklearn.tree._classes.DecisionTreeClassifier",
+    "sklearn.tree._classes.DecisionTreeRegressor",
     "sklearn.tree._classes.ExtraTreeClassifier",
 )
 TREE = "sklearn.tree._tree.Tree"
 
 # The estimators that can be saved, with the shapes of their fitted arrays: D features, K classes,
 # R = 1 row for two classes and K for more, P pairs of classes, M = K - 1; N and C are any numbers.
+# Estimators of targets have K of them; a last dimension T = K = 1 may be left out.
 LINEAR = {"coef_": "RD", "intercept_": "R"}
 CENTROIDS = {"centroids_": "KD", "class_prior_": "K", "within_class_std_dev_": "D"}
 SHAPES: Mapping[str, Mapping[str, str]] = {
@@ -54,6 +60,12 @@ SHAPES: Mapping[str, Mapping[str, str]] = {
         "support_": "N", "support_vectors_": "ND", "_n_support": "K",
         "_dual_coef_": "MN", "dual_coef_": "MN", "_intercept_": "P", "intercept_": "P",
     },
+    DENSE_TARGETS: {},
+    NEIGHBORS_MEAN: {"_fit_X": "ND", "_y": "NT"},
+    ONE_VS_REST: {},
+    "sklearn.dummy.DummyRegressor": {"constant_": "OT"},
+    "sklearn.ensemble._forest.RandomForestRegressor": {},
+    "sklearn.linear_model._ridge.Ridge": {"coef_": "TD", "intercept_": "T"},
     **{name: {} for name in TREES},
 }  # fmt: skip
 
@@ -62,7 +74,7 @@ class InvalidModelError(BadDataError):
     """A model file with invalid content; the message names it."""
 
 
-def validate_estimator(estimator: Any, class_count: int) -> None:
+def validate_estimator(estimator: Any, class_count: int, task: str = CLASSES) -> None:
     """Raise InvalidModelError unless an estimator is of a known type and consistent."""
     _check_numbers(estimator)
     if type_name(estimator) == TEMPERATURE_SCALING:
@@ -77,10 +89,10 @@ def validate_estimator(estimator: Any, class_count: int) -> None:
     is_pipeline = type_name(estimator) == PIPELINE
     for step in [step for _, step in estimator.steps] if is_pipeline else [estimator]:
         if step != "passthrough":
-            _check_step(step, class_count)
+            _check_step(step, class_count, task)
 
 
-def _check_step(step: Any, class_count: int) -> None:
+def _check_step(step: Any, class_count: int, task: str = CLASSES) -> None:
     """Raise InvalidModelError unless the arrays of a transformer or classifier are consistent."""
     name = type_name(step)
     if name not in SHAPES:
@@ -94,7 +106,12 @@ def _check_step(step: Any, class_count: int) -> None:
         "R": 1 if class_count == 2 else class_count,
         "P": class_count * (class_count - 1) // 2,
         "M": class_count - 1,
+        "T": class_count,
+        "O": 1,
     }
+    outputs = 1 if task == CLASSES else class_count
+    if getattr(step, "n_outputs_", outputs) != outputs:
+        raise InvalidModelError(f"its {name} has {quote(step.n_outputs_)} outputs, not {outputs}")
     if hasattr(step, "classes_") and not (
         np.array_equal(np.sort(step.classes_), np.arange(class_count))
         and getattr(step, "n_classes_", class_count) == class_count
@@ -108,8 +125,9 @@ def _check_step(step: Any, class_count: int) -> None:
         counts = dict(zip(dimensions, np.shape(array), strict=False)) | counts  # sets N and C
         expected = tuple(counts[letter] for letter in dimensions)
         flat = expected[1:] if expected[0] == 1 else expected  # RidgeClassifier omits the 1
-        is_number = isinstance(array, np.ndarray) and array.dtype.kind in "fi"
-        if not is_number or array.shape not in (expected, flat):
+        short = expected[:-1] if dimensions[-1] == "T" and expected[-1] == 1 else expected
+        is_number = isinstance(array, np.ndarray | np.floating) and array.dtype.kind in "fi"
+        if not is_number or array.shape not in (expected, flat, short):
             raise InvalidModelError(
                 f"its {attribute} has shape {np.shape(array)}; expected numbers of shape {expected}"
             )
@@ -134,17 +152,34 @@ def _check_step(step: Any, class_count: int) -> None:
             or step._y.max() >= class_count
         ):
             raise InvalidModelError("its neighbors are inconsistent")
+    elif name == NEIGHBORS_MEAN:
+        if (
+            step._fit_method != "brute"
+            or step.effective_metric_ not in ("cosine", "euclidean")
+            or step.effective_metric_params_
+            or step.weights != "uniform"
+        ):
+            raise InvalidModelError("its neighbors are inconsistent")
+    elif name == ONE_VS_REST:
+        if len(step.estimators_) != class_count or not step.multilabel_:
+            raise InvalidModelError(f"its head does not have {class_count} labels")
+        for estimator in step.estimators_:
+            _check_step(estimator, 2)
     elif name in TREES:
-        _check_tree(step.tree_, step.n_features_in_, class_count)
+        kinds = class_count if task == CLASSES else 1
+        _check_tree(step.tree_, step.n_features_in_, kinds, outputs)
     elif hasattr(step, "estimators_"):
         for tree in step.estimators_:
             if type_name(tree) not in TREES:
                 raise InvalidModelError(f"its forest contains a {type_name(tree)}")
-            _check_step(tree, class_count)
-    elif name == DENSE:
+            _check_step(tree, class_count, task)
+    elif name in (DENSE, DENSE_TARGETS):
         step.tensorboard = None  # a folder on another machine
         step.__post_init__()  # validates the config
-        outputs = 1 if class_count == 2 else class_count
+        if name == DENSE:
+            outputs = 1 if class_count == 2 else class_count
+        elif step.activation != ("sigmoid" if task == MULTILABEL else "linear"):
+            raise InvalidModelError(f"its activation is {quote(step.activation)}")
         received = [(array.shape, array.dtype.name) for array in step.weights_]
         hidden, output = (step.n_features_in_, step.units), (step.units, outputs)
         shapes = [hidden, hidden[1:], output, output[1:]]
@@ -154,7 +189,7 @@ def _check_step(step: Any, class_count: int) -> None:
         step.n_jobs = None  # a file must not set the number of threads
 
 
-def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:
+def _check_tree(tree: Any, feature_count: int, class_count: int, outputs: int) -> None:
     """Raise InvalidModelError unless the nodes form a tree, each child after its parent."""
     left, right, count = tree.children_left, tree.children_right, tree.node_count
     inner = np.flatnonzero(left != -1)
@@ -169,6 +204,7 @@ def _check_tree(tree: Any, feature_count: int, class_count: int) -> None:
         or (tree.feature[inner] < 0).any()
         or (tree.feature[inner] >= feature_count).any()
         or (tree.n_features, tree.max_n_classes) != (feature_count, class_count)
+        or tree.n_outputs != outputs
     ):
         raise InvalidModelError("its trees are not valid trees")
 

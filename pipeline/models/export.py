@@ -37,6 +37,7 @@ from pipeline.models.parity import (
 )
 from pipeline.models.predictor import Predictor
 from pipeline.models.runs import NotSavedError, find_bundle, new_export_folder, saved_bundles
+from pipeline.spec import CLASSES
 from pipeline.text import counted, duration, printable
 
 log = logging.getLogger("pipeline")
@@ -133,7 +134,8 @@ def export_bundle(
         raise UnreachableError(f"{missing[0]} is missing: pip install -e '.[onnx]'")
     bundle = load_bundle(path)
     if reason := why_not_exportable(bundle):
-        raise NotExportableError(f"{printable(bundle.head)} cannot be exported: {reason}")
+        error = NotExportableError if bundle.task == CLASSES else UsageError  # no other head can
+        raise error(f"{printable(bundle.head)} cannot be exported: {reason}")
     if format == "keras":
         head_layers(bundle)  # refuses other heads before TensorFlow loads
     folder = new_export_folder(path, format, out)

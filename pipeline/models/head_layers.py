@@ -18,6 +18,7 @@ from pipeline.heads.prototype import NearestPrototype
 from pipeline.heads.scaler import CommonScaler
 from pipeline.models.bundle import Bundle
 from pipeline.models.top_block import TopBlockClassifier
+from pipeline.spec import CLASSES
 from pipeline.text import counted, printable
 
 LinearWeights = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -38,6 +39,8 @@ class NotExportableError(UsageError):
 
 def why_not_exportable(bundle: Bundle) -> str:
     """Return the reason why no ONNX model can equal a head, or an empty string."""
+    if bundle.task != CLASSES:
+        return f"only classifiers are exported; this head is of {bundle.task}: use pipeline.predict"
     if views := bundle.plan.views:
         return (
             f"its probabilities are means over {counted(views + 1, 'view')} of an image: classify "

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import BadDataError
+from pipeline.heads.config import THRESHOLD
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import Skipped
 from pipeline.images.source import FolderSource
 from pipeline.prefetch import prefetch
+from pipeline.spec import CLASSES
 from pipeline.text import counted, printable
 
 FILES_PER_WINDOW = 1024  # hashed before the first is decoded: 0.1 s, 1 MB of predictions
@@ -34,6 +36,7 @@ class ImageClassifier(Protocol):
 
     name: str
     classes: tuple[str, ...]
+    task: str
     image_size: int
     resize: str
     range: str
@@ -56,17 +59,28 @@ class ImageClassifier(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class probabilities of one image."""
+    """The class probabilities of one image; of another task, those of its labels, or a number."""
 
     path: bytes  # as the user named it
     classes: tuple[str, ...]
-    probabilities: Probabilities  # (K,), they sum to 1
+    probabilities: Probabilities  # (K,), they sum to 1; of labels, each 0 … 1; or a number (1,)
     cached: bool = False  # computed from cached features
+    task: str = CLASSES
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """Return the most probable classes with their probabilities; ties keep their order."""
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.classes[index], float(self.probabilities[index])) for index in order]
+
+    @property
+    def labels(self) -> list[tuple[str, float]]:
+        """Return the labels with a probability above 0.5, the most probable first."""
+        return [each for each in self.top(len(self.classes)) if each[1] > THRESHOLD]
+
+    @property
+    def number(self) -> float:
+        """Return the number of a regression."""
+        return float(self.probabilities[0])
 
     @property
     def label(self) -> str:
@@ -140,7 +154,7 @@ class ImagePredictions:
     def _item(self, path: bytes, result: Result) -> Prediction | Skipped:
         if isinstance(result, str):
             return Skipped(path, result)
-        return Prediction(path, self.model.classes, *result)
+        return Prediction(path, self.model.classes, *result, task=self.model.task)
 
     def _compute(
         self, digests: Mapping[bytes, bytes], results: dict[bytes, Result]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.bases.config import BATCH_SIZE, IMAGENET, BaseConfig
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.spec import FULL_RANGE
+from pipeline.spec import CLASSES, FULL_RANGE
 from pipeline.text import printable
 
 
@@ -30,6 +30,7 @@ class ImagenetModel:
 
     resize = "squash"  # as Keras' loaders do
     range = FULL_RANGE
+    task = CLASSES
 
     def __init__(
         self,

@@ -22,7 +22,8 @@ from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.engines import relative_errors
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.heads.calibration import class_scores
+from pipeline.heads.calibration import head_outputs
+from pipeline.heads.config import THRESHOLD
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
@@ -32,6 +33,7 @@ from pipeline.images.source import FolderSource, ImageSource, MergedSource
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 from pipeline.text import counted, printable
 
 log = logging.getLogger("pipeline")
@@ -56,7 +58,9 @@ class ParityError(BadDataError):
 class Parity:
     """The differences between two predictions of the same images."""
 
-    max_difference: float  # of probabilities; infinite where one is not finite
+    max_difference: (
+        float  # of probabilities, or relative of numbers; infinite where one is not finite
+    )
     changed: int  # changed decisions, without ties; must be 0
     count: int  # compared images
     tolerance: float
@@ -97,18 +101,25 @@ class Parity:
 
 
 def compare_predictions(
-    expected: Probabilities, received: Probabilities, *, tolerance: float
+    expected: Probabilities, received: Probabilities, *, tolerance: float, task: str = CLASSES
 ) -> Parity:
     """Compare class probabilities (n, K); raise BadDataError if the shapes differ.
 
     A decision may change in a tie, where the expected probabilities of both classes differ by at
-    most the tolerance.
+    most the tolerance; that of a label, where its probability differs from 0.5 by at most that. The
+    numbers of a regression, which makes no decision, differ relative to their standard deviation.
     """
     if expected.shape != received.shape:
         raise BadDataError(f"expected probabilities {expected.shape}; received {received.shape}")
     difference = np.abs(expected - received).max(initial=0.0)
-    rows = np.arange(len(expected))
-    lead = expected.max(axis=1, initial=0) - expected[rows, received.argmax(axis=1)]
+    if task == CLASSES:
+        rows = np.arange(len(expected))
+        lead = expected.max(axis=1, initial=0) - expected[rows, received.argmax(axis=1)]
+    elif task == MULTILABEL:
+        is_changed = (expected > THRESHOLD) != (received > THRESHOLD)
+        lead = (is_changed * np.abs(expected - THRESHOLD)).max(axis=1, initial=0)
+    else:
+        lead, difference = np.zeros(len(expected)), difference / (expected.std() or 1)
     return Parity(
         max_difference=float(difference) if np.isfinite(difference) else float("inf"),
         changed=int(np.count_nonzero(lead > tolerance)),
@@ -169,6 +180,7 @@ def check_parity(
                     reference.predictions(bundle),
                     np.concatenate(parts),
                     tolerance=TOLERANCES[dtype],
+                    task=bundle.task,
                 ),
                 feature_error=feature_error,
                 feature_tolerance=FEATURE_TOLERANCES[dtype],
@@ -233,7 +245,7 @@ class ReferenceImages:
 
         def scores(features: npt.NDArray[np.float32]) -> Probabilities:
             rows = flatten_or_pool(features, bundle.input)
-            return class_scores(bundle.estimator, rows, len(bundle.classes))
+            return head_outputs(bundle.estimator, rows, len(bundle.classes), bundle.task)
 
         parts = []
         for start in range(0, len(self.rows), ROWS_PER_BLOCK):
@@ -306,7 +318,8 @@ def reference_images(
             f"name the folder that has its images now with --images"
         )
     root, folders = Path(source.root), bundle.classes
-    if not images and "folders" not in table.document and isinstance(source, FolderSource):
+    is_folder = "folders" not in table.document and isinstance(source, FolderSource)
+    if not images and is_folder and bundle.task == CLASSES:
         folders = scan_folder(root).classes
     if folders != bundle.classes:
         raise BadDataError(
@@ -327,10 +340,15 @@ def reference_images(
     if images:
         reference = _find_moved(reference)
         rows = reference.rows
-    if not closest or max_images >= len(rows):
+    if not closest or bundle.task == REGRESSION or max_images >= len(rows):
         return replace(reference, rows=_evenly_spread(rows, max_images))
-    ordered = np.sort(reference.predictions(bundle), axis=1)
-    order = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")  # by margin
+    outputs = reference.predictions(bundle)
+    if bundle.task == MULTILABEL:
+        margins = np.abs(outputs - THRESHOLD).min(axis=1)
+    else:
+        ordered = np.sort(outputs, axis=1)
+        margins = ordered[:, -1] - ordered[:, -2]
+    order = np.argsort(margins, kind="stable")
     near, others = rows[order[: max_images // 2]], rows[np.sort(order[max_images // 2 :])]
     chosen = np.concatenate([near, _evenly_spread(others, max_images - len(near))])
     return replace(reference, rows=np.sort(chosen))

@@ -17,13 +17,14 @@ from pipeline.bases.weights import known_digest
 from pipeline.cache.file import RowKey
 from pipeline.engines import Engine, is_installed, open_engine
 from pipeline.errors import BadDataError, NoInputError, UsageError
-from pipeline.heads.calibration import class_scores
+from pipeline.heads.calibration import head_outputs
 from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
+from pipeline.spec import CLASSES, REGRESSION
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Predictor:
         self.bundle = bundle
         self.name = f"{bundle.head} on {bundle.spec.base}"
         self.classes = bundle.classes
+        self.task = bundle.task
         self.image_size = bundle.spec.image_size
         self.resize = bundle.spec.resize
         self.range = bundle.spec.range
@@ -84,7 +86,7 @@ class Predictor:
             "preprocessing": spec.preprocessing, "resize": spec.resize,
             "range": spec.range,
             "fingerprint": spec.fingerprint, "classes": list(bundle.classes),
-        }  # fmt: skip
+        } | ({} if self.task == CLASSES else {"task": self.task})  # fmt: skip
 
     def probabilities(self, pixels: Pixels, digests: Sequence[bytes]) -> npt.NDArray[np.float64]:
         """Compute class probabilities: (B, S, S, 3) uint8 RGB -> (B, K) float64.
@@ -148,7 +150,7 @@ class Predictor:
         try:
             with np.errstate(all="ignore"):  # of invalid weights
                 rows = flatten_or_pool(rounded, self.bundle.input)
-                scores = class_scores(self.bundle.estimator, rows, len(self.classes))
+                scores = head_outputs(self.bundle.estimator, rows, len(self.classes), self.task)
             if not np.isfinite(scores).all():
                 raise BadDataError("gave scores that are not finite")
         except BadDataError as error:
@@ -223,8 +225,8 @@ def open_predictor(path: Path, config: PredictConfig) -> Predictor:
     bundle = load_bundle(path)
     spec, views = bundle.spec, bundle.plan.views
     log.info(
-        "model %s: %s on %s %s, %s classes%s", printable(path), printable(bundle.head), spec.base,
-        printable(bundle.layer), f"{len(bundle.classes):,}",
+        "model %s: %s on %s %s, %s%s", printable(path), printable(bundle.head), spec.base,
+        printable(bundle.layer), _describe_outputs(bundle),
         f", mean over {counted(views + 1, 'view')}" if views else "",
     )  # fmt: skip
     expected = {
@@ -246,6 +248,12 @@ def open_predictor(path: Path, config: PredictConfig) -> Predictor:
         batch_size=config.batch_size,
         use_cache=config.use_cache,
     )
+
+
+def _describe_outputs(bundle: Bundle) -> str:
+    if bundle.task == REGRESSION:
+        return printable(bundle.classes[0])
+    return f"{len(bundle.classes):,} {'classes' if bundle.task == CLASSES else 'labels'}"
 
 
 def mean_over_views(

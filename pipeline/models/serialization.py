@@ -18,6 +18,7 @@ import numpy as np
 import skops.io
 
 from pipeline.errors import UsageError
+from pipeline.heads.calibration import head_outputs
 from pipeline.models.estimator_validation import (
     PIPELINE,
     SHAPES,
@@ -29,6 +30,7 @@ from pipeline.models.estimator_validation import (
     type_name,
     validate_estimator,
 )
+from pipeline.spec import CLASSES
 from pipeline.text import printable
 
 SCHEMA = "schema.json"
@@ -50,7 +52,9 @@ LOADERS: Mapping[str, frozenset[str]] = {
     ),
     "ObjectNode": frozenset(
         {*SHAPES, TEMPERATURE_SCALING, TOP_BLOCK, PIPELINE}
-        | {"sklearn.preprocessing._label.LabelBinarizer"}  # of RidgeClassifier
+        | {
+            "sklearn.preprocessing._label.LabelBinarizer"
+        }  # of RidgeClassifier and OneVsRestClassifier
     ),
     "TreeNode": frozenset({TREE}),
     "TupleNode": frozenset({"builtins.tuple"}),
@@ -62,8 +66,11 @@ class UnsavableError(UsageError):
     """A classifier that cannot be saved; the message says why."""
 
 
-def dump_estimator(estimator: Any) -> bytes:
-    """Return the bytes of a skops file; raise UnsavableError if the estimator cannot be saved."""
+def dump_estimator(estimator: Any, class_count: int = 0, task: str = CLASSES) -> bytes:
+    """Return the bytes of a skops file; raise UnsavableError if the estimator cannot be saved.
+
+    ``class_count`` is the number of targets; a classifier has its own.
+    """
     reason = getattr(estimator, "not_savable", None)
     if reason is not None:
         raise UnsavableError(reason)
@@ -71,7 +78,7 @@ def dump_estimator(estimator: Any) -> bytes:
         data = bytes(skops.io.dumps(estimator))
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_schema(archive)
-        validate_estimator(estimator, len(estimator.classes_))
+        validate_estimator(estimator, class_count or len(estimator.classes_), task)
     except InvalidModelError as error:
         raise UnsavableError(str(error)) from error
     except Exception as error:  # skops cannot write every object
@@ -87,6 +94,7 @@ def load_estimator(
     *,
     feature_count: int,
     class_count: int,
+    task: str = CLASSES,
     top_block: Mapping[str, Any],
 ) -> Any:
     """Return the estimator of a skops file; execute nothing.
@@ -98,7 +106,7 @@ def load_estimator(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other versions: the attributes are checked
         estimator = skops.io.load(path, trusted=TRUSTED)
-    validate_estimator(estimator, class_count)
+    validate_estimator(estimator, class_count, task)
     if type_name(estimator) == TOP_BLOCK:
         for name, value in top_block.items():
             if getattr(estimator, name) != value:
@@ -109,6 +117,13 @@ def load_estimator(
         raise InvalidModelError(
             f"its head takes {estimator.n_features_in_:,} features; expected {feature_count:,}"
         )
+    if task != CLASSES:
+        output = head_outputs(
+            estimator, np.zeros((1, feature_count), np.float32), class_count, task
+        )
+        if output.shape != (1, class_count) or not np.isfinite(output).all():
+            raise InvalidModelError("the outputs of its head are not finite numbers")
+        return estimator
     with np.errstate(all="ignore"):
         scores = estimator.predict_proba(np.zeros((1, feature_count), np.float32))
     is_complete = scores.shape == (1, class_count) and abs(scores.sum() - 1) < TOLERANCE
@@ -148,8 +163,7 @@ def _check_schema(archive: zipfile.ZipFile) -> None:
             state = node["content"]["content"]
             count = (int(state["node_count"]["content"]),)
             if (
-                outputs["content"] != "1"
-                or shapes[classes["file"]] != (1,)
+                shapes[classes["file"]] != (int(outputs["content"]),)
                 or shapes[state["nodes"]["file"]] != count
             ):
                 raise InvalidModelError("its trees have arrays unlike the number of nodes")

@@ -16,6 +16,7 @@ from pipeline.images.scan import SPLIT_NAMES
 from pipeline.report.markup import name_text, render
 from pipeline.report.plots import GLYPHS, POINTS, STYLES, draw_dots, inline_svg
 from pipeline.report.thumbnails import read_thumbnails
+from pipeline.spec import CLASSES
 from pipeline.text import counted
 
 MAX_POINTS = 2000  # more hide each other
@@ -35,7 +36,8 @@ def feature_map(findings: AuditResult) -> dict[str, Any]:
     rows = spread_rows(table.columns.labels)
     points, (first, second) = pca_points(read_input(table, findings.layer, rows, "pooled"))
     labels = table.columns.labels[rows]
-    is_styled = len(classes) <= STYLES  # by class; more would look alike
+    # by class; more would look alike
+    is_styled = table.task == CLASSES and len(classes) <= STYLES
     size = np.array([PICTURE_COLUMNS * CELL, PICTURE_ROWS * CELL])
     text = name_text(
         f"Principal component analysis (PCA) of the {findings.layer} features, pooled, of "
@@ -50,7 +52,7 @@ def feature_map(findings: AuditResult) -> dict[str, Any]:
         row, label = int(rows[index]), int(labels[index])
         left, top = MARGIN + middle * size - PICTURE / 2
         picture = {
-            "class": classes[label],
+            "class": classes[label] if table.task == CLASSES else "image",
             "path": table.columns.paths[row],
             "address": thumbnails[row].address,
             "left": left,
@@ -62,7 +64,7 @@ def feature_map(findings: AuditResult) -> dict[str, Any]:
             pictures.append(picture)
     width, height = ((size + 2 * MARGIN) / POINTS).tolist()
     drawing = inline_svg(
-        lambda axes: draw_dots(axes, MARGIN + points * size, labels),
+        lambda axes: draw_dots(axes, MARGIN + points * size, labels, is_styled=is_styled),
         label=f"Map of the features. {text}",
         size=(width, height),
         layout="bare",
@@ -83,7 +85,7 @@ def mistakes(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | 
     if not len(wrong):
         return None
     shown = wrong[np.argsort(-test.scores[wrong].max(axis=1), kind="stable")][:MAX_MISTAKES]
-    images = _read_images(findings.table, test.rows[shown].tolist())
+    images = read_images(findings.table, test.rows[shown].tolist())
     for image, index in zip(images, shown.tolist(), strict=True):
         predicted, label = test.predicted[index], test.labels[index]
         image["classes"] = [
@@ -98,7 +100,7 @@ def suspects(findings: AuditResult) -> dict[str, Any] | None:
     classes, shown = findings.table.classes, findings.suspects[:MAX_SUSPECTS]
     if not shown:
         return None
-    images = _read_images(findings.table, [each.row for each in shown])
+    images = read_images(findings.table, [each.row for each in shown])
     for image, each in zip(images, shown, strict=True):
         image["classes"] = [
             ("labelled", classes[each.label], each.label_probability),
@@ -121,7 +123,7 @@ def duplicates(comparison: Comparison, findings: AuditResult) -> dict[str, Any] 
     groups.sort(key=lambda group: (not _is_across(group[1]), -len(group[0])))
     shown = []
     for rows, group_pairs in groups[:MAX_GROUPS]:
-        images = _read_images(table, rows[:MAX_PER_GROUP])
+        images = read_images(table, rows[:MAX_PER_GROUP])
         for image, row in zip(images, rows, strict=False):
             image["split"] = SPLIT_NAMES[table.columns.splits[row]] if parts == "splits" else ""
         shown.append({"images": images, "text": _describe_group(len(rows), group_pairs, parts)})
@@ -150,7 +152,7 @@ def _describe_group(count: int, pairs: Sequence[DuplicatePair], parts: str) -> s
     return f"{counted(count, 'image')}: {text}" if count > 2 else text
 
 
-def _read_images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
+def read_images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
     thumbnails = read_thumbnails(table, rows)
     return [{"path": table.columns.paths[row], "thumbnail": thumbnails[row]} for row in rows]
 

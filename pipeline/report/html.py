@@ -13,8 +13,11 @@ from markupsafe import Markup
 from pipeline.evaluation.audit import tolerate
 from pipeline.evaluation.result import Comparison
 from pipeline.evaluation.rows import views_suffix
-from pipeline.report import figures, galleries, tables
-from pipeline.report.markup import name_text, render, selection_metric
+from pipeline.evaluation.splits import IMAGES
+from pipeline.evaluation.tasks import TASKS
+from pipeline.report import figures, galleries, tables, targets
+from pipeline.report.markup import key_metrics, name_text, render
+from pipeline.spec import MULTILABEL
 from pipeline.text import counted
 
 # facts of a run that other parts of the report show
@@ -25,6 +28,7 @@ log = logging.getLogger("pipeline")
 
 def report_html(comparison: Comparison, *, command: str | None, smoothing: float = 0.8) -> str:
     """Return the report; ``command`` is the command line, ``smoothing`` that of `curves.smooth`."""
+    task = TASKS.get(comparison.task)
     shown, classes, findings = comparison.shown, comparison.classes, comparison.findings
     sections: list[tuple[str, str, Markup]] = []
     failures = {} if findings is None else dict(findings.failures)
@@ -47,18 +51,25 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
 
     add("heads", "All heads", tables.heads, comparison)
     add("layers", "Comparison of layers", tables.layers, comparison)
-    add("curves", "Training curves", figures.curves, comparison, smoothing)
-    add("confusion", "Errors by class", tables.confusion, shown, classes)
-    add("roc", "ROC and precision-recall", figures.roc, shown, classes)
-    add("reliability", "Calibration", figures.reliability, shown)
+    if task is None:
+        add("curves", "Training curves", figures.curves, comparison, smoothing)
+        add("confusion", "Errors by class", tables.confusion, shown, classes)
+        add("roc", "ROC and precision-recall", figures.roc, shown, classes)
+        add("reliability", "Calibration", figures.reliability, shown)
+    elif task.name == MULTILABEL:
+        add("precision", "Precision by label", targets.precision, shown, classes)
+    else:
+        add("predicted", "Predicted numbers", targets.predicted, shown, classes[0])
     if findings is not None:
         add("learning", "Learning curve", figures.learning, comparison, findings)
         add("map", "Map of the features", galleries.feature_map, findings)
-        add("mistakes", "Most confident mistakes", galleries.mistakes, comparison, findings)
+        if task is None:
+            add("mistakes", "Most confident mistakes", galleries.mistakes, comparison, findings)
+        else:
+            add("worst", "Largest errors", targets.worst, comparison, findings)
         add("suspects", "Likely label errors", galleries.suspects, findings)
         add("duplicates", "Duplicates", galleries.duplicates, comparison, findings)
     add("run", "Settings of this run", _run_facts, comparison.run, command)
-    measure, field = selection_metric(comparison)
     caches = comparison.run.get("caches") or [{}]
     style = resources.files("pipeline.report").joinpath("report.css").read_text("utf-8")
     return render(
@@ -68,8 +79,8 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
         recommendation=comparison.recommendation,
         notices=comparison.notices,
         result=shown.result,
-        measure=measure,
-        measure_value=getattr(shown.result, field),
+        title="Models" if task else "Classifiers",
+        metrics=key_metrics(comparison),
         style=Markup(style),
         style_digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
     )
@@ -95,6 +106,9 @@ def _cache_facts(cache: Mapping[str, Any]) -> dict[str, Any]:
     for split, counts in (cache.get("split_counts") or {}).items():
         views = cache.get("views" if split == "train" else "tta") or 0
         images = counted(sum(counts.values()), "image")
+        if tuple(counts) == IMAGES:  # a set without classes
+            facts[split] = f"{images}{views_suffix(views)}"
+            continue
         classes = counted(len(counts), "class", "classes")
         low, high = min(counts.values(), default=0), max(counts.values(), default=0)
         each = f"{low:,} to {high:,}" if high > low else f"{low:,}"

@@ -3,8 +3,8 @@
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -12,6 +12,8 @@ from markupsafe import Markup
 from pipeline.evaluation.result import Comparison, Result
 from pipeline.evaluation.rows import views_suffix
 from pipeline.evaluation.table import percent
+from pipeline.evaluation.tasks import TASKS, metric_text
+from pipeline.spec import CLASSES
 from pipeline.text import counted, printable
 
 JOINERS = re.compile(r"(?<=[^\x00-\x7f])([\u200c\u200d])")  # after a non-ASCII letter
@@ -82,11 +84,55 @@ def render(template: str, **values: Any) -> str:
     return TEMPLATES.get_template(template).render(values)
 
 
-def selection_metric(comparison: Comparison) -> tuple[str, str]:
-    """Return the name of the metric that selects heads, and its field of `Result`."""
+class Metric(NamedTuple):
+    """A column of the results: its title, whether more is better, and whether it is a share."""
+
+    title: str
+    column: str
+    is_high: bool = True
+    in_percent: bool = True
+
+    @property
+    def best(self) -> Callable[..., Any]:
+        return max if self.is_high else min
+
+    def value(self, result: Result) -> float:
+        return float({**vars(result), **result.metrics}[self.column])
+
+    def text(self, value: float) -> str:
+        return metric_text(value, in_percent=self.in_percent)
+
+    def with_unit(self, value: float) -> str:
+        return f"{self.text(value)} %" if self.in_percent else self.text(value)
+
+
+def selection_metric(comparison: Comparison) -> Metric:
+    """Return the metric that selects heads."""
+    if comparison.task != CLASSES:
+        task = TASKS[comparison.task]
+        column = f"validation_{task.measure}"
+        return Metric(f"validation {task.title}", column, task.sign > 0, task.in_percent)
     if comparison.run.get("balance"):
-        return "balanced validation accuracy", "validation_balanced_accuracy"
-    return "validation accuracy", "validation_accuracy"
+        return Metric("balanced validation accuracy", "validation_balanced_accuracy")
+    return Metric("validation accuracy", "validation_accuracy")
+
+
+def key_metrics(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Return title, value and note of the chosen head's metrics on test and validation."""
+    result, selection = comparison.shown.result, selection_metric(comparison)
+    title, column, bounds = "test accuracy", "test_accuracy", "test"
+    if comparison.task != CLASSES:
+        task = TASKS[comparison.task]
+        title, column = f"test {task.title}", f"test_{task.measure}"
+        bounds = column
+    test, low, high = (
+        selection._replace(column=name) for name in (column, f"{bounds}_low", f"{bounds}_high")
+    )
+    interval = " to ".join(each.text(each.value(result)) for each in (low, high))
+    return [
+        (title, test.with_unit(test.value(result)), f"95 % interval: {interval}"),
+        (selection.title, selection.with_unit(selection.value(result)), "used to select the head"),
+    ]
 
 
 def head_name(result: Result) -> str:

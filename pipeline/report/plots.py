@@ -289,9 +289,9 @@ def draw_learning_curve(axes: Axes, curve: LearningCurve) -> None:
     axes.legend(loc="lower right")
 
 
-def draw_dots(axes: Axes, points: Shares, labels: Counts) -> None:
+def draw_dots(axes: Axes, points: Shares, labels: Counts, *, is_styled: bool) -> None:
     """Draw points (n, 2), with a style per class if there are enough styles."""
-    if labels.max() >= STYLES:
+    if not is_styled:
         axes.plot(*points.T, ".", color=COLOURS["soft"], alpha=0.55)
         return
     for label in np.unique(labels).tolist():

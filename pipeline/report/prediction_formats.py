@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
@@ -16,12 +17,14 @@ from pipeline.evaluation.statistics import wilson_interval
 from pipeline.images.scan import Skipped
 from pipeline.models.image_predictions import ImagePredictions, Prediction
 from pipeline.report.sheets import MAX_PICTURES
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 from pipeline.text import counted, printable
 
 log = logging.getLogger("pipeline")
 
 GAP = "  "
 MAX_CLASSES = 20  # of a summary; ImageNet has 1,000
+LABEL_SEPARATOR = "|"  # between labels in CSV, as in tables of labels
 MAX_CONFUSED = 3  # other classes that a class is taken for
 
 
@@ -35,6 +38,7 @@ class Tally:
         self.first: list[Prediction] = []  # for a contact sheet
         self.skipped: list[Skipped] = []
         self.counts: Counter[tuple[str | None, str]] = Counter()  # class folder, predicted class
+        self.numbers: list[float] = []  # of a regression
         self._progress = progress
 
     def __iter__(self) -> Iterator[Prediction]:
@@ -45,7 +49,12 @@ class Tally:
             else:
                 self.images += 1
                 self.cached += item.cached
-                self.counts[_class_folder(item), item.label] += 1
+                if item.task == CLASSES:
+                    self.counts[_class_folder(item), item.label] += 1
+                elif item.task == MULTILABEL:
+                    self.counts.update((None, label) for label, _ in item.labels)
+                else:
+                    self.numbers.append(item.number)
                 if len(self.first) < MAX_PICTURES:
                     self.first.append(item)
                 if self._progress:  # only from the first result on: the network loads before
@@ -53,7 +62,19 @@ class Tally:
                 yield item
 
     def summary(self) -> dict[str, Any]:
-        """Count predictions by class and, of images in class folders, the right and wrong ones."""
+        """Count predictions by class and, of images in class folders, the right and wrong ones.
+
+        For other tasks: the number of images with each label, or the range of the numbers.
+        """
+        task = self.predictions.model.task
+        if task == REGRESSION:
+            values = sorted(self.numbers)
+            if not values:
+                return {}
+            mean = sum(values) / len(values)
+            return {"lowest": values[0], "mean": mean, "highest": values[-1]}
+        if task == MULTILABEL:
+            return {"predicted": {label: count for (_, label), count in self.counts.most_common()}}
         predicted, images, right = Counter[str](), Counter[str](), Counter[str]()
         confused = []
         for (folder, label), count in self.counts.most_common():
@@ -86,6 +107,14 @@ def summary_lines(tally: Tally) -> Iterator[str]:
     if tally.images < 2:
         return
     summary, classes = tally.summary(), tally.predictions.model.classes
+    if tally.predictions.model.task == REGRESSION:
+        texts = [f"{name} {value:.6g}" for name, value in summary.items()]
+        yield f"{printable(classes[0])}: {', '.join(texts)}\n"
+        return
+    if tally.predictions.model.task == MULTILABEL:
+        counts = [f"{printable(name)} {count:,}" for name, count in summary["predicted"].items()]
+        yield f"images by label: {', '.join(counts) or 'none'}\n"
+        return
     note = "; cached images may be those of the training" if tally.cached else ""
     predicted, images, right = (summary[key] for key in ("predicted", "in_class_folders", "right"))
     found = [name for name in classes if name in predicted or name in images]
@@ -137,10 +166,53 @@ def table_lines(
         titles = ""
 
 
+def target_lines(
+    predictions: Iterable[Prediction], *, paths: Sequence[bytes], classes: Sequence[str]
+) -> Iterator[str]:
+    """Yield aligned lines: the labels above 0.5 with their probabilities, or the number."""
+    width = max(len("path"), *(cell_len(printable(path)) for path in paths))
+    titles = {MULTILABEL: "labels", REGRESSION: printable(classes[0])}
+    for number, prediction in enumerate(predictions):
+        if not number:
+            yield f"{set_cell_size('path', width)}{GAP}{titles[prediction.task]}\n"
+        text = f"{prediction.number:.6g}"
+        if prediction.task == MULTILABEL:
+            labels = [f"{printable(name)} {share:.4f}" for name, share in prediction.labels]
+            text = ", ".join(labels) or "–"
+        yield f"{set_cell_size(printable(prediction.path), width)}{GAP}{text}\n"
+
+
+def _target_record(prediction: Prediction) -> dict[str, Any]:
+    """Return the labels above 0.5 and all probabilities, or the number, of an image."""
+    if prediction.task == REGRESSION:
+        return {"name": prediction.classes[0], "number": prediction.number}
+    probabilities = dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True))
+    return {"labels": [name for name, _ in prediction.labels], "probabilities": probabilities}
+
+
+def _target_csv(
+    predictions: Iterable[Prediction], named: Callable[[str | bytes], str]
+) -> Iterator[str]:
+    """Yield a line per image: path and number, or labels and a column of each probability."""
+    for index, prediction in enumerate(predictions):
+        is_number = prediction.task == REGRESSION
+        names = [named(name) for name in prediction.classes]
+        if not index:
+            yield _to_csv(["path", *([] if is_number else ["labels"]), *names])
+        labels = [] if is_number else [LABEL_SEPARATOR.join(named(n) for n, _ in prediction.labels)]
+        yield _to_csv([named(prediction.path), *labels, *prediction.probabilities.tolist()])
+
+
 def csv_lines(
     predictions: Iterable[Prediction], *, top: int, named: Callable[[str | bytes], str]
 ) -> Iterator[str]:
     """Yield CSV lines, column names first; ``named`` converts paths and labels to text."""
+    predictions = iter(predictions)
+    first = next(predictions, None)
+    predictions = chain(() if first is None else (first,), predictions)
+    if first is not None and first.task != CLASSES:
+        yield from _target_csv(predictions, named)
+        return
     names = ["path", "label", "probability", "margin"]
     names += [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
     titles = _to_csv(names)
@@ -163,17 +235,18 @@ def json_parts(
     """Yield parts of one JSON document: ``head``, ``images``, and ``tail`` after the last image."""
     prefix = _to_json(head)[:-1] + ', "images": [\n'
     for prediction in predictions:
-        (label, probability), *_ = best = prediction.top(top)
-        yield prefix + _to_json(
-            {
-                "path": os.fsdecode(prediction.path),
+        record: dict[str, Any] = {"path": os.fsdecode(prediction.path)}
+        if prediction.task == CLASSES:
+            (label, probability), *_ = best = prediction.top(top)
+            record |= {
                 "label": label,
                 "probability": probability,
                 "margin": prediction.margin,
                 "top": [{"label": name, "probability": share} for name, share in best],
-                "cached": prediction.cached,
             }
-        )
+        else:
+            record |= _target_record(prediction)
+        yield prefix + _to_json({**record, "cached": prediction.cached})
         prefix = ",\n"
     yield "\n], " + _to_json(tail())[1:] + "\n"
 

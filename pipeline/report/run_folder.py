@@ -15,11 +15,13 @@ from typing import Literal
 from pipeline.durable import check_writable, write_durably
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
-from pipeline.evaluation.result import COLUMN_NAMES, Comparison, Setting, without_nan
+from pipeline.evaluation.result import Comparison, Setting, without_nan
 from pipeline.evaluation.table import explain_views, markdown_table
+from pipeline.evaluation.tasks import TASKS
 from pipeline.models.bundle import save_bundle
 from pipeline.models.head_layers import why_not_exportable
 from pipeline.models.runs import MODELS_FOLDER, ROW_IDENTITY, SUFFIX
+from pipeline.spec import CLASSES
 from pipeline.text import file_name, printable
 
 Save = Literal["all", "best", "none"]
@@ -65,7 +67,7 @@ def _write_tables(comparison: Comparison, folder: Path, command: str | None) -> 
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     _write_text(folder / "results.json", f"{text}\n")
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMN_NAMES, lineterminator="\n")
+    writer = csv.DictWriter(file, comparison.results[0].columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(document["rows"])
     _write_text(folder / "results.csv", file.getvalue())
@@ -76,6 +78,7 @@ def _write_tables(comparison: Comparison, folder: Path, command: str | None) -> 
         recommendation=comparison.recommendation,
         table=markdown_table(comparison.results),
         run=comparison.run,
+        task=comparison.task,
         views=explain_views(comparison.results),
         is_trained=any(outcome.history for outcome in comparison.outcomes),
         command=command,
@@ -91,16 +94,19 @@ def _write_findings(
     from pipeline.report.html import report_html  # 0.5 s of matplotlib
     from pipeline.report.plots import write_confusion, write_curves
 
-    with tolerate("confusion.png", log.warning):
-        write_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
+    has_classes = comparison.task == CLASSES
+    if has_classes:
+        with tolerate("confusion.png", log.warning):
+            write_confusion(comparison.shown, comparison.classes, folder / "confusion.png")
     outcomes = (comparison.shown, *comparison.outcomes)
     trained = next((outcome for outcome in outcomes if outcome.history), None)
     if trained is not None:
         with tolerate("curves.png", log.warning):
             write_curves(trained, folder / "curves.png", smoothing=smoothing)
     if comparison.findings is not None:
-        with tolerate("suspects.csv", log.warning):
-            write_suspects(folder / "suspects.csv", comparison.findings)
+        if has_classes:
+            with tolerate("suspects.csv", log.warning):
+                write_suspects(folder / "suspects.csv", comparison.findings)
         _write_tables(comparison, folder, command)
     report = report_html(comparison, command=command, smoothing=smoothing)
     _write_text(folder / "report.html", report)
@@ -147,10 +153,14 @@ def _number_names(name: str) -> Iterator[str]:
 def _write_settings(comparison: Comparison, path: Path) -> None:
     """Write every setting of the search, with its validation results in the first fit."""
     identity = ("head", "input", "base", "layer", "fingerprint")
-    names = [field.name for field in fields(Setting)]
+    titles = names = [field.name for field in fields(Setting)]
+    if comparison.task != CLASSES:
+        names = [name for name in names if name != "validation_log_loss"]
+        measure = f"validation_{TASKS[comparison.task].measure}"
+        titles = [measure if name == "validation_accuracy" else name for name in names]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*identity, *names])
+        writer.writerow([*identity, *titles])
         for outcome in comparison.outcomes:
             row = outcome.result.row()
             for setting in outcome.settings:

@@ -13,7 +13,7 @@ from pipeline.durable import write_durably
 from pipeline.images.decode import UnreadableImage, decode, register_heic
 from pipeline.images.views import Augmentation, Pixels, draw_view
 from pipeline.models.image_predictions import Prediction
-from pipeline.spec import FULL_RANGE
+from pipeline.spec import FULL_RANGE, REGRESSION
 from pipeline.text import counted, printable
 
 MAX_PICTURES = 100  # a sheet of about 1,100 × 6,000 pixels: 10 MB
@@ -57,6 +57,11 @@ def write_contact_sheet(
         name = Path(os.fsdecode(prediction.path)).name
         lower = upper + PICTURE + 4
         _write_line(canvas, (left, lower), name, PICTURE, colour="dimgray")
+        if prediction.task == REGRESSION:
+            text = f"{prediction.classes[0]} {prediction.number:.6g}"
+            _write_line(canvas, (left, lower + LINE), text, PICTURE)
+            names += text + name
+            continue
         for rank, (label, probability) in enumerate(prediction.top(top), start=1):
             _write_class(canvas, (left, lower + rank * LINE), label, probability)
             names += label

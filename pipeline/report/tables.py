@@ -9,24 +9,26 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from pipeline.evaluation.result import Comparison, Outcome
-from pipeline.evaluation.table import IDENTITY, columns_of, explain_views
+from pipeline.evaluation.table import COLUMNS_OF, IDENTITY, columns_of, explain_views
 from pipeline.report.markup import selection_metric
 from pipeline.report.plots import confusion_size, draw_matrix, inline_svg
+from pipeline.spec import CLASSES
 
 MAX_IN_ORDER = 12  # classes in their order; of more, the worst come first
 MAX_CONFUSIONS = 12
 FIRST_CELL = ("head", "verdict")  # columns in the first cell of a row
-TEST = "test % (95 %)"
 
 
 def heads(comparison: Comparison) -> dict[str, Any]:
     """Tabulate all heads."""
     results = comparison.results
     columns = [each for each in columns_of(results) if each.title not in FIRST_CELL]
+    test = next(each.title for each in COLUMNS_OF[comparison.task] if "(95 %)" in each.title)
     return {
         "results": results,
-        "columns": sorted(columns, key=lambda each: each.title != TEST),  # a phone shows the first
-        "test": TEST,
+        "columns": sorted(columns, key=lambda each: each.title != test),  # a phone shows the first
+        "test": test,
+        "has_classes": comparison.task == CLASSES,
         "badge": "recommended" if comparison.recommends else "choice on validation",
         "has_spread": not all(math.isnan(result.test_spread) for result in results),
         "has_p_values": not all(math.isnan(result.p_holm) for result in results),
@@ -36,27 +38,28 @@ def heads(comparison: Comparison) -> dict[str, Any]:
 
 def layers(comparison: Comparison) -> dict[str, Any] | None:
     """Tabulate the selection metric by layer and head; None for a single layer."""
-    measure, field = selection_metric(comparison)
+    metric = selection_metric(comparison)
     results = [result for result in comparison.results if not result.status]
     columns = [column for column in columns_of(results) if column in IDENTITY]
     rows: dict[tuple[str, ...], dict[str, float]] = {}
     for result in results:
         heads = rows.setdefault(tuple(column.cell(result) for column in columns), {})
-        heads[result.head] = max(heads.get(result.head, 0), getattr(result, field))
+        value = metric.value(result)
+        heads[result.head] = metric.best(heads.get(result.head, value), value)
     if len(rows) < 2:
         return None
-    accuracy, layer, head = max(
-        (accuracy, layer, head) for layer, heads in rows.items() for head, accuracy in heads.items()
+    value, layer, head = metric.best(
+        (value, layer, head) for layer, heads in rows.items() for head, value in heads.items()
     )
     return {
-        "measure": measure,
-        "accuracy": accuracy,
+        "metric": metric,
+        "value": value,
         "layer": layer,
         "head": head,
         "titles": [column.title for column in columns],
         "rows": sorted(rows.items(), key=lambda row: [*map(_natural_key, row[0])]),
         "highest": {
-            name: max(each.get(name, 0) for each in rows.values())
+            name: metric.best(each[name] for each in rows.values() if name in each)
             for heads in rows.values()
             for name in heads
         },

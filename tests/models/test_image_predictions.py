@@ -113,7 +113,7 @@ def test_files_are_hashed_in_windows(
 
     def counted(root: Path, files: Any) -> Any:
         windows.append(len(files))
-        return hash_files(FolderSource(root), files)
+        return hash_files(root, files)
 
     monkeypatch.setattr(image_predictions, "hash_files", counted)
     list(ImagePredictions(Brightness(), [grey(f"{level}.png", level) for level in range(8)]))
