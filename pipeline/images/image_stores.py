@@ -118,7 +118,7 @@ def recorded_root(name: str | os.PathLike[str]) -> Path:
 
 def exists(root: str) -> bool:
     """Return whether the place of a set exists; that of an address is not looked up."""
-    return bool(as_url(root)) or any(Path(path).exists() for path in expand_files(root))
+    return bool(as_url(root)) or any(Path(path).exists() for path in (root, *expand_files(root)))
 
 
 def as_pattern(names: Sequence[str]) -> str:
@@ -202,7 +202,7 @@ def _in_folder(path: Path) -> tuple[str, FileStore, list[str]] | None:
         return None
     root = path.resolve()
     names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
-    shards = [name for name in names if name.lower().endswith(SUFFIXES)]
+    shards = _shards_among(names)
     return (os.fspath(root), FolderSource(root), shards) if is_shard_set(names) else None
 
 
@@ -224,8 +224,15 @@ def _in_storage(url: str) -> tuple[str, FileStore, list[str]]:
         raise UsageError(f"{printable(url)}: a manifest in a storage is not read: download it")
     store = StorageSource(url)
     paths = [os.fsdecode(path) for path in store.list()]
-    shards = sorted(path for path in paths if path.lower().endswith(SUFFIXES))
-    return url, store, shards if is_shard_set(paths) else []
+    return url, store, _shards_among(paths) if is_shard_set(paths) else []
+
+
+def _shards_among(paths: Sequence[str]) -> list[str]:
+    return sorted(
+        path
+        for path in paths
+        if path.lower().endswith(SUFFIXES) and not is_hidden(os.fsencode(path))
+    )
 
 
 def _set_name(root: str) -> str:

@@ -4,6 +4,7 @@ fsspec finds credentials and endpoints in the environment and its configuration;
 password is refused.
 """
 
+import io
 import os
 import re
 import time
@@ -17,6 +18,7 @@ from pipeline.text import printable
 
 SECONDS_BEFORE_RETRY = 0.5  # doubled each time
 MAX_SECONDS = 2.0  # the last one: four requests in all
+READ_AHEAD = 4 * 2**20  # bytes of an archive or table in one request
 KEPT_BYTES = 128 * 2**20
 EXACT = ("ETag", "etag", "md5Hash", "blob_id", "content_md5")  # of the content, by storage
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
@@ -145,8 +147,7 @@ class StorageSource(FileStore):
         return content
 
     def open(self, path: bytes) -> BinaryIO:
-        file: BinaryIO = self._retry(lambda: self._files.open(self._name(path), "rb"))
-        return file
+        return io.BufferedReader(_StoredFile(self, path), READ_AHEAD)
 
     def _name(self, path: bytes) -> str:
         return f"{self._folder}/{os.fsdecode(path)}"
@@ -175,6 +176,32 @@ class StorageSource(FileStore):
             f"address, credentials and network, and run the same command again; committed rows are "
             f"kept"
         )
+
+
+class _StoredFile(io.RawIOBase):
+    """A file in a storage; unlike fsspec's, it repeats failed requests as `StorageSource` does."""
+
+    def __init__(self, source: StorageSource, path: bytes) -> None:
+        self._source, self._path, self._position = source, path, 0
+        self._size = source.stat(path).size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._position))
+        content = self._source.read_range(self._path, self._position, size)[:size]
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
 
 def _stat(info: Mapping[str, Any]) -> FileStat:

@@ -203,7 +203,13 @@ class TableSource(ImageSource):
         is_struct = pa.types.is_struct(table.schema.field(column).type)
         self._rows.append(_Rows(table, column, is_struct=is_struct))
         label = _label_column(table, self._label_column) if self._with_labels else ""
-        self.class_names = _class_names(table.schema, label) or self.class_names
+        names = _class_names(table.schema, label)
+        if number and names != self.class_names:
+            raise BadDataError(
+                f"{printable(table.place)} names other classes than the files before it: expected "
+                f"the same in all"
+            )
+        self.class_names = names
         has_path = is_struct and "path" in [f.name for f in table.schema.field(column).type]
         # Parquet reads a part of the column; Arrow has no parts, but copies nothing
         columns = [label] if label else []
@@ -212,9 +218,9 @@ class TableSource(ImageSource):
         for first, batch in table.batches(columns, rows=SCANNED_ROWS):
             absent = [None] * batch.num_rows
             labels = batch.column(label).to_pylist() if label else absent
-            names = batch.column(column).field("path").to_pylist() if has_path else absent
-            for row, (value, name) in enumerate(zip(labels, names, strict=True), first):
-                ending = "-" + os.path.basename(name)[-MAX_NAME:] if name else ""  # noqa: PTH119
+            paths = batch.column(column).field("path").to_pylist() if has_path else absent
+            for row, (value, name) in enumerate(zip(labels, paths, strict=True), first):
+                ending = "-" + os.path.basename(str(name))[-MAX_NAME:] if name else ""  # noqa: PTH119
                 path = os.fsencode(f"{prefix}{row:07d}{ending}".replace("\0", ""))
                 self._places[path] = number, row
                 self.labels[path] = value

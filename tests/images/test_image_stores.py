@@ -24,7 +24,7 @@ from pipeline.images.config import LabelConfig
 from pipeline.images.hashes import hash_files
 from pipeline.images.image_stores import as_pattern
 from pipeline.images.scan import ImageSet, scan_folder
-from pipeline.images.sets import open_set, reopen_source
+from pipeline.images.sets import is_gone, open_set, reopen_source
 from pipeline.models.bundle import load_bundle
 from pipeline.models.parity import reference_images
 
@@ -243,6 +243,14 @@ def test_shards_have_splits_in_all_names_or_in_none(tmp_path: Path) -> None:
         open_set(tmp_path / "set")
     (tmp_path / "set/more-0.tar").unlink()
     assert {file.split for file in open_set(tmp_path / "set").files} == {1, 2}
+
+
+def test_folder_whose_name_is_like_a_pattern_is_a_folder(synthetic_classes: Path) -> None:
+    for name in ("[set]", "{a,b}", "a*"):
+        done = extract_features(synthetic_classes.rename(name), base="pixels", image_size=8)
+        synthetic_classes = Path(name)
+        assert reopen_source(done.table.document) is not None
+        assert not is_gone(done.table.document)
 
 
 def test_archive_beside_class_folders_is_ignored_as_before(synthetic_classes: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,24 @@ def test_cut_connection_is_repeated(memory: Memory, synthetic_set: Path) -> None
     memory.before_read = fail
     done = extract()
     assert (done.computed, done.skipped) == (72, ())
+
+
+def test_connection_lost_within_an_archive_or_table_is_one_line(
+    memory: Memory, synthetic_set: Path, tmp_path: Path
+) -> None:
+    def fail_after(limit: int, name: str) -> None:
+        if len(memory.reads) > limit:
+            raise RuntimeError("lost")
+
+    for layout in LAYOUTS:
+        moved = layout(synthetic_set, tmp_path / "moved")
+        memory.before_read = lambda name: None
+        memory.upload(moved.parent, "/bucket/sets")
+        for limit in (0, 1, 4):
+            memory.reads.clear()
+            memory.before_read = partial(fail_after, limit)
+            with pytest.raises(UnreachableError, match="RuntimeError: lost"):
+                extract(f"memory://bucket/sets/{moved.name}")
 
 
 def test_lost_connection_ends_the_run_and_keeps_committed_rows(
