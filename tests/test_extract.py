@@ -145,7 +145,7 @@ def test_each_image_size_and_resize_policy_has_its_own_file(synthetic_set: Path)
 
 def test_bases_are_listed_with_their_published_parameters() -> None:
     lines = run_command("extract", "--list-bases").stdout.splitlines()
-    assert len(lines) == 42
+    assert len(lines) == 45
     (vgg16,) = (line for line in lines if line.startswith("vgg16 "))
     assert vgg16.split() == ["vgg16", "150", "4×4×512", "14,714,688", "138,357,544"]
 
