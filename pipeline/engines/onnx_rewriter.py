@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.bases.config import AUTO, RUNTIMES, BaseConfig
+from pipeline.bases.config import RUNTIMES, BaseConfig
 from pipeline.bases.onnx_file import (
     FileLayer,
     ancestors,
@@ -37,7 +37,6 @@ from pipeline.engines.worker import (
     runtime_version,
     unpooled_layers,
 )
-from pipeline.errors import UsageError
 from pipeline.text import printable
 
 PREFIX = "base/"  # of the file's own names; those of layers contain no slash
@@ -53,10 +52,8 @@ def open_file(
 ) -> Engine:
     """Open the layer keys of a .onnx file, rewritten once; ``images`` are compared, else noise.
 
-    Raises UsageError for another engine than onnx, and the errors of `BaseConfig.file_layers`.
+    Raises the errors of `BaseConfig.file_layers`.
     """
-    if config.engine not in (AUTO, "onnx"):
-        raise UsageError(f"--engine {config.engine} cannot run {config.base}: leave --engine out")
     config.file_layers(unpooled_layers(layers))
     weights = config.description.sha256
     version = runtime_version(RUNTIMES["onnx"])
