@@ -258,5 +258,5 @@ def test_probe_of_the_sidecar_is_checked_at_every_open() -> None:
     assert BaseConfig(base="net.onnx").measured.default == "pool"
     Path("net.base.toml").write_text(text.replace("unit", "half"))
     os.utime(FILE, (0, 0))  # opened again
-    with pytest.raises(BadDataError, match="has other features than it expects"):
+    with pytest.raises(BadDataError, match="has other features than expected"):
         _ = BaseConfig(base="net.onnx").measured
