@@ -424,8 +424,8 @@ def _check_probe(
     distance = np.linalg.norm(received - expected) / np.linalg.norm(expected)
     if not distance <= PROBE_TOLERANCE:
         raise BadDataError(
-            f"{where} has other features than expected, by {distance:.1e} of their length: the file "
-            f"or a key such as mean-std is another than that of the probe"
+            f"{where} has other features than expected, by {distance:.1e} of their length: "
+            f"the file, or a key such as mean-std, is another than that of the probe"
         )
 
 
