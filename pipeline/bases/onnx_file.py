@@ -132,12 +132,10 @@ def load_checked(path: Path, *, with_data: bool = True) -> Any:
         raise BadDataError("it is not an ONNX file, or contains no network")
     for tensor in _tensors(model):
         _check_tensor(tensor, path.parent)
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = constants_of(model.graph)
     inlined = {(each.domain, each.name) for each in model.functions}
     for graph in (model.graph, *model.functions):
         for node in _nodes(graph):
-            if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-                constants[node.output[0]] = node.attribute[0].t
             if (node.domain, node.op_type) not in inlined:
                 _check_node(node, constants)
     try:
@@ -150,6 +148,15 @@ def load_checked(path: Path, *, with_data: bool = True) -> Any:
     if with_data:
         onnx.load_external_data_for_model(model, os.fspath(path.parent))
     return model
+
+
+def constants_of(graph: Any) -> dict[str, Any]:
+    """Return the weights and other constants of a graph by name."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in (each for each in _nodes(graph) if each.op_type == "Constant"):
+        if node.attribute and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    return constants
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -442,7 +449,7 @@ def _dependents(graph: Any, name: str) -> set[str]:
     """Return the tensors whose values depend on the input; shapes do not."""
     varying = {name}
     for node in graph.node:
-        if varying.intersection(_inputs(node)) and node.op_type not in ("Shape", "Size"):
+        if varying.intersection(inputs_of(node)) and node.op_type not in ("Shape", "Size"):
             varying.update(filter(None, node.output))
     return varying - {name}
 
@@ -484,16 +491,16 @@ def ancestors(graph: Any, tensors: Sequence[str]) -> set[str]:
     found, open_ends = set(tensors), list(tensors)
     while open_ends:
         node = producers.get(open_ends.pop())
-        new = set(_inputs(node) if node else ()) - found
+        new = set(inputs_of(node) if node else ()) - found
         found |= new
         open_ends += new
     return found
 
 
-def _inputs(node: Any) -> list[str]:
+def inputs_of(node: Any) -> list[str]:
     """Return the tensors that a node reads, also in its branches."""
     branches = (graph for each in node.attribute for graph in (each.g, *each.graphs))
-    inner = [name for graph in branches for each in graph.node for name in _inputs(each)]
+    inner = [name for graph in branches for each in graph.node for name in inputs_of(each)]
     return [*filter(None, node.input), *inner]
 
 
@@ -514,7 +521,7 @@ def _bottlenecks(graph: Any, outputs: Sequence[str], name: str, varying: set[str
         raise BadDataError("its output does not depend on its input")
     needed = max((ancestors(graph, [end]) & {*varying, name} for end in ends), key=len)
     nodes = [node for node in graph.node if needed & set(node.output)]
-    last_use = {each: index for index, node in enumerate(nodes) for each in _inputs(node)}
+    last_use = {each: index for index, node in enumerate(nodes) for each in inputs_of(node)}
     found, reach = [], last_use.get(name, 0)
     for index, node in enumerate(nodes):
         results = [each for each in node.output if each in needed]
