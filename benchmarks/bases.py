@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     rows = [_accuracy(arguments.data, config) for config in configs]
     speeds = _speeds(arguments.data, configs, arguments.rounds)
-    rows = [row | speed for row, speed in zip(rows, speeds, strict=True)]
+    rows = [{**row, **speed} for row, speed in zip(rows, speeds, strict=True)]
     if arguments.json:
         print_json(rows)
         return
@@ -78,7 +78,7 @@ def _speeds(data: Path, configs: Sequence[ExtractConfig], rounds: int) -> list[d
 
     folder = scan_folder(data)
     paths = folder.paths[:: max(1, len(folder.paths) // SAMPLE)][:SAMPLE]
-    contents = [(folder.root / os.fsdecode(path)).read_bytes() for path in paths]
+    contents = [Path(folder.root, os.fsdecode(path)).read_bytes() for path in paths]
     sides = []
     for number, config in enumerate(configs):
         images = np.stack([decode(each, image_size=config.size) for each in contents])

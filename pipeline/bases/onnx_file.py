@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import errors
-from pipeline.bases.file_base import FileDescription, read_sidecar, rescale_of
+from pipeline.bases.file_base import FileDescription, read_sidecar
+from pipeline.bases.probe import check_probe, probe_name, probe_values
 from pipeline.errors import BadDataError, PipelineError
-from pipeline.images.decode import UnreadableImage, decode
 from pipeline.text import printable
 
 MAX_BYTES = 2**33  # of the file with its data files; the largest of keras.applications has 1.4 GB
@@ -32,7 +32,6 @@ MEMORY = (
 )  # bytes beside five copies of the weights; every tensor of VGG16 at 224 needs 0.2
 SPLIT_BYTES = 2**31 - 2**24  # a protobuf message has at most 2 GiB
 SECONDS = 300
-PROBE_TOLERANCE = 1e-3  # relative, L2: other runtimes differ by 1e-5, other preprocessing by 1e-1
 MAX_EXTRA_TOKENS = 16  # class and register tokens; DINOv2 has up to 5
 # Results would differ between runs, or depend on earlier images
 RANDOM_OPERATORS = {
@@ -332,7 +331,7 @@ def save_model(model: Any, folder: Path, name: str = "model.onnx") -> Path:
 
 
 def prepared(
-    images: npt.NDArray[np.uint8], layout: str, kind: str, scale: Any = 1.0, offset: Any = 0.0
+    images: npt.NDArray[Any], layout: str, kind: str, scale: Any = 1.0, offset: Any = 0.0
 ) -> npt.NDArray[Any]:
     """Preprocess with NumPy: (B, S, S, 3) uint8 -> the input of a file, of ``kind``."""
     types = {"tensor(float)": "f4", "tensor(float16)": "f2", "tensor(double)": "f8"}
@@ -400,22 +399,12 @@ def _check_probe(
     if (probe := sidecar.get("probe")) is None:
         return
     (entry,) = session.get_inputs()
-    where = f"the probe of {path.with_suffix('.base.toml').name}"
     layer = layers.get(probe.get("layer", default.name))
     size = sidecar.get("image-size", entry.shape[2])
-    if layer is None or not isinstance(size, int) or "mean-std" not in sidecar:
-        raise BadDataError(f"{where} needs mean-std, image-size, and a layer that the file has")
-    file = path.parent / probe["image"]
-    if file.is_symlink() or not file.is_file():
-        raise BadDataError(f"{where}: {probe['image']} is missing or a link")
-    try:
-        pixels = decode(file.read_bytes(), image_size=size, resize=sidecar.get("resize", "squash"))
-    except UnreadableImage as error:
-        raise BadDataError(f"{where}: {probe['image']}: {error}") from error
-    rescale = rescale_of(sidecar["mean-std"], sidecar.get("channels", "rgb"))
-    values = np.repeat(pixels[np.newaxis], batch, axis=0)  # (B, S, S, 3)
-    values = values[..., ::-1] if rescale.bgr else values
-    feed = prepared(values, layout, entry.type, rescale.scale, rescale.offset)
+    if layer is None or not isinstance(size, int):
+        raise BadDataError(f"{probe_name(path)} needs image-size, and a layer that the file has")
+    values = np.repeat(probe_values(path, size), batch, axis=0)  # (B, S, S, 3)
+    feed = prepared(values, layout, entry.type)
     received = session.run([layer.tensor], {entry.name: feed})[0][0].astype(np.float64)
     if layer.form == "tokens" and sidecar.get("tokens", "cls") == "cls":
         received = received[0]
@@ -423,17 +412,7 @@ def _check_probe(
         received = received[-(patch_grid(len(received), size) ** 2) :].mean(axis=0)
     elif layer.form != "vector":
         received = received.mean(axis=(1, 2) if layer.form == "nchw" else (0, 1))
-    expected = np.asarray(probe["expected"], np.float64)
-    if received.shape != expected.shape:
-        raise BadDataError(
-            f"{where} expects {len(expected):,} features; {layer.name} has {len(received):,}"
-        )
-    distance = np.linalg.norm(received - expected) / np.linalg.norm(expected)
-    if not distance <= PROBE_TOLERANCE:
-        raise BadDataError(
-            f"{where} has other features than expected, by {distance:.1e} of their length: "
-            f"the file, or a key such as mean-std, is another than that of the probe"
-        )
+    check_probe(path, layer.name, received)
 
 
 FLOAT_KINDS = ("tensor(float)", "tensor(float16)", "tensor(double)")
