@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     rows = [_accuracy(arguments.data, config) for config in configs]
     speeds = _speeds(arguments.data, configs, arguments.rounds)
-    rows = [row | speed for row, speed in zip(rows, speeds, strict=True)]
+    rows = [{**row, **speed} for row, speed in zip(rows, speeds, strict=True)]
     if arguments.json:
         print_json(rows)
         return

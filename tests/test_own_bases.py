@@ -70,20 +70,20 @@ def test_lenet_is_extracted_classified_and_predicts_until_its_file_changes(
     assert "--mean-std is missing" in assert_one_line(run_command(*arguments, check=2))
     Path("lenet.base.toml").write_text('mean-std = "none"\n')
     done = json.loads(run_command(*arguments, "--json").stdout)
-    assert done["layers"] == {"average_pooling2d_1": [72, 5, 5, 16]} or len(done["layers"]) == 1
+    assert list(done["layers"].values()) == [[72, 5, 5, 16]]
     assert Path(done["cache"]).name.startswith("synthetic-lenet-")
     assert json.loads(run_command(*arguments, "--json").stdout)["computed"] == 0
     run_command("classify", "--heads", "logistic", "--no-audit")
     (model,) = Path("results").glob("*/models/logistic.skops")
-    photos = copytree(synthetic_set / "test" / "plain", Path("photos"))
-    (photos / "new.png").write_bytes((photos / "000.png").read_bytes() + b" ")
-    assert "13 images" in run_command("predict", photos, "--model", model).stderr
+    photos = Path("photos")
+    photos.mkdir()
+    image = (synthetic_set / "test" / "plain" / "000.png").read_bytes()
+    (photos / "new.png").write_bytes(image + b" ")  # not in the cache
+    assert "1 image (all computed)" in run_command("predict", photos, "--model", model).stderr
     Path("lenet.keras").rename("moved.keras")
-    (photos / "newer.png").write_bytes((photos / "000.png").read_bytes() + b"  ")
     line = assert_one_line(run_command("predict", photos, "--model", model, check=66))
     assert "pass their new path with --weights FILE" in line
-    moved = run_command("predict", photos, "--model", model, "--weights", "moved.keras")
-    assert "14 images" in moved.stderr
+    run_command("predict", photos, "--model", model, "--weights", "moved.keras")
     save("lenet")  # other random weights
     line = assert_one_line(run_command("predict", photos, "--model", model, check=65))
     assert "trained on lenet with weights" in line

@@ -245,10 +245,12 @@ class BaseConfig(Config):
             raise UsageError(f"--preprocessing is for named bases; use --mean-std with {file}")
         if self.weights != IMAGENET:
             raise UsageError(f"--weights is for named bases: {file} contains its weights")
+        if self.onnx_file and self.engine not in (AUTO, "onnx"):
+            raise UsageError(f"--engine {self.engine} cannot run {file}: leave --engine out")
         fixed = describe(file).image_size
         if fixed and self.size != fixed:
             raise UsageError(
-                f"{file} takes images of {fixed} pixels; received an image size of {self.size}"
+                f"{file} takes images of {fixed} pixels; received --image-size {self.size}"
             )
 
 

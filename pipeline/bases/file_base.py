@@ -145,6 +145,14 @@ def read_sidecar(path: Path) -> Mapping[str, Any]:
             canonical_mean_std(values["mean-std"])
     except ValueError as error:
         raise BadDataError(f"{name}: {error}") from error
+    if (probe := values.get("probe")) is not None:
+        image, expected = probe.get("image"), probe.get("expected")
+        is_valid = probe.keys() <= {"image", "layer", "expected"} and isinstance(image, str)
+        numbers = expected if isinstance(expected, list) else []
+        if not (is_valid and numbers and all(type(each) in (int, float) for each in numbers)):
+            raise BadDataError(f"{name}: probe needs an image, expected = [numbers], and a layer")
+        if not image or set(image) & set("/\\:\0") or image in (".", ".."):
+            raise BadDataError(f"{name}: the image of the probe is not a plain file name beside it")
     if values.get("image-size", 1) < 1:
         raise BadDataError(f"{name}: image-size is from 1; received {values['image-size']}")
     return values

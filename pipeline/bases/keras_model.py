@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline.bases.file_base import read_sidecar
 from pipeline.bases.keras_file import Contents, flat_name, read_contents
+from pipeline.bases.probe import check_probe, probe_name, probe_values
 from pipeline.errors import BadDataError
 from pipeline.keras_backend import keras
 from pipeline.text import printable
@@ -26,6 +30,8 @@ def load_file_base(path: Path, image_size: int) -> Any:
         _check_size(contents)
         model = keras.models.load_model(path, compile=False, safe_mode=True)
         base = _flatten(model, contents, image_size)
+        if "probe" in read_sidecar(path):
+            _check_probe(base, path, image_size)
     except BadDataError as error:
         raise BadDataError(f"--base {printable(path)} is refused: {error}") from error
     except Exception as error:  # of any type: it depends on the layer
@@ -46,6 +52,16 @@ def _check_size(contents: Contents) -> None:
         raise BadDataError(
             f"its layers have {declared:,} weights; the file contains {contents.parameters:,}"
         )
+
+
+def _check_probe(base: Any, path: Path, image_size: int) -> None:
+    """Raise BadDataError unless the sidecar's probe image has the features that it states."""
+    layer = read_sidecar(path)["probe"].get("layer", base.layers[-1].name)
+    if layer not in [each.name for each in base.layers]:
+        raise BadDataError(f"{probe_name(path)} needs a layer that the file has: {layer}")
+    maps = keras.Model(base.input, base.get_layer(layer).output)
+    values = np.asarray(maps(probe_values(path, image_size)), np.float64)[0]
+    check_probe(path, layer, values.mean(axis=(0, 1)) if values.ndim == 3 else values)
 
 
 def _flatten(model: Any, contents: Contents, image_size: int) -> Any:

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import errors
-from pipeline.bases.file_base import FileDescription
+from pipeline.bases.file_base import FileDescription, read_sidecar
+from pipeline.bases.probe import check_probe, probe_name, probe_values
 from pipeline.errors import BadDataError, PipelineError
 from pipeline.text import printable
 
@@ -130,6 +131,12 @@ def load_checked(path: Path, *, with_data: bool = True) -> Any:
         raise BadDataError("it is not an ONNX file, or contains no network")
     for tensor in _tensors(model):
         _check_tensor(tensor, path.parent)
+    constants = constants_of(model.graph)
+    inlined = {(each.domain, each.name) for each in model.functions}
+    for graph in (model.graph, *model.functions):
+        for node in _nodes(graph):
+            if (node.domain, node.op_type) not in inlined:
+                _check_node(node, constants)
     try:
         onnx.checker.check_model(path)
         if model.functions:
@@ -137,12 +144,18 @@ def load_checked(path: Path, *, with_data: bool = True) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BadDataError(f"it is not valid ONNX: {reason[:200]}") from error
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in _nodes(model.graph):
-        _check_node(node, constants)
     if with_data:
         onnx.load_external_data_for_model(model, os.fspath(path.parent))
     return model
+
+
+def constants_of(graph: Any) -> dict[str, Any]:
+    """Return the weights and other constants of a graph by name."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in (each for each in _nodes(graph) if each.op_type == "Constant"):
+        if node.attribute and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    return constants
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -318,7 +331,7 @@ def save_model(model: Any, folder: Path, name: str = "model.onnx") -> Path:
 
 
 def prepared(
-    images: npt.NDArray[np.uint8], layout: str, kind: str, scale: Any = 1.0, offset: Any = 0.0
+    images: npt.NDArray[Any], layout: str, kind: str, scale: Any = 1.0, offset: Any = 0.0
 ) -> npt.NDArray[Any]:
     """Preprocess with NumPy: (B, S, S, 3) uint8 -> the input of a file, of ``kind``."""
     types = {"tensor(float)": "f4", "tensor(float16)": "f2", "tensor(double)": "f8"}
@@ -358,14 +371,48 @@ def _measure(path: Path, image_size: int, layout: str) -> dict[str, Any]:
         raise BadDataError("none of its tensors is a map, a list of tokens or a vector per image")
     default = (maps or found)[-1]
     if not batch:
+        batch = 1
         with contextlib.suppress(Exception):  # of any type: it takes one image at a time
             (pair,) = session.run([default.tensor], {entry.name: np.concatenate([feed, feed])})
             batch = 0 if _is_pair_of(pair, arrays[default.tensor]) else 1
+    _check_probe(path, session, layers, default, layout, batch or 1)
     return {
         "layers": [e._asdict() for e in layers.values()],
         "default": default.name,
         "batch": batch,
     }
+
+
+def _check_probe(
+    path: Path,
+    session: Any,
+    layers: Mapping[str, FileLayer],
+    default: FileLayer,
+    layout: str,
+    batch: int,
+) -> None:
+    """Raise BadDataError unless the sidecar's probe image has the features that it states.
+
+    Maps and patches are averaged, as with ``--pooling avg``.
+    """
+    sidecar = read_sidecar(path)
+    if (probe := sidecar.get("probe")) is None:
+        return
+    (entry,) = session.get_inputs()
+    layer = layers.get(probe.get("layer", default.name))
+    size = sidecar.get("image-size", entry.shape[2])
+    if layer is None or not isinstance(size, int):
+        raise BadDataError(f"{probe_name(path)} needs image-size, and a layer that the file has")
+    values = np.repeat(probe_values(path, size), batch, axis=0)  # (B, S, S, 3)
+    feed = prepared(values, layout, entry.type)
+    received = session.run([layer.tensor], {entry.name: feed})[0][0].astype(np.float64)
+    if layer.form == "tokens" and sidecar.get("tokens", "cls") == "cls":
+        received = received[0]
+    elif layer.form == "tokens":
+        received = received[-(patch_grid(len(received), size) ** 2) :].mean(axis=0)
+    elif layer.form != "vector":
+        received = received.mean(axis=(1, 2) if layer.form == "nchw" else (0, 1))
+    check_probe(path, layer.name, received)
 
 
 FLOAT_KINDS = ("tensor(float)", "tensor(float16)", "tensor(double)")
@@ -381,7 +428,7 @@ def _dependents(graph: Any, name: str) -> set[str]:
     """Return the tensors whose values depend on the input; shapes do not."""
     varying = {name}
     for node in graph.node:
-        if varying.intersection(_inputs(node)) and node.op_type not in ("Shape", "Size"):
+        if varying.intersection(inputs_of(node)) and node.op_type not in ("Shape", "Size"):
             varying.update(filter(None, node.output))
     return varying - {name}
 
@@ -423,16 +470,16 @@ def ancestors(graph: Any, tensors: Sequence[str]) -> set[str]:
     found, open_ends = set(tensors), list(tensors)
     while open_ends:
         node = producers.get(open_ends.pop())
-        new = set(_inputs(node) if node else ()) - found
+        new = set(inputs_of(node) if node else ()) - found
         found |= new
         open_ends += new
     return found
 
 
-def _inputs(node: Any) -> list[str]:
+def inputs_of(node: Any) -> list[str]:
     """Return the tensors that a node reads, also in its branches."""
     branches = (graph for each in node.attribute for graph in (each.g, *each.graphs))
-    inner = [name for graph in branches for each in graph.node for name in _inputs(each)]
+    inner = [name for graph in branches for each in graph.node for name in inputs_of(each)]
     return [*filter(None, node.input), *inner]
 
 
@@ -453,7 +500,7 @@ def _bottlenecks(graph: Any, outputs: Sequence[str], name: str, varying: set[str
         raise BadDataError("its output does not depend on its input")
     needed = max((ancestors(graph, [end]) & {*varying, name} for end in ends), key=len)
     nodes = [node for node in graph.node if needed & set(node.output)]
-    last_use = {each: index for index, node in enumerate(nodes) for each in _inputs(node)}
+    last_use = {each: index for index, node in enumerate(nodes) for each in inputs_of(node)}
     found, reach = [], last_use.get(name, 0)
     for index, node in enumerate(nodes):
         results = [each for each in node.output if each in needed]

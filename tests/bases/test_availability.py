@@ -35,7 +35,8 @@ def test_source_of_weights_is_that_which_extract_would_use(offline: Path) -> Non
     assert "--weights FILE" in sources["resnet50"]
     Path("weights").mkdir()
     Path("weights/efficientnet_lite0-imagenet.h5").touch()
-    (offline / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5").touch()
+    file = offline / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    file.touch()
     sources = weights_sources(Path("weights"))
     assert sources["efficientnet_lite0"] == "weights/efficientnet_lite0-imagenet.h5"
     assert sources["vgg16"].endswith(

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.bases.build import build_base, list_layers
 from pipeline.bases.config import BaseConfig
@@ -215,3 +216,22 @@ def test_foreign_and_truncated_files_are_one_line(saved: Path) -> None:
         saved.write_bytes(wrong)
         with pytest.raises(BadDataError, match="not a model that Keras 3 saved"):
             find_base(str(saved))
+
+
+def test_probe_of_the_sidecar_is_checked(saved: Path) -> None:
+    pixels = np.full((16, 16, 3), 200, np.uint8)
+    Image.fromarray(pixels).save("probe.png")
+    base, _ = build_base(config())
+    features = np.asarray(base(pixels[np.newaxis] / np.float32(255)))[0].mean(axis=(0, 1))
+    text = 'mean-std = "{}"\n[probe]\nimage = "probe.png"\nexpected = {}\n'
+    Path("net.base.toml").write_text(text.format("unit", features.tolist()))
+    build_base(config())
+    Path("net.base.toml").write_text(text.format("half", features.tolist()))
+    with pytest.raises(BadDataError, match=r"probe of net\.base\.toml has other features"):
+        build_base(config())
+    Path("net.base.toml").write_text(text.format("unit", [1.0, 2.0]))
+    with pytest.raises(BadDataError, match="expects 2 features"):
+        build_base(config())
+    Path("probe.png").unlink()
+    with pytest.raises(BadDataError, match=r"probe\.png is missing"):
+        build_base(config())
