@@ -32,7 +32,9 @@ def probe_values(path: Path, image_size: int) -> npt.NDArray[np.float32]:
         raise BadDataError(f"{where}: {name}: {error}") from error
     rescale = rescale_of(sidecar["mean-std"], sidecar.get("channels", "rgb"))
     ordered = pixels[..., ::-1] if rescale.bgr else pixels
-    return (ordered * np.float32(rescale.scale) + np.float32(rescale.offset))[np.newaxis]
+    scale, offset = np.array(rescale.scale, np.float32), np.array(rescale.offset, np.float32)
+    scaled: npt.NDArray[np.float32] = (ordered * scale + offset)[np.newaxis]
+    return scaled
 
 
 def check_probe(path: Path, layer: str, received: npt.NDArray[Any]) -> None:
