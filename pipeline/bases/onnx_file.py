@@ -89,7 +89,7 @@ KNOWN: dict[str, dict[str, Any]] = {}  # request -> answer, also for processes t
 
 
 def _in_other_process(path: Path, job: str, **details: Any) -> dict[str, Any]:
-    request = json.dumps({"job": job, "path": os.fspath(path.resolve()), **details})
+    request = json.dumps({"job": job, "path": os.fspath(path.absolute()), **details})
     if request in KNOWN:
         return KNOWN[request]
     package_parent = str(Path(errors.__file__).parents[1])
@@ -299,9 +299,9 @@ def _digest(path: Path, model: Any) -> str:
     for file in _files(path, model):
         with file.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _files(path: Path, model: Any) -> list[Path]:
@@ -564,7 +564,9 @@ def _limit_memory(files: Sequence[Path]) -> None:
         import resource
 
         limit = MEMORY + 5 * min(sum(file.stat().st_size for file in files), MAX_BYTES)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        is_lower = hard not in (resource.RLIM_INFINITY, -1) and hard < limit
+        resource.setrlimit(resource.RLIMIT_AS, (hard if is_lower else limit, hard))
 
 
 JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {"describe": _describe, "measure": _measure}
