@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from onnx_files import CHANNELS, SIZE, conv_nodes, token_nodes, write_onnx_file
 from PIL import Image
 
 from pipeline.bases.config import BaseConfig
-from pipeline.bases.file_base import read_sidecar
+from pipeline.bases.file_base import SIDECAR_KINDS, read_sidecar
 from pipeline.bases.onnx_file import load_checked
 from pipeline.errors import BadDataError, UsageError
 
@@ -206,6 +207,13 @@ def test_wrong_options_are_usage_errors(
 ) -> None:
     with pytest.raises(UsageError, match=reason):
         _ = BaseConfig(**({"base": shared_file} | options)).file_options
+
+
+def test_sidecar_of_the_page_is_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ONNX.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    Path("net.base.toml").write_text(text)
+    assert read_sidecar(FILE).keys() == SIDECAR_KINDS.keys() - {"layout", "tokens"}
 
 
 @pytest.mark.parametrize(

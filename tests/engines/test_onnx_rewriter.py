@@ -193,7 +193,7 @@ class TorchNets:
 
             def forward(self, images: Any) -> Any:
                 tokens = self.patches(images).flatten(2).transpose(1, 2)
-                tokens = torch.cat([self.first.expand(len(images), -1, -1), tokens], 1)
+                tokens = torch.cat([self.first.expand(images.shape[0], -1, -1), tokens], 1)
                 return self.layers(tokens + self.positions)[:, 0]
 
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10)]
@@ -205,7 +205,7 @@ class TorchNets:
             "alexnet": [
                 nn.Conv2d(3, 16, 11, 4, 2), nn.ReLU(), nn.LocalResponseNorm(5),
                 nn.MaxPool2d(3, 2), nn.Conv2d(16, 32, 5, padding=2, groups=2), nn.ReLU(),
-                nn.AdaptiveAvgPool2d((3, 3)), nn.Flatten(), nn.Dropout(), nn.LazyLinear(10),
+                nn.MaxPool2d(3, 2), nn.Flatten(), nn.Dropout(), nn.LazyLinear(10),
             ],
             "googlenet": [*block(3, 16, 2), Branches(16), Branches(24), *head],
             "efficientnet": [*block(3, 16, 2), *block(16, 16, 1, 16), Squeeze(16), *head],
