@@ -88,7 +88,7 @@ KNOWN: dict[str, dict[str, Any]] = {}  # request -> answer, also for processes t
 
 
 def _in_other_process(path: Path, job: str, **details: Any) -> dict[str, Any]:
-    request = json.dumps({"job": job, "path": os.fspath(path.resolve()), **details})
+    request = json.dumps({"job": job, "path": os.fspath(path.absolute()), **details})
     if request in KNOWN:
         return KNOWN[request]
     package_parent = str(Path(errors.__file__).parents[1])
@@ -294,12 +294,19 @@ def _layout(sides: Sequence[int], name: str, graph: Any) -> str:
 
 def _digest(path: Path, model: Any) -> str:
     """Return the SHA-256 of the file; with data files, that of all their digests."""
-    names = {info["location"] for tensor in _tensors(model) if (info := _external(tensor))}
     digests = []
-    for file in (path, *(path.parent / name for name in sorted(names))):
+    for file in _files(path, model):
         with file.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return hashlib.sha256("".join(digests).encode()).hexdigest() if names else digests[0]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _files(path: Path, model: Any) -> list[Path]:
+    """Return the file of a model and its data files, if these are not loaded yet."""
+    names = {info["location"] for tensor in _tensors(model) if (info := _external(tensor))}
+    return [path, *(path.parent / name for name in sorted(names))]
 
 
 def open_plain(model: Any, tensors: Sequence[str]) -> Any:
@@ -341,7 +348,11 @@ def prepared(
 
 
 def _measure(path: Path, image_size: int, layout: str) -> dict[str, Any]:
-    graph = (model := load_checked(path)).graph
+    import onnx
+
+    graph = (model := load_checked(path, with_data=False)).graph
+    _limit_memory(_files(path, model))
+    onnx.load_external_data_for_model(model, os.fspath(path.parent))
     name = (image := input_of(graph)).name
     batch = image.type.tensor_type.shape.dim[0].dim_value
     outputs = [each.name for each in graph.output]
@@ -415,6 +426,7 @@ def _check_probe(
     check_probe(path, layer.name, received)
 
 
+OUT_OF_MEMORY = ("bad_alloc", "BFCArena", "Failed to allocate", "would require more than")
 FLOAT_KINDS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 
@@ -525,6 +537,17 @@ def _safe_name(tensor: str, taken: Mapping[str, Any]) -> str:
     return name
 
 
+def _limit_memory(files: Sequence[Path]) -> None:
+    """Limit this process to `MEMORY` and five copies of the weights in files."""
+    with contextlib.suppress(ImportError):  # Windows has no limits
+        import resource
+
+        limit = MEMORY + 5 * min(sum(file.stat().st_size for file in files), MAX_BYTES)
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        is_lower = hard not in (resource.RLIM_INFINITY, -1) and hard < limit
+        resource.setrlimit(resource.RLIMIT_AS, (hard if is_lower else limit, hard))
+
+
 JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {"describe": _describe, "measure": _measure}
 
 
@@ -534,23 +557,20 @@ def _main() -> None:
     del request["version"]
     answer_stream = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints is not the answer
-    with contextlib.suppress(ImportError):  # Windows has no limits
-        import resource
-
-        files = [path.stat().st_size, *(each.stat().st_size for each in path.parent.glob("*.data"))]
-        limit = MEMORY + 5 * min(sum(files), MAX_BYTES)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _limit_memory([path])
+    too_large = f"it needs more than {MEMORY / 2**30:.0f} GiB for one image"
     try:
         answer = job(path, **request)
     except PipelineError as error:
         answer = {"refused": str(error)}
     except MemoryError:
-        answer = {"refused": f"it needs more than {MEMORY / 2**30:.0f} GiB for one image"}
+        answer = {"refused": too_large}
     except Exception as error:  # ONNX Runtime's share no base class
-        reason = " ".join(str(error).split())[:200]
-        if "bad_alloc" in reason or "Failed to allocate" in reason:
-            reason = f"it needs more than {MEMORY / 2**30:.0f} GiB for one image"
-        answer = {"refused": f"ONNX Runtime cannot run it: {reason}"}
+        reason = " ".join(str(error).split())
+        if any(text in reason for text in OUT_OF_MEMORY):
+            answer = {"refused": too_large}
+        else:
+            answer = {"refused": f"ONNX Runtime cannot run it: {reason[:200]}"}
     os.write(answer_stream, json.dumps(answer).encode())
 
 
