@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import BadDataError
-from pipeline.images.decode import MAX_FILE, UnreadableImage, decode
+from pipeline.images.decode import UnreadableImage, decode
 from pipeline.images.scan import scan_folder
+from pipeline.images.source import MAX_FILE
 from pipeline.text import counted, printable
 
 MIN_IMAGES = 32  # one batch of the book's loop
@@ -61,7 +62,7 @@ def _different_images(data: Path) -> Iterator[tuple[Path, str]]:
     images = scan_folder(data)
     seen: set[bytes] = set()
     for number in np.random.default_rng(0).permutation(len(images.files)):
-        path = images.root / os.fsdecode(images.files[number].path)
+        path = Path(images.root) / os.fsdecode(images.files[number].path)
         try:
             if path.stat().st_size > MAX_FILE:
                 continue

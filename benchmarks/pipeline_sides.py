@@ -63,11 +63,11 @@ class EngineAlone:
 def open_decoding(*, folder: str, image_size: int) -> Callable[[], dict[str, float]]:
     """Return a function that reads and decodes every image of a folder, as extract does."""
     files = scan_folder(Path(folder))
-    digests, _ = hash_files(files.root, files.paths)
+    digests, _ = hash_files(files.source, files.paths)
 
     def measure() -> dict[str, float]:
         started = time.perf_counter()
-        images = read_images(files.root, digests, image_size=image_size, resize="squash")
+        images = read_images(files.source, digests, image_size=image_size, resize="squash")
         with closing(images):
             for _ in images:
                 pass

@@ -41,7 +41,8 @@ from pipeline.heads.calibration import fit_temperature
 from pipeline.heads.dense import build_dense
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, ImageFolder, Skipped, scan_folder
+from pipeline.images.scan import NO_SPLIT, ImageSet, Skipped, scan_folder
+from pipeline.images.source import ImageSource
 from pipeline.images.views import Augmentation, draw_view
 from pipeline.keras_backend import keras, tf
 from pipeline.text import printable
@@ -100,9 +101,9 @@ def train_reference(
     """Train a head, or also the last layers, on a whole base; or a convnet without a base."""
     images, extract = scan_folder(data), config.extract
     index_folder = extract.cache_dir / "hashes"
-    digests, unreadable = hash_files(images.root, images.paths, index_folder=index_folder)
+    digests, unreadable = hash_files(images.source, images.paths, index_folder=index_folder)
     with scratch_images(
-        images.root,
+        images.source,
         digests,
         image_size=extract.size,
         resize=extract.resize,
@@ -138,7 +139,7 @@ def train_reference(
     )
 
 
-def _columns_of(images: ImageFolder, digests: Mapping[bytes, bytes]) -> Columns:
+def _columns_of(images: ImageSet, digests: Mapping[bytes, bytes]) -> Columns:
     """Return a row for each readable image; ``digests`` are path -> SHA-256."""
     files = [file for file in images.files if file.path in digests]
     return make_columns(
@@ -152,7 +153,12 @@ def _columns_of(images: ImageFolder, digests: Mapping[bytes, bytes]) -> Columns:
 
 @contextlib.contextmanager
 def scratch_images(
-    root: Path, digests: Mapping[bytes, bytes], *, image_size: int, resize: str, folder: Path
+    source: ImageSource,
+    digests: Mapping[bytes, bytes],
+    *,
+    image_size: int,
+    resize: str,
+    folder: Path,
 ) -> Iterator[tuple[Array, list[bytes], list[Skipped]]]:
     """Decode images once into a `scratch_array` of (N, S, S, 3) uint8.
 
@@ -162,7 +168,7 @@ def scratch_images(
     skipped: list[Skipped] = []
 
     def decoded() -> Iterator[Array]:
-        images = read_images(root, digests, image_size=image_size, resize=resize)
+        images = read_images(source, digests, image_size=image_size, resize=resize)
         with contextlib.closing(images):
             for path, pixels in images:
                 if isinstance(pixels, Skipped):
@@ -177,7 +183,7 @@ def scratch_images(
 
 
 def _describe(
-    config: ReferenceConfig, images: ImageFolder, trial_plan: TrialPlan
+    config: ReferenceConfig, images: ImageSet, trial_plan: TrialPlan
 ) -> tuple[Result, dict[str, Any]]:
     """Return the row of the table without scores, and the source of images for results.json.
 
@@ -191,7 +197,7 @@ def _describe(
         features = feature_spec(extract)
         spec, fingerprint = asdict(features), features.fingerprint
         base, layer = features.base, extract.network.last_layer
-    path = printable(images.root.as_posix())
+    path = printable(images.root)
     row = Result(
         head="",
         input="flat",

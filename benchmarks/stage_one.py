@@ -165,8 +165,8 @@ def _suitable_count(operations: int) -> int:
 def _write_pixels(folder: Path, target: Path, count: int, image_size: int) -> int:
     """Decode the first images into a file of (n, S, S, 3) uint8 RGB, as extract does."""
     files = scan_folder(folder)
-    digests, _ = hash_files(files.root, files.paths[:count])
-    images = read_images(files.root, digests, image_size=image_size, resize="squash")
+    digests, _ = hash_files(files.source, files.paths[:count])
+    images = read_images(files.source, digests, image_size=image_size, resize="squash")
     with closing(images):
         decoded = [pixels for _, pixels in images if not isinstance(pixels, Skipped)]
     np.save(target, np.stack(decoded))

@@ -37,15 +37,17 @@ from pipeline.cache.provenance import (
 from pipeline.cache.reuse import OtherRows, find_other_rows
 from pipeline.cache.shards import writer_lock
 from pipeline.durable import make_folder, sync_folder
-from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.errors import BadDataError, NoInputError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
-from pipeline.images.scan import NO_SPLIT, TRAIN, ImageFolder, Skipped, find_images, scan_folder
+from pipeline.images.scan import NO_SPLIT, TRAIN, ImageSet, Skipped, find_images
 from pipeline.images.set_checks import (
     warn_of_duplicates,
     warn_of_missing_classes,
     warn_of_nested_classes,
 )
+from pipeline.images.sets import Data, is_gone, open_set, reopen_set
+from pipeline.images.source import FolderSource
 from pipeline.images.value_range import choose_range
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import ImagePredictions
@@ -68,7 +70,7 @@ class Extraction:
     """
 
     table: FeatureTable
-    images: ImageFolder
+    images: ImageSet
     computed: int
     skipped: tuple[Skipped, ...]
     skipped_file: Path
@@ -76,12 +78,12 @@ class Extraction:
 
 
 def extract_features(
-    data: str | os.PathLike[str],
+    data: Data,
     config: ExtractConfig | None = None,
     *,
     progress: RowProgress | None = None,
     engine_progress: Callable[[int, int], None] | None = None,
-    on_scan: Callable[[ImageFolder], None] | None = None,
+    on_scan: Callable[[ImageSet], None] | None = None,
     **options: Any,
 ) -> Extraction:
     """Run a frozen base once over an image folder and cache its features in HDF5.
@@ -111,9 +113,7 @@ def extract_features(
     started = time.monotonic()
     config = replace(config or ExtractConfig(), **options)
     plan = config.view_plan
-    if not os.fspath(data):
-        raise UsageError("the image folder is an empty name: is a variable unset?")
-    images = scan_folder(Path(data))
+    images = open_set(data)
     if config.limit_per_class is not None:
         images = images.limited(config.limit_per_class)
     if on_scan:
@@ -121,10 +121,10 @@ def extract_features(
     warn_of_missing_classes(images)
     warn_of_nested_classes(images)
     digests, unreadable = hash_files(
-        images.root, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
+        images.source, images.paths, index_folder=config.cache_dir / "hashes", rehash=config.rehash
     )
     warn_of_duplicates(images, digests)
-    config = replace(config, range=choose_range(images.root, images.paths, config.range))
+    config = replace(config, range=choose_range(images.source, images.paths, config.range))
     spec = feature_spec(config)
     make_folder(config.out.parent if config.out else config.cache_dir)
     path = config.out or cache_file(
@@ -147,7 +147,7 @@ def extract_features(
         spec=spec,
         layers=config.layer_keys,
         open_engine=partial(open_cache_engine, config, progress=engine_progress),
-        document=cache_document(images.name, images.root, config, spec),
+        document=cache_document(images.name, images.root, config, spec, images.task),
         batch_size=config.batch_size,
         strict=config.strict,
         wait=config.wait,
@@ -166,9 +166,7 @@ def extract_features(
     )
 
 
-def preview_views(
-    data: str | os.PathLike[str], config: ExtractConfig | None = None, **options: Any
-) -> Path:
+def preview_views(data: Data, config: ExtractConfig | None = None, **options: Any) -> Path:
     """Write a PNG sheet of some training images and their views, as the base receives them.
 
     Returns its path, ``<cache_dir>/<set>+<augmentation>-views.png``.
@@ -178,12 +176,12 @@ def preview_views(
     config = replace(config or ExtractConfig(), **options)
     views, augmentation = config.views or PREVIEW_VIEWS, config.augmentation_ranges
     ViewPlan(views, augmentation)  # raises if --views is out of range
-    images = scan_folder(Path(data)).limited(PREVIEW_IMAGES_PER_CLASS)
+    images = open_set(data).limited(PREVIEW_IMAGES_PER_CLASS)
     paths = [file.path for file in images.files if file.split in (NO_SPLIT, TRAIN)]
-    digests, _ = hash_files(images.root, paths[:PREVIEW_IMAGES])
-    range = choose_range(images.root, paths, config.range)
+    digests, _ = hash_files(images.source, paths[:PREVIEW_IMAGES])
+    range = choose_range(images.source, paths, config.range)
     decoded = read_images(
-        images.root, digests, image_size=config.size, resize=config.resize, range=range
+        images.source, digests, image_size=config.size, resize=config.resize, range=range
     )
     with closing(decoded):
         rows = [(path, digests[path], px) for path, px in decoded if not isinstance(px, Skipped)]
@@ -238,15 +236,14 @@ def repair_cache(
         plan = ViewPlan.from_document(table.document)
     except ValueError as error:
         raise BadDataError(f"{printable(target)} cannot be repaired: {error}") from error
-    root = Path(table.document["root"])
-    if not root.is_dir():
+    if is_gone(table.document):
         raise NoInputError(
-            f"{printable(target)} cannot be repaired: its image folder {printable(root)} is "
-            f"missing. Restore the folder"
+            f"{printable(target)} cannot be repaired: its image folder "
+            f"{printable(table.document['root'])} is missing. Restore the folder"
         )
     cached_paths = set(table.columns.paths[table.columns.labels != NO_FILE].tolist())
-    images = scan_folder(root).only(cached_paths, skipped=read_skipped(target))
-    digests, unreadable = hash_files(root, images.paths)
+    images = reopen_set(table.document).only(cached_paths, skipped=read_skipped(target))
+    digests, unreadable = hash_files(images.source, images.paths)
     filled = fill_cache(
         target,
         images=images,
@@ -306,5 +303,7 @@ def predict_images(
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
         model = open_predictor(path, config)
-    choose_range(Path(), paths, model.range)  # warns of images that do not fit the model's range
+    choose_range(
+        FolderSource(Path()), paths, model.range
+    )  # warns of images that do not fit the model's range
     return ImagePredictions(model, paths, skipped=skipped, strict=config.strict)

@@ -18,8 +18,9 @@ from pipeline.cache.content import FOLDER, features_by_content
 from pipeline.cache.provenance import cache_document, feature_spec, open_cache_engine
 from pipeline.engines import Engine
 from pipeline.errors import BadDataError, UsageError
+from pipeline.images.passed_images import PassedImages, passed_arrays, passed_images
 from pipeline.images.reader import Pixels
-from pipeline.images.sources import ImageSources, array_sources, image_sources
+from pipeline.images.source import FolderSource
 from pipeline.images.value_range import choose_range
 from pipeline.models.bundle import load_bundle
 from pipeline.models.predictor import Predictor
@@ -132,7 +133,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """Set the fitted attributes; return the features, (N, D) float32."""
         images = self._images(X, reset=True)
         files = [path for path in images.contents.values() if isinstance(path, bytes)]
-        range = choose_range(Path(), files, self.range) if files else FULL_RANGE
+        range = choose_range(FolderSource(Path()), files, self.range) if files else FULL_RANGE
         self._config, self._engine = self._make_config(range), None
         (self.layer_,) = self._config.layer_keys
         self.spec_: FeatureSpec = feature_spec(self._config)
@@ -146,23 +147,23 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             del options[name]
         return ExtractConfig(layers=[self.layer] if self.layer else (), **options)
 
-    def _images(self, X: Any, *, reset: bool) -> ImageSources:
+    def _images(self, X: Any, *, reset: bool) -> PassedImages:
         """Return the images of X; ``reset`` stores the number of columns, as in `validate_data`."""
         if self.image_shape is None:
-            return image_sources(X)
+            return passed_images(X)
         rows = validate_data(self, X, reset=reset)  # (N, H·W) or (N, H·W·3)
         low, high = self.value_range
         if not low < high:
             raise UsageError(f"value_range must increase; received {self.value_range}")
         values = np.rint((rows - float(low)) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         try:
-            return array_sources(values.reshape(len(values), *self.image_shape))
+            return passed_arrays(values.reshape(len(values), *self.image_shape))
         except ValueError as error:
             raise UsageError(
                 f"rows of {values.shape[1]} values are not images of shape {self.image_shape}"
             ) from error
 
-    def _features(self, images: ImageSources) -> npt.NDArray[np.float32]:
+    def _features(self, images: PassedImages) -> npt.NDArray[np.float32]:
         config = self._config
         folder = (config.cache_dir / FOLDER).resolve()
         features = features_by_content(
@@ -171,7 +172,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             spec=self.spec_,
             layer=self.layer_,
             open_engine=self._open_engine,
-            document=cache_document(FOLDER, folder, config, self.spec_),
+            document=cache_document(FOLDER, str(folder), config, self.spec_),
             batch_size=config.batch_size,
         )
         return features.reshape(len(features), -1)
@@ -211,7 +212,7 @@ class TrainedModel:
 
         Raises BadDataError for an image that cannot be decoded.
         """
-        sources = image_sources(images)
+        sources = passed_images(images)
         spec = self.bundle.spec
         decoded = sources.read(
             sources.digests, image_size=spec.image_size, resize=spec.resize, range=spec.range

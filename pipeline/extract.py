@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.api import Extraction
     from pipeline.bases.build import LayerInfo
     from pipeline.bases.onnx_file import FileLayer
-    from pipeline.images.scan import ImageFolder
+    from pipeline.images.scan import ImageSet
 
 MAX_LISTED = 10  # skipped files in the terminal
 
@@ -107,7 +107,7 @@ def _only_set(folder: Path) -> Path:
     return sets[0]
 
 
-def _log_image_folder(images: "ImageFolder") -> None:
+def _log_image_folder(images: "ImageSet") -> None:
     """Log the counts per split and class before the extraction begins."""
     from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
 

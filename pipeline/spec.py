@@ -14,6 +14,8 @@ POOLING_POLICIES = ("none", "avg", "max")
 RESIZE_POLICIES = ("squash", "crop", "pad")
 DTYPES = ("float32", "float16")
 FULL_RANGE = "full"
+CLASSES, MULTILABEL, REGRESSION, UNLABELLED = "classes", "multilabel", "regression", "unlabelled"
+TASKS = (CLASSES, MULTILABEL, REGRESSION, UNLABELLED)  # what the labels of a set are
 FINGERPRINT_DIGITS = 12  # 48 bits: a collision among a million caches has probability 1/560
 
 

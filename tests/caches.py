@@ -116,7 +116,7 @@ def fill(
     images = scan_folder(root)
     if limit:
         images = images.limited(limit)
-    digests, unreadable = hash_files(root, images.paths)
+    digests, unreadable = hash_files(images.source, images.paths)
     return fill_cache(
         path,
         images=images,

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import (
-    COLUMN_DTYPES,
     FORMAT_VERSION,
+    FORMAT_WITH_TARGETS,
     Columns,
     create_features,
     make_columns,
@@ -21,7 +21,7 @@ from pipeline.cache.file import (
 from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.splits import Splits
 from pipeline.images.views import POLICIES
-from pipeline.spec import FeatureSpec
+from pipeline.spec import CLASSES, FeatureSpec
 
 SPEC = FeatureSpec(
     base="vgg16",
@@ -36,7 +36,11 @@ AUGMENTATION = POLICIES["book"].to_dict()
 
 
 def draw_columns(
-    labels: Sequence[int], *, splits: Sequence[int] | None = None, salt: str = ""
+    labels: Sequence[int],
+    *,
+    splits: Sequence[int] | None = None,
+    salt: str = "",
+    targets: Sequence[Sequence[float]] = (),
 ) -> Columns:
     """Return the columns of different images; another ``salt`` gives other images."""
     count = len(labels)
@@ -46,6 +50,7 @@ def draw_columns(
         paths=[b"%d.jpg" % row for row in range(count)],
         digests=[hashlib.sha256(f"{salt}{row}".encode()).digest() for row in range(count)],
         views=[0] * count,
+        targets=targets,
     )
 
 
@@ -109,6 +114,7 @@ def write_cache(
     columns: Columns | None = None,
     views: int = 0,
     tta: bool = False,
+    task: str = CLASSES,
 ) -> Path:
     """Write a cache file with synthetic features, or with ``layers``.
 
@@ -127,7 +133,8 @@ def write_cache(
             for layer, rows in layers.items()
         }
     document: dict[str, Any] = {
-        "format": FORMAT_VERSION,
+        "format": FORMAT_VERSION if task == CLASSES else FORMAT_WITH_TARGETS,
+        **({} if task == CLASSES else {"task": task}),
         "spec": asdict(spec),
         "set": "synthetic",
         "root": "nowhere",
@@ -141,8 +148,8 @@ def write_cache(
     with h5py.File(path, "w") as file:
         file["spec"] = json.dumps(document)
         file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
-        for name in COLUMN_DTYPES:
-            file[name] = getattr(columns, name)
+        for name, values in columns.stored().items():
+            file[name] = values
         for layer, features in layers.items():
             dataset = create_features(
                 file, layer, features.shape[1:], len(features), str(features.dtype)

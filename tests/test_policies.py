@@ -20,6 +20,7 @@ from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.errors import BadDataError, CannotCreateError
 from pipeline.images import hashes
 from pipeline.images.scan import scan_folder
+from pipeline.images.source import FolderSource
 
 NOBODY = 65534
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ def test_unreadable_file_is_skipped_for_a_user_who_is_not_root(reachable: Path) 
     root = make_image_folder(reachable / "set", per_class=3)
     (root / "plain/000.png").chmod(0)
     with as_other_user(reachable):
-        digests, skipped = hashes.hash_files(root, scan_folder(root).paths)
+        digests, skipped = hashes.hash_files(FolderSource(root), scan_folder(root).paths)
     assert len(digests) == 5
     assert [(item.path, item.reason) for item in skipped] == [
         (b"plain/000.png", "cannot be read: Permission denied")

@@ -23,8 +23,8 @@ from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import make_folder
 from pipeline.errors import BadDataError, BusyError, DamagedError
+from pipeline.images.passed_images import PassedImages
 from pipeline.images.scan import NO_SPLIT
-from pipeline.images.sources import ImageSources
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted
 
@@ -37,7 +37,7 @@ CachedRows = dict[RowKey, tuple[FeatureTable, int]]  # the file of a row, its nu
 
 def features_by_content(
     folder: Path,
-    images: ImageSources,
+    images: PassedImages,
     *,
     spec: FeatureSpec,
     layer: str,

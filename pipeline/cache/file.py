@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,13 @@ import numpy.typing as npt
 from pipeline.cache.checksums import InvalidChecksumsError, find_metadata_damage, read_checksums
 from pipeline.cache.chunks import LEVEL
 from pipeline.cache.hdf5 import damaged_error, describe_cut, length_before_cut, open_hdf5
-from pipeline.cache.validation import COLUMN_DTYPES, InvalidCacheError, check_layout, check_values
+from pipeline.cache.validation import (
+    COLUMN_DTYPES,
+    OPTIONAL_COLUMNS,
+    InvalidCacheError,
+    check_layout,
+    check_values,
+)
 from pipeline.errors import (
     BadDataError,
     BusyError,
@@ -25,7 +32,8 @@ from pipeline.errors import (
     DamagedError,
     NoInputError,
 )
-from pipeline.spec import FeatureSpec
+from pipeline.images.sets import is_gone
+from pipeline.spec import CLASSES, FeatureSpec
 from pipeline.text import file_name, printable
 
 log = logging.getLogger(__name__)
@@ -47,6 +55,8 @@ class Row(NamedTuple):
     path: bytes  # relative to the image root
     label: int
     split: int
+    targets: tuple[float, ...] = ()
+    group: bytes = b""
 
 
 class Source(NamedTuple):
@@ -57,6 +67,7 @@ class Source(NamedTuple):
 
 
 FORMAT_VERSION = 1
+FORMAT_WITH_TARGETS = 2  # refused by programs that would take the labels for classes
 ROWS_PER_CHUNK = 64  # 2 MiB at (4, 4, 512) float32: one read serves several training batches
 CHUNK_BYTES = 8 * 2**20  # larger maps have fewer rows per chunk, so that one read stays cheap
 NO_FILE = -1  # label of a row whose image is gone; kept in case the image returns
@@ -68,22 +79,40 @@ LIBVER = ("earliest", "v110")  # readable by HDF5 1.10 and later, also in MATLAB
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of a cache besides features; paths are relative to the image root."""
+    """The columns of a cache besides features; paths are relative to the image root.
+
+    Attributes
+    ----------
+    labels : (N,) class numbers; 0 for the rows of a set without classes.
+    targets : (N, T) float64: 0 or 1 per class of a multi-label set, or the number of a regression;
+        (N, 0) for classes.
+    groups : (N,) names of groups that a split keeps together; empty without groups.
+    """
 
     labels: npt.NDArray[np.int64]
     splits: npt.NDArray[np.uint8]
     paths: npt.NDArray[np.bytes_]
     digests: npt.NDArray[np.void]
     views: npt.NDArray[np.int16]
+    targets: npt.NDArray[np.float64]
+    groups: npt.NDArray[np.bytes_]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Self:
-        return type(self)(**{name: getattr(self, name)[rows] for name in COLUMN_DTYPES})
+        return type(self)(**{name: values[rows] for name, values in vars(self).items()})
 
     def equals(self, other: Self) -> bool:
-        return all(np.array_equal(vars(self)[name], vars(other)[name]) for name in COLUMN_DTYPES)
+        return all(
+            np.array_equal(values, vars(other)[name], equal_nan=name == "targets")
+            for name, values in vars(self).items()
+        )
+
+    def stored(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns that a file contains: optional ones only if they are not empty."""
+        is_empty = {"targets": not self.targets.shape[1], "groups": not self.groups.any()}
+        return {name: values for name, values in vars(self).items() if not is_empty.get(name)}
 
     def row_keys(self) -> list[RowKey]:
         return [
@@ -99,14 +128,20 @@ def make_columns(
     paths: Sequence[bytes],
     digests: Sequence[bytes],
     views: Sequence[int],
+    targets: Sequence[Sequence[float]] = (),
+    groups: Sequence[bytes] = (),
 ) -> Columns:
-    """Convert sequences to columns: arrays of the stored dtypes."""
+    """Convert sequences to columns: arrays of the stored dtypes; empty targets become NaN."""
+    width = max(map(len, targets), default=0)
+    values = [tuple(each) or (np.nan,) * width for each in targets] or [()] * len(labels)
     return Columns(
         labels=np.asarray(labels, np.int64),
         splits=np.asarray(splits, np.uint8),
         paths=np.asarray(paths, np.bytes_) if len(paths) else np.empty(0, "S1"),
         digests=np.frombuffer(b"".join(digests), DIGEST_DTYPE),
         views=np.asarray(views, np.int16),
+        targets=np.asarray(values, np.float64).reshape(len(labels), width),
+        groups=np.asarray(groups, np.bytes_) if len(groups) else np.zeros(len(labels), "S1"),
     )
 
 
@@ -117,7 +152,7 @@ class FeatureTable:
     Attributes
     ----------
     document : the file's ``spec`` dataset, parsed: set, root, engine, versions, created.
-    classes : class names; ``columns.labels`` indexes them.
+    classes : class names; ``columns.labels`` indexes them. Of a regression, the target's name.
     layers : layer key -> shape of one row, e.g. ``{"block5_pool": (4, 4, 512)}``.
     file_rows : (N,) number of each row in the file.
     version : identifies the published file; a later one may have moved rows.
@@ -134,6 +169,11 @@ class FeatureTable:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    @property
+    def task(self) -> str:
+        """What the labels are: ``classes``, ``multilabel``, ``regression`` or ``unlabelled``."""
+        return str(self.document.get("task", CLASSES))
 
     def features(
         self, layer: str, rows: npt.NDArray[np.int64] | None = None
@@ -249,9 +289,9 @@ def _read_columns(path: Path, file: h5py.File, version: tuple[int, ...]) -> Feat
     """Read everything but features; raises InvalidCacheError."""
     try:
         document = json.loads(file["spec"].asstr()[()])
-        if document["format"] != FORMAT_VERSION:
+        if document["format"] not in (FORMAT_VERSION, FORMAT_WITH_TARGETS):
             raise InvalidCacheError(
-                f"its format is {document['format']}; this version reads {FORMAT_VERSION}"
+                f"its format is {document['format']}; this version reads {FORMAT_WITH_TARGETS}"
             )
         spec = FeatureSpec.from_dict(document["spec"])
         classes = tuple(file["classes"].asstr()[()])
@@ -260,16 +300,20 @@ def _read_columns(path: Path, file: h5py.File, version: tuple[int, ...]) -> Feat
                 raise InvalidCacheError(f"the {name} in its spec has the wrong type")
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidCacheError(f"its spec cannot be read ({error})") from error
-    columns = Columns(**{name: file[name][()] for name in COLUMN_DTYPES})
-    check_values(vars(columns), len(classes))
+    task = document.get("task", CLASSES)
+    columns = {name: file[name][()] for name in COLUMN_DTYPES}
+    columns |= {name: file[name][()] for name in OPTIONAL_COLUMNS if name in file}
+    columns.setdefault("targets", np.empty((len(columns["labels"]), 0)))
+    columns.setdefault("groups", np.zeros(len(columns["labels"]), "S1"))
+    check_values(columns, len(classes), task)
     return FeatureTable(
         path=path,
         spec=spec,
         document=document,
         classes=classes,
-        columns=columns,
+        columns=Columns(**columns),
         layers={layer: tuple(rows.shape[1:]) for layer, rows in file["features"].items()},
-        file_rows=np.arange(len(columns)),
+        file_rows=np.arange(len(columns["labels"])),
         version=version,
     )
 
@@ -284,7 +328,7 @@ def cache_file(
     folder: Path,
     *,
     set_name: str,
-    root: Path,
+    root: str,
     spec: FeatureSpec,
     variant: str = "",
     digests: Collection[bytes],
@@ -298,12 +342,12 @@ def cache_file(
     name = file_name(set_name) + f"+{variant}" * bool(variant)
     plain = folder / f"{name}-{spec.base}-{spec.fingerprint}.h5"
     table = existing_table(plain)
-    if table is None or Path(table.document["root"]) == root:
+    if table is None or table.document["root"] == root:
         return plain
     was_moved = any(key.digest in digests for key in table.columns.row_keys())
-    if was_moved and not Path(table.document["root"]).is_dir():
+    if was_moved and is_gone(table.document):
         return plain
-    digits = hashlib.sha256(bytes(root)).hexdigest()[:6]
+    digits = hashlib.sha256(os.fsencode(root)).hexdigest()[:6]
     return folder / f"{name}~{digits}-{spec.base}-{spec.fingerprint}.h5"
 
 

@@ -20,7 +20,9 @@ from pipeline.cache.shards import ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.errors import BadDataError, CannotCreateError
 from pipeline.images.reader import Pixels, read_images
-from pipeline.images.scan import FoundFile, ImageFolder, Skipped
+from pipeline.images.scan import FoundFile, ImageSet, Skipped
+from pipeline.images.sets import is_gone
+from pipeline.images.source import ImageSource
 from pipeline.spec import FeatureSpec
 from pipeline.text import counted, printable
 
@@ -41,7 +43,7 @@ class FillResult:
 def fill_cache(
     path: Path,
     *,
-    images: ImageFolder,
+    images: ImageSet,
     digests: Mapping[bytes, bytes],
     skipped: Sequence[Skipped],
     spec: FeatureSpec,
@@ -99,7 +101,7 @@ def fill_cache(
         earlier = len(shards.shards)
         for missing_layers, group in missing.items():
             skip_reasons = None if strict else reasons
-            decoded = decode_rows(group, images.root, plan, spec, reasons=skip_reasons)
+            decoded = decode_rows(group, images.source, plan, spec, reasons=skip_reasons)
             with closing(decoded):
                 compute_rows(
                     decoded,
@@ -147,7 +149,14 @@ def plan_rows(
 ) -> tuple[list[Row], Missing]:
     """Return the rows of all files with a digest, and the rows to compute, identical ones once."""
     rows = [
-        Row(RowKey(digests[file.path], view), file.path, file.label, file.split)
+        Row(
+            RowKey(digests[file.path], view),
+            file.path,
+            file.label,
+            file.split,
+            file.targets,
+            file.group,
+        )
         for file in files
         if file.path in digests
         for view in plan.views_of(file.split)
@@ -172,7 +181,7 @@ def _by_layer(missing: Missing) -> dict[str, list[RowKey]]:
 
 def decode_rows(
     group: Mapping[bytes, Sequence[RowKey]],
-    root: Path,
+    source: ImageSource,
     plan: ViewPlan,
     spec: FeatureSpec,
     *,
@@ -185,7 +194,7 @@ def decode_rows(
     """
     digests = {path: keys[0].digest for path, keys in group.items()}
     images = read_images(
-        root,
+        source,
         digests,
         image_size=spec.image_size,
         resize=spec.resize,
@@ -207,7 +216,7 @@ def _strict_error(item: Skipped) -> BadDataError:
     return BadDataError(f"{printable(item.path)}: {item.reason} (--strict stops here)")
 
 
-def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageFolder) -> None:
+def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:
     """Write skipped files to a CSV; raises BadDataError if they are more than half of all."""
     if not skipped:
         remove_file(target)
@@ -239,7 +248,7 @@ def read_skipped(path: Path) -> list[Skipped]:
     return [Skipped(os.fsencode(row["path"]), row["reason"]) for row in rows]
 
 
-def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> FeatureTable | None:
+def _open_table(path: Path, spec: FeatureSpec, root: str, plan: ViewPlan) -> FeatureTable | None:
     """Open the existing cache; raises CannotCreateError if it contains other features."""
     table = existing_table(path)
     if table and (conflict := _find_conflict(table, spec, root, plan)):
@@ -247,10 +256,10 @@ def _open_table(path: Path, spec: FeatureSpec, root: Path, plan: ViewPlan) -> Fe
     return table
 
 
-def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: Path, plan: ViewPlan) -> str:
+def _find_conflict(table: FeatureTable, spec: FeatureSpec, root: str, plan: ViewPlan) -> str:
     """Return the reason why a cache cannot contain the requested features, or an empty string."""
-    recorded = Path(table.document["root"])
-    if recorded != root and recorded.is_dir():
+    recorded = table.document["root"]
+    if recorded != root and not is_gone(table.document):
         return f"contains the images of {printable(recorded)}; received {printable(root)}"
     if table.spec != spec:
         differences = ", ".join(

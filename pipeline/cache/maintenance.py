@@ -37,9 +37,10 @@ from pipeline.cache.hdf5 import describe_cut, length_before_cut, open_hdf5
 from pipeline.cache.publish import publish
 from pipeline.cache.row_index import DamagedRows
 from pipeline.cache.shards import writer_lock
-from pipeline.cache.validation import COLUMN_DTYPES, check_layout
+from pipeline.cache.validation import COLUMN_DTYPES, OPTIONAL_COLUMNS, check_layout
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError, BusyError, PipelineError
+from pipeline.images.sets import is_gone, reopen_source
 from pipeline.text import counted, printable
 
 CHECKPOINTS = "finetuning"  # folder of training checkpoints
@@ -164,7 +165,8 @@ def _check_cut_off(path: Path, length: int) -> None:
     try:
         with _FilledUp(path, length) as stream, h5py.File(stream, "r") as file:
             check_layout(file)
-            ends = [file[name].id.get_offset() + file[name].nbytes for name in COLUMN_DTYPES]
+            columns = [file[name] for name in (*COLUMN_DTYPES, *OPTIONAL_COLUMNS) if name in file]
+            ends = [column.id.get_offset() + column.nbytes for column in columns]
             is_repairable = max(ends) <= left and all(
                 rows.fletcher32 for rows in file["features"].values()
             )
@@ -229,10 +231,10 @@ def find_prunable(folder: Path) -> list[Prunable]:
     for path in cache_files(folder):
         with contextlib.suppress(PipelineError):  # not a cache, damaged or open elsewhere: kept
             tables.append(read_all_rows(path))
-    kept = [table for table in tables if Path(table.document["root"]).is_dir()]
+    kept = [table for table in tables if not is_gone(table.document)]
     for table in tables:
         size = table.path.stat().st_size
-        if not Path(table.document["root"]).is_dir():
+        if is_gone(table.document):
             reason = f"its image folder {printable(table.document['root'])} is gone"
             reason += f"; {_describe_use(table, kept)}"
             items.append(Prunable(table.path, size, reason))
@@ -319,9 +321,16 @@ def prune(item: Prunable) -> None:
 
 def _rows_of_deleted_images(table: FeatureTable) -> list[int]:
     """Return rows whose image file is deleted, not those outside --limit-per-class."""
-    root = Path(table.document["root"])
+    source = reopen_source(table.document)
+
+    def exists(row: int) -> bool:
+        try:
+            return source is not None and source.stat(table.columns.paths[row]).size >= 0
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
     return [
-        row
-        for row in np.flatnonzero(table.columns.labels == NO_FILE).tolist()
-        if not (root / os.fsdecode(table.columns.paths[row])).exists()
+        row for row in np.flatnonzero(table.columns.labels == NO_FILE).tolist() if not exists(row)
     ]

@@ -12,12 +12,12 @@ from typing import Any
 from pipeline.bases.config import AUTO, ENGINES, IMAGENET, BaseConfig, base_options
 from pipeline.bases.registry import PIXELS
 from pipeline.cache.config import ExtractConfig
-from pipeline.cache.file import FORMAT_VERSION, FeatureTable
+from pipeline.cache.file import FORMAT_VERSION, FORMAT_WITH_TARGETS, FeatureTable
 from pipeline.engines import Engine, is_installed, open_engine, weights_digest
 from pipeline.errors import BadDataError, CannotCreateError, UnreachableError
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
-from pipeline.spec import FeatureSpec
+from pipeline.spec import CLASSES, FeatureSpec
 from pipeline.text import printable
 
 log = logging.getLogger(__name__)
@@ -92,16 +92,17 @@ def continues_engine(config: BaseConfig, name: str) -> bool:
 
 
 def cache_document(
-    set_name: str, root: Path, config: ExtractConfig, spec: FeatureSpec
+    set_name: str, root: str, config: ExtractConfig, spec: FeatureSpec, task: str = CLASSES
 ) -> dict[str, Any]:
     """Return the content of a file's ``spec`` dataset: its feature spec and its origin."""
     file = config.file or config.weights_file
     return {
-        "format": FORMAT_VERSION,
+        "format": FORMAT_VERSION if task == CLASSES else FORMAT_WITH_TARGETS,
+        **({} if task == CLASSES else {"task": task}),
         "spec": spec.to_dict(),
         "fingerprint": spec.fingerprint,
         "set": set_name,
-        "root": os.fsdecode(root),
+        "root": root,
         "weights_from": os.fspath(file.resolve() if file else config.weights),
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -28,12 +28,11 @@ from pipeline.cache.file import (
 )
 from pipeline.cache.hdf5 import damaged_error, open_hdf5
 from pipeline.cache.row_index import RowIndex
-from pipeline.cache.validation import COLUMN_DTYPES
 from pipeline.durable import DiskFile, write_durably
 from pipeline.images.scan import NO_SPLIT
 
 MAX_OPEN_FILES = 16  # sources at a time
-SET_FIELDS = ("set", "root", "views", "tta", "augmentation")  # a change needs a new file
+SET_FIELDS = ("set", "root", "task", "views", "tta", "augmentation")  # a change needs a new file
 
 Layers = Mapping[str, tuple[tuple[int, ...], Sequence[Source | None]]]  # row shape, row sources
 Opened = tuple[h5py.File, Mapping[tuple[str, int], str]]  # file, (dataset, row) -> SHA-256
@@ -58,6 +57,8 @@ def publish_rows(
         paths=[row.path for row in rows],
         digests=[row.key.digest for row in rows],
         views=[row.key.view for row in rows],
+        targets=[row.targets for row in rows],
+        groups=[row.group for row in rows],
     )
     sources: dict[str, list[Source | None]] = {}
     for layer in layers:
@@ -124,8 +125,8 @@ def publish(
         with h5py.File(stream, "w", libver=LIBVER) as file:
             file["spec"] = json.dumps(document)
             file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
-            for name in COLUMN_DTYPES:
-                file[name] = getattr(columns, name)
+            for name, values in columns.stored().items():
+                file[name] = values
             for layer, (row_shape, sources) in layers.items():
                 target = create_features(file, layer, row_shape, len(columns), dtype)
                 size = target.chunks[0]

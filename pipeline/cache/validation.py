@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.weights import GZIP_LIMIT
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION, TASKS
 
 MAX_CHUNK_BYTES = 2**28  # 256 MiB; valid ones are 8 MiB, or one row if that is larger
 MAX_ROWS = 2**31
 MAX_TEXT_BYTES = 2**24
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32}
 COLUMN_DTYPES = {"labels": "<i8", "splits": "|u1", "digests": "|V32", "views": "<i2", "paths": "S"}
+OPTIONAL_COLUMNS = {"targets": "<f8", "groups": "S"}
 
 
 class InvalidCacheError(Exception):
@@ -28,11 +30,13 @@ class InvalidCacheError(Exception):
 def check_layout(file: h5py.File) -> None:
     """Check a file's structure, not its values; raises InvalidCacheError."""
     lengths = set()
-    for name, dtype in COLUMN_DTYPES.items():
+    optional = {name: dtype for name, dtype in OPTIONAL_COLUMNS.items() if name in file}
+    for name, dtype in (COLUMN_DTYPES | optional).items():
         column = _dataset(file, name)
         is_valid = column.dtype.kind == "S" if dtype == "S" else column.dtype == np.dtype(dtype)
         type_and_shape = f"have the type {column.dtype}, shape {column.shape}"
-        _require(column.ndim == 1 and is_valid, f"its {name} {type_and_shape}")
+        dimensions = 2 if name == "targets" else 1
+        _require(column.ndim == dimensions and is_valid, f"its {name} {type_and_shape}")
         size = column.size * column.dtype.itemsize
         is_stored = not column.chunks and column.id.get_storage_size() == size
         _require(is_stored, f"its {name} are not stored completely")
@@ -71,11 +75,19 @@ def _check_features(rows: h5py.Dataset) -> None:
     _require(is_written, f"its {name} have chunks that were never written")
 
 
-def check_values(columns: Mapping[str, npt.NDArray[Any]], class_count: int) -> None:
+def check_values(columns: Mapping[str, npt.NDArray[Any]], class_count: int, task: str) -> None:
     """Check the values of the columns; raises InvalidCacheError."""
     labels, splits, views = columns["labels"], columns["splits"], columns["views"]
-    in_range = not labels.size or (labels.min() >= -1 and labels.max() < class_count)
+    _require(task in TASKS, f"its task is {task!r}; expected one of {', '.join(TASKS)}")
+    highest = class_count - 1 if task == CLASSES else 0
+    in_range = not labels.size or (labels.min() >= -1 and labels.max() <= highest)
     _require(in_range, "its labels name missing classes")
+    targets = columns["targets"]
+    width = class_count if task in (MULTILABEL, REGRESSION) else 0
+    _require(targets.shape[1] == width, f"its targets have {targets.shape[1]} columns, not {width}")
+    present = targets[labels >= 0]
+    are_valid = np.isin(present, (0, 1)) if task == MULTILABEL else np.isfinite(present)
+    _require(are_valid.all(), "its targets are not 0 or 1, or not finite")
     in_range = splits.max(initial=0) <= 3 and views.min(initial=0) >= 0
     _require(in_range, "its splits or views are out of range")
     for path in columns["paths"]:

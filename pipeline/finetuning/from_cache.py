@@ -33,7 +33,8 @@ from pipeline.finetuning.training import (
     train,
 )
 from pipeline.heads.dense import build_dense
-from pipeline.images.scan import NO_SPLIT, scan_folder
+from pipeline.images.scan import NO_SPLIT
+from pipeline.images.sets import open_set
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier, top_block
 
 HEAD_STAGE, JOINT_STAGE = "head", "fine-tuning"
@@ -167,7 +168,7 @@ def head_variables(head: Any) -> dict[str, Any]:
 
 def _check_disk_space(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:
     """Raise StorageError before the extraction if the disk has no space for the training data."""
-    images = len(scan_folder(data).files)
+    images = len(open_set(data).files)
     needed = 4 * math.prod(boundary.shape) * images * (1 + config.views)  # float32
     make_folder(config.extract.cache_dir)
     check_disk_space(config.extract.cache_dir, needed, cure="free disk space or reduce --views")

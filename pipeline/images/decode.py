@@ -27,7 +27,6 @@ from pipeline.text import file_size, printable
 BACKGROUND = (255, 255, 255)  # under transparency, as in browsers and print
 PADDING = 0  # black, in grey and in colour
 MAX_MEMORY = 240_000_000  # bytes of decoding in all threads: 60 megapixels of colour
-MAX_FILE = 100_000_000  # bytes of an image file; larger files are films or archives
 
 # Formats that Pillow detects by content and decodes without other programs: EPS runs Ghostscript,
 # TGA accepts nearly any bytes.

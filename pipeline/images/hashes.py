@@ -1,8 +1,7 @@
 """Hash files, and store the digests in an index, as git does, to read only changed files again.
 
-A stored digest is valid while size, mtime, ctime and inode are the same and both times are older
-than the granularity of the clock, which could hide a change. A program can set mtime back, but not
-ctime. Where ctime is not the change time (Windows), every file is hashed.
+A stored digest is valid while the source's version of the file (`FileStat`) is the same and older
+than the granularity of the clock, which could hide a change. A file without a version is hashed.
 """
 
 import hashlib
@@ -16,19 +15,24 @@ from typing import Any
 
 from pipeline.durable import make_folder, write_durably
 from pipeline.images.scan import Skipped
+from pipeline.images.source import MAX_FILE, ImageSource
+from pipeline.text import file_size
 
 HASH_THREADS = 4
 RACY_NS = 2_000_000_000  # 2 s: FAT has the coarsest clock of all file systems
-HAS_CHANGE_TIME = os.name != "nt"
 
-Entry = list[Any]  # size, mtime_ns, ctime_ns, inode, time of hashing (ns), digest (hexadecimal)
+Entry = list[Any]  # version of the file, time of hashing (ns), digest (hexadecimal)
 
 
 def hash_files(
-    root: Path, paths: Iterable[bytes], *, index_folder: Path | None = None, rehash: bool = False
+    source: ImageSource,
+    paths: Iterable[bytes],
+    *,
+    index_folder: Path | None = None,
+    rehash: bool = False,
 ) -> tuple[dict[bytes, bytes], list[Skipped]]:
-    """Return the SHA-256 of each file by path relative to ``root``, and the unreadable files."""
-    name = hashlib.sha256(bytes(root)).hexdigest()[:16]
+    """Return the SHA-256 of each file of a source by path, and the unreadable files."""
+    name = hashlib.sha256(os.fsencode(source.root)).hexdigest()[:16]
     index = None if index_folder is None else index_folder / f"{name}.json"
     stored = {} if index is None or rehash else _read_index(index)
     entries = dict(stored)  # a run with --limit-per-class keeps the other entries
@@ -36,11 +40,16 @@ def hash_files(
     def digest(path: bytes) -> bytes | Skipped:
         name = os.fsdecode(path)
         try:
-            entry = stored.get(name)
-            if entry is None or not _is_unchanged(entry, root / name):
-                entry = _hash_file(root / name)
+            now, entry = time.time_ns(), stored.get(name)
+            status = source.stat(path)
+            if status.size > MAX_FILE:
+                return Skipped(path, f"too large for an image file: {file_size(status.size)}")
+            is_same = entry is not None and entry[:-2] == list(status.version) != []
+            if entry is None or not is_same or status.changed_ns + RACY_NS > entry[-2]:
+                content = hashlib.sha256(source.read(path)).hexdigest()
+                entry = [*status.version, now, content]
         except OSError as error:
-            return Skipped(path, f"cannot be read: {error.strerror}")
+            return Skipped(path, f"cannot be read: {error.strerror or error}")
         entries[name] = entry
         return bytes.fromhex(entry[-1])
 
@@ -59,25 +68,8 @@ def _read_index(path: Path) -> dict[str, Entry]:
     """Read the stored entries; a missing or damaged index has none."""
     try:
         entries = json.loads(path.read_text())
-        lengths = {(len(entry), len(bytes.fromhex(entry[5]))) for entry in entries.values()}
-        if lengths <= {(6, 32)}:
+        if all(type(e[-2]) is int and len(bytes.fromhex(e[-1])) == 32 for e in entries.values()):
             return dict(entries)
     except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError):
         pass
     return {}
-
-
-def _is_unchanged(entry: Entry, path: Path) -> bool:
-    """Return whether a file is certainly the one that was hashed."""
-    stat = path.stat()
-    is_recent = max(stat.st_mtime_ns, stat.st_ctime_ns) + RACY_NS > entry[4]
-    is_same = entry[:4] == [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    return HAS_CHANGE_TIME and is_same and not is_recent
-
-
-def _hash_file(path: Path) -> Entry:
-    now = time.time_ns()
-    with path.open("rb") as stream:
-        stat = os.fstat(stream.fileno())
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, now, content]

@@ -1,18 +1,17 @@
 """Decode images in background threads, in order and within bounded memory."""
 
 import hashlib
-import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
-from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
+from pipeline.images.decode import UnreadableImage, decode, register_heic
 from pipeline.images.scan import Skipped
+from pipeline.images.source import MAX_FILE, ImageSource
 from pipeline.prefetch import prefetch
 from pipeline.spec import FULL_RANGE
 from pipeline.text import file_size
@@ -24,7 +23,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def read_images(
-    root: Path,
+    source: ImageSource,
     digests: Mapping[bytes, bytes],
     *,
     image_size: int,
@@ -42,13 +41,12 @@ def read_images(
     register_heic()
 
     def read(name: bytes) -> Any:
-        path = root / os.fsdecode(name)
         try:
-            if (size := path.stat().st_size) > MAX_FILE:
+            if (size := source.stat(name).size) > MAX_FILE:
                 return Skipped(name, f"too large for an image file: {file_size(size)}")
-            data = path.read_bytes()
+            data = source.read(name)
         except OSError as error:
-            return Skipped(name, f"cannot be read: {error.strerror}")
+            return Skipped(name, f"cannot be read: {error.strerror or error}")
         if hashlib.sha256(data).digest() != digests[name]:
             return Skipped(name, "changed while it was being read: run again")
         try:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.images.source import FolderSource, ImageSource
+from pipeline.spec import CLASSES
 from pipeline.text import counted, printable
 
 NO_SPLIT, TRAIN, VALIDATION, TEST = range(4)
@@ -32,11 +34,17 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file below a class folder: relative POSIX path as bytes, class number, split number."""
+    """An image of a set: relative POSIX path as bytes, class number, split number.
+
+    ``targets`` are numbers instead of a class, see `pipeline.cache.file.Columns`; images of a
+    ``group`` stay in one split.
+    """
 
     path: bytes
     label: int
     split: int
+    targets: tuple[float, ...] = ()
+    group: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -52,24 +60,31 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """The content of an image folder: files sorted by split and path, classes by name.
+class ImageSet:
+    """The images of a set, sorted by split and path, and its classes by name.
 
-    ``ignored`` are the names of files and folders beside the class folders.
+    ``ignored`` are the names of files and folders beside the class folders. ``task`` is what the
+    labels are, see `pipeline.spec.TASKS`.
     """
 
-    root: Path
+    source: ImageSource
     name: str
     classes: tuple[str, ...]
     files: tuple[FoundFile, ...]
     skipped: tuple[Skipped, ...]
-    ignored: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+    task: str = CLASSES
+
+    @property
+    def root(self) -> str:
+        """The place of the images, for messages and the cache."""
+        return self.source.root
 
     @property
     def paths(self) -> list[bytes]:
         return [file.path for file in self.files]
 
-    def limited(self, per_class: int) -> "ImageFolder":
+    def limited(self, per_class: int) -> "ImageSet":
         """Keep the first ``per_class`` files by path of each class and split."""
         groups: dict[tuple[int, int], list[FoundFile]] = defaultdict(list)
         for file in self.files:
@@ -77,13 +92,13 @@ class ImageFolder:
         kept = {file for group in groups.values() for file in group[:per_class]}
         return replace(self, files=tuple(file for file in self.files if file in kept))
 
-    def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageFolder":
+    def only(self, paths: Collection[bytes], *, skipped: Sequence[Skipped] = ()) -> "ImageSet":
         """Keep the files with these paths, and replace the list of skipped files."""
         kept = tuple(file for file in self.files if file.path in paths)
         return replace(self, files=kept, skipped=tuple(skipped), ignored=())
 
 
-def scan_folder(root: Path) -> ImageFolder:
+def scan_folder(root: Path) -> ImageSet:
     """Find class folders, with or without ``train/ validation/ test/``, and their visible files.
 
     Raises NoInputError, or BadDataError for another layout, an empty class or fewer than two.
@@ -137,8 +152,8 @@ def scan_folder(root: Path) -> ImageFolder:
                 f"class folder {printable(folder)} contains no files: add images or remove it"
             )
         files_of_set += [FoundFile(path, names.index(name), split) for path in paths]
-    return ImageFolder(
-        root=root,
+    return ImageSet(
+        source=FolderSource(root),
         name=root.name,
         # HDF5 and JSON need valid UTF-8
         classes=tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names),

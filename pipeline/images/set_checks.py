@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 
-from pipeline.images.scan import NO_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION, ImageFolder
+from pipeline.images.scan import NO_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION, ImageSet
 from pipeline.text import counted, printable
 
 MAX_LISTED = 10  # classes or groups of duplicates in a warning
@@ -14,7 +14,7 @@ MAX_LISTED = 10  # classes or groups of duplicates in a warning
 log = logging.getLogger("pipeline")
 
 
-def warn_of_missing_classes(images: ImageFolder) -> None:
+def warn_of_missing_classes(images: ImageSet) -> None:
     """Log the classes that a split folder lacks, and similar names that may be the same class."""
     splits = {file.split for file in images.files} - {NO_SPLIT}
     classes: dict[int, set[str]] = {
@@ -41,7 +41,7 @@ def warn_of_missing_classes(images: ImageFolder) -> None:
         )
 
 
-def warn_of_nested_classes(images: ImageFolder) -> None:
+def warn_of_nested_classes(images: ImageSet) -> None:
     """Log if the folders look like image sets: they contain only folders, and few.
 
     Images in folders below a class are usual, too, such as one folder per patient.
@@ -60,11 +60,11 @@ def warn_of_nested_classes(images: ImageFolder) -> None:
         log.warning(
             "the classes contain only folders (%s: %s): if these are the classes, extract %s",
             printable(name), printable(b", ".join(sorted(folders))),
-            printable(images.root / os.fsdecode(name)),
+            printable(f"{images.root}/{os.fsdecode(name)}"),
         )  # fmt: skip
 
 
-def warn_of_duplicates(images: ImageFolder, digests: Mapping[bytes, bytes]) -> None:
+def warn_of_duplicates(images: ImageSet, digests: Mapping[bytes, bytes]) -> None:
     """Log identical files with several labels or in several splits: they bias scores."""
     by_digest = defaultdict(list)
     of_split = defaultdict(set)

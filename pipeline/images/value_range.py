@@ -6,18 +6,17 @@ brightness means from image to image.
 
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.cores import usable_cores
 from pipeline.errors import BadDataError
-from pipeline.images.decode import MAX_FILE, Numbers, UnreadableImage, read_numbers
+from pipeline.images.decode import Numbers, UnreadableImage, read_numbers
+from pipeline.images.source import MAX_FILE, ImageSource
 from pipeline.spec import FULL_RANGE, format_range, parse_range
 from pipeline.text import counted
 
@@ -33,7 +32,7 @@ FEW_LEVELS = 80  # a third of the range, or less: 14 bits in a 16-bit file leave
 log = logging.getLogger("pipeline")
 
 
-def choose_range(root: Path, paths: Sequence[bytes], requested: str) -> str:
+def choose_range(source: ImageSource, paths: Sequence[bytes], requested: str) -> str:
     """Return the value range of a set's deep images, ``full`` or ``LOW,HIGH``; log what they use.
 
     ``auto`` is decided from the percentiles of a sample of files. A set without deep images has the
@@ -41,7 +40,7 @@ def choose_range(root: Path, paths: Sequence[bytes], requested: str) -> str:
     """
     count = min(SAMPLED_FILES, len(paths))
     sample = [paths[index] for index in np.linspace(0, len(paths) - 1, count).astype(int)]
-    found = _read_sample(root, sample)
+    found = _read_sample(source, sample)
     if not found:
         if requested == AUTO_RANGE:
             return FULL_RANGE
@@ -135,7 +134,7 @@ def _bits_used(high: float, numbers: Numbers) -> str:
 
 
 def _read_sample(
-    root: Path, paths: Sequence[bytes]
+    source: ImageSource, paths: Sequence[bytes]
 ) -> list[tuple[Numbers, npt.NDArray[np.float64]]]:
     """Return types and some finite numbers of the deep images among files; skip unreadable ones.
 
@@ -143,9 +142,9 @@ def _read_sample(
     """
 
     def read(path: bytes) -> tuple[Numbers, npt.NDArray[np.float64]] | None:
-        file = root / os.fsdecode(path)
         try:
-            deep = read_numbers(file.read_bytes()) if file.stat().st_size <= MAX_FILE else None
+            is_image = source.stat(path).size <= MAX_FILE
+            deep = read_numbers(source.read(path)) if is_image else None
         except (OSError, UnreadableImage):
             return None
         if deep is None:

@@ -15,6 +15,7 @@ from pipeline.errors import BadDataError
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import Skipped
+from pipeline.images.source import FolderSource
 from pipeline.prefetch import prefetch
 from pipeline.text import counted, printable
 
@@ -127,7 +128,7 @@ class ImagePredictions:
         yield from self._skipped
         for start in range(0, len(self.paths), FILES_PER_WINDOW):
             paths = self.paths[start : start + FILES_PER_WINDOW]
-            digests, unreadable = hash_files(Path(), paths)
+            digests, unreadable = hash_files(FolderSource(Path()), paths)
             skipped = {item.path: item for item in unreadable}
             results: dict[bytes, Result] = {}
             remaining = deque(paths)
@@ -178,7 +179,11 @@ class ImagePredictions:
         """Yield digests and pixels of images, decoded in advance; add failures to ``results``."""
         model = self.model
         decoded = read_images(
-            Path(), digests, image_size=model.image_size, resize=model.resize, range=model.range
+            FolderSource(Path()),
+            digests,
+            image_size=model.image_size,
+            resize=model.resize,
+            range=model.range,
         )
         with closing(decoded) as images:
             for path, pixels in images:

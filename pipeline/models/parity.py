@@ -28,6 +28,7 @@ from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import SPLIT_NAMES, find_images, scan_folder
+from pipeline.images.source import FolderSource
 from pipeline.models.bundle import Bundle
 from pipeline.models.cached_features import has_same_augmentation
 from pipeline.models.predictor import Predictor, mean_over_views
@@ -243,7 +244,11 @@ class ReferenceImages:
         spec = self.table.spec
         digests = dict(zip(self._names, self.digests, strict=True))
         decoded = read_images(
-            self.root, digests, image_size=spec.image_size, resize=spec.resize, range=spec.range
+            FolderSource(self.root),
+            digests,
+            image_size=spec.image_size,
+            resize=spec.resize,
+            range=spec.range,
         )
         done = 0
         with closing(decoded):
@@ -326,7 +331,7 @@ def reference_images(
 def _find_moved(images: ReferenceImages) -> ReferenceImages:
     """Return the images whose content is below their root, each once."""
     names, _ = find_images([os.fspath(images.root)])
-    digests, _ = hash_files(Path(), names)
+    digests, _ = hash_files(FolderSource(Path()), names)
     root = os.fsencode(images.root)
     moved = {digest: os.path.relpath(name, root) for name, digest in digests.items()}
     rows = dict(zip(images.digests, images.rows.tolist(), strict=True))

@@ -3,12 +3,9 @@
 import base64
 import hashlib
 import io
-import os
-import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +13,9 @@ from PIL import Image
 
 from pipeline.cache.file import FeatureTable
 from pipeline.cores import usable_cores
-from pipeline.images.decode import MAX_FILE, UnreadableImage, decode, register_heic
+from pipeline.images.decode import UnreadableImage, decode, register_heic
+from pipeline.images.sets import reopen_source
+from pipeline.images.source import MAX_FILE, ImageSource
 
 LONGER_SIDE = 128  # pixels: sharp at 64 on a dense display, about 4 kB
 JPEG_QUALITY = 72
@@ -34,25 +33,24 @@ def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumb
     """Return the picture of each row, of at most `LONGER_SIDE` pixels; each row is read once."""
     register_heic()
     unique_rows = sorted(set(rows))
-    root = Path(str(table.document["root"]))
-    if not (root.is_absolute() and root.is_dir()):
+    source = reopen_source(table.document)
+    if source is None:
         return dict.fromkeys(unique_rows, Thumbnail(reason="the image folder is gone"))
-    root = root.resolve()
 
     def read(row: int) -> Thumbnail:
         columns = table.columns
         digest = columns.digests[row].tobytes()
-        return _make_thumbnail(root, columns.paths[row], digest, table.spec.range)
+        return _make_thumbnail(source, columns.paths[row], digest, table.spec.range)
 
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         return dict(zip(unique_rows, pool.map(read, unique_rows), strict=True))
 
 
-def _make_thumbnail(root: Path, relative: bytes, digest: bytes, range: str) -> Thumbnail:
-    """Return the picture of a file in ``root`` if its SHA-256 is that digest."""
+def _make_thumbnail(source: ImageSource, path: bytes, digest: bytes, range: str) -> Thumbnail:
+    """Return the picture of a file if its SHA-256 is that digest."""
     try:
-        data = _read_inside(root, relative)
-    except (OSError, ValueError):
+        data = source.read(path) if source.stat(path).size <= MAX_FILE else b""
+    except OSError:
         return Thumbnail(reason="the file is gone")
     # A cache from elsewhere may name any file: show only the image that was extracted.
     if hashlib.sha256(data).digest() != digest:
@@ -65,18 +63,6 @@ def _make_thumbnail(root: Path, relative: bytes, digest: bytes, range: str) -> T
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Thumbnail(address=f"data:image/jpeg;base64,{encoded}")
-
-
-def _read_inside(root: Path, relative: bytes) -> bytes:
-    """Read a regular file in ``root``, following links; raises OSError or ValueError."""
-    posix = PurePosixPath(os.fsdecode(relative))
-    path = (root / posix).resolve()
-    if posix.is_absolute() or ".." in posix.parts or not path.is_relative_to(root):
-        raise ValueError(f"{path} is outside {root}")
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
-        raise ValueError(f"{path} is not an image file")
-    return path.read_bytes()
 
 
 def _crop_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -45,7 +45,7 @@ def test_images_come_from_all_folders_without_files_that_keras_cannot_read(
         with Image.open(path) as image:
             assert image.format == {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
     found = scan_folder(tmp_path / "made")
-    assert {found.root / file.path.decode() for file in found.files} == set(paths)
+    assert {Path(found.root) / file.path.decode() for file in found.files} == set(paths)
     assert [sum(file.label == label for file in found.files) for label in (0, 1)] == [48, 48]
     few = gather_images(root, tmp_path / "few", 32)
     sources = {path.read_bytes(): path for path in root.rglob("*.png")}

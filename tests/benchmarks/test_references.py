@@ -122,8 +122,8 @@ def test_images_are_decoded_once_and_unreadable_ones_skipped(tmp_path: Path) -> 
     root = make_image_folder(tmp_path / "synthetic", per_class=3)
     (root / "plain" / "001.png").write_bytes(b"no image")
     found = scan_folder(root)
-    digests, _ = hash_files(root, found.paths)
-    scratch = scratch_images(root, digests, image_size=24, resize="squash", folder=tmp_path)
+    digests, _ = hash_files(found.source, found.paths)
+    scratch = scratch_images(found.source, digests, image_size=24, resize="squash", folder=tmp_path)
     with scratch as (pixels, kept, skipped):
         assert [item.path for item in skipped] == [b"plain/001.png"]
         assert len(pixels) == len(kept) == 5

@@ -100,7 +100,7 @@ def test_full_disk_while_publishing_leaves_nothing(tmp_path: Path) -> None:
 
 def file_of(folder: Path, root: Path, digests: Collection[bytes] = (bytes(32),)) -> Path:
     """The cache file of a set called pets that contains the first image of `publish_random`."""
-    return cache_file(folder, set_name="pets", root=root, spec=SPEC, digests=digests)
+    return cache_file(folder, set_name="pets", root=str(root), spec=SPEC, digests=digests)
 
 
 def test_two_folders_of_one_name_never_share_a_file(tmp_path: Path) -> None:

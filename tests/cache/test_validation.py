@@ -115,7 +115,7 @@ ODD: dict[str, Callable[[h5py.File], None]] = {
     "spec is no JSON": lambda file: replace(file, "spec", "{"),
     "spec is a list": lambda file: replace(file, "spec", "[]"),
     "spec lacks a field": lambda file: text_of(file, spec={"base": "vgg16"}),
-    "later format": lambda file: text_of(file, format=2),
+    "later format": lambda file: text_of(file, format=3),
 }
 
 

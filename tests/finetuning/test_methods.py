@@ -24,6 +24,7 @@ from pipeline.heads.dense import build_dense
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import scan_folder
+from pipeline.images.source import FolderSource
 from pipeline.keras_backend import keras
 from pipeline.models.top_block import HEAD_WEIGHTS
 
@@ -203,9 +204,9 @@ def test_ten_steps_on_photographs_at_the_books_size(assets: Path) -> None:
     root = assets / "data" / "cats_and_dogs"
     images = scan_folder(root).limited(50)
     labels = {file.path: file.label for file in images.files if file.split == 1}
-    digests, _ = hash_files(root, labels)
+    digests, _ = hash_files(FolderSource(root), labels)
     model, base = built("vgg16", 150)
-    decoded = dict(read_images(root, digests, image_size=150, resize="squash"))
+    decoded = dict(read_images(FolderSource(root), digests, image_size=150, resize="squash"))
     rows = Rows(np.stack(list(decoded.values())), np.array([labels[path] for path in decoded]))
     config = DenseConfig(dropout=0)
     error = error_of_ten_steps(model, base, "block5_conv1", rows, config, 1e-5)

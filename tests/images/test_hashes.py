@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.images import hashes
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
+from pipeline.images.source import FolderSource
 
 
 def test_digests_are_sha256_of_the_files(synthetic_set: Path) -> None:
-    digests, skipped = hash_files(synthetic_set, scan_folder(synthetic_set).paths)
+    digests, skipped = hash_files(FolderSource(synthetic_set), scan_folder(synthetic_set).paths)
     assert not skipped
     for path, digest in list(digests.items())[::17]:
         content = (synthetic_set / os.fsdecode(path)).read_bytes()
@@ -23,7 +23,7 @@ def test_digests_are_sha256_of_the_files(synthetic_set: Path) -> None:
 def test_file_that_vanishes_before_hashing_is_skipped(synthetic_set: Path) -> None:
     folder = scan_folder(synthetic_set)
     (synthetic_set / os.fsdecode(folder.files[3].path)).unlink()
-    digests, skipped = hash_files(synthetic_set, folder.paths)
+    digests, skipped = hash_files(FolderSource(synthetic_set), folder.paths)
     assert len(digests) == 71
     assert [item.path for item in skipped] == [folder.files[3].path]
 
@@ -49,11 +49,13 @@ def test_only_unchanged_files_are_not_read_again(
     synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     paths, index = scan_folder(synthetic_set).paths, tmp_path / "index"
-    digests, _ = hash_files(synthetic_set, paths, index_folder=index)
+    digests, _ = hash_files(FolderSource(synthetic_set), paths, index_folder=index)
     plant_digests(index, seconds=0 if name == "recent" else 10)
     if name == "no change time":  # Windows
-        monkeypatch.setattr(hashes, "HAS_CHANGE_TIME", False)
-    again, _ = hash_files(synthetic_set, paths, index_folder=index, rehash=name == "rehash")
+        monkeypatch.setattr("pipeline.images.source.HAS_CHANGE_TIME", False)
+    again, _ = hash_files(
+        FolderSource(synthetic_set), paths, index_folder=index, rehash=name == "rehash"
+    )
     planted = dict.fromkeys(paths, bytes.fromhex(PLANTED))
     assert again == (planted if name == "unchanged" else digests)
 
@@ -62,7 +64,7 @@ def test_content_changed_under_the_same_size_and_mtime_is_seen(
     synthetic_set: Path, tmp_path: Path
 ) -> None:
     paths = scan_folder(synthetic_set).paths
-    hash_files(synthetic_set, paths, index_folder=tmp_path / "index")
+    hash_files(FolderSource(synthetic_set), paths, index_folder=tmp_path / "index")
     plant_digests(tmp_path / "index")
     victim = synthetic_set / os.fsdecode(paths[5])
     stat = victim.stat()
@@ -70,7 +72,7 @@ def test_content_changed_under_the_same_size_and_mtime_is_seen(
     content[-20] ^= 1
     victim.write_bytes(content)
     os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    digests, _ = hash_files(synthetic_set, paths, index_folder=tmp_path / "index")
+    digests, _ = hash_files(FolderSource(synthetic_set), paths, index_folder=tmp_path / "index")
     assert digests[paths[5]] == hashlib.sha256(content).digest()
     assert [path for path in paths if digests[path].hex() != PLANTED] == [paths[5]]
 
@@ -78,7 +80,9 @@ def test_content_changed_under_the_same_size_and_mtime_is_seen(
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1,2,3,4,5,"zz"]}', "{"])
 def test_damaged_index_is_ignored(synthetic_set: Path, tmp_path: Path, text: str) -> None:
     paths = scan_folder(synthetic_set).paths
-    expected = hash_files(synthetic_set, paths, index_folder=tmp_path / "index")
+    expected = hash_files(FolderSource(synthetic_set), paths, index_folder=tmp_path / "index")
     (index,) = (tmp_path / "index").iterdir()
     index.write_text(text)
-    assert hash_files(synthetic_set, paths, index_folder=tmp_path / "index") == expected
+    assert (
+        hash_files(FolderSource(synthetic_set), paths, index_folder=tmp_path / "index") == expected
+    )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.errors import BadDataError
 from pipeline.images.decode import UnreadableImage, decode
+from pipeline.images.source import FolderSource
 from pipeline.images.value_range import choose_range
 
 ROOT = Path(__file__).parents[2]
@@ -292,15 +293,15 @@ def noise(low: float, high: float, dtype: str, count: int = 8) -> list[np.ndarra
 def test_auto_range_covers_what_the_set_uses(
     arrays: list[np.ndarray], chosen: str, tmp_path: Path
 ) -> None:
-    assert choose_range(tmp_path, write_set(tmp_path, *arrays), "auto") == chosen
+    assert choose_range(FolderSource(tmp_path), write_set(tmp_path, *arrays), "auto") == chosen
     few = write_set(tmp_path, *arrays[:3])
-    assert choose_range(tmp_path, few, "auto") == chosen  # stays as the set grows
+    assert choose_range(FolderSource(tmp_path), few, "auto") == chosen  # stays as the set grows
 
 
 def test_auto_range_of_several_types_is_bad_data(tmp_path: Path) -> None:
     paths = write_set(tmp_path, *noise(0, 4095, "u2", 2), *noise(0, 1, "f4", 2))
     with pytest.raises(BadDataError, match=r"float32 and uint16 .* --range=LOW,HIGH"):
-        choose_range(tmp_path, paths, "auto")
+        choose_range(FolderSource(tmp_path), paths, "auto")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_scan_warns_of_numbers_in_a_small_part_of_their_range(
     arrays: list[np.ndarray], words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        assert choose_range(tmp_path, write_set(tmp_path, *arrays), "full") == "full"
+        assert choose_range(FolderSource(tmp_path), write_set(tmp_path, *arrays), "full") == "full"
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == bool(words)
     assert all(word in warnings[0] for word in words)
@@ -327,16 +328,18 @@ def test_scan_warns_of_numbers_in_a_small_part_of_their_range(
 
 def test_auto_range_covers_all_parts_of_the_set_all_channels_and_rare_spots(tmp_path: Path) -> None:
     dark_first = [*noise(0, 250, "u2", 40), *noise(2000, 4000, "u2", 40)]
-    assert choose_range(tmp_path, write_set(tmp_path, *dark_first), "auto") == "0,4095"
+    assert (
+        choose_range(FolderSource(tmp_path), write_set(tmp_path, *dark_first), "auto") == "0,4095"
+    )
     mixed = [*noise(0, 250, "u2", 40), *noise(0, 1, "f4", 40)]
     with pytest.raises(BadDataError, match="share no range"):
-        choose_range(tmp_path, write_set(tmp_path, *mixed), "auto")
+        choose_range(FolderSource(tmp_path), write_set(tmp_path, *mixed), "auto")
     blue = [np.stack([each // 20, each // 20, each], axis=-1) for each in noise(0, 4095, "u2")]
-    assert choose_range(tmp_path, write_set(tmp_path, *blue), "auto") == "0,4095"
+    assert choose_range(FolderSource(tmp_path), write_set(tmp_path, *blue), "auto") == "0,4095"
     spots = [np.zeros((SIZE, SIZE), np.uint16) for _ in range(4)]
     for image in spots:
         image[3, 4] = 3000
-    assert choose_range(tmp_path, write_set(tmp_path, *spots), "auto") == "0,4095"
+    assert choose_range(FolderSource(tmp_path), write_set(tmp_path, *spots), "auto") == "0,4095"
 
 
 def test_alpha_is_no_number_and_high_bytes_tell_of_12_bits(
@@ -345,12 +348,12 @@ def test_alpha_is_no_number_and_high_bytes_tell_of_12_bits(
     rgba = np.full((SIZE, SIZE, 4), 65535, np.uint16)
     rgba[..., :3] = np.rint(RAMP * 4095)[..., None]
     tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
-    assert choose_range(tmp_path, [b"a.tif"], "auto") == "0,4095"
+    assert choose_range(FolderSource(tmp_path), [b"a.tif"], "auto") == "0,4095"
     grey_alpha = np.stack([np.rint(RAMP * 4095), np.full_like(RAMP, 65535)], axis=-1)
     with (tmp_path / "b.png").open("wb") as file:
         writer = png.Writer(SIZE, SIZE, greyscale=True, alpha=True, bitdepth=16)
         writer.write(file, grey_alpha.astype(int).reshape(SIZE, -1).tolist())
-    assert choose_range(tmp_path, [b"b.png"], "full") == "full"
+    assert choose_range(FolderSource(tmp_path), [b"b.png"], "full") == "full"
     assert "uint16 images" in caplog.text
     with pytest.raises(UnreadableImage, match="save the file as 16-bit grey"):
         decode((tmp_path / "b.png").read_bytes(), image_size=SIZE, range="0,4095")
@@ -372,7 +375,7 @@ def test_range_that_does_not_fit_the_images_is_warned_of(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert choose_range(tmp_path, write_set(tmp_path, *arrays), range) == range
+    assert choose_range(FolderSource(tmp_path), write_set(tmp_path, *arrays), range) == range
     assert words in caplog.text
     assert bool(caplog.records) == bool(words)
 

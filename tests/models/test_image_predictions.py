@@ -12,6 +12,7 @@ from synthetic_images import draw
 from pipeline.errors import BadDataError
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import Skipped
+from pipeline.images.source import FolderSource
 from pipeline.models import image_predictions
 from pipeline.models.image_predictions import ImagePredictions, Prediction
 
@@ -63,7 +64,7 @@ def test_predictions_keep_the_order_of_cached_new_and_broken_files() -> None:
     paths = [grey(f"{level}.png", level) for level in (10, 20, 30, 40, 50)]
     Path("broken.png").write_bytes(b"text")
     paths[2:2] = [b"broken.png", b"gone.png"]
-    digests, _ = hash_files(Path(), [paths[1]])
+    digests, _ = hash_files(FolderSource(Path()), [paths[1]])
     model = Brightness({digests[paths[1]]: 200 / 255})
     items = list(ImagePredictions(model, paths))
     assert [item.path for item in items] == paths

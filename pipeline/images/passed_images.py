@@ -17,6 +17,7 @@ from pipeline.images.decode import UnreadableImage, to_pixels
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import Skipped
+from pipeline.images.source import FolderSource
 from pipeline.spec import FULL_RANGE
 from pipeline.text import printable
 
@@ -24,7 +25,7 @@ EXPECTED = "paths of image files, or uint8 arrays (N, H, W, 3)"
 
 
 @dataclass(frozen=True)
-class ImageSources:
+class PassedImages:
     """Images identified by content: their digests in order, and the path or array of each."""
 
     digests: tuple[bytes, ...]
@@ -36,7 +37,9 @@ class ImageSources:
         """Yield digests with (image_size, image_size, 3) uint8 RGB; raises BadDataError."""
         requested = {digest: self.contents[digest] for digest in digests}
         files = {path: digest for digest, path in requested.items() if isinstance(path, bytes)}
-        decoded = read_images(Path(), files, image_size=image_size, resize=resize, range=range)
+        decoded = read_images(
+            FolderSource(Path()), files, image_size=image_size, resize=resize, range=range
+        )
         with closing(decoded) as read:
             for path, pixels in read:
                 if isinstance(pixels, Skipped):
@@ -52,7 +55,7 @@ class ImageSources:
                     raise _unusable_error(b"image %d" % number, str(error)) from error
 
 
-def image_sources(images: Any) -> ImageSources:
+def passed_images(images: Any) -> PassedImages:
     """Accept paths, a uint8 array (N, H, W, 3) or arrays (H, W, 3); grey is (H, W, 1) or (H, W).
 
     Raises UsageError for other types, BadDataError if a file cannot be read.
@@ -67,16 +70,16 @@ def image_sources(images: Any) -> ImageSources:
     if not items:
         raise NoInputError(f"expected {EXPECTED}; received none")
     if isinstance(items[0], np.ndarray):
-        return array_sources(items)
+        return passed_arrays(items)
     names = []
     for path in items:
         if not isinstance(path, str | bytes | os.PathLike):
             raise UsageError(f"expected {EXPECTED}; received {type(path).__name__} among them")
         names.append(os.fsencode(path))
-    digests, unreadable = hash_files(Path(), names)
+    digests, unreadable = hash_files(FolderSource(Path()), names)
     for skipped in unreadable:
         raise _unusable_error(skipped.path, skipped.reason)
-    return ImageSources(
+    return PassedImages(
         tuple(digests[name] for name in names),
         {digest: name for name, digest in reversed(digests.items())},
     )
@@ -97,7 +100,7 @@ def _single_column(images: Iterable[Any]) -> Iterable[Any]:
     return images
 
 
-def array_sources(arrays: Iterable[Any]) -> ImageSources:
+def passed_arrays(arrays: Iterable[Any]) -> PassedImages:
     """Accept arrays (H, W, 3), (H, W, 1) or (H, W) of uint8, 0..255; colours are RGB."""
     digests, contents = [], {}
     for array in arrays:
@@ -114,7 +117,7 @@ def array_sources(arrays: Iterable[Any]) -> ImageSources:
         digests.append(hashlib.sha256(header + array.tobytes()).digest())
         # Pillow does not accept (H, W, 1)
         contents[digests[-1]] = array if channels == 3 else array.reshape(array.shape[:2])
-    return ImageSources(tuple(digests), contents)
+    return PassedImages(tuple(digests), contents)
 
 
 def _unusable_error(name: bytes, reason: str) -> BadDataError:
