@@ -143,12 +143,14 @@ def _show(arguments: argparse.Namespace) -> None:
 def _describe_origin(document: Mapping[str, Any]) -> dict[str, str]:
     """Return the engines of a cache and, if it has views, their number and augmentation."""
     first = document["engine"] or {}
+    is_file = str(document["spec"]["preprocessing"]).startswith("onnx ")
+    reference = "ONNX Runtime without optimisation" if is_file else "TensorFlow"
     engines = []
     for engine in (first, *first.get("also", ())):
         error = max(dict(engine.get("error") or {}).values(), default=0.0)
         engines.append(
             f"{engine.get('name')} {engine.get('version')}"
-            + (f", {error:.1e} from TensorFlow" if error else "")
+            + (f", {error:.1e} from {reference}" if error else "")
         )
     origin = {"engine": "; ".join(engines)}
     if "augmentation" in document:
