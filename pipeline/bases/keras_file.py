@@ -85,8 +85,10 @@ def read_contents(path: Path) -> Contents:
 def _read(path: Path, version: tuple[int, ...]) -> tuple[Contents, str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            config = json.loads(_member(archive, CONFIG, MAX_CONFIG_BYTES))
+            text = _member(archive, CONFIG, MAX_CONFIG_BYTES)
             parameters = _count_numbers(_member(archive, WEIGHTS, MAX_BYTES))
+        # how the network was trained, inner models too: optimizers and losses are of no use here
+        config = json.loads(text, object_hook=_without_compilation)
         network = _Network(config)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -100,6 +102,10 @@ def _read(path: Path, version: tuple[int, ...]) -> tuple[Contents, str]:
             f"model.save('FILE.keras'), or damaged"
         ) from error
     return contents, digest
+
+
+def _without_compilation(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in value.items() if key != "compile_config"}
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -121,7 +127,7 @@ def _count_numbers(weights: bytes) -> int:
 
     def check_array(name: str, node: object) -> None:
         nonlocal count
-        if not isinstance(node, h5py.Dataset) or name.startswith("optimizer"):
+        if not isinstance(node, h5py.Dataset) or "/optimizer/" in f"/{name}":
             return
         is_inside = not (node.is_virtual or node.external)
         if not is_inside or node.nbytes > MAX_EXPANSION * node.id.get_storage_size():

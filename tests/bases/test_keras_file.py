@@ -71,6 +71,21 @@ def test_flattened_base_computes_the_maps_of_the_nested_model(saved: Path) -> No
     assert [layer.name for layer in list_layers(config())] == [each.name for each in base.layers]
 
 
+def test_trained_file_is_a_base_without_its_optimizers_and_losses() -> None:
+    def own_loss(truth: Any, values: Any) -> Any:
+        return keras.ops.mean(truth - values)
+
+    inner = keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(2, 3)])
+    inner.compile("adam", "mse")
+    inner.fit(IMAGES[:1], np.zeros((1, 14, 14, 2)), verbose=0)
+    model = keras.Sequential([keras.Input((16, 16, 3)), inner, layers.GlobalAveragePooling2D()])
+    model.compile("adam", own_loss, metrics=["mae"])
+    model.fit(IMAGES[:1], np.zeros((1, 2)), verbose=0)
+    model.save("net.keras")
+    base, _ = build_base(config())
+    np.testing.assert_allclose(base(IMAGES), inner(IMAGES), rtol=1e-5, atol=1e-6)
+
+
 def test_fully_convolutional_file_takes_any_size_and_says_so() -> None:
     keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)]).save("open.keras")
     with pytest.raises(UsageError, match="choose that of its training with --image-size"):
