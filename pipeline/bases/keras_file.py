@@ -35,6 +35,11 @@ LAYERS = frozenset((
     "Reshape", "SeparableConv2D", "Softmax", "SpatialDropout2D", "SpectralNormalization",
     "Subtract", "UnitNormalization", "UpSampling2D", "ZeroPadding2D",
 ))  # fmt: skip
+# Augmentation: these change images in training only
+RANDOM_LAYERS = frozenset((
+    "RandomBrightness", "RandomContrast", "RandomFlip", "RandomRotation", "RandomTranslation",
+    "RandomZoom",
+))  # fmt: skip
 OPERATIONS = ("keras.src.ops.numpy", "keras.src.ops.nn")  # modules of x + 3 and keras.ops.relu
 PARTS = (  # modules of what a layer's description may contain
     "keras", "keras.initializers", "keras.regularizers", "keras.constraints",
@@ -215,8 +220,12 @@ class _Network:
             name = layer.parents[0]
         (name,) = layer.parents
         # a Dropout changes nothing; maps of 1 × 1 are already averages
-        while self.layers[name].kind.endswith("Dropout") or self._shapes.get(name, (0, 0))[1] == 1:
+        while name and (
+            self.layers[name].kind.endswith("Dropout") or self._shapes.get(name, (0, 0))[1] == 1
+        ):
             (name,) = self.layers[name].parents
+        if not name:
+            raise BadDataError("it has no layer of maps: it flattens the image itself")
         return name
 
 
@@ -265,7 +274,7 @@ def _check_class(value: Mapping[str, Any]) -> None:
     kind, module = value["class_name"], value.get("module")
     if kind == "__keras_tensor__" and module is None:
         return
-    is_layer = module == "keras.layers" and kind in LAYERS
+    is_layer = module == "keras.layers" and kind in LAYERS | RANDOM_LAYERS
     is_model = kind in CONTAINERS and str(module).split(".")[0] == "keras"
     is_part = module in PARTS[1:] or (module == PARTS[0] and kind in PART_KINDS_OF_KERAS)
     registered = value.get("registered_name")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.bases.file_base import read_sidecar
-from pipeline.bases.keras_file import Contents, flat_name, read_contents
+from pipeline.bases.keras_file import RANDOM_LAYERS, Contents, flat_name, read_contents
 from pipeline.bases.probe import check_probe, probe_name, probe_values
 from pipeline.errors import BadDataError
 from pipeline.keras_backend import keras
@@ -87,11 +87,13 @@ def _flatten(model: Any, contents: Contents, image_size: int) -> Any:
         name = flat_name(path, operation.name, counts)
         is_layer = isinstance(operation, keras.Layer)
         own = name if is_layer else f"{name}_operation"
-        duplicate = type(operation).from_config({**operation.get_config(), "name": own})
-        result = duplicate(*arguments, **options)
-        if is_layer:
+        is_random = type(operation).__name__ in RANDOM_LAYERS
+        kind = keras.layers.Identity if is_random else type(operation)
+        settings = {} if is_random else operation.get_config()
+        result = (duplicate := kind.from_config({**settings, "name": own}))(*arguments, **options)
+        if is_layer and not is_random:
             pairs.append((operation, duplicate))
-        else:  # of keras.ops: only a layer has an output by name
+        elif not is_layer:  # of keras.ops: only a layer has an output by name
             result = keras.layers.Identity(name=name)(result)
         if max(map(_numbers, keras.tree.flatten(result))) > MAX_MAP_NUMBERS:
             raise BadDataError(f"its layer {name} has over {MAX_MAP_NUMBERS:,} numbers an image")

@@ -248,6 +248,13 @@ def test_wrong_sidecar_is_refused(text: str, reason: str) -> None:
         read_sidecar(FILE)
 
 
+def test_sidecar_that_is_a_link_is_refused() -> None:
+    Path("elsewhere.toml").write_text('mean-std = "half"')
+    Path("net.base.toml").symlink_to("elsewhere.toml")
+    with pytest.raises(BadDataError, match="is a link"):
+        read_sidecar(FILE)
+
+
 def test_sidecar_has_the_options_and_the_command_line_overrides_it() -> None:
     write_onnx_file(FILE, shape=("n", 3, "h", "w"))
     Path("net.base.toml").write_text(
