@@ -157,11 +157,11 @@ def find_base(name: str) -> Base:
     bases = {_letters_and_digits(base.name): base for base in _TABLE}
     if base := bases.get(_letters_and_digits(name)):
         return base
+    if "," in name:
+        raise UsageError(f"expected one base, received {name!r}: several are for extract")
     if set(name) & set("./"):
         expected = " or ".join(FILE_SUFFIXES)
         raise UsageError(f"unknown base {name!r}: the name of a file must end in {expected}")
-    if "," in name:
-        raise UsageError(f"expected one base, received {name!r}: several are for extract")
     typed = _letters_and_digits(name)
     close = {each: difflib.SequenceMatcher(None, each, typed).ratio() for each in bases}
     # vgg1 and vgg61 are as close to vgg19: the default wins
