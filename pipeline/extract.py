@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pipeline import cli
 from pipeline.bases.availability import better_base, weights_sources
 from pipeline.bases.config import BaseConfig
-from pipeline.bases.registry import BASES, PIXELS
+from pipeline.bases.file_base import OPTIONS
+from pipeline.bases.registry import BASES, FILE_SUFFIXES, PIXELS
 from pipeline.cache.config import AugmentConfig, ExtractConfig
 from pipeline.config import path_argument
 from pipeline.errors import NoInputError, UsageError
@@ -70,9 +71,16 @@ def _extract(arguments: argparse.Namespace) -> None:
 
     data = arguments.data or [_only_set(Path("data"))]
     augmentation = cli.augmentation_of(arguments, seed=arguments.seed)
+    bases = arguments.base.split(",")
     configs = [
-        cli.config_from(arguments, ExtractConfig, base=base, augmentation=augmentation)
-        for base in arguments.base.split(",")
+        cli.config_from(
+            arguments,
+            ExtractConfig,
+            base=base,
+            augmentation=augmentation,
+            **_options_of_others(base, bases),
+        )
+        for base in bases
     ]
     several = len(configs) > 1
     for config in configs:
@@ -107,6 +115,16 @@ def _extract(arguments: argparse.Namespace) -> None:
         print(f"{len(configs)} caches in one pass; compare them: python -m pipeline.classify")
     if advice:
         print(advice)
+
+
+def _options_of_others(base: str, bases: Sequence[str]) -> dict[str, None]:
+    """Return the options of a base in a file that are not for this one, but for another."""
+    others = {Path(each).suffix for each in bases if each.endswith(FILE_SUFFIXES)}
+    if base.endswith(".onnx") or not others:
+        return {}
+    if base.endswith(FILE_SUFFIXES):
+        return dict.fromkeys(OPTIONS[2:]) if ".onnx" in others else {}
+    return dict.fromkeys(OPTIONS)
 
 
 def _only_set(folder: Path) -> Path:

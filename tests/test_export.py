@@ -119,6 +119,12 @@ def test_predict_py_takes_folders_and_patterns_and_writes_a_csv(lab: Path) -> No
             [row["path"], row["label"], f"{share:.4f}"]
             for row, share in zip(rows, found, strict=True)
         ]
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does
+    command = [sys.executable, "-I", "made/predict.py", paths[0]]
+    with os.fdopen(writing) as closed:
+        shown = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (shown.returncode, shown.stderr) == (141, "")
 
 
 def test_predict_py_says_what_is_wrong_with_its_arguments_or_its_folder() -> None:

@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 import pytest
 from command import assert_one_line, modules_loaded_by, run_command
-from onnx_files import SIZE, write_onnx_file
+from onnx import helper
+from onnx_files import SIZE, conv_nodes, write_onnx_file
 
 FILE = Path("models/net.onnx")
 EXTRACT = ("--base", FILE, "--mean-std", "half", "--json")
@@ -91,6 +92,25 @@ def test_other_preprocessing_has_another_cache(extracted: Path, synthetic_set: P
     changed = json.loads(run_command("extract", synthetic_set, *other).stdout)
     assert Path(changed["cache"]) != extracted
     assert changed["computed"] > 0
+
+
+def test_options_of_a_file_are_not_those_of_a_named_base_beside_it(synthetic_set: Path) -> None:
+    FILE.parent.mkdir()
+    write_onnx_file(FILE)
+    options = ("--mean-std", "half", "--json")
+    finished = run_command("extract", synthetic_set, "--base", f"pixels,{FILE}", *options)
+    caches = json.loads(finished.stdout)["caches"]
+    names = [Path(each["cache"]).stem.split("-")[-2] for each in caches]
+    assert names == ["pixels", "net"]
+
+
+def test_features_that_are_not_finite_are_refused_in_one_line(synthetic_set: Path) -> None:
+    FILE.parent.mkdir()
+    nodes, arrays = conv_nodes()
+    nodes[1] = helper.make_node("Log", ["/conv"], ["/relu:0"])
+    write_onnx_file(FILE, nodes, arrays)
+    finished = run_command("extract", synthetic_set, *EXTRACT, check=65)
+    assert "its features are not finite" in finished.stderr.splitlines()[-1]
 
 
 def test_finetune_refuses_a_file_in_one_line(synthetic_set: Path) -> None:

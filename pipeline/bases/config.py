@@ -237,7 +237,8 @@ class BaseConfig(Config):
         if file is None:
             if given:
                 raise UsageError(
-                    f"{given[0]} is for a base in a file, FILE.onnx or FILE.keras; {self.base} has "
+                    f"{given[0]} is for a base in a file, FILE.onnx or FILE.keras; "
+                    f"{self.network.name} has "
                     f"its own preprocessing"
                 )
             return

@@ -119,6 +119,8 @@ def read_sidecar(path: Path) -> Mapping[str, Any]:
     if not sidecar.is_file():
         return {}
     name = printable(sidecar)
+    if sidecar.is_symlink():  # of a stranger's archive: nothing outside its folder is read
+        raise BadDataError(f"{name} is a link: place the file itself beside the network")
     if sidecar.stat().st_size > MAX_SIDECAR_BYTES:
         raise BadDataError(f"{name} has more than {MAX_SIDECAR_BYTES:,} bytes")
     try:

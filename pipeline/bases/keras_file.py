@@ -35,6 +35,11 @@ LAYERS = frozenset((
     "Reshape", "SeparableConv2D", "Softmax", "SpatialDropout2D", "SpectralNormalization",
     "Subtract", "UnitNormalization", "UpSampling2D", "ZeroPadding2D",
 ))  # fmt: skip
+# Augmentation: these change images in training only
+RANDOM_LAYERS = frozenset((
+    "RandomBrightness", "RandomContrast", "RandomFlip", "RandomRotation", "RandomTranslation",
+    "RandomZoom",
+))  # fmt: skip
 OPERATIONS = ("keras.src.ops.numpy", "keras.src.ops.nn")  # modules of x + 3 and keras.ops.relu
 PARTS = (  # modules of what a layer's description may contain
     "keras", "keras.initializers", "keras.regularizers", "keras.constraints",
@@ -85,8 +90,10 @@ def read_contents(path: Path) -> Contents:
 def _read(path: Path, version: tuple[int, ...]) -> tuple[Contents, str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            config = json.loads(_member(archive, CONFIG, MAX_CONFIG_BYTES))
+            text = _member(archive, CONFIG, MAX_CONFIG_BYTES)
             parameters = _count_numbers(_member(archive, WEIGHTS, MAX_BYTES))
+        # how the network was trained, inner models too: optimizers and losses are of no use here
+        config = json.loads(text, object_hook=_without_compilation)
         network = _Network(config)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -100,6 +107,10 @@ def _read(path: Path, version: tuple[int, ...]) -> tuple[Contents, str]:
             f"model.save('FILE.keras'), or damaged"
         ) from error
     return contents, digest
+
+
+def _without_compilation(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in value.items() if key != "compile_config"}
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -121,7 +132,7 @@ def _count_numbers(weights: bytes) -> int:
 
     def check_array(name: str, node: object) -> None:
         nonlocal count
-        if not isinstance(node, h5py.Dataset) or name.startswith("optimizer"):
+        if not isinstance(node, h5py.Dataset) or "/optimizer/" in f"/{name}":
             return
         is_inside = not (node.is_virtual or node.external)
         if not is_inside or node.nbytes > MAX_EXPANSION * node.id.get_storage_size():
@@ -209,8 +220,12 @@ class _Network:
             name = layer.parents[0]
         (name,) = layer.parents
         # a Dropout changes nothing; maps of 1 × 1 are already averages
-        while self.layers[name].kind.endswith("Dropout") or self._shapes.get(name, (0, 0))[1] == 1:
+        while name and (
+            self.layers[name].kind.endswith("Dropout") or self._shapes.get(name, (0, 0))[1] == 1
+        ):
             (name,) = self.layers[name].parents
+        if not name:
+            raise BadDataError("it has no layer of maps: it flattens the image itself")
         return name
 
 
@@ -259,7 +274,7 @@ def _check_class(value: Mapping[str, Any]) -> None:
     kind, module = value["class_name"], value.get("module")
     if kind == "__keras_tensor__" and module is None:
         return
-    is_layer = module == "keras.layers" and kind in LAYERS
+    is_layer = module == "keras.layers" and kind in LAYERS | RANDOM_LAYERS
     is_model = kind in CONTAINERS and str(module).split(".")[0] == "keras"
     is_part = module in PARTS[1:] or (module == PARTS[0] and kind in PART_KINDS_OF_KERAS)
     registered = value.get("registered_name")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.bases.file_base import read_sidecar
-from pipeline.bases.keras_file import Contents, flat_name, read_contents
+from pipeline.bases.keras_file import RANDOM_LAYERS, Contents, flat_name, read_contents
 from pipeline.bases.probe import check_probe, probe_name, probe_values
 from pipeline.errors import BadDataError
 from pipeline.keras_backend import keras
@@ -22,13 +22,14 @@ MAX_MAP_NUMBERS = 2**28  # of an image in a layer: 1 GiB
 def load_file_base(path: Path, image_size: int) -> Any:
     """Return the frozen base in a file: (B, S, S, 3) float32 -> maps of its last layer.
 
-    Keras loads it in safe mode and without its optimizer. Raises BadDataError, one line, for a file
-    that `pipeline.bases.keras_file` refuses or Keras cannot load.
+    Keras loads it in safe mode, without optimizers and losses. Raises BadDataError, one line, for a
+    file that `pipeline.bases.keras_file` refuses or Keras cannot load.
     """
     contents = read_contents(path)
     try:
         _check_size(contents)
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        model = _build(contents)
+        model.load_weights(path)
         base = _flatten(model, contents, image_size)
         if "probe" in read_sidecar(path):
             _check_probe(base, path, image_size)
@@ -41,11 +42,16 @@ def load_file_base(path: Path, image_size: int) -> Any:
     return base
 
 
+def _build(contents: Contents) -> Any:
+    """Return the network as it was checked, in safe mode, with new weights."""
+    config = copy.deepcopy(contents.config)  # Keras changes it
+    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+
+
 def _check_size(contents: Contents) -> None:
     """Raise BadDataError unless layers and file have as many weights; allocates none of them."""
     with keras.StatelessScope(initialize_variables=False):
-        config = copy.deepcopy(contents.config)  # Keras changes it
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        model = _build(contents)
     weights = [each for each in model.weights if "float" in str(each.dtype)]
     declared = sum(math.prod(each.shape) for each in weights)
     if declared != contents.parameters:
@@ -81,11 +87,13 @@ def _flatten(model: Any, contents: Contents, image_size: int) -> Any:
         name = flat_name(path, operation.name, counts)
         is_layer = isinstance(operation, keras.Layer)
         own = name if is_layer else f"{name}_operation"
-        duplicate = type(operation).from_config({**operation.get_config(), "name": own})
-        result = duplicate(*arguments, **options)
-        if is_layer:
+        is_random = type(operation).__name__ in RANDOM_LAYERS
+        kind = keras.layers.Identity if is_random else type(operation)
+        settings = {} if is_random else operation.get_config()
+        result = (duplicate := kind.from_config({**settings, "name": own}))(*arguments, **options)
+        if is_layer and not is_random:
             pairs.append((operation, duplicate))
-        else:  # of keras.ops: only a layer has an output by name
+        elif not is_layer:  # of keras.ops: only a layer has an output by name
             result = keras.layers.Identity(name=name)(result)
         if max(map(_numbers, keras.tree.flatten(result))) > MAX_MAP_NUMBERS:
             raise BadDataError(f"its layer {name} has over {MAX_MAP_NUMBERS:,} numbers an image")

@@ -298,11 +298,8 @@ def _measure(path: Path, image_size: int, layout: str) -> dict[str, Any]:
     if not (maps or found):
         raise BadDataError("none of its tensors is a map, a list of tokens or a vector per image")
     default = (maps or found)[-1]
-    if not batch:
-        batch = 1
-        with contextlib.suppress(Exception):  # of any type: it takes one image at a time
-            (pair,) = session.run([default.tensor], {entry.name: np.concatenate([feed, feed])})
-            batch = 0 if _is_pair_of(pair, arrays[default.tensor]) else 1
+    if batch != 1:
+        batch = _checked_batch(session, entry.name, batch, default, feed[0], arrays[default.tensor])
     _check_probe(path, session, layers, default, layout, batch or 1)
     return {
         "layers": [e._asdict() for e in layers.values()],
@@ -344,13 +341,33 @@ def _check_probe(
 
 
 OUT_OF_MEMORY = ("bad_alloc", "BFCArena", "Failed to allocate", "would require more than")
+MAX_BATCH_ERROR = 1e-2  # relative, L2: float16 changes with the size of the batch
 FLOAT_KINDS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 
-def _is_pair_of(pair: npt.NDArray[Any], one: npt.NDArray[Any]) -> bool:
-    return pair.shape == (2, *one.shape[1:]) and all(
-        np.allclose(each, one[0], rtol=1e-2, atol=1e-2) for each in pair
-    )
+def _checked_batch(
+    session: Any, name: str, batch: int, layer: FileLayer, image: Any, expected: Any
+) -> int:
+    """Return the images per run, 0 for any, 1 if a network with an open batch takes no other.
+
+    Raises BadDataError if features of an image change with the others of its batch.
+    """
+    black = np.zeros_like(image)
+    images = np.stack([image, *[black] * (batch - 1)] if batch else [image, black, image])
+    try:
+        (rows,) = session.run([layer.tensor], {name: images})
+    except Exception:  # of any type
+        rows = np.empty(0)
+    if rows.shape != (len(images), *expected.shape[1:]):
+        return 1
+    for row in rows[:1] if batch else rows[::2]:
+        distance = np.linalg.norm((row - expected[0]).astype(np.float64))
+        if distance > MAX_BATCH_ERROR * np.linalg.norm(row.astype(np.float64)):
+            raise BadDataError(
+                f"its features of an image depend on the others of its batch, in {layer.name}: "
+                f"export the network in eval mode"
+            )
+    return batch
 
 
 def _dependents(graph: Any, name: str) -> set[str]:

@@ -159,6 +159,9 @@ def find_base(name: str) -> Base:
         return base
     if "," in name:
         raise UsageError(f"expected one base, received {name!r}: several are for extract")
+    if set(name) & set("./"):
+        expected = " or ".join(FILE_SUFFIXES)
+        raise UsageError(f"unknown base {name!r}: the name of a file must end in {expected}")
     typed = _letters_and_digits(name)
     close = {each: difflib.SequenceMatcher(None, each, typed).ratio() for each in bases}
     # vgg1 and vgg61 are as close to vgg19: the default wins

@@ -71,6 +71,32 @@ def test_flattened_base_computes_the_maps_of_the_nested_model(saved: Path) -> No
     assert [layer.name for layer in list_layers(config())] == [each.name for each in base.layers]
 
 
+def test_trained_file_is_a_base_without_its_optimizers_and_losses() -> None:
+    def own_loss(truth: Any, values: Any) -> Any:
+        return keras.ops.mean(truth - values)
+
+    inner = keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(2, 3)])
+    inner.compile("adam", "mse")
+    inner.fit(IMAGES[:1], np.zeros((1, 14, 14, 2)), verbose=0)
+    model = keras.Sequential([keras.Input((16, 16, 3)), inner, layers.GlobalAveragePooling2D()])
+    model.compile("adam", own_loss, metrics=["mae"])
+    model.fit(IMAGES[:1], np.zeros((1, 2)), verbose=0)
+    model.save("net.keras")
+    base, _ = build_base(config())
+    np.testing.assert_allclose(base(IMAGES), inner(IMAGES), rtol=1e-5, atol=1e-6)
+
+
+def test_augmentation_layers_change_nothing() -> None:
+    augment = keras.Sequential(
+        [layers.RandomFlip(), layers.RandomRotation(0.2), layers.RandomZoom(0.2)]
+    )
+    conv = layers.Conv2D(2, 3)
+    image = keras.Input((16, 16, 3))
+    keras.Model(image, layers.Dense(2)(layers.Flatten()(conv(augment(image))))).save("net.keras")
+    base, _ = build_base(config())
+    np.testing.assert_allclose(base(IMAGES), conv(IMAGES), rtol=1e-5, atol=1e-6)
+
+
 def test_fully_convolutional_file_takes_any_size_and_says_so() -> None:
     keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)]).save("open.keras")
     with pytest.raises(UsageError, match="choose that of its training with --image-size"):
@@ -111,6 +137,10 @@ def one_channel() -> Any:
     return keras.Sequential([keras.Input((28, 28, 1)), layers.Conv2D(2, 3)])
 
 
+def without_maps() -> Any:
+    return keras.Sequential([keras.Input((16, 16, 3)), layers.Flatten(), layers.Dense(2)])
+
+
 def calling_python() -> Any:
     return keras.Sequential([keras.Input((16, 16, 3)), layers.Lambda(lambda image: image * 2)])
 
@@ -122,6 +152,7 @@ def calling_python() -> Any:
         (two_inputs, "expected one input, an image; it has 2"),
         (two_outputs, "expected one output; it has 2"),
         (one_channel, r"has the shape \(None, 28, 28, 1\); expected square RGB"),
+        (without_maps, "it has no layer of maps"),
         (calling_python, r"keras\.layers\.Lambda is not a layer for images"),
     ],
 )

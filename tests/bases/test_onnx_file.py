@@ -147,6 +147,17 @@ def test_file_that_takes_no_square_rgb_images_is_refused(
         BaseConfig(base="net.onnx", mean_std="unit")
 
 
+@pytest.mark.parametrize("batch", ["n", 4])
+def test_features_that_depend_on_the_other_images_are_refused(batch: str | int) -> None:
+    nodes, arrays = conv_nodes()
+    nodes.insert(0, helper.make_node("ReduceMean", ["images"], ["mean"], axes=[0]))
+    nodes.insert(1, helper.make_node("Sub", ["images", "mean"], ["centred"]))
+    nodes[2].input[0] = "centred"
+    write_onnx_file(FILE, nodes, arrays, shape=(batch, 3, SIZE, SIZE))
+    finished = run_command("extract", "--list-layers", FILE, check=65)
+    assert "depend on the others of its batch, in pool" in assert_one_line(finished)
+
+
 def test_file_with_two_inputs_is_refused() -> None:
     other = helper.make_tensor_value_info("text", TensorProto.FLOAT, [1])
     write_onnx_file(FILE, inputs=[other])
@@ -200,6 +211,7 @@ def test_patches_without_class_token_need_the_option() -> None:
         ({"mean_std": "unit", "preprocessing": "rescale"}, "use --mean-std"),
         ({"mean_std": "unit", "engine": "ncnn"}, "cannot run .*net.onnx"),
         ({"mean_std": "unit", "base": "pixels"}, "is for a base in a file"),
+        ({"mean_std": "unit", "base": "net.pt"}, r"must end in \.onnx or \.keras"),
     ],
 )
 def test_wrong_options_are_usage_errors(
@@ -233,6 +245,13 @@ def test_sidecar_of_the_page_is_read() -> None:
 def test_wrong_sidecar_is_refused(text: str, reason: str) -> None:
     Path("net.base.toml").write_text(text)
     with pytest.raises(BadDataError, match=reason):
+        read_sidecar(FILE)
+
+
+def test_sidecar_that_is_a_link_is_refused() -> None:
+    Path("elsewhere.toml").write_text('mean-std = "half"')
+    Path("net.base.toml").symlink_to("elsewhere.toml")
+    with pytest.raises(BadDataError, match="is a link"):
         read_sidecar(FILE)
 
 

@@ -369,4 +369,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # as of `| head`; Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
