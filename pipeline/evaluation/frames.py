@@ -17,6 +17,15 @@ from pipeline.text import printable
 
 LAYER = "features"
 ORIGIN = ("path", "label", "split", "group", "view")  # columns that are not features
+SPEC = FeatureSpec(
+    base="dataframe",
+    weights="none",
+    preprocessing="none",
+    image_size=0,
+    resize="none",
+    pixels="none",
+    dtype="float32",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +97,14 @@ def table_of_frame(frame: Any, task: str = CLASSES) -> FrameTable:
     identities = paths if "view" in cells else [row.tobytes() for row in values]
     return FrameTable(
         path=Path("dataframe"),
-        spec=FeatureSpec(
-            base="dataframe",
-            weights="none",
-            preprocessing="none",
-            image_size=0,
-            resize="none",
-            pixels="none",
-            dtype="float32",
-        ),
-        document={"set": "dataframe", "root": "dataframe", "engine": None, "task": task},
+        spec=SPEC,
+        document={
+            "set": "dataframe",
+            "root": "dataframe",
+            "engine": None,
+            "task": task,
+            "spec": SPEC.to_dict(),
+        },
         classes=("label",) if task == REGRESSION else tuple(classes),
         columns=make_columns(
             labels=[classes.index(names[each[0]]) if task == CLASSES else 0 for each in labels],

@@ -154,7 +154,7 @@ def test_image_listed_twice_counts_once_unless_its_rows_differ(folder: Path) -> 
          " received tran; did you mean train?"),
         ("path,label,split\na.png,x,test\nb.png,y,test\n", "none of train"),
         ("path,label\na.png,caf\u00e9\n".encode("latin-1"), "labels.csv:2 is not UTF-8"),
-        ('path,label\na.png,"x\nb.png,y\n', "labels.csv:3 is not CSV"),
+        ('path,label\na.png,"x\nb.png,y\n', "labels.csv is not CSV: EOF inside"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(folder: Path, content: str | bytes, message: str) -> None:
