@@ -10,7 +10,7 @@ from pipeline.config import Config, count, documented, option, positive_number, 
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import PROTOCOLS, HeadRequest, groups, parse_heads
-from pipeline.spec import CLASSES, UNLABELLED
+from pipeline.spec import CLASSES, TASKS, UNLABELLED
 from pipeline.text import printable
 
 if TYPE_CHECKING:
@@ -114,6 +114,10 @@ class ClassifyConfig(SplitConfig):
                     f"--protocol {self.protocol} compares one head, {self.protocol}; omit --heads"
                 )
             object.__setattr__(self, "refit", True)
+        if self.task not in (None, *TASKS):
+            raise UsageError(
+                f"task is classes, multilabel or regression; received {printable(self.task)}"
+            )
         if self.task == UNLABELLED:
             raise BadDataError(
                 "the cache has no labels, which classify needs: extract a folder of class folders, "

@@ -238,13 +238,14 @@ class _RowReader:
         if task == UNLABELLED:
             return ()
         (value,) = values
+        is_list = is_several(value)
         if task == MULTILABEL:
-            is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes)
-            labels = list(map(as_text, value)) if is_list else as_text(value).split(SEPARATOR)
-            labels = [label.strip() for label in labels if label.strip()]
+            labels = split_labels(value)
             if not labels and not is_list:
                 raise _UnusableRowError("no label")
-            return tuple(labels)
+            return labels
+        if is_list:
+            raise _UnusableRowError("its label is a list, which needs --task multilabel")
         if not (text := as_text(value)):
             raise _UnusableRowError("no label")
         if task != REGRESSION:
@@ -270,7 +271,9 @@ class _RowReader:
         if options.label_columns == ALL_COLUMNS:
             named = [name for name in columns if name not in others]
         elif options.label_columns is not None:
-            named = [name.strip() for name in options.label_columns.split(",")]
+            names = options.label_columns
+            named = names.split(",") if isinstance(names, str) else [str(each) for each in names]
+            named = [name.strip() for name in named]
         else:
             flag = "--label-column"
             return (self._column(options.label_column, "label", flag, is_needed=True),)
@@ -372,6 +375,17 @@ def as_text(value: Any) -> str:
     return "" if text.lower() in ("nan", "<na>", "nat") else text
 
 
+def is_several(value: Any) -> bool:
+    """Return whether a value of a column of labels is a list of labels."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+def split_labels(value: Any) -> tuple[str, ...]:
+    """Return the labels in a list, or in text such as ``sun|sea``."""
+    texts = map(as_text, value) if is_several(value) else as_text(value).split(SEPARATOR)
+    return tuple(filter(None, map(str.strip, texts)))
+
+
 def is_number(text: str) -> bool:
     """Return whether text is a finite number."""
     try:
@@ -425,8 +439,8 @@ def _check_classes(name: str, counts: Mapping[str, int]) -> None:
 
 def _open_frame(frame: Any) -> Manifest:
     rows = _with_index_as_columns(frame)
-    places = [f"row {printable(str(index))}" for index in frame.index]
-    return Manifest("the data frame", Path.cwd(), rows.set_axis(places).rename(columns=str))
+    rows = rows.set_axis([f"row {printable(str(index))}" for index in frame.index])
+    return Manifest("the data frame", Path.cwd(), rows.set_axis(map(str, rows.columns), axis=1))
 
 
 def _open_file(path: Path) -> Manifest:

@@ -207,6 +207,21 @@ def test_several_labels_are_separated_by_bars_or_have_a_column_each(folder: Path
     assert [file.targets for file in images.files] == [(1, 1), (0, 0)]
 
 
+def test_data_frame_has_lists_of_labels_and_any_names_of_columns(folder: Path) -> None:
+    paths = ["a.png", "b.png", "c.png"]
+    frame = pandas.DataFrame({"path": paths, "label": [["x", "y"], ["y"], ["z"]], "x": 1, 2: 0})
+    images = open_set(frame, LabelConfig(root=folder, task="multilabel"))
+    assert [file.targets for file in images.files] == [(1, 1, 0), (0, 1, 0), (0, 0, 1)]
+    for columns in (["x", 2], "x,2"):
+        options = LabelConfig(root=folder, label_columns=columns)
+        assert open_set(frame.set_index("path"), options).classes == ("x", "2")
+    with pytest.raises(BadDataError, match=r"its label is a list, which needs --task multilabel"):
+        open_set(frame, LabelConfig(root=folder))
+    frame.columns = pandas.MultiIndex.from_product([["path"], range(4)])
+    with pytest.raises(BadDataError, match="has no column path"):
+        open_set(frame, LabelConfig(root=folder))
+
+
 def test_numbers_of_a_regression_are_targets(folder: Path) -> None:
     text = "path,age\na.png,1.5\na.png,1.50\nb.png,-2e3\nc.png,inf\nsub/d.png,7\n"
     images = open_set(write(folder, text), LabelConfig(task="regression", label_column="age"))
