@@ -71,7 +71,7 @@ class _Row:
     place: str
     path: str
     labels: tuple[str, ...]
-    split: str
+    split: int
     group: str
 
 
@@ -118,7 +118,7 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
         FoundFile(
             path=os.fsencode(row.path[prefix:].replace(os.sep, "/")),
             label=number_of[row.labels[0]] if task == CLASSES else 0,
-            split=SPLIT_FOLDERS[row.split] if row.split else NO_SPLIT,
+            split=row.split,
             targets=_targets(row.labels, classes, task),
             group=row.group.encode(errors="backslashreplace"),
         )
@@ -199,13 +199,12 @@ class _RowReader:
                     raise _UnusableRowError("no path")
                 found = self._find(path)
                 labels = self._labels(values[len(used) :])
-                if self._columns["split"]:
-                    split = self._split(split, place)
+                number = parse_split(split, place)
             except _UnusableRowError as error:
                 name = path.encode(errors="backslashreplace") or place.encode()
                 skipped.append(Skipped(name, str(error)))
             else:
-                rows.append(_Row(place, found, labels, split, group))
+                rows.append(_Row(place, found, labels, number, group))
         without_split = [row for row in rows if not row.split]
         if 0 < len(without_split) < len(rows):  # without any, there are no splits
             rows = [row for row in rows if row.split]
@@ -253,16 +252,6 @@ class _RowReader:
         if not is_number(text):
             raise _UnusableRowError(f"its label is not a number: {printable(text)}")
         return (repr(float(text)),)
-
-    def _split(self, text: str, place: str) -> str:
-        if text.lower() in ("", SPLIT_NAMES[NO_SPLIT]):
-            return ""
-        if text.lower() in SPLIT_FOLDERS:
-            return text.lower()
-        raise BadDataError(
-            f"{place}: the split is train, validation or test; received {printable(text)}"
-            f"{_did_you_mean(text, SPLIT_FOLDERS)}; --split-column '' ignores the column"
-        )
 
     def _label_columns(self, others: set[str]) -> tuple[str, ...]:
         options, columns = self._options, self._names
@@ -373,6 +362,18 @@ def as_text(value: Any) -> str:
         value = int(value)
     text = "" if value is None else str(value).strip()
     return "" if text.lower() in ("nan", "<na>", "nat") else text
+
+
+def parse_split(text: str, place: str) -> int:
+    """Return the number of a split's name; NO_SPLIT for empty text; raises BadDataError."""
+    if text.lower() in ("", SPLIT_NAMES[NO_SPLIT]):
+        return NO_SPLIT
+    if text.lower() in SPLIT_FOLDERS:
+        return SPLIT_FOLDERS[text.lower()]
+    raise BadDataError(
+        f"{place}: the split is train, validation or test; received {printable(text)}"
+        f"{_did_you_mean(text, SPLIT_FOLDERS)}; --split-column '' ignores the column"
+    )
 
 
 def is_several(value: Any) -> bool:
