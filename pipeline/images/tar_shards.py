@@ -143,6 +143,8 @@ def open_tars(root: str, name: str, store: FileStore, shards: Sequence[str]) -> 
         key, suffix = _split_key(path)
         by_suffix[suffix][key] = label
     images = [path for path in split_of if _split_key(path)[1] in IMAGES]
+    if not images:
+        raise BadDataError(f"{printable(root)} contains no images, and {len(split_of):,} files")
     for suffix in LABELS:
         labels = by_suffix[suffix]
         labelled = {
