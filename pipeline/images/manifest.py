@@ -486,17 +486,20 @@ def read_csv(path: Path) -> Any:
     import pandas
 
     text, name = _read_text(path), printable(path)
-    first = next(line for line in text.splitlines() if line.strip())
+    table = text.lstrip("\r\n ")
+    first = table.splitlines()[0]
     delimiter = max(DELIMITERS, key=first.count)
-    columns = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter))]
+    reader = csv.reader([first], delimiter=delimiter, skipinitialspace=True)
+    columns = [cell.strip() for cell in next(reader)]
     widest = delimiter * len(columns) + "\n"  # pandas takes the number of columns from it
     try:
         frame = pandas.read_csv(
-            io.StringIO(widest + text, newline=""),
+            io.StringIO(widest + table, newline=""),
             sep=delimiter,
             header=None,  # pandas would rename columns of equal names
             usecols=range(len(columns) + 1),
             index_col=False,
+            skipinitialspace=True,
             dtype=str,  # 001 is not 1
             na_filter=False,
             skip_blank_lines=False,
@@ -505,7 +508,7 @@ def read_csv(path: Path) -> Any:
         reason = str(error).removeprefix("Error tokenizing data. C error: ").strip()
         raise BadDataError(f"{name} is not CSV: {reason}") from error
     cells = frame.apply(lambda column: column.str.count("\n")).sum(axis="columns")
-    lines = frame.index + cells.cumsum()
+    lines = frame.index + cells.cumsum() + text.count("\n", 0, len(text) - len(table))
     frame = frame.set_axis([f"{name}:{line}" for line in lines])
     return frame[(frame != "").any(axis="columns")][1:].set_axis([*columns, SURPLUS], axis=1)
 
@@ -521,7 +524,7 @@ def _read_json_lines(path: Path) -> Any:
         place = f"{printable(path)}:{number}"
         try:
             rows[place] = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadDataError(f"{place} is not JSON: {error}") from error
         if not isinstance(rows[place], dict):
             raise BadDataError(f"{place} is not a JSON object: expected one per line")

@@ -130,6 +130,30 @@ def test_rows_that_cannot_be_used_are_listed(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "end"),
+    [
+        ("path,label", "{},{}", "\r"),  # of an old Mac
+        ("\n  \npath,label", "{},{}", "\n"),
+        ('"path", "label"', '"{}", "{}"', "\n"),
+        (",path,label,", "1,{},{},", "\n"),
+        ("\tpath\tlabel", "1\t{}\t{}", "\n"),
+        ('path;label;"a;\tb"', '{};{};"two\nlines"', "\r\n"),
+    ],
+)
+def test_csv_files_of_all_programs_are_read(folder: Path, header: str, row: str, end: str) -> None:
+    rows = [("a.png", "x"), ("b.png", "y"), ("c.png", "x"), ("gone.png", "y"), ("sub/d.png", "y")]
+    text = end.join([header, *(row.format(*each) for each in rows)])
+    images = open_set(write(folder, text))
+    assert labels_of(images) == {path: label for path, label in rows if path != "gone.png"}
+    assert reasons(images) == {"gone.png": "does not exist"}
+    text = text.replace("label", "split")
+    with pytest.raises(BadDataError) as refused:
+        open_set(write(folder, text), LabelConfig(label_column="split"))
+    line = 1 + (header + row).count("\n")  # where the first row ends
+    assert f"labels.csv:{line + 1}: the split is" in str(refused.value)
+
+
 def test_image_listed_twice_counts_once_unless_its_rows_differ(folder: Path) -> None:
     text = "path,label\na.png,1\nb.png,2\n./a.png,1.0\n"
     assert len(open_set(write(folder, text)).files) == 2
