@@ -17,7 +17,15 @@ from pipeline.images.image_stores import (
     reopen_store,
 )
 from pipeline.images.manifest import is_frame, is_manifest, read_manifest
-from pipeline.images.scan import NO_SPLIT, ImageSet, Skipped, scan_folder, scan_unlabelled
+from pipeline.images.scan import (
+    NO_SPLIT,
+    ImageSet,
+    Skipped,
+    is_url,
+    scan_folder,
+    scan_unlabelled,
+)
+from pipeline.images.shards import SUFFIXES
 from pipeline.images.source import FolderSource, ImageSource, MergedSource
 from pipeline.text import printable
 
@@ -57,6 +65,12 @@ def open_set(data: Data, options: LabelConfig | None = None) -> ImageSet:
     if flag:
         raise UsageError(f"{flag} needs a manifest such as labels.csv; received {_listed(paths)}")
     if len(paths) > 1:
+        for name in [os.fspath(each) for each in names]:
+            if is_url(name) or name.lower().endswith(SUFFIXES):
+                raise UsageError(
+                    f"{printable(name)} is not a folder: only folders, or files of one kind, are "
+                    f"one set"
+                )
         return _merge_folders(paths, options)
     if options.unlabeled:
         return scan_unlabelled(paths[0])

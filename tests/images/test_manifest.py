@@ -285,6 +285,9 @@ def test_folders_merge_classes_by_name_and_paths_name_their_folder(tmp_path: Pat
         open_set([first, first / "cat"])
     with pytest.raises(NoInputError, match="does not exist"):
         open_set([first, tmp_path / "no"])
+    for name in ("pets.tar", "s3://bucket/pets"):
+        with pytest.raises(UsageError, match=f"{name} is not a folder"):
+            open_set([first, name])
     (tmp_path / "z/train/cat").mkdir(parents=True)
     draw(0, stripes=False).save(tmp_path / "z/train/cat/1.png")
     with pytest.raises(BadDataError, match=r"z has split folders, .*photos has none"):
