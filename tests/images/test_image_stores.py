@@ -219,6 +219,16 @@ def test_labels_of_samples_become_classes_in_a_stable_order(
     assert reason.startswith("has no label")
 
 
+def test_key_of_a_sample_ends_at_its_first_dot_if_it_has_one_image(tmp_path: Path) -> None:
+    members = [(f"{number}.left.png", image(number)) for number in range(4)]
+    members += [(f"{number}.cls", b"%d" % (number % 2)) for number in range(4)]
+    images = open_set(write_tar(tmp_path / "x.tar", members))
+    assert [file.label for file in images.files] == [0, 1, 0, 1]
+    members += [(f"{number}.right.png", image(number + 9)) for number in range(4)]
+    with pytest.raises(BadDataError, match="has no labels"):
+        open_set(write_tar(tmp_path / "y.tar", members))
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
