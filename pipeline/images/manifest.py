@@ -208,7 +208,11 @@ class _RowReader:
         without_split = [row for row in rows if not row.split]
         if 0 < len(without_split) < len(rows):  # without any, there are no splits
             rows = [row for row in rows if row.split]
-            skipped += [Skipped(os.fsencode(row.path), "no split") for row in without_split]
+            folder = self._manifest.folder
+            skipped += [
+                Skipped(os.fsencode(os.path.relpath(row.path, folder)), "no split")
+                for row in without_split
+            ]
         if len(skipped) > len(rows) or not rows:
             raise self._unusable_error(skipped, len(rows))
         return rows, skipped

@@ -154,6 +154,13 @@ def test_csv_files_of_all_programs_are_read(folder: Path, header: str, row: str,
     assert f"labels.csv:{line + 1}: the split is" in str(refused.value)
 
 
+def test_rows_without_a_split_are_listed_if_others_have_one(folder: Path) -> None:
+    text = "path,label,split\na.png,x,train\nb.png,y,Train\nc.png,y,test\nsub/d.png,x,\n"
+    images = open_set(write(folder, text))
+    assert [file.split for file in images.files] == [1, 1, 3]
+    assert reasons(images) == {"sub/d.png": "no split"}
+
+
 def test_image_listed_twice_counts_once_unless_its_rows_differ(folder: Path) -> None:
     text = "path,label\na.png,1\nb.png,2\n./a.png,1.0\n"
     assert len(open_set(write(folder, text)).files) == 2
