@@ -1,12 +1,13 @@
 """The feature extraction of "Deep Learning with Python", with current Keras."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.roofline import operations_per_image
-from pipeline.bases.build import build_base
+from pipeline.bases.build import build_base, preprocess
 from pipeline.bases.config import BaseConfig
 from pipeline.errors import UsageError
 from pipeline.keras_backend import keras, tf
@@ -44,7 +45,10 @@ class Loop:
         elif pooling == "max":
             features = keras.layers.GlobalMaxPooling2D()(features)
         self._model = keras.Model(conv_base.input, features)
-        self._preprocess = getattr(keras.applications, config.network.module).preprocess_input
+        if config.network.is_in_keras:
+            self._preprocess = getattr(keras.applications, config.network.module).preprocess_input
+        else:
+            self._preprocess = partial(preprocess, rescale=config.rescale)
         self._image_size = image_size
         self._whole = whole
         self._model.predict(np.zeros((BATCH_SIZE, image_size, image_size, 3)), verbose=0)

@@ -12,10 +12,12 @@ import pytest
 from caches import flip
 from command import assert_one_line, modules_loaded_by, run_command
 from synthetic_images import make_image_folder
+from target_sets import write_targets
 
 from pipeline import extract_features, load_features
 from pipeline.cache.checksums import find_damage, read_checksums
 from pipeline.cache.shards import writer_lock
+from pipeline.spec import MULTILABEL, REGRESSION
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,22 @@ def test_ls_lists_every_cache(cached: Path) -> None:
     assert "notes.h5" in listed
     entries = json.loads(run_command("cache", "ls", "--json").stdout)
     assert {entry.get("rows") for entry in entries} == {132, None}
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (MULTILABEL, "none         sea                        45"),
+        (REGRESSION, "none         year                      150, from 19"),
+    ],
+)
+def test_show_counts_labels_and_gives_the_range_of_numbers(task: str, expected: str) -> None:
+    write_targets(Path("a.h5"), task)
+    shown = run_command("cache", "show", "a.h5").stdout
+    assert f"task           {task}" in shown
+    assert expected in shown
+    counts = json.loads(run_command("cache", "show", "a.h5", "--json").stdout)["counts"]
+    assert counts[0]["images"] == (45 if task == MULTILABEL else 150)
 
 
 def test_show_prints_spec_counts_and_skipped_files(cached: Path) -> None:

@@ -52,6 +52,7 @@ def test_file_with_a_fixed_batch_is_exported(synthetic_set: Path) -> None:
     assert "logistic predicts as in the comparison" in exported.stdout
 
 
+@pytest.mark.slow
 def test_moved_file_is_named_with_an_option(extracted: Path, synthetic_set: Path) -> None:
     run_command("classify", extracted, "--heads", "logistic", "--no-audit")
     moved = Path(shutil.move(FILE, "other.onnx"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command import assert_one_line, run_command
+from synthetic_images import make_image_folder
 
 from pipeline.bases.build import feature_model
 from pipeline.bases.config import BaseConfig
@@ -90,10 +91,11 @@ def test_lenet_is_extracted_classified_and_predicts_until_its_file_changes(
 
 
 @pytest.mark.slow
-def test_commands_of_the_page_run(synthetic_set: Path) -> None:
+def test_commands_of_the_page_run() -> None:
     for name in SCALES:
         save(name)
-    copytree(synthetic_set, Path("data") / "pets")
+    root = Path("data") / "pets"
+    make_image_folder(root, per_class=4, splits=("train", "validation", "test"))
     blocks = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
     lines = [line.split("  #")[0] for block in blocks for line in block.splitlines()]
     for line in lines:
@@ -104,9 +106,9 @@ def test_commands_of_the_page_run(synthetic_set: Path) -> None:
             command += ["--engine", "tensorflow"]
         run_command(*command)
     (tuned,) = Path("results").glob("*/models/fine*.skops")
-    photos = copytree(synthetic_set / "test" / "plain", Path("photos"))
+    photos = copytree(root / "test" / "plain", Path("photos"))
     (photos / "000.png").write_bytes((photos / "000.png").read_bytes() + b" ")
-    assert "12 images" in run_command("predict", photos, "--model", tuned).stderr
+    assert "4 images" in run_command("predict", photos, "--model", tuned).stderr
     for kind in ("keras", "onnx"):
         head = f"--head={tuned.stem}"
         run_command("export", tuned.parents[1], head, "--format", kind)

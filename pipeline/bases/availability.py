@@ -95,7 +95,8 @@ def better_base(documents: Sequence[Mapping[str, Any]]) -> str:
     """
     used = []
     for document in documents:
-        spec = document["spec"]
+        if (spec := document.get("spec")) is None:  # a data frame
+            return ""
         size, accuracy, speed = MEASURED.get(spec["base"], (0, 0.0, 0.0))
         if spec["image_size"] == size and document.get("weights_from") == IMAGENET:
             used.append((accuracy, speed, spec["base"]))

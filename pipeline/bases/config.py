@@ -72,7 +72,7 @@ class BaseConfig(Config):
     base: str = _base_option(
         DEFAULT_BASE,
         type=str,
-        help="keras.applications model, pixels, FILE.onnx or FILE.keras; extract: a comma list",
+        help="name in --list-bases, pixels, FILE.onnx or FILE.keras; extract: a comma list",
     )
     image_size: int | None = _base_option(
         None,

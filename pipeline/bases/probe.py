@@ -32,9 +32,8 @@ def probe_values(path: Path, image_size: int) -> npt.NDArray[np.float32]:
         raise BadDataError(f"{where}: {name}: {error}") from error
     rescale = rescale_of(sidecar["mean-std"], sidecar.get("channels", "rgb"))
     ordered = pixels[..., ::-1] if rescale.bgr else pixels
-    scale, offset = np.array(rescale.scale, np.float32), np.array(rescale.offset, np.float32)
-    scaled: npt.NDArray[np.float32] = (ordered * scale + offset)[np.newaxis]
-    return scaled
+    scale, offset = (np.asarray(each, np.float32) for each in (rescale.scale, rescale.offset))
+    return np.asarray(ordered * scale + offset, np.float32)[np.newaxis]
 
 
 def check_probe(path: Path, layer: str, received: npt.NDArray[Any]) -> None:

@@ -178,7 +178,8 @@ def layer_names(base: Base) -> tuple[str, ...]:
     if base.file:
         from pipeline.bases.keras_file import read_contents
 
-        return tuple(layer.name for layer in read_contents(Path(base.file)).layers)
+        names = [layer.name for layer in read_contents(Path(base.file)).layers]
+        return tuple(names[: names.index(base.last_layer) + 1])  # without its classifier
     packed = resources.files("pipeline.bases").joinpath("layers.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode().splitlines()
     return next(tuple(names) for name, *names in map(str.split, lines) if name == base.name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli import ProgressBar, parser, print_json, run
 from pipeline.config import path_argument
 from pipeline.errors import BadDataError, PipelineError, UsageError
-from pipeline.spec import CLASSES
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION, UNLABELLED
 from pipeline.text import counted, duration, file_size, printable
 
 if TYPE_CHECKING:
@@ -124,13 +124,16 @@ def _show(arguments: argparse.Namespace) -> None:
     print(f"set {printable(table.document['set'])} of {printable(table.document['root'])}")
     created = printable(str(table.document.get("created", "at an unknown time")))
     print(f"fingerprint {table.spec.fingerprint}, created {created}")
-    for name, value in {**vars(table.spec), **_describe_origin(table.document)}.items():
+    task = {} if table.task == CLASSES else {"task": table.task}
+    for name, value in {**vars(table.spec), **_describe_origin(table.document), **task}.items():
         print(f"  {name:14} {printable(str(value))}")
     for layer, shape in table.layers.items():
         print(f"features/{printable(layer)}: {(len(table), *shape)} {table.spec.dtype}")
     for entry in counts:
         views = f" + {entry['views']:,} views" if entry["views"] else ""
-        print(f"  {entry['split']:12} {printable(entry['class']):20} {entry['images']:>8,}{views}")
+        numbers = f", from {entry['lowest']:g} to {entry['highest']:g}" if "lowest" in entry else ""
+        name = printable(entry["class"])
+        print(f"  {entry['split']:12} {name:20} {entry['images']:>8,}{views}{numbers}")
     if gone:
         print(f"{gone:,} more rows of images that are gone")
     for file in skipped:
@@ -140,12 +143,14 @@ def _show(arguments: argparse.Namespace) -> None:
 def _describe_origin(document: Mapping[str, Any]) -> dict[str, str]:
     """Return the engines of a cache and, if it has views, their number and augmentation."""
     first = document["engine"] or {}
+    is_file = str(document["spec"]["preprocessing"]).startswith("onnx ")
+    reference = "ONNX Runtime without optimisation" if is_file else "TensorFlow"
     engines = []
     for engine in (first, *first.get("also", ())):
         error = max(dict(engine.get("error") or {}).values(), default=0.0)
         engines.append(
             f"{engine.get('name')} {engine.get('version')}"
-            + (f", {error:.1e} from TensorFlow" if error else "")
+            + (f", {error:.1e} from {reference}" if error else "")
         )
     origin = {"engine": "; ".join(engines)}
     if "augmentation" in document:
@@ -157,19 +162,29 @@ def _describe_origin(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _count_rows(table: "FeatureTable") -> list[dict[str, Any]]:
-    """Count rows, images and views of each split and class."""
+    """Count rows, images and views of each split and class, or label; add the range of numbers."""
     from pipeline.images.scan import SPLIT_NAMES
 
-    columns = table.columns
-    pairs = list(zip(columns.splits.tolist(), columns.labels.tolist(), strict=True))
-    images = Counter(pair for pair, view in zip(pairs, columns.views, strict=True) if not view)
+    columns, labels = table.columns, table.columns.labels
+    splits, views = columns.splits, columns.views
+    if table.task == MULTILABEL:
+        rows_with_label, labels = (columns.targets == 1).nonzero()
+        splits, views = splits[rows_with_label], views[rows_with_label]
+    pairs = list(zip(splits.tolist(), labels.tolist(), strict=True))
+    images = Counter(pair for pair, view in zip(pairs, views, strict=True) if not view)
+
+    def number_range(split: int) -> dict[str, float]:
+        numbers = columns.targets[columns.splits == split]
+        return {"lowest": float(numbers.min()), "highest": float(numbers.max())}
+
     return [
         {
             "split": SPLIT_NAMES[split],
-            "class": table.classes[label] if table.task == CLASSES else table.task,
+            "class": table.task if table.task == UNLABELLED else table.classes[label],
             "rows": rows,
             "images": images[split, label],
             "views": rows - images[split, label],
+            **(number_range(split) if table.task == REGRESSION else {}),
         }
         for (split, label), rows in sorted(Counter(pairs).items())
     ]

@@ -78,7 +78,7 @@ def open_cache_engine(
     if earlier.get("name") == engine.name and earlier.get("version") != engine.version:
         log.warning(
             "%s %s computed the features in this cache; %s %s continues: both agree with "
-            "TensorFlow, but differ in the last bits",
+            "the reference, but differ in the last bits",
             engine.name, printable(str(earlier.get("version"))), engine.name, engine.version,
         )  # fmt: skip
     return engine

@@ -15,18 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.bases.config import RUNTIMES, BaseConfig
-from pipeline.bases.onnx_file import (
-    FileLayer,
+from pipeline.bases.onnx_checks import (
     ancestors,
     constants_of,
     input_of,
     inputs_of,
     load_checked,
     open_plain,
-    patch_grid,
     prepared,
     save_model,
 )
+from pipeline.bases.onnx_file import FileLayer, patch_grid
 from pipeline.engines import SAMPLE_IMAGES, Engine
 from pipeline.engines.onnx import MODEL_FILE
 from pipeline.engines.worker import (

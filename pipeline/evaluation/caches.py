@@ -14,6 +14,7 @@ from pipeline.evaluation.label_edits import apply_label_edits
 from pipeline.evaluation.protocol import TrialPlan
 from pipeline.evaluation.rows import CachedViews, images_of, views_suffix
 from pipeline.evaluation.splits import Splits
+from pipeline.spec import UNLABELLED
 from pipeline.text import counted, printable
 
 MANY_CLASSES = 12  # more do not fit on one line
@@ -80,7 +81,7 @@ def open_caches(paths: Sequence[Path], config: ClassifyConfig) -> list[SplitCach
 def split_tables(tables: Sequence[FeatureTable], config: ClassifyConfig) -> list[SplitCache]:
     """Split the images of tables, as `open_caches`."""
     protocol, layers, edits = config.evaluation_protocol, config.layers, config.label_files
-    _check_same_task(tables)
+    _check_task(tables, config.task)
     replace(config, task=tables[0].task).requests  # noqa: B018 - raises for options of other tasks
     check_group_rule(protocol.group_of, [table.columns for table in tables])
     if edits:
@@ -117,8 +118,18 @@ def _without_repeats(paths: Sequence[Path]) -> list[Path]:
     return list(reversed(files.values()))
 
 
-def _check_same_task(tables: Sequence[FeatureTable]) -> None:
+def _check_task(tables: Sequence[FeatureTable], task: str | None) -> None:
     first = tables[0]
+    if first.task == UNLABELLED:
+        raise BadDataError(
+            f"{printable(first.path)} has no labels, which classify needs: extract a folder of "
+            f"class folders, or a table of labels"
+        )
+    if task not in (None, first.task):
+        raise UsageError(
+            f"--task {task}: {printable(first.path)} is of {first.task}; omit it, or extract with "
+            f"--task {task}"
+        )
     for table in tables[1:]:
         if table.task != first.task:
             raise BadDataError(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config, count, documented, option, positive_number, whole_number
-from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.errors import NoInputError, UsageError
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.names import PROTOCOLS, HeadRequest, groups, parse_heads
-from pipeline.spec import CLASSES, TASKS, UNLABELLED
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 from pipeline.text import printable
 
 if TYPE_CHECKING:
@@ -104,7 +104,11 @@ class ClassifyConfig(SplitConfig):
     keep: bool = option(
         True, flag="", help="keep each row's classifier; after folds, one fitted on all images"
     )
-    task: str | None = option(None, flag="", help="task of the caches, which contain it")
+    task: str | None = option(
+        None,
+        choices=(CLASSES, MULTILABEL, REGRESSION),
+        help="expected task; stop if the caches are of another (default: that of the caches)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,15 +118,6 @@ class ClassifyConfig(SplitConfig):
                     f"--protocol {self.protocol} compares one head, {self.protocol}; omit --heads"
                 )
             object.__setattr__(self, "refit", True)
-        if self.task not in (None, *TASKS):
-            raise UsageError(
-                f"task is classes, multilabel or regression; received {printable(self.task)}"
-            )
-        if self.task == UNLABELLED:
-            raise BadDataError(
-                "the cache has no labels, which classify needs: extract a folder of class folders, "
-                "or a table of labels"
-            )
         if self.task not in (None, CLASSES):
             for flag, is_set in (
                 ("--balance", self.balance),

@@ -4,6 +4,7 @@ Images are the rows of view 0, numbered in order. Only this module converts imag
 to the rows of their augmented views (`Rows`).
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from pipeline.text import counted, printable
 if TYPE_CHECKING:
     from pipeline.heads.calibration import Scores
 
+MAX_FLAT = 25_088  # (7, 7, 512), VGG16's at 224 pixels; MobileNet's (7, 7, 1280) is larger
 VIEWS = 1 << 15  # more than any view number, an int16
 ROWS_PER_BLOCK = 1024  # 32 MiB of (4, 4, 512) maps at a time where only their means are kept
 
@@ -285,12 +287,15 @@ def input_of(table: FeatureTable, layer: str, *, requested: Input | None, defaul
     """Return the requested input, else a head's default.
 
     A layer of one vector per image is pooled; pixels are flat by default, as a mean colour says
-    little.
+    little. Maps of over `MAX_FLAT` numbers are pooled by default: a dense head would need minutes.
     """
-    if len(table.layers[layer]) == 1:
+    shape = table.layers[layer]
+    if len(shape) == 1:
         return "pooled"
     if requested is None and table.spec.base == "pixels":
         return "flat"
+    if requested is None and math.prod(shape) > MAX_FLAT:
+        return "pooled"
     return requested or default
 
 

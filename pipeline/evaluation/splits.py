@@ -12,13 +12,14 @@ from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.tasks import strata_of
 from pipeline.images.scan import SPLIT_FOLDERS, SPLIT_NAMES
-from pipeline.spec import CLASSES, MULTILABEL
+from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 from pipeline.text import counted, printable
 
 NONE, TRAIN, VALIDATION, TEST = range(len(SPLIT_NAMES))  # as in the cache's `splits`
 USED_SPLITS = SPLIT_NAMES[TRAIN:]
 DEFAULT_FOLDS = 5
 MIN_FOLDS = 3  # one each for test, validation and training
+LARGEST = 1e100  # of a regression: sums of squares stay finite and above 0 in float64
 
 IMAGES = ("images",)  # what is counted in each split of a set without classes
 Images = npt.NDArray[np.int64]  # image numbers: indices among a cache's rows of view 0
@@ -149,13 +150,22 @@ def check_labels(
     if task == CLASSES:
         check_two_classes(classes)
         return classes
-    if task == MULTILABEL:
-        check_two_classes(classes)
+    if task == MULTILABEL and len(classes) < 2:
+        name = printable(classes[0])
+        raise BadDataError(
+            f"several labels are needed; the cache has one, {name}: extract with --label-column "
+            f"{name} and without --label-columns, for classes"
+        )
     for name, values in zip(classes, columns.targets.T, strict=True):
         if len(values) and np.ptp(values) == 0:
             raise BadDataError(
                 f"{printable(name)} is {values[0]:g} for every image: there is nothing to learn; "
                 f"remove it from the labels"
+            )
+        if task == REGRESSION and (np.abs(values).max() > LARGEST or np.ptp(values) < 1 / LARGEST):
+            raise BadDataError(
+                f"{printable(name)} is from {values.min():g} to {values.max():g}: squares of such "
+                f"numbers overflow; change their unit and extract again"
             )
     if (count := len(np.unique(identities))) < len(USED_SPLITS):
         raise BadDataError(

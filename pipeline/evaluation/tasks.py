@@ -1,7 +1,8 @@
 """What differs for sets without classes: the truth of an image, the metrics and their intervals.
 
 Each metric takes the truth and the predictions of n images, and the weights (n, B) of B bootstrap
-resamples; it returns B values. With weights of 1 they are scikit-learn's.
+resamples, of which the first is the images themselves; it returns B values. With weights of 1 they
+are scikit-learn's.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +73,12 @@ def _count_labels(truth: Truth, scores: Floats, weights: Weights) -> tuple[Float
 
 
 def _mean_of_classes(values: Floats) -> Floats:
-    """Return the mean (B,) of values (T, B) without NaN; NaN if all are."""
+    """Return the mean (B,) of values (T, B) without NaN; NaN if all are.
+
+    A class that a resample lacks has the value of the first one: without rare and difficult classes
+    the mean, and with it the interval, would be far too high.
+    """
+    values = np.where(np.isnan(values), values[:, :1], values)
     return _ratio(np.nansum(values, axis=0), np.count_nonzero(~np.isnan(values), axis=0))
 
 
@@ -140,7 +146,7 @@ class Task:
         size = len(truth) * (truth.shape[1] if truth.ndim > 1 else 1)
         count = int(np.clip(MAX_VALUES // size, RESAMPLES // 10, RESAMPLES))
         blocks = (
-            np.mean([compute(truth, each, weights) for each in predictions], axis=0)
+            np.mean([compute(truth, each, weights)[1:] for each in predictions], axis=0)
             for weights in _blocks(len(truth), count)
         )
         return np.concatenate([*blocks])
@@ -168,11 +174,11 @@ def metric_text(value: float, *, in_percent: bool) -> str:
 
 
 def _blocks(images: int, count: int) -> Iterator[Weights]:
-    """Yield blocks (n, b) of ``count`` resamples: how often each image is drawn."""
+    """Yield blocks (n, 1 + b) of ``count`` resamples: 1, then how often each image is drawn."""
     random, at_once = np.random.default_rng(0), max(1, VALUES_PER_BLOCK // images)
     for start in range(0, count, at_once):
         drawn = random.integers(images, size=(min(at_once, count - start), images))
-        counts = [np.bincount(row, minlength=images) for row in drawn]
+        counts = [np.ones(images), *(np.bincount(row, minlength=images) for row in drawn)]
         yield np.stack(counts, axis=1).astype(np.float32)
 
 

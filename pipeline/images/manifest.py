@@ -262,7 +262,10 @@ class _RowReader:
         if options.labels_are == UNLABELLED:
             return ()
         if options.label_columns == ALL_COLUMNS:
-            named = [name for name in columns if name not in others]
+            ignored = {"split": options.split_column == "", "group": options.group_column == ""}
+            named = [
+                name for name in columns if name not in others and not ignored.get(name.lower())
+            ]
         elif options.label_columns is not None:
             names = options.label_columns
             named = names.split(",") if isinstance(names, str) else [str(each) for each in names]

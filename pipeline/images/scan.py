@@ -4,7 +4,7 @@ import difflib
 import glob
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.source import FolderSource, ImageSource
-from pipeline.spec import CLASSES, UNLABELLED
+from pipeline.spec import CLASSES, MULTILABEL, UNLABELLED
 from pipeline.text import counted, printable
 
 NO_SPLIT, TRAIN, VALIDATION, TEST = range(4)
@@ -88,12 +88,21 @@ class ImageSet:
         return [file.path for file in self.files]
 
     def limited(self, per_class: int) -> "ImageSet":
-        """Keep the first ``per_class`` files by path of each split, and class if there are any."""
-        groups: dict[tuple[int, int], list[FoundFile]] = defaultdict(list)
+        """Keep the first ``per_class`` files by path of each split, and class if there are any.
+
+        In a multi-label set, a file is kept if one of its labels has fewer so far.
+        """
+        counts: Counter[tuple[int, int]] = Counter()
+        kept = []
         for file in self.files:
-            groups[file.split, file.label].append(file)
-        kept = {file for group in groups.values() for file in group[:per_class]}
-        return replace(self, files=tuple(file for file in self.files if file in kept))
+            labels = [file.label]
+            if self.task == MULTILABEL:  # -1: files without labels
+                labels = [label for label, has in enumerate(file.targets) if has] or [-1]
+            groups = [(file.split, label) for label in labels]
+            if any(counts[group] < per_class for group in groups):
+                counts.update(groups)
+                kept.append(file)
+        return replace(self, files=tuple(kept))
 
 
 def scan_unlabelled(root: Path) -> ImageSet:

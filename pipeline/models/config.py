@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bases.config import BATCH_SIZE
-from pipeline.bases.file_base import base_name
 from pipeline.bases.registry import FILE_SUFFIXES, PREPROCESSING_POLICIES, find_base
 from pipeline.config import Config, documented, option
 
@@ -49,7 +48,7 @@ class PredictConfig(Config):
     use_cache: bool = option(True, flag="--no-cache", help="compute the features of every image")
     batch_size: int = option(BATCH_SIZE, help="images per batch (default: two per core, 8 to 32)")
     strict: bool = option(False, help="stop at the first unreadable image")
-    base: str | None = _expected(help="name of the base")
+    base: str | None = _expected(help="name of the base, or its FILE.onnx")
     image_size: int | None = _expected(
         type=int, metavar="PIXELS", help="height and width of the input"
     )
@@ -60,7 +59,5 @@ class PredictConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.base is not None:
-            is_file = self.base.endswith(FILE_SUFFIXES)  # it is not opened
-            name = base_name(Path(self.base)) if is_file else find_base(self.base).name
-            object.__setattr__(self, "base", name)
+        if self.base is not None and not self.base.endswith(FILE_SUFFIXES):
+            object.__setattr__(self, "base", find_base(self.base).name)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bases.config import BaseConfig
-from pipeline.bases.onnx_file import load_checked
+from pipeline.bases.onnx_checks import load_checked
 from pipeline.engines.onnx_rewriter import rewrite, row_shape
 from pipeline.errors import BadDataError
 from pipeline.heads.dense import DenseClassifier

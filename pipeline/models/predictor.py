@@ -12,7 +12,8 @@ import numpy.typing as npt
 import PIL
 
 from pipeline.bases.config import AUTO, BATCH_SIZE, IMAGENET, RANDOM, BaseConfig, base_options
-from pipeline.bases.file_base import options_in
+from pipeline.bases.file_base import base_name, options_in
+from pipeline.bases.registry import FILE_SUFFIXES
 from pipeline.bases.weights import known_digest
 from pipeline.cache.file import RowKey
 from pipeline.engines import Engine, is_installed, open_engine
@@ -226,8 +227,9 @@ def open_predictor(path: Path, config: PredictConfig) -> Predictor:
         printable(bundle.layer), _describe_outputs(bundle),
         f", mean over {counted(views + 1, 'view')}" if views else "",
     )  # fmt: skip
+    is_file = config.base is not None and config.base.endswith(FILE_SUFFIXES)
     expected = {
-        "base": config.base,
+        "base": base_name(Path(str(config.base))) if is_file else config.base,
         "image-size": config.image_size,
         "preprocessing": config.preprocessing,
     }

@@ -132,7 +132,7 @@ def _save_models(comparison: Comparison, folder: Path, save: Save) -> Comparison
             path = next(path for path in paths if not path.exists())
             save_bundle(bundle, path)
             result = replace(result, model=f"{MODELS_FOLDER}/{path.name}")
-            if reason := why_not_exportable(bundle):
+            if bundle.task == CLASSES and (reason := why_not_exportable(bundle)):
                 not_exportable[reason].append(printable(path.stem))
         else:
             row = {name: getattr(result, name) for name in ROW_IDENTITY}

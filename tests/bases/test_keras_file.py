@@ -83,6 +83,8 @@ def test_misspelt_layer_and_missing_file_are_one_line(saved: Path) -> None:
     check_layer(find_base("net.keras"), "stem_conv", "--layer")
     with pytest.raises(UsageError, match="did you mean stem_conv"):
         check_layer(find_base("net.keras"), "stem_con", "--layer")
+    with pytest.raises(UsageError, match=r"net has no layer 'classes'"):  # of its classifier
+        check_layer(find_base("net.keras"), "classes", "--layer")
     with pytest.raises(NoInputError, match="no such file"):
         find_base("gone.keras")
     with pytest.raises(UsageError, match=r"net\.keras: --mean-std is missing"):
@@ -194,7 +196,7 @@ def use_other_file(file: h5py.File) -> None:
         ({"model_weights_h5": weights_file(declare_much)}, "declare 32,400,000,000 bytes"),
         ({"model_weights_h5": weights_file(link_elsewhere)}, "its weights link to kernel"),
         ({"model_weights_h5": weights_file(use_other_file)}, "kernel declare 16 bytes"),
-        ({"model_weights_h5": bytes(10**8)}, "model.weights.h5 declares 100,000,000 bytes"),
+        ({"model_weights_h5": bytes(10**7)}, "model.weights.h5 declares 10,000,000 bytes"),
         ({"config_json": b"[" * 60_000}, "not a model that Keras 3 saved"),
         ({"config_json": b"{}"}, "no Functional or Sequential model"),
         ({"config_json": b"\xff"}, "not a model that Keras 3 saved"),

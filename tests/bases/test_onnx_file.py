@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.bases.config import BaseConfig
 from pipeline.bases.file_base import SIDECAR_KINDS, read_sidecar
-from pipeline.bases.onnx_file import load_checked
+from pipeline.bases.onnx_checks import load_checked
 from pipeline.errors import BadDataError, UsageError
 
 FILE = Path("net.onnx")

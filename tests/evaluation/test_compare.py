@@ -143,6 +143,17 @@ def test_vectors_are_pooled_and_pixels_flat(tmp_path: Path) -> None:
     assert len(results) == 2
 
 
+def test_large_maps_are_pooled_unless_flat_is_asked_for(tmp_path: Path) -> None:
+    path = write_cache(
+        tmp_path / "a.h5", labels=[0, 1] * 10, splits=folder_splits(20), shape=(8, 8, 400)
+    )
+    heads = "prototype,prototype:flat,dense"
+    dense = DenseConfig(epochs=1)
+    results = compare_heads(path, heads=heads, dense=dense, audit=False, keep=False).results
+    inputs = {(result.head, result.input) for result in results}
+    assert inputs == {("prototype", "pooled"), ("prototype", "flat"), ("dense", "pooled")}
+
+
 def test_pooled_maps_are_their_means_in_the_order_of_the_rows(tmp_path: Path) -> None:
     count = ROWS_PER_BLOCK + 200
     table = read_table(write_cache(tmp_path / "c.h5", labels=alternating_labels(count)))

@@ -143,6 +143,18 @@ def test_a_label_without_test_image_is_left_out_and_a_notice_says_so(tmp_path: P
     assert any("no test image has the label sea" in each for each in comparison.notices)
 
 
+def test_the_interval_of_a_rare_label_is_of_resamples_with_all_labels() -> None:
+    random = np.random.default_rng(6)
+    truth = (random.random((90, 2)) < 0.5).astype(int)
+    truth[:, 1] = np.arange(90) == 0
+    scores = random.random((90, 2))
+    for metric in ("map", "macro_f1"):
+        value = TASKS[MULTILABEL].value(truth, scores, metric)
+        samples = TASKS[MULTILABEL].resampled(truth, [scores], metric)
+        assert samples.max() < 0.5  # that of the first label alone is about 0.5
+        assert abs(np.median(samples) - value) < 0.03
+
+
 @BOTH
 def test_test_targets_change_no_choice(tmp_path: Path, task: str) -> None:
     splits = folder_splits(150)
@@ -283,7 +295,10 @@ def test_a_custom_head_is_compared(tmp_path: Path, task: str) -> None:
         ("tags.h5 --labels edits.csv", 2, "--labels is for classes"),
         ("year.h5 --columns head,test-map", 2, "--columns has no test-map"),
         ("tags.h5 year.h5", 65, "year.h5 is of regression, tags.h5 of multilabel"),
-        ("none.h5", 65, "no labels, which classify needs"),
+        ("none.h5", 65, "none.h5 has no labels, which classify needs"),
+        ("year.h5 --task classes", 2, "--task classes: year.h5 is of regression; omit it"),
+        ("huge.h5", 65, "year is from 1e+200 to 1.5e+202: squares of such numbers overflow"),
+        ("one.h5", 65, "the cache has one, sea: extract with --label-column sea"),
         ("same.h5", 65, "year is 7 for every image: there is nothing to learn"),
         ("year.h5 --cv 200", 65, "the set has 150 images or groups, too few for 200 folds"),
     ],
@@ -294,6 +309,10 @@ def test_what_does_not_suit_the_task_is_refused_in_one_line(
     write_targets(Path("year.h5"), REGRESSION)
     write_targets(Path("tags.h5"), MULTILABEL)
     write_targets(Path("same.h5"), REGRESSION, targets=np.full((150, 1), 7.0))
+    huge = np.arange(1, 151)[:, None] * 1e200
+    write_targets(Path("huge.h5"), REGRESSION, targets=huge)
+    one = replace(draw_columns([0] * 9), targets=np.arange(9)[:, None] % 2.0)
+    write_cache(Path("one.h5"), labels=[0] * 9, columns=one, classes=("sea",), task=MULTILABEL)
     write_cache(Path("none.h5"), labels=[0] * 9, classes=(), task=UNLABELLED)
     Path("edits.csv").write_text("path,new_label\n")
     finished = run_command("classify", *words.split(), check=code)

@@ -218,6 +218,12 @@ def test_other_mistakes_are_one_line_too(folder: Path) -> None:
         LabelConfig(unlabeled=True, task="regression")
 
 
+def test_a_limit_per_class_keeps_images_of_each_label(folder: Path) -> None:
+    table = write(folder, "path,label\na.png,sun\nb.png,sun\nc.png,sun|sea\nsub/d.png,sea\n")
+    images = open_set(table, LabelConfig(task="multilabel")).limited(1)
+    assert [file.path for file in images.files] == [b"a.png", b"c.png"]
+
+
 def test_several_labels_are_separated_by_bars_or_have_a_column_each(folder: Path) -> None:
     bars = "path,label\na.png,sun | sea\nb.png,sea\nc.png,sun\na.png,sand\n"
     images = open_set(write(folder, bars), LabelConfig(task="multilabel"))
@@ -228,6 +234,8 @@ def test_several_labels_are_separated_by_bars_or_have_a_column_each(folder: Path
         images = open_set(write(folder, columns), LabelConfig(label_columns=names))
         assert (images.task, images.classes) == ("multilabel", ("sun", "sea"))
         assert [file.targets for file in images.files] == [(1, 1), (0, 1), (1, 0)]
+    images = open_set(write(folder, columns), LabelConfig(label_columns="all", split_column=""))
+    assert (images.classes, {file.split for file in images.files}) == (("sun", "sea"), {0})
     images = open_set(
         write(folder, columns + "sub/d.png,-1,0,train\n"), LabelConfig(label_columns="all")
     )

@@ -330,7 +330,7 @@ def tflite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a saved model with a linear head of four classes; nothing else is in its folder."""
-    from pipeline.models.composition import save_onnx
+    from pipeline.models.head_onnx import save_onnx
 
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     save_onnx(compose_onnx(linear_bundle()), ABOUT, path)
@@ -464,7 +464,8 @@ def test_other_weights_or_shapes_than_in_training_are_refused_with_both() -> Non
 @pytest.mark.slow
 def test_normalisation_layer_of_efficientnet_is_part_of_the_onnx_model(tmp_path: Path) -> None:
     from pipeline.bases.build import build_base
-    from pipeline.models.composition import keras, save_onnx
+    from pipeline.models.composition import keras
+    from pipeline.models.head_onnx import save_onnx
 
     base = find_base("efficientnet_b0")
     network, _ = build_base(BaseConfig(base=base.name, image_size=SIZE, weights="random", seed=1))

@@ -21,6 +21,7 @@ class Brightness:
     """A model of two classes, the brightness of an image; it counts its images."""
 
     name = "brightness"
+    task = "classes"
     classes = ("dark", "bright")
     image_size = 8
     resize = "squash"
