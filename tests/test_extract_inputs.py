@@ -14,6 +14,7 @@ from synthetic_images import make_image_folder
 
 from pipeline import compare_heads, extract_features, load_features
 from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.frames import table_of_frame
 from pipeline.evaluation.protocol import EvaluationProtocol
 
 BASE = ("--base", "pixels", "--image-size", "9", "--json")
@@ -160,6 +161,12 @@ def test_targets_are_cached_and_loaded(folder: Path) -> None:
         for each in (path, table)
     )
     assert on_cache == on_frame == ("even", "odd", "plain", "striped")
+    for labels in (table.label.str.split("|"), table.label.str.replace("|", " | ")):
+        assert table_of_frame(table.assign(label=labels), "multilabel").classes == on_cache
+    with pytest.raises(UsageError, match="labels are lists, which need task="):
+        compare_heads(table.assign(label=table.label.str.split("|")))
+    with pytest.raises(UsageError, match="one of classes, multilabel, regression"):
+        compare_heads(table, task="x")
     path = str(extract("labels.csv", "--task", "regression", "--label-column", "age")["cache"])
     np.testing.assert_array_equal(load_features(path, as_="arrays")[1], frame["age"])
     assert load_features(path, as_="arrow")["label"][1].as_py() == 0.5

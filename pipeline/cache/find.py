@@ -120,7 +120,7 @@ def find_cache(folder: Path, name: Path, *, damaged: bool = False) -> Path:
             cure = _nearest(name, files) or f"{cure}, or name one of {_listed(set(files))}"
         raise NoInputError(f"{printable(name)} does not exist; {cure}")
     path = _cache_of_set(folder, name, damaged=damaged)
-    log.info("using the newest cache of %s: %s", printable(name), printable(path))
+    log.info("using the newest cache of %s: %s", printable(as_url(name) or name), printable(path))
     return path
 
 

@@ -1,6 +1,5 @@
 """Load cached features as NumPy arrays, a tf.data.Dataset, a data frame or an Arrow table."""
 
-import importlib
 import math
 import os
 from collections.abc import Iterator
@@ -162,7 +161,8 @@ def _read_blocks(
 
 
 def _to_pandas(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
-    pandas = _import_package("pandas", "a data frame")
+    import pandas
+
     features = table.features(layer, rows).reshape(len(rows), -1)
     columns = table.columns
     label = _label_texts(table, rows)
@@ -184,7 +184,12 @@ def _to_pandas(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool)
 
 
 def _to_arrow(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:
-    arrow = _import_package("pyarrow", "an Arrow table")
+    try:
+        import pyarrow as arrow
+    except ImportError as error:
+        raise UnreachableError(
+            "an Arrow table needs pyarrow, which is not installed: pip install -e '.[notebook]'"
+        ) from error
     columns = table.columns
     label = _label_texts(table, rows)
     if table.task == CLASSES:
@@ -223,12 +228,3 @@ def _label_texts(table: FeatureTable, rows: Rows) -> Any:
 def _path_texts(paths: npt.NDArray[np.bytes_]) -> list[str]:
     """Return paths as text, with bytes that are not UTF-8 escaped."""
     return [path.decode("utf-8", "backslashreplace") for path in paths.tolist()]
-
-
-def _import_package(name: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UnreachableError(
-            f"{purpose} needs {name}, which is not installed: pip install -e '.[notebook]'"
-        ) from error

@@ -10,13 +10,22 @@ import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable, make_columns
 from pipeline.errors import UsageError
-from pipeline.images.manifest import SEPARATOR, as_text, class_names, is_number
+from pipeline.images.manifest import as_text, class_names, is_number, is_several, split_labels
 from pipeline.images.scan import SPLIT_FOLDERS
 from pipeline.spec import CLASSES, MULTILABEL, REGRESSION, FeatureSpec
 from pipeline.text import printable
 
 LAYER = "features"
 ORIGIN = ("path", "label", "split", "group", "view")  # columns that are not features
+SPEC = FeatureSpec(
+    base="dataframe",
+    weights="none",
+    preprocessing="none",
+    image_size=0,
+    resize="none",
+    pixels="none",
+    dtype="float32",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +53,16 @@ def table_of_frame(frame: Any, task: str = CLASSES) -> FrameTable:
     count = len(frame)
     if (repeated := frame.columns[frame.columns.duplicated()]).size:
         raise UsageError(f"a data frame has several columns {printable(str(repeated[0]))}")
-    cells = {
-        name: [as_text(value) for value in frame[name].astype(object).where(frame[name].notna())]
+    present = {
+        name: frame[name].astype(object).where(frame[name].notna())
         for name in ORIGIN
         if name in frame
+    }
+    if task != MULTILABEL and any(map(is_several, present.get("label", ()))):
+        raise UsageError('labels are lists, which need task="multilabel"')
+    cells = {
+        name: [str(value) if is_several(value) else as_text(value) for value in values]
+        for name, values in present.items()
     }
     features = frame.drop(columns=list(cells))
     if "label" not in cells or not count:
@@ -74,8 +89,8 @@ def table_of_frame(frame: Any, task: str = CLASSES) -> FrameTable:
         )
     paths = [text.encode() for text in cells.get("path", map(str, range(count)))]
     labels = [
-        [label for label in text.split(SEPARATOR) if label] if task == MULTILABEL else [text]
-        for text in cells["label"]
+        split_labels(value) if task == MULTILABEL else (as_text(value),)
+        for value in present["label"]
     ]
     names = class_names({label for each in labels for label in each})
     if task == CLASSES and hasattr(frame["label"], "cat"):  # in the order of the categories
@@ -88,16 +103,14 @@ def table_of_frame(frame: Any, task: str = CLASSES) -> FrameTable:
     identities = paths if "view" in cells else [row.tobytes() for row in values]
     return FrameTable(
         path=Path("dataframe"),
-        spec=FeatureSpec(
-            base="dataframe",
-            weights="none",
-            preprocessing="none",
-            image_size=0,
-            resize="none",
-            pixels="none",
-            dtype="float32",
-        ),
-        document={"set": "dataframe", "root": "dataframe", "engine": None, "task": task},
+        spec=SPEC,
+        document={
+            "set": "dataframe",
+            "root": "dataframe",
+            "engine": None,
+            "task": task,
+            "spec": SPEC.to_dict(),
+        },
         classes=("label",) if task == REGRESSION else tuple(classes),
         columns=make_columns(
             labels=[classes.index(names[each[0]]) if task == CLASSES else 0 for each in labels],

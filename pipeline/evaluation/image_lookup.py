@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, NoInputError
-from pipeline.images.manifest import read_csv, read_text
+from pipeline.images.manifest import SURPLUS, read_csv
 from pipeline.text import printable
 
 T = TypeVar("T")
@@ -31,23 +31,21 @@ def read_records(
     line, if it is not CSV in UTF-8 or lacks both path and digest, or all of ``values``.
     """
     try:
-        text = read_text(path)
+        frame = read_csv(path)
     except OSError as error:
         raise NoInputError(
             f"{option} {printable(path)} cannot be read: {error.strerror}"
         ) from error
     except BadDataError as error:
         raise BadDataError(f"{error}; name images with other paths by their digest") from error
-    lines = read_csv(path, text)
-    _, header = next(lines, ("", []))
-    columns = [name.strip().lower() for name in header]
+    columns = [name.lower() for name in frame.columns.drop(SURPLUS)]
     if not set(NAMES) & set(columns) or not set(values) & set(columns):
-        received = printable(text.partition("\n")[0].strip())
+        received = printable(", ".join(columns))
         raise BadDataError(
             f"{printable(path)}:1 needs the columns path or digest, and {' or '.join(values)}; "
             f"received {received!r}"
         )
-    for line, cells in lines:
+    for line, *cells in frame.itertuples():
         record = dict.fromkeys((*NAMES, *values), "")
         record.update(zip(columns, cells, strict=False))
         yield line, record

@@ -1,5 +1,6 @@
 """`LabelConfig`: the options that say what the labels of a set are, and where they stand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ class LabelConfig(Config):
     )
     path_column: str | None = _column(None, help="image paths, or names without suffix")
     label_column: str | None = _column(None, help="labels (default: label)")
-    label_columns: str | None = _labels(
+    label_columns: str | Sequence[str] | None = _labels(
         None, metavar="LIST", help="columns of 0 and 1, one per class: a comma list, or all"
     )
     split_column: str | None = _column(

@@ -35,18 +35,17 @@ MANIFESTS = (".csv", ".tsv", ".jsonl")
 def open_store(name: str | os.PathLike[str], options: LabelConfig | None = None) -> ImageSet | None:
     """Find the images of a tar or Parquet file, of a folder or pattern of them, or of an address.
 
-    ``options`` may name the column of labels in Parquet files. Returns None for another folder or
-    file. Raises a PipelineError for one that cannot be read.
+    ``options`` may name the columns of labels, splits and groups in Parquet files. Returns None
+    for another folder or file. Raises a PipelineError for one that cannot be read.
     """
-    column = options.label_column if options else None
     url = as_url(name)
     with _readable(name):
         if (place := _find_store(url or os.fspath(name))) is None:
             return None
         root, store, shards = place
         if shards and not shards[0].lower().endswith(TAR):
-            return open_tables(root, _set_name(root), store, shards, label_column=column)
-        if column is not None:
+            return open_tables(root, _set_name(root), store, shards, options)
+        if options and options.first_of("label_column", "split_column", "group_column"):
             return None
         if shards:
             return open_tars(root, _set_name(root), store, shards)
@@ -54,6 +53,12 @@ def open_store(name: str | os.PathLike[str], options: LabelConfig | None = None)
         if not paths:
             raise NoInputError(f"{printable(url)} does not exist, or is empty")
         return scan_paths(store, _set_name(root), paths)
+
+
+def is_store(name: str | os.PathLike[str]) -> bool:
+    """Return whether `open_store` finds images under a name."""
+    with _readable(name):
+        return _find_store(as_url(name) or os.fspath(name)) is not None
 
 
 def list_store(name: str | os.PathLike[str]) -> ImageSet | None:
@@ -105,7 +110,7 @@ def reopen_store(root: str) -> ImageSource | None:
         return store
     if shards[0].lower().endswith(TAR):
         return TarSource(root, store, [os.fsencode(shard) for shard in shards])
-    return TableSource(root, store, shards, with_labels=False)
+    return TableSource(root, store, shards)
 
 
 def recorded_root(name: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
@@ -47,23 +47,21 @@ YES, NO = TRUE | {"1", "1.0"}, FALSE | {"0", "0.0"}
 
 LONGEST = 200  # characters of a path in an error
 MISSING = "does not exist"
-
-Values = Sequence[Any] | None  # the values of some columns; None for a row with too many
+SURPLUS = "\0"  # the column of cells beyond the first line's; a name that no file has
 
 log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """An open manifest: its name for messages, the folder of its paths, and its columns.
+    """A manifest in memory: its name in messages, the folder of its paths, and its rows.
 
-    ``read`` is called with column names and yields the place of each row and its values.
+    The index of the data frame ``rows`` is the place of each row in messages.
     """
 
     name: str
     folder: Path
-    columns: tuple[str, ...]
-    read: Callable[[Sequence[str]], Iterable[tuple[str, Values]]]
+    rows: Any
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class _Row:
     place: str
     path: str
     labels: tuple[str, ...]
-    split: str
+    split: int
     group: str
 
 
@@ -120,7 +118,7 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
         FoundFile(
             path=os.fsencode(row.path[prefix:].replace(os.sep, "/")),
             label=number_of[row.labels[0]] if task == CLASSES else 0,
-            split=SPLIT_FOLDERS[row.split] if row.split else NO_SPLIT,
+            split=row.split,
             targets=_targets(row.labels, classes, task),
             group=row.group.encode(errors="backslashreplace"),
         )
@@ -173,6 +171,7 @@ class _RowReader:
     def __init__(self, manifest: Manifest, options: LabelConfig) -> None:
         self._manifest = manifest
         self._options = options
+        self._names: list[str] = [name for name in manifest.rows.columns if name != SURPLUS]
         self._find = _ImageFinder(manifest.folder)
         path = self._column(options.path_column, "path", "--path-column", is_needed=True)
         split = self._column(options.split_column, "split", "--split-column")
@@ -185,8 +184,12 @@ class _RowReader:
         used = [name for name in self._columns.values() if name]
         rows: list[_Row] = []
         skipped: list[Skipped] = []
-        for place, values in self._manifest.read([*used, *self.label_columns]):
-            if values is None:
+        frame = self._manifest.rows
+        chosen = frame.loc[:, [*used, *self.label_columns]].astype(object)
+        chosen = chosen.where(chosen.notna(), None)
+        is_long = (frame[SURPLUS] != "") if SURPLUS in frame else [False] * len(frame)
+        for (place, *values), has_more in zip(chosen.itertuples(name=None), is_long, strict=True):
+            if has_more:
                 skipped.append(Skipped(place.encode(), "has more cells than the first line"))
                 continue
             texts = dict(zip(used, map(as_text, values), strict=False))
@@ -196,17 +199,20 @@ class _RowReader:
                     raise _UnusableRowError("no path")
                 found = self._find(path)
                 labels = self._labels(values[len(used) :])
-                if self._columns["split"]:
-                    split = self._split(split, place)
+                number = parse_split(split, place)
             except _UnusableRowError as error:
                 name = path.encode(errors="backslashreplace") or place.encode()
                 skipped.append(Skipped(name, str(error)))
             else:
-                rows.append(_Row(place, found, labels, split, group))
+                rows.append(_Row(place, found, labels, number, group))
         without_split = [row for row in rows if not row.split]
         if 0 < len(without_split) < len(rows):  # without any, there are no splits
             rows = [row for row in rows if row.split]
-            skipped += [Skipped(os.fsencode(row.path), "no split") for row in without_split]
+            folder = self._manifest.folder
+            skipped += [
+                Skipped(os.fsencode(os.path.relpath(row.path, folder)), "no split")
+                for row in without_split
+            ]
         if len(skipped) > len(rows) or not rows:
             raise self._unusable_error(skipped, len(rows))
         return rows, skipped
@@ -235,13 +241,14 @@ class _RowReader:
         if task == UNLABELLED:
             return ()
         (value,) = values
+        is_list = is_several(value)
         if task == MULTILABEL:
-            is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes)
-            labels = list(map(as_text, value)) if is_list else as_text(value).split(SEPARATOR)
-            labels = [label.strip() for label in labels if label.strip()]
+            labels = split_labels(value)
             if not labels and not is_list:
                 raise _UnusableRowError("no label")
-            return tuple(labels)
+            return labels
+        if is_list:
+            raise _UnusableRowError("its label is a list, which needs --task multilabel")
         if not (text := as_text(value)):
             raise _UnusableRowError("no label")
         if task != REGRESSION:
@@ -250,18 +257,8 @@ class _RowReader:
             raise _UnusableRowError(f"its label is not a number: {printable(text)}")
         return (repr(float(text)),)
 
-    def _split(self, text: str, place: str) -> str:
-        if text.lower() in ("", SPLIT_NAMES[NO_SPLIT]):
-            return ""
-        if text.lower() in SPLIT_FOLDERS:
-            return text.lower()
-        raise BadDataError(
-            f"{place}: the split is train, validation or test; received {printable(text)}"
-            f"{_did_you_mean(text, SPLIT_FOLDERS)}; --split-column '' ignores the column"
-        )
-
     def _label_columns(self, others: set[str]) -> tuple[str, ...]:
-        options, columns = self._options, self._manifest.columns
+        options, columns = self._options, self._names
         if options.labels_are == UNLABELLED:
             return ()
         if options.label_columns == ALL_COLUMNS:
@@ -270,7 +267,9 @@ class _RowReader:
                 name for name in columns if name not in others and not ignored.get(name.lower())
             ]
         elif options.label_columns is not None:
-            named = [name.strip() for name in options.label_columns.split(",")]
+            names = options.label_columns
+            named = names.split(",") if isinstance(names, str) else [str(each) for each in names]
+            named = [name.strip() for name in named]
         else:
             flag = "--label-column"
             return (self._column(options.label_column, "label", flag, is_needed=True),)
@@ -283,7 +282,7 @@ class _RowReader:
         self, requested: str | None, default: str, flag: str, *, is_needed: bool = False
     ) -> str:
         """Return the column of a name in any case; an empty string if there is none."""
-        columns, place = self._manifest.columns, self._manifest.name
+        columns, place = self._names, self._manifest.name
         if requested == "" and not is_needed:
             return ""
         name = default if requested is None else requested
@@ -372,6 +371,29 @@ def as_text(value: Any) -> str:
     return "" if text.lower() in ("nan", "<na>", "nat") else text
 
 
+def parse_split(text: str, place: str) -> int:
+    """Return the number of a split's name; NO_SPLIT for empty text; raises BadDataError."""
+    if text.lower() in ("", SPLIT_NAMES[NO_SPLIT]):
+        return NO_SPLIT
+    if text.lower() in SPLIT_FOLDERS:
+        return SPLIT_FOLDERS[text.lower()]
+    raise BadDataError(
+        f"{place}: the split is train, validation or test; received {printable(text)}"
+        f"{_did_you_mean(text, SPLIT_FOLDERS)}; --split-column '' ignores the column"
+    )
+
+
+def is_several(value: Any) -> bool:
+    """Return whether a value of a column of labels is a list of labels."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+def split_labels(value: Any) -> tuple[str, ...]:
+    """Return the labels in a list, or in text such as ``sun|sea``."""
+    texts = map(as_text, value) if is_several(value) else as_text(value).split(SEPARATOR)
+    return tuple(filter(None, map(str.strip, texts)))
+
+
 def is_number(text: str) -> bool:
     """Return whether text is a finite number."""
     try:
@@ -424,15 +446,9 @@ def _check_classes(name: str, counts: Mapping[str, int]) -> None:
 
 
 def _open_frame(frame: Any) -> Manifest:
-    columns = tuple(map(str, frame.columns))
-
-    def read(names: Sequence[str]) -> Iterator[tuple[str, Values]]:
-        chosen = frame.iloc[:, [columns.index(name) for name in names]].astype(object)
-        chosen = chosen.where(chosen.notna(), None)
-        for index, values in zip(frame.index, chosen.itertuples(index=False), strict=True):
-            yield f"row {printable(str(index))}", values
-
-    return Manifest("the data frame", Path.cwd(), columns, read)
+    rows = _with_index_as_columns(frame)
+    rows = rows.set_axis([f"row {printable(str(index))}" for index in frame.index])
+    return Manifest("the data frame", Path.cwd(), rows.set_axis(map(str, rows.columns), axis=1))
 
 
 def _open_file(path: Path) -> Manifest:
@@ -440,103 +456,108 @@ def _open_file(path: Path) -> Manifest:
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
         raise NoInputError(f"manifest {name} {URL_REASON if is_url(str(path)) else problem}")
-    folder = Path(os.path.abspath(path.parent))  # noqa: PTH100 - not where a link leads
     if suffix == ".parquet":
-        return Manifest(name, folder, *_open_parquet(path))
-    text = read_text(path)
-    if not text.strip():
-        raise NoInputError(f"{name} is empty: expected columns such as path and label")
-    if suffix in (".csv", ".tsv"):
-        columns, cells = _parse_csv(path, text)
+        rows = _read_parquet(path)
+    elif suffix in (".csv", ".tsv"):
+        rows = read_csv(path)
     else:
-        columns, cells = _parse_json_lines(name, text)
-
-    def read(names: Sequence[str]) -> Iterator[tuple[str, Values]]:
-        indices = [columns.index(each) for each in names]
-        for place, row in cells:
-            padded = None if row is None else [*row, *[None] * (len(columns) - len(row))]
-            yield place, None if padded is None else [padded[index] for index in indices]
-
-    return Manifest(name, folder, columns, read)
+        rows = _read_json_lines(path)
+    # The folder is not where a link leads
+    return Manifest(name, Path(os.path.abspath(path.parent)), rows)  # noqa: PTH100
 
 
-def read_text(path: Path) -> str:
-    """Read UTF-8, with a byte order mark or without, or UTF-16 with one; raises BadDataError."""
+def _read_text(path: Path) -> str:
+    """Read UTF-8, with a byte order mark or without, or UTF-16 with one."""
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith(UTF_16) else "utf-8-sig"
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise BadDataError(
             f"{printable(path)}:{line} is not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)"
         ) from error
+    if not text.strip():
+        raise NoInputError(f"{printable(path)} is empty: expected columns such as path and label")
+    return text
 
 
-def read_csv(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield place, ``FILE:LINE``, and cells of each line that is not empty; raises BadDataError.
+def read_csv(path: Path) -> Any:
+    """Read a CSV file into a data frame of text, indexed by ``FILE:LINE``, without empty lines.
 
-    The first line decides which delimiter separates the cells: a comma, semicolon or tab.
+    The first line decides which delimiter separates the cells: a comma, semicolon or tab. Missing
+    cells are empty. The last column, SURPLUS, is not empty in rows with more cells than the first.
+
+    Raises NoInputError for an empty file; BadDataError if it is not CSV in UTF-8 or UTF-16.
     """
-    name, header = printable(path), text.partition("\n")[0]
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=header.count), strict=True
-    )
+    import pandas
+
+    text, name = _read_text(path), printable(path)
+    table = text.lstrip("\r\n ")
+    first = table.splitlines()[0]
+    delimiter = max(DELIMITERS, key=first.count)
+    reader = csv.reader([first], delimiter=delimiter, skipinitialspace=True)
+    columns = [cell.strip() for cell in next(reader)]
+    widest = delimiter * len(columns) + "\n"  # pandas takes the number of columns from it
     try:
-        for cells in reader:
-            if cells:
-                yield f"{name}:{reader.line_num}", cells
-    except csv.Error as error:
-        raise BadDataError(f"{name}:{reader.line_num} is not CSV: {error}") from error
+        frame = pandas.read_csv(
+            io.StringIO(widest + table, newline=""),
+            sep=delimiter,
+            header=None,  # pandas would rename columns of equal names
+            usecols=range(len(columns) + 1),
+            index_col=False,
+            skipinitialspace=True,
+            dtype=str,  # 001 is not 1
+            na_filter=False,
+            skip_blank_lines=False,
+        )
+    except ValueError as error:
+        reason = str(error).removeprefix("Error tokenizing data. C error: ").strip()
+        raise BadDataError(f"{name} is not CSV: {reason}") from error
+    cells = frame.apply(lambda column: column.str.count("\n")).sum(axis="columns")
+    lines = frame.index + cells.cumsum() + text.count("\n", 0, len(text) - len(table))
+    frame = frame.set_axis([f"{name}:{line}" for line in lines])
+    return frame[(frame != "").any(axis="columns")][1:].set_axis([*columns, SURPLUS], axis=1)
 
 
-Parsed = tuple[tuple[str, ...], Iterable[tuple[str, Values]]]  # columns, rows
+def _read_json_lines(path: Path) -> Any:
+    """Read one object per line; pandas.read_json would round whole numbers beside missing ones."""
+    import pandas
 
-
-def _parse_csv(path: Path, text: str) -> Parsed:
-    lines = read_csv(path, text)
-    columns = tuple(name.strip() for name in next(lines)[1])
-    return columns, ((place, row if len(row) <= len(columns) else None) for place, row in lines)
-
-
-def _parse_json_lines(name: str, text: str) -> Parsed:
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(text.split("\n"), 1):
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
+        place = f"{printable(path)}:{number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise BadDataError(f"{name}:{number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise BadDataError(f"{name}:{number} is not a JSON object: expected one per line")
-        rows.append((f"{name}:{number}", row))
-    columns = tuple(dict.fromkeys(key for _, row in rows for key in row))
-    return columns, ((place, [row.get(key) for key in columns]) for place, row in rows)
+            rows[place] = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadDataError(f"{place} is not JSON: {error}") from error
+        if not isinstance(rows[place], dict):
+            raise BadDataError(f"{place} is not a JSON object: expected one per line")
+    return pandas.DataFrame(list(rows.values()), index=list(rows), dtype=object)
 
 
-def _open_parquet(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Any]]:
+def _read_parquet(path: Path) -> Any:
+    import pandas
+
     try:
-        from pyarrow import ArrowException, parquet
+        # Other types would round whole numbers beside missing ones
+        frame = pandas.read_parquet(path, dtype_backend="pyarrow")
     except ImportError as error:
         raise UnreachableError(
             "a Parquet file needs pyarrow, which is not installed: pip install -e '.[notebook]'"
         ) from error
-    try:
-        columns = tuple(parquet.read_schema(path).names)
-    except ArrowException as error:
+    except (ValueError, OSError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise BadDataError(f"{printable(path)} is not a Parquet file: {error}") from error
+    places = [f"{printable(path)}, row {number}" for number in range(1, len(frame) + 1)]
+    return _with_index_as_columns(frame).set_axis(places)
 
-    def read(names: Sequence[str]) -> Iterator[tuple[str, Values]]:
-        try:
-            table = parquet.read_table(path, columns=list(dict.fromkeys(names)))
-        except ArrowException as error:
-            raise BadDataError(f"{printable(path)} is damaged: {error}") from error
-        values = [table.column(name).to_pylist() for name in names]
-        for number, row in enumerate(zip(*values, strict=True), 1):
-            yield f"{printable(path)}, row {number}", row
 
-    return columns, read
+def _with_index_as_columns(frame: Any) -> Any:
+    """Return the frame with each named level of its index as a column too."""
+    names = [name for name in frame.index.names if name is not None and name not in frame]
+    return frame.reset_index(names) if names else frame
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

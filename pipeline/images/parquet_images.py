@@ -4,6 +4,7 @@ Rows are read in batches, in the order of the file; no file is loaded as a whole
 """
 
 import json
+import math
 import os
 import threading
 from collections import deque
@@ -12,7 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.errors import BadDataError, UnreachableError
-from pipeline.images.scan import ImageSet, Skipped
+from pipeline.images.config import LabelConfig
+from pipeline.images.manifest import as_text, parse_split
+from pipeline.images.scan import NO_SPLIT, TRAIN, ImageSet, Skipped
 from pipeline.images.shards import labelled_set, splits_of_shards
 from pipeline.images.source import MAX_FILE, FileStat, FileStore, ImageSource
 from pipeline.text import error_text, file_size, printable
@@ -145,16 +148,17 @@ class TableSource(ImageSource):
         root: str,
         store: FileStore,
         shards: Sequence[str],
-        *,
-        label_column: str | None = None,
-        with_labels: bool = True,
+        options: LabelConfig | None = None,
     ) -> None:
+        """Read labels, splits and groups only with ``options``, which may name their columns."""
         self._root = root
-        self._with_labels, self._label_column = with_labels, label_column
+        self._options = options
         self._stats = [store.stat(os.fsencode(shard)) for shard in shards]
         self._rows: list[_Rows] = []
         self._places: dict[bytes, tuple[int, int]] = {}  # path -> file, row
         self.labels: dict[bytes, Any] = {}
+        self.splits: dict[bytes, Any] = {}  # like groups, empty without such a column
+        self.groups: dict[bytes, Any] = {}
         self.class_names: list[str] = []
         for number, shard in enumerate(shards):
             place = f"{root}/{shard}" if len(shards) > 1 else root
@@ -202,7 +206,11 @@ class TableSource(ImageSource):
         pa = table.pyarrow
         is_struct = pa.types.is_struct(table.schema.field(column).type)
         self._rows.append(_Rows(table, column, is_struct=is_struct))
-        label = _label_column(table, self._label_column) if self._with_labels else ""
+        label = split = group = ""
+        if self._options is not None:
+            label = _label_column(table, self._options.label_column)
+            split = _optional_column(table, self._options.split_column, "split")
+            group = _optional_column(table, self._options.group_column, "group")
         names = _class_names(table.schema, label)
         if number and names != self.class_names:
             raise BadDataError(
@@ -212,18 +220,25 @@ class TableSource(ImageSource):
         self.class_names = names
         has_path = is_struct and "path" in [f.name for f in table.schema.field(column).type]
         # Parquet reads a part of the column; Arrow has no parts, but copies nothing
-        columns = [label] if label else []
+        columns = list(dict.fromkeys(filter(None, (label, split, group))))
         if has_path:
             columns.append(f"{column}.path" if table.is_parquet else column)
         for first, batch in table.batches(columns, rows=SCANNED_ROWS):
             absent = [None] * batch.num_rows
-            labels = batch.column(label).to_pylist() if label else absent
+            labels, splits, groups = (
+                batch.column(each).to_pylist() if each else absent for each in (label, split, group)
+            )
             paths = batch.column(column).field("path").to_pylist() if has_path else absent
-            for row, (value, name) in enumerate(zip(labels, paths, strict=True), first):
+            for index, name in enumerate(paths):
+                row = first + index
                 ending = "-" + os.path.basename(str(name))[-MAX_NAME:] if name else ""  # noqa: PTH119
                 path = os.fsencode(f"{prefix}{row:07d}{ending}".replace("\0", ""))
                 self._places[path] = number, row
-                self.labels[path] = value
+                self.labels[path] = _whole(labels[index])
+                if split:
+                    self.splits[path] = splits[index]
+                if group:
+                    self.groups[path] = groups[index]
 
 
 def image_column(store: FileStore, path: str) -> str | None:
@@ -267,6 +282,7 @@ def _label_column(table: _Table, requested: str | None) -> str:
         kind = kind.value_type
     if not (
         pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)  # pandas writes whole numbers beside missing ones so
         or pa.types.is_boolean(kind)
         or pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
@@ -276,6 +292,18 @@ def _label_column(table: _Table, requested: str | None) -> str:
             f"expected numbers of classes or texts; for others, use a manifest"
         )
     return found[0]
+
+
+def _optional_column(table: _Table, requested: str | None, default: str) -> str:
+    """Return the column of this name, in any case, or an empty string."""
+    name = default if requested is None else requested
+    found = [each for each in table.schema.names if each.lower() == name.lower()]
+    if len(found) != 1 and requested:
+        raise BadDataError(
+            f"{printable(table.place)} has no column {printable(requested)} among "
+            f"{printable(', '.join(table.schema.names))}"
+        )
+    return found[0] if len(found) == 1 else ""
 
 
 def _features(schema: Any) -> dict[str, Any]:
@@ -296,18 +324,53 @@ def open_tables(
     name: str,
     store: FileStore,
     shards: Sequence[str],
-    *,
-    label_column: str | None = None,
+    options: LabelConfig | None = None,
 ) -> ImageSet:
-    """Find the images, classes and splits in Parquet or Arrow files; raises BadDataError."""
-    source = TableSource(root, store, shards, label_column=label_column)
-    name += f"-{label_column}" * bool(label_column)
-    splits = splits_of_shards(root, shards)
+    """Find the images, classes, splits and groups in Parquet or Arrow files.
+
+    Splits are in the names of the files, else in a column. Raises BadDataError.
+    """
+    options = options or LabelConfig()
+    source = TableSource(root, store, shards, options)
+    name += f"-{options.label_column}" * bool(options.label_column)
+    split_of_shard = splits_of_shards(root, shards)
+    split_of = {
+        path: parse_split(as_text(split), f"{printable(root)}: {printable(path)}")
+        for path, split in source.splits.items()
+    }
+    has_column = NO_SPLIT in split_of_shard.values() and any(split_of.values())
     is_unlabelled = {None, "", -1} if source.class_names else {None, ""}
     labels, skipped = {}, []
     for path, label in source.labels.items():
+        split = split_of[path] if has_column else split_of_shard[shards[source.file_of(path)]]
+        if isinstance(label, float):
+            raise BadDataError(
+                f"{printable(root)}: expected numbers of classes or texts as labels, received "
+                f"{label}; for a regression, use a manifest"
+            )
         if label in is_unlabelled:
             skipped.append(Skipped(path, "has no label"))
+        elif has_column and split == NO_SPLIT:
+            skipped.append(Skipped(path, "no split"))
         else:
-            labels[path] = label, splits[shards[source.file_of(path)]]
-    return labelled_set(source, name, labels, class_names=source.class_names, skipped=skipped)
+            labels[path] = label, split
+    if has_column and TRAIN not in split_of.values():
+        raise BadDataError(f"{printable(root)} has rows of other splits, but none of train")
+    return labelled_set(
+        source,
+        name,
+        labels,
+        class_names=source.class_names,
+        skipped=skipped,
+        groups={
+            path: as_text(group).encode(errors="backslashreplace")
+            for path, group in source.groups.items()
+        },
+    )
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number as int, NaN as None, and other values as they are."""
+    if not isinstance(value, float):
+        return value
+    return None if math.isnan(value) else int(value) if value.is_integer() else value

@@ -8,9 +8,24 @@ from typing import Any
 
 from pipeline.errors import BadDataError, UsageError
 from pipeline.images.config import LabelConfig
-from pipeline.images.image_stores import as_pattern, exists, list_store, open_store, reopen_store
+from pipeline.images.image_stores import (
+    as_pattern,
+    exists,
+    is_store,
+    list_store,
+    open_store,
+    reopen_store,
+)
 from pipeline.images.manifest import is_frame, is_manifest, read_manifest
-from pipeline.images.scan import NO_SPLIT, ImageSet, Skipped, scan_folder, scan_unlabelled
+from pipeline.images.scan import (
+    NO_SPLIT,
+    ImageSet,
+    Skipped,
+    is_url,
+    scan_folder,
+    scan_unlabelled,
+)
+from pipeline.images.shards import SUFFIXES
 from pipeline.images.source import FolderSource, ImageSource, MergedSource
 from pipeline.text import printable
 
@@ -31,20 +46,31 @@ def open_set(data: Data, options: LabelConfig | None = None) -> ImageSet:
     if not names or not all(map(os.fspath, names)):
         raise UsageError("the image folder is an empty name: is a variable unset?")
     paths = [Path(name) for name in names]
-    flag = options.first_of(
-        "task", "root", "path_column", "label_columns", "split_column", "group_column"
-    )
+    flag = options.first_of("task", "root", "path_column", "label_columns")
     stored = names[0] if len(names) == 1 else as_pattern([os.fspath(name) for name in names])
     if stored and not flag:
         images = list_store(stored) if options.unlabeled else open_store(stored, options)
         if images is not None:
             return images
-    flag = flag or options.first_of("label_column")
+    flag = flag or options.first_of("label_column", "split_column", "group_column")
     if len(paths) == 1 and is_manifest(paths[0]):
-        return read_manifest(paths[0], options)
+        try:
+            return read_manifest(paths[0], options)
+        except BadDataError as error:
+            if flag and stored and is_store(stored):
+                raise UsageError(
+                    f"{flag} needs a manifest of paths; {printable(paths[0])} contains the images"
+                ) from error
+            raise
     if flag:
         raise UsageError(f"{flag} needs a manifest such as labels.csv; received {_listed(paths)}")
     if len(paths) > 1:
+        for name in [os.fspath(each) for each in names]:
+            if is_url(name) or name.lower().endswith(SUFFIXES):
+                raise UsageError(
+                    f"{printable(name)} is not a folder: only folders, or files of one kind, are "
+                    f"one set"
+                )
         return _merge_folders(paths, options)
     if options.unlabeled:
         return scan_unlabelled(paths[0])

@@ -95,6 +95,7 @@ def labelled_set(
     *,
     class_names: Sequence[str] = (),
     skipped: Sequence[Skipped] = (),
+    groups: Mapping[bytes, bytes] | None = None,
 ) -> ImageSet:
     """Return a set from labels, path -> (label, split).
 
@@ -125,7 +126,10 @@ def labelled_set(
             f"{printable(source.root)} has {counted(len(classes), 'class', 'classes')}: expected "
             f"labels of at least two"
         )
-    files = [FoundFile(path, index[label], split) for path, (label, split) in labels.items()]
+    files = [
+        FoundFile(path, index[label], split, group=(groups or {}).get(path, b""))
+        for path, (label, split) in labels.items()
+    ]
     return ImageSet(
         source=source,
         name=name,

@@ -143,12 +143,16 @@ def open_tars(root: str, name: str, store: FileStore, shards: Sequence[str]) -> 
         key, suffix = _split_key(path)
         by_suffix[suffix][key] = label
     images = [path for path in split_of if _split_key(path)[1] in IMAGES]
+    if not images:
+        raise BadDataError(f"{printable(root)} contains no images, and {len(split_of):,} files")
+    keys = {path: _split_key(path)[0] for path in images}
+    if not any(key in labels for labels in by_suffix.values() for key in keys.values()):
+        first = {path: _first_key(path) for path in images}  # 12.left.jpg, 12.cls
+        keys = first if len(set(first.values())) == len(first) else keys
     for suffix in LABELS:
         labels = by_suffix[suffix]
         labelled = {
-            path: (labels[_split_key(path)[0]], split_of[path])
-            for path in images
-            if _split_key(path)[0] in labels
+            path: (labels[key], split_of[path]) for path, key in keys.items() if key in labels
         }
         if labelled:
             without = [

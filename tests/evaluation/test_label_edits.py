@@ -201,11 +201,9 @@ def test_drop_takes_several_words(table: FeatureTable, answer: str) -> None:
         ("path,drop\n,yes", ":2 names no image"),
         ("digest,drop\nabc,yes", ":2: no image has the digest abc"),
         ("digest,drop\n" + 64 * "0" + ",yes", ":2: no image has the digest 0"),
-        ("file,drop\na,yes", r":1 needs the columns path or digest.*'file,drop'"),
+        ("file,drop\na,yes", r":1 needs the columns path or digest.*'file, drop'"),
         ("path,label\na,yes", ":1 needs the columns"),
-        ("", ":1 needs the columns"),
-        ('path,drop\n"a"b,yes', ":2 is not CSV"),
-        (f"path,drop\n{200_000 * 'a'},yes", ":2 is not CSV: field larger"),
+        ('path,drop\n"a,yes', "is not CSV: EOF inside string"),
         (b"path,drop\ntrain/cats/\xff2.jpg,yes", r":2 is not UTF-8.*digest"),
         ("path,new_label\n".encode("utf-16") + b"\0", ":2 is not UTF-8"),
         ("path,drop\ntrain/cats/1.jpg,what".encode("utf-16"), ":2: drop: expected yes or empty"),
@@ -233,6 +231,8 @@ def test_a_repeated_edit_is_accepted(table: FeatureTable) -> None:
 
 
 def test_a_missing_file_is_refused(table: FeatureTable) -> None:
+    with pytest.raises(NoInputError, match="is empty"):
+        read_label_edits(edited(""), [])
     with pytest.raises(NoInputError, match=r"--labels nowhere\.csv cannot be read"):
         read_label_edits(Path("nowhere.csv"), [table])
 

@@ -219,6 +219,16 @@ def test_labels_of_samples_become_classes_in_a_stable_order(
     assert reason.startswith("has no label")
 
 
+def test_key_of_a_sample_ends_at_its_first_dot_if_it_has_one_image(tmp_path: Path) -> None:
+    members = [(f"{number}.left.png", image(number)) for number in range(4)]
+    members += [(f"{number}.cls", b"%d" % (number % 2)) for number in range(4)]
+    images = open_set(write_tar(tmp_path / "x.tar", members))
+    assert [file.label for file in images.files] == [0, 1, 0, 1]
+    members += [(f"{number}.right.png", image(number + 9)) for number in range(4)]
+    with pytest.raises(BadDataError, match="has no labels"):
+        open_set(write_tar(tmp_path / "y.tar", members))
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
@@ -275,7 +285,7 @@ def test_rows_without_label_or_bytes_are_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"label": [1.5, 2.5]}, "labels of type double"),
+        ({"label": [1.5, 2.5]}, "numbers of classes or texts as labels, received 1.5"),
         ({"label": [["a"], ["b"]]}, "labels of type list"),
         ({"other": ["a", "b"]}, "no column label among image, other"),
     ],
@@ -289,6 +299,33 @@ def test_table_without_classes_is_refused(
     Path("x.parquet").write_bytes(Path("x.parquet").read_bytes()[:-9])
     with pytest.raises(BadDataError, match="not a Parquet file"):
         open_set("x.parquet")
+
+
+def test_rows_with_images_have_splits_and_groups(tmp_path: Path) -> None:
+    columns = {
+        "image": [image(number) for number in range(5)],
+        "label": [0.0, 1.0, None, 1.0, 0.0],  # as pandas writes 0, 1 and a missing label
+        "split": ["train", "Train", "train", "test", None],
+        "site": ["a", "b", "a", None, "b"],
+    }
+    path = tmp_path / "sites.parquet"
+    parquet.write_table(pa.table(columns), path)
+    images = open_set(path, LabelConfig(group_column="site"))
+    assert images.classes == ("0", "1")
+    assert [(file.label, file.split, file.group) for file in images.files] == [
+        (0, 1, b"a"),
+        (1, 1, b"b"),
+        (1, 3, b""),
+    ]
+    assert {item.reason for item in images.skipped} == {"has no label", "no split"}
+    images = open_set(path, LabelConfig(split_column=""))
+    assert {(file.split, file.group) for file in images.files} == {(0, b"")}
+    with pytest.raises(BadDataError, match="the split is train, validation or test; received a"):
+        open_set(path, LabelConfig(split_column="site"))
+    with pytest.raises(BadDataError, match="no column sit among image, label, split, site"):
+        open_set(path, LabelConfig(group_column="sit"))
+    with pytest.raises(UsageError, match=r"--task needs a manifest of paths; .* the images"):
+        open_set(path, LabelConfig(task="regression"))
 
 
 def test_column_of_labels_is_named_and_names_the_set(tmp_path: Path) -> None:

@@ -130,6 +130,37 @@ def test_rows_that_cannot_be_used_are_listed(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "end"),
+    [
+        ("path,label", "{},{}", "\r"),  # of an old Mac
+        ("\n  \npath,label", "{},{}", "\n"),
+        ('"path", "label"', '"{}", "{}"', "\n"),
+        (",path,label,", "1,{},{},", "\n"),
+        ("\tpath\tlabel", "1\t{}\t{}", "\n"),
+        ('path;label;"a;\tb"', '{};{};"two\nlines"', "\r\n"),
+    ],
+)
+def test_csv_files_of_all_programs_are_read(folder: Path, header: str, row: str, end: str) -> None:
+    rows = [("a.png", "x"), ("b.png", "y"), ("c.png", "x"), ("gone.png", "y"), ("sub/d.png", "y")]
+    text = end.join([header, *(row.format(*each) for each in rows)])
+    images = open_set(write(folder, text))
+    assert labels_of(images) == {path: label for path, label in rows if path != "gone.png"}
+    assert reasons(images) == {"gone.png": "does not exist"}
+    text = text.replace("label", "split")
+    with pytest.raises(BadDataError) as refused:
+        open_set(write(folder, text), LabelConfig(label_column="split"))
+    line = 1 + (header + row).count("\n")  # where the first row ends
+    assert f"labels.csv:{line + 1}: the split is" in str(refused.value)
+
+
+def test_rows_without_a_split_are_listed_if_others_have_one(folder: Path) -> None:
+    text = "path,label,split\na.png,x,train\nb.png,y,Train\nc.png,y,test\nsub/d.png,x,\n"
+    images = open_set(write(folder, text))
+    assert [file.split for file in images.files] == [1, 1, 3]
+    assert reasons(images) == {"sub/d.png": "no split"}
+
+
 def test_image_listed_twice_counts_once_unless_its_rows_differ(folder: Path) -> None:
     text = "path,label\na.png,1\nb.png,2\n./a.png,1.0\n"
     assert len(open_set(write(folder, text)).files) == 2
@@ -154,7 +185,7 @@ def test_image_listed_twice_counts_once_unless_its_rows_differ(folder: Path) -> 
          " received tran; did you mean train?"),
         ("path,label,split\na.png,x,test\nb.png,y,test\n", "none of train"),
         ("path,label\na.png,caf\u00e9\n".encode("latin-1"), "labels.csv:2 is not UTF-8"),
-        ('path,label\na.png,"x\nb.png,y\n', "labels.csv:3 is not CSV"),
+        ('path,label\na.png,"x\nb.png,y\n', "labels.csv is not CSV: EOF inside"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(folder: Path, content: str | bytes, message: str) -> None:
@@ -215,6 +246,21 @@ def test_several_labels_are_separated_by_bars_or_have_a_column_each(folder: Path
     assert [file.targets for file in images.files] == [(1, 1), (0, 0)]
 
 
+def test_data_frame_has_lists_of_labels_and_any_names_of_columns(folder: Path) -> None:
+    paths = ["a.png", "b.png", "c.png"]
+    frame = pandas.DataFrame({"path": paths, "label": [["x", "y"], ["y"], ["z"]], "x": 1, 2: 0})
+    images = open_set(frame, LabelConfig(root=folder, task="multilabel"))
+    assert [file.targets for file in images.files] == [(1, 1, 0), (0, 1, 0), (0, 0, 1)]
+    for columns in (["x", 2], "x,2"):
+        options = LabelConfig(root=folder, label_columns=columns)
+        assert open_set(frame.set_index("path"), options).classes == ("x", "2")
+    with pytest.raises(BadDataError, match=r"its label is a list, which needs --task multilabel"):
+        open_set(frame, LabelConfig(root=folder))
+    frame.columns = pandas.MultiIndex.from_product([["path"], range(4)])
+    with pytest.raises(BadDataError, match="has no column path"):
+        open_set(frame, LabelConfig(root=folder))
+
+
 def test_numbers_of_a_regression_are_targets(folder: Path) -> None:
     text = "path,age\na.png,1.5\na.png,1.50\nb.png,-2e3\nc.png,inf\nsub/d.png,7\n"
     images = open_set(write(folder, text), LabelConfig(task="regression", label_column="age"))
@@ -254,6 +300,9 @@ def test_folders_merge_classes_by_name_and_paths_name_their_folder(tmp_path: Pat
         open_set([first, first / "cat"])
     with pytest.raises(NoInputError, match="does not exist"):
         open_set([first, tmp_path / "no"])
+    for name in ("pets.tar", "s3://bucket/pets"):
+        with pytest.raises(UsageError, match=f"{name} is not a folder"):
+            open_set([first, name])
     (tmp_path / "z/train/cat").mkdir(parents=True)
     draw(0, stripes=False).save(tmp_path / "z/train/cat/1.png")
     with pytest.raises(BadDataError, match=r"z has split folders, .*photos has none"):
