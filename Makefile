@@ -17,7 +17,7 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/lint-imports
 	$(PY) -m pytest -n auto
 
-test-slow: $(VENV)/installed-dev
+test-slow: $(VENV)/installed-slow
 	$(PY) -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
 clean:
@@ -26,7 +26,8 @@ clean:
 # pip compiles bytecode while it installs: TensorFlow then imports in 7 s instead of 20.
 $(VENV)/installed: EXTRAS :=
 $(VENV)/installed-dev: EXTRAS := [dev]
-$(VENV)/installed $(VENV)/installed-dev: pyproject.toml
+$(VENV)/installed-slow: EXTRAS := [dev,slow]
+$(VENV)/installed $(VENV)/installed-dev $(VENV)/installed-slow: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 (or another)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
