@@ -99,8 +99,10 @@ def _beats_guess(test: HeadPredictions, guess: HeadPredictions, task: Task) -> b
     """
     if np.nanquantile(_lead(test, guess, task), SIGNIFICANCE / 2) <= 0:
         return False
-    random, value = np.random.default_rng(0), task.value(test.labels, test.scores)
-    shuffled = [task.value(test.labels, random.permutation(test.scores)) for _ in range(SHUFFLES)]
+    _, once = np.unique(test.keys, return_index=True)  # copies of an image are no evidence
+    labels, scores, random = test.labels[once], test.scores[once], np.random.default_rng(0)
+    value = task.value(labels, scores)
+    shuffled = [task.value(labels, random.permutation(scores)) for _ in range(SHUFFLES)]
     as_good = np.count_nonzero(task.sign * (np.array(shuffled) - value) >= 0)
     return bool((1 + as_good) / (1 + SHUFFLES) < SIGNIFICANCE / 2)
 
