@@ -56,9 +56,17 @@ def rank_and_recommend(outcomes: Outcomes, *, balanced: bool = False) -> tuple[l
     best, *others = scored
     tied = [best, *(other for other in others if _is_as_good(other, best, balanced))]
     chosen = _choose(tied)
-    verdicts = {id(outcome): AS_GOOD for outcome in tied} | {id(best): BEST}
     p_values = [math.nan, *(_p_value(other, best) for other in others)]
-    ranked = [
+    ranked = with_verdicts(scored, tied, chosen, p_values)
+    return ranked + failed, _sentence(chosen, tied, scored, balanced)
+
+
+def with_verdicts(
+    scored: Outcomes, tied: Outcomes, chosen: Outcome, p_values: Sequence[float]
+) -> list[Outcome]:
+    """Return the scored outcomes, the best first, with verdicts, p-values and recommendation."""
+    verdicts = {id(outcome): AS_GOOD for outcome in tied} | {id(scored[0]): BEST}
+    return [
         replace(
             outcome,
             result=replace(
@@ -71,7 +79,6 @@ def rank_and_recommend(outcomes: Outcomes, *, balanced: bool = False) -> tuple[l
         )
         for outcome, p_value, p_holm in zip(scored, p_values, holm(p_values), strict=True)
     ]
-    return ranked + failed, _sentence(chosen, tied, scored, balanced)
 
 
 def _sort_key(outcome: Outcome, balanced: bool) -> tuple[float, float, int]:

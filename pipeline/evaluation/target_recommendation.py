@@ -10,16 +10,15 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.evaluation.recommendation import (
-    AS_GOOD,
-    BEST,
     SIGNIFICANCE,
     features_text,
     head_text,
     name_heads,
     pair_images,
+    with_verdicts,
 )
 from pipeline.evaluation.result import NO_RECOMMENDATION, HeadPredictions, Outcome
-from pipeline.evaluation.statistics import Z_95, holm
+from pipeline.evaluation.statistics import Z_95
 from pipeline.evaluation.tasks import Floats, Task
 from pipeline.text import counted
 
@@ -54,21 +53,8 @@ def rank_and_recommend_targets(outcomes: Outcomes, task: Task) -> tuple[list[Out
         if gap <= float(np.nanstd(lead))
     ]
     chosen = _choose(tied)
-    verdicts = {id(outcome): AS_GOOD for outcome in tied} | {id(best): BEST}
     p_values = [math.nan, *(_p_value(best, other, task) for other in others)]
-    ranked = [
-        replace(
-            outcome,
-            result=replace(
-                outcome.result,
-                p_value=p_value,
-                p_holm=float(p_holm),
-                verdict=verdicts.get(id(outcome), ""),
-                recommended=outcome is chosen,
-            ),
-        )
-        for outcome, p_value, p_holm in zip(scored, p_values, holm(p_values), strict=True)
-    ]
+    ranked = with_verdicts(scored, tied, chosen, p_values)
     return ranked + failed, _sentence(chosen, tied, scored, task)
 
 
