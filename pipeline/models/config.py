@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 from pipeline.bases.config import BATCH_SIZE
 from pipeline.bases.registry import FILE_SUFFIXES, PREPROCESSING_POLICIES, find_base
-from pipeline.config import Config, documented, option
+from pipeline.config import Config, count, documented, fraction, option
 
 if TYPE_CHECKING:
     from pipeline.models.image_predictions import ImageClassifier
 
+AUTO = "auto"  # exact for linear heads, HiResCAM for dense ones, else occlusion
+METHODS = ("cam", "gradcam", "hirescam", "occlusion")  # of heat maps
+
 _expected = partial(
     option, default=None, group="expected model: stop if the model was trained otherwise"
 )
+_explained = partial(option, group="why, what is similar, and none of these")
 
 
 @documented
@@ -48,6 +52,32 @@ class PredictConfig(Config):
     use_cache: bool = option(True, flag="--no-cache", help="compute the features of every image")
     batch_size: int = option(BATCH_SIZE, help="images per batch (default: two per core, 8 to 32)")
     strict: bool = option(False, help="stop at the first unreadable image")
+    explain: bool = _explained(False, help="compute heat maps of the evidence for each prediction")
+    explain_method: str = _explained(
+        AUTO,
+        choices=(AUTO, *METHODS),
+        help="auto: exact for linear heads, hirescam for dense ones, else occlusion",
+    )
+    neighbors: int = _explained(
+        0, type=count, metavar="K", help="list the most similar cached images"
+    )
+    reject: bool = _explained(
+        False, help="abstain from images that the head is unsure of, or unlike the cached ones"
+    )
+    coverage: float | None = _explained(
+        None,
+        type=fraction,
+        metavar="SHARE",
+        help="--reject: share of images like the cached ones to keep (default: 0.95)",
+    )
+    max_error: float | None = _explained(
+        None,
+        type=fraction,
+        metavar="SHARE",
+        help="--reject: keep images with one possible class, where the class is missed for at most "
+        "this share of images",
+    )
+    per_class: bool = _explained(False, help="--reject: hold the share in each class")
     base: str | None = _expected(help="name of the base, or its FILE.onnx")
     image_size: int | None = _expected(
         type=int, metavar="PIXELS", help="height and width of the input"

@@ -17,6 +17,9 @@ from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import Skipped
 from pipeline.images.source import FolderSource
+from pipeline.models.heatmaps import Heatmap
+from pipeline.models.neighbors import Neighbor
+from pipeline.models.rejection import Rejection
 from pipeline.prefetch import prefetch
 from pipeline.spec import CLASSES
 from pipeline.text import counted, printable
@@ -24,7 +27,27 @@ from pipeline.text import counted, printable
 FILES_PER_WINDOW = 1024  # hashed before the first is decoded: 0.1 s, 1 MB of predictions
 
 Probabilities = npt.NDArray[np.float64]
-Result = tuple[Probabilities, bool] | str  # (row, whether cached), or why a file is skipped
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model computes for one image.
+
+    Attributes
+    ----------
+    probabilities : (K,) of the classes, which sum to 1; of labels, each 0 … 1; or a number (1,).
+    heatmap : where the evidence for the predicted class lies, if requested.
+    neighbors : the most similar cached images, the most similar first, if requested.
+    rejection : whether the image belongs to none of the classes, if requested.
+    """
+
+    probabilities: Probabilities
+    heatmap: Heatmap | None = None
+    neighbors: tuple[Neighbor, ...] = ()
+    rejection: Rejection | None = None
+
+
+Result = tuple[Output, bool] | str  # (output, whether cached), or why a file is skipped
 
 
 class ImageClassifier(Protocol):
@@ -46,25 +69,30 @@ class ImageClassifier(Protocol):
         """Return the model's settings, for JSON."""
         ...
 
-    def probabilities(self, pixels: Pixels, digests: Sequence[bytes]) -> Probabilities:
-        """Classify (B, S, S, 3) uint8 RGB and the SHA-256 digests of their files -> (B, K)."""
+    def outputs(self, pixels: Pixels, digests: Sequence[bytes]) -> Sequence[Output]:
+        """Classify (B, S, S, 3) uint8 RGB and the SHA-256 digests of their files."""
         ...
 
-    def cached_probabilities(
+    def cached_outputs(
         self, digests: Collection[bytes]
-    ) -> Iterator[tuple[list[bytes], Probabilities]]:
-        """Yield blocks of the cached images: their digests, and probabilities (b, K)."""
+    ) -> Iterator[tuple[Sequence[bytes], Sequence[Output]]]:
+        """Yield blocks of the cached images: their digests and outputs."""
         ...
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The class probabilities of one image; of another task, those of its labels, or a number."""
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Output):
+    """The output for one image file.
 
-    path: bytes  # as the user named it
+    Attributes
+    ----------
+    path : as the user named it.
+    cached : whether it is computed from cached features.
+    """
+
+    path: bytes
     classes: tuple[str, ...]
-    probabilities: Probabilities  # (K,), they sum to 1; of labels, each 0 … 1; or a number (1,)
-    cached: bool = False  # computed from cached features
+    cached: bool = False
     task: str = CLASSES
 
     def top(self, count: int) -> list[tuple[str, float]]:
@@ -154,7 +182,14 @@ class ImagePredictions:
     def _item(self, path: bytes, result: Result) -> Prediction | Skipped:
         if isinstance(result, str):
             return Skipped(path, result)
-        return Prediction(path, self.model.classes, *result, task=self.model.task)
+        output, cached = result
+        return Prediction(
+            **vars(output),
+            path=path,
+            classes=self.model.classes,
+            cached=cached,
+            task=self.model.task,
+        )
 
     def _compute(
         self, digests: Mapping[bytes, bytes], results: dict[bytes, Result]
@@ -163,9 +198,9 @@ class ImagePredictions:
         paths: dict[bytes, bytes] = {}  # digest -> the first of identical files
         for path, digest in digests.items():
             paths.setdefault(digest, path)
-        for cached, probabilities in self.model.cached_probabilities(paths):
+        for cached, outputs in self.model.cached_outputs(paths):
             results |= {
-                digest: (row, True) for digest, row in zip(cached, probabilities, strict=True)
+                digest: (output, True) for digest, output in zip(cached, outputs, strict=True)
             }
         yield
         uncached = {path: digest for digest, path in paths.items() if digest not in results}
@@ -184,8 +219,8 @@ class ImagePredictions:
     def _classify(self, batch: Sequence[tuple[bytes, Pixels]]) -> dict[bytes, Result]:
         pixels = np.stack([pixels for _, pixels in batch])  # (B, S, S, 3)
         digests = [digest for digest, _ in batch]
-        probabilities = self.model.probabilities(pixels, digests)
-        return {digest: (row, False) for digest, row in zip(digests, probabilities, strict=True)}
+        outputs = self.model.outputs(pixels, digests)
+        return {digest: (output, False) for digest, output in zip(digests, outputs, strict=True)}
 
     def _read(
         self, digests: Mapping[bytes, bytes], results: dict[bytes, Result]

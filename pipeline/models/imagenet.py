@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline.bases.config import BATCH_SIZE, IMAGENET, BaseConfig
 from pipeline.errors import BadDataError, NoInputError
+from pipeline.models.image_predictions import Output
 from pipeline.spec import CLASSES, FULL_RANGE
 from pipeline.text import printable
 
@@ -62,17 +63,16 @@ class ImagenetModel:
     def describe(self) -> dict[str, Any]:
         return {"imagenet": self.name, "image_size": self.image_size, "resize": self.resize}
 
-    def probabilities(
-        self, pixels: npt.NDArray[np.uint8], digests: Sequence[bytes] = ()
-    ) -> npt.NDArray[np.float64]:
-        """Classify (B, S, S, 3) uint8 RGB, B up to batch_size -> (B, K) float64."""
+    def outputs(self, pixels: npt.NDArray[np.uint8], digests: Sequence[bytes] = ()) -> list[Output]:
+        """Classify (B, S, S, 3) uint8 RGB, B up to batch_size."""
         missing = self.batch_size - len(pixels)  # one batch shape, so that Keras traces once
         padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        return np.asarray(self._network.predict_on_batch(padded)[: len(pixels)], np.float64)
+        probabilities = self._network.predict_on_batch(padded)[: len(pixels)]  # (B, K)
+        return [Output(row) for row in np.asarray(probabilities, np.float64)]
 
-    def cached_probabilities(
+    def cached_outputs(
         self, digests: Collection[bytes]
-    ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
+    ) -> Iterator[tuple[list[bytes], list[Output]]]:
         """Return nothing: caches have no outputs of whole networks."""
         return iter(())
 

@@ -1,7 +1,7 @@
 """Predict with a bundle: from pixels to class probabilities, as in training."""
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,16 @@ from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures
 from pipeline.models.config import PredictConfig
+from pipeline.models.image_predictions import Output
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.spec import CLASSES, REGRESSION
 from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
+
+Inspection = Callable[
+    [npt.NDArray[np.float32], npt.NDArray[np.float64]], Sequence[Mapping[str, Any]]
+]
 
 
 class Predictor:
@@ -40,6 +45,8 @@ class Predictor:
     weights : ``imagenet`` or a Keras weights file; None for those that the bundle names.
     cache_dir : its ``weights/`` contains fetched ImageNet weights.
     use_cache : use features from the cache of the training, and from ``cache_dir``.
+    inspections : functions of features (B, *shape) and probabilities (B, K) that return fields of
+        `Output` for each image.
 
     Raises BadDataError if the decoder gives other pixels here than in training, or if ``weights``
     are not those of the training.
@@ -53,6 +60,7 @@ class Predictor:
         cache_dir: Path,
         batch_size: int = BATCH_SIZE,
         use_cache: bool = False,
+        inspections: Sequence[Inspection] = (),
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"--batch-size needs at least 1; received {batch_size}")
@@ -66,6 +74,7 @@ class Predictor:
         self.batch_size = batch_size
         self._weights = weights
         self._cache_dir = cache_dir
+        self._inspections = inspections
         pixels = pixels_digest(bundle.spec.image_size, bundle.spec.resize)
         if pixels != bundle.spec.pixels:  # of the decoder of the training
             versions = bundle.document.get("versions")
@@ -104,6 +113,20 @@ class Predictor:
         views = self.views(pixels, digests)
         return mean_over_views(self.classify(self.features(view)) for view in views)
 
+    def outputs(self, pixels: Pixels, digests: Sequence[bytes]) -> list[Output]:
+        """Compute probabilities as `probabilities` does, and what ``inspections`` add."""
+        return self._outputs(map(self.features, self.views(pixels, digests)))
+
+    def _outputs(self, views: Iterable[npt.NDArray[np.float32]]) -> list[Output]:
+        """Return the output of each image from the features (B, *shape) of its views."""
+        original, *others = views
+        probabilities = mean_over_views(map(self.classify, (original, *others)))
+        details = [inspect(original, probabilities) for inspect in self._inspections]
+        return [
+            Output(row, **{name: value for each in of_image for name, value in each.items()})
+            for row, *of_image in zip(probabilities, *details, strict=True)
+        ]
+
     def views(self, pixels: Pixels, digests: Sequence[bytes]) -> Iterator[Pixels]:
         """Return the images, then each of their augmented views to average over."""
         yield pixels
@@ -129,13 +152,13 @@ class Predictor:
         ]
         return np.concatenate(parts)
 
-    def cached_probabilities(
+    def cached_outputs(
         self, digests: Collection[bytes]
-    ) -> Iterator[tuple[list[bytes], npt.NDArray[np.float64]]]:
-        """Classify cached images in blocks: digests, (b, K) float64; skip uncached ones."""
+    ) -> Iterator[tuple[list[bytes], list[Output]]]:
+        """Classify cached images in blocks: digests and outputs; skip uncached ones."""
         if self._cached_features is not None:
             for cached, views in self._cached_features.features(digests):
-                yield cached, mean_over_views(map(self.classify, views))
+                yield cached, self._outputs(views)
 
     def classify(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Compute class probabilities of features: (B, *shape) float32 -> (B, K) float64.

@@ -14,7 +14,7 @@ from pipeline.images.hashes import hash_files
 from pipeline.images.scan import Skipped
 from pipeline.images.source import FolderSource
 from pipeline.models import image_predictions
-from pipeline.models.image_predictions import ImagePredictions, Prediction
+from pipeline.models.image_predictions import ImagePredictions, Output, Prediction
 
 
 class Brightness:
@@ -35,19 +35,19 @@ class Brightness:
     def describe(self) -> dict[str, Any]:
         return {}
 
-    def probabilities(self, pixels: np.ndarray, digests: Sequence[bytes]) -> np.ndarray:
+    def outputs(self, pixels: np.ndarray, digests: Sequence[bytes]) -> list[Output]:
         assert len(digests) == len(pixels)
         self.batches.append(len(pixels))
         return self._pairs(pixels.mean(axis=(1, 2, 3)) / 255)
 
-    def cached_probabilities(
+    def cached_outputs(
         self, digests: Collection[bytes]
-    ) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    ) -> Iterator[tuple[list[bytes], list[Output]]]:
         cached = [digest for digest in digests if digest in self._cached]
         yield cached, self._pairs(np.array([self._cached[digest] for digest in cached]))
 
-    def _pairs(self, bright: np.ndarray) -> np.ndarray:
-        return np.stack([1 - bright, bright], axis=1)
+    def _pairs(self, bright: np.ndarray) -> list[Output]:
+        return [Output(np.array([1 - each, each])) for each in bright]
 
 
 def grey(path: str, level: int) -> bytes:
@@ -138,7 +138,7 @@ def test_none_readable_is_bad_data() -> None:
 
 
 def test_top_is_sorted_and_ties_keep_the_order_of_classes() -> None:
-    prediction = Prediction(b"x", ("a", "b", "c", "d"), np.array([0.1, 0.4, 0.1, 0.4]))
+    prediction = Prediction(np.array([0.1, 0.4, 0.1, 0.4]), path=b"x", classes=("a", "b", "c", "d"))
     assert prediction.top(3) == [("b", 0.4), ("d", 0.4), ("a", 0.1)]
     assert (prediction.label, prediction.probability, prediction.margin) == ("b", 0.4, 0.0)
     assert len(prediction.top(9)) == 4

@@ -130,7 +130,7 @@ def test_default_image_size_is_that_of_training(labels: Path) -> None:
     model = ImagenetModel("mobilenet", weights="random", labels=labels)
     assert model.image_size == 224
     assert model.classes == tuple(NAMES)
-    assert list(model.cached_probabilities([b"x"])) == []
+    assert list(model.cached_outputs([b"x"])) == []
 
 
 def test_invalid_settings_and_files_are_refused(labels: Path) -> None:

@@ -247,9 +247,9 @@ def test_batch_size_is_at_least_one() -> None:
         open_bundle(draw_bundle(), batch_size=0)
 
 
-def test_uncached_images_have_no_cached_probabilities() -> None:
-    assert list(open_bundle(draw_bundle()).cached_probabilities(DIGESTS)) == []
-    assert list(open_bundle(draw_bundle(), use_cache=True).cached_probabilities(DIGESTS)) == []
+def test_uncached_images_have_no_cached_outputs() -> None:
+    assert list(open_bundle(draw_bundle()).cached_outputs(DIGESTS)) == []
+    assert list(open_bundle(draw_bundle(), use_cache=True).cached_outputs(DIGESTS)) == []
 
 
 # ----------------------------------------------------------------------- means over views
@@ -308,14 +308,14 @@ def test_cached_views_are_used_for_images_that_have_all_of_them() -> None:
     other = replace(AUGMENTATION, seed=1).to_dict()
     write_views("others", range(4), images=slice(3, 4), **PLAN | {"augmentation": other})
     write_views("odd", range(4), images=slice(4, 5), **PLAN | {"augmentation": "book"})
-    ((digests, found),) = open_bundle(draw_bundle(**TTA), use_cache=True).cached_probabilities(
-        DIGESTS
-    )
+    ((digests, found),) = open_bundle(draw_bundle(**TTA), use_cache=True).cached_outputs(DIGESTS)
     assert digests == DIGESTS[:2]
-    np.testing.assert_allclose(found, expected_means()[:2], atol=1e-6)
+    np.testing.assert_allclose(
+        [output.probabilities for output in found], expected_means()[:2], atol=1e-6
+    )
     plain = open_bundle(draw_bundle(), use_cache=True)
     assert (
-        sorted(digest for digests, _ in plain.cached_probabilities(DIGESTS) for digest in digests)
+        sorted(digest for digests, _ in plain.cached_outputs(DIGESTS) for digest in digests)
         == DIGESTS
     )
 
@@ -323,7 +323,7 @@ def test_cached_views_are_used_for_images_that_have_all_of_them() -> None:
 def test_cached_views_are_read_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     write_views("all", range(3), **PLAN)
     monkeypatch.setattr(cached_features, "ROWS_PER_BLOCK", 6)
-    blocks = list(open_bundle(draw_bundle(**TTA), use_cache=True).cached_probabilities(DIGESTS))
+    blocks = list(open_bundle(draw_bundle(**TTA), use_cache=True).cached_outputs(DIGESTS))
     assert [len(digests) for digests, _ in blocks] == [2, 2, 1]
-    found = np.concatenate([probabilities for _, probabilities in blocks])
+    found = np.stack([output.probabilities for _, outputs in blocks for output in outputs])
     np.testing.assert_allclose(found, expected_means(), atol=1e-6)

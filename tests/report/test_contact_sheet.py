@@ -14,7 +14,7 @@ from pipeline.report.sheets import COLUMNS, LINE, MARGIN, PICTURE, write_contact
 
 def predict(path: str, *, classes: tuple[str, ...] = ("cat", "dog")) -> Prediction:
     shares = np.arange(len(classes), 0, -1.0)
-    return Prediction(os.fsencode(path), classes, shares / shares.sum())
+    return Prediction(shares / shares.sum(), path=os.fsencode(path), classes=classes)
 
 
 def sheet_of(predictions: list[Prediction], top: int = 2) -> np.ndarray:

@@ -20,7 +20,7 @@ CLASSES = ("cat", "고양이", "a\x1b[31m")
 def draw_predictions(*names: bytes) -> list[Prediction]:
     random = np.random.default_rng(0)
     return [
-        Prediction(name, CLASSES, row)
+        Prediction(row, path=name, classes=CLASSES)
         for name, row in zip(names, random.dirichlet([1, 1, 1], len(names)), strict=True)
     ]
 

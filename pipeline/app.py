@@ -1,0 +1,1 @@
+"""``python -m pipeline.app``: a page on this machine to try, look, mend and compare."""
