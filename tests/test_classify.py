@@ -262,6 +262,7 @@ def test_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
     assert seconds < 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_interrupted_audit_leaves_the_table_and_says_where(tmp_path: Path) -> None:
     stderr, _ = interrupt_classify(tmp_path, "--heads", "majority", after="audit:")

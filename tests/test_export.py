@@ -93,6 +93,7 @@ def run_predict_py(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_predict_py_takes_folders_and_patterns_and_writes_a_csv(lab: Path) -> None:
     export_bundle(find_bundle(lab / "run", "ridge"), format="onnx", out=Path("made"))
     copies, expected = expected_of(lab, "ridge")
@@ -188,6 +189,7 @@ def test_next_best_head_is_exported_if_the_recommended_one_cannot(lab: Path) -> 
         assert reason in assert_one_line(failed)
 
 
+@pytest.mark.slow
 def test_next_best_head_is_exported_if_the_recommended_one_predicts_otherwise(
     lab: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,6 +231,7 @@ def test_moved_and_renamed_images_are_found_by_content(synthetic_set: Path) -> N
     assert json.loads(finished.stdout)["images"] == 24
 
 
+@pytest.mark.slow
 def test_removed_or_renamed_images_say_how_to_find_the_others(
     synthetic_set: Path,
 ) -> None:

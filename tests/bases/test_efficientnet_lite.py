@@ -18,6 +18,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np
 LAST = "top_activation"
 
 
+@pytest.mark.slow
 def test_every_engine_computes_its_features_from_random_weights_or_a_file(tmp_path: Path) -> None:
     config = BaseConfig(base="EfficientNetLite0", image_size=SIDE, weights="random", seed=2)
     base, name = build_base(config)

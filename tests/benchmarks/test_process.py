@@ -11,6 +11,7 @@ from benchmarks.process import Worker, run_command
 from pipeline.errors import NoInputError, StorageError, UsageError
 
 
+@pytest.mark.slow
 def test_worker_measures_on_each_request() -> None:
     with Worker("matrix product") as worker:
         assert worker.start_seconds > 0

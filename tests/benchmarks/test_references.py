@@ -179,6 +179,7 @@ def test_convnet_from_scratch_is_the_books(caplog: pytest.LogCaptureFixture) -> 
     assert line.startswith("scratch: trains 12 tensors, 3,453,121 parameters: conv1/kernel (3 × 3")
 
 
+@pytest.mark.slow
 def test_small_convnet_learns() -> None:
     schedule = Schedule(epochs=10, learning_rate=1e-3, patience=10)
     trained, _ = train_from_scratch(

@@ -358,6 +358,7 @@ def test_a_head_that_changes_features_in_place_changes_no_row_of_the_table(
         assert found.log_loss == expected.log_loss
 
 
+@pytest.mark.slow
 def test_a_factor_of_all_features_changes_no_row_of_the_table(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -148,6 +148,7 @@ class Head(DummyClassifier):
 """
 
 
+@pytest.mark.slow
 def test_a_fit_on_all_images_that_takes_too_long_is_not_kept(
     tmp_path: Path, sorted_cache: Path
 ) -> None:

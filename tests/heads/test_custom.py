@@ -312,18 +312,6 @@ def test_keras_models_are_trained_seeded_and_checked(tmp_path: Path) -> None:
     assert parameter_count(first) == first.model_.count_params()
     assert [len(first.history_[curve]) for curve in ("loss", "val_accuracy")] == [2, 2]
 
-    uneven, _ = draw_rows(120, width=10, rare=10, signal=0.3)
-    fits = [fit("mine:sigmoid", uneven, epochs=5, balanced=each) for each in (False, True)]
-    assert set(fits[0].history_) == {"loss", "val_loss"}  # as the factory compiles it
-    plain, balanced = (each.predict_proba(uneven.features) for each in fits)
-    assert balanced[:, 1].mean() > plain[:, 1].mean() + 0.1
-
-    tiny = LabelledRows(train.features * np.float32(1e-30), train.labels)
-    ((_, estimator),) = fit_grid(
-        load_head("mine:softmax", (DenseConfig(epochs=30),)), tiny, tiny, class_count=2, seed=0
-    )
-    assert np.mean(estimator.predict_proba(tiny.features).argmax(axis=1) == tiny.labels) > 0.6
-
     for factory, message in (
         ("logits", "expected probabilities, as of softmax"),
         ("wide", r"expected \(2,\) outputs; received \(3,\)"),
@@ -331,3 +319,20 @@ def test_keras_models_are_trained_seeded_and_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(PipelineError, match=message):
             fit(f"mine:{factory}", train)
+
+
+@pytest.mark.slow
+def test_keras_models_are_balanced_and_learn_from_tiny_features(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(KERAS_MODULE)
+    uneven, _ = draw_rows(120, width=10, rare=10, signal=0.3)
+    fits = [fit("mine:sigmoid", uneven, epochs=5, balanced=each) for each in (False, True)]
+    assert set(fits[0].history_) == {"loss", "val_loss"}  # as the factory compiles it
+    plain, balanced = (each.predict_proba(uneven.features) for each in fits)
+    assert balanced[:, 1].mean() > plain[:, 1].mean() + 0.1
+
+    train, _ = draw_rows(120, width=10, signal=1.0)
+    tiny = LabelledRows(train.features * np.float32(1e-30), train.labels)
+    ((_, estimator),) = fit_grid(
+        load_head("mine:softmax", (DenseConfig(epochs=30),)), tiny, tiny, class_count=2, seed=0
+    )
+    assert np.mean(estimator.predict_proba(tiny.features).argmax(axis=1) == tiny.labels) > 0.6

@@ -50,11 +50,14 @@ def build(name: str) -> Any:
     [
         {},
         # with BatchNorm, a residual sum, squeeze and excitation
-        {
-            "base": "mobilenet_v3_small",
-            "first_unfrozen": "expanded_conv_9_expand",
-            "class_count": 3,
-        },
+        pytest.param(
+            {
+                "base": "mobilenet_v3_small",
+                "first_unfrozen": "expanded_conv_9_expand",
+                "class_count": 3,
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_scores_are_those_of_the_network_that_was_trained(fitted: dict[str, Any]) -> None:
