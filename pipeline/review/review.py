@@ -205,8 +205,9 @@ def open_review(
     try:
         table = find_cache_of_run(folder, document, str(row["cache"]), Path(cache_dir))
         config = config_of_run(document, table)
+        config.evaluation_protocol  # noqa: B018 - raises for values of other types
         files = labels_files_of_run(folder, document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         name = printable(folder / "results.json")
         raise BadDataError(f"{name} is not a results.json of classify") from error
     for each in [each for each in files if not each.exists()]:
@@ -268,8 +269,9 @@ def find_cache_of_run(
 
 def labels_files_of_run(run: Path, document: Mapping[str, Any]) -> list[Path]:
     """Return the run's labels files, where the run names them or beside ``results/``."""
+    beside = run.absolute().parent.parent
     files = [Path(each) for each in document.get("labels", ())]
-    return [each if each.exists() else run.absolute().parent.parent / each for each in files]
+    return [beside / each if (beside / each).exists() else each for each in files]
 
 
 def config_of_run(document: Mapping[str, Any], table: FeatureTable) -> ClassifyConfig:
