@@ -30,7 +30,7 @@ from pipeline.heads.inputs import PIXELS_PER_SIDE, shrink_images
 from pipeline.spec import CLASSES
 from pipeline.text import counted, error_text
 
-SECTIONS = ("learning", "suspects", "duplicates", "rejection")  # of the report, that show the audit
+SECTIONS = ("learning", "suspects", "duplicates")  # of the report, that show the audit
 
 log = logging.getLogger("pipeline")
 

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable
+from pipeline.errors import BadDataError
 from pipeline.heads.inputs import PIXELS_PER_SIDE, flatten_or_pool, shrink_images
 from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
+from pipeline.text import printable
 
 # Neighbors that a distance averages. AUROC of a class that was left out, of cats and dogs and of
 # textiles: 0.956 to 0.990 with 1, 0.963 to 0.995 with 10; with 50 it falls again for two of four.
@@ -70,13 +72,19 @@ class CachedNeighbors:
 
     @cached_property
     def vectors(self) -> Features:
-        """The unit vectors (N, D)."""
+        """The unit vectors (N, D); raises BadDataError for features that are not finite."""
         size = max(1, BLOCK_VALUES // int(np.prod(self.table.layers[self.layer])))
         starts = range(0, len(self.rows), size)
         blocks = (self.rows[start : start + size] for start in starts)
-        return np.concatenate(
+        vectors = np.concatenate(
             [self.unit_vectors(self.table.features(self.layer, rows)) for rows in blocks]
         )
+        if not np.isfinite(vectors).all():
+            raise BadDataError(
+                f"{printable(self.table.path)}: layer {printable(self.layer)} contains values that "
+                f"are not finite; extract again with --dtype float32"
+            )
+        return vectors
 
     def unit_vectors(self, features: Features) -> Features:
         """Convert features of the layer: (B, *shape) -> (B, D)."""
@@ -85,7 +93,8 @@ class CachedNeighbors:
         else:
             vectors = flatten_or_pool(features, "pooled")
         largest = np.abs(vectors).max(axis=1, keepdims=True)  # squares of float32 may overflow
-        vectors = vectors / np.maximum(largest, np.finfo(np.float32).tiny)
+        with np.errstate(invalid="ignore"):  # `vectors` refuses them
+            vectors = vectors / np.maximum(largest, np.finfo(np.float32).tiny)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 

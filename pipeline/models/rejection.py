@@ -110,8 +110,8 @@ def conformity(
 ) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Return a conformal p-value (B,) of each image by several measures, and the decisive one (B,).
 
-    An image's score is its highest rank by any of the measures, such as of doubt and of distance,
-    among the n images of the calibration set and itself. Its p-value is the share of these n + 1
+    An image's score is its highest rank by any of the measures, such as doubt and distance, among
+    the n images of the calibration set and itself. Its p-value is the share of these n + 1
     images with at least that score. As all are ranked alike, the p-values of images that are
     exchangeable with the calibration set are at most α with a probability of at most α (Vovk et al.
     2005), for any α: no correction for the number of measures is needed.
@@ -127,7 +127,11 @@ def conformity(
         order = np.sort(known)
         own.append(np.searchsorted(order, new))  # images below it
         others.append(np.searchsorted(order, known) + (new[:, None] < known))  # (B, n)
-    is_as_strange = np.max(others, axis=0) >= np.max(own, axis=0)[:, None]
+    # the sum decides between equal highest ranks: ties would keep more images than promised
+    score, known_scores = (
+        np.max(ranks, axis=0) * (2 * count + 1) + np.sum(ranks, axis=0) for ranks in (own, others)
+    )
+    is_as_strange = known_scores >= score[:, None]
     return (1 + is_as_strange.sum(axis=1)) / (1 + count), np.argmax(own, axis=0)
 
 
