@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"  # exact for linear heads, HiResCAM for dense ones, else occlusion
 METHODS = ("cam", "gradcam", "hirescam", "occlusion")  # of heat maps
+MAX_NEIGHBORS = 1000  # per image; each is three columns of CSV
 
 _expected = partial(
     option, default=None, group="expected model: stop if the model was trained otherwise"
@@ -90,6 +91,10 @@ class PredictConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.neighbors <= MAX_NEIGHBORS:
+            raise UsageError(
+                f"--neighbors: expected 0 to {MAX_NEIGHBORS:,}; received {self.neighbors:,}"
+            )
         if self.coverage is not None and self.max_error is not None:
             raise UsageError("--coverage and --max-error exclude each other; omit one")
         for flag, share in (("--coverage", self.coverage), ("--max-error", self.max_error)):
