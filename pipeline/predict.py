@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             image_size=arguments.image_size,
             batch_size=arguments.batch_size,
         )
-    predictions = predict_images(
-        _expand_stdin(arguments.images), cli.config_from(arguments, PredictConfig, **options)
-    )
+    config = cli.config_from(arguments, PredictConfig, **options)
+    arguments.reject = config.reject  # other options imply it
+    predictions = predict_images(_expand_stdin(arguments.images), config)
     if arguments.top is not None and predictions.model.task != CLASSES:
         raise UsageError(
             f"--top is for classes; {printable(predictions.model.name)} is of "
@@ -127,6 +127,10 @@ def _check_options(arguments: argparse.Namespace) -> None:
         for name in ("model", "head", "base", "preprocessing"):
             if getattr(arguments, name) is not None:
                 raise UsageError(f"--imagenet uses a ready-made network: leave out --{name}")
+        for name in ("neighbors", "reject", "coverage", "max_error", "per_class"):
+            if getattr(arguments, name):
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} needs a head and its cache: leave out --imagenet")
     elif arguments.labels is not None:
         raise UsageError("--labels is for --imagenet; a head has its own classes: leave it out")
     if arguments.sheet is not None and arguments.sheet.suffix.lower() != ".png":
@@ -143,6 +147,7 @@ def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
 
 def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
     """Yield the text for stdout, part by part, while predictions are computed."""
+    from pipeline.models.rejection import NONE_OF_THESE
     from pipeline.report.prediction_formats import (
         csv_lines,
         json_parts,
@@ -156,7 +161,8 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
     top = min(arguments.top, len(classes))
     if not (arguments.csv or arguments.json):
         if predictions.model.task == CLASSES:
-            yield from table_lines(tally, paths=predictions.paths, classes=classes, top=top)
+            labels = (*classes, NONE_OF_THESE) if arguments.reject else classes
+            yield from table_lines(tally, paths=predictions.paths, classes=labels, top=top)
         else:
             yield from target_lines(tally, paths=predictions.paths, classes=classes)
         if summary := "".join(summary_lines(tally)):
@@ -166,7 +172,8 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
     if isinstance(sys.stdout, io.TextIOWrapper):  # for programs: UTF-8, and names byte for byte
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     if arguments.csv:
-        yield from csv_lines(tally, top=top, named=printable if to_terminal else os.fsdecode)
+        named = printable if to_terminal else os.fsdecode
+        yield from csv_lines(tally, top=top, named=named, neighbors=arguments.neighbors)
         return
     yield from json_parts(
         tally,

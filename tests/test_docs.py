@@ -46,6 +46,7 @@ GUIDES = (
     "CACHE",
     "FINETUNE",
     "PREDICT",
+    "EXPLAIN",
     "PERFORMANCE",
     "INPUTS",
     "STORAGE",

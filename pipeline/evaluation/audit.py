@@ -1,17 +1,18 @@
 """Audit the data with cached features: duplicates, likely label errors, the learning curve."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.cache.file import FeatureTable
+from pipeline.evaluation.abstention import LeftOutClass
 from pipeline.evaluation.duplicates import (
     MAX_PAIRS,
     MAX_ROWS,
@@ -25,10 +26,10 @@ from pipeline.evaluation.probe import Floats
 from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
+from pipeline.heads.inputs import PIXELS_PER_SIDE, shrink_images
 from pipeline.spec import CLASSES
 from pipeline.text import counted, error_text
 
-PIXELS_PER_SIDE = 16  # pixels are averaged to 16 × 16: a crop moves edges by less
 SECTIONS = ("learning", "suspects", "duplicates")  # of the report, that show the audit
 
 log = logging.getLogger("pipeline")
@@ -39,8 +40,9 @@ class AuditResult:
     """Duplicates, likely label errors and the learning curve of one cached layer.
 
     Row numbers refer to ``table``. Duplicates across splits come first, then the most similar;
-    suspects start with the likeliest. ``learning_curve`` is None for too few images. ``notices``
-    are one line each; ``failures`` has a line for each section of the report whose step failed.
+    suspects start with the likeliest. ``learning_curve`` is None for too few images. ``left_out``
+    is what `leave_classes_out` returns. ``notices`` are one line each; ``failures`` has a line for
+    each section of the report whose step failed.
     """
 
     table: FeatureTable
@@ -48,8 +50,15 @@ class AuditResult:
     duplicates: tuple[DuplicatePair, ...]
     suspects: tuple[Suspect, ...]
     learning_curve: LearningCurve | None
+    left_out: Sequence[LeftOutClass] | str = ()
     notices: tuple[str, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def left_out_auroc(self) -> float:
+        """The mean area under the ROC curve of the classes that were left out; NaN for none."""
+        areas = [each.joint for each in self.left_out if not isinstance(each, str)]
+        return float(np.mean(areas)) if areas else math.nan
 
 
 @contextmanager
@@ -70,6 +79,7 @@ class Audit:
     ----------
     table : of unaugmented images, after label edits.
     folds : the test rows of each fold; empty for one split.
+    leave_out : see `leave_classes_out`; None to skip it.
     """
 
     table: FeatureTable
@@ -77,6 +87,7 @@ class Audit:
     splits: Splits
     folds: Sequence[Rows] = ()
     seed: int = 0
+    leave_out: Callable[[], Sequence[LeftOutClass] | str] | None = None
 
     @cached_property
     def findings(self) -> AuditResult:
@@ -99,6 +110,7 @@ class Audit:
         pairs: list[DuplicatePair] = []
         suspects: list[Suspect] = []
         curve = None
+        left_out: Sequence[LeftOutClass] | str = ()
         failures: dict[str, str] = {}
 
         def step(section: str, what: str) -> AbstractContextManager[None]:
@@ -126,6 +138,8 @@ class Audit:
                     curve = learning_curve(
                         features, labels, split, class_count=class_count, seed=seed
                     )
+                with step("rejection", "the test of classes that are left out"):
+                    left_out = self.leave_out() if self.leave_out else ()
         return AuditResult(
             table=table,
             layer=self.layer,
@@ -135,6 +149,7 @@ class Audit:
             ),
             suspects=tuple(replace(suspect, row=int(rows[suspect.row])) for suspect in suspects),
             learning_curve=curve,
+            left_out=left_out,
             notices=(
                 *dict.fromkeys(failures.values()),
                 *_notices(pairs, split, in_folds=bool(self.folds)),
@@ -148,15 +163,9 @@ def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
     input = input_of(table, layer, requested=None, default="pooled")
     features = read_input(table, layer, rows, input)
     shape = table.layers[layer]
-    if table.spec.base != "pixels" or len(shape) != 3 or max(shape[:2]) <= PIXELS_PER_SIDE:
+    if table.spec.base != "pixels" or len(shape) != 3:
         return features
-    images: npt.NDArray[Any] = features.reshape(len(rows), *shape)
-    for axis in (1, 2):
-        edges = np.linspace(0, images.shape[axis], PIXELS_PER_SIDE + 1).round().astype(int)
-        sums = np.add.reduceat(images, edges[:-1], axis=axis)
-        widths = np.diff(edges).astype(np.float32)
-        images = sums / np.expand_dims(widths, tuple({0, 1, 2, 3} - {axis}))
-    return images.reshape(len(rows), -1)
+    return shrink_images(features.reshape(len(rows), *shape), PIXELS_PER_SIDE)
 
 
 def _notices(

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.bases.availability import better_base
 from pipeline.errors import BadDataError, PipelineError
+from pipeline.evaluation.abstention import leave_classes_out, sample_distances
 from pipeline.evaluation.caches import SplitCache, open_caches, split_tables
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import DIVERGED, Fits, fit_heads
@@ -144,7 +145,7 @@ def compare_on_caches(
     )
     if not config.audit:
         return comparison
-    return replace(comparison, audit=_audit_of(comparison.shown.result, opened, config.seed))
+    return replace(comparison, audit=_audit_of(comparison.shown, opened, config))
 
 
 def _compare_on_layer(
@@ -160,6 +161,9 @@ def _compare_on_layer(
         input = input_of(cache.table, layer, requested=request.input, default=head.input)
         if all(other.name != request.name for other in by_input[input]):
             by_input[input][request] = head  # vectors have only one input
+    distances = None
+    if cache.table.task == CLASSES:
+        distances = sample_distances(cache.table, layer, cache.trial_plan.trials)
     for input, heads in by_input.items():
         trials = cache.trial_plan.trials
         data = TrialRows.read(cache.views, layer, input, trials, refit=config.refit)
@@ -178,7 +182,12 @@ def _compare_on_layer(
             else:
                 fits[request] = scored
                 outcomes[request] = summarize(
-                    result, scored, trials, cache.table.columns, folds=cache.trial_plan.folds
+                    result,
+                    scored,
+                    trials,
+                    cache.table.columns,
+                    folds=cache.trial_plan.folds,
+                    distances=distances,
                 )
             _log_outcome(outcomes[request])
         if config.keep:
@@ -289,8 +298,9 @@ def _notice_unconverged(outcomes: Iterable[Outcome]) -> Iterator[str]:
             )
 
 
-def _audit_of(best: Result, opened: Sequence[SplitCache], seed: int) -> "Audit":
+def _audit_of(shown: Outcome, opened: Sequence[SplitCache], config: ClassifyConfig) -> "Audit":
     """Return the audit of the recommended row's cache and layer."""
+    best = shown.result
     cache = next(
         cache
         for cache in opened
@@ -304,7 +314,8 @@ def _audit_of(best: Result, opened: Sequence[SplitCache], seed: int) -> "Audit":
         layer=best.layer,
         splits=cache.splits,
         folds=[trial.splits.test for trial in folds],
-        seed=seed,
+        seed=config.seed,
+        leave_out=partial(leave_classes_out, shown, cache, config),
     )
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.fitting import call_with_time_limit, run_in_parallel
-from pipeline.evaluation.result import Fit, Outcome, Result, most_frequent_setting, params_text
+from pipeline.evaluation.result import Fit, Outcome, most_frequent_setting, params_text
 from pipeline.evaluation.rows import TrialRows
 from pipeline.evaluation.search import fit_again
 from pipeline.heads.calibration import TemperatureScaling
@@ -65,7 +65,7 @@ def add_bundle(
     """Return the outcome with the bundle of a fit, or with the reason why it has none."""
     if fit is None or outcome.result.status:
         return replace(outcome, not_saved=outcome.result.status)
-    bundle = _make_bundle(outcome.result, fit, table, fitted_on=fitted_on)
+    bundle = _make_bundle(outcome, fit, table, fitted_on=fitted_on)
     try:
         _ = bundle.estimator_bytes  # raises for types that cannot be saved
     except PipelineError as error:
@@ -111,8 +111,8 @@ def fit_on_all(
     return {request: result for request, (result,) in run_in_parallel(heads, 1, fit).items()}
 
 
-def _make_bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: str) -> Bundle:
-    origin = table.document
+def _make_bundle(outcome: Outcome, fit: Fit, table: FeatureTable, *, fitted_on: str) -> Bundle:
+    result, origin = outcome.result, table.document
     document: dict[str, Any] = {
         "cache": os.fspath(table.path.resolve()),
         "set": origin["set"],
@@ -129,6 +129,8 @@ def _make_bundle(result: Result, fit: Fit, table: FeatureTable, *, fitted_on: st
         document["task"] = table.task
     if result.views or result.tta:
         document["augmentation"] = origin.get("augmentation")
+    if outcome.calibration is not None:
+        document["calibration_set"] = outcome.calibration.to_document()
     return Bundle(
         head=result.head,
         params=params_text(fit.params),

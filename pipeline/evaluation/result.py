@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipeline.spec import CLASSES
 if TYPE_CHECKING:
     from pipeline.evaluation.audit import Audit, AuditResult
     from pipeline.models.bundle import Bundle
+    from pipeline.models.rejection import CalibrationSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,10 @@ class Result:
     model : file of the saved classifier in the run's folder, or empty.
     views, tta : number of augmented views per image, in addition to the image, that it is trained
         on, and that validation and test probabilities are averaged over.
+    coverage, kept_accuracy : share of the test images that ``predict --reject`` keeps, and the
+        accuracy of these, with thresholds from validation.
+    left_out_auroc : mean area under the ROC curve for images of a class that was left out, of the
+        recommended head; the audit adds it, see `leave_classes_out`.
     task, metrics : of a set without classes; the metrics are columns, instead of those of classes.
     """
 
@@ -85,6 +90,9 @@ class Result:
     model: str = ""
     views: int = 0
     tta: int = 0
+    coverage: float = math.nan
+    kept_accuracy: float = math.nan
+    left_out_auroc: float = math.nan
     task: str = CLASSES
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -234,6 +242,9 @@ class Outcome:
     ----------
     test, validation : predictions; empty for a head without metrics (see `Result.status`).
     folds : number of folds; 0 for one split.
+    setting : its point in the head's grid.
+    calibration : what thresholds for new images are computed from: validation, or after folds test.
+    conformity : p-value of each test image (n,), see `conformity`; NaN outside of a sample.
     bundle : the classifier with all that `predict` needs.
     not_saved : why there is no bundle.
     """
@@ -245,6 +256,9 @@ class Outcome:
     folds: int = 0
     history: Mapping[str, Sequence[float]] | None = None
     settings: tuple[Setting, ...] = ()
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    calibration: "CalibrationSet | None" = None
+    conformity: npt.NDArray[np.float64] | None = None
     bundle: "Bundle | None" = None
     not_saved: str = ""
 
@@ -308,4 +322,9 @@ class Comparison:
     def document(self) -> dict[str, Any]:
         """Return the contents of results.json."""
         texts = {"recommendation": self.recommendation, "notices": list(self.notices)}
-        return {"run": {**self.run, **texts}, "rows": [result.row() for result in self.results]}
+        auroc = math.nan if self.findings is None else self.findings.left_out_auroc
+        results = [
+            replace(each, left_out_auroc=auroc) if each.recommended else each
+            for each in self.results
+        ]
+        return {"run": {**self.run, **texts}, "rows": [result.row() for result in results]}

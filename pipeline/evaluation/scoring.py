@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import Columns, FeatureTable
+from pipeline.evaluation.abstention import calibrate, conformity_of
 from pipeline.evaluation.fitting import DIVERGED
 from pipeline.evaluation.metrics import (
     Labels,
@@ -32,6 +33,7 @@ from pipeline.evaluation.statistics import wilson_interval
 from pipeline.evaluation.tasks import TASKS, Task, interval, truth_of
 from pipeline.heads.calibration import apply_temperature
 from pipeline.heads.config import Input
+from pipeline.models.rejection import COVERAGE
 from pipeline.spec import CLASSES
 from pipeline.text import printable
 
@@ -74,11 +76,13 @@ def summarize(
     columns: Columns,
     *,
     folds: int,
+    distances: Scores | None = None,
 ) -> Outcome:
     """Return the outcome of a head's fits: for each trial, a fit per seed.
 
     Accuracies and calibration errors are over all test images, other metrics are means over the
     fits. ``folds`` is the number of trials that together test every image once; 0 for one split.
+    ``distances`` are those of `sample_distances`, for classes.
     """
     if not all(np.isfinite(_test_scores(fit)).all() for of_trial in fits for fit in of_trial):
         return Outcome(result=replace(result, status=DIVERGED))
@@ -101,8 +105,20 @@ def summarize(
         metrics = _metrics(passes, columns.labels)
     else:
         metrics = _target_metrics(passes, tests, validations, TASKS[result.task])
+    rejection: dict[str, Any] = {}
+    if distances is not None:
+        rejection = {
+            "calibration": calibrate(tests[0] if folds else validations[0], distances),
+            "conformity": (values := _conformity(passes[0], columns, distances)),
+        }
+        is_kept = values > 1 - COVERAGE
+        if not np.isnan(values).all():
+            metrics["coverage"] = float(np.mean(is_kept[~np.isnan(values)]))
+            metrics["kept_accuracy"] = _mean(tests[0].correct[is_kept])
     return Outcome(
         result=replace(result, **metrics),
+        **rejection,
+        setting=first.params,
         test=tests[0],
         validation=validations[0],
         native_probabilities=first.native_probabilities,
@@ -110,6 +126,22 @@ def summarize(
         history=first.history,
         settings=first.settings,
     )
+
+
+def _conformity(pairs: Pairs, columns: Columns, distances: Scores) -> Scores:
+    """Return the p-values (n,) of the test images of a pass, each by validation of its trial.
+
+    They are NaN without a distance, or if validation is too small to reject any image at 95 %.
+    """
+    values = np.full(len(columns), np.nan)
+    for fit, trial in pairs:
+        parts = [_validation_part(fit, trial)]
+        known = calibrate(_predictions(columns, columns.labels, parts), distances)
+        test, scores = _test_part(fit, trial)
+        if len(known) + 1 >= round(1 / (1 - COVERAGE)):
+            values[test] = conformity_of(known, scores, distances[test])
+    images = np.sort(np.concatenate([trial.splits.test for _, trial in pairs]))
+    return np.asarray(values[images])
 
 
 def _test_scores(fit: Fit) -> Scores:

@@ -114,6 +114,8 @@ COLUMNS = (
     Column("F1 %", lambda result: percent(result.macro_f1)),
     Column("Brier", lambda result: _decimals(result.brier)),
     Column("ms/image", lambda result: _significant(result.predict_ms)),
+    Column("coverage %", lambda result: percent(result.coverage), is_shown=lambda _: False),
+    Column("kept %", lambda result: percent(result.kept_accuracy), is_shown=lambda _: False),
 )
 
 

@@ -16,6 +16,7 @@ from pipeline.bases.build import build_base
 from pipeline.cache.fill import RowProgress
 from pipeline.durable import make_folder
 from pipeline.errors import UsageError
+from pipeline.evaluation.abstention import sample_distances
 from pipeline.evaluation.caches import SplitCache, open_caches
 from pipeline.evaluation.refit import add_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
@@ -124,6 +125,7 @@ def train_from_cache(
             [trial],
             cache.table.columns,
             folds=0,
+            distances=sample_distances(cache.table, layer, [trial]),
         )
         outcomes.append(add_bundle(outcome, fits[0], cache.table, fitted_on="train"))
     return MethodResult(

@@ -34,6 +34,7 @@ from pipeline.heads.config import Input
 from pipeline.heads.inputs import feature_count
 from pipeline.images.views import Augmentation
 from pipeline.models.estimator_validation import InvalidModelError, quote
+from pipeline.models.rejection import CalibrationSet
 from pipeline.models.runs import OLD_SUFFIX, SUFFIX
 from pipeline.models.serialization import SCHEMA, dump_estimator, load_estimator
 from pipeline.spec import (
@@ -77,7 +78,7 @@ class Bundle:
     classes : class names, in the order of the probabilities; of a regression, the target's name.
     document : the task, if it is not ``classes``; provenance: the path of the cache; its set, root
         and weights_from; engine, versions, fitted_on, created. For means over views of an image:
-        their number (tta) and augmentation.
+        their number (tta) and augmentation. Of classes, the `CalibrationSet`.
     """
 
     head: str
@@ -99,6 +100,11 @@ class Bundle:
     def plan(self) -> ViewPlan:
         """Return the views of an image to average over; by default the image alone."""
         return _view_plan(self.document)
+
+    @property
+    def calibration_set(self) -> CalibrationSet | None:
+        """What `Rejector` needs; None for targets, and for heads of an earlier version."""
+        return _calibration_set(self.document, len(self.classes))
 
     @cached_property
     def estimator_bytes(self) -> bytes:
@@ -279,6 +285,7 @@ def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(document.get("engine"), dict | None):
         raise InvalidModelError(f"its engine is {quote(document['engine'])}")
     _view_plan(document)
+    _calibration_set(document, len(classes))
     return {
         **names,
         "spec": spec,
@@ -337,6 +344,16 @@ def _view_plan(document: Mapping[str, Any]) -> ViewPlan:
     except ValueError as error:
         raise InvalidModelError(str(error)) from error
     return ViewPlan(views, augmentation, tta=views != 0)
+
+
+def _calibration_set(document: Mapping[str, Any], class_count: int) -> CalibrationSet | None:
+    """Return the calibration set, if any; raise InvalidModelError for an invalid one."""
+    if "calibration_set" not in document:
+        return None
+    try:
+        return CalibrationSet.from_document(document["calibration_set"], class_count)
+    except ValueError as error:
+        raise InvalidModelError(str(error)) from error
 
 
 def _is_file_name(text: str) -> bool:

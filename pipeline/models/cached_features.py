@@ -24,17 +24,8 @@ class CachedFeatures:
         self._layer = bundle.layer
         self._plan = bundle.plan
         self._rows: list[tuple[FeatureTable, dict[bytes, list[int]]]] = []  # digest -> view rows
-        trained_on = Path(str(bundle.document["cache"]))
-        pattern = f"*-{bundle.spec.fingerprint}.h5"
-        paths = [trained_on, *sorted(cache_dir.glob(pattern)), *cache_dir.glob(f"images/{pattern}")]
-        for path in {path.resolve(): path for path in paths if path.is_file()}.values():
-            try:
-                table = read_table(path)
-            except PipelineError as error:
-                log.warning("%s; until then its images are computed again", error)
-                continue
-            if table.spec == bundle.spec and table.layers.get(bundle.layer) == bundle.shape:
-                self._rows.append((table, self._rows_of(table)))
+        for table in _tables(bundle, cache_dir):
+            self._rows.append((table, self._rows_of(table)))
 
     def _rows_of(self, table: FeatureTable) -> dict[bytes, list[int]]:
         """Return digest -> rows of its views, for the images that have every view in a table."""
@@ -66,6 +57,30 @@ class CachedFeatures:
                     [digest for _, digest in block],
                     features.reshape(*indices.shape, *features.shape[1:]),
                 )
+
+
+def training_table(bundle: Bundle, cache_dir: Path) -> FeatureTable | None:
+    """Return the cache of the training, which may have moved to ``cache_dir``; None if it is gone.
+
+    It may contain images that were added since.
+    """
+    tables = _tables(bundle, cache_dir)
+    return next((each for each in tables if each.document["set"] == bundle.document["set"]), None)
+
+
+def _tables(bundle: Bundle, cache_dir: Path) -> Iterator[FeatureTable]:
+    """Yield the caches with a bundle's features, that of the training first."""
+    trained_on = Path(str(bundle.document["cache"]))
+    pattern = f"*-{bundle.spec.fingerprint}.h5"
+    paths = [trained_on, *sorted(cache_dir.glob(pattern)), *cache_dir.glob(f"images/{pattern}")]
+    for path in {path.resolve(): path for path in paths if path.is_file()}.values():
+        try:
+            table = read_table(path)
+        except PipelineError as error:
+            log.warning("%s; until then its images are computed again", error)
+            continue
+        if table.spec == bundle.spec and table.layers.get(bundle.layer) == bundle.shape:
+            yield table
 
 
 def has_same_augmentation(table: FeatureTable, plan: ViewPlan) -> bool:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from pipeline.bases.config import BATCH_SIZE
 from pipeline.bases.registry import FILE_SUFFIXES, PREPROCESSING_POLICIES, find_base
 from pipeline.config import Config, count, documented, fraction, option
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.models.image_predictions import ImageClassifier
 
 AUTO = "auto"  # exact for linear heads, HiResCAM for dense ones, else occlusion
 METHODS = ("cam", "gradcam", "hirescam", "occlusion")  # of heat maps
+MAX_NEIGHBORS = 1000  # per image; each is three columns of CSV
 
 _expected = partial(
     option, default=None, group="expected model: stop if the model was trained otherwise"
@@ -68,16 +70,16 @@ class PredictConfig(Config):
         None,
         type=fraction,
         metavar="SHARE",
-        help="--reject: share of images like the cached ones to keep (default: 0.95)",
+        help="keep this share of images like the cached ones (default: 0.95); implies --reject",
     )
     max_error: float | None = _explained(
         None,
         type=fraction,
         metavar="SHARE",
-        help="--reject: keep images with one possible class, where the class is missed for at most "
-        "this share of images",
+        help="keep images with one possible class; of at most this share the true class is missed; "
+        "implies --reject",
     )
-    per_class: bool = _explained(False, help="--reject: hold the share in each class")
+    per_class: bool = _explained(False, help="hold the share in each class; implies --reject")
     base: str | None = _expected(help="name of the base, or its FILE.onnx")
     image_size: int | None = _expected(
         type=int, metavar="PIXELS", help="height and width of the input"
@@ -89,5 +91,18 @@ class PredictConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.neighbors <= MAX_NEIGHBORS:
+            raise UsageError(
+                f"--neighbors: expected 0 to {MAX_NEIGHBORS:,}; received {self.neighbors:,}"
+            )
+        if self.coverage is not None and self.max_error is not None:
+            raise UsageError("--coverage and --max-error exclude each other; omit one")
+        for flag, share in (("--coverage", self.coverage), ("--max-error", self.max_error)):
+            if share is not None and not 0 < share < 1:
+                raise UsageError(
+                    f"{flag}: expected a share above 0 and below 1; received {share:g}"
+                )
+        if self.coverage is not None or self.max_error is not None or self.per_class:
+            object.__setattr__(self, "reject", True)
         if self.base is not None and not self.base.endswith(FILE_SUFFIXES):
             object.__setattr__(self, "base", find_base(self.base).name)

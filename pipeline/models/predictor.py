@@ -23,9 +23,11 @@ from pipeline.heads.inputs import flatten_or_pool
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
-from pipeline.models.cached_features import CachedFeatures
+from pipeline.models.cached_features import CachedFeatures, training_table
 from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import Output
+from pipeline.models.neighbors import CachedNeighbors
+from pipeline.models.rejection import Rejector
 from pipeline.models.top_block import TopBlockClassifier
 from pipeline.spec import CLASSES, REGRESSION
 from pipeline.text import counted, printable
@@ -33,7 +35,7 @@ from pipeline.text import counted, printable
 log = logging.getLogger(__name__)
 
 Inspection = Callable[
-    [npt.NDArray[np.float32], npt.NDArray[np.float64]], Sequence[Mapping[str, Any]]
+    [npt.NDArray[np.float32], npt.NDArray[np.float64], Sequence[bytes]], Sequence[Mapping[str, Any]]
 ]
 
 
@@ -45,8 +47,8 @@ class Predictor:
     weights : ``imagenet`` or a Keras weights file; None for those that the bundle names.
     cache_dir : its ``weights/`` contains fetched ImageNet weights.
     use_cache : use features from the cache of the training, and from ``cache_dir``.
-    inspections : functions of features (B, *shape) and probabilities (B, K) that return fields of
-        `Output` for each image.
+    inspections : functions of features (B, *shape), probabilities (B, K) and the digests of the B
+        files that return fields of `Output` for each image.
 
     Raises BadDataError if the decoder gives other pixels here than in training, or if ``weights``
     are not those of the training.
@@ -60,7 +62,7 @@ class Predictor:
         cache_dir: Path,
         batch_size: int = BATCH_SIZE,
         use_cache: bool = False,
-        inspections: Sequence[Inspection] = (),
+        inspections: Iterable[Inspection] = (),
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"--batch-size needs at least 1; received {batch_size}")
@@ -74,7 +76,7 @@ class Predictor:
         self.batch_size = batch_size
         self._weights = weights
         self._cache_dir = cache_dir
-        self._inspections = inspections
+        self._inspections = tuple(inspections)
         pixels = pixels_digest(bundle.spec.image_size, bundle.spec.resize)
         if pixels != bundle.spec.pixels:  # of the decoder of the training
             versions = bundle.document.get("versions")
@@ -115,13 +117,15 @@ class Predictor:
 
     def outputs(self, pixels: Pixels, digests: Sequence[bytes]) -> list[Output]:
         """Compute probabilities as `probabilities` does, and what ``inspections`` add."""
-        return self._outputs(map(self.features, self.views(pixels, digests)))
+        return self._outputs(map(self.features, self.views(pixels, digests)), digests)
 
-    def _outputs(self, views: Iterable[npt.NDArray[np.float32]]) -> list[Output]:
+    def _outputs(
+        self, views: Iterable[npt.NDArray[np.float32]], digests: Sequence[bytes]
+    ) -> list[Output]:
         """Return the output of each image from the features (B, *shape) of its views."""
         original, *others = views
         probabilities = mean_over_views(map(self.classify, (original, *others)))
-        details = [inspect(original, probabilities) for inspect in self._inspections]
+        details = [inspect(original, probabilities, digests) for inspect in self._inspections]
         return [
             Output(row, **{name: value for each in of_image for name, value in each.items()})
             for row, *of_image in zip(probabilities, *details, strict=True)
@@ -158,7 +162,7 @@ class Predictor:
         """Classify cached images in blocks: digests and outputs; skip uncached ones."""
         if self._cached_features is not None:
             for cached, views in self._cached_features.features(digests):
-                yield cached, self._outputs(views)
+                yield cached, self._outputs(views, cached)
 
     def classify(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Compute class probabilities of features: (B, *shape) float32 -> (B, K) float64.
@@ -269,7 +273,50 @@ def open_predictor(path: Path, config: PredictConfig) -> Predictor:
         cache_dir=config.cache_dir,
         batch_size=config.batch_size,
         use_cache=config.use_cache,
+        inspections=_inspections(bundle, path, config),
     )
+
+
+def _inspections(bundle: Bundle, path: Path, config: PredictConfig) -> Iterator[Inspection]:
+    """Yield the functions that find neighbors and reject images, as requested.
+
+    Raises NoInputError if the cache of the training is gone, without which there are no neighbors;
+    UsageError or BadDataError if the model cannot reject images.
+    """
+    if not (config.neighbors or config.reject):
+        return
+    table = training_table(bundle, config.cache_dir)
+    cached = None if table is None else CachedNeighbors(table, bundle.layer)
+    missing = (
+        f"the cache of the training, {printable(str(bundle.document['cache']))}, does not exist"
+    )
+    cure = "pass its folder with --cache-dir, or extract and classify again"
+    if config.neighbors:
+        if cached is None:
+            raise NoInputError(f"--neighbors: {missing}; {cure}")
+        yield lambda features, _, digests: [
+            {"neighbors": each} for each in cached.find(features, config.neighbors, digests)
+        ]
+    if config.reject:
+        if bundle.task != CLASSES:
+            raise UsageError(f"--reject is for classes; {printable(path)} is of {bundle.task}")
+        if (calibration := bundle.calibration_set) is None:
+            raise BadDataError(
+                f"--reject: {printable(path)} is of a version that kept no predictions of "
+                f"validation images: classify again"
+            )
+        if cached is None:
+            log.warning(
+                "--reject: %s; only the head's doubt is used. To use distances, %s", missing, cure
+            )
+        yield Rejector(
+            calibration,
+            bundle.classes,
+            cached,
+            coverage=config.coverage,
+            max_error=config.max_error,
+            per_class=config.per_class,
+        )
 
 
 def _describe_outputs(bundle: Bundle) -> str:

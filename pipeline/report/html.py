@@ -56,6 +56,7 @@ def report_html(comparison: Comparison, *, command: str | None, smoothing: float
         add("confusion", "Errors by class", tables.confusion, shown, classes)
         add("roc", "ROC and precision-recall", figures.roc, shown, classes)
         add("reliability", "Calibration", figures.reliability, shown)
+        add("rejection", "None of these", tables.rejection, comparison)
     elif task.name == MULTILABEL:
         add("precision", "Precision by label", targets.precision, shown, classes)
     else:

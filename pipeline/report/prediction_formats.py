@@ -16,6 +16,7 @@ from pipeline.cache.fill import RowProgress
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.images.scan import Skipped
 from pipeline.models.image_predictions import ImagePredictions, Prediction
+from pipeline.models.rejection import NONE_OF_THESE, UNLIKE, UNSURE, Rejection
 from pipeline.report.sheets import MAX_PICTURES
 from pipeline.spec import CLASSES, MULTILABEL, REGRESSION
 from pipeline.text import counted, printable
@@ -39,6 +40,8 @@ class Tally:
         self.skipped: list[Skipped] = []
         self.counts: Counter[tuple[str | None, str]] = Counter()  # class folder, predicted class
         self.numbers: list[float] = []  # of a regression
+        self.rejected: Counter[str] = Counter()  # by reason, with "" for those that are kept
+        self.kept: Counter[bool] = Counter()  # in class folders: whether they are right
         self._progress = progress
 
     def __iter__(self) -> Iterator[Prediction]:
@@ -50,7 +53,12 @@ class Tally:
                 self.images += 1
                 self.cached += item.cached
                 if item.task == CLASSES:
-                    self.counts[_class_folder(item), item.label] += 1
+                    folder = _class_folder(item)
+                    self.counts[folder, item.label] += 1
+                    if item.rejection is not None:
+                        self.rejected[item.rejection.reason] += 1
+                        if not item.rejection.reason and folder is not None:
+                            self.kept[folder == item.label] += 1
                 elif item.task == MULTILABEL:
                     self.counts.update((None, label) for label, _ in item.labels)
                 else:
@@ -93,6 +101,19 @@ class Tally:
             "right": {name: right[name] for name in images},
             "confused": confused,
             "accuracy": right.total() / total if total else None,
+            **self._rejection_summary(),
+        }
+
+    def _rejection_summary(self) -> dict[str, Any]:
+        """Count the rejected images by reason, and the right ones of those that are kept."""
+        if not self.rejected:
+            return {}
+        kept = self.kept.total()
+        return {
+            "rejected": self.rejected.total() - self.rejected[""],
+            **{reason: self.rejected[reason] for reason in (UNSURE, UNLIKE)},
+            "kept_in_class_folders": kept,
+            "kept_accuracy": self.kept[True] / kept if kept else None,
         }
 
 
@@ -140,6 +161,43 @@ def summary_lines(tally: Tally) -> Iterator[str]:
             f"{100 * correct / total:.1f} % of {counted(total, 'image')} in class folders are "
             f"right (95 % interval {low:.1f}–{high:.1f}){note}\n"
         )
+    if "rejected" in summary:
+        yield _rejection_line(tally, summary)
+
+
+def _rejection_line(tally: Tally, summary: Mapping[str, Any]) -> str:
+    text = (
+        f"{NONE_OF_THESE}: {summary['rejected']:,} of {counted(tally.images, 'image')} "
+        f"({summary[UNSURE]:,} {UNSURE}, {summary[UNLIKE]:,} {UNLIKE} the cached images)"
+    )
+    if total := summary["kept_in_class_folders"]:
+        low, high = (100 * bound for bound in wilson_interval(tally.kept[True], total))
+        text += (
+            f"; {100 * summary['kept_accuracy']:.1f} % of the {total:,} kept in class folders are "
+            f"right (95 % interval {low:.1f}–{high:.1f})"
+        )
+    return f"{text}\n"
+
+
+def _rejection_text(rejection: Rejection | None) -> str:
+    """Return why an image is rejected: ``unsure: cat or dog``; empty if it is kept."""
+    if rejection is None or not rejection.reason:
+        return ""
+    if rejection.reason == UNLIKE:
+        return f"{UNLIKE} the cached images"
+    names = [printable(name) for name in rejection.classes[:MAX_CONFUSED]]
+    names += ["…"] * (len(rejection.classes) > MAX_CONFUSED)
+    return f"{UNSURE}: {' or '.join(names) or 'no class is probable enough'}"
+
+
+def _neighbor_lines(prediction: Prediction) -> str:
+    """Return an indented line for each neighbor: similarity, label and path."""
+    width = max((cell_len(printable(each.label)) for each in prediction.neighbors), default=0)
+    return "".join(
+        f"{GAP * 2}{each.similarity:.4f}{GAP}{set_cell_size(printable(each.label), width)}{GAP}"
+        f"{printable(each.path)}\n"
+        for each in prediction.neighbors
+    )
 
 
 def table_lines(
@@ -152,6 +210,8 @@ def table_lines(
     titles += f"probability{GAP}margin{GAP * (top > 1)}{'then' if top > 1 else ''}\n"
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
+        if reason := _rejection_text(prediction.rejection):
+            label = NONE_OF_THESE
         cells = [
             set_cell_size(printable(prediction.path), path_width),
             set_cell_size(printable(label), label_width),
@@ -161,8 +221,9 @@ def table_lines(
                 f"{set_cell_size(printable(name), label_width)} {share:.4f}"
                 for name, share in others
             ),
+            *([reason] if reason else []),
         ]
-        yield titles + GAP.join(cells) + "\n"
+        yield titles + GAP.join(cells) + "\n" + _neighbor_lines(prediction)
         titles = ""
 
 
@@ -179,7 +240,8 @@ def target_lines(
         if prediction.task == MULTILABEL:
             labels = [f"{printable(name)} {share:.4f}" for name, share in prediction.labels]
             text = ", ".join(labels) or "–"
-        yield f"{set_cell_size(printable(prediction.path), width)}{GAP}{text}\n"
+        line = f"{set_cell_size(printable(prediction.path), width)}{GAP}{text}\n"
+        yield line + _neighbor_lines(prediction)
 
 
 def _target_record(prediction: Prediction) -> dict[str, Any]:
@@ -191,37 +253,62 @@ def _target_record(prediction: Prediction) -> dict[str, Any]:
 
 
 def _target_csv(
-    predictions: Iterable[Prediction], named: Callable[[str | bytes], str]
+    predictions: Iterable[Prediction], named: Callable[[str | bytes], str], neighbors: int
 ) -> Iterator[str]:
     """Yield a line per image: path and number, or labels and a column of each probability."""
     for index, prediction in enumerate(predictions):
         is_number = prediction.task == REGRESSION
         names = [named(name) for name in prediction.classes]
         if not index:
-            yield _to_csv(["path", *([] if is_number else ["labels"]), *names])
+            titles = ["path", *([] if is_number else ["labels"]), *names]
+            yield _to_csv([*titles, *_neighbor_titles(neighbors)])
         labels = [] if is_number else [LABEL_SEPARATOR.join(named(n) for n, _ in prediction.labels)]
-        yield _to_csv([named(prediction.path), *labels, *prediction.probabilities.tolist()])
+        values = [named(prediction.path), *labels, *prediction.probabilities.tolist()]
+        yield _to_csv([*values, *_neighbor_values(prediction, named, neighbors)])
+
+
+def _neighbor_titles(count: int) -> list[str]:
+    ends = ("", "_label", "_similarity")
+    return [f"neighbor_{rank}{end}" for rank in range(1, count + 1) for end in ends]
+
+
+def _neighbor_values(
+    prediction: Prediction, named: Callable[[str | bytes], str], count: int
+) -> list[Any]:
+    """Return path, label and similarity of each neighbor; empty cells for those that lack."""
+    values: list[Any] = []
+    for each in prediction.neighbors:
+        values += [named(each.path), named(each.label), each.similarity]
+    return values + [""] * (3 * count - len(values))
 
 
 def csv_lines(
-    predictions: Iterable[Prediction], *, top: int, named: Callable[[str | bytes], str]
+    predictions: Iterable[Prediction],
+    *,
+    top: int,
+    named: Callable[[str | bytes], str],
+    neighbors: int = 0,
 ) -> Iterator[str]:
     """Yield CSV lines, column names first; ``named`` converts paths and labels to text."""
     predictions = iter(predictions)
     first = next(predictions, None)
     predictions = chain(() if first is None else (first,), predictions)
     if first is not None and first.task != CLASSES:
-        yield from _target_csv(predictions, named)
+        yield from _target_csv(predictions, named, neighbors)
         return
     names = ["path", "label", "probability", "margin"]
     names += [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
-    titles = _to_csv(names)
+    rejects = first is not None and first.rejection is not None
+    names += ["rejected", "reason"] if rejects else []
+    titles = _to_csv([*names, *_neighbor_titles(neighbors)])
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
         values = [named(prediction.path), named(label), probability, prediction.margin]
         for name, share in others:
             values += [named(name), share]
-        yield titles + _to_csv(values)
+        if prediction.rejection is not None:
+            values += [bool(prediction.rejection.reason), prediction.rejection.reason]
+        yield titles + _to_csv([*values, *_neighbor_values(prediction, named, neighbors)])
         titles = ""
 
 
@@ -246,6 +333,17 @@ def json_parts(
             }
         else:
             record |= _target_record(prediction)
+        if prediction.rejection is not None:
+            record["rejection"] = prediction.rejection.to_dict()
+        if prediction.neighbors:
+            record["neighbors"] = [
+                {
+                    "path": os.fsdecode(each.path),
+                    "label": each.label,
+                    "similarity": each.similarity,
+                }
+                for each in prediction.neighbors
+            ]
         yield prefix + _to_json({**record, "cached": prediction.cached})
         prefix = ",\n"
     yield "\n], " + _to_json(tail())[1:] + "\n"

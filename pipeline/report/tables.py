@@ -16,6 +16,7 @@ from pipeline.spec import CLASSES
 
 MAX_IN_ORDER = 12  # classes in their order; of more, the worst come first
 MAX_CONFUSIONS = 12
+COVERAGES = (0.99, 0.95, 0.9, 0.8)
 FIRST_CELL = ("head", "verdict")  # columns in the first cell of a row
 
 
@@ -105,4 +106,31 @@ def confusion(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any]:
         "by_class": by_class,
         "is_sorted": is_sorted,
         "mistakes": mistakes,
+    }
+
+
+def rejection(comparison: Comparison) -> dict[str, Any] | None:
+    """Tabulate how many test images are kept, their accuracy, and classes that were left out."""
+    outcome, findings = comparison.shown, comparison.findings
+    if outcome.conformity is None or math.isnan(outcome.result.coverage):
+        return None
+    used = ~np.isnan(outcome.conformity)
+    p_values, correct = outcome.conformity[used], outcome.test.correct[used]
+    images = len(outcome.validation) // max(1, outcome.folds)  # the thresholds are computed from
+    kept = []
+    for share in COVERAGES:
+        is_kept = p_values > 1 - share
+        if images + 1 >= round(1 / (1 - share)) and is_kept.any():
+            kept.append((share, float(is_kept.mean()), float(correct[is_kept].mean())))
+    left_out = () if findings is None else findings.left_out
+    return {
+        "count": len(p_values),
+        "accuracy": float(correct.mean()),
+        "coverage": outcome.result.coverage,
+        "kept_accuracy": outcome.result.kept_accuracy,
+        "kept": kept,
+        "skipped": left_out if isinstance(left_out, str) else "",
+        "left_out": [
+            (comparison.classes[each.label], each) for each in left_out if not isinstance(each, str)
+        ],
     }

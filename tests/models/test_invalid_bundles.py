@@ -164,6 +164,20 @@ def in_views(views: int, **changed: Any) -> Change:
     return change
 
 
+VALID_CALIBRATION: dict[str, Any] = {
+    "labels": [0, 1],
+    "predicted": [0, 0],
+    "label_probability": [1, 0.5],
+    "probability": [1, 0.5],
+    "distance": [0.2, 2],
+}
+
+
+def in_calibration(**changed: Any) -> Change:
+    """Declare a calibration set of two images, with changes."""
+    return setting("document.calibration_set", VALID_CALIBRATION | changed)
+
+
 CHANGES: dict[str, tuple[Change, str]] = {
     "format": (setting("format", 1), "format 2"),
     "no head": (lambda text: text.pop("head"), "format 2"),
@@ -172,6 +186,22 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "one class": (setting("classes", ["a"]), "two or more different names"),
     "the same class twice": (setting("classes", ["a", "a"]), "different names"),
     "half a surrogate pair": (setting("classes", ["\ud800", "b"]), "valid folder names"),
+    "calibration of another type": (setting("document.calibration_set", []), "other columns"),
+    "calibration with a column more": (in_calibration(more=[1, 1]), "other columns"),
+    "calibration of other classes": (in_calibration(labels=[0, 2]), "labels of its calibration"),
+    "calibration of half a class": (in_calibration(labels=[0, 0.5]), "labels of its calibration"),
+    "calibration of true": (in_calibration(predicted=[0, True]), "predicted of its calibration"),
+    "calibration of text": (in_calibration(distance="11"), "distance of its calibration"),
+    "calibration of a long distance": (in_calibration(distance=[0, 2.1]), "distance of its calib"),
+    "calibration below 0": (
+        in_calibration(probability=[0, -0.1]),
+        "probability of its calibration",
+    ),
+    "calibration of two lengths": (in_calibration(distance=[0]), "columns of [1, 2] images"),
+    "calibration of no image": (
+        in_calibration(**{name: [] for name in VALID_CALIBRATION}),
+        "columns of [0] images",
+    ),
     "class with a NUL": (setting("classes", ["a\0", "b"]), "valid folder names"),
     "class without a name": (setting("classes", ["", "b"]), "valid folder names"),
     "head of half a pair": (setting("head", "\ud800"), "valid file names"),

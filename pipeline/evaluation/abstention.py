@@ -1,0 +1,163 @@
+"""How well images of none of the classes are rejected: coverage, and classes that are left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import roc_auc_score
+
+from pipeline.cache.file import FeatureTable
+from pipeline.evaluation.caches import SplitCache
+from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.result import HeadPredictions, Outcome
+from pipeline.evaluation.rows import LabelledRows, TrialRows, images_of
+from pipeline.evaluation.search import search
+from pipeline.evaluation.splits import Images, Trial
+from pipeline.heads.config import Input
+from pipeline.heads.registry import load_head
+from pipeline.models.neighbors import CachedNeighbors
+from pipeline.models.rejection import CalibrationSet, conformity
+from pipeline.text import duration
+
+MAX_MEASURED = 4000  # validation and test images that distances are computed of, 8 ms each
+MAX_LEFT_OUT = 10  # classes; one fit each
+MAX_COMPARED = 1000  # images of validation, and of test, for each class that is left out
+MAX_NEIGHBORS = 10_000  # cached images that these are compared with
+MAX_SECONDS = 20.0  # for the fits of all classes; half a minute of audit is too long
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOutClass:
+    """How well test images of a class are told from others by a head that has not seen the class.
+
+    Attributes
+    ----------
+    label : the class; ``images`` is the number of its test images.
+    confidence, distance, joint : area under the ROC curve of the head's confidence, of the distance
+        to the cached images of the other classes, and of both, as `predict` joins them. Only
+        distances tell two classes apart: without one of them there is nothing to learn.
+    """
+
+    label: int
+    images: int
+    confidence: float
+    distance: float
+    joint: float
+
+
+def sample_distances(table: FeatureTable, layer: str, trials: Sequence[Trial]) -> Floats:
+    """Return the distances (N,) of validation and test images to the nearest other cached images.
+
+    Of more than `MAX_MEASURED`, a random sample is used; the others have NaN.
+    """
+    _, images = images_of(trials)
+    chosen = _sample(images, MAX_MEASURED)
+    neighbors = CachedNeighbors(table, layer)
+    digests = [table.columns.digests[image].tobytes() for image in chosen]
+    distances = np.full(len(table), np.nan)
+    distances[chosen] = neighbors.measure(neighbors.vectors[chosen], digests)
+    return distances
+
+
+def calibrate(predictions: HeadPredictions, distances: Floats) -> CalibrationSet:
+    """Return the calibration set of images that have a distance; distances are of all rows (N,)."""
+    used = np.flatnonzero(~np.isnan(distances[predictions.rows]))
+    return CalibrationSet.of(
+        predictions.labels[used], predictions.scores[used], distances[predictions.rows[used]]
+    )
+
+
+def conformity_of(calibration: CalibrationSet, scores: Floats, distances: Floats) -> Floats:
+    """Return the p-values (n,) of images with probabilities (n, K); NaN without a distance (n,)."""
+    values = np.full(len(scores), np.nan)
+    used = np.flatnonzero(~np.isnan(distances))
+    for block in np.array_split(used, len(used) // 256 + 1):
+        values[block], _ = conformity(
+            [-calibration.probability, calibration.distance],
+            [-scores[block].max(axis=1), distances[block]],
+        )
+    return values
+
+
+def leave_classes_out(
+    outcome: Outcome, cache: SplitCache, config: ClassifyConfig
+) -> list[LeftOutClass] | str:
+    """Fit an outcome's setting without each class in turn; see `LeftOutClass`.
+
+    It uses the split of the first trial and the ten classes with most test images. Returns the
+    reason instead if the fits would take too long.
+    """
+    result, labels = outcome.result, cache.table.columns.labels
+    class_count, trial = len(cache.table.classes), cache.trial_plan.trials[0]
+    test, validation = (
+        _sample(images, MAX_COMPARED) for images in (trial.splits.test, trial.splits.validation)
+    )
+    largest = np.argsort(-np.bincount(labels[test], minlength=class_count), kind="stable")
+    classes = np.sort(largest[:MAX_LEFT_OUT]).tolist()
+    one = result.fit_seconds / max(1, result.fits * len(outcome.settings))
+    if class_count > 2 and one * len(classes) > MAX_SECONDS:
+        return (
+            f"{len(classes)} fits of {result.head} would take {duration(one * len(classes))}, more "
+            f"than {MAX_SECONDS:g} s"
+        )
+    grid = [{name: [value] for name, value in outcome.setting.items()}]
+    head = replace(load_head(result.head, config.dense_grid), grid=grid)
+    input: Input = "flat" if result.input == "flat" else "pooled"
+    data = TrialRows.read(cache.views, result.layer, input, [trial])
+    neighbors = CachedNeighbors(cache.table, result.layer)
+    reference = _sample(np.arange(len(cache.table)), MAX_NEIGHBORS)
+    found = []
+    for left_out in classes:
+        is_left_out = labels[test] == left_out
+        if is_left_out.all() or not is_left_out.any():
+            continue
+        part = neighbors.subset(reference[labels[reference] != left_out])
+        known = validation[labels[validation] != left_out]
+        measures = [_distances(neighbors, part, images) for images in (known, test)]
+        confidence, joint = np.nan, measures[1]
+        if class_count > 2:
+            train = trial.splits.train[labels[trial.splits.train] != left_out]
+            fit = search(
+                head,
+                _without(data.training_rows(train), left_out),
+                _without(data.evaluation_rows(known), left_out),
+                class_count=class_count - 1,
+                seed=config.seed,
+                balanced=config.balance,
+            )
+            if fit is None:
+                continue
+            scores = data.evaluation_rows(test).mean_probabilities(fit.estimator)
+            own = labels[known] - (labels[known] > left_out)
+            calibration = CalibrationSet.of(own, fit.validation_scores, measures[0])
+            joint = -conformity_of(calibration, scores, measures[1])
+            confidence = roc_auc_score(is_left_out, -scores.max(axis=1))
+        found.append(
+            LeftOutClass(
+                label=left_out,
+                images=int(is_left_out.sum()),
+                confidence=float(confidence),
+                distance=float(roc_auc_score(is_left_out, measures[1])),
+                joint=float(roc_auc_score(is_left_out, joint)),
+            )
+        )
+    return found
+
+
+def _without(rows: LabelledRows, left_out: int) -> LabelledRows:
+    """Number the labels again, without a class that none of the rows has."""
+    return replace(rows, labels=rows.labels - (rows.labels > left_out))
+
+
+def _distances(neighbors: CachedNeighbors, part: CachedNeighbors, images: Images) -> Floats:
+    digests = [neighbors.table.columns.digests[image].tobytes() for image in images]
+    return part.measure(neighbors.vectors[images], digests)
+
+
+def _sample(images: Images, count: int) -> Images:
+    if len(images) <= count:
+        return images
+    return np.sort(np.random.default_rng(0).choice(images, count, replace=False))
