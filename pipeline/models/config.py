@@ -14,7 +14,7 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from pipeline.models.image_predictions import ImageClassifier
 
-AUTO = "auto"  # exact for linear heads, HiResCAM for dense ones, else occlusion
+AUTO = "auto"  # exact for linear heads, Grad-CAM for dense ones, else occlusion
 METHODS = ("cam", "gradcam", "hirescam", "occlusion")  # of heat maps
 
 _expected = partial(
@@ -57,7 +57,7 @@ class PredictConfig(Config):
     explain_method: str = _explained(
         AUTO,
         choices=(AUTO, *METHODS),
-        help="auto: exact for linear heads, hirescam for dense ones, else occlusion",
+        help="auto: cam, exact, for linear heads, gradcam for dense ones, else occlusion",
     )
     neighbors: int = _explained(
         0, type=count, metavar="K", help="list the most similar cached images"
