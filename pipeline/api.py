@@ -429,6 +429,8 @@ def predict_images(
         model = open_predictor(path, config)
     elif config.neighbors or config.reject:
         raise UsageError("neighbors and reject need a saved head; received an open model")
+    elif config.explain:
+        raise UsageError(f"heat maps are of saved heads; {printable(model.name)} is a network")
     choose_range(
         FolderSource(Path()), paths, model.range
     )  # warns of images that do not fit the model's range

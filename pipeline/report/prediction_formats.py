@@ -259,12 +259,14 @@ def _target_csv(
     for index, prediction in enumerate(predictions):
         is_number = prediction.task == REGRESSION
         names = [named(name) for name in prediction.classes]
+        details = _csv_details(prediction, named)
         if not index:
             titles = ["path", *([] if is_number else ["labels"]), *names]
-            yield _to_csv([*titles, *_neighbor_titles(neighbors)])
+            yield _to_csv([*titles, *_neighbor_titles(neighbors), *details])
         labels = [] if is_number else [LABEL_SEPARATOR.join(named(n) for n, _ in prediction.labels)]
         values = [named(prediction.path), *labels, *prediction.probabilities.tolist()]
-        yield _to_csv([*values, *_neighbor_values(prediction, named, neighbors)])
+        values += _neighbor_values(prediction, named, neighbors)
+        yield _to_csv([*values, *details.values()])
 
 
 def _neighbor_titles(count: int) -> list[str]:
@@ -280,6 +282,12 @@ def _neighbor_values(
     for each in prediction.neighbors:
         values += [named(each.path), named(each.label), each.similarity]
     return values + [""] * (3 * count - len(values))
+
+
+def _csv_details(prediction: Prediction, named: Callable[[str | bytes], str]) -> dict[str, Any]:
+    """Return the columns of what was requested besides the prediction."""
+    heatmap = prediction.heatmap
+    return {} if heatmap is None else {"heatmap": named(heatmap.file)}
 
 
 def csv_lines(
@@ -300,7 +308,8 @@ def csv_lines(
     names += [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
     rejects = first is not None and first.rejection is not None
     names += ["rejected", "reason"] if rejects else []
-    titles = _to_csv([*names, *_neighbor_titles(neighbors)])
+    names += _neighbor_titles(neighbors)
+    titles = _to_csv([*names, *(_csv_details(first, named) if first else ())])
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
         values = [named(prediction.path), named(label), probability, prediction.margin]
@@ -308,7 +317,9 @@ def csv_lines(
             values += [named(name), share]
         if prediction.rejection is not None:
             values += [bool(prediction.rejection.reason), prediction.rejection.reason]
-        yield titles + _to_csv([*values, *_neighbor_values(prediction, named, neighbors)])
+        values += _neighbor_values(prediction, named, neighbors)
+        values += _csv_details(prediction, named).values()
+        yield titles + _to_csv(values)
         titles = ""
 
 
@@ -333,6 +344,9 @@ def json_parts(
             }
         else:
             record |= _target_record(prediction)
+        if prediction.heatmap is not None:
+            values = prediction.heatmap.values.tolist()
+            record["heatmap"] = {**vars(prediction.heatmap), "values": values}
         if prediction.rejection is not None:
             record["rejection"] = prediction.rejection.to_dict()
         if prediction.neighbors:

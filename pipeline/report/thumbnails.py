@@ -4,12 +4,10 @@ import base64
 import hashlib
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from pipeline.cache.file import FeatureTable
@@ -18,6 +16,8 @@ from pipeline.errors import PipelineError
 from pipeline.images.decode import UnreadableImage, decode, register_heic
 from pipeline.images.sets import reopen_source
 from pipeline.images.source import MAX_FILE, ImageSource
+from pipeline.models.heatmaps import Heatmap
+from pipeline.report.overlays import blend
 
 LONGER_SIDE = 128  # pixels: sharp at 64 on a dense display, about 4 kB
 JPEG_QUALITY = 72
@@ -27,36 +27,46 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture as a ``data:`` address, or an empty address and the reason."""
+    """A picture as a ``data:`` address, or an empty address and the reason.
+
+    ``overlay`` : the picture with its heat map, if there is one.
+    """
 
     address: str = ""
     reason: str = ""
+    overlay: str = ""
 
 
-def read_thumbnails(table: FeatureTable, rows: Iterable[int]) -> dict[int, Thumbnail]:
-    """Return the picture of each row, of at most `LONGER_SIDE` pixels; each row is read once."""
+def read_thumbnails(
+    table: FeatureTable, rows: Iterable[int], heatmaps: Mapping[int, Heatmap] | None = None
+) -> dict[int, Thumbnail]:
+    """Return the picture of each row, of at most `LONGER_SIDE` pixels; each row is read once.
+
+    ``heatmaps`` : of some of the rows.
+    """
     register_heic()
     unique_rows = sorted(set(rows))
     try:
         source = reopen_source(table.document)
         if source is None:
             return dict.fromkeys(unique_rows, Thumbnail(reason="the image folder is gone"))
-        return _read_thumbnails(source, table, unique_rows)
+        return _read_thumbnails(source, table, unique_rows, heatmaps or {})
     except PipelineError as error:  # of an archive or a storage
         log.warning("no thumbnails: %s", error)
         return dict.fromkeys(unique_rows, Thumbnail(reason="the images cannot be reached"))
 
 
 def _read_thumbnails(
-    source: ImageSource, table: FeatureTable, rows: Sequence[int]
+    source: ImageSource, table: FeatureTable, rows: Sequence[int], heatmaps: Mapping[int, Heatmap]
 ) -> dict[int, Thumbnail]:
 
     def read(row: int) -> Thumbnail:
-        picture = read_picture(source, table, row, LONGER_SIDE)
+        picture = _open_picture(source, table, row, LONGER_SIDE)
         if isinstance(picture, str):
             return Thumbnail(reason=picture)
-        encoded = base64.b64encode(picture).decode("ascii")
-        return Thumbnail(address=f"data:image/jpeg;base64,{encoded}")
+        heatmap = heatmaps.get(row)
+        drawn = None if heatmap is None else blend(picture, heatmap, table.spec.resize)
+        return Thumbnail(_address(picture), overlay="" if drawn is None else _address(drawn))
 
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         return dict(zip(rows, pool.map(read, rows), strict=True))
@@ -64,6 +74,13 @@ def _read_thumbnails(
 
 def read_picture(source: ImageSource, table: FeatureTable, row: int, side: int) -> bytes | str:
     """Return a row's image as JPEG of at most ``side`` pixels, or the reason why there is none."""
+    picture = _open_picture(source, table, row, side)
+    return picture if isinstance(picture, str) else _to_jpeg(picture)
+
+
+def _open_picture(
+    source: ImageSource, table: FeatureTable, row: int, side: int
+) -> Image.Image | str:
     path = table.columns.paths[row]
     try:
         data = source.read(path) if source.stat(path).size <= MAX_FILE else b""
@@ -73,18 +90,17 @@ def read_picture(source: ImageSource, table: FeatureTable, row: int, side: int) 
     if hashlib.sha256(data).digest() != table.columns.digests[row].tobytes():
         return "the file has changed"
     try:
-        pixels = decode(data, image_size=side, resize="pad", range=table.spec.range)
+        pixels = decode(data, image_size=side, resize="contain", range=table.spec.range)
     except UnreadableImage:
         return "the file cannot be read"
+    return Image.fromarray(pixels)
+
+
+def _to_jpeg(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(_crop_bars(pixels)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-def _crop_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Crop the black bars that make a picture square: (S, S, 3) -> (H, W, 3)."""
-    is_lit = pixels.max(axis=2) > 0  # (S, S)
-    rows, columns = np.flatnonzero(is_lit.any(axis=1)), np.flatnonzero(is_lit.any(axis=0))
-    if not len(rows):  # all black
-        return pixels
-    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+def _address(picture: Image.Image) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(_to_jpeg(picture)).decode('ascii')}"
