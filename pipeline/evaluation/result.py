@@ -45,6 +45,10 @@ class Result:
     model : file of the saved classifier in the run's folder, or empty.
     views, tta : number of augmented views per image, in addition to the image, that it is trained
         on, and that validation and test probabilities are averaged over.
+    recall_at_5_percent_false_alarms, false_alarms : with a normal class, the shares of the other
+        and of normal test images above a threshold, of the probability not to be normal, that
+        normal validation images exceed at a rate of at most 5 %.
+    best_recall_at_5_percent_false_alarms : the same recall with a threshold of the test images.
     task, metrics : of a set without classes; the metrics are columns, instead of those of classes.
     """
 
@@ -85,6 +89,9 @@ class Result:
     model: str = ""
     views: int = 0
     tta: int = 0
+    recall_at_5_percent_false_alarms: float = math.nan
+    false_alarms: float = math.nan
+    best_recall_at_5_percent_false_alarms: float = math.nan
     task: str = CLASSES
     metrics: Mapping[str, float] = field(default_factory=dict)
 
