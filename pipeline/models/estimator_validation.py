@@ -3,6 +3,7 @@
 Compiled code (trees, libsvm) does not check indices, and broadcast arrays may exhaust the memory.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -145,8 +146,13 @@ def _check_step(step: Any, class_count: int, task: str = CLASSES) -> None:
         ):
             raise InvalidModelError("its support vectors are inconsistent")
     elif name == NOVELTY:
-        width = np.prod(step.map_shape[:-1] if step.map_shape else 1) * step.patches_.shape[1]
-        if width != step.n_features_in_ or not step.scale_.min() > 0:
+        shape = step.map_shape or (step.n_features_in_,)
+        if (
+            not all(type(size) is int and size > 0 for size in shape)
+            or math.prod(shape) != step.n_features_in_
+            or shape[-1] != step.patches_.shape[1]
+            or step.scale_.min() <= 0
+        ):
             raise InvalidModelError(f"its patches are not of maps {quote(step.map_shape)}")
         step.threshold_ = float(step.threshold_)
     elif name == NEIGHBORS:
