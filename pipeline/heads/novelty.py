@@ -19,7 +19,7 @@ BANK_SIZE = 1000  # patches; on 200 textiles of (15, 15, 512), 4,000 change no A
 MAX_CANDIDATES = 20_000  # images and patches that a bank is selected from: a second
 PROJECTED = 64  # numbers of a patch while they are selected
 FOLDS = 5
-ROWS_PER_BLOCK = 64  # images whose patches are in memory: 29 MiB of (15, 15, 512)
+NUMBERS_PER_BLOCK = 2**23  # 32 MiB of float32 patches at a time
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -149,10 +149,8 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows = self._validated(X)
         shape = (self.map_shape or (1, 1, -1))[:-1]
-        distances = [
-            _nearest(self._parts(rows[start : start + ROWS_PER_BLOCK])[0], self.patches_)
-            for start in range(0, len(rows), ROWS_PER_BLOCK)
-        ]
+        blocks = self._blocks(len(rows))
+        distances = [_nearest(self._parts(rows[block])[0], self.patches_) for block in blocks]
         scores = (np.concatenate(distances) - self.center_[0]) / self.scale_[0] - self.threshold_
         return np.asarray(scores.reshape(-1, *shape))
 
@@ -163,6 +161,10 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _validated(self, X: npt.ArrayLike) -> Floats:
         check_is_fitted(self)
         return np.asarray(validate_data(self, X, dtype=(np.float64, np.float32), reset=False))
+
+    def _blocks(self, count: int) -> list[slice]:
+        rows = max(1, NUMBERS_PER_BLOCK // self.n_features_in_)
+        return [slice(start, start + rows) for start in range(0, count, rows)]
 
     def _parts(self, rows: Floats) -> tuple[Floats, Floats]:
         """Return patches and their mean, of length 1: (n, D) -> (n, P, C) and (n, 1, C) float32."""
@@ -176,8 +178,8 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         positions = self._position_count
         per_row = min(positions, max(1, MAX_CANDIDATES // len(rows)))
         drawn: tuple[list[Floats], list[Floats]] = ([], [])
-        for start in range(0, len(rows), ROWS_PER_BLOCK):
-            patches, means = self._parts(X[rows[start : start + ROWS_PER_BLOCK]])
+        for block in self._blocks(len(rows)):
+            patches, means = self._parts(X[rows[block]])
             chosen = random.random((len(patches), positions)).argsort(axis=1)[:, :per_row]
             drawn[0].extend(np.take_along_axis(patches, chosen[:, :, None], axis=1))
             drawn[1].extend(means)
@@ -189,8 +191,7 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> npt.NDArray[np.float64]:
         """Return the distance of the most novel patch, and of the mean, of each row (n, 2)."""
         distances = np.empty((len(rows), 2))
-        for start in range(0, len(rows), ROWS_PER_BLOCK):
-            block = slice(start, start + ROWS_PER_BLOCK)
+        for block in self._blocks(len(rows)):
             for number, part in enumerate(self._parts(X[rows[block]])):
                 distances[block, number] = _nearest(part, banks[number]).max(axis=1)
         return distances
