@@ -21,7 +21,7 @@ PROJECTED = 64  # numbers of a patch while they are selected
 FOLDS = 5
 NUMBERS_PER_BLOCK = 2**23  # 32 MiB of float32 patches at a time
 
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[Any]  # float32 or float64
 
 
 def alarm_threshold(scores: Floats, false_alarms: float = FALSE_ALARMS) -> float:
@@ -89,7 +89,8 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Rows of one of the ``groups`` (N,), such as the views of an image, are cross-fitted
         together. Raises ValueError for more than two classes, or fewer than two normal images.
         """
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        rows: Floats
+        rows, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
         self.classes_ = np.unique(y)
         if len(self.classes_) > 2:
@@ -110,21 +111,21 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"expected rows of map_shape {self.map_shape}; received {self.n_features_in_:,} "
                 f"features"
             )
-        candidates, owners = self._draw_candidates(X, normal, random)
+        candidates, owners = self._draw_candidates(rows, normal, random)
         projected = [_project(each, random) for each in candidates]
 
-        def banks_of(rows: npt.NDArray[np.int64]) -> list[Floats]:
+        def banks_of(images: npt.NDArray[np.int64]) -> list[Floats]:
             """Return a bank of patches and one of means from these of the normal images."""
             banks = []
             for each, owner, points in zip(candidates, owners, projected, strict=True):
-                usable = np.flatnonzero(np.isin(owner, rows))
+                usable = np.flatnonzero(np.isin(owner, images))
                 banks.append(each[usable[_spread(points[usable], self.bank_size, random)]])
             return banks
 
         distances = np.empty((len(normal), 2))
         folds = GroupKFold(min(FOLDS, group_count), shuffle=True, random_state=random)
         for others, held_out in folds.split(normal, groups=groups):
-            distances[held_out] = self._distances(X, normal[held_out], banks_of(others))
+            distances[held_out] = self._distances(rows, normal[held_out], banks_of(others))
         self.center_, self.scale_ = distances.mean(axis=0), distances.std(axis=0)
         self.scale_[self.scale_ == 0] = 1
         self.threshold_ = alarm_threshold(self._combine(distances), self.false_alarms)
@@ -204,7 +205,7 @@ def _of_length_1(vectors: Floats) -> Floats:
     """Return float32 vectors (…, C) of length 1; zeros stay zeros."""
     largest = np.abs(vectors).max(axis=-1, keepdims=True)
     vectors = (vectors / np.where(largest, largest, 1)).astype(np.float32)  # squares stay finite
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1))
 
 
 def _nearest(vectors: Floats, bank: Floats) -> Floats:
@@ -236,5 +237,5 @@ def _spread(points: Floats, size: int, random: np.random.RandomState) -> npt.NDA
         chosen[number] = farthest
         distances = squares + squares[farthest] - 2 * (points @ points[farthest])
         np.minimum(nearest, distances, out=nearest)
-        farthest = nearest.argmax()
+        farthest = int(nearest.argmax())
     return chosen
