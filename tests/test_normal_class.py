@@ -51,8 +51,9 @@ def inspection_set(root: Path) -> Path:
     return root
 
 
-def extract(root: Path) -> None:
-    run_command("extract", root, "--base", "pixels", "--image-size", str(SIZE))
+def extract(root: Path) -> str:
+    words = ("extract", root, "--base", "pixels", "--image-size", str(SIZE))
+    return run_command(*words).stderr
 
 
 def rows_of(finished: Any) -> dict[str, Any]:
@@ -85,13 +86,16 @@ def test_all_heads_tell_normal_images_from_the_others_and_predict_does_so_too(ro
 
 
 def test_novelty_learns_where_only_the_test_set_has_other_images(root: Path) -> None:
-    extract(inspection_set(root))
+    assert "to learn from good alone, classify --normal good" in extract(inspection_set(root))
+    refused = run_command("classify", "--heads", "logistic", check=65)
+    assert "or learn from good alone with --normal good" in assert_one_line(refused)
     finished = run_command("classify", "--normal", "good", "--heads", "novelty,logistic,dense")
     lines = {line.split()[0]: line for line in finished.stdout.splitlines() if line}
     assert "needs training images of two classes" in lines["logistic"]
     assert "needs training images of two classes" in lines["dense"]
-    assert lines["head"].split()[5:9] == ["recall", "%", "false", "alarms"]
-    assert lines["novelty"].split()[3] == "100.0"
+    header, row = (re.split(r" {2,}", lines[name].strip()) for name in ("head", "novelty"))
+    assert header[3:5] == ["recall %", "false alarms %"]
+    assert row[3] == "100.0"
     assert "recall: of images that are not normal" in finished.stdout
     assert "note: train has no image of not good: only novelty learns" in finished.stdout
     assert "Use novelty" in finished.stdout

@@ -128,14 +128,14 @@ def _check_class_folders(
     cross_validate: str,
 ) -> None:
     """Raise BadDataError if a split folder lacks a class, or train/ has too few to draw from."""
-    present = [split for split in (TRAIN, VALIDATION, TEST) if (columns.splits == split).any()]
-    for split in present:
+    folders = [split for split in (TRAIN, VALIDATION, TEST) if (columns.splits == split).any()]
+    for split in folders:
         in_folder = columns.splits == split
         counts = [
             len(np.unique(identities[in_folder & (columns.labels == label)]))
             for label in range(len(classes))
         ]
-        needed = 2 if split == TRAIN and len(present) == 2 else 1  # one stays in train
+        needed = 2 if split == TRAIN and len(folders) == 2 else 1  # one stays in train
         lacking = [label for label, count in enumerate(counts) if count < needed]
         for label in lacking:
             check_class_size(classes[label], label, columns, identities)
@@ -144,9 +144,13 @@ def _check_class_folders(
             if folder.lower() not in SPLIT_FOLDERS:  # of a manifest or an archive
                 folder = SPLIT_NAMES[split]
             few = "only one image" if counts[lacking[0]] else "no image"
+            present = [name for name, count in zip(classes, counts, strict=True) if count]
+            normal = printable(present[0])
+            learn = f", or learn from {normal} alone with --normal {normal}"
             raise BadDataError(
                 f"{folder}/ has {few} of {_join_names(classes, lacking)}: add images in "
                 f"{folder}/{printable(classes[lacking[0]])}{cross_validate}"
+                f"{learn if len(present) == 1 and split == TRAIN else ''}"
             )
 
 

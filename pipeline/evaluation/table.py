@@ -98,9 +98,9 @@ IDENTITY = (
 COLUMNS = (
     Column("head", lambda result: printable(result.head), is_text=True),
     Column("test % (95 %)", _test),
+    Column("verdict", _verdict, is_text=True),
     Column("recall %", lambda result: percent(result.recall_at_5_percent_false_alarms)),
     Column("false alarms %", lambda result: percent(result.false_alarms)),
-    Column("verdict", _verdict, is_text=True),
     Column("val %", lambda result: percent(result.validation_accuracy)),
     Column("balanced %", lambda result: percent(result.balanced_accuracy), is_shown=_is_imbalanced),
     Column("top-5 %", lambda result: percent(result.top5_accuracy)),

@@ -17,7 +17,7 @@ from pipeline.spec import CLASSES
 
 PROTOCOLS = ("kornblith",)  # evaluation protocols; no group contains them
 # The slowest on 2,000 × 512 features of two classes; the others take at most 0.6 s.
-SLOW = ("dense", "svm_rbf", "random_forest")
+SLOW = ("dense", "svm_rbf", "random_forest", "novelty")
 NOT_NETWORKS = ("svm_rbf", "knn", "random_forest", "naive_bayes")  # no Keras layer equals them
 
 AGAINST = "not "  # in the name of the class of all images that are not normal

@@ -105,7 +105,7 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         normal = random.permutation(normal)[:MAX_CANDIDATES]
         groups = normal if groups is None else np.asarray(groups)[normal]
         if (group_count := len(np.unique(groups))) < 2:
-            raise ValueError("needs two normal images or more; received 1 sample or image")
+            raise ValueError("needs two normal images or more; received 1 sample")
         if self.n_features_in_ % self._position_count:
             raise ValueError(
                 f"expected rows of map_shape {self.map_shape}; received {self.n_features_in_:,} "
