@@ -33,6 +33,7 @@ from pipeline.evaluation.statistics import wilson_interval
 from pipeline.evaluation.tasks import TASKS, Task, interval, truth_of
 from pipeline.heads.calibration import apply_temperature
 from pipeline.heads.config import Input
+from pipeline.heads.novelty import FALSE_ALARMS, alarm_threshold
 from pipeline.models.rejection import COVERAGE
 from pipeline.spec import CLASSES
 from pipeline.text import printable
@@ -77,8 +78,11 @@ def summarize(
     *,
     folds: int,
     distances: Scores | None = None,
+    has_normal: bool = False,
 ) -> Outcome:
     """Return the outcome of a head's fits: for each trial, a fit per seed.
+
+    ``has_normal`` : the first of two classes is normal, the second is to be found.
 
     Accuracies and calibration errors are over all test images, other metrics are means over the
     fits. ``folds`` is the number of trials that together test every image once; 0 for one split.
@@ -103,6 +107,8 @@ def summarize(
     )
     if result.task == CLASSES:
         metrics = _metrics(passes, columns.labels)
+        if has_normal:
+            metrics |= _alarm_metrics(passes, columns.labels)
     else:
         metrics = _target_metrics(passes, tests, validations, TASKS[result.task])
     rejection: dict[str, Any] = {}
@@ -203,6 +209,43 @@ def _metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
     }
 
 
+def _alarm_metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, float]:
+    """Return the recall of class 1 where at most 5 % of class 0 are false alarms.
+
+    The threshold of a fit is chosen on validation, or (``best_recall``) on the test images
+    themselves; images of all folds count together.
+    """
+
+    def shares_above(pairs: Pairs, *, chosen_on_test: bool) -> tuple[float, float]:
+        """Return the shares of class 0 and 1 above the thresholds."""
+        above, truth = [], []
+        for fit, trial in pairs:
+            test, scores = _test_part(fit, trial)
+            rows, reference = (test, scores) if chosen_on_test else _validation_part(fit, trial)
+            normal = reference[labels[rows] == 0, 1]
+            if chosen_on_test:
+                threshold = np.quantile(normal, 1 - FALSE_ALARMS, method="higher")
+            else:
+                threshold = alarm_threshold(normal)
+            above.append(scores[:, 1] > threshold)
+            truth.append(labels[test])
+        alarms, is_novel = np.concatenate(above), np.concatenate(truth) == 1
+        return _share(alarms[~is_novel]), _share(alarms[is_novel])
+
+    chosen = [shares_above(pairs, chosen_on_test=False) for pairs in passes]
+    return {
+        "recall_at_5_percent_false_alarms": _mean(recall for _, recall in chosen),
+        "false_alarms": _mean(share for share, _ in chosen),
+        "best_recall_at_5_percent_false_alarms": _mean(
+            shares_above(pairs, chosen_on_test=True)[1] for pairs in passes
+        ),
+    }
+
+
+def _share(values: npt.NDArray[np.bool_]) -> float:
+    return float(np.mean(values)) if len(values) else np.nan
+
+
 def target_columns(task: str) -> dict[str, float]:
     """Return the metric columns of a task without classes, all NaN; none for classes."""
     if task == CLASSES:
@@ -256,7 +299,9 @@ def _ece(pairs: Pairs, labels: Labels, scores_of: Callable[[Fit], Scores]) -> fl
 
 
 def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
+    """Return the mean of values that are not NaN, such as an AUC without images of a class."""
+    numbers = np.array([value for value in values if not np.isnan(value)])
+    return float(numbers.mean()) if len(numbers) else np.nan
 
 
 def _chosen_params(fits: Sequence[Fit]) -> str:
