@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import logging
 import threading
 import webbrowser
 from collections.abc import Sequence
@@ -12,8 +11,6 @@ from pipeline import cli
 from pipeline.config import path_argument
 from pipeline.errors import UnreachableError, UsageError
 from pipeline.text import printable
-
-log = logging.getLogger("pipeline")
 
 LAST_PORT = 65_535
 
@@ -25,21 +22,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--port needs 0 to {LAST_PORT}; received {arguments.port}")
     if importlib.util.find_spec("nicegui") is None:
         raise UnreachableError("nicegui is missing: pip install -e '.[app]'")
+    from pipeline.local_server import HOST, bind
     from pipeline.models.runs import newest_run
-    from pipeline.page.open_run import open_run
-    from pipeline.page.server import HOST, bind, serve
+    from pipeline.review.workbench import open_workbench
 
-    run = newest_run() if arguments.run is None else arguments.run
     with bind(arguments.port) as bound:
-        opened = open_run(
-            run, cache_dir=arguments.cache_dir, images=arguments.images, labels=arguments.labels
+        bench = open_workbench(
+            arguments.run or newest_run(),
+            labels=arguments.labels,
+            cache_dir=arguments.cache_dir,
+            images=arguments.images,
         )
-        threading.Thread(target=opened.warm_up, daemon=True).start()
+        from pipeline.app.window import serve_page
+
+        threading.Thread(target=bench.warm_up, daemon=True).start()
         address = f"http://{HOST}:{bound.getsockname()[1]}"
-        print(f"{address} shows {printable(run)} on this machine only; Ctrl-C ends it", flush=True)
+        print(f"{address} shows {printable(bench.run)} on this machine; Ctrl-C ends it", flush=True)
         if arguments.browser:
             threading.Timer(1, webbrowser.open, [address]).start()
-        serve(bound, opened)
+        serve_page(bench, bound)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,27 +50,18 @@ def _parser() -> argparse.ArgumentParser:
         "train again and compare.",
         example="python -m pipeline.app results/2026-11-28_101500-pets --port 8080",
     )
-    parser.add_argument(
-        "run",
-        nargs="?",
-        type=path_argument,
-        metavar="RUN",
-        help="folder of a run (default: the newest in results/)",
-    )
-    parser.add_argument("--port", type=int, default=0, metavar="N", help="0 for a free one")
-    parser.add_argument(
-        "--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", nargs="?", type=path_argument, metavar="RUN", help="default: newest in results/")
+    add("--port", type=int, default=0, metavar="N", help="port of 127.0.0.1 (default: a free one)")
+    add("--no-browser", dest="browser", action="store_false", help="only print the address")
+    add(
         "--labels",
         type=path_argument,
         metavar="FILE",
         help="file of corrected labels (default: labels.csv in the run)",
     )
-    parser.add_argument(
-        "--images", type=path_argument, metavar="FOLDER", help="folder with the images, if moved"
-    )
-    parser.add_argument(
+    add("--images", metavar="FOLDER", help="folder or archive with the images, if moved")
+    add(
         "--cache-dir",
         type=path_argument,
         default=Path("cache"),

@@ -1,0 +1,582 @@
+"""One browser window: the tabs Try, Look, Mend and Compare."""
+
+import asyncio
+import base64
+import json
+import logging
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.responses import Response
+from nicegui import app, run, ui
+from nicegui.elements.mixins.text_element import TextElement
+
+from pipeline.errors import PipelineError
+from pipeline.images.scan import SPLIT_NAMES
+from pipeline.images.source import MAX_FILE
+from pipeline.local_server import serve
+from pipeline.models.image_predictions import Prediction
+from pipeline.review.queue import QueueItem
+from pipeline.review.review import Review
+from pipeline.review.run_comparison import ImageChange
+from pipeline.review.workbench import LARGE, Workbench, describe, summarize
+from pipeline.spec import REGRESSION
+from pipeline.text import counted, file_size, printable
+
+ACCENT = "#0b6e99"
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe-Ito
+SYMBOLS = ("circle", "triangle", "rect", "diamond", "pin")
+PER_PAGE = 24
+KEYS = 9  # classes with a key
+FOLLOWING = 6  # images shown below that of Mend
+MISSING = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 200"><text x="100" y="104" '
+    'text-anchor="middle" font-family="sans-serif" font-size="13" fill="#56636f">{}</text></svg>'
+)
+
+
+def serve_page(bench: Workbench, bound: socket.socket) -> None:
+    """Serve the page of a workbench until Ctrl-C, which raises KeyboardInterrupt."""
+    add_routes(bench)
+    host = FastAPI(openapi_url=None)
+    options = {"tailwind": False, "gzip_middleware_factory": None, "show_welcome_message": False}
+    ui.run_with(host, title="Review", language="en-US", **options)
+    serve(host, bound, max_body=MAX_FILE + 100_000)  # an image file in a form
+
+
+def add_routes(bench: Workbench) -> None:
+    """Add the page, and the pictures of cached rows; nothing else of the disk is served."""
+
+    def picture(token: str, row: int, side: int = 256) -> Response:
+        review = bench.review
+        is_there = token == bench.token and isinstance(review, Review)
+        if not is_there or not 0 <= row < len(review.predicted) or not 0 < side <= LARGE:
+            return Response(status_code=404)
+        shown = review.picture(row, side)
+        if isinstance(shown, str):
+            return Response(MISSING.format(shown), 404, media_type="image/svg+xml")
+        return Response(shown, media_type="image/jpeg", headers={"Cache-Control": "max-age=300"})
+
+    app.add_api_route("/picture/{token}/{row}", picture)
+    ui.page("/")(lambda: Window(bench) and None)
+    logging.getLogger("nicegui").addFilter(
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], PipelineError))
+    )
+
+
+def text(tag: str, words: str, classes: str = "") -> Any:
+    """Add an element with text, which is escaped."""
+    return TextElement(tag=tag, text=words).classes(classes)
+
+
+def box(classes: str = "", tag: str = "div") -> Any:
+    return ui.element(tag).classes(classes)
+
+
+def warn(error: Exception | str) -> None:
+    """Show an expected failure as one sentence."""
+    if isinstance(error, Exception) and not isinstance(error, PipelineError):
+        error = "This failed; the terminal says why"
+    ui.notify(str(error), type="warning", multi_line=True, timeout=10_000, close_button="Close")
+
+
+class Window:
+    """What a browser window shows of a workbench."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench, self.token = bench, bench.token
+        self.review: Any = bench.review  # a reason only where the tabs below do not use it
+        style, script = (
+            resources.files(__package__).joinpath(name).read_text("utf-8")
+            for name in ("page.css", "page.js")
+        )
+        ui.add_head_html(f"<style>{style}</style>")
+        ui.add_body_html(f"<script>{script}</script>")
+        ui.colors(primary=ACCENT)
+        ui.on_exception(warn)
+        ui.timer(1, lambda: self.token == bench.token or ui.navigate.reload())
+        has_review = isinstance(self.review, Review)
+        name = printable(self.review.table.document["set"] if has_review else bench.run)
+        ui.page_title(f"{name} · review")
+        text("h1", name)
+        if has_review:
+            text("p", f"{printable(bench.run)}: {summarize(self.review)}", "quiet")
+            gone = self.review.picture(0)  # an image folder that is gone is said once, here
+            notices = [*self.review.notices, *([gone] if isinstance(gone, str) else [])]
+            for notice in notices:
+                text("p", notice, "warn")
+        tabs = {"Try": Try, "Look": Look, "Mend": Mend, "Compare": Compare}
+        with ui.tabs().props("align=left no-caps") as bar:
+            for tab in tabs:
+                ui.tab(tab)
+        with ui.tab_panels(bar, value="Mend" if has_review else "Try", animated=False):
+            for tab, build in tabs.items():
+                with ui.tab_panel(tab):
+                    if has_review or build is Try:
+                        build(self)
+                    else:
+                        text("p", str(self.review), "warn")
+
+    def picture(self, row: int, classes: str = "", side: int = 256) -> None:
+        """Add the picture of a row."""
+        path = printable(self.review.table.columns.paths[row])
+        address = f"/picture/{self.token}/{row}?side={side}"
+        box(classes, "img").props.update(src=address, alt=path, title=path)
+
+    def tile(self, row: int, *lines: str, path: bytes = b"") -> None:
+        """Add a picture with lines below it, which a click shows large; without row, a path."""
+        with box(tag="figure"):
+            if row < 0:
+                text("div", printable(path))
+            else:
+                with box("tile", "button").on("click", lambda: self.show(row)):
+                    self.picture(row)
+            with box(tag="figcaption"):
+                for line in lines:
+                    text("div", line)
+
+    def show(self, row: int) -> None:
+        """Open a dialog with the picture of a row, and buttons to mend its label."""
+        review = self.review
+
+        def edit(method: Callable[..., None], *arguments: Any) -> None:
+            dialog.close()
+            method(row, *arguments)
+            ui.notify("Saved", type="positive")
+
+        with ui.dialog() as dialog, box("card dialog"):
+            self.picture(row, "big", LARGE)
+            text("p", printable(review.table.columns.paths[row]), "quiet")
+            text("p", describe(review, row, int(review.current_labels()[row])))
+            with box("line"):
+                names = dict(enumerate(map(printable, review.classes)))
+                relabel = ui.select(names, label="Relabel to").classes("select")
+                relabel.on_value_change(lambda event: edit(review.labels.relabel, event.value))
+                ui.button("Drop", on_click=lambda: edit(review.labels.drop)).props("outline")
+                ui.button("Close", on_click=dialog.close).props("flat")
+        dialog.open()
+
+
+class Pages:
+    """A list of images of which one page at a time is sent."""
+
+    def __init__(self, tile: Callable[[Any], None]) -> None:
+        self._tile = tile
+        self._entries: Sequence[Any] = ()
+        self._grid = box("grid")
+        self._pages = ui.pagination(1, 1, direction_links=True, on_change=self._draw)
+        self._pages.props("max-pages=6 boundary-links")
+
+    def show(self, entries: Sequence[Any]) -> None:
+        self._entries = entries
+        self._pages.max = max(1, -(-len(entries) // PER_PAGE))
+        self._pages.set_visibility(len(entries) > PER_PAGE)
+        self._pages.value = 1
+        self._draw()
+
+    def _draw(self) -> None:
+        start = (self._pages.value - 1) * PER_PAGE
+        self._grid.clear()
+        with self._grid:
+            for entry in self._entries[start : start + PER_PAGE]:
+                self._tile(entry)
+
+
+class Try:
+    """Predict a picture."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._uploader = ui.upload(auto_upload=True, max_file_size=MAX_FILE, on_upload=self._tried)
+        self._uploader.classes("picker")
+        self._uploader.on_rejected(
+            lambda: self._refuse(f"the file is empty or larger than {file_size(MAX_FILE)}")
+        )
+        with box("card drop"):
+            text("p", "Drop a picture here, paste one, or")
+            with box("line"):
+                choose = ui.button("Choose a picture")
+                choose.on("click", js_handler="() => picker().pickFiles()")
+                ui.button("Use the camera", on_click=self._camera).props("outline")
+        self._result = box().props("aria-live=polite")
+        ui.on("camera", lambda event: warn(printable(str(event.args))))
+
+    def _camera(self) -> None:
+        with ui.dialog().props("persistent") as dialog, box("card dialog"):
+            box("camera", "video").props("autoplay playsinline muted")
+            with box("line"):
+                take = ui.button("Take the picture", on_click=dialog.close)
+                take.on("click", js_handler="() => takePicture()")
+                ui.button("Close", on_click=dialog.close).props("flat")
+        dialog.on("show", js_handler="() => openCamera()")
+        dialog.on("before-hide", js_handler="() => closeCamera()")
+        dialog.open()
+
+    def _refuse(self, reason: str) -> None:
+        self._result.clear()
+        with self._result:
+            text("p", f"No prediction: {reason}", "warn")
+
+    async def _tried(self, event: Any) -> None:
+        self._uploader.reset()
+        self._result.clear()
+        with self._result:
+            ui.spinner(size="lg")
+        bench = self._window.bench
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "picture")
+            await event.file.save(path)
+            prediction = await run.io_bound(bench.predict, path)
+            if isinstance(prediction, str):
+                self._refuse(prediction)
+                return
+            pictures = await run.io_bound(bench.pictures, path, prediction)
+        self._result.clear()
+        with self._result, box("two"):
+            with box("card"):
+                self._show_pictures(pictures, printable(event.file.name))
+            with box("card"):
+                self._show_classes(prediction)
+        if prediction.neighbors:
+            with self._result:
+                text("h2", "Most similar images")
+                with box("grid"):
+                    for each in prediction.neighbors:
+                        lines = printable(each.label), f"similarity {each.similarity:.2f}"
+                        row = bench.rows.get(each.path, -1)
+                        self._window.tile(row, *lines, path=each.path)
+
+    def _show_pictures(self, pictures: Sequence[bytes], name: str) -> None:
+        addresses = [
+            f"data:image/jpeg;base64,{base64.b64encode(each).decode()}" for each in pictures
+        ]
+        image = box("big", "img")
+        image.props.update(src=addresses[-1], alt=name)
+        text("p", name, "quiet")
+        if len(addresses) > 1:
+            ui.switch(
+                "Heat map: where the evidence lies",
+                value=True,
+                on_change=lambda event: image.props.update(src=addresses[event.value]),
+            )
+
+    def _show_classes(self, prediction: Prediction) -> None:
+        reason = prediction.rejection.reason if prediction.rejection else ""
+        if reason == "unlike":
+            text("p", "Unlike anything it learned", "warn says")
+        elif reason:
+            among = " or ".join(map(printable, prediction.rejection.classes))
+            text("p", f"Unsure: {among or 'none of the classes fits'}", "warn says")
+        if prediction.task == REGRESSION:
+            text("p", f"{printable(prediction.classes[0])}: {prediction.number:.4g}", "says")
+            return
+        top = prediction.top(5)
+        text("p", f"{printable(top[0][0])}, {top[0][1]:.0%}", "says")
+        for label, share in top:
+            with box("bar"):
+                text("span", printable(label))
+                text("span", f"{share:.1%}")
+                with box(tag="i"):
+                    box(tag="b").style(f"width: {share:.1%}")
+
+
+class Look:
+    """The map of the features and a list, filtered."""
+
+    def __init__(self, window: Window) -> None:
+        self._window, self._review = window, window.review
+        self._points, self._rows = window.review.feature_map()
+        self._corners = np.array([[0.0, 0.0], [1.0, 1.0]])  # of the visible part
+        self._filters: dict[str, Any] = {}
+        part = f"{len(self._rows):,} of {counted(len(self._review.predicted), 'image')}"
+        text("p", f"{part} by two principal components: scroll to zoom, click for details", "quiet")
+        splits = {int(each): SPLIT_NAMES[each] for each in np.unique(self._review.splits)}
+        labels = dict(enumerate(map(printable, self._review.classes)))
+        with box("line"):
+            for name, title, options in ("label", "Class", labels), ("split", "Split", splits):
+                select = ui.select(options, label=title, clearable=True).classes("select")
+                select.on_value_change(lambda event, name=name: self._filter(name, event.value))
+            ui.switch("Only mistakes").on_value_change(
+                lambda event: self._filter("only_mistakes", event.value)
+            )
+        self._chart = ui.echart(MAP_OPTIONS | {"series": []}).classes("map card")
+        self._chart.on_point_click(lambda event: window.show(event.data["row"]))
+        self._chart.on("chart:datazoom", self._zoom, ["batch"], throttle=0.3)
+        self._title = text("h2", "")
+        self._pages = Pages(lambda row: window.tile(int(row), self._describe(row)))
+        self._filter("label", None)
+
+    def _describe(self, row: int) -> str:
+        return describe(self._review, row, int(self._labels[row]))
+
+    def _filter(self, name: str, value: Any) -> None:
+        self._filters[name] = value
+        self._labels = self._review.current_labels()
+        self._selected = self._review.select(**self._filters)
+        self._title.text = counted(len(self._selected), "image")
+        self._pages.show(self._selected)
+        self._draw()
+
+    def _zoom(self, event: Any) -> None:
+        for each in event.args["batch"] or ():
+            self._corners[:, "xy".index(each["dataZoomId"])] = (
+                each["start"] / 100,
+                each["end"] / 100,
+            )
+        self._draw()
+
+    def _draw(self) -> None:
+        rows, points = self._rows, self._points
+        is_shown = np.isin(rows, self._selected)
+        series = [
+            {
+                "type": "scatter",
+                "name": printable(name),
+                "symbol": SYMBOLS[number % len(SYMBOLS)],
+                "symbolSize": 8,
+                "data": self._marks(np.flatnonzero(is_shown & (self._labels[rows] == number))),
+            }
+            for number, name in enumerate(self._review.classes)
+        ]
+        low, high = self._corners
+        inside = np.flatnonzero(is_shown & ((points >= low) & (points <= high)).all(axis=1))
+        cells = ((points[inside] - low) / (high - low) * 9).astype(int) @ (9, 1)  # a picture each
+        pictures = self._marks(inside[np.unique(cells, return_index=True)[1]])
+        for mark in pictures:
+            mark["symbol"] = f"image:///picture/{self._window.token}/{mark['row']}?side=64"
+        series.append({"type": "scatter", "symbolSize": 36, "z": 3, "data": pictures})
+        self._chart.options["series"] = series
+        self._chart.update()
+
+    def _marks(self, indices: Any) -> list[dict[str, Any]]:
+        paths = self._review.table.columns.paths
+        return [
+            {
+                "value": self._points[index].round(4).tolist(),
+                "name": f"{printable(paths[row])}\n{self._describe(row)}",
+                "row": int(row),
+            }
+            for index, row in zip(indices, self._rows[indices], strict=True)
+        ]
+
+
+AXIS = {"min": 0, "max": 1} | dict.fromkeys(("axisLabel", "axisTick", "splitLine"), {"show": False})
+MAP_OPTIONS = {
+    "animation": False,
+    "color": list(COLORS),
+    "grid": {"left": 12, "right": 12, "top": 40, "bottom": 12},
+    "legend": {"type": "scroll", "top": 4},
+    "tooltip": {"renderMode": "richText", "formatter": "{b}"},  # text on the canvas, never HTML
+    "xAxis": AXIS,
+    "yAxis": AXIS,
+    "dataZoom": [
+        {"type": "inside", "id": axis, f"{axis}AxisIndex": 0, "filterMode": "none"} for axis in "xy"
+    ],
+}
+
+
+class Mend:
+    """The queue of images to review, a key each.
+
+    ``shown`` numbers what the screen shows. A key names what was on the screen when it was pressed:
+    keys faster than the screen are for the images that were shown to follow, and for no others.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self._window, self._review = window, window.review
+        self._labels = window.review.labels.session()
+        self._items: list[QueueItem] = []
+        self._at, self._shown = -1, 0
+        self._rows_of: dict[int, list[int]] = {}  # shown -> the row, and those that follow
+        self._turn = asyncio.Lock()  # keys act in order
+        self._stamp: Any = None
+        classes = list(map(printable, self._review.classes))
+        with box() as self._root:
+            self._progress = text("h2", "Finding the images to review …")
+            with box("two"):
+                self._pictures = box()
+                with box("card"):
+                    self._reason = text("p", "", "says")
+                    self._path = text("p", "", "quiet")
+                    with box("line keys"):
+                        self._accept = self._button("Enter", "")
+                        self._keep = self._button("k", "")
+                    with box("line keys"):
+                        for number, name in enumerate(classes[:KEYS], start=1):
+                            self._button(str(number), name, "outline")
+                    if len(classes) > KEYS:
+                        other = ui.select(classes, label="Other class", with_input=True)
+                        other.classes("select").on_value_change(
+                            lambda event: self.press(classes.index(event.value), self._shown)
+                        )
+                    with box("line keys"):
+                        self._button("d", "Drop the image", "outline")
+                        self._button("u", "Undo", "outline")
+                    self._said = text("p", "", "saved").props("aria-live=polite")
+        ui.on("mend", lambda event: self.press(event.args["key"], event.args["shown"]))
+        ui.timer(0.01, self._load, once=True)
+        ui.timer(1, self._follow_others)
+
+    def _button(self, key: str, label: str, props: str = "") -> Any:
+        with ui.button().props(f"no-caps {props}") as button:
+            text("kbd", key)
+            button.words = text("span", label)
+        # A click must not leave the focus here: Enter would press this button again.
+        button.on("mousedown", js_handler="(event) => event.preventDefault()")
+        button.on("click", js_handler=f"() => pressMend({json.dumps(key)})")
+        return button
+
+    async def _load(self) -> None:
+        self._items = await run.io_bound(self._review.queue, reviewed=True)
+        await self._advance(0)
+
+    async def _follow_others(self) -> None:
+        """Show what other windows and programs wrote to the labels file."""
+        if self._items and self._file_stamp() != self._stamp:
+            async with self._turn:
+                await self._advance(0)
+
+    def _file_stamp(self) -> int:
+        path = self._labels.path
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    async def press(self, key: str | int, shown: int) -> None:
+        """Do what a key, or a class number, says of the image on the screen; show the next one."""
+        async with self._turn:
+            rows, steps = self._rows_of.get(shown, []), self._shown - shown
+            row = rows[steps] if steps < len(rows) else -1
+            if key in ("u", "U", "Backspace"):
+                said = await run.io_bound(self._undo)
+            elif self._at < 0 or self._items[self._at].row != row:
+                said = f"Not done, the picture had changed: press {key} again"
+            else:
+                said = await run.io_bound(self._apply, key, self._items[self._at])
+            self._said.text = said
+            if said.startswith("Saved"):
+                await self._advance(1)
+
+    def _apply(self, key: str | int, item: QueueItem) -> str:
+        """Write an edit; return what is on the disk then."""
+        classes, row = self._review.classes, item.row
+        path = printable(self._review.table.columns.paths[row])
+        label = key if isinstance(key, int) else int(key) - 1 if key.isdigit() else item.suggested
+        if key in ("k", "K", "ArrowRight"):
+            self._labels.keep(row)
+            return f"Saved: {path} keeps its label"
+        if key in ("d", "D"):
+            self._labels.drop(row)
+            return f"Saved: {path} is dropped"
+        if not 0 <= label < len(classes):
+            return "Nothing is suggested here" if label < 0 else f"There is no class {key}"
+        self._labels.relabel(row, label)
+        return f"Saved: {path} is {printable(classes[label])}"
+
+    def _undo(self) -> str:
+        row = self._labels.undo()
+        if row is None:
+            return "Nothing to undo in this window"
+        rows = [item.row for item in self._items]
+        self._at = (rows.index(row) if row in rows else self._at) - 1
+        return f"Saved: {printable(self._review.table.columns.paths[row])} is as before"
+
+    async def _advance(self, step: int) -> None:
+        """Show the first image that is not reviewed, ``step`` after the current one or later."""
+        self._stamp = self._file_stamp()
+        edits = await run.io_bound(self._labels.edits)
+        start, count = max(self._at + step, 0), len(self._items)
+        order = [*range(start, count), *range(start)]
+        left = [index for index in order if self._items[index].row not in edits]
+        self._progress.text = f"{count - len(left):,} of {counted(count, 'image')} reviewed"
+        if step == 0 and left and left[0] == self._at:
+            return
+        self._at = left[0] if left else -1
+        self._draw([self._items[index].row for index in left[: FOLLOWING + 1]])
+
+    def _draw(self, rows: list[int]) -> None:
+        self._shown += 1
+        self._rows_of[self._shown] = rows
+        self._rows_of.pop(self._shown - 50, None)
+        self._root.props["data-shown"] = self._shown
+        self._pictures.clear()  # new elements: an old picture never stays beside a new text
+        self._accept.set_visibility(False)
+        if not rows:
+            self._reason.text = "Nothing is left to review: Compare trains again with these labels"
+            self._path.text = ""
+            return
+        item, (paths, labels) = self._items[self._at], self._review.table.columns[:2]
+        with self._pictures:
+            with box("pair" if item.other >= 0 else ""):
+                for row in filter(lambda row: row >= 0, (item.row, item.other)):
+                    self._window.picture(row, "big", LARGE)
+            with box("grid strip"):
+                for row in rows[1:]:
+                    self._window.picture(row, side=LARGE)  # the browser has it when it is shown
+        self._reason.text = item.reason
+        self._path.text = printable(paths[item.row])
+        self._accept.set_visibility(item.suggested >= 0)
+        self._accept.words.text = printable(self._review.classes[item.suggested])
+        self._keep.words.text = f"Keep {printable(self._review.classes[labels[item.row]])}"
+
+
+class Compare:
+    """The run's heads; train again, and what that changes."""
+
+    def __init__(self, window: Window) -> None:
+        self._window, self._version = window, -1
+        self._table = box("scroll card")
+        with box("line keys"):
+            self._train = ui.button("Train again with these labels", on_click=self._start)
+            self._all = ui.switch("All heads of the run, which takes longer")
+            self._all.set_visibility(len(window.review.heads) > 1)
+        self._stage = text("p", "", "saved").props("aria-live=polite")
+        self._title = text("h2", "")
+        self._pages = Pages(self._tile)
+        self._adopt = ui.button("Go on with the new run").props("outline")
+        self._adopt.on_click(lambda: run.io_bound(window.bench.adopt))
+        ui.timer(0.3, self._follow)
+
+    async def _start(self) -> None:
+        await run.io_bound(self._window.bench.train, all_heads=self._all.value)
+
+    def _follow(self) -> None:
+        """Show the state of the training, which another window may have started."""
+        bench = self._window.bench
+        if bench.version == self._version:
+            return
+        self._version = bench.version
+        self._stage.text = f"Training, {bench.stage}" if bench.stage else ""
+        self._train.set_enabled(not bench.stage)
+        self._adopt.set_visibility(bench.trained is not None)
+        header, cells = bench.table()
+        self._table.clear()
+        with self._table:
+            with box(tag="table"):
+                for tag, rows in ("th", [header]), ("td", cells):
+                    for row in rows:
+                        with box(tag="tr"):
+                            for cell in row:
+                                text(tag, cell)
+            for notice in bench.comparison.notices if bench.comparison else ():
+                text("p", notice, "quiet")
+        images = bench.comparison.images if bench.comparison else ()
+        self._title.text = f"{counted(len(images), 'image')} changed" if bench.comparison else ""
+        self._pages.show(images)
+
+    def _tile(self, change: ImageChange) -> None:
+        pairs = {
+            "label": (change.old_label, change.new_label),
+            "head": (change.old_predicted, change.new_predicted),
+        }
+        lines = [
+            f"{name}: {' → '.join(dict.fromkeys(printable(each or 'none') for each in pair))}"
+            for name, pair in pairs.items()
+        ]
+        if change.was_correct != change.is_correct and change.is_correct is not None:
+            lines.append("now right" if change.is_correct else "now wrong")
+        self._window.tile(change.row, *lines, path=change.path)

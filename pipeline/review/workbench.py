@@ -1,0 +1,181 @@
+"""What one works with for a while: a run, its review, its model, and what training again changed."""
+
+import io
+import secrets
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.api import predict_images
+from pipeline.errors import PipelineError
+from pipeline.images.decode import decode
+from pipeline.images.scan import Skipped
+from pipeline.images.sets import Name
+from pipeline.models.config import PredictConfig
+from pipeline.models.image_predictions import Prediction
+from pipeline.models.predictor import Predictor, open_predictor
+from pipeline.models.runs import find_bundle
+from pipeline.review.retraining import retrain
+from pipeline.review.review import Review, open_review
+from pipeline.review.run_comparison import RunComparison, compare_runs
+from pipeline.text import counted, printable
+
+NEIGHBORS = 6  # a row of pictures
+LARGE = 640  # pixels
+
+
+@dataclass
+class Workbench:
+    """A run, for several threads: without its cache `predict` works, without its model the rest.
+
+    Attributes
+    ----------
+    review, predictor : or the reason why there is none.
+    trained, comparison : the run that was trained last, and its comparison with ``review``.
+    stage : what the training does now; empty if none runs.
+    version : increases whenever one of these changes.
+    token : names this review in the addresses of its pictures.
+    """
+
+    run: Path
+    review: Review | str
+    predictor: Predictor | str
+    trained: Review | None = None
+    comparison: RunComparison | None = None
+    stage: str = ""
+    version: int = 0
+    token: str = field(default_factory=secrets.token_hex)
+
+    def __post_init__(self) -> None:
+        self._predicting, self._training = threading.Lock(), threading.Lock()
+        paths = self.review.table.columns.paths if isinstance(self.review, Review) else []
+        self.rows = {path: row for row, path in enumerate(paths)}
+
+    def warm_up(self) -> None:
+        """Load the base and predict a black image, so that the first picture takes no seconds."""
+        if isinstance(model := self.predictor, Predictor):
+            black = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
+            try:
+                with self._predicting:
+                    model.outputs(black, [bytes(32)])
+            except PipelineError as error:
+                self.predictor = str(error)
+
+    def predict(self, path: Path) -> Prediction | str:
+        """Return the prediction for an image file, or the reason why there is none."""
+        if isinstance(self.predictor, str):
+            return self.predictor
+        try:
+            with self._predicting:
+                prediction = next(iter(predict_images(path, model=self.predictor)))
+        except PipelineError as error:
+            return str(error)
+        return prediction.reason if isinstance(prediction, Skipped) else prediction
+
+    def pictures(self, path: Path, prediction: Prediction) -> list[bytes]:
+        """Return a JPEG of an image file, and if it has a heat map, one with the map on it."""
+        assert isinstance(self.predictor, Predictor)
+        pixels = decode(
+            path.read_bytes(), image_size=LARGE, resize="pad", range=self.predictor.range
+        )
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        return [buffer.getvalue()]
+
+    def train(self, *, all_heads: bool = False) -> None:
+        """Train again with the labels file, and compare; raises the errors of `retrain`."""
+        assert isinstance(self.review, Review)
+        if self._training.acquire(blocking=False):
+            try:
+                self._report("starting", 0, 0)
+                heads = self.review.heads if all_heads else None
+                run = retrain(self.review, heads=heads, progress=self._report)
+                old = self.review
+                trained = open_review(run, cache_dir=old.cache_dir, images=old.images)
+                self.comparison, self.trained = compare_runs(old, trained), trained
+            finally:
+                self._report("", 0, 0)
+                self._training.release()
+
+    def adopt(self) -> None:
+        """Go on with the run that was trained last."""
+        if (trained := self.trained) is not None:
+            self.run, self.review, self.trained, self.comparison = trained.run, trained, None, None
+            self.predictor = _open_model(self.run, trained.cache_dir)
+            self.__post_init__()
+            self.token = secrets.token_hex()
+            self.warm_up()
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and cells: the run's heads, beside those of the run trained last."""
+        assert isinstance(self.review, Review)
+        if self.comparison is None:
+            rows = self.review.document["rows"]
+            cells = [[*map(printable, (row["head"], row["input"])), accuracy(row)] for row in rows]
+            return ["head", "input", "accuracy"], cells
+        cells = []
+        for change in self.comparison.rows:
+            both = [row and row["test_accuracy"] for row in (change.old, change.new)]
+            difference = "" if None in both else f"{(both[1] - both[0]) * 100:+.1f} points"
+            names = [printable(change.head), printable(change.input)]
+            cells.append([*names, accuracy(change.old), accuracy(change.new), difference])
+        return ["head", "input", "before", "after", "difference"], cells
+
+    def _report(self, stage: str, done: int, total: int) -> None:
+        self.stage = f"{stage}: {done} of {total}" if total else stage
+        self.version += 1
+
+
+def _open_model(run: Path, cache_dir: Path) -> Predictor | str:
+    config = PredictConfig(cache_dir=cache_dir, explain=True, neighbors=NEIGHBORS, reject=True)
+    try:
+        return open_predictor(find_bundle(run), config)
+    except PipelineError as error:
+        return str(error)
+
+
+def open_workbench(
+    run: Path,
+    *,
+    labels: Path | None = None,
+    cache_dir: Path = Path("cache"),
+    images: Name | None = None,
+) -> Workbench:
+    """Open a run; parameters as for `open_review`, whose error is raised without a model too."""
+    predictor = _open_model(run, cache_dir)
+    try:
+        review: Review | str = open_review(run, labels=labels, cache_dir=cache_dir, images=images)
+    except PipelineError as error:
+        if isinstance(predictor, str):
+            raise
+        review = str(error)
+    return Workbench(run, review, predictor)
+
+
+def accuracy(row: Any) -> str:
+    """Format the test accuracy of a row of results.json with its interval: '94.2 % (92.6–95.5)'."""
+    if row is None or row["test_accuracy"] is None:
+        return "–"
+    low, high = row["test_low"], row["test_high"]
+    interval = "" if low is None else f" ({low * 100:.1f}–{high * 100:.1f})"
+    return f"{row['test_accuracy'] * 100:.1f} %{interval}"
+
+
+def summarize(review: Review) -> str:
+    """Return one line on a review: images, classes, and the recommended head's accuracy."""
+    images, classes = counted(len(review.predicted), "image"), len(review.classes)
+    head = f"{printable(review.row['head'])} {accuracy(review.row)}"
+    return f"{images} in {counted(classes, 'class', 'classes')}, {head}"
+
+
+def describe(review: Review, row: int, label: int) -> str:
+    """Return what an image is labelled, -1 for dropped, and predicted: 'cats, predicted dogs 98 %'."""
+    name = printable(review.classes[label]) if label >= 0 else "dropped"
+    predicted = int(review.predicted[row])
+    if predicted < 0:
+        return name
+    return f"{name}, predicted {printable(review.classes[predicted])} {review.probability[row]:.0%}"
