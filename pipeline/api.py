@@ -427,6 +427,8 @@ def predict_images(
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
         model = open_predictor(path, config)
+    elif config.explain:
+        raise UsageError(f"heat maps are of saved heads; {printable(model.name)} is a network")
     choose_range(
         FolderSource(Path()), paths, model.range
     )  # warns of images that do not fit the model's range

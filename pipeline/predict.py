@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import cli
+from pipeline.config import path_argument
 from pipeline.errors import CannotCreateError, UsageError
 from pipeline.models.config import PredictConfig
 from pipeline.spec import CLASSES
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
+    from pipeline.report.overlays import OverlayFolder
     from pipeline.report.prediction_formats import Tally
 
 log = logging.getLogger("pipeline")
@@ -55,13 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{predictions.model.task}: leave it out"
         )
     arguments.top = arguments.top or DEFAULT_TOP
+    overlays = _overlay_folder(arguments, predictions.model)
     out = sys.stdout  # rich replaces it during a progress bar and writes to stderr
     progress = None if out.isatty() else cli.ProgressBar("predicting", unit="image")
     with progress or nullcontext() as bar:  # on a terminal the rows show the progress
         tally = Tally(predictions, progress=bar)
-        for text in _output(tally, arguments, sheet):
+        for text in _output(tally, arguments, sheet, overlays):
             out.write(text)
             out.flush()
+    if overlays is not None:
+        overlays.log_summary()
     if sheet is not None:
         from pipeline.durable import make_folder
         from pipeline.report.sheets import write_contact_sheet
@@ -106,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet")
+    parser.add_argument(
+        "--explain-dir",
+        type=path_argument,
+        metavar="FOLDER",
+        help="new folder of the PNG files of --explain (default: results/<time>-heatmaps)",
+    )
     cli.add_options(parser, PredictConfig)
     ready = parser.add_argument_group("a network trained on ImageNet, instead of a head")
     ready.add_argument(
@@ -124,11 +135,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.top is not None and arguments.top < 1:
         raise UsageError(f"--top needs at least 1; received {arguments.top}")
     if arguments.imagenet:
-        for name in ("model", "head", "base", "preprocessing"):
-            if getattr(arguments, name) is not None:
+        for name in ("model", "head", "base", "preprocessing", "explain"):
+            if getattr(arguments, name) not in (None, False):
                 raise UsageError(f"--imagenet uses a ready-made network: leave out --{name}")
     elif arguments.labels is not None:
         raise UsageError("--labels is for --imagenet; a head has its own classes: leave it out")
+    if arguments.explain_dir is not None and not arguments.explain:
+        raise UsageError("--explain-dir is for heat maps: add --explain")
     if arguments.sheet is not None and arguments.sheet.suffix.lower() != ".png":
         raise UsageError(f"--sheet names a PNG file; received {printable(arguments.sheet)}")
 
@@ -141,7 +154,12 @@ def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
         yield from split_list(sys.stdin.buffer.read()) if name == "-" else [name]
 
 
-def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
+def _output(
+    tally: "Tally",
+    arguments: argparse.Namespace,
+    sheet: Path | None,
+    overlays: "OverlayFolder | None",
+) -> Iterator[str]:
     """Yield the text for stdout, part by part, while predictions are computed."""
     from pipeline.report.prediction_formats import (
         csv_lines,
@@ -154,11 +172,12 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
     predictions = tally.predictions
     classes = predictions.model.classes
     top = min(arguments.top, len(classes))
+    items = tally if overlays is None else overlays.write(tally)
     if not (arguments.csv or arguments.json):
         if predictions.model.task == CLASSES:
-            yield from table_lines(tally, paths=predictions.paths, classes=classes, top=top)
+            yield from table_lines(items, paths=predictions.paths, classes=classes, top=top)
         else:
-            yield from target_lines(tally, paths=predictions.paths, classes=classes)
+            yield from target_lines(items, paths=predictions.paths, classes=classes)
         if summary := "".join(summary_lines(tally)):
             yield f"\n{summary}"
         return
@@ -166,10 +185,10 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
     if isinstance(sys.stdout, io.TextIOWrapper):  # for programs: UTF-8, and names byte for byte
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     if arguments.csv:
-        yield from csv_lines(tally, top=top, named=printable if to_terminal else os.fsdecode)
+        yield from csv_lines(items, top=top, named=printable if to_terminal else os.fsdecode)
         return
     yield from json_parts(
-        tally,
+        items,
         top=top,
         head={"model": predictions.model.describe()},
         tail=lambda: {
@@ -179,6 +198,16 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
             "sheet": None if sheet is None else os.fspath(sheet),
         },
     )
+
+
+def _overlay_folder(arguments: argparse.Namespace, model: Any) -> "OverlayFolder | None":
+    """Return the folder of the heat maps, or None without ``--explain``."""
+    if not arguments.explain:
+        return None
+    from pipeline.report.overlays import OverlayFolder
+
+    path = arguments.explain_dir or Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-heatmaps")
+    return OverlayFolder(path, model.resize, model.range)
 
 
 def _sheet_path(arguments: argparse.Namespace) -> Path | None:

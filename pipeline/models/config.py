@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.bases.config import BATCH_SIZE
 from pipeline.bases.registry import FILE_SUFFIXES, PREPROCESSING_POLICIES, find_base
 from pipeline.config import Config, count, documented, fraction, option
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.models.image_predictions import ImageClassifier
@@ -91,3 +92,7 @@ class PredictConfig(Config):
         super().__post_init__()
         if self.base is not None and not self.base.endswith(FILE_SUFFIXES):
             object.__setattr__(self, "base", find_base(self.base).name)
+        if self.explain_method != AUTO and not self.explain:
+            raise UsageError(
+                f"--explain-method {self.explain_method} is for heat maps: add --explain"
+            )

@@ -197,10 +197,18 @@ def _target_csv(
     for index, prediction in enumerate(predictions):
         is_number = prediction.task == REGRESSION
         names = [named(name) for name in prediction.classes]
+        details = _csv_details(prediction, named)
         if not index:
-            yield _to_csv(["path", *([] if is_number else ["labels"]), *names])
+            yield _to_csv(["path", *([] if is_number else ["labels"]), *names, *details])
         labels = [] if is_number else [LABEL_SEPARATOR.join(named(n) for n, _ in prediction.labels)]
-        yield _to_csv([named(prediction.path), *labels, *prediction.probabilities.tolist()])
+        values = [named(prediction.path), *labels, *prediction.probabilities.tolist()]
+        yield _to_csv([*values, *details.values()])
+
+
+def _csv_details(prediction: Prediction, named: Callable[[str | bytes], str]) -> dict[str, Any]:
+    """Return the columns of what was requested besides the prediction."""
+    heatmap = prediction.heatmap
+    return {} if heatmap is None else {"heatmap": named(heatmap.file)}
 
 
 def csv_lines(
@@ -215,12 +223,13 @@ def csv_lines(
         return
     names = ["path", "label", "probability", "margin"]
     names += [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
-    titles = _to_csv(names)
+    titles = _to_csv([*names, *(_csv_details(first, named) if first else ())])
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
         values = [named(prediction.path), named(label), probability, prediction.margin]
         for name, share in others:
             values += [named(name), share]
+        values += _csv_details(prediction, named).values()
         yield titles + _to_csv(values)
         titles = ""
 
@@ -246,6 +255,9 @@ def json_parts(
             }
         else:
             record |= _target_record(prediction)
+        if prediction.heatmap is not None:
+            values = prediction.heatmap.values.tolist()
+            record["heatmap"] = {**vars(prediction.heatmap), "values": values}
         yield prefix + _to_json({**record, "cached": prediction.cached})
         prefix = ",\n"
     yield "\n], " + _to_json(tail())[1:] + "\n"

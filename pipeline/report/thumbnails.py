@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from pipeline.cache.file import FeatureTable
@@ -70,19 +68,10 @@ def _make_thumbnail(source: ImageSource, path: bytes, digest: bytes, range: str)
     if hashlib.sha256(data).digest() != digest:
         return Thumbnail(reason="the file has changed")
     try:
-        pixels = _crop_bars(decode(data, image_size=LONGER_SIDE, resize="pad", range=range))
+        pixels = decode(data, image_size=LONGER_SIDE, resize="contain", range=range)
     except UnreadableImage:
         return Thumbnail(reason="the file cannot be read")
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Thumbnail(address=f"data:image/jpeg;base64,{encoded}")
-
-
-def _crop_bars(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Crop the black bars that make a picture square: (S, S, 3) -> (H, W, 3)."""
-    is_lit = pixels.max(axis=2) > 0  # (S, S)
-    rows, columns = np.flatnonzero(is_lit.any(axis=1)), np.flatnonzero(is_lit.any(axis=0))
-    if not len(rows):  # all black
-        return pixels
-    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
