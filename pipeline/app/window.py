@@ -22,9 +22,9 @@ from pipeline.images.scan import SPLIT_NAMES
 from pipeline.images.source import MAX_FILE
 from pipeline.local_server import serve
 from pipeline.models.image_predictions import Prediction
-from pipeline.review.queue import QueueItem
 from pipeline.review.review import Review
 from pipeline.review.run_comparison import ImageChange
+from pipeline.review.walk import Walk
 from pipeline.review.workbench import LARGE, Workbench, describe, summarize
 from pipeline.spec import REGRESSION
 from pipeline.text import counted, file_size, printable
@@ -34,7 +34,6 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#00
 SYMBOLS = ("circle", "triangle", "rect", "diamond", "pin")
 PER_PAGE = 24
 KEYS = 9  # classes with a key
-FOLLOWING = 6  # images shown below that of Mend
 MISSING = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 200"><text x="100" y="104" '
     'text-anchor="middle" font-family="sans-serif" font-size="13" fill="#56636f">{}</text></svg>'
@@ -81,7 +80,7 @@ def box(classes: str = "", tag: str = "div") -> Any:
 
 def warn(error: Exception | str) -> None:
     """Show an expected failure as one sentence."""
-    if isinstance(error, Exception) and not isinstance(error, PipelineError):
+    if not isinstance(error, PipelineError | str):
         error = "This failed; the terminal says why"
     ui.notify(str(error), type="warning", multi_line=True, timeout=10_000, close_button="Close")
 
@@ -366,7 +365,9 @@ class Look:
         ]
 
 
-AXIS = {"min": 0, "max": 1} | dict.fromkeys(("axisLabel", "axisTick", "splitLine"), {"show": False})
+AXIS = {"min": 0, "max": 1} | {
+    name: {"show": False} for name in ("axisLabel", "axisTick", "splitLine")
+}
 MAP_OPTIONS = {
     "animation": False,
     "color": list(COLORS),
@@ -382,20 +383,12 @@ MAP_OPTIONS = {
 
 
 class Mend:
-    """The queue of images to review, a key each.
-
-    ``shown`` numbers what the screen shows. A key names what was on the screen when it was pressed:
-    keys faster than the screen are for the images that were shown to follow, and for no others.
-    """
+    """The queue of images to review, a key each."""
 
     def __init__(self, window: Window) -> None:
         self._window, self._review = window, window.review
-        self._labels = window.review.labels.session()
-        self._items: list[QueueItem] = []
-        self._at, self._shown = -1, 0
-        self._rows_of: dict[int, list[int]] = {}  # shown -> the row, and those that follow
         self._turn = asyncio.Lock()  # keys act in order
-        self._stamp: Any = None
+        self._walk: Walk | None = None
         classes = list(map(printable, self._review.classes))
         with box() as self._root:
             self._progress = text("h2", "Finding the images to review …")
@@ -411,17 +404,16 @@ class Mend:
                         for number, name in enumerate(classes[:KEYS], start=1):
                             self._button(str(number), name, "outline")
                     if len(classes) > KEYS:
-                        other = ui.select(classes, label="Other class", with_input=True)
-                        other.classes("select").on_value_change(
-                            lambda event: self.press(classes.index(event.value), self._shown)
-                        )
+                        other = ui.select(dict(enumerate(classes, start=1)), label="Other class")
+                        other.props("use-input").classes("select")
+                        other.on_value_change(lambda event: self._press(str(event.value)))
                     with box("line keys"):
                         self._button("d", "Drop the image", "outline")
                         self._button("u", "Undo", "outline")
                     self._said = text("p", "", "saved").props("aria-live=polite")
-        ui.on("mend", lambda event: self.press(event.args["key"], event.args["shown"]))
-        ui.timer(0.01, self._load, once=True)
-        ui.timer(1, self._follow_others)
+        ui.on("mend", lambda event: self._press(**event.args))
+        ui.timer(0.01, self._start, once=True)
+        ui.timer(1, self._follow)
 
     def _button(self, key: str, label: str, props: str = "") -> Any:
         with ui.button().props(f"no-caps {props}") as button:
@@ -432,96 +424,46 @@ class Mend:
         button.on("click", js_handler=f"() => pressMend({json.dumps(key)})")
         return button
 
-    async def _load(self) -> None:
-        self._items = await run.io_bound(self._review.queue, reviewed=True)
-        await self._advance(0)
+    async def _start(self) -> None:
+        self._walk = await run.io_bound(Walk, self._review)
+        self._draw(self._walk)
 
-    async def _follow_others(self) -> None:
-        """Show what other windows and programs wrote to the labels file."""
-        if self._items and self._file_stamp() != self._stamp:
+    async def _follow(self) -> None:
+        if (walk := self._walk) is not None:
             async with self._turn:
-                await self._advance(0)
+                if await run.io_bound(walk.refresh):
+                    self._draw(walk)
 
-    def _file_stamp(self) -> int:
-        path = self._labels.path
-        return path.stat().st_mtime_ns if path.exists() else 0
+    async def _press(self, key: str, shown: int | None = None) -> None:
+        if (walk := self._walk) is not None:
+            async with self._turn:
+                shown = walk.shown if shown is None else shown
+                self._said.text = await run.io_bound(walk.press, key, shown)
+                self._draw(walk)
 
-    async def press(self, key: str | int, shown: int) -> None:
-        """Do what a key, or a class number, says of the image on the screen; show the next one."""
-        async with self._turn:
-            rows, steps = self._rows_of.get(shown, []), self._shown - shown
-            row = rows[steps] if steps < len(rows) else -1
-            if key in ("u", "U", "Backspace"):
-                said = await run.io_bound(self._undo)
-            elif self._at < 0 or self._items[self._at].row != row:
-                said = f"Not done, the picture had changed: press {key} again"
-            else:
-                said = await run.io_bound(self._apply, key, self._items[self._at])
-            self._said.text = said
-            if said.startswith("Saved"):
-                await self._advance(1)
-
-    def _apply(self, key: str | int, item: QueueItem) -> str:
-        """Write an edit; return what is on the disk then."""
-        classes, row = self._review.classes, item.row
-        path = printable(self._review.table.columns.paths[row])
-        label = key if isinstance(key, int) else int(key) - 1 if key.isdigit() else item.suggested
-        if key in ("k", "K", "ArrowRight"):
-            self._labels.keep(row)
-            return f"Saved: {path} keeps its label"
-        if key in ("d", "D"):
-            self._labels.drop(row)
-            return f"Saved: {path} is dropped"
-        if not 0 <= label < len(classes):
-            return "Nothing is suggested here" if label < 0 else f"There is no class {key}"
-        self._labels.relabel(row, label)
-        return f"Saved: {path} is {printable(classes[label])}"
-
-    def _undo(self) -> str:
-        row = self._labels.undo()
-        if row is None:
-            return "Nothing to undo in this window"
-        rows = [item.row for item in self._items]
-        self._at = (rows.index(row) if row in rows else self._at) - 1
-        return f"Saved: {printable(self._review.table.columns.paths[row])} is as before"
-
-    async def _advance(self, step: int) -> None:
-        """Show the first image that is not reviewed, ``step`` after the current one or later."""
-        self._stamp = self._file_stamp()
-        edits = await run.io_bound(self._labels.edits)
-        start, count = max(self._at + step, 0), len(self._items)
-        order = [*range(start, count), *range(start)]
-        left = [index for index in order if self._items[index].row not in edits]
-        self._progress.text = f"{count - len(left):,} of {counted(count, 'image')} reviewed"
-        if step == 0 and left and left[0] == self._at:
+    def _draw(self, walk: Walk) -> None:
+        self._progress.text = walk.progress
+        if self._root.props.get("data-shown") == walk.shown:
             return
-        self._at = left[0] if left else -1
-        self._draw([self._items[index].row for index in left[: FOLLOWING + 1]])
-
-    def _draw(self, rows: list[int]) -> None:
-        self._shown += 1
-        self._rows_of[self._shown] = rows
-        self._rows_of.pop(self._shown - 50, None)
-        self._root.props["data-shown"] = self._shown
+        self._root.props["data-shown"] = walk.shown
         self._pictures.clear()  # new elements: an old picture never stays beside a new text
-        self._accept.set_visibility(False)
-        if not rows:
+        item, columns = walk.item, self._review.table.columns
+        self._accept.set_visibility(item is not None and item.suggested >= 0)
+        if item is None:
             self._reason.text = "Nothing is left to review: Compare trains again with these labels"
             self._path.text = ""
             return
-        item, (paths, labels) = self._items[self._at], self._review.table.columns[:2]
         with self._pictures:
             with box("pair" if item.other >= 0 else ""):
-                for row in filter(lambda row: row >= 0, (item.row, item.other)):
+                for row in (item.row, item.other)[: 1 + (item.other >= 0)]:
                     self._window.picture(row, "big", LARGE)
             with box("grid strip"):
-                for row in rows[1:]:
+                for row in walk.rows[1:]:
                     self._window.picture(row, side=LARGE)  # the browser has it when it is shown
         self._reason.text = item.reason
-        self._path.text = printable(paths[item.row])
-        self._accept.set_visibility(item.suggested >= 0)
+        self._path.text = printable(columns.paths[item.row])
         self._accept.words.text = printable(self._review.classes[item.suggested])
-        self._keep.words.text = f"Keep {printable(self._review.classes[labels[item.row]])}"
+        self._keep.words.text = f"Keep {printable(self._review.classes[columns.labels[item.row]])}"
 
 
 class Compare:

@@ -48,6 +48,8 @@ log = logging.getLogger("pipeline")
 def compare_heads(
     caches: Path | str | Sequence[Path | str] | Any,
     config: ClassifyConfig | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Comparison:
     """Compare heads on cached features of the same classes.
@@ -59,7 +61,8 @@ def compare_heads(
 
     The audit runs when ``notices`` or ``findings`` of the comparison is first read.
 
-    ``options`` are fields of `ClassifyConfig`, instead of a config or to change it.
+    ``progress`` is called with the stage, the fits done and the fits in all. ``options`` are fields
+    of `ClassifyConfig`, instead of a config or to change it.
 
     Raises NoInputError, BadDataError or UsageError.
 
@@ -75,9 +78,10 @@ def compare_heads(
     config.requests  # noqa: B018 - a misspelt name raises before caches are read
     if is_frame(caches):
         tables = [table_of_frame(caches, config.task or CLASSES)]
-        return compare_on_caches(split_tables(tables, config), replace(config, keep=False))
+        opened, config = split_tables(tables, config), replace(config, keep=False)
+        return compare_on_caches(opened, config, progress)
     paths = [caches] if isinstance(caches, str | Path) else caches
-    return compare_on_caches(open_caches([Path(path) for path in paths], config), config)
+    return compare_on_caches(open_caches([Path(path) for path in paths], config), config, progress)
 
 
 def compare_on_caches(
@@ -85,10 +89,7 @@ def compare_on_caches(
     config: ClassifyConfig,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
-    """Compare heads on caches of `open_caches`; raises as `compare_heads`.
-
-    ``progress`` is called with the stage, the fits done and the fits in all.
-    """
+    """Compare heads on caches of `open_caches`; raises and reports as `compare_heads`."""
     task = opened[0].table.task
     config = replace(config, task=task)
     requests = config.requests

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,29 +109,38 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[in
     edits: list[dict[int, tuple[int, str]]] = [{} for _ in tables]
     lookup = ImageLookup([table.columns for table in tables])
     for line, record in read_records(path, option="--labels", values=("new_label", "drop")):
-        new_label, answer = record["new_label"], record["drop"].strip().lower()
-        if answer not in DROP | KEEP:
-            received = printable(record["drop"])
-            raise BadDataError(f"{line}: drop: expected yes or empty; received {received!r}")
-        drop = answer in DROP
-        if drop and new_label:
-            raise BadDataError(f"{line} both drops and relabels the image; leave one empty")
-        if not drop and not new_label:
+        if not has_edit(record, line):
             continue
         for table, edit, rows in zip(
             tables, edits, lookup.find_or_raise(record, line), strict=True
         ):
             if rows:
-                number = DROPPED if drop else _class_number(new_label, table.classes, line)
-                assign(number, rows, line, edit, table.columns)
+                assign(edited_label(record, table.classes, line), rows, line, edit, table.columns)
     return [{row: number for row, (number, _) in edit.items()} for edit in edits]
 
 
-def _class_number(name: str, classes: tuple[str, ...], line: str) -> int:
+def has_edit(record: Mapping[str, str], line: str) -> bool:
+    """Return whether a record drops or relabels its image; raises BadDataError if it does both."""
+    drop = record["drop"].strip().lower()
+    if drop not in DROP | KEEP:
+        received = printable(record["drop"])
+        raise BadDataError(f"{line}: drop: expected yes or empty; received {received!r}")
+    if drop in DROP and record["new_label"]:
+        raise BadDataError(f"{line} both drops and relabels the image; leave one empty")
+    return drop in DROP or bool(record["new_label"])
+
+
+def edited_label(record: Mapping[str, str], classes: tuple[str, ...], line: str) -> int:
+    """Return the class number of a record with an edit, or `DROPPED`."""
+    return class_number(record["new_label"], classes, line) if record["new_label"] else DROPPED
+
+
+def class_number(name: str, classes: tuple[str, ...], line: str) -> int:
+    """Return the number of a class as `printable` writes it; BadDataError, with the line."""
     if name in classes:
         return classes.index(name)
     spelling = composed(name.strip())
-    spellings = [{composed(each), composed(printable(each))} for each in classes]
+    spellings = [{composed(each.strip()), composed(printable(each).strip())} for each in classes]
     numbers = [number for number, of_class in enumerate(spellings) if spelling in of_class]
     if len(numbers) == 1:
         return numbers[0]

@@ -123,12 +123,14 @@ class HeadPredictions:
     ----------
     rows : (n,) row numbers in the cache.
     keys : (n,) void, SHA-256 of each image file.
+    paths : (n,) paths of the image files, relative to the image root.
     labels : (n,) true classes; of another task as in `truth_of`.
     scores : (n, K) float64 probabilities, or the numbers of a regression (n, 1).
     """
 
     rows: npt.NDArray[np.int64]
     keys: npt.NDArray[np.void]
+    paths: npt.NDArray[np.bytes_]
     labels: npt.NDArray[Any]
     scores: npt.NDArray[np.float64]
 
@@ -148,7 +150,11 @@ class HeadPredictions:
 
 _NO_ROWS = np.empty(0, np.int64)
 NO_PREDICTIONS = HeadPredictions(
-    rows=_NO_ROWS, keys=np.empty(0, "V32"), labels=_NO_ROWS, scores=np.empty((0, 1))
+    rows=_NO_ROWS,
+    keys=np.empty(0, "V32"),
+    paths=np.empty(0, "S1"),
+    labels=_NO_ROWS,
+    scores=np.empty((0, 1)),
 )
 
 

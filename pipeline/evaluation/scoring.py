@@ -245,6 +245,7 @@ def _predictions(
     return HeadPredictions(
         rows=images,
         keys=columns.digests[images],
+        paths=columns.paths[images],
         labels=labels[images],
         scores=np.concatenate([scores for _, scores in parts])[order],
     )

@@ -40,7 +40,7 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
         if head is not None:
             raise UsageError(f"{printable(run)} is a model: leave out --head {printable(head)}")
         return run
-    rows, not_saved = _read_results(run / "results.json")
+    document, rows = read_results(run)
     saved = [row for row in rows if row["model"]]
     names = ", ".join(dict.fromkeys(printable(row["head"]) for row in saved)) or "none"
     if head is None:
@@ -55,7 +55,11 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
         raise UsageError(f"{printable(run)}: {problem}; saved heads: {names}")
     if not chosen["model"]:
         identity = {name: chosen[name] for name in ROW_IDENTITY}
-        reasons = (entry.get("reason") for entry in not_saved if identity.items() <= entry.items())
+        reasons = (
+            entry.get("reason")
+            for entry in document["not_saved"]
+            if identity.items() <= entry.items()
+        )
         raise NotSavedError(
             f"{printable(run)}: {printable(chosen['head'])} was not saved "
             f"({printable(str(next(reasons, 'by an older version')))}); saved heads: {names}"
@@ -65,7 +69,7 @@ def find_bundle(run: Path, head: str | None = None) -> Path:
 
 def saved_bundles(run: Path) -> list[Path]:
     """Return the bundle files of a run in the order of its table, the best on validation first."""
-    return [_model_path(run, row) for row in _read_results(run / "results.json")[0] if row["model"]]
+    return [_model_path(run, row) for row in read_results(run)[1] if row["model"]]
 
 
 def _model_path(run: Path, row: Mapping[str, Any]) -> Path:
@@ -118,8 +122,12 @@ def _names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     return row["head"], f"{row['head']}:{row['input']}", Path(row["model"]).stem
 
 
-def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of a results.json, and its entries of heads that were not saved."""
+def read_results(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the ``run`` and the rows of a run's results.json.
+
+    Raises NoInputError if there is none, BadDataError if it is not one of classify.
+    """
+    path = run / "results.json"
     if not path.parent.exists():
         raise NoInputError(f"{printable(path.parent)} does not exist: name a run or saved model")
     if not path.is_file():
@@ -129,7 +137,8 @@ def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     try:
         document = json.loads(path.read_text("utf-8"))
         rows = [{"model": "", **row} for row in document["rows"]]
-        not_saved = [dict(entry) for entry in document["run"].get("not_saved", [])]
+        about = {"not_saved": [], **document["run"]}
+        about["not_saved"] = [dict(entry) for entry in about["not_saved"]]
         for row in rows:
             texts = [row[name] for name in ("model", *ROW_IDENTITY)]
             if not all(isinstance(text, str) for text in texts) or "recommended" not in row:
@@ -140,4 +149,4 @@ def _read_results(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
                 raise ValueError(row)  # the path is outside the run
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BadDataError(f"{printable(path)} is not a results.json of classify") from error
-    return rows, not_saved
+    return about, rows

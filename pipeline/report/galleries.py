@@ -157,11 +157,11 @@ def read_images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]
     return [{"path": table.columns.paths[row], "thumbnail": thumbnails[row]} for row in rows]
 
 
-def spread_rows(labels: Rows) -> Rows:
-    """Return at most `MAX_POINTS` rows (n,), ascending, spread evenly over the classes."""
+def spread_rows(labels: Rows, most: int = MAX_POINTS) -> Rows:
+    """Return at most ``most`` rows (n,), ascending, spread evenly over the classes."""
     by_class = np.argsort(labels, kind="stable")
-    if len(labels) > MAX_POINTS:
-        by_class = by_class[np.linspace(0, len(labels) - 1, MAX_POINTS).round().astype(np.int64)]
+    if len(labels) > most:
+        by_class = by_class[np.linspace(0, len(labels) - 1, most).round().astype(np.int64)]
     return np.sort(by_class)
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from pipeline.durable import check_writable, write_durably
 from pipeline.errors import CannotCreateError
 from pipeline.evaluation.label_edits import write_suspects
+from pipeline.evaluation.predictions_file import PREDICTIONS, write_predictions
 from pipeline.evaluation.result import Comparison, Setting, without_nan
 from pipeline.evaluation.table import explain_views, markdown_table
 from pipeline.evaluation.tasks import TASKS
@@ -49,6 +50,8 @@ def write_run(
     comparison = _save_models(comparison, folder, save)
     _write_tables(replace(comparison, audit=None), folder, command)
     _write_settings(comparison, folder / "settings.csv")
+    if comparison.task == CLASSES:
+        write_predictions(folder / PREDICTIONS, comparison)
     try:
         _write_findings(comparison, folder, command, smoothing)
     except KeyboardInterrupt:

@@ -50,28 +50,30 @@ def _read_thumbnails(
 ) -> dict[int, Thumbnail]:
 
     def read(row: int) -> Thumbnail:
-        columns = table.columns
-        digest = columns.digests[row].tobytes()
-        return _make_thumbnail(source, columns.paths[row], digest, table.spec.range)
+        picture = read_picture(source, table, row, LONGER_SIDE)
+        if isinstance(picture, str):
+            return Thumbnail(reason=picture)
+        encoded = base64.b64encode(picture).decode("ascii")
+        return Thumbnail(address=f"data:image/jpeg;base64,{encoded}")
 
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         return dict(zip(rows, pool.map(read, rows), strict=True))
 
 
-def _make_thumbnail(source: ImageSource, path: bytes, digest: bytes, range: str) -> Thumbnail:
-    """Return the picture of a file if its SHA-256 is that digest."""
+def read_picture(source: ImageSource, table: FeatureTable, row: int, side: int) -> bytes | str:
+    """Return a row's image as JPEG of at most ``side`` pixels, or the reason why there is none."""
+    path = table.columns.paths[row]
     try:
         data = source.read(path) if source.stat(path).size <= MAX_FILE else b""
     except OSError:
-        return Thumbnail(reason="the file is gone")
+        return "the file is gone"
     # A cache from elsewhere may name any file: show only the image that was extracted.
-    if hashlib.sha256(data).digest() != digest:
-        return Thumbnail(reason="the file has changed")
+    if hashlib.sha256(data).digest() != table.columns.digests[row].tobytes():
+        return "the file has changed"
     try:
-        pixels = decode(data, image_size=LONGER_SIDE, resize="contain", range=range)
+        pixels = decode(data, image_size=side, resize="contain", range=table.spec.range)
     except UnreadableImage:
-        return Thumbnail(reason="the file cannot be read")
+        return "the file cannot be read"
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Thumbnail(address=f"data:image/jpeg;base64,{encoded}")
+    return buffer.getvalue()

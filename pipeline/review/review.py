@@ -1,46 +1,67 @@
 """Open a run with its cache: predictions, labels, pictures, and the images to review."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cache.file import FeatureTable
-from pipeline.images.sets import Name
+from pipeline.cache.file import FeatureTable, read_table
+from pipeline.errors import BadDataError, NoInputError, PipelineError, UsageError
+from pipeline.evaluation.caches import open_caches
+from pipeline.evaluation.config import STANDARD, ClassifyConfig
+from pipeline.evaluation.predictions_file import (
+    PREDICTIONS,
+    TablePredictions,
+    read_predictions,
+)
+from pipeline.evaluation.splits import Shares
+from pipeline.heads.config import DenseConfig
+from pipeline.heads.names import PROTOCOLS
+from pipeline.images.decode import register_heic
+from pipeline.images.scan import NO_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION
+from pipeline.images.sets import Name, open_source, reopen_source
+from pipeline.images.source import ImageSource
+from pipeline.models.runs import newest_run, read_results
 from pipeline.review.labels_file import LabelsFile
-from pipeline.review.queue import QueueItem
+from pipeline.review.queue import QueueItem, build_queue
+from pipeline.spec import CLASSES
+from pipeline.text import printable
+
+LABELS = "labels.csv"  # in the run's folder
+MIN_POINTS = 3  # of a map
 
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Review:
     """A run of classify or finetune with the cache of its recommended head; N images, K classes.
 
     Attributes
     ----------
     run : its folder.
-    document : its results.json.
-    row : the row of the recommended head in ``document["rows"]``: head, cache, layer, accuracies.
+    document : the ``run`` of its results.json.
+    rows : the rows of results.json; ``row`` is that of the recommended head.
     table : the unaugmented images, with the labels that the run used; features are read on request.
-    layer : the cached layer of the recommended head.
     splits : (N,) 1 train, 2 validation, 3 test, as the run used them (`SPLIT_NAMES` of
         `pipeline.images.scan`); after folds every image is test.
     predicted : (N,) class numbers by the recommended head, which was not fitted on the image; -1
         if it has no prediction for it, such as a training image.
     probability, label_probability : (N,) of the predicted class and of the label, NaN without.
     labels : the file of corrected labels.
+    cache_dir, images : as for `open_review`.
     notices : one line each, such as that an old run has no predictions.csv.
     """
 
     run: Path
     document: Mapping[str, Any]
+    rows: tuple[Mapping[str, Any], ...]
     row: Mapping[str, Any]
     table: FeatureTable
-    layer: str
     splits: npt.NDArray[np.uint8]
     predicted: Rows
     probability: npt.NDArray[np.float64]
@@ -55,13 +76,31 @@ class Review:
         return self.table.classes
 
     @property
+    def layer(self) -> str:
+        """The cached layer of the recommended head."""
+        return str(self.row["layer"])
+
+    @property
     def heads(self) -> list[str]:
         """The heads of the run, for `retrain`; empty for a run of finetune."""
-        raise NotImplementedError
+        return list(self.document.get("heads", ()))
 
     def current_labels(self) -> Rows:
         """Return class numbers (N,) after the edits of the labels file; -1 for dropped images."""
-        raise NotImplementedError
+        labels = self.table.columns.labels.copy()
+        for row, edit in self.labels.edits().items():
+            if edit.label is not None:
+                labels[row] = edit.label
+        return labels
+
+    def mistakes(self, labels: Rows) -> Rows:
+        """Return the rows (n,) whose predicted class is not their label, the most confident first.
+
+        ``labels`` : (N,) class numbers, -1 for dropped images, which are left out.
+        """
+        wrong = np.flatnonzero((self.predicted >= 0) & (labels >= 0) & (self.predicted != labels))
+        lead = self.probability[wrong] - self.label_probability[wrong]
+        return wrong[np.argsort(-lead, kind="stable")]
 
     def select(
         self,
@@ -76,21 +115,48 @@ class Review:
         Mistakes are images whose predicted class is not their current label; the most confident
         come first.
         """
-        raise NotImplementedError
+        labels = self.current_labels()
+        rows = self.mistakes(labels) if only_mistakes else np.arange(len(labels))
+        for values, wanted in ((labels, label), (self.predicted, predicted), (self.splits, split)):
+            if wanted is not None:
+                rows = rows[values[rows] == wanted]
+        return rows
 
     def feature_map(self, max_points: int = 2000) -> tuple[npt.NDArray[np.float64], Rows]:
         """Return two principal components (n, 2), in 0 … 1, and their rows (n,), ascending.
 
         Of more than ``max_points`` images, as many, spread evenly over the classes.
         """
-        raise NotImplementedError
+        from pipeline.evaluation.rows import read_input
+        from pipeline.report.galleries import pca_points, spread_rows  # 0.5 s of matplotlib
+
+        rows = spread_rows(self.table.columns.labels, max(MIN_POINTS, max_points))
+        if len(rows) < MIN_POINTS:
+            return np.full((len(rows), 2), 0.5), rows
+        points, _ = pca_points(read_input(self.table, self.layer, rows, "pooled"))
+        return points.clip(0, 1), rows
 
     def picture(self, row: int, side: int = 256) -> bytes | str:
         """Return a JPEG of at most ``side`` pixels, or the reason why there is none.
 
         It is read from the image set, and shown only if its SHA-256 is that of the cached image.
         """
-        raise NotImplementedError
+        from pipeline.report.thumbnails import read_picture
+
+        try:
+            if self._source is None:
+                self.__dict__.pop("_source")  # the folder may come back
+                return "the image folder is gone"
+            return read_picture(self._source, self.table, row, side)
+        except PipelineError as error:  # of an archive or a storage
+            return f"the images cannot be reached: {error}"
+
+    @cached_property
+    def _source(self) -> ImageSource | None:
+        register_heic()
+        if self.images is None:
+            return reopen_source(self.table.document)
+        return open_source(self.images)
 
     def queue(self, *, reviewed: bool = False) -> list[QueueItem]:
         """Return the images to review: likely label errors, confident mistakes, then duplicates.
@@ -98,7 +164,12 @@ class Review:
         Each image is in it once. Those in the labels file are left out unless ``reviewed``.
         The first call takes seconds; later ones read the labels file only.
         """
-        raise NotImplementedError
+        edits = {} if reviewed else self.labels.edits()
+        return [item for item in self._queue if item.row not in edits]
+
+    @cached_property
+    def _queue(self) -> list[QueueItem]:
+        return build_queue(self)
 
 
 def open_review(
@@ -119,6 +190,107 @@ def open_review(
     images : folder or archive with the images, if moved.
 
     Raises UsageError for runs of labels or numbers; NoInputError if the run or its cache is gone;
-    BadDataError if either is damaged.
+    BadDataError if either, or the labels file, is damaged.
     """
-    raise NotImplementedError
+    folder = newest_run() if run is None else Path(run)
+    document, rows = read_results(folder)
+    if (task := document.get("task", CLASSES)) != CLASSES:
+        raise UsageError(
+            f"{printable(folder)} is a run of {task}; only labels of classes can be reviewed"
+        )
+    row = next((row for row in rows if row["recommended"]), None)
+    if row is None:
+        raise BadDataError(f"{printable(folder)} recommends no head: choose another run")
+    notices = []
+    try:
+        path = find_cache_of_run(folder, document, str(row["cache"]), Path(cache_dir))
+        config = config_of_run(document, path)
+        files = labels_files_of_run(folder, document)
+    except (KeyError, TypeError, ValueError) as error:
+        name = printable(folder / "results.json")
+        raise BadDataError(f"{name} is not a results.json of classify") from error
+    for each in [each for each in files if not each.exists()]:
+        notices.append(f"{printable(each)}, which the run used, is gone: labels are as cached")
+        files.remove(each)
+    config = replace(config, labels=files, layers=[str(row["layer"])], views=0, tta=False)
+    (cache,) = open_caches([path], config)
+    table, trials = cache.table, cache.trial_plan.trials
+    splits = np.full(len(table), TEST if cache.trial_plan.folds else NO_SPLIT, np.uint8)
+    if not cache.trial_plan.folds:
+        for number in (TRAIN, VALIDATION, TEST):
+            splits[getattr(trials[0].splits, SPLIT_NAMES[number])] = number
+    try:
+        predictions = read_predictions(folder / PREDICTIONS, table)
+    except PipelineError as error:
+        notices.append(f"no mistakes are known: {error}")
+        if isinstance(error, NoInputError):
+            notices[-1] = f"{printable(folder)} has no {PREDICTIONS}: its mistakes are not known"
+        predictions = TablePredictions.none(len(table))
+    # the labels files may have changed since the run
+    evaluated = np.where(predictions.labels >= 0, predictions.labels, table.columns.labels)
+    table = replace(table, columns=replace(table.columns, labels=evaluated))
+    review = Review(
+        run=folder,
+        document=document,
+        rows=tuple(rows),
+        row=row,
+        table=table,
+        splits=splits,
+        predicted=predictions.predicted,
+        probability=predictions.probability,
+        label_probability=predictions.label_probability,
+        labels=LabelsFile(folder / LABELS if labels is None else Path(labels), table),
+        cache_dir=Path(cache_dir),
+        images=images,
+        notices=tuple(notices),
+    )
+    review.labels.edits()  # raises if the file is damaged
+    return review
+
+
+def find_cache_of_run(run: Path, document: Mapping[str, Any], name: str, cache_dir: Path) -> Path:
+    """Return the file of a run's cache, where the run names it or in ``cache_dir``.
+
+    Raises NoInputError if it is gone, or of other features.
+    """
+    entry = next(entry for entry in document["caches"] if entry["path"] == name)
+    named = Path(entry["path"])
+    for path in (named, run.absolute().parent.parent / named, cache_dir / named.name):
+        if path.is_file() and read_table(path).spec.fingerprint == entry["fingerprint"]:
+            return path
+    raise NoInputError(
+        f"the cache of {printable(run)}, {printable(named)}, is gone: restore it, run "
+        f"python -m pipeline.extract again, or name its folder with --cache-dir"
+    )
+
+
+def labels_files_of_run(run: Path, document: Mapping[str, Any]) -> list[Path]:
+    """Return the run's labels files, where the run names them or beside ``results/``."""
+    files = [Path(each) for each in document.get("labels", ())]
+    return [each if each.exists() else run.absolute().parent.parent / each for each in files]
+
+
+def config_of_run(document: Mapping[str, Any], cache: Path) -> ClassifyConfig:
+    """Return the options of a run's comparison, without labels files and the audit."""
+    folds, split = document.get("cv"), document.get("split")
+    if folds is None and split is None and read_table(cache).columns.splits.max(initial=0) <= TRAIN:
+        split = str(Shares())  # fewer images after edits must not lead to folds
+    protocol = document.get("protocol", STANDARD)
+    return ClassifyConfig(
+        heads=None if protocol in PROTOCOLS else document.get("heads"),
+        layers=sorted({layer for entry in document["caches"] for layer in entry["layers"]}),
+        views=document.get("views"),
+        balance=document.get("balance", False),
+        timeout=document.get("timeout"),
+        dense=[DenseConfig(**each) for each in document.get("dense", ())],
+        cv=folds,
+        split=split,
+        split_seed=document.get("split_seed", 0),
+        group=document.get("group"),
+        repeats=document.get("repeats", 1),
+        refit=document.get("refit", False),
+        protocol=protocol,
+        tta=document.get("tta", False),
+        seed=document.get("seed", 0),
+        audit=False,
+    )

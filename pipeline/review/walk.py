@@ -65,7 +65,9 @@ class Walk:
         """Read the edits of other windows and programs; return whether there are any."""
         stamp = self._read_stamp()
         if stamp != self._stamp:
-            self._go(self._at)
+            # A step that no key can bridge: a key for the image that another window edited just now
+            # is not for the next one.
+            self._go(self._at, step=FOLLOWING + 1)
             return True
         return False
 
@@ -77,21 +79,20 @@ class Walk:
         self._go(rows.index(row) if row in rows else self._at)
         return f"Saved: {self._name(row)} is as before"
 
-    def _go(self, start: int) -> None:
+    def _go(self, start: int, step: int = 1) -> None:
         """Go to the first image from ``start`` on that is not reviewed."""
         self._stamp = self._read_stamp()
         edits, count = self.labels.edits(), len(self._items)
         order = [*range(start, count), *range(min(start, count))]
         left = [index for index in order if self._items[index].row not in edits]
         self.progress = f"{count - len(left):,} of {counted(count, 'image')} reviewed"
-        before = self.rows
+        before, self.item = self.item, self._items[left[0]] if left else None
         self.rows = [self._items[index].row for index in left[: FOLLOWING + 1]]
-        self.item = self._items[left[0]] if left else None
         self._at = left[0] if left else 0
-        if self.rows != before:
-            self.shown += 1
-            self._rows_of[self.shown] = self.rows
+        if self.item != before:
+            self.shown += step
             self._rows_of.pop(self.shown - 50, None)
+        self._rows_of[self.shown] = self.rows
 
     def _read_stamp(self) -> int:
         path = self.labels.path

@@ -1,4 +1,4 @@
-"""What one works with for a while: a run, its review, its model, and what training again changed."""
+"""A workbench: a run with its review and its model, and what training again changed."""
 
 import io
 import secrets
@@ -19,6 +19,7 @@ from pipeline.models.config import PredictConfig
 from pipeline.models.image_predictions import Prediction
 from pipeline.models.predictor import Predictor, open_predictor
 from pipeline.models.runs import find_bundle
+from pipeline.report.overlays import blend
 from pipeline.review.retraining import retrain
 from pipeline.review.review import Review, open_review
 from pipeline.review.run_comparison import RunComparison, compare_runs
@@ -78,13 +79,17 @@ class Workbench:
 
     def pictures(self, path: Path, prediction: Prediction) -> list[bytes]:
         """Return a JPEG of an image file, and if it has a heat map, one with the map on it."""
-        assert isinstance(self.predictor, Predictor)
-        pixels = decode(
-            path.read_bytes(), image_size=LARGE, resize="pad", range=self.predictor.range
-        )
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG")
-        return [buffer.getvalue()]
+        model = self.predictor
+        assert isinstance(model, Predictor)
+        data = path.read_bytes()
+        pixels = decode(data, image_size=LARGE, resize="contain", range=model.range)
+        drawn = [Image.fromarray(pixels)]
+        if prediction.heatmap is not None:
+            drawn.append(blend(drawn[0], prediction.heatmap, model.resize))
+        buffers = [io.BytesIO() for _ in drawn]
+        for picture, buffer in zip(drawn, buffers, strict=True):
+            picture.save(buffer, "JPEG", quality=85)
+        return [buffer.getvalue() for buffer in buffers]
 
     def train(self, *, all_heads: bool = False) -> None:
         """Train again with the labels file, and compare; raises the errors of `retrain`."""
@@ -173,7 +178,7 @@ def summarize(review: Review) -> str:
 
 
 def describe(review: Review, row: int, label: int) -> str:
-    """Return what an image is labelled, -1 for dropped, and predicted: 'cats, predicted dogs 98 %'."""
+    """Return label, -1 for dropped, and prediction of an image: 'cats, predicted dogs 98 %'."""
     name = printable(review.classes[label]) if label >= 0 else "dropped"
     predicted = int(review.predicted[row])
     if predicted < 0:

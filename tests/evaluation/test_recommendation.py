@@ -37,7 +37,11 @@ def draw_predictions(
     keys = np.frombuffer(b"".join(digests), "V32")
     places = np.arange(count) if order is None else order
     return HeadPredictions(
-        rows=np.arange(count), keys=keys[places], labels=labels[places], scores=scores[places]
+        rows=np.arange(count),
+        keys=keys[places],
+        paths=np.empty(count, "S1"),
+        labels=labels[places],
+        scores=scores[places],
     )
 
 

@@ -109,7 +109,11 @@ def test_weighted_metrics_equal_scikit_learn_with_ties(task: str) -> None:
     truth = (random.random((80, 3)) < 0.3).astype(int) if task == MULTILABEL else random.random(80)
     scores = random.random((80, 3 if task == MULTILABEL else 1)).round(1)
     test = HeadPredictions(
-        rows=np.arange(80), keys=np.empty(80, "V32"), labels=truth, scores=scores
+        rows=np.arange(80),
+        keys=np.empty(80, "V32"),
+        paths=np.empty(80, "S1"),
+        labels=truth,
+        scores=scores,
     )
     weights = random.integers(0, 4, (80, 5)).astype(np.float64)
     for name, metric in TASKS[task].metrics.items():

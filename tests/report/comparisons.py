@@ -60,6 +60,7 @@ def synthetic_predictions(table: FeatureTable, split: int, *, seed: int = 0) -> 
     return HeadPredictions(
         rows=rows,
         keys=table.columns.digests[rows],
+        paths=table.columns.paths[rows],
         labels=labels,
         scores=scores / scores.sum(axis=1, keepdims=True),
     )

@@ -37,6 +37,7 @@ def synthetic_outcome(class_count: int = 2, *, epochs: int = 5) -> Outcome:
     test = HeadPredictions(
         rows=np.arange(len(labels)),
         keys=np.zeros(len(labels), "V32"),
+        paths=np.zeros(len(labels), "S1"),
         labels=labels,
         scores=np.eye(class_count)[predicted],
     )

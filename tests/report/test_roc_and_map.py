@@ -23,6 +23,7 @@ def predictions(count: int, class_count: int, *, seed: int, ties: bool = False) 
     return HeadPredictions(
         rows=np.arange(count),
         keys=np.zeros(count, "V32"),
+        paths=np.zeros(count, "S1"),
         labels=random.integers(0, class_count, count),
         scores=scores.round(1) if ties else scores,
     )
