@@ -45,6 +45,7 @@ def serve_page(bench: Workbench, bound: socket.socket) -> None:
     add_routes(bench)
     host = FastAPI(openapi_url=None)
     options = {"tailwind": False, "gzip_middleware_factory": None, "show_welcome_message": False}
+    ui.button.default_props("no-caps")
     ui.run_with(host, title="Review", language="en-US", **options)
     serve(host, bound, max_body=MAX_FILE + 100_000)  # an image file in a form
 
@@ -281,8 +282,8 @@ class Try:
             with box("bar"):
                 text("span", printable(label))
                 text("span", f"{share:.1%}")
-                with box(tag="i"):
-                    box(tag="b").style(f"width: {share:.1%}")
+            with box("fill"):
+                box().style(f"width: {share:.1%}")
 
 
 class Look:
@@ -345,11 +346,12 @@ class Look:
         ]
         low, high = self._corners
         inside = np.flatnonzero(is_shown & ((points >= low) & (points <= high)).all(axis=1))
-        cells = ((points[inside] - low) / (high - low) * 9).astype(int) @ (9, 1)  # a picture each
+        # At most a picture for each of 13 × 8 cells: they hardly overlap.
+        cells = ((points[inside] - low) / (high - low) * (12.9, 7.9)).astype(int) @ (8, 1)
         pictures = self._marks(inside[np.unique(cells, return_index=True)[1]])
         for mark in pictures:
             mark["symbol"] = f"image:///picture/{self._window.token}/{mark['row']}?side=64"
-        series.append({"type": "scatter", "symbolSize": 36, "z": 3, "data": pictures})
+        series.append(PICTURES | {"data": pictures})
         self._chart.options["series"] = series
         self._chart.update()
 
@@ -368,6 +370,7 @@ class Look:
 AXIS = {"min": 0, "max": 1} | {
     name: {"show": False} for name in ("axisLabel", "axisTick", "splitLine")
 }
+PICTURES = {"type": "scatter", "symbolSize": 40, "symbolKeepAspect": True, "z": 3}
 MAP_OPTIONS = {
     "animation": False,
     "color": list(COLORS),
@@ -395,19 +398,20 @@ class Mend:
             with box("two"):
                 self._pictures = box()
                 with box("card"):
-                    self._reason = text("p", "", "says")
+                    self._label = text("p", "", "says")
+                    self._reason = text("p", "")
                     self._path = text("p", "", "quiet")
-                    with box("line keys"):
+                    with box("line"):
                         self._accept = self._button("Enter", "")
-                        self._keep = self._button("k", "")
-                    with box("line keys"):
+                        self._keep = self._button("k", "", "outline")
+                    with box("line"):
                         for number, name in enumerate(classes[:KEYS], start=1):
                             self._button(str(number), name, "outline")
                     if len(classes) > KEYS:
                         other = ui.select(dict(enumerate(classes, start=1)), label="Other class")
                         other.props("use-input").classes("select")
                         other.on_value_change(lambda event: self._press(str(event.value)))
-                    with box("line keys"):
+                    with box("line"):
                         self._button("d", "Drop the image", "outline")
                         self._button("u", "Undo", "outline")
                     self._said = text("p", "", "saved").props("aria-live=polite")
@@ -416,7 +420,7 @@ class Mend:
         ui.timer(1, self._follow)
 
     def _button(self, key: str, label: str, props: str = "") -> Any:
-        with ui.button().props(f"no-caps {props}") as button:
+        with ui.button().props(props) as button:
             text("kbd", key)
             button.words = text("span", label)
         # A click must not leave the focus here: Enter would press this button again.
@@ -450,7 +454,8 @@ class Mend:
         item, columns = walk.item, self._review.table.columns
         self._accept.set_visibility(item is not None and item.suggested >= 0)
         if item is None:
-            self._reason.text = "Nothing is left to review: Compare trains again with these labels"
+            self._label.text = "Nothing is left to review"
+            self._reason.text = "Compare trains again with these labels"
             self._path.text = ""
             return
         with self._pictures:
@@ -462,8 +467,9 @@ class Mend:
                     self._window.picture(row, side=LARGE)  # the browser has it when it is shown
         self._reason.text = item.reason
         self._path.text = printable(columns.paths[item.row])
-        self._accept.words.text = printable(self._review.classes[item.suggested])
-        self._keep.words.text = f"Keep {printable(self._review.classes[columns.labels[item.row]])}"
+        label = printable(self._review.classes[columns.labels[item.row]])
+        self._label.text, self._keep.words.text = f"Labelled {label}", f"Keep {label}"
+        self._accept.words.text = f"It is {printable(self._review.classes[item.suggested])}"
 
 
 class Compare:
@@ -472,7 +478,7 @@ class Compare:
     def __init__(self, window: Window) -> None:
         self._window, self._version = window, -1
         self._table = box("scroll card")
-        with box("line keys"):
+        with box("line"):
             self._train = ui.button("Train again with these labels", on_click=self._start)
             self._all = ui.switch("All heads of the run, which takes longer")
             self._all.set_visibility(len(window.review.heads) > 1)

@@ -119,8 +119,10 @@ class Workbench:
         """Return header and cells: the run's heads, beside those of the run trained last."""
         assert isinstance(self.review, Review)
         if self.comparison is None:
-            rows = self.review.document["rows"]
-            cells = [[*map(printable, (row["head"], row["input"])), accuracy(row)] for row in rows]
+            cells = [
+                [*map(printable, (row["head"], row["input"])), accuracy(row)]
+                for row in self.review.rows
+            ]
             return ["head", "input", "accuracy"], cells
         cells = []
         for change in self.comparison.rows:
