@@ -482,11 +482,11 @@ class Compare:
             self._train = ui.button("Train again with these labels", on_click=self._start)
             self._all = ui.switch("All heads of the run, which takes longer")
             self._all.set_visibility(len(window.review.heads) > 1)
+            self._adopt = ui.button("Go on with the new run").props("outline")
+            self._adopt.on_click(lambda: run.io_bound(window.bench.adopt))
         self._stage = text("p", "", "saved").props("aria-live=polite")
         self._title = text("h2", "")
         self._pages = Pages(self._tile)
-        self._adopt = ui.button("Go on with the new run").props("outline")
-        self._adopt.on_click(lambda: run.io_bound(window.bench.adopt))
         ui.timer(0.3, self._follow)
 
     async def _start(self) -> None:

@@ -138,11 +138,15 @@ class Workbench:
 
 
 def _open_model(run: Path, cache_dir: Path) -> Predictor | str:
-    config = PredictConfig(cache_dir=cache_dir, explain=True, neighbors=NEIGHBORS, reject=True)
-    try:
-        return open_predictor(find_bundle(run), config)
-    except PipelineError as error:
-        return str(error)
+    """Open the recommended head with all that its files allow, or return why that fails."""
+    options: dict[str, Any] = {"explain": True, "neighbors": NEIGHBORS, "reject": True}
+    while True:
+        try:
+            return open_predictor(find_bundle(run), PredictConfig(cache_dir=cache_dir, **options))
+        except PipelineError as error:  # the first is for an old model, the next for a gone cache
+            if not options:
+                return str(error)
+            options.popitem()
 
 
 def open_workbench(
