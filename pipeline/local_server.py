@@ -1,17 +1,30 @@
 """Serve a web page on this machine only: 127.0.0.1, under this host name, to this origin."""
 
 import errno
+import logging
 import secrets
 import socket
+from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
+from nicegui import app as nicegui_app
+from nicegui import ui
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.errors import BusyError
+from pipeline.errors import BusyError, PipelineError
+from pipeline.images.source import MAX_FILE
 
 HOST = "127.0.0.1"
+MAX_BODY = MAX_FILE + 100_000  # bytes of a request: an image file in a form
+MISSING = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 200"><text x="100" y="104" '
+    'text-anchor="middle" font-family="sans-serif" font-size="13" fill="#56636f">{}</text></svg>'
+)
+Page = Callable[[], None]
+Picture = Callable[[str, int, int], bytes | str]
 # Vue compiles templates, hence unsafe-eval; scripts in the page need the nonce of its response.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval' 'nonce-{nonce}'; "
@@ -39,11 +52,34 @@ def bind(port: int) -> socket.socket:
     return bound
 
 
-def serve(app: ASGIApp, bound: socket.socket, *, max_body: int) -> None:
-    """Serve an app until Ctrl-C, which raises KeyboardInterrupt; requests of ``max_body`` bytes."""
-    guarded = Guard(app, port=bound.getsockname()[1], max_body=max_body)
+def serve(bound: socket.socket, page: Page, picture: Picture) -> None:
+    """Serve a page until Ctrl-C, which raises KeyboardInterrupt; parameters as for `add_routes`."""
+    add_routes(page, picture)
+    app = FastAPI(openapi_url=None)
+    options = {"tailwind": False, "gzip_middleware_factory": None, "show_welcome_message": False}
+    ui.run_with(app, language="en-US", **options)
+    guarded = Guard(app, port=bound.getsockname()[1])
     config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[bound])
+
+
+def add_routes(page: Page, picture: Picture) -> None:
+    """Add the page, built for each window, and pictures; nothing else of the disk is served.
+
+    ``picture`` : (token, row, side) -> a JPEG, or the reason why there is none.
+    """
+
+    def respond(token: str, row: int, side: int = 256) -> Response:
+        shown = picture(token, row, side)
+        if isinstance(shown, str):
+            return Response(MISSING.format(shown), 404, media_type="image/svg+xml")
+        return Response(shown, media_type="image/jpeg", headers={"Cache-Control": "max-age=300"})
+
+    nicegui_app.add_api_route("/picture/{token}/{row}", respond)
+    ui.page("/")(page)
+    logging.getLogger("nicegui").addFilter(
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], PipelineError))
+    )
 
 
 class Guard:
@@ -53,10 +89,9 @@ class Guard:
     websockets: the headers Host and Origin say so.
     """
 
-    def __init__(self, app: ASGIApp, *, port: int, max_body: int) -> None:
+    def __init__(self, app: ASGIApp, *, port: int) -> None:
         self.app = app
         self._hosts = (f"{HOST}:{port}", f"localhost:{port}")
-        self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -77,8 +112,8 @@ class Guard:
             return 403, "requests of other sites are refused"
         if "transfer-encoding" in headers:
             return 411, "a request needs its length"
-        if int(headers.get("content-length", "0")) > self._max_body:
-            return 413, f"larger than {self._max_body:,} bytes"
+        if int(headers.get("content-length", "0")) > MAX_BODY:
+            return 413, f"larger than {MAX_BODY:,} bytes"
         return None
 
 

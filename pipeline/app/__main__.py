@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--port needs 0 to {LAST_PORT}; received {arguments.port}")
     if importlib.util.find_spec("nicegui") is None:
         raise UnreachableError("nicegui is missing: pip install -e '.[app]'")
-    from pipeline.local_server import HOST, bind
+    from pipeline.app.window import Window
+    from pipeline.local_server import HOST, bind, serve
     from pipeline.models.runs import newest_run
     from pipeline.review.workbench import open_workbench
 
@@ -33,14 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             cache_dir=arguments.cache_dir,
             images=arguments.images,
         )
-        from pipeline.app.window import serve_page
-
         threading.Thread(target=bench.warm_up, daemon=True).start()
         address = f"http://{HOST}:{bound.getsockname()[1]}"
         print(f"{address} shows {printable(bench.run)} on this machine; Ctrl-C ends it", flush=True)
         if arguments.browser:
             threading.Timer(1, webbrowser.open, [address]).start()
-        serve_page(bench, bound)
+        serve(bound, lambda: Window(bench) and None, bench.picture)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,20 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     add("run", nargs="?", type=path_argument, metavar="RUN", help="default: newest in results/")
     add("--port", type=int, default=0, metavar="N", help="port of 127.0.0.1 (default: a free one)")
     add("--no-browser", dest="browser", action="store_false", help="only print the address")
-    add(
-        "--labels",
-        type=path_argument,
-        metavar="FILE",
-        help="file of corrected labels (default: labels.csv in the run)",
-    )
+    help = "file of corrected labels (default: labels.csv in the run)"
+    add("--labels", type=path_argument, metavar="FILE", help=help)
     add("--images", metavar="FOLDER", help="folder or archive with the images, if moved")
-    add(
-        "--cache-dir",
-        type=path_argument,
-        default=Path("cache"),
-        metavar="FOLDER",
-        help="folder of caches",
-    )
+    folder = Path("cache")
+    add("--cache-dir", type=path_argument, default=folder, metavar="FOLDER", help="of caches")
     return parser
 
 

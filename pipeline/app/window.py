@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import json
-import logging
-import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -12,62 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
-from fastapi.responses import Response
-from nicegui import app, run, ui
+from nicegui import run, ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from pipeline.errors import PipelineError
 from pipeline.images.scan import SPLIT_NAMES
 from pipeline.images.source import MAX_FILE
-from pipeline.local_server import serve
 from pipeline.models.image_predictions import Prediction
+from pipeline.review.feature_chart import FeatureChart, describe
 from pipeline.review.review import Review
-from pipeline.review.run_comparison import ImageChange
 from pipeline.review.walk import Walk
-from pipeline.review.workbench import LARGE, Workbench, describe, summarize
+from pipeline.review.workbench import LARGE, Workbench, changes, summarize, verdict
 from pipeline.spec import REGRESSION
 from pipeline.text import counted, file_size, printable
 
 ACCENT = "#0b6e99"
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe-Ito
-SYMBOLS = ("circle", "triangle", "rect", "diamond", "pin")
 PER_PAGE = 24
 KEYS = 9  # classes with a key
-MISSING = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 200"><text x="100" y="104" '
-    'text-anchor="middle" font-family="sans-serif" font-size="13" fill="#56636f">{}</text></svg>'
-)
-
-
-def serve_page(bench: Workbench, bound: socket.socket) -> None:
-    """Serve the page of a workbench until Ctrl-C, which raises KeyboardInterrupt."""
-    add_routes(bench)
-    host = FastAPI(openapi_url=None)
-    options = {"tailwind": False, "gzip_middleware_factory": None, "show_welcome_message": False}
-    ui.button.default_props("no-caps")
-    ui.run_with(host, title="Review", language="en-US", **options)
-    serve(host, bound, max_body=MAX_FILE + 100_000)  # an image file in a form
-
-
-def add_routes(bench: Workbench) -> None:
-    """Add the page, and the pictures of cached rows; nothing else of the disk is served."""
-
-    def picture(token: str, row: int, side: int = 256) -> Response:
-        review = bench.review
-        is_there = token == bench.token and isinstance(review, Review)
-        if not is_there or not 0 <= row < len(review.predicted) or not 0 < side <= LARGE:
-            return Response(status_code=404)
-        shown = review.picture(row, side)
-        if isinstance(shown, str):
-            return Response(MISSING.format(shown), 404, media_type="image/svg+xml")
-        return Response(shown, media_type="image/jpeg", headers={"Cache-Control": "max-age=300"})
-
-    app.add_api_route("/picture/{token}/{row}", picture)
-    ui.page("/")(lambda: Window(bench) and None)
-    logging.getLogger("nicegui").addFilter(
-        lambda record: not (record.exc_info and isinstance(record.exc_info[1], PipelineError))
-    )
 
 
 def text(tag: str, words: str, classes: str = "") -> Any:
@@ -123,11 +82,13 @@ class Window:
                     else:
                         text("p", str(self.review), "warn")
 
+    def address(self, row: int, side: int) -> str:
+        return f"/picture/{self.token}/{row}?side={side}"
+
     def picture(self, row: int, classes: str = "", side: int = 256) -> None:
         """Add the picture of a row."""
         path = printable(self.review.table.columns.paths[row])
-        address = f"/picture/{self.token}/{row}?side={side}"
-        box(classes, "img").props.update(src=address, alt=path, title=path)
+        box(classes, "img").props.update(src=self.address(row, side), alt=path, title=path)
 
     def tile(self, row: int, *lines: str, path: bytes = b"") -> None:
         """Add a picture with lines below it, which a click shows large; without row, a path."""
@@ -242,147 +203,84 @@ class Try:
             with box("card"):
                 self._show_pictures(pictures, printable(event.file.name))
             with box("card"):
-                self._show_classes(prediction)
-        if prediction.neighbors:
-            with self._result:
-                text("h2", "Most similar images")
-                with box("grid"):
-                    for each in prediction.neighbors:
-                        lines = printable(each.label), f"similarity {each.similarity:.2f}"
-                        row = bench.rows.get(each.path, -1)
-                        self._window.tile(row, *lines, path=each.path)
+                self._show_prediction(prediction)
 
     def _show_pictures(self, pictures: Sequence[bytes], name: str) -> None:
-        addresses = [
-            f"data:image/jpeg;base64,{base64.b64encode(each).decode()}" for each in pictures
-        ]
+        encoded = (base64.b64encode(picture).decode() for picture in pictures)
+        addresses = [f"data:image/jpeg;base64,{each}" for each in encoded]
         image = box("big", "img")
         image.props.update(src=addresses[-1], alt=name)
         text("p", name, "quiet")
         if len(addresses) > 1:
-            ui.switch(
-                "Heat map: where the evidence lies",
-                value=True,
-                on_change=lambda event: image.props.update(src=addresses[event.value]),
+            switch = ui.switch(
+                "Heat map: orange is evidence for the class, blue against", value=True
             )
+            switch.on_value_change(lambda event: image.props.update(src=addresses[event.value]))
 
-    def _show_classes(self, prediction: Prediction) -> None:
-        reason = prediction.rejection.reason if prediction.rejection else ""
-        if reason == "unlike":
-            text("p", "Unlike anything it learned", "warn says")
-        elif reason:
-            among = " or ".join(map(printable, prediction.rejection.classes))
-            text("p", f"Unsure: {among or 'none of the classes fits'}", "warn says")
-        if prediction.task == REGRESSION:
-            text("p", f"{printable(prediction.classes[0])}: {prediction.number:.4g}", "says")
-            return
-        top = prediction.top(5)
-        text("p", f"{printable(top[0][0])}, {top[0][1]:.0%}", "says")
-        for label, share in top:
+    def _show_prediction(self, prediction: Prediction) -> None:
+        warning, says = verdict(prediction)
+        if warning:
+            text("p", warning, "warn says")
+        text("p", says, "says")
+        for label, share in () if prediction.task == REGRESSION else prediction.top(5):
             with box("bar"):
                 text("span", printable(label))
                 text("span", f"{share:.1%}")
             with box("fill"):
                 box().style(f"width: {share:.1%}")
+        if prediction.neighbors:
+            text("h2", "Most similar images")
+        with box("grid near"):
+            for each in prediction.neighbors:
+                lines = printable(each.label), f"similarity {each.similarity:.2f}"
+                row = self._window.bench.rows.get(each.path, -1)
+                self._window.tile(row, *lines, path=each.path)
 
 
 class Look:
     """The map of the features and a list, filtered."""
 
     def __init__(self, window: Window) -> None:
-        self._window, self._review = window, window.review
-        self._points, self._rows = window.review.feature_map()
-        self._corners = np.array([[0.0, 0.0], [1.0, 1.0]])  # of the visible part
+        self._review = review = window.review
         self._filters: dict[str, Any] = {}
-        part = f"{len(self._rows):,} of {counted(len(self._review.predicted), 'image')}"
+        self._map = FeatureChart(review, lambda row: window.address(row, 64))
+        part = f"{len(self._map.rows):,} of {counted(len(review.predicted), 'image')}"
         text("p", f"{part} by two principal components: scroll to zoom, click for details", "quiet")
-        splits = {int(each): SPLIT_NAMES[each] for each in np.unique(self._review.splits)}
-        labels = dict(enumerate(map(printable, self._review.classes)))
+        splits = {int(each): SPLIT_NAMES[each] for each in np.unique(review.splits)}
+        labels = dict(enumerate(map(printable, review.classes)))
         with box("line"):
             for name, title, options in ("label", "Class", labels), ("split", "Split", splits):
                 select = ui.select(options, label=title, clearable=True).classes("select")
                 select.on_value_change(lambda event, name=name: self._filter(name, event.value))
-            ui.switch("Only mistakes").on_value_change(
-                lambda event: self._filter("only_mistakes", event.value)
-            )
-        self._chart = ui.echart(MAP_OPTIONS | {"series": []}).classes("map card")
+            switch = ui.switch("Only mistakes")
+            switch.on_value_change(lambda event: self._filter("only_mistakes", event.value))
+        self._chart = ui.echart(self._map.options).classes("map card")
         self._chart.on_point_click(lambda event: window.show(event.data["row"]))
         self._chart.on("chart:datazoom", self._zoom, ["batch"], throttle=0.3)
         self._title = text("h2", "")
-        self._pages = Pages(lambda row: window.tile(int(row), self._describe(row)))
+        self._pages = Pages(
+            lambda row: window.tile(int(row), describe(review, row, self._labels[row]))
+        )
         self._filter("label", None)
-
-    def _describe(self, row: int) -> str:
-        return describe(self._review, row, int(self._labels[row]))
 
     def _filter(self, name: str, value: Any) -> None:
         self._filters[name] = value
-        self._labels = self._review.current_labels()
-        self._selected = self._review.select(**self._filters)
-        self._title.text = counted(len(self._selected), "image")
-        self._pages.show(self._selected)
+        self._labels, self._rows = (
+            self._review.current_labels(),
+            self._review.select(**self._filters),
+        )
+        self._title.text = counted(len(self._rows), "image")
+        self._pages.show(self._rows)
         self._draw()
 
     def _zoom(self, event: Any) -> None:
         for each in event.args["batch"] or ():
-            self._corners[:, "xy".index(each["dataZoomId"])] = (
-                each["start"] / 100,
-                each["end"] / 100,
-            )
+            self._map.zoom(each["dataZoomId"], each["start"], each["end"])
         self._draw()
 
     def _draw(self) -> None:
-        rows, points = self._rows, self._points
-        is_shown = np.isin(rows, self._selected)
-        series = [
-            {
-                "type": "scatter",
-                "name": printable(name),
-                "symbol": SYMBOLS[number % len(SYMBOLS)],
-                "symbolSize": 8,
-                "data": self._marks(np.flatnonzero(is_shown & (self._labels[rows] == number))),
-            }
-            for number, name in enumerate(self._review.classes)
-        ]
-        low, high = self._corners
-        inside = np.flatnonzero(is_shown & ((points >= low) & (points <= high)).all(axis=1))
-        # At most a picture for each of 13 × 8 cells: they hardly overlap.
-        cells = ((points[inside] - low) / (high - low) * (12.9, 7.9)).astype(int) @ (8, 1)
-        pictures = self._marks(inside[np.unique(cells, return_index=True)[1]])
-        for mark in pictures:
-            mark["symbol"] = f"image:///picture/{self._window.token}/{mark['row']}?side=64"
-        series.append(PICTURES | {"data": pictures})
-        self._chart.options["series"] = series
+        self._map.draw(self._rows, self._labels)
         self._chart.update()
-
-    def _marks(self, indices: Any) -> list[dict[str, Any]]:
-        paths = self._review.table.columns.paths
-        return [
-            {
-                "value": self._points[index].round(4).tolist(),
-                "name": f"{printable(paths[row])}\n{self._describe(row)}",
-                "row": int(row),
-            }
-            for index, row in zip(indices, self._rows[indices], strict=True)
-        ]
-
-
-AXIS = {"min": 0, "max": 1} | {
-    name: {"show": False} for name in ("axisLabel", "axisTick", "splitLine")
-}
-PICTURES = {"type": "scatter", "symbolSize": 40, "symbolKeepAspect": True, "z": 3}
-MAP_OPTIONS = {
-    "animation": False,
-    "color": list(COLORS),
-    "grid": {"left": 12, "right": 12, "top": 40, "bottom": 12},
-    "legend": {"type": "scroll", "top": 4},
-    "tooltip": {"renderMode": "richText", "formatter": "{b}"},  # text on the canvas, never HTML
-    "xAxis": AXIS,
-    "yAxis": AXIS,
-    "dataZoom": [
-        {"type": "inside", "id": axis, f"{axis}AxisIndex": 0, "filterMode": "none"} for axis in "xy"
-    ],
-}
 
 
 class Mend:
@@ -486,7 +384,7 @@ class Compare:
             self._adopt.on_click(lambda: run.io_bound(window.bench.adopt))
         self._stage = text("p", "", "saved").props("aria-live=polite")
         self._title = text("h2", "")
-        self._pages = Pages(self._tile)
+        self._pages = Pages(lambda each: window.tile(each.row, *changes(each), path=each.path))
         ui.timer(0.3, self._follow)
 
     async def _start(self) -> None:
@@ -515,16 +413,3 @@ class Compare:
         images = bench.comparison.images if bench.comparison else ()
         self._title.text = f"{counted(len(images), 'image')} changed" if bench.comparison else ""
         self._pages.show(images)
-
-    def _tile(self, change: ImageChange) -> None:
-        pairs = {
-            "label": (change.old_label, change.new_label),
-            "head": (change.old_predicted, change.new_predicted),
-        }
-        lines = [
-            f"{name}: {' → '.join(dict.fromkeys(printable(each or 'none') for each in pair))}"
-            for name, pair in pairs.items()
-        ]
-        if change.was_correct != change.is_correct and change.is_correct is not None:
-            lines.append("now right" if change.is_correct else "now wrong")
-        self._window.tile(change.row, *lines, path=change.path)

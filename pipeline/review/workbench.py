@@ -22,7 +22,8 @@ from pipeline.models.runs import find_bundle
 from pipeline.report.overlays import blend
 from pipeline.review.retraining import retrain
 from pipeline.review.review import Review, open_review
-from pipeline.review.run_comparison import RunComparison, compare_runs
+from pipeline.review.run_comparison import ImageChange, RunComparison, compare_runs
+from pipeline.spec import REGRESSION
 from pipeline.text import counted, printable
 
 NEIGHBORS = 6  # a row of pictures
@@ -90,6 +91,13 @@ class Workbench:
         for picture, buffer in zip(drawn, buffers, strict=True):
             picture.save(buffer, "JPEG", quality=85)
         return [buffer.getvalue() for buffer in buffers]
+
+    def picture(self, token: str, row: int, side: int) -> bytes | str:
+        """Return a JPEG of a row of the review, or the reason why there is none."""
+        review, sides = self.review, range(1, LARGE + 1)
+        if isinstance(review, str) or token != self.token or side not in sides:
+            return "there is no such picture"
+        return review.picture(row, side) if row in range(len(review.predicted)) else "no such row"
 
     def train(self, *, all_heads: bool = False) -> None:
         """Train again with the labels file, and compare; raises the errors of `retrain`."""
@@ -183,10 +191,27 @@ def summarize(review: Review) -> str:
     return f"{images} in {counted(classes, 'class', 'classes')}, {head}"
 
 
-def describe(review: Review, row: int, label: int) -> str:
-    """Return label, -1 for dropped, and prediction of an image: 'cats, predicted dogs 98 %'."""
-    name = printable(review.classes[label]) if label >= 0 else "dropped"
-    predicted = int(review.predicted[row])
-    if predicted < 0:
-        return name
-    return f"{name}, predicted {printable(review.classes[predicted])} {review.probability[row]:.0%}"
+def verdict(prediction: Prediction) -> tuple[str, str]:
+    """Return a warning, if the prediction is rejected, and what the head says: 'cats, 98 %'."""
+    if prediction.task == REGRESSION:
+        return "", f"{printable(prediction.classes[0])}: {prediction.number:.4g}"
+    (label, share), warning = prediction.top(1)[0], ""
+    if prediction.rejection is not None and (reason := prediction.rejection.reason):
+        among = " or ".join(map(printable, prediction.rejection.classes)) or "none of the classes"
+        warning = f"Unsure: {among}" if reason == "unsure" else "Unlike anything it learned"
+    return warning, f"{printable(label)}, {share:.0%}"
+
+
+def changes(image: ImageChange) -> list[str]:
+    """Return one line each: the label before and after, the prediction, and whether it is right."""
+    pairs = {
+        "label": (image.old_label, image.new_label),
+        "head": (image.old_predicted, image.new_predicted),
+    }
+    lines = [
+        f"{name}: {' → '.join(dict.fromkeys(printable(each or 'none') for each in pair))}"
+        for name, pair in pairs.items()
+    ]
+    if image.is_correct is None or image.was_correct == image.is_correct:
+        return lines
+    return [*lines, "now right" if image.is_correct else "now wrong"]
