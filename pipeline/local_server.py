@@ -23,7 +23,7 @@ MISSING = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 200"><text x="100" y="104" '
     'text-anchor="middle" font-family="sans-serif" font-size="13" fill="#56636f">{}</text></svg>'
 )
-Page = Callable[[], None]
+Page = Callable[[], object]
 Picture = Callable[[str, int, int], bytes | str]
 # Vue compiles templates, hence unsafe-eval; scripts in the page need the nonce of its response.
 POLICY = (
@@ -76,7 +76,7 @@ def add_routes(page: Page, picture: Picture) -> None:
         return Response(shown, media_type="image/jpeg", headers={"Cache-Control": "max-age=300"})
 
     nicegui_app.add_api_route("/picture/{token}/{row}", respond)
-    ui.page("/")(page)
+    ui.page("/")(lambda: page() and None)
     logging.getLogger("nicegui").addFilter(
         lambda record: not (record.exc_info and isinstance(record.exc_info[1], PipelineError))
     )

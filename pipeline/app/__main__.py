@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{address} shows {printable(bench.run)} on this machine; Ctrl-C ends it", flush=True)
         if arguments.browser:
             threading.Timer(1, webbrowser.open, [address]).start()
-        serve(bound, lambda: Window(bench) and None, bench.picture)
+        serve(bound, lambda: Window(bench), bench.picture)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from nicegui import run, ui
@@ -27,6 +27,9 @@ from pipeline.text import counted, file_size, printable
 ACCENT = "#0b6e99"
 PER_PAGE = 24
 KEYS = 9  # classes with a key
+
+
+ui.button.default_props("no-caps")
 
 
 def text(tag: str, words: str, classes: str = "") -> Any:
@@ -50,7 +53,7 @@ class Window:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench, self.token = bench, bench.token
-        self.review: Any = bench.review  # a reason only where the tabs below do not use it
+        self.review = cast(Any, bench.review)  # a reason only where no other tab is built
         style, script = (
             resources.files(__package__).joinpath(name).read_text("utf-8")
             for name in ("page.css", "page.js")
@@ -254,7 +257,7 @@ class Look:
                 select.on_value_change(lambda event, name=name: self._filter(name, event.value))
             switch = ui.switch("Only mistakes")
             switch.on_value_change(lambda event: self._filter("only_mistakes", event.value))
-        self._chart = ui.echart(self._map.options).classes("map card")
+        self._chart = ui.echart(self._map.options | {"series": []}).classes("map card")
         self._chart.on_point_click(lambda event: window.show(event.data["row"]))
         self._chart.on("chart:datazoom", self._zoom, ["batch"], throttle=0.3)
         self._title = text("h2", "")
@@ -279,7 +282,7 @@ class Look:
         self._draw()
 
     def _draw(self) -> None:
-        self._map.draw(self._rows, self._labels)
+        self._chart.options["series"] = self._map.series(self._rows, self._labels)
         self._chart.update()
 
 

@@ -18,7 +18,7 @@ PICTURES = {"type": "scatter", "symbolSize": 40, "symbolKeepAspect": True, "z": 
 
 
 class FeatureChart:
-    """Options of a chart, changed in place by `draw`; ``data`` of a point has its ``row``."""
+    """Options of a chart, and the series of its points, whose data have their ``row``."""
 
     def __init__(self, review: Review, address: Callable[[int], str]) -> None:
         self._review, self._address = review, address
@@ -36,15 +36,14 @@ class FeatureChart:
                 {"type": "inside", "id": axis, f"{axis}AxisIndex": 0, "filterMode": "none"}
                 for axis in "xy"
             ],
-            "series": [],
         }
 
     def zoom(self, axis: str, start: float, end: float) -> None:
         """Set the visible part of the x or y axis, in percent."""
         self._corners[:, "xy".index(axis)] = start / 100, end / 100
 
-    def draw(self, selected: Rows, labels: Rows) -> None:
-        """Set the points of selected rows (n,), colored by the labels (N,) of all rows."""
+    def series(self, selected: Rows, labels: Rows) -> list[dict[str, Any]]:
+        """Return the points of selected rows (n,), colored by the labels (N,) of all rows."""
         points, rows = self._points, self.rows
         is_shown = np.isin(rows, selected)
         series: list[dict[str, Any]] = [
@@ -64,7 +63,7 @@ class FeatureChart:
         pictures = self._data(inside[np.unique(cells, return_index=True)[1]], labels)
         for each in pictures:
             each["symbol"] = f"image://{self._address(each['row'])}"
-        self.options["series"] = [*series, PICTURES | {"data": pictures}]
+        return [*series, PICTURES | {"data": pictures}]
 
     def _data(self, indices: npt.NDArray[np.intp], labels: Rows) -> list[dict[str, Any]]:
         paths, rows = self._review.table.columns.paths, self.rows[indices].tolist()

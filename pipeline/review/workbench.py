@@ -54,8 +54,8 @@ class Workbench:
 
     def __post_init__(self) -> None:
         self._predicting, self._training = threading.Lock(), threading.Lock()
-        paths = self.review.table.columns.paths if isinstance(self.review, Review) else []
-        self.rows = {path: row for row, path in enumerate(paths)}
+        paths = self.review.table.columns.paths if isinstance(self.review, Review) else ()
+        self.rows = {bytes(path): row for row, path in enumerate(paths)}
 
     def warm_up(self) -> None:
         """Load the base and predict a black image, so that the first picture takes no seconds."""
@@ -134,8 +134,9 @@ class Workbench:
             return ["head", "input", "accuracy"], cells
         cells = []
         for change in self.comparison.rows:
-            both = [row and row["test_accuracy"] for row in (change.old, change.new)]
-            difference = "" if None in both else f"{(both[1] - both[0]) * 100:+.1f} points"
+            old, new = (row["test_accuracy"] if row else None for row in (change.old, change.new))
+            is_known = old is not None and new is not None
+            difference = f"{(new - old) * 100:+.1f} points" if is_known else ""
             names = [printable(change.head), printable(change.input)]
             cells.append([*names, accuracy(change.old), accuracy(change.new), difference])
         return ["head", "input", "before", "after", "difference"], cells
