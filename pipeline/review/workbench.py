@@ -135,8 +135,9 @@ class Workbench:
         cells = []
         for change in self.comparison.rows:
             old, new = (row["test_accuracy"] if row else None for row in (change.old, change.new))
-            is_known = old is not None and new is not None
-            difference = f"{(new - old) * 100:+.1f} points" if is_known else ""
+            difference = ""
+            if old is not None and new is not None:
+                difference = f"{(new - old) * 100:+.1f} points"
             names = [printable(change.head), printable(change.input)]
             cells.append([*names, accuracy(change.old), accuracy(change.new), difference])
         return ["head", "input", "before", "after", "difference"], cells
