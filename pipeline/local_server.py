@@ -39,11 +39,12 @@ HEADERS = {
 
 
 def bind(port: int) -> socket.socket:
-    """Return a socket that is bound to a port of 127.0.0.1, 0 for a free one; or BusyError."""
+    """Return a socket that listens on a port of 127.0.0.1, 0 for a free one; or raise BusyError."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((HOST, port))
+        bound.listen()  # a browser may connect before the page is ready
     except OSError as error:
         bound.close()
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):

@@ -364,7 +364,7 @@ class Mend:
                 for row in (item.row, item.other)[: 1 + (item.other >= 0)]:
                     self._window.picture(row, "big", LARGE)
             with box("grid strip"):
-                for row in walk.rows[1:]:
+                for row in walk.rows[1:7]:
                     self._window.picture(row, side=LARGE)  # the browser has it when it is shown
         self._reason.text = item.reason
         self._path.text = printable(columns.paths[item.row])

@@ -4,7 +4,7 @@ from pipeline.review.queue import QueueItem
 from pipeline.review.review import Review
 from pipeline.text import counted, printable
 
-FOLLOWING = 6  # images that are shown small, before their turn
+FOLLOWING = 100  # images: by how many keys may be faster than the screen
 KEEP, DROP, UNDO = ("k", "ArrowRight"), ("d",), ("u", "Backspace")
 
 
@@ -16,7 +16,7 @@ class Walk:
     item : the image to decide on; None if none is left.
     rows : its row, and those of the images that follow.
     shown : counts the images that were shown. A key names the one on the screen when it was
-        pressed: keys faster than the screen are for the images that followed there, and no others.
+        pressed: keys faster than the screen are for the images that followed then, and no others.
     """
 
     def __init__(self, review: Review) -> None:
