@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable
 from pipeline.durable import write_durably
-from pipeline.errors import BadDataError
-from pipeline.evaluation.image_lookup import read_records
+from pipeline.errors import BadDataError, NoInputError
 from pipeline.evaluation.label_edits import class_number
 from pipeline.evaluation.result import Comparison
+from pipeline.images.manifest import read_csv
 from pipeline.text import printable
 
 PREDICTIONS = "predictions.csv"
@@ -80,25 +80,34 @@ class TablePredictions:
 def read_predictions(path: Path, table: FeatureTable) -> TablePredictions:
     """Read a run's predictions of a table's rows; images that are not in the table are left out.
 
-    Raises NoInputError if the file cannot be read, BadDataError, with the line, if it is invalid.
+    Raises NoInputError if the file cannot be read, BadDataError if it is invalid.
     """
-    read = TablePredictions.none(len(table))
+    name = printable(path)
+    try:
+        frame = read_csv(path)
+    except OSError as error:
+        raise NoInputError(f"{name} cannot be read: {error.strerror}") from error
+    if missing := [column for column in COLUMNS if column not in frame]:
+        raise BadDataError(f"{name} has no column {missing[0]}")
+    labels, predicted = (
+        frame[column].map(
+            {text: class_number(text, table.classes, name) for text in set(frame[column])}
+        )
+        for column in ("label", "predicted")
+    )
+    try:
+        probabilities = frame[["probability", "label_probability"]].astype(float).to_numpy()
+    except ValueError as error:
+        raise BadDataError(f"{name}: expected probabilities ({error})") from error
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, digest in enumerate(table.columns.digests):
         rows_of[digest.tobytes().hex()].append(row)
-    numbers: dict[str, int] = {}
-    for line, record in read_records(path, option="the run's", values=COLUMNS[2:]):
-        rows = rows_of.get(record["digest"], [])
-        if len(rows) > 1:  # copies of a file may be in several splits
-            rows = [row for row in rows if printable(table.columns.paths[row]) == record["path"]]
-        try:
-            probabilities = float(record["probability"]), float(record["label_probability"])
-        except ValueError as error:
-            raise BadDataError(f"{line}: expected two probabilities") from error
-        for name in (record["label"], record["predicted"]):
-            if name not in numbers:
-                numbers[name] = class_number(name, table.classes, line)
-        read.labels[rows] = numbers[record["label"]]
-        read.predicted[rows] = numbers[record["predicted"]]
-        read.probability[rows], read.label_probability[rows] = probabilities
+    read = TablePredictions.none(len(table))
+    cells = zip(frame["path"], frame["digest"], labels, predicted, probabilities, strict=True)
+    for text, digest, label, prediction, shares in cells:
+        for row in (rows := rows_of.get(digest, [])):
+            # copies of a file may be in several splits
+            if len(rows) == 1 or printable(table.columns.paths[row]) == text:
+                read.labels[row], read.predicted[row] = label, prediction
+                read.probability[row], read.label_probability[row] = shares
     return read

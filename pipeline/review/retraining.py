@@ -44,7 +44,7 @@ def retrain(
             f"python -m pipeline.classify {printable(review.table.path)} and review that run"
         )
     names = [entry["path"] for entry in document["caches"]]
-    config = config_of_run(document, review.table.path)
+    config = config_of_run(document, review.table)
     if heads is None:
         names = [str(review.row["cache"])]
         config = replace(config, layers=[review.layer])
@@ -56,7 +56,7 @@ def retrain(
     if review.labels.path.exists():
         files.append(review.labels.path)
     comparison = compare_heads(
-        [find_cache_of_run(review.run, document, name, review.cache_dir) for name in names],
+        [find_cache_of_run(review.run, document, name, review.cache_dir).path for name in names],
         replace(config, labels=files),
         progress=progress,
     )

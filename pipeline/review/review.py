@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, NoInputError, PipelineError, UsageError
-from pipeline.evaluation.caches import open_caches
+from pipeline.evaluation.caches import split_tables
 from pipeline.evaluation.config import STANDARD, ClassifyConfig
 from pipeline.evaluation.predictions_file import (
     PREDICTIONS,
@@ -203,17 +203,18 @@ def open_review(
         raise BadDataError(f"{printable(folder)} recommends no head: choose another run")
     notices = []
     try:
-        path = find_cache_of_run(folder, document, str(row["cache"]), Path(cache_dir))
-        config = config_of_run(document, path)
+        table = find_cache_of_run(folder, document, str(row["cache"]), Path(cache_dir))
+        config = config_of_run(document, table)
+        config.evaluation_protocol  # noqa: B018 - raises for values of other types
         files = labels_files_of_run(folder, document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         name = printable(folder / "results.json")
         raise BadDataError(f"{name} is not a results.json of classify") from error
     for each in [each for each in files if not each.exists()]:
         notices.append(f"{printable(each)}, which the run used, is gone: labels are as cached")
         files.remove(each)
     config = replace(config, labels=files, layers=[str(row["layer"])], views=0, tta=False)
-    (cache,) = open_caches([path], config)
+    (cache,) = split_tables([table], config)
     table, trials = cache.table, cache.trial_plan.trials
     splits = np.full(len(table), TEST if cache.trial_plan.folds else NO_SPLIT, np.uint8)
     if not cache.trial_plan.folds:
@@ -248,16 +249,18 @@ def open_review(
     return review
 
 
-def find_cache_of_run(run: Path, document: Mapping[str, Any], name: str, cache_dir: Path) -> Path:
-    """Return the file of a run's cache, where the run names it or in ``cache_dir``.
+def find_cache_of_run(
+    run: Path, document: Mapping[str, Any], name: str, cache_dir: Path
+) -> FeatureTable:
+    """Open a run's cache, where the run names it or in ``cache_dir``.
 
     Raises NoInputError if it is gone, or of other features.
     """
     entry = next(entry for entry in document["caches"] if entry["path"] == name)
     named = Path(entry["path"])
     for path in (named, run.absolute().parent.parent / named, cache_dir / named.name):
-        if path.is_file() and read_table(path).spec.fingerprint == entry["fingerprint"]:
-            return path
+        if path.is_file() and (table := read_table(path)).spec.fingerprint == entry["fingerprint"]:
+            return table
     raise NoInputError(
         f"the cache of {printable(run)}, {printable(named)}, is gone: restore it, run "
         f"python -m pipeline.extract again, or name its folder with --cache-dir"
@@ -266,14 +269,15 @@ def find_cache_of_run(run: Path, document: Mapping[str, Any], name: str, cache_d
 
 def labels_files_of_run(run: Path, document: Mapping[str, Any]) -> list[Path]:
     """Return the run's labels files, where the run names them or beside ``results/``."""
+    beside = run.absolute().parent.parent
     files = [Path(each) for each in document.get("labels", ())]
-    return [each if each.exists() else run.absolute().parent.parent / each for each in files]
+    return [beside / each if (beside / each).exists() else each for each in files]
 
 
-def config_of_run(document: Mapping[str, Any], cache: Path) -> ClassifyConfig:
+def config_of_run(document: Mapping[str, Any], table: FeatureTable) -> ClassifyConfig:
     """Return the options of a run's comparison, without labels files and the audit."""
     folds, split = document.get("cv"), document.get("split")
-    if folds is None and split is None and read_table(cache).columns.splits.max(initial=0) <= TRAIN:
+    if folds is None and split is None and table.columns.splits.max(initial=0) <= TRAIN:
         split = str(Shares())  # fewer images after edits must not lead to folds
     protocol = document.get("protocol", STANDARD)
     return ClassifyConfig(
