@@ -28,12 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.review.workbench import open_workbench
 
     with bind(arguments.port) as bound:
-        bench = open_workbench(
-            arguments.run or newest_run(),
-            labels=arguments.labels,
-            cache_dir=arguments.cache_dir,
-            images=arguments.images,
-        )
+        options = ("labels", "cache_dir", "images")
+        places = {name: getattr(arguments, name) for name in options}
+        bench = open_workbench(arguments.run or newest_run(), **places)
         threading.Thread(target=bench.warm_up, daemon=True).start()
         address = f"http://{HOST}:{bound.getsockname()[1]}"
         print(f"{address} shows {printable(bench.run)} on this machine; Ctrl-C ends it", flush=True)

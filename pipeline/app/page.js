@@ -11,26 +11,20 @@ document.addEventListener("drop", (event) => {
 });
 document.addEventListener("paste", (event) => tryPictures(event.clipboardData.files));
 
-async function openCamera() {
-  const video = document.querySelector(".camera");
-  try {
-    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
-    await video.play();
-  } catch (error) {
-    emitEvent("camera", `the camera cannot be used: ${error.message}`);
-  }
+const camera = () => document.querySelector("video");
+function openCamera() {
+  navigator.mediaDevices.getUserMedia({ video: true }).then(
+    (stream) => (camera().srcObject = stream),
+    (error) => emitEvent("camera", `The camera cannot be used: ${error.message}`),
+  );
 }
-function closeCamera() {
-  document.querySelector(".camera")?.srcObject?.getTracks().forEach((track) => track.stop());
-}
+const closeCamera = () => camera()?.srcObject?.getTracks().forEach((track) => track.stop());
 function takePicture() {
-  const video = document.querySelector(".camera");
   const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+  [canvas.width, canvas.height] = [camera().videoWidth, camera().videoHeight];
   if (!canvas.width) return;
-  canvas.getContext("2d").drawImage(video, 0, 0);
+  canvas.getContext("2d").drawImage(camera(), 0, 0);
   canvas.toBlob((blob) => tryPictures([new File([blob], "camera.jpg")]), "image/jpeg", 0.95);
-  closeCamera();
 }
 
 document.addEventListener("keydown", (event) => {

@@ -4,19 +4,18 @@ import asyncio
 import base64
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from nicegui import run, ui
-from nicegui.elements.mixins.text_element import TextElement
 
-from pipeline.errors import PipelineError
 from pipeline.images.scan import SPLIT_NAMES
 from pipeline.images.source import MAX_FILE
 from pipeline.models.image_predictions import Prediction
+from pipeline.page_elements import Pages, bars, box, table, text, warn
 from pipeline.review.feature_chart import FeatureChart, describe
 from pipeline.review.review import Review
 from pipeline.review.walk import Walk
@@ -24,28 +23,7 @@ from pipeline.review.workbench import LARGE, Workbench, changes, summarize, verd
 from pipeline.spec import REGRESSION
 from pipeline.text import counted, file_size, printable
 
-ACCENT = "#0b6e99"
-PER_PAGE = 24
 KEYS = 9  # classes with a key
-
-
-ui.button.default_props("no-caps")
-
-
-def text(tag: str, words: str, classes: str = "") -> Any:
-    """Add an element with text, which is escaped."""
-    return TextElement(tag=tag, text=words).classes(classes)
-
-
-def box(classes: str = "", tag: str = "div") -> Any:
-    return ui.element(tag).classes(classes)
-
-
-def warn(error: Exception | str) -> None:
-    """Show an expected failure as one sentence."""
-    if not isinstance(error, PipelineError | str):
-        error = "This failed; the terminal says why"
-    ui.notify(str(error), type="warning", multi_line=True, timeout=10_000, close_button="Close")
 
 
 class Window:
@@ -54,13 +32,10 @@ class Window:
     def __init__(self, bench: Workbench) -> None:
         self.bench, self.token = bench, bench.token
         self.review = cast(Any, bench.review)  # a reason only where no other tab is built
-        style, script = (
-            resources.files(__package__).joinpath(name).read_text("utf-8")
-            for name in ("page.css", "page.js")
-        )
-        ui.add_head_html(f"<style>{style}</style>")
-        ui.add_body_html(f"<script>{script}</script>")
-        ui.colors(primary=ACCENT)
+        files = resources.files(__package__)
+        ui.add_head_html(f"<style>{files.joinpath('page.css').read_text('utf-8')}</style>")
+        ui.add_body_html(f"<script>{files.joinpath('page.js').read_text('utf-8')}</script>")
+        ui.colors(primary="#0b6e99")
         ui.on_exception(warn)
         ui.timer(1, lambda: self.token == bench.token or ui.navigate.reload())
         has_review = isinstance(self.review, Review)
@@ -109,9 +84,9 @@ class Window:
         """Open a dialog with the picture of a row, and buttons to mend its label."""
         review = self.review
 
-        def edit(method: Callable[..., None], *arguments: Any) -> None:
+        def edit(label: int) -> None:
             dialog.close()
-            method(row, *arguments)
+            review.labels.relabel(row, label) if label >= 0 else review.labels.drop(row)
             ui.notify("Saved", type="positive")
 
         with ui.dialog() as dialog, box("card dialog"):
@@ -121,35 +96,10 @@ class Window:
             with box("line"):
                 names = dict(enumerate(map(printable, review.classes)))
                 relabel = ui.select(names, label="Relabel to").classes("select")
-                relabel.on_value_change(lambda event: edit(review.labels.relabel, event.value))
-                ui.button("Drop", on_click=lambda: edit(review.labels.drop)).props("outline")
+                relabel.on_value_change(lambda event: edit(event.value))
+                ui.button("Drop", on_click=lambda: edit(-1)).props("outline")
                 ui.button("Close", on_click=dialog.close).props("flat")
         dialog.open()
-
-
-class Pages:
-    """A list of images of which one page at a time is sent."""
-
-    def __init__(self, tile: Callable[[Any], None]) -> None:
-        self._tile = tile
-        self._entries: Sequence[Any] = ()
-        self._grid = box("grid")
-        self._pages = ui.pagination(1, 1, direction_links=True, on_change=self._draw)
-        self._pages.props("max-pages=6 boundary-links")
-
-    def show(self, entries: Sequence[Any]) -> None:
-        self._entries = entries
-        self._pages.max = max(1, -(-len(entries) // PER_PAGE))
-        self._pages.set_visibility(len(entries) > PER_PAGE)
-        self._pages.value = 1
-        self._draw()
-
-    def _draw(self) -> None:
-        start = (self._pages.value - 1) * PER_PAGE
-        self._grid.clear()
-        with self._grid:
-            for entry in self._entries[start : start + PER_PAGE]:
-                self._tile(entry)
 
 
 class Try:
@@ -173,7 +123,7 @@ class Try:
 
     def _camera(self) -> None:
         with ui.dialog().props("persistent") as dialog, box("card dialog"):
-            box("camera", "video").props("autoplay playsinline muted")
+            box(tag="video").props("autoplay playsinline muted")
             with box("line"):
                 take = ui.button("Take the picture", on_click=dialog.close)
                 take.on("click", js_handler="() => takePicture()")
@@ -215,9 +165,7 @@ class Try:
         image.props.update(src=addresses[-1], alt=name)
         text("p", name, "quiet")
         if len(addresses) > 1:
-            switch = ui.switch(
-                "Heat map: orange is evidence for the class, blue against", value=True
-            )
+            switch = ui.switch("Heat map: orange is evidence for it, blue against", value=True)
             switch.on_value_change(lambda event: image.props.update(src=addresses[event.value]))
 
     def _show_prediction(self, prediction: Prediction) -> None:
@@ -225,12 +173,8 @@ class Try:
         if warning:
             text("p", warning, "warn says")
         text("p", says, "says")
-        for label, share in () if prediction.task == REGRESSION else prediction.top(5):
-            with box("bar"):
-                text("span", printable(label))
-                text("span", f"{share:.1%}")
-            with box("fill"):
-                box().style(f"width: {share:.1%}")
+        if prediction.task != REGRESSION:
+            bars((printable(label), share) for label, share in prediction.top(5))
         if prediction.neighbors:
             text("h2", "Most similar images")
         with box("grid near"):
@@ -244,34 +188,43 @@ class Look:
     """The map of the features and a list, filtered."""
 
     def __init__(self, window: Window) -> None:
-        self._review = review = window.review
+        self._window, self._review = window, window.review
         self._filters: dict[str, Any] = {}
-        self._map = FeatureChart(review, lambda row: window.address(row, 64))
-        part = f"{len(self._map.rows):,} of {counted(len(review.predicted), 'image')}"
-        text("p", f"{part} by two principal components: scroll to zoom, click for details", "quiet")
-        splits = {int(each): SPLIT_NAMES[each] for each in np.unique(review.splits)}
-        labels = dict(enumerate(map(printable, review.classes)))
-        with box("line"):
-            for name, title, options in ("label", "Class", labels), ("split", "Split", splits):
-                select = ui.select(options, label=title, clearable=True).classes("select")
-                select.on_value_change(lambda event, name=name: self._filter(name, event.value))
-            switch = ui.switch("Only mistakes")
-            switch.on_value_change(lambda event: self._filter("only_mistakes", event.value))
-        self._chart = ui.echart(self._map.options | {"series": []}).classes("map card")
-        self._chart.on_point_click(lambda event: window.show(event.data["row"]))
-        self._chart.on("chart:datazoom", self._zoom, ["batch"], throttle=0.3)
-        self._title = text("h2", "")
-        self._pages = Pages(
-            lambda row: window.tile(int(row), describe(review, row, self._labels[row]))
-        )
-        self._filter("label", None)
+        with box() as self._root:
+            ui.spinner(size="lg")
+        ui.timer(0.01, self._start, once=True)
+
+    async def _start(self) -> None:
+        """Build the tab when its map is computed: in seconds, for 100,000 images."""
+        window, review = self._window, self._review
+        self._map = await run.io_bound(FeatureChart, review, lambda row: window.address(row, 64))
+        self._root.clear()
+        with self._root:
+            part = f"{len(self._map.rows):,} of {counted(len(review.predicted), 'image')}"
+            text("p", f"{part} by two principal components: scroll to zoom, click to see", "quiet")
+            with box("line"):
+                splits = {int(each): SPLIT_NAMES[each] for each in np.unique(review.splits)}
+                self._select("label", "Class", dict(enumerate(map(printable, review.classes))))
+                self._select("split", "Split", splits)
+                switch = ui.switch("Only mistakes")
+                switch.on_value_change(lambda event: self._filter("only_mistakes", event.value))
+            self._chart = ui.echart(self._map.options | {"series": []}).classes("map card")
+            self._chart.on_point_click(lambda event: window.show(event.data["row"]))
+            self._chart.on("chart:datazoom", self._zoom, ["batch"], throttle=0.3)
+            self._title = text("h2", "")
+            self._pages = Pages(
+                lambda row: window.tile(int(row), describe(review, row, self._labels[row]))
+            )
+            self._filter("label", None)
+
+    def _select(self, name: str, title: str, options: dict[int, str]) -> None:
+        select = ui.select(options, label=title, clearable=True).classes("select")
+        select.on_value_change(lambda event: self._filter(name, event.value))
 
     def _filter(self, name: str, value: Any) -> None:
         self._filters[name] = value
-        self._labels, self._rows = (
-            self._review.current_labels(),
-            self._review.select(**self._filters),
-        )
+        self._labels = self._review.current_labels()
+        self._rows = self._review.select(**self._filters)
         self._title.text = counted(len(self._rows), "image")
         self._pages.show(self._rows)
         self._draw()
@@ -309,9 +262,9 @@ class Mend:
                         for number, name in enumerate(classes[:KEYS], start=1):
                             self._button(str(number), name, "outline")
                     if len(classes) > KEYS:
-                        other = ui.select(dict(enumerate(classes, start=1)), label="Other class")
-                        other.props("use-input").classes("select")
-                        other.on_value_change(lambda event: self._press(str(event.value)))
+                        names = dict(enumerate(classes, start=1))
+                        other = ui.select(names, label="Other class", with_input=True)
+                        other.classes("select").on_value_change(self._choose)
                     with box("line"):
                         self._button("d", "Drop the image", "outline")
                         self._button("u", "Undo", "outline")
@@ -345,6 +298,11 @@ class Mend:
                 shown = walk.shown if shown is None else shown
                 self._said.text = await run.io_bound(walk.press, key, shown)
                 self._draw(walk)
+
+    async def _choose(self, event: Any) -> None:
+        if event.value is not None:
+            event.sender.value = None
+            await self._press(str(event.value))
 
     def _draw(self, walk: Walk) -> None:
         self._progress.text = walk.progress
@@ -381,6 +339,7 @@ class Compare:
         self._table = box("scroll card")
         with box("line"):
             self._train = ui.button("Train again with these labels", on_click=self._start)
+            self._train.props("accesskey=t")
             self._all = ui.switch("All heads of the run, which takes longer")
             self._all.set_visibility(len(window.review.heads) > 1)
             self._adopt = ui.button("Go on with the new run").props("outline")
@@ -402,15 +361,9 @@ class Compare:
         self._stage.text = f"Training, {bench.stage}" if bench.stage else ""
         self._train.set_enabled(not bench.stage)
         self._adopt.set_visibility(bench.trained is not None)
-        header, cells = bench.table()
         self._table.clear()
         with self._table:
-            with box(tag="table"):
-                for tag, rows in ("th", [header]), ("td", cells):
-                    for row in rows:
-                        with box(tag="tr"):
-                            for cell in row:
-                                text(tag, cell)
+            table(*bench.table())
             for notice in bench.comparison.notices if bench.comparison else ():
                 text("p", notice, "quiet")
         images = bench.comparison.images if bench.comparison else ()
