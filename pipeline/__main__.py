@@ -12,6 +12,7 @@ COMMANDS = {
     "classify": "train and compare classifiers on cached features",
     "finetune": "train a head and the last layers of a base on cached maps",
     "predict": "classify images with a trained head or an ImageNet network",
+    "app": "open a page on this machine: try pictures, mend labels, train again",
     "export": "export preprocessing, base and head as one Keras, ONNX or LiteRT model",
 }
 

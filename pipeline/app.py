@@ -1,1 +1,0 @@
-"""``python -m pipeline.app``: a page on this machine to try, look, mend and compare."""

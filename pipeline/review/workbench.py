@@ -1,0 +1,219 @@
+"""A workbench: a run with its review and its model, and what training again changed."""
+
+import io
+import secrets
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.api import predict_images
+from pipeline.errors import PipelineError
+from pipeline.images.decode import decode
+from pipeline.images.scan import Skipped
+from pipeline.images.sets import Name
+from pipeline.models.config import PredictConfig
+from pipeline.models.image_predictions import Prediction
+from pipeline.models.predictor import Predictor, open_predictor
+from pipeline.models.runs import find_bundle
+from pipeline.report.overlays import blend
+from pipeline.review.retraining import retrain
+from pipeline.review.review import Review, open_review
+from pipeline.review.run_comparison import ImageChange, RunComparison, compare_runs
+from pipeline.spec import REGRESSION
+from pipeline.text import counted, printable
+
+NEIGHBORS = 6  # a row of pictures
+LARGE = 640  # pixels
+
+
+@dataclass
+class Workbench:
+    """A run, for several threads: without its cache `predict` works, without its model the rest.
+
+    Attributes
+    ----------
+    review, predictor : or the reason why there is none.
+    trained, comparison : the run that was trained last, and its comparison with ``review``.
+    stage : what the training does now; empty if none runs.
+    version : increases whenever one of these changes.
+    token : names this review in the addresses of its pictures.
+    """
+
+    run: Path
+    review: Review | str
+    predictor: Predictor | str
+    trained: Review | None = None
+    comparison: RunComparison | None = None
+    stage: str = ""
+    version: int = 0
+    token: str = field(default_factory=secrets.token_hex)
+
+    def __post_init__(self) -> None:
+        self._predicting, self._training = threading.Lock(), threading.Lock()
+        paths = self.review.table.columns.paths if isinstance(self.review, Review) else ()
+        self.rows = {bytes(path): row for row, path in enumerate(paths)}
+
+    def warm_up(self) -> None:
+        """Load the base and predict a black image, so that the first picture takes no seconds."""
+        if isinstance(model := self.predictor, Predictor):
+            black = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
+            try:
+                with self._predicting:
+                    model.outputs(black, [bytes(32)])
+            except PipelineError as error:
+                self.predictor = str(error)
+
+    def predict(self, path: Path) -> Prediction | str:
+        """Return the prediction for an image file, or the reason why there is none."""
+        if isinstance(self.predictor, str):
+            return self.predictor
+        try:
+            with self._predicting:
+                prediction = next(iter(predict_images(path, model=self.predictor)))
+        except PipelineError as error:
+            return str(error)
+        return prediction.reason if isinstance(prediction, Skipped) else prediction
+
+    def pictures(self, path: Path, prediction: Prediction) -> list[bytes]:
+        """Return a JPEG of an image file, and if it has a heat map, one with the map on it."""
+        model = self.predictor
+        assert isinstance(model, Predictor)
+        data = path.read_bytes()
+        pixels = decode(data, image_size=LARGE, resize="contain", range=model.range)
+        drawn = [Image.fromarray(pixels)]
+        if prediction.heatmap is not None:
+            drawn.append(blend(drawn[0], prediction.heatmap, model.resize))
+        buffers = [io.BytesIO() for _ in drawn]
+        for picture, buffer in zip(drawn, buffers, strict=True):
+            picture.save(buffer, "JPEG", quality=85)
+        return [buffer.getvalue() for buffer in buffers]
+
+    def picture(self, token: str, row: int, side: int) -> bytes | str:
+        """Return a JPEG of a row of the review, or the reason why there is none."""
+        review, sides = self.review, range(1, LARGE + 1)
+        if isinstance(review, str) or token != self.token or side not in sides:
+            return "there is no such picture"
+        return review.picture(row, side) if row in range(len(review.predicted)) else "no such row"
+
+    def train(self, *, all_heads: bool = False) -> None:
+        """Train again with the labels file, and compare; raises the errors of `retrain`."""
+        assert isinstance(self.review, Review)
+        if self._training.acquire(blocking=False):
+            try:
+                self._report("starting", 0, 0)
+                heads = self.review.heads if all_heads else None
+                run = retrain(self.review, heads=heads, progress=self._report)
+                old = self.review
+                trained = open_review(run, cache_dir=old.cache_dir, images=old.images)
+                self.comparison, self.trained = compare_runs(old, trained), trained
+            finally:
+                self._report("", 0, 0)
+                self._training.release()
+
+    def adopt(self) -> None:
+        """Go on with the run that was trained last."""
+        if (trained := self.trained) is not None:
+            self.run, self.review, self.trained, self.comparison = trained.run, trained, None, None
+            self.predictor = _open_model(self.run, trained.cache_dir)
+            self.__post_init__()
+            self.token = secrets.token_hex()
+            self.warm_up()
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and cells: the run's heads, beside those of the run trained last."""
+        assert isinstance(self.review, Review)
+        if self.comparison is None:
+            cells = [
+                [*map(printable, (row["head"], row["input"])), accuracy(row)]
+                for row in self.review.rows
+            ]
+            return ["head", "input", "accuracy"], cells
+        cells = []
+        for change in self.comparison.rows:
+            old, new = (row["test_accuracy"] if row else None for row in (change.old, change.new))
+            difference = ""
+            if old is not None and new is not None:
+                difference = f"{(new - old) * 100:+.1f} points"
+            names = [printable(change.head), printable(change.input)]
+            cells.append([*names, accuracy(change.old), accuracy(change.new), difference])
+        return ["head", "input", "before", "after", "difference"], cells
+
+    def _report(self, stage: str, done: int, total: int) -> None:
+        self.stage = f"{stage}: {done} of {total}" if total else stage
+        self.version += 1
+
+
+def _open_model(run: Path, cache_dir: Path) -> Predictor | str:
+    """Open the recommended head with all that its files allow, or return why that fails."""
+    options: dict[str, Any] = {"explain": True, "neighbors": NEIGHBORS, "reject": True}
+    while True:
+        try:
+            return open_predictor(find_bundle(run), PredictConfig(cache_dir=cache_dir, **options))
+        except PipelineError as error:  # the first is for an old model, the next for a gone cache
+            if not options:
+                return str(error)
+            options.popitem()
+
+
+def open_workbench(
+    run: Path,
+    *,
+    labels: Path | None = None,
+    cache_dir: Path = Path("cache"),
+    images: Name | None = None,
+) -> Workbench:
+    """Open a run; parameters as for `open_review`, whose error is raised without a model too."""
+    predictor = _open_model(run, cache_dir)
+    try:
+        review: Review | str = open_review(run, labels=labels, cache_dir=cache_dir, images=images)
+    except PipelineError as error:
+        if isinstance(predictor, str):
+            raise
+        review = str(error)
+    return Workbench(run, review, predictor)
+
+
+def accuracy(row: Any) -> str:
+    """Format the test accuracy of a row of results.json with its interval: '94.2 % (92.6–95.5)'."""
+    if row is None or row["test_accuracy"] is None:
+        return "–"
+    low, high = row["test_low"], row["test_high"]
+    interval = "" if low is None else f" ({low * 100:.1f}–{high * 100:.1f})"
+    return f"{row['test_accuracy'] * 100:.1f} %{interval}"
+
+
+def summarize(review: Review) -> str:
+    """Return one line on a review: images, classes, and the recommended head's accuracy."""
+    images, classes = counted(len(review.predicted), "image"), len(review.classes)
+    head = f"{printable(review.row['head'])} {accuracy(review.row)}"
+    return f"{images} in {counted(classes, 'class', 'classes')}, {head}"
+
+
+def verdict(prediction: Prediction) -> tuple[str, str]:
+    """Return a warning, if the prediction is rejected, and what the head says: 'cats, 98 %'."""
+    if prediction.task == REGRESSION:
+        return "", f"{printable(prediction.classes[0])}: {prediction.number:.4g}"
+    (label, share), warning = prediction.top(1)[0], ""
+    if prediction.rejection is not None and (reason := prediction.rejection.reason):
+        among = " or ".join(map(printable, prediction.rejection.classes)) or "none of the classes"
+        warning = f"Unsure: {among}" if reason == "unsure" else "Unlike anything it learned"
+    return warning, f"{printable(label)}, {share:.0%}"
+
+
+def changes(image: ImageChange) -> list[str]:
+    """Return one line each: the label before and after, the prediction, and whether it is right."""
+    pairs = {
+        "label": (image.old_label, image.new_label),
+        "head": (image.old_predicted, image.new_predicted),
+    }
+    lines = [
+        f"{name}: {' → '.join(dict.fromkeys(printable(each or 'none') for each in pair))}"
+        for name, pair in pairs.items()
+    ]
+    if image.is_correct is None or image.was_correct == image.is_correct:
+        return lines
+    return [*lines, "now right" if image.is_correct else "now wrong"]
