@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from scipy.stats import spearmanr
+from whole_networks import gradcam_through_network
 
 from pipeline import compare_heads, extract_features
+from pipeline.images.decode import decode
 from pipeline.models.heatmaps import Heatmap, heatmaps
 from pipeline.models.predictor import Predictor
 
@@ -74,3 +77,25 @@ def test_maximum_lies_on_the_pasted_animal(base: str, size: int, assets: Path) -
         cases = np.random.default_rng(1).permutation(np.flatnonzero(is_right))[:CASES]
         assert len(cases) == CASES
         assert np.mean(np.array(hits)[cases]) >= 0.8, head
+
+
+@pytest.mark.parametrize("input", ["flat", "pooled"])
+def test_gradcam_equals_that_through_mobilenet(input: str, assets: Path) -> None:
+    weights = assets / "weights" / "mobilenet_v2_imagenet_notop.weights.h5"
+    photographs = assets / "data" / "cats_and_dogs"
+    options: dict[str, Any] = {"base": "mobilenet_v2", "image_size": 96, "weights": str(weights)}
+    table = extract_features(photographs, limit_per_class=20, **options).table
+    compared = compare_heads(table.path, heads=f"logistic:{input},dense:{input}", audit=False)
+    for outcome in compared.outcomes:
+        assert outcome.bundle is not None
+        predictor = Predictor(outcome.bundle, cache_dir=Path("cache"))
+        files = sorted((photographs / "test" / "dogs").iterdir())[:8]
+        pixels = np.stack([decode(file.read_bytes(), image_size=96) for file in files])
+        config = predictor.base_config()
+        maps, expected = gradcam_through_network(outcome.bundle, config, pixels)
+        found = [each.values for each in heatmaps(outcome.bundle, maps, [1] * 8, "gradcam")]
+        assert spearmanr(np.ravel(found), np.ravel(expected)).statistic > 0.9999
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        engine = predictor.features(pixels)  # not the network's own maps
+        found = [each.values for each in heatmaps(outcome.bundle, engine, [1] * 8, "gradcam")]
+        assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
