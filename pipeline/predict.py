@@ -20,7 +20,6 @@ from pipeline.spec import CLASSES
 from pipeline.text import counted, duration, printable
 
 if TYPE_CHECKING:
-    from pipeline.report.overlays import OverlayFolder
     from pipeline.report.prediction_formats import Tally
 
 log = logging.getLogger("pipeline")
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.report.prediction_formats import Tally, summary_lines
 
     started = time.monotonic()
-    sheet = _sheet_path(arguments)
+    sheet, heatmaps = _sheet_path(arguments), _heatmap_folder(arguments)
     options: dict[str, Any] = {}
     if arguments.imagenet:
         from pipeline.models.imagenet import ImagenetModel
@@ -57,16 +56,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{predictions.model.task}: leave it out"
         )
     arguments.top = arguments.top or DEFAULT_TOP
-    overlays = _overlay_folder(arguments, predictions.model)
     out = sys.stdout  # rich replaces it during a progress bar and writes to stderr
     progress = None if out.isatty() else cli.ProgressBar("predicting", unit="image")
     with progress or nullcontext() as bar:  # on a terminal the rows show the progress
         tally = Tally(predictions, progress=bar)
-        for text in _output(tally, arguments, sheet, overlays):
+        for text in _output(tally, arguments, sheet, heatmaps):
             out.write(text)
             out.flush()
-    if overlays is not None:
-        overlays.log_summary()
     if sheet is not None:
         from pipeline.durable import make_folder
         from pipeline.report.sheets import write_contact_sheet
@@ -159,13 +155,11 @@ def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
 
 
 def _output(
-    tally: "Tally",
-    arguments: argparse.Namespace,
-    sheet: Path | None,
-    overlays: "OverlayFolder | None",
+    tally: "Tally", arguments: argparse.Namespace, sheet: Path | None, heatmaps: Path | None
 ) -> Iterator[str]:
     """Yield the text for stdout, part by part, while predictions are computed."""
     from pipeline.models.rejection import NONE_OF_THESE
+    from pipeline.report.overlays import write_overlays
     from pipeline.report.prediction_formats import (
         csv_lines,
         json_parts,
@@ -177,7 +171,9 @@ def _output(
     predictions = tally.predictions
     classes = predictions.model.classes
     top = min(arguments.top, len(classes))
-    items = tally if overlays is None else overlays.write(tally)
+    model, items = predictions.model, iter(tally)
+    if heatmaps is not None:
+        items = write_overlays(tally, heatmaps, resize=model.resize, range=model.range)
     if not (arguments.csv or arguments.json):
         if predictions.model.task == CLASSES:
             labels = (*classes, NONE_OF_THESE) if arguments.reject else classes
@@ -207,14 +203,15 @@ def _output(
     )
 
 
-def _overlay_folder(arguments: argparse.Namespace, model: Any) -> "OverlayFolder | None":
-    """Return the folder of the heat maps, or None without ``--explain``."""
+def _heatmap_folder(arguments: argparse.Namespace) -> Path | None:
+    """Return the new folder of the heat maps, or None without ``--explain``."""
     if not arguments.explain:
         return None
-    from pipeline.report.overlays import OverlayFolder
-
-    path = arguments.explain_dir or Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-heatmaps")
-    return OverlayFolder(path, model.resize, model.range)
+    default = Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-heatmaps")
+    path: Path = arguments.explain_dir or default
+    if any(path.iterdir()) if path.is_dir() else os.path.lexists(path):
+        raise CannotCreateError(f"{printable(path)} exists: name a new folder with --explain-dir")
+    return path
 
 
 def _sheet_path(arguments: argparse.Namespace) -> Path | None:

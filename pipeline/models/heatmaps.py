@@ -6,7 +6,7 @@ without parts of the maps.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +67,8 @@ def heatmaps(
     method : ``cam`` (Zhou et al. 2016), for linear heads: values that add up to the decision value
         of the class, before a temperature and without terms that all classes share; of two classes,
         the first has the negative decision value. The intercept is spread in proportion to the
-        activity of positions: spread evenly, it would be evidence where nothing is to be seen (the
-        maximum of 300 composites is on the pasted animal in 83 % of the cases instead of 68 %,
-        logistic regression on MobileNetV2 at 224 pixels).
+        activity of positions: spread evenly, it would be evidence where nothing is to be seen, see
+        docs/EXPLAIN.md.
         ``gradcam`` (Selvaraju et al. 2017) and ``hirescam`` (Draelos and Carin 2020), for dense and
         linear heads: the maps times the gradient of the logit, averaged over positions or not, and
         not rectified. ``occlusion``, for every head: by how much the log-odds of the class, or the
@@ -86,14 +85,14 @@ def heatmaps(
         maps = maps.astype(bundle.spec.dtype).astype(np.float32)
     chosen = np.asarray(numbers, np.int64)
     if method == "occlusion":
-        values = np.stack([_occlude(bundle, *pair) for pair in zip(maps, chosen, strict=True)])
+        values = np.array([_occlude(bundle, *pair) for pair in zip(maps, chosen, strict=True)])
     else:
-        slopes = _slopes(bundle, maps, chosen)
+        slopes, intercepts = _slopes(bundle, maps, chosen)
         if method == "gradcam":
-            slopes = slopes._replace(values=slopes.values.mean(axis=(1, 2), keepdims=True))
-        values = (slopes.values * maps).sum(axis=3)
+            slopes = slopes.mean(axis=(1, 2), keepdims=True)
+        values = (slopes * maps).sum(axis=3)
         if method == "cam":
-            values += slopes.intercepts[:, None, None] * _activity(maps)
+            values += intercepts[:, None, None] * _activity(maps)
     return [
         Heatmap(bundle.classes[number], rows, method)
         for number, rows in zip(chosen, values, strict=True)
@@ -136,14 +135,8 @@ def _activity(maps: Maps) -> Array:
     return np.asarray(np.where(totals > 0, sums, 1) / np.where(totals > 0, totals, sums[0].size))
 
 
-class _Slopes(NamedTuple):
-    """The derivative of a class's logit by the maps (B, H, W, C), and a linear head's intercept."""
-
-    values: Array
-    intercepts: Array  # (B,)
-
-
-def _slopes(bundle: Bundle, maps: Maps, numbers: npt.NDArray[np.int64]) -> _Slopes:
+def _slopes(bundle: Bundle, maps: Maps, numbers: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+    """Return the derivative of each class's logit by the maps (B, H, W, C), and intercepts (B,)."""
     linear = decision_weights(bundle.estimator, bundle.task)
     if linear is not None:
         weights, intercepts = _by_class(bundle, *linear)
@@ -164,7 +157,7 @@ def _slopes(bundle: Bundle, maps: Maps, numbers: npt.NDArray[np.int64]) -> _Slop
         values = np.zeros(flat.shape)
         np.put_along_axis(values, flat.argmax(axis=1)[:, None], slopes[:, None], axis=1)
         values = values.reshape(maps.shape)
-    return _Slopes(values, intercepts[numbers])
+    return values, intercepts[numbers]
 
 
 def _by_class(bundle: Bundle, weights: Array, intercepts: Array) -> tuple[Array, Array]:
@@ -237,12 +230,10 @@ def _scores(bundle: Bundle, rows: npt.NDArray[np.float32], number: int) -> Array
     if isinstance(steps_of(estimator)[-1], KNeighborsClassifier):
         return _distance_margins(estimator, rows, number)
     if bundle.task == CLASSES:
-        methods = ("decision_function", "predict_log_proba", "predict_proba")
-        method = next(name for name in methods if hasattr(estimator, name))
+        has_decisions = hasattr(estimator, "decision_function")
+        method = "decision_function" if has_decisions else "predict_log_proba"
         with np.errstate(divide="ignore"):
             scores = class_scores(estimator, rows, count, method=method)
-            if method == "predict_proba":
-                scores = np.log(scores)
         scores = np.where(np.isneginf(scores), LOWEST, scores)
         scores /= getattr(estimator, "temperature", 1.0)
         others = np.delete(scores, number, axis=1)

@@ -4,14 +4,13 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from pipeline.durable import make_folder, write_durably
-from pipeline.errors import CannotCreateError
 from pipeline.images.decode import UnreadableImage, decode, register_heic
 from pipeline.images.reader import Pixels
 from pipeline.models.heatmaps import Heatmap
@@ -93,72 +92,46 @@ def _add_legend(drawn: Image.Image, heatmap: Heatmap) -> Image.Image:
     return whole
 
 
-@dataclass
-class OverlayFolder:
-    """Writes the overlays of predictions to PNG files in a new folder.
+def write_overlays(
+    predictions: Iterable[Prediction], folder: Path, *, resize: str, range: str
+) -> Iterator[Prediction]:
+    """Yield predictions with the path of the overlay of their heat map, when it is written.
 
-    Attributes
-    ----------
-    path : of the folder, which is created for the first overlay.
-    flat : number of heat maps that show nothing.
+    The names of the PNG files begin with a number: no two are equal. Logs where they are, and how
+    many heat maps are flat.
     """
-
-    path: Path
-    resize: str = "squash"
-    range: str = FULL_RANGE
-    images: int = 0
-    flat: int = 0
-    _labels: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        """Raise CannotCreateError if the path is a file, or a folder with files."""
-        is_taken = any(self.path.iterdir()) if self.path.is_dir() else os.path.lexists(self.path)
-        if is_taken:
-            raise CannotCreateError(
-                f"{printable(self.path)} exists: name a new folder with --explain-dir"
-            )
-
-    def write(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        """Yield predictions when the overlays of their heat maps are written, with their paths.
-
-        File names begin with a number, so that no two are equal.
-        """
-        register_heic()
-        for prediction in predictions:
-            heatmap = prediction.heatmap
-            if heatmap is None:
-                yield prediction
-                continue
-            make_folder(self.path)
-            self.images += 1
-            self.flat += heatmap.is_flat
-            self._labels.add(heatmap.label)
+    register_heic()
+    labels, images, flat = set(), 0, 0
+    for prediction in predictions:
+        if (heatmap := prediction.heatmap) is not None:
+            images += 1
+            flat += heatmap.is_flat
+            labels.add(heatmap.label)
             name = file_name(Path(os.fsdecode(prediction.path)).stem)[:MAX_NAME]
-            path = self.path / f"{self.images:05d}-{name}.png"
-            self._write(path, prediction.path, heatmap)
-            yield replace(prediction, heatmap=replace(heatmap, file=os.fspath(path)))
+            path = folder / f"{images:05d}-{name}.png"
+            _write(path, prediction.path, heatmap, resize, range)
+            prediction = replace(prediction, heatmap=replace(heatmap, file=os.fspath(path)))
+        yield prediction
+    log.info("heat maps: %s in %s", counted(images, "image"), printable(folder))
+    if flat:
+        log.warning(
+            "%s flat: no position changes the score; choose another --explain-method or head",
+            counted(flat, "heat map is", "heat maps are"),
+        )
+    if not (names := "".join(labels)).isascii():
+        from pipeline.report.fonts import warn_of_boxes
 
-    def _write(self, path: Path, photo: bytes, heatmap: Heatmap) -> None:
-        try:
-            data = Path(os.fsdecode(photo)).read_bytes()
-            drawn = overlay(data, heatmap, resize=self.resize, range=self.range)
-        except (OSError, UnreadableImage):  # since it was classified
-            grey = np.full((LONGER_SIDE, LONGER_SIDE, 3), 211, np.uint8)
-            drawn = overlay(grey, heatmap)
-        buffer = io.BytesIO()
-        drawn.save(buffer, "PNG")
-        encoded = buffer.getvalue()
-        write_durably(path, lambda file: file.write(encoded), needs=len(encoded))
+        warn_of_boxes(names, folder.name)
 
-    def log_summary(self) -> None:
-        """Log where the overlays are, and how many heat maps are flat."""
-        log.info("heat maps: %s in %s", counted(self.images, "image"), printable(self.path))
-        if self.flat:
-            log.warning(
-                "%s flat: no position changes the score; choose another --explain-method or head",
-                counted(self.flat, "heat map is", "heat maps are"),
-            )
-        if not (names := "".join(self._labels)).isascii():
-            from pipeline.report.fonts import warn_of_boxes
 
-            warn_of_boxes(names, self.path.name)
+def _write(path: Path, photo: bytes, heatmap: Heatmap, resize: str, range: str) -> None:
+    try:
+        data = Path(os.fsdecode(photo)).read_bytes()
+        drawn = overlay(data, heatmap, resize=resize, range=range)
+    except (OSError, UnreadableImage):  # since it was classified
+        drawn = overlay(np.full((LONGER_SIDE, LONGER_SIDE, 3), 211, np.uint8), heatmap)
+    make_folder(path.parent)
+    buffer = io.BytesIO()
+    drawn.save(buffer, "PNG")
+    encoded = buffer.getvalue()
+    write_durably(path, lambda file: file.write(encoded), needs=len(encoded))

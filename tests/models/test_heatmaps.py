@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from whole_networks import gradcam_through_network
 
 from pipeline.bases.config import BaseConfig
 from pipeline.errors import UsageError
@@ -234,9 +235,6 @@ def test_dense_head_of_labels_has_gradients() -> None:
 @pytest.mark.parametrize("name", ["dense", "logistic"])
 def test_gradcam_equals_that_through_the_whole_keras_network(name: str) -> None:
     """Base and head in one model: Grad-CAM with a gradient tape on the layer's output."""
-    from pipeline.keras_backend import keras, tf
-    from pipeline.models.composition import compose
-
     size, shape = 32, (4, 4, 256)
     base = BaseConfig(base="vgg16", image_size=size, weights="random", seed=1)
     spec = replace(SPEC, weights="random-1", image_size=size, pixels=pixels_digest(size, "squash"))
@@ -244,22 +242,8 @@ def test_gradcam_equals_that_through_the_whole_keras_network(name: str) -> None:
     rows = np.random.default_rng(1).random((IMAGES, math.prod(shape)), np.float32)
     head = load_head(name, [QUICK]).build(rows.shape[1], 2).fit(rows, labels_of(2))
     bundle = bundle_of(head, spec=spec, layer="block3_pool", input="flat", shape=shape)
-    whole = compose(bundle, base)
-    flatten = whole.get_layer("flatten")
-    below, above = keras.Model(whole.input, flatten.input), keras.Sequential([flatten])
-    names = [layer.name for layer in whole.layers]
-    for layer in ("hidden", "probability"):
-        if layer in names:
-            above.add(whole.get_layer(layer))
-    above.layers[-1].activation = keras.activations.linear  # the logit of the second class
-    maps = below(pixels)
-    with tf.GradientTape() as tape:
-        tape.watch(maps)
-        logits = above(maps)
-    gradients = tape.gradient(logits, maps)
-    weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
-    expected = np.asarray(tf.reduce_sum(weights * maps, axis=-1))
-    found = [each.values for each in heatmaps(bundle, np.asarray(maps), [1] * 6, "gradcam")]
+    maps, expected = gradcam_through_network(bundle, base, pixels)
+    found = [each.values for each in heatmaps(bundle, maps, [1] * 6, "gradcam")]
     assert spearmanr(np.ravel(found), np.ravel(expected)).statistic > 0.9999
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
