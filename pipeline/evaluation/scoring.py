@@ -33,7 +33,7 @@ from pipeline.evaluation.statistics import wilson_interval
 from pipeline.evaluation.tasks import TASKS, Task, interval, truth_of
 from pipeline.heads.calibration import apply_temperature
 from pipeline.heads.config import Input
-from pipeline.heads.novelty import FALSE_ALARMS, alarm_threshold
+from pipeline.heads.novelty import alarm_threshold
 from pipeline.models.rejection import COVERAGE
 from pipeline.spec import CLASSES
 from pipeline.text import printable
@@ -212,38 +212,33 @@ def _metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
 def _alarm_metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, float]:
     """Return the recall of class 1 where at most 5 % of class 0 are false alarms.
 
-    The threshold of a fit is chosen on validation, or (``best_recall``) on the test images
-    themselves; images of all folds count together.
+    The threshold of a fit is chosen on validation, for ``best_recall`` on the test images
+    themselves; the images of all folds count together.
     """
 
-    def shares_above(pairs: Pairs, *, chosen_on_test: bool) -> tuple[float, float]:
-        """Return the shares of class 0 and 1 above the thresholds."""
-        above, truth = [], []
+    def above(pairs: Pairs, part_of: Callable[[Fit, Trial], tuple[Images, Scores]]) -> Any:
+        """Return whether each test image is above the threshold of normal ones of a part."""
+        parts = []
         for fit, trial in pairs:
-            test, scores = _test_part(fit, trial)
-            rows, reference = (test, scores) if chosen_on_test else _validation_part(fit, trial)
-            normal = reference[labels[rows] == 0, 1]
-            if chosen_on_test:
-                threshold = np.quantile(normal, 1 - FALSE_ALARMS, method="higher")
-            else:
-                threshold = alarm_threshold(normal)
-            above.append(scores[:, 1] > threshold)
-            truth.append(labels[test])
-        alarms, is_novel = np.concatenate(above), np.concatenate(truth) == 1
-        return _share(alarms[~is_novel]), _share(alarms[is_novel])
+            images, scores = part_of(fit, trial)
+            threshold = alarm_threshold(scores[labels[images] == 0, 1])
+            parts.append(_test_scores(fit)[:, 1] > threshold)
+        return np.concatenate(parts)
 
-    chosen = [shares_above(pairs, chosen_on_test=False) for pairs in passes]
-    return {
-        "recall_at_5_percent_false_alarms": _mean(recall for _, recall in chosen),
-        "false_alarms": _mean(share for share, _ in chosen),
-        "best_recall_at_5_percent_false_alarms": _mean(
-            shares_above(pairs, chosen_on_test=True)[1] for pairs in passes
-        ),
-    }
-
-
-def _share(values: npt.NDArray[np.bool_]) -> float:
-    return float(np.mean(values)) if len(values) else np.nan
+    metrics = []
+    for pairs in passes:
+        is_normal = np.concatenate([labels[trial.splits.test] for _, trial in pairs]) == 0
+        alarms = above(pairs, _validation_part)
+        metrics.append(
+            {
+                "recall_at_5_percent_false_alarms": _mean(alarms[~is_normal]),
+                "false_alarms": _mean(alarms[is_normal]),
+                "best_recall_at_5_percent_false_alarms": _mean(
+                    above(pairs, _test_part)[~is_normal]
+                ),
+            }
+        )
+    return {name: _mean(of_pass[name] for of_pass in metrics) for name in metrics[0]}
 
 
 def target_columns(task: str) -> dict[str, float]:

@@ -13,12 +13,14 @@ from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 FALSE_ALARMS = 0.05  # share of normal images that may be taken for others
-BANK_SIZE = 1000  # patches; on 200 textiles of (15, 15, 512), 4,000 change no AUROC by 0.01
+BANK_SIZE = 1000  # patches; AUROC of local defects in textiles is 0.87 with 250, 0.89 with 4,000
 MAX_CANDIDATES = 20_000  # images and patches that a bank is selected from: a second
 PROJECTED = 64  # numbers of a patch while they are selected
 FOLDS = 5
+FEW_DISTANCES = 10**7  # below, OpenMP's threads on busy cores wait longer than they work
 NUMBERS_PER_BLOCK = 2**23  # 32 MiB of float32 patches at a time
 
 Floats = npt.NDArray[Any]  # float32 or float64
@@ -106,21 +108,14 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         groups = normal if groups is None else np.asarray(groups)[normal]
         if (group_count := len(np.unique(groups))) < 2:
             raise ValueError("needs two normal images or more; received 1 sample")
-        if self.n_features_in_ % self._position_count:
-            raise ValueError(
-                f"expected rows of map_shape {self.map_shape}; received {self.n_features_in_:,} "
-                f"features"
-            )
         candidates, owners = self._draw_candidates(rows, normal, random)
-        projected = [_project(each, random) for each in candidates]
 
         def banks_of(images: npt.NDArray[np.int64]) -> list[Floats]:
             """Return a bank of patches and one of means from these of the normal images."""
-            banks = []
-            for each, owner, points in zip(candidates, owners, projected, strict=True):
-                usable = np.flatnonzero(np.isin(owner, images))
-                banks.append(each[usable[_spread(points[usable], self.bank_size, random)]])
-            return banks
+            of_images = [
+                each[np.isin(owner, images)] for each, owner in zip(candidates, owners, strict=True)
+            ]
+            return [each[_spread(each, self.bank_size, random)] for each in of_images]
 
         distances = np.empty((len(normal), 2))
         folds = GroupKFold(min(FOLDS, group_count), shuffle=True, random_state=random)
@@ -192,9 +187,11 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> npt.NDArray[np.float64]:
         """Return the distance of the most novel patch, and of the mean, of each row (n, 2)."""
         distances = np.empty((len(rows), 2))
-        for block in self._blocks(len(rows)):
-            for number, part in enumerate(self._parts(X[rows[block]])):
-                distances[block, number] = _nearest(part, banks[number]).max(axis=1)
+        is_small = len(rows) * self._position_count * len(banks[0]) < FEW_DISTANCES
+        with threadpool_limits(1 if is_small else None, user_api="openmp"):
+            for block in self._blocks(len(rows)):
+                for number, part in enumerate(self._parts(X[rows[block]])):
+                    distances[block, number] = _nearest(part, banks[number]).max(axis=1)
         return distances
 
     def _combine(self, distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -214,21 +211,16 @@ def _nearest(vectors: Floats, bank: Floats) -> Floats:
     return np.asarray(distances.reshape(vectors.shape[:2]))
 
 
-def _project(vectors: Floats, random: np.random.RandomState) -> Floats:
-    if vectors.shape[1] <= PROJECTED:
-        return vectors
-    return np.asarray(
-        GaussianRandomProjection(PROJECTED, random_state=random).fit_transform(vectors)
-    )
-
-
 def _spread(points: Floats, size: int, random: np.random.RandomState) -> npt.NDArray[np.int64]:
     """Return the indices of ``size`` of the points (M, C) by greedy k-center; all, if no more.
 
-    Each is the farthest from those before (Gonzalez 1985).
+    Each is the farthest from those before (Gonzalez 1985), after a random projection.
     """
     if len(points) <= size:
         return np.arange(len(points))
+    if points.shape[1] > PROJECTED:
+        projection = GaussianRandomProjection(PROJECTED, random_state=random)
+        points = projection.fit_transform(points)
     chosen = np.empty(size, np.int64)
     squares = np.einsum("mc,mc->m", points, points)
     nearest = np.full(len(points), np.inf, points.dtype)
