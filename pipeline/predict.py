@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import cli
+from pipeline.config import path_argument
 from pipeline.errors import CannotCreateError, UsageError
 from pipeline.models.config import PredictConfig
 from pipeline.spec import CLASSES
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.report.prediction_formats import Tally, summary_lines
 
     started = time.monotonic()
-    sheet = _sheet_path(arguments)
+    sheet, heatmaps = _sheet_path(arguments), _heatmap_folder(arguments)
     options: dict[str, Any] = {}
     if arguments.imagenet:
         from pipeline.models.imagenet import ImagenetModel
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress = None if out.isatty() else cli.ProgressBar("predicting", unit="image")
     with progress or nullcontext() as bar:  # on a terminal the rows show the progress
         tally = Tally(predictions, progress=bar)
-        for text in _output(tally, arguments, sheet):
+        for text in _output(tally, arguments, sheet, heatmaps):
             out.write(text)
             out.flush()
     if sheet is not None:
@@ -106,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     formats.add_argument("--csv", action="store_true", help="print comma-separated values")
     formats.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write a contact sheet")
+    parser.add_argument(
+        "--explain-dir",
+        type=path_argument,
+        metavar="FOLDER",
+        help="new folder of the PNG files of --explain (default: results/<time>-heatmaps)",
+    )
     cli.add_options(parser, PredictConfig)
     ready = parser.add_argument_group("a network trained on ImageNet, instead of a head")
     ready.add_argument(
@@ -124,8 +131,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.top is not None and arguments.top < 1:
         raise UsageError(f"--top needs at least 1; received {arguments.top}")
     if arguments.imagenet:
-        for name in ("model", "head", "base", "preprocessing"):
-            if getattr(arguments, name) is not None:
+        for name in ("model", "head", "base", "preprocessing", "explain"):
+            if getattr(arguments, name) not in (None, False):
                 raise UsageError(f"--imagenet uses a ready-made network: leave out --{name}")
         for name in ("neighbors", "reject", "coverage", "max_error", "per_class"):
             if getattr(arguments, name):
@@ -133,6 +140,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
                 raise UsageError(f"--{flag} needs a head and its cache: leave out --imagenet")
     elif arguments.labels is not None:
         raise UsageError("--labels is for --imagenet; a head has its own classes: leave it out")
+    if arguments.explain_dir is not None and not arguments.explain:
+        raise UsageError("--explain-dir is for heat maps: add --explain")
     if arguments.sheet is not None and arguments.sheet.suffix.lower() != ".png":
         raise UsageError(f"--sheet names a PNG file; received {printable(arguments.sheet)}")
 
@@ -145,9 +154,12 @@ def _expand_stdin(images: Sequence[str]) -> Iterator[str]:
         yield from split_list(sys.stdin.buffer.read()) if name == "-" else [name]
 
 
-def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -> Iterator[str]:
+def _output(
+    tally: "Tally", arguments: argparse.Namespace, sheet: Path | None, heatmaps: Path | None
+) -> Iterator[str]:
     """Yield the text for stdout, part by part, while predictions are computed."""
     from pipeline.models.rejection import NONE_OF_THESE
+    from pipeline.report.overlays import write_overlays
     from pipeline.report.prediction_formats import (
         csv_lines,
         json_parts,
@@ -159,12 +171,15 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
     predictions = tally.predictions
     classes = predictions.model.classes
     top = min(arguments.top, len(classes))
+    model, items = predictions.model, iter(tally)
+    if heatmaps is not None:
+        items = write_overlays(tally, heatmaps, resize=model.resize, range=model.range)
     if not (arguments.csv or arguments.json):
         if predictions.model.task == CLASSES:
             labels = (*classes, NONE_OF_THESE) if arguments.reject else classes
-            yield from table_lines(tally, paths=predictions.paths, classes=labels, top=top)
+            yield from table_lines(items, paths=predictions.paths, classes=labels, top=top)
         else:
-            yield from target_lines(tally, paths=predictions.paths, classes=classes)
+            yield from target_lines(items, paths=predictions.paths, classes=classes)
         if summary := "".join(summary_lines(tally)):
             yield f"\n{summary}"
         return
@@ -173,10 +188,10 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     if arguments.csv:
         named = printable if to_terminal else os.fsdecode
-        yield from csv_lines(tally, top=top, named=named, neighbors=arguments.neighbors)
+        yield from csv_lines(items, top=top, named=named, neighbors=arguments.neighbors)
         return
     yield from json_parts(
-        tally,
+        items,
         top=top,
         head={"model": predictions.model.describe()},
         tail=lambda: {
@@ -186,6 +201,17 @@ def _output(tally: "Tally", arguments: argparse.Namespace, sheet: Path | None) -
             "sheet": None if sheet is None else os.fspath(sheet),
         },
     )
+
+
+def _heatmap_folder(arguments: argparse.Namespace) -> Path | None:
+    """Return the new folder of the heat maps, or None without ``--explain``."""
+    if not arguments.explain:
+        return None
+    default = Path("results", f"{datetime.now():%Y-%m-%d_%H%M%S}-heatmaps")
+    path: Path = arguments.explain_dir or default
+    if any(path.iterdir()) if path.is_dir() else os.path.lexists(path):
+        raise CannotCreateError(f"{printable(path)} exists: name a new folder with --explain-dir")
+    return path
 
 
 def _sheet_path(arguments: argparse.Namespace) -> Path | None:

@@ -155,6 +155,15 @@ class DenseClassifier(ClassifierMixin, DenseNetwork):  # type: ignore[misc]
         X = validate_data(self, X, dtype=np.float32, reset=False)
         return keras_probabilities(self._network(X, len(self.classes_)), X)
 
+    def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return the logits (N, K); of two classes, that of the second one (N,)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float32, reset=False)
+        kernel, bias, output_kernel, output_bias = self.weights_
+        hidden = np.maximum(X @ kernel + bias, 0)
+        logits = hidden.astype(np.float64) @ output_kernel + output_bias
+        return np.asarray(logits[:, 0] if logits.shape[1] == 1 else logits)
+
     def predict(self, X: Any) -> npt.NDArray[Any]:
         scores = self.predict_proba(X)
         return np.asarray(self.classes_[scores.argmax(axis=1)])

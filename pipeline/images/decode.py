@@ -79,7 +79,8 @@ def decode(
 
     EXIF orientation is applied, transparency laid over white; of several frames the first is used.
     ``squash`` resizes both sides to the square, as Keras' loaders do by default; ``crop`` cuts the
-    centre square; ``pad`` adds black bars. Bilinear, antialiased.
+    centre square; ``pad`` adds black bars. Bilinear, antialiased. ``contain``, for display, keeps
+    the shape, (H, W, 3): the longer side is image_size.
 
     ``range`` is for files of more than 8 bits, of signed numbers or floats: ``full`` scales the
     range of their type to 0..255, ``LOW,HIGH`` these numbers; lower and higher ones are clipped.
@@ -351,6 +352,10 @@ def _resize(image: Image.Image, size: int, policy: str) -> Image.Image:
         return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     if policy == "pad":
         return ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR, color=PADDING)
+    if policy == "contain":
+        factor = size / max(image.size)
+        sides = [max(1, round(side * factor)) for side in image.size]
+        return image.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 

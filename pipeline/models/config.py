@@ -14,7 +14,7 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from pipeline.models.image_predictions import ImageClassifier
 
-AUTO = "auto"  # exact for linear heads, HiResCAM for dense ones, else occlusion
+AUTO = "auto"  # exact for linear heads, Grad-CAM for dense ones, else occlusion
 METHODS = ("cam", "gradcam", "hirescam", "occlusion")  # of heat maps
 MAX_NEIGHBORS = 1000  # per image; each is three columns of CSV
 
@@ -58,7 +58,7 @@ class PredictConfig(Config):
     explain_method: str = _explained(
         AUTO,
         choices=(AUTO, *METHODS),
-        help="auto: exact for linear heads, hirescam for dense ones, else occlusion",
+        help="auto: cam, exact, for linear heads, gradcam for dense ones, else occlusion",
     )
     neighbors: int = _explained(
         0, type=count, metavar="K", help="list the most similar cached images"
@@ -106,3 +106,7 @@ class PredictConfig(Config):
             object.__setattr__(self, "reject", True)
         if self.base is not None and not self.base.endswith(FILE_SUFFIXES):
             object.__setattr__(self, "base", find_base(self.base).name)
+        if self.explain_method != AUTO and not self.explain:
+            raise UsageError(
+                f"--explain-method {self.explain_method} is for heat maps: add --explain"
+            )

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -69,13 +70,13 @@ def head_layers(bundle: Bundle) -> Sequence[HeadLayer]:
         return HeadLayer(kernel, bias), _in_label_order(output, estimator, bundle)
     is_scaled = isinstance(estimator, TemperatureScaling)
     scale = 1 / estimator.temperature if is_scaled else 1.0
-    decision_weights = _decision_weights(estimator)
-    if decision_weights is None:
+    found = decision_weights(estimator)
+    if found is None:
         raise NotExportableError(
             f"{printable(bundle.head)} cannot be exported to Keras or LiteRT: it is not a layer of "
             f"a network; choose --format onnx"
         )
-    weights, intercepts = decision_weights
+    weights, intercepts = found
     # two classes with a decision value d have scores -d and d: their softmax is the sigmoid of 2 d
     if len(intercepts) == 1 and is_scaled:
         scale *= 2
@@ -123,10 +124,22 @@ def linear_weights(model: Any) -> LinearWeights | None:
     return weights, intercepts
 
 
-def _decision_weights(estimator: Any) -> LinearWeights | None:
-    """Return `linear_weights` on unscaled features: the affine steps before are folded in."""
+def target_weights(model: Any) -> LinearWeights | None:
+    """Return weights (T, D) and intercepts (T,) of labels or a number; None if not linear."""
+    models = model.estimators_ if isinstance(model, OneVsRestClassifier) else [model]
+    if not all(hasattr(each, "coef_") for each in models):
+        return None
+    weights = np.concatenate([np.atleast_2d(each.coef_) for each in models])
+    return weights, np.concatenate([np.atleast_1d(each.intercept_) for each in models])
+
+
+def decision_weights(estimator: Any, task: str = CLASSES) -> LinearWeights | None:
+    """Return the weights of decision values on unscaled features; None if they are not linear.
+
+    See `linear_weights` and `target_weights`; the affine steps before are folded in.
+    """
     *before, model = steps_of(estimator)
-    found = linear_weights(model)
+    found = linear_weights(model) if task == CLASSES else target_weights(model)
     if found is None or not all(type(step) in AFFINE for step in before):
         return None
     weights, intercepts = found

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,14 @@ from pipeline.images.hashes import hash_files
 from pipeline.images.reader import Pixels, read_images
 from pipeline.images.scan import Skipped
 from pipeline.images.source import FolderSource
-from pipeline.models.heatmaps import Heatmap
 from pipeline.models.neighbors import Neighbor
 from pipeline.models.rejection import Rejection
 from pipeline.prefetch import prefetch
 from pipeline.spec import CLASSES
 from pipeline.text import counted, printable
+
+if TYPE_CHECKING:
+    from pipeline.models.heatmaps import Heatmap  # loads scikit-learn
 
 FILES_PER_WINDOW = 1024  # hashed before the first is decoded: 0.1 s, 1 MB of predictions
 
@@ -42,7 +44,7 @@ class Output:
     """
 
     probabilities: Probabilities
-    heatmap: Heatmap | None = None
+    heatmap: "Heatmap | None" = None
     neighbors: tuple[Neighbor, ...] = ()
     rejection: Rejection | None = None
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.images.reader import Pixels
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.cached_features import CachedFeatures, training_table
 from pipeline.models.config import PredictConfig
+from pipeline.models.heatmaps import choose_method, heatmaps, maps_layer
 from pipeline.models.image_predictions import Output
 from pipeline.models.neighbors import CachedNeighbors
 from pipeline.models.rejection import Rejector
@@ -49,6 +51,8 @@ class Predictor:
     use_cache : use features from the cache of the training, and from ``cache_dir``.
     inspections : functions of features (B, *shape), probabilities (B, K) and the digests of the B
         files that return fields of `Output` for each image.
+    explain : the method of `heatmaps` for the predicted class; empty for no heat maps. Those of a
+        head on pooled features need the maps: these are computed, if the cache lacks them.
 
     Raises BadDataError if the decoder gives other pixels here than in training, or if ``weights``
     are not those of the training.
@@ -63,6 +67,7 @@ class Predictor:
         batch_size: int = BATCH_SIZE,
         use_cache: bool = False,
         inspections: Iterable[Inspection] = (),
+        explain: str = "",
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"--batch-size needs at least 1; received {batch_size}")
@@ -77,6 +82,8 @@ class Predictor:
         self._weights = weights
         self._cache_dir = cache_dir
         self._inspections = tuple(inspections)
+        self._explain = explain and choose_method(bundle, explain)
+        self._maps_layer = maps_layer(bundle) if explain else bundle.layer
         pixels = pixels_digest(bundle.spec.image_size, bundle.spec.resize)
         if pixels != bundle.spec.pixels:  # of the decoder of the training
             versions = bundle.document.get("versions")
@@ -92,7 +99,11 @@ class Predictor:
             bundle.estimator.find_layers_in(self.base_config().base)
         elif weights is not None:  # a wrong file is refused even if every image is cached
             self.base_config()
-        self._cached_features = CachedFeatures(bundle, cache_dir) if use_cache else None
+        self._cached_features = None
+        if use_cache and self._maps_layer != bundle.layer:
+            log.info("heat maps need %s: cached features are not used", printable(self._maps_layer))
+        elif use_cache:
+            self._cached_features = CachedFeatures(bundle, cache_dir)
 
     def describe(self) -> dict[str, Any]:
         bundle, spec = self.bundle, self.bundle.spec
@@ -116,16 +127,31 @@ class Predictor:
         return mean_over_views(self.classify(self.features(view)) for view in views)
 
     def outputs(self, pixels: Pixels, digests: Sequence[bytes]) -> list[Output]:
-        """Compute probabilities as `probabilities` does, and what ``inspections`` add."""
-        return self._outputs(map(self.features, self.views(pixels, digests)), digests)
+        """Compute probabilities as `probabilities` does, and what ``inspections`` add.
+
+        Heat maps and inspections are of the unaugmented images.
+        """
+        views = self.views(pixels, digests)
+        layers = self._layers(next(views))
+        features = chain([layers[self.bundle.layer]], map(self.features, views))
+        return self._outputs(features, layers[self._maps_layer], digests)
 
     def _outputs(
-        self, views: Iterable[npt.NDArray[np.float32]], digests: Sequence[bytes]
+        self,
+        views: Iterable[npt.NDArray[np.float32]],
+        maps: npt.NDArray[np.float32],
+        digests: Sequence[bytes],
     ) -> list[Output]:
-        """Return the output of each image from the features (B, *shape) of its views."""
+        """Return the output of each image from the features (B, *shape) of its views.
+
+        ``maps`` (B, H, W, C), for heat maps, are those of the unaugmented images.
+        """
         original, *others = views
         probabilities = mean_over_views(map(self.classify, (original, *others)))
         details = [inspect(original, probabilities, digests) for inspect in self._inspections]
+        if self._explain:
+            found = heatmaps(self.bundle, maps, probabilities.argmax(axis=1), self._explain)
+            details.append([{"heatmap": each} for each in found])
         return [
             Output(row, **{name: value for each in of_image for name, value in each.items()})
             for row, *of_image in zip(probabilities, *details, strict=True)
@@ -144,6 +170,10 @@ class Predictor:
 
         Raises as `probabilities` does.
         """
+        return self._layers(pixels)[self.bundle.layer]
+
+    def _layers(self, pixels: Pixels) -> dict[str, npt.NDArray[np.float32]]:
+        """Compute the features of the layer, and of `maps_layer` for heat maps."""
         size = self.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
             raise UsageError(
@@ -151,10 +181,11 @@ class Predictor:
                 f"{pixels.dtype}"
             )
         parts = [
-            self._engine(pixels[start : start + self.batch_size])[self.bundle.layer]
+            self._engine(pixels[start : start + self.batch_size])
             for start in range(0, len(pixels), self.batch_size)
         ]
-        return np.concatenate(parts)
+        layers = dict.fromkeys((self.bundle.layer, self._maps_layer))
+        return {layer: np.concatenate([part[layer] for part in parts]) for layer in layers}
 
     def cached_outputs(
         self, digests: Collection[bytes]
@@ -162,7 +193,7 @@ class Predictor:
         """Classify cached images in blocks: digests and outputs; skip uncached ones."""
         if self._cached_features is not None:
             for cached, views in self._cached_features.features(digests):
-                yield cached, self._outputs(views, cached)
+                yield cached, self._outputs(views, views[0], cached)
 
     def classify(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Compute class probabilities of features: (B, *shape) float32 -> (B, K) float64.
@@ -198,7 +229,8 @@ class Predictor:
         try:
             name = str((bundle.document.get("engine") or {}).get("name"))
             name = name if is_installed(name) else AUTO
-            engine = open_engine(replace(self.base_config(), engine=name), (bundle.layer,))
+            layers = tuple(dict.fromkeys((bundle.layer, self._maps_layer)))
+            engine = open_engine(replace(self.base_config(), engine=name), layers)
         except UsageError as error:  # the bundle's value, not the user's
             raise BadDataError(f"the model cannot be used: {error}") from error
         self._check_weights(engine.weights)
@@ -274,6 +306,7 @@ def open_predictor(path: Path, config: PredictConfig) -> Predictor:
         batch_size=config.batch_size,
         use_cache=config.use_cache,
         inspections=_inspections(bundle, path, config),
+        explain=config.explain_method if config.explain else "",
     )
 
 
@@ -287,9 +320,8 @@ def _inspections(bundle: Bundle, path: Path, config: PredictConfig) -> Iterator[
         return
     table = training_table(bundle, config.cache_dir)
     cached = None if table is None else CachedNeighbors(table, bundle.layer)
-    missing = (
-        f"the cache of the training, {printable(str(bundle.document['cache']))}, does not exist"
-    )
+    name = printable(str(bundle.document["cache"]))
+    missing = f"the cache of the training, {name}, is missing or cannot be used"
     cure = "pass its folder with --cache-dir, or extract and classify again"
     if config.neighbors:
         if cached is None:

@@ -4,7 +4,7 @@ Its input is the cached feature maps of the boundary. It contains every weight a
 also those that fine-tuning does not change (BatchNorm's).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +64,20 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Compute probabilities: (N, H·W·C) float32 -> (N, K) float64; loads TensorFlow once.
 
-        Every batch is padded to one size, so that an image's probabilities do not depend on others.
         Raises InvalidModelError if the layers do not fit the base, or the head does not fit them.
+        """
+        return self._apply(self.head.predict_proba, X)
+
+    def decision_function(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Compute logits: (N, H·W·C) float32 -> (N, K), or (N,), float64."""
+        return self._apply(self.head.decision_function, X)
+
+    def _apply(
+        self, method: Callable[[Array], npt.NDArray[np.float64]], X: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float64]:
+        """Apply a method of the head to the outputs of the layers.
+
+        Every batch is padded to one size, so that an image's probabilities do not depend on others.
         """
         if not hasattr(self, "_upper"):
             from pipeline.models.upper_layers import UpperLayers
@@ -78,9 +90,7 @@ class TopBlockClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     f"{self._upper.width:,}"
                 )
         batches = self._upper.batches(np.asarray(X, np.float32))
-        return np.concatenate(
-            [self.head.predict_proba(values)[:count] for values, count in batches]
-        )
+        return np.concatenate([method(values)[:count] for values, count in batches])
 
     def predict(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         return np.asarray(self.predict_proba(X).argmax(axis=1))

@@ -1,18 +1,20 @@
 """Data of the report's galleries: the map, mistakes, likely label errors, duplicates."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable
-from pipeline.evaluation.audit import AuditResult
+from pipeline.evaluation.audit import AuditResult, tolerate
 from pipeline.evaluation.duplicates import DuplicatePair, duplicate_sets
-from pipeline.evaluation.result import Comparison
+from pipeline.evaluation.result import Comparison, Outcome
 from pipeline.evaluation.rows import read_input
 from pipeline.evaluation.table import percent
 from pipeline.images.scan import SPLIT_NAMES
+from pipeline.models.heatmaps import Heatmap, heatmaps, maps_layer
 from pipeline.report.markup import name_text, render
 from pipeline.report.plots import GLYPHS, POINTS, STYLES, draw_dots, inline_svg
 from pipeline.report.thumbnails import read_thumbnails
@@ -25,6 +27,8 @@ MAX_MISTAKES, MAX_SUSPECTS, MAX_GROUPS = 24, 40, 20
 MAX_PER_GROUP = 4  # more pictures of a group show nothing new
 CELL, PICTURE = 80, 54  # sides of a cell of the map and of its picture, in points
 MARGIN = 26  # around the map, for the outermost dots
+
+log = logging.getLogger("pipeline")
 
 Rows = npt.NDArray[np.int64]
 Points = npt.NDArray[np.float64]
@@ -85,14 +89,32 @@ def mistakes(comparison: Comparison, findings: AuditResult) -> dict[str, Any] | 
     if not len(wrong):
         return None
     shown = wrong[np.argsort(-test.scores[wrong].max(axis=1), kind="stable")][:MAX_MISTAKES]
-    images = read_images(findings.table, test.rows[shown].tolist())
+    rows, found = test.rows[shown].tolist(), []
+    with tolerate("the heat maps of the mistakes", log.warning):
+        found = explain(comparison.shown, findings.table, rows, test.predicted[shown].tolist())
+    images = read_images(findings.table, rows, dict(zip(rows, found, strict=False)))
     for image, index in zip(images, shown.tolist(), strict=True):
         predicted, label = test.predicted[index], test.labels[index]
         image["classes"] = [
             ("predicted", classes[predicted], test.scores[index, predicted]),
             ("labelled", classes[label], test.scores[index, label]),
         ]
-    return {"wrong": len(wrong), "count": len(test), "images": images}
+    method = found[0].method if found else ""
+    return {"wrong": len(wrong), "count": len(test), "images": images, "method": method}
+
+
+def explain(
+    outcome: Outcome, table: FeatureTable, rows: Sequence[int], numbers: Sequence[int]
+) -> list[Heatmap]:
+    """Return the heat map of a class for each row, or none if the maps are not cached.
+
+    None after folds, too: the classifier that made a mistake was not kept.
+    """
+    bundle = outcome.bundle
+    if bundle is None or outcome.folds or len(table.layers.get(maps_layer(bundle), ())) != 3:
+        return []
+    maps = table.features(maps_layer(bundle), np.asarray(rows))
+    return heatmaps(bundle, maps, numbers)
 
 
 def suspects(findings: AuditResult) -> dict[str, Any] | None:
@@ -152,8 +174,10 @@ def _describe_group(count: int, pairs: Sequence[DuplicatePair], parts: str) -> s
     return f"{counted(count, 'image')}: {text}" if count > 2 else text
 
 
-def read_images(table: FeatureTable, rows: Sequence[int]) -> list[dict[str, Any]]:
-    thumbnails = read_thumbnails(table, rows)
+def read_images(
+    table: FeatureTable, rows: Sequence[int], explained: Mapping[int, Heatmap] | None = None
+) -> list[dict[str, Any]]:
+    thumbnails = read_thumbnails(table, rows, explained)
     return [{"path": table.columns.paths[row], "thumbnail": thumbnails[row]} for row in rows]
 
 

@@ -48,7 +48,7 @@ def write_contact_sheet(
     header = 2 * MARGIN + LINE
     sheet = Image.new("RGB", (width, header + rows * cell_height), "white")
     canvas = ImageDraw.Draw(sheet)
-    _write_line(canvas, (MARGIN, MARGIN), title, width - 2 * MARGIN)
+    write_line(canvas, (MARGIN, MARGIN), title, width - 2 * MARGIN)
     names = ""
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, COLUMNS)
@@ -56,10 +56,10 @@ def write_contact_sheet(
         sheet.paste(_read_picture(prediction.path), (left, upper))
         name = Path(os.fsdecode(prediction.path)).name
         lower = upper + PICTURE + 4
-        _write_line(canvas, (left, lower), name, PICTURE, colour="dimgray")
+        write_line(canvas, (left, lower), name, PICTURE, colour="dimgray")
         if prediction.task == REGRESSION:
             text = f"{prediction.classes[0]} {prediction.number:.6g}"
-            _write_line(canvas, (left, lower + LINE), text, PICTURE)
+            write_line(canvas, (left, lower + LINE), text, PICTURE)
             names += text + name
             continue
         for rank, (label, probability) in enumerate(prediction.top(top), start=1):
@@ -96,10 +96,10 @@ def write_view_sheet(
     for view in range(1 + shown):
         position = (MARGIN + view * step, MARGIN + LINE)
         heading = f"view {view}" if view else "original"
-        _write_line(canvas, position, heading, step, colour="dimgray")
+        write_line(canvas, position, heading, step, colour="dimgray")
     for row, (name, digest, pixels) in enumerate(rows):
         upper = header + row * row_height
-        _write_line(canvas, (MARGIN, upper), os.fsdecode(name), width - 2 * MARGIN)
+        write_line(canvas, (MARGIN, upper), os.fsdecode(name), width - 2 * MARGIN)
         for view in range(1 + shown):
             augmented = draw_view(pixels, augmentation=augmentation, image_digest=digest, view=view)
             picture = Image.fromarray(augmented)
@@ -135,11 +135,11 @@ def _write_class(canvas: Canvas, position: tuple[int, int], label: str, probabil
     canvas.rectangle(bar, fill="lightblue")
     number = f"{probability:.3f}"
     number_width = round(_font_of(number).getlength(number))
-    _write_line(canvas, (left + PICTURE - number_width - 2, upper), number, number_width + 1)
-    _write_line(canvas, (left + 2, upper), label, PICTURE - number_width - 8)
+    write_line(canvas, (left + PICTURE - number_width - 2, upper), number, number_width + 1)
+    write_line(canvas, (left + 2, upper), label, PICTURE - number_width - 8)
 
 
-def _write_line(
+def write_line(
     canvas: Canvas, position: tuple[int, int], text: str, width: int, *, colour: str = "black"
 ) -> None:
     """Write one line of escaped text, cut to a width in pixels."""

@@ -168,3 +168,13 @@ def test_odd_images_give_pixels_or_a_reason(assets: Path) -> None:
     assert "4.4 billion pixels" in outcomes["bomb_4gpx.gif"]
     assert outcomes["zero_bytes.jpg"] == "empty file"
     assert isinstance(outcomes["png_named_jpg.jpg"], np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [((40, 20), (4, 8)), ((20, 40), (8, 4)), ((2, 2), (8, 8)), ((900, 1), (1, 8))],
+)
+def test_contained_images_keep_their_shape(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    assert decode(file.getvalue(), image_size=8, resize="contain").shape == (*shape, 3)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_sets import bundle_of, linear_head
 from report.comparisons import (
     ARABIC,
     COMPOSED,
@@ -232,6 +233,24 @@ def test_layers_are_compared_where_there_are_several(comparison: Comparison) -> 
     )
     assert "logistic on block3_pool has the highest validation accuracy, 99.0 %" in text
     assert text.index("block3_pool") < text.index("block5_pool") < text.index("block13_pool")
+
+
+def test_mistakes_have_heat_maps_where_maps_are_cached(tmp_path: Path) -> None:
+    comparison = synthetic_comparison(tmp_path / "set")
+    head = linear_head(np.arange(8.0)[None] - 3, np.ones(1))
+    bundle = bundle_of(head, layer="block5_pool", shape=(2, 2, 8), classes=comparison.classes)
+
+    def heat_maps(**changed: Any) -> list[str]:
+        outcomes = [replace(each, bundle=bundle, **changed) for each in comparison.outcomes]
+        page = read(replace(comparison, outcomes=tuple(outcomes)))
+        assert ("evidence for the predicted class (cam)" in page.text) == (not changed)
+        pictures = [each for each in page.all("img") if each["alt"].startswith("heat map of")]
+        assert all(each["src"].startswith("data:image/jpeg;base64,") for each in pictures)
+        return [each["alt"] for each in pictures]
+
+    mistakes = int((~comparison.shown.test.correct).sum())
+    assert len(heat_maps()) == mistakes > 0
+    assert heat_maps(folds=5) == []  # other classifiers made the mistakes
 
 
 def test_many_classes_are_summarised(tmp_path: Path) -> None:

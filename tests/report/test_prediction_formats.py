@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
+from pipeline.models.heatmaps import Heatmap
 from pipeline.models.image_predictions import Prediction
 from pipeline.report.prediction_formats import csv_lines, json_parts, table_lines
 from pipeline.text import printable
@@ -86,7 +87,25 @@ def test_text_of_a_prediction_precedes_the_next_prediction(kind: str) -> None:
     parts = {
         "table": lambda: table_lines(predictions(), paths=NAMES, classes=CLASSES, top=2),
         "csv": lambda: csv_lines(predictions(), top=2, named=os.fsdecode),
-        "json": lambda: json_parts(predictions(), top=2, head={"model": {}}, tail=dict),
+        "json": lambda: json_parts(
+            predictions(), top=2, head={"model": {}}, tail=lambda: {"cached": 0}
+        ),
     }[kind]()
     assert "a.jpg" in next(parts)
     assert made == [b"a.jpg"]
+
+
+@pytest.mark.parametrize("task", ["classes", "multilabel", "regression"])
+def test_heat_maps_are_a_last_column_and_part_of_the_json(task: str) -> None:
+    heatmap = Heatmap("cat", np.array([[0.5, -1.0]]), "cam", file="maps/1\x1b.png")
+    count = 1 if task == "regression" else 3
+    prediction = Prediction(
+        np.full(count, 0.5), path=b"a", classes=CLASSES[:count], task=task, heatmap=heatmap
+    )
+    titles, line = csv.reader(io.StringIO("".join(csv_lines([prediction], top=1, named=printable))))
+    assert (titles[-1], line[-1]) == ("heatmap", "maps/1\\x1b.png")
+    assert len(titles) == len(line)
+    parts = json_parts([prediction], top=1, head={"model": {}}, tail=lambda: {"cached": 0})
+    (image,) = json.loads("".join(parts))["images"]
+    expected = {"label": "cat", "method": "cam", "values": [[0.5, -1.0]], "file": "maps/1\x1b.png"}
+    assert image["heatmap"] == expected
