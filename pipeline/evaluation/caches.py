@@ -10,10 +10,11 @@ from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.groups import check_group_rule
-from pipeline.evaluation.label_edits import apply_label_edits
+from pipeline.evaluation.label_edits import apply_label_edits, set_normal
 from pipeline.evaluation.protocol import TrialPlan
 from pipeline.evaluation.rows import CachedViews, images_of, views_suffix
 from pipeline.evaluation.splits import Splits
+from pipeline.heads.names import classes_of_normal
 from pipeline.spec import UNLABELLED
 from pipeline.text import counted, printable
 
@@ -84,8 +85,12 @@ def split_tables(tables: Sequence[FeatureTable], config: ClassifyConfig) -> list
     _check_task(tables, config.task)
     replace(config, task=tables[0].task).requests  # noqa: B018 - raises for options of other tasks
     check_group_rule(protocol.group_of, [table.columns for table in tables])
-    if edits:
-        tables = apply_label_edits(edits, tables)
+    normal = config.normal
+    if edits:  # those of a run with --normal name its classes
+        named = () if normal is None else classes_of_normal(normal)
+        tables = apply_label_edits(edits, tables, more_classes=named)
+    if normal is not None:
+        tables = set_normal(normal, tables)
     _check_same_classes(tables)
     _check_layers(tables, layers)
     opened: list[SplitCache] = []

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from pipeline.evaluation.frames import table_of_frame
 from pipeline.evaluation.recommendation import rank_and_recommend
 from pipeline.evaluation.refit import NOT_KEPT, add_bundles
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
-from pipeline.evaluation.rows import TrialRows, input_of
+from pipeline.evaluation.rows import MAX_FLAT, TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.splits import TRAIN
 from pipeline.evaluation.target_recommendation import rank_and_recommend_targets
@@ -110,6 +111,7 @@ def compare_on_caches(
         "timeout": config.timeout,
         "views": config.views,
         "tta": config.tta,
+        "normal": None if config.normal is None else printable(config.normal),
         "labels": [printable(path.as_posix()) for path in config.label_files],
         "dense": [asdict(dense) for dense in config.dense_grid],
         "versions": versions(),
@@ -138,6 +140,7 @@ def compare_on_caches(
             *_notice_different_images(opened),
             *(notice for cache in opened for notice in cache.trial_plan.notices),
             *_notice_imbalance(opened[0], balanced=config.balance),
+            *_notice_missing_class(opened[0]),
             *_notice_unconverged(ranked),
             *filter(None, [better_base([cache.table.document for cache in opened])]),
         ),
@@ -157,7 +160,13 @@ def _compare_on_layer(
     """Fit all heads on one layer, input by input; yield their outcomes."""
     by_input: dict[Input, dict[HeadRequest, Head]] = defaultdict(dict)
     for request, head in loaded.items():
-        input = input_of(cache.table, layer, requested=request.input, default=head.input)
+        input = input_of(
+            cache.table,
+            layer,
+            requested=request.input,
+            default=head.input,
+            max_flat=math.inf if head.learns_one_class else MAX_FLAT,
+        )
         if all(other.name != request.name for other in by_input[input]):
             by_input[input][request] = head  # vectors have only one input
     distances = None
@@ -187,6 +196,7 @@ def _compare_on_layer(
                     cache.table.columns,
                     folds=cache.trial_plan.folds,
                     distances=distances,
+                    has_normal=config.normal is not None,
                 )
             _log_outcome(outcomes[request])
         if config.keep:
@@ -257,7 +267,7 @@ def _notice_imbalance(cache: SplitCache, *, balanced: bool) -> Iterator[str]:
     labels = columns.labels[columns.splits == TRAIN] if by_folder else columns.labels
     counts = np.bincount(labels, minlength=len(classes))
     fewest, most = int(counts.argmin()), int(counts.argmax())
-    if counts[most] < IMBALANCED * counts[fewest]:
+    if counts[most] < IMBALANCED * counts[fewest] or not counts[fewest]:
         return
     share = 100 * counts[most] / counts.sum()
     images = "training images" if by_folder else "images"
@@ -267,6 +277,23 @@ def _notice_imbalance(cache: SplitCache, *, balanced: bool) -> Iterator[str]:
         f"{counts[fewest]:,} of {other}; see balanced accuracy"
         + (", which chose the settings" if balanced else ", and consider --balance")
     )
+
+
+def _notice_missing_class(cache: SplitCache) -> Iterator[str]:
+    """Yield a notice per split without images of a class, which only ``--normal`` allows."""
+    for split, effect in (
+        ("train", "only novelty learns"),
+        ("validation", "heads are chosen by their false alarms"),
+        ("test", "only false alarms are measured"),
+    ):
+        parts = [getattr(trial.splits, split) for trial in cache.trial_plan.trials]
+        if split == "test":
+            parts = [np.concatenate(parts)]  # folds together
+        if cache.table.task == CLASSES and any(
+            np.ptp(cache.table.columns.labels[part]) == 0 for part in parts
+        ):
+            where = f"a {split} split" if len(parts) > 1 else split
+            yield f"{where} has no image of {printable(cache.table.classes[1])}: {effect}"
 
 
 def _notice_rare_labels(cache: SplitCache) -> Iterator[str]:

@@ -56,6 +56,13 @@ class ClassifyConfig(SplitConfig):
         help=f"comma list of {', '.join(groups()['all'])}, fast or all (default: all); "
         "NAME:flat or NAME:pooled selects the input; docs/TASKS.md has those of labels and numbers",
     )
+    normal: str | None = _heads(
+        None,
+        type=str,
+        metavar="CLASS",
+        help="class of normal images: all others become one class, 'not CLASS', and the head "
+        "novelty, which learns from normal images alone, joins (docs/INSPECTION.md)",
+    )
     layers: Sequence[str] = _heads(
         (), flag="--layer", metavar="NAME", help="cached layer to use, repeatable (default: all)"
     )
@@ -125,6 +132,7 @@ class ClassifyConfig(SplitConfig):
                 ("--balance", self.balance),
                 (f"--protocol {self.protocol}", self.protocol in PROTOCOLS),
                 ("--labels", self.label_files),
+                ("--normal", self.normal is not None),
             ):
                 if is_set:
                     raise UsageError(f"{flag} is for classes; the cache is of {self.task}: omit it")
@@ -150,7 +158,7 @@ class ClassifyConfig(SplitConfig):
     def requests(self) -> list[HeadRequest]:
         """The heads that are compared; raises UsageError for a name that is not of the task."""
         names = self.protocol if self.protocol in PROTOCOLS else self.heads or "all"
-        return parse_heads(names, self.task)
+        return parse_heads(names, self.task, has_normal=self.normal is not None)
 
     @property
     def evaluation_protocol(self) -> "EvaluationProtocol":
@@ -164,4 +172,5 @@ class ClassifyConfig(SplitConfig):
             split_seed=self.split_seed,
             seed=self.seed,
             repeats=self.repeats,
+            has_normal=self.normal is not None,
         )

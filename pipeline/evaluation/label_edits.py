@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cache.file import FeatureTable
-from pipeline.errors import BadDataError
+from pipeline.errors import BadDataError, PipelineError, UsageError
 from pipeline.evaluation.image_lookup import (
     ImageLookup,
     assign,
@@ -18,6 +18,7 @@ from pipeline.evaluation.image_lookup import (
     did_you_mean,
     read_records,
 )
+from pipeline.heads.names import classes_of_normal
 from pipeline.images.scan import SPLIT_NAMES
 from pipeline.text import printable
 
@@ -58,13 +59,41 @@ def write_suspects(path: Path, findings: "AuditResult") -> None:
             )
 
 
-def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> list[FeatureTable]:
+def set_normal(name: str, tables: Sequence[FeatureTable]) -> list[FeatureTable]:
+    """Return the tables with two classes: the normal one, and one of all other images.
+
+    ``normal`` in their documents names the normal class. Raises UsageError if it is none of theirs.
+    """
+    merged = []
+    for table in tables:
+        normal = class_number(name, table.classes, "--normal", UsageError)
+        labels = (table.columns.labels != normal).astype(np.int64)
+        merged.append(
+            replace(
+                table,
+                document={**table.document, "normal": table.classes[normal]},
+                classes=classes_of_normal(table.classes[normal]),
+                columns=replace(table.columns, labels=labels),
+            )
+        )
+    return merged
+
+
+def apply_label_edits(
+    paths: Sequence[Path], tables: Sequence[FeatureTable], *, more_classes: Sequence[str] = ()
+) -> list[FeatureTable]:
     """Return the tables with relabelled rows and without dropped ones.
 
     For each image, later files override earlier ones. Classes without images are removed.
+    ``more_classes`` may be assigned, too.
 
     Raises BadDataError if no row of a table remains, and the errors of `read_label_edits`.
     """
+    classes = [table.classes for table in tables]
+    tables = [
+        replace(table, classes=tuple(dict.fromkeys((*table.classes, *more_classes))))
+        for table in tables
+    ]
     new_labels = [table.columns.labels.copy() for table in tables]
     for path in paths:
         for labels, edits in zip(new_labels, read_label_edits(path, tables), strict=True):
@@ -79,8 +108,8 @@ def apply_label_edits(paths: Sequence[Path], tables: Sequence[FeatureTable]) -> 
             raise BadDataError(f"--labels {files} drops every image of {printable(table.path)}")
     used = {table.classes[label] for table in edited for label in np.unique(table.columns.labels)}
     empty = sorted({name for table in edited for name in table.classes} - used)
-    if empty:
-        names = ", ".join(map(printable, empty))
+    if dropped := [name for name in empty if name in set().union(*classes)]:
+        names = ", ".join(map(printable, dropped))
         log.warning("--labels drops every image of %s; removed from the classes", names)
     return [_remove_classes(table, empty) for table in edited]
 
@@ -122,12 +151,21 @@ def read_label_edits(path: Path, tables: Sequence[FeatureTable]) -> list[dict[in
             tables, edits, lookup.find_or_raise(record, line), strict=True
         ):
             if rows:
-                number = DROPPED if drop else _class_number(new_label, table.classes, line)
+                number = DROPPED if drop else class_number(new_label, table.classes, line)
                 assign(number, rows, line, edit, table.columns)
     return [{row: number for row, (number, _) in edit.items()} for edit in edits]
 
 
-def _class_number(name: str, classes: tuple[str, ...], line: str) -> int:
+def class_number(
+    name: str,
+    classes: tuple[str, ...],
+    line: str,
+    error: type[PipelineError] = BadDataError,
+) -> int:
+    """Return the number of a class by its name, in any Unicode form, or as it is printed.
+
+    Raises ``error``, with the line, for a name that is of none or of several.
+    """
     if name in classes:
         return classes.index(name)
     spelling = composed(name.strip())
@@ -140,4 +178,4 @@ def _class_number(name: str, classes: tuple[str, ...], line: str) -> int:
         f"; the classes are {', '.join(map(printable, classes[:10]))}"
         + (" and others" if len(classes) > 10 else "")
     )
-    raise BadDataError(f"{line}: {printable(name)} {problem}{hint}")
+    raise error(f"{line}: {printable(name)} {problem}{hint}")

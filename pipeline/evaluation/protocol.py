@@ -58,6 +58,7 @@ class EvaluationProtocol:
     group : see `parse_group_rule`.
     seed, repeats : stochastic heads are fitted with seed, seed + 1, …; each repeat of the folds
         draws other folds.
+    has_normal : splits need images of the first class, the normal one, but no others.
 
     Raises UsageError, NoInputError or BadDataError for invalid rules.
     """
@@ -68,6 +69,7 @@ class EvaluationProtocol:
     split_seed: int = 0
     seed: int = 0
     repeats: int = 1
+    has_normal: bool = False
 
     def __post_init__(self) -> None:
         if self.folds is not None and self.split is not None:
@@ -99,9 +101,10 @@ class EvaluationProtocol:
         identities = identities_of(columns, self.group_of, classes)
         has_groups = self.group_of is not None or bool(columns.groups.any())
         seeds = tuple(range(self.seed, self.seed + self.repeats))
-        folds = self.folds
+        folds, required = self.folds, 1 if self.has_normal else None
         if folds is None and self.shares is None:
-            possible, _ = max_folds(columns, classes if task == CLASSES else IMAGES, identities)
+            needed = classes[:required] if task == CLASSES else IMAGES
+            possible, _ = max_folds(columns, needed, identities)
             is_small = len(columns) < FEW_IMAGES and columns.splits.max(initial=0) <= TRAIN
             if is_small and possible >= MIN_FOLDS and (len(classes) > 1 or task != CLASSES):
                 folds = min(DEFAULT_FOLDS, possible)
@@ -114,6 +117,7 @@ class EvaluationProtocol:
                 seed=self.split_seed,
                 identities=identities,
                 task=task,
+                required=required,
             )
             notices = tuple(_notice_divided_groups(splits, identities)) if has_groups else ()
             return TrialPlan((Trial(splits, seeds),), splits.source, notices=notices)
@@ -121,7 +125,13 @@ class EvaluationProtocol:
             Trial(splits, (seed,))
             for split_seed, seed in enumerate(seeds, self.split_seed)
             for splits in make_folds(
-                columns, classes, folds=folds, seed=split_seed, identities=identities, task=task
+                columns,
+                classes,
+                folds=folds,
+                seed=split_seed,
+                identities=identities,
+                task=task,
+                required=required,
             )
         )
         ignored = "; splits of the set are ignored" if columns.splits.max(initial=0) > TRAIN else ""

@@ -127,6 +127,8 @@ def _make_bundle(outcome: Outcome, fit: Fit, table: FeatureTable, *, fitted_on: 
     }
     if table.task != CLASSES:
         document["task"] = table.task
+    if "normal" in origin:
+        document["normal"] = origin["normal"]
     if result.views or result.tta:
         document["augmentation"] = origin.get("augmentation")
     if outcome.calibration is not None:

@@ -50,6 +50,10 @@ class Result:
         accuracy of these, with thresholds from validation.
     left_out_auroc : mean area under the ROC curve for images of a class that was left out, of the
         recommended head; the audit adds it, see `leave_classes_out`.
+    recall_at_5_percent_false_alarms, false_alarms : with a normal class, the shares of the other
+        and of normal test images above a threshold, of the probability not to be normal, that
+        normal validation images exceed at a rate of at most 5 %.
+    best_recall_at_5_percent_false_alarms : the same recall with a threshold of the test images.
     task, metrics : of a set without classes; the metrics are columns, instead of those of classes.
     """
 
@@ -93,6 +97,9 @@ class Result:
     coverage: float = math.nan
     kept_accuracy: float = math.nan
     left_out_auroc: float = math.nan
+    recall_at_5_percent_false_alarms: float = math.nan
+    false_alarms: float = math.nan
+    best_recall_at_5_percent_false_alarms: float = math.nan
     task: str = CLASSES
     metrics: Mapping[str, float] = field(default_factory=dict)
 

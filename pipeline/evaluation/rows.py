@@ -175,23 +175,30 @@ def views_suffix(views: int) -> str:
 class LabelledRows:
     """Features (N, D), labels, and further views (N, D) to average over.
 
-    Labels are classes (N,) in 0 … K - 1, or as in `truth_of` for another task.
+    Labels are classes (N,) in 0 … K - 1, or as in `truth_of` for another task. ``images`` (N,) are
+    the images of the rows; ``map_shape`` is that of flattened maps, (H, W, C).
     """
 
     features: Features
     labels: npt.NDArray[Any]
     views: Sequence[Features] = field(default=(), kw_only=True)
     task: str = field(default=CLASSES, kw_only=True)
+    images: Images | None = field(default=None, kw_only=True)
+    map_shape: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def joined(self, others: "LabelledRows") -> "LabelledRows":
         """Return these rows followed by others, without views."""
-        return LabelledRows(
-            np.concatenate([self.features, others.features]),
-            np.concatenate([self.labels, others.labels]),
-            task=self.task,
+        return replace(
+            self,
+            features=np.concatenate([self.features, others.features]),
+            labels=np.concatenate([self.labels, others.labels]),
+            images=None
+            if self.images is None or others.images is None
+            else np.concatenate([self.images, others.images]),
+            views=(),
         )
 
     def mean_probabilities(self, estimator: Any) -> "Scores":
@@ -220,6 +227,7 @@ class TrialRows:
     trials: Sequence[Trial]
     rows: ViewRows
     task: str = CLASSES
+    map_shape: tuple[int, ...] | None = None
 
     @classmethod
     def read(
@@ -242,6 +250,7 @@ class TrialRows:
         if refit:
             others += [rows.training_rows(trial.splits.validation) for trial in trials]
         needed = np.concatenate([first, np.setdiff1d(np.concatenate(others), first)])
+        shape = cached.table.layers[layer]
         return cls(
             features=read_input(cached.table, layer, needed, input),
             labels=truth_of(cached.images.columns, cached.table.task),
@@ -249,24 +258,32 @@ class TrialRows:
             class_count=len(cached.table.classes),
             trials=trials,
             rows=rows.take(needed),
+            map_shape=shape if input == "flat" and len(shape) > 1 else None,
         )
 
     def training_rows(self, images: Images) -> LabelledRows:
         """Return the rows that a head is fitted on: images with their training views."""
-        rows = self.rows.training_rows(images)
-        labels = self.labels[self.rows.images[rows]]
-        return LabelledRows(self._features(rows), labels, task=self.task)
+        return self._labelled(self.rows.training_rows(images))
 
     def unaugmented(self, images: Images) -> LabelledRows:
         """Return the rows of the images without augmented views."""
-        features = self._features(self.rows.of_view(images))
-        return LabelledRows(features, self.labels[images], task=self.task)
+        return self._labelled(self.rows.of_view(images))
 
     def evaluation_rows(self, images: Images) -> LabelledRows:
         """Return unaugmented images, with the views that predictions are averaged over."""
         views = range(1, self.rows.tta_views + 1)
         others = tuple(self._features(self.rows.of_view(images, view)) for view in views)
         return replace(self.unaugmented(images), views=others)
+
+    def _labelled(self, rows: Rows) -> LabelledRows:
+        images = self.rows.images[rows]
+        return LabelledRows(
+            self._features(rows),
+            self.labels[images],
+            task=self.task,
+            images=images,
+            map_shape=self.map_shape,
+        )
 
     def _features(self, rows: Rows) -> Features:
         """Return features of rows, without a copy if they are consecutive."""
@@ -283,18 +300,26 @@ def images_of(trials: Sequence[Trial]) -> tuple[Images, Images]:
     return train, np.unique(np.concatenate(evaluation))
 
 
-def input_of(table: FeatureTable, layer: str, *, requested: Input | None, default: Input) -> Input:
+def input_of(
+    table: FeatureTable,
+    layer: str,
+    *,
+    requested: Input | None,
+    default: Input,
+    max_flat: float = MAX_FLAT,
+) -> Input:
     """Return the requested input, else a head's default.
 
     A layer of one vector per image is pooled; pixels are flat by default, as a mean colour says
-    little. Maps of over `MAX_FLAT` numbers are pooled by default: a dense head would need minutes.
+    little. Maps of over ``max_flat`` numbers are pooled by default: the dense head would need
+    minutes.
     """
     shape = table.layers[layer]
     if len(shape) == 1:
         return "pooled"
     if requested is None and table.spec.base == "pixels":
         return "flat"
-    if requested is None and math.prod(shape) > MAX_FLAT:
+    if requested is None and math.prod(shape) > max_flat:
         return "pooled"
     return requested or default
 

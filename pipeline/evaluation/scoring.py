@@ -33,6 +33,7 @@ from pipeline.evaluation.statistics import wilson_interval
 from pipeline.evaluation.tasks import TASKS, Task, interval, truth_of
 from pipeline.heads.calibration import apply_temperature
 from pipeline.heads.config import Input
+from pipeline.heads.novelty import alarm_threshold
 from pipeline.models.rejection import COVERAGE
 from pipeline.spec import CLASSES
 from pipeline.text import printable
@@ -77,8 +78,11 @@ def summarize(
     *,
     folds: int,
     distances: Scores | None = None,
+    has_normal: bool = False,
 ) -> Outcome:
     """Return the outcome of a head's fits: for each trial, a fit per seed.
+
+    ``has_normal`` : the first of two classes is normal, the second is to be found.
 
     Accuracies and calibration errors are over all test images, other metrics are means over the
     fits. ``folds`` is the number of trials that together test every image once; 0 for one split.
@@ -103,6 +107,8 @@ def summarize(
     )
     if result.task == CLASSES:
         metrics = _metrics(passes, columns.labels)
+        if has_normal:
+            metrics |= _alarm_metrics(passes, columns.labels)
     else:
         metrics = _target_metrics(passes, tests, validations, TASKS[result.task])
     rejection: dict[str, Any] = {}
@@ -203,6 +209,38 @@ def _metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, Any]:
     }
 
 
+def _alarm_metrics(passes: Sequence[Pairs], labels: Labels) -> dict[str, float]:
+    """Return the recall of class 1 where at most 5 % of class 0 are false alarms.
+
+    The threshold of a fit is chosen on validation, for ``best_recall`` on the test images
+    themselves; the images of all folds count together.
+    """
+
+    def above(pairs: Pairs, part_of: Callable[[Fit, Trial], tuple[Images, Scores]]) -> Any:
+        """Return whether each test image is above the threshold of normal ones of a part."""
+        parts = []
+        for fit, trial in pairs:
+            images, scores = part_of(fit, trial)
+            threshold = alarm_threshold(scores[labels[images] == 0, 1])
+            parts.append(_test_scores(fit)[:, 1] > threshold)
+        return np.concatenate(parts)
+
+    metrics = []
+    for pairs in passes:
+        is_normal = np.concatenate([labels[trial.splits.test] for _, trial in pairs]) == 0
+        alarms = above(pairs, _validation_part)
+        metrics.append(
+            {
+                "recall_at_5_percent_false_alarms": _mean(alarms[~is_normal]),
+                "false_alarms": _mean(alarms[is_normal]),
+                "best_recall_at_5_percent_false_alarms": _mean(
+                    above(pairs, _test_part)[~is_normal]
+                ),
+            }
+        )
+    return {name: _mean(of_pass[name] for of_pass in metrics) for name in metrics[0]}
+
+
 def target_columns(task: str) -> dict[str, float]:
     """Return the metric columns of a task without classes, all NaN; none for classes."""
     if task == CLASSES:
@@ -256,7 +294,9 @@ def _ece(pairs: Pairs, labels: Labels, scores_of: Callable[[Fit], Scores]) -> fl
 
 
 def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
+    """Return the mean of values that are not NaN, such as an AUC without images of a class."""
+    numbers = np.array([value for value in values if not np.isnan(value)])
+    return float(numbers.mean()) if len(numbers) else np.nan
 
 
 def _chosen_params(fits: Sequence[Fit]) -> str:

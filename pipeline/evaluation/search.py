@@ -253,13 +253,18 @@ def fit_grid(
     `Pipeline` that no setting changes are fitted once. An estimator whose ``fit``
     takes ``validation_data`` monitors validation by epoch, and does not train on it.
 
-    Raises BadDataError for more rows than the head's maximum.
+    Estimators with a parameter ``map_shape`` get the shape of flattened maps; those that learn one
+    class, the image of each row as ``groups``.
+
+    Raises BadDataError for more rows than the head's maximum, or classes that none of them has.
     """
     if head.max_rows is not None and len(train) > head.max_rows:
         raise BadDataError(
             f"compares all pairs of training images, at most {head.max_rows:,}; "
             f"received {len(train):,}"
         )
+    if not head.learns_one_class and train.task == CLASSES and np.ptp(train.labels) == 0:
+        raise BadDataError("needs training images of two classes")
     if head.is_custom:  # it may change its arguments in place, which other heads get, too
         train, validation = (
             replace(each, features=each.features.copy(), labels=each.labels.copy(), views=())
@@ -271,6 +276,7 @@ def fit_grid(
         steps = template.steps if isinstance(template, Pipeline) else [("head", template)]
         template = Pipeline([("unit", CommonScaler(with_mean=False)), *steps])
     set_where_none(template, "random_state", seed)
+    set_where_none(template, "map_shape", train.map_shape)
     weights = balance(template, train.labels, class_count) if balanced else {}
     transformers, (final_name, model) = [], ("", template)
     rows, monitored = train.features, validation.features
@@ -283,6 +289,8 @@ def fit_grid(
         monitored = shared_steps.transform(monitored)
     if has_fit_parameter(model, "validation_data"):
         weights["validation_data"] = monitored, validation.labels
+    if head.learns_one_class:
+        weights["groups"] = train.images
     fits, failure = 0, ""
     for params in settings:
         candidate = clone(template).set_params(**params)

@@ -1,6 +1,7 @@
 """Split images into train, validation and test: by folders, by content digest, or by folds."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -83,8 +84,11 @@ def make_splits(
     seed: int = 0,
     identities: npt.NDArray[np.void] | None = None,
     task: str = CLASSES,
+    required: int | None = None,
 ) -> Splits:
     """Return the splits of the folders; fill missing splits by content digest.
+
+    Each split needs images of the first ``required`` classes (None: of all).
 
     An image's split depends only on its identity (see `pipeline.evaluation.groups`; by default its
     digest): adding images moves no other, and only folders divide images of one identity.
@@ -95,7 +99,7 @@ def make_splits(
     identities = columns.digests if identities is None else identities
     classes = check_labels(columns, classes, identities, task)
     splits = columns.splits.copy()
-    most, _ = max_folds(columns, classes, identities)
+    most, _ = max_folds(columns, classes[:required], identities)
     cross_validate = ""
     if most >= MIN_FOLDS:
         instead = " instead of --split" if shares else ""
@@ -104,9 +108,17 @@ def make_splits(
         cross_validate = f", or cross-validate with --cv {folds}{instead}{ignored}"
     draws = uniform_draws(identities, seed=seed)
     source = _fill_splits(splits, draws, shares or Shares(), identities)
-    _check_class_folders(columns, classes, identities, cross_validate)
+    _check_class_folders(columns, classes[:required], identities, cross_validate)
     cure = f"try another --split-seed{cross_validate}"
-    return split_rows(splits, columns, classes, source=source, cure=cure, identities=identities)
+    return split_rows(
+        splits,
+        columns,
+        classes,
+        source=source,
+        cure=cure,
+        identities=identities,
+        required=required,
+    )
 
 
 def _check_class_folders(
@@ -116,14 +128,14 @@ def _check_class_folders(
     cross_validate: str,
 ) -> None:
     """Raise BadDataError if a split folder lacks a class, or train/ has too few to draw from."""
-    present = [split for split in (TRAIN, VALIDATION, TEST) if (columns.splits == split).any()]
-    for split in present:
+    folders = [split for split in (TRAIN, VALIDATION, TEST) if (columns.splits == split).any()]
+    for split in folders:
         in_folder = columns.splits == split
         counts = [
             len(np.unique(identities[in_folder & (columns.labels == label)]))
             for label in range(len(classes))
         ]
-        needed = 2 if split == TRAIN and len(present) == 2 else 1  # one stays in train
+        needed = 2 if split == TRAIN and len(folders) == 2 else 1  # one stays in train
         lacking = [label for label, count in enumerate(counts) if count < needed]
         for label in lacking:
             check_class_size(classes[label], label, columns, identities)
@@ -132,9 +144,13 @@ def _check_class_folders(
             if folder.lower() not in SPLIT_FOLDERS:  # of a manifest or an archive
                 folder = SPLIT_NAMES[split]
             few = "only one image" if counts[lacking[0]] else "no image"
+            present = [name for name, count in zip(classes, counts, strict=True) if count]
+            normal = printable(present[0])
+            learn = f", or learn from {normal} alone with --normal {normal}"
             raise BadDataError(
                 f"{folder}/ has {few} of {_join_names(classes, lacking)}: add images in "
                 f"{folder}/{printable(classes[lacking[0]])}{cross_validate}"
+                f"{learn if len(present) == 1 and split == TRAIN else ''}"
             )
 
 
@@ -233,15 +249,19 @@ def split_rows(
     source: str,
     cure: str,
     identities: npt.NDArray[np.void],
+    required: int | None = None,
 ) -> Splits:
-    """Return the splits of split numbers (N,); raises BadDataError if a split lacks a class."""
+    """Return the splits of split numbers (N,).
+
+    Raises BadDataError if a split lacks one of the first ``required`` classes (None: of all).
+    """
     images: dict[str, Images] = {}
     counts: dict[str, dict[str, int]] = {}
     for number, name in enumerate(USED_SPLITS, TRAIN):
         images[name] = np.flatnonzero(splits == number)
         of_class = np.bincount(columns.labels[images[name]], minlength=len(classes)).tolist()
         counts[name] = dict(zip(classes, of_class, strict=True))
-        lacking = [label for label, count in enumerate(of_class) if count == 0]
+        lacking = [label for label, count in enumerate(of_class[:required]) if count == 0]
         for label in lacking:
             check_class_size(classes[label], label, columns, identities)
         if lacking:
@@ -284,15 +304,17 @@ def make_folds(
     seed: int,
     identities: npt.NDArray[np.void],
     task: str = CLASSES,
+    required: int | None = None,
 ) -> Iterator[Splits]:
     """Yield a split per fold: fold i is test, the next one validation, the others train.
 
     Folds are stratified by class and divide no identity.
 
-    Raises BadDataError if a class has fewer identities than there are folds.
+    Raises BadDataError if one of the first ``required`` classes (None: of all) has fewer identities
+    than there are folds.
     """
     classes = check_labels(columns, classes, identities, task)
-    most, rarest = max_folds(columns, classes, identities)
+    most, rarest = max_folds(columns, classes[:required], identities)
     if most < folds:
         check_class_size(rarest, classes.index(rarest), columns, identities)
         raise BadDataError(
@@ -316,6 +338,7 @@ def make_folds(
             source=f"fold {number + 1} of {folds}",
             cure=f"groups stay together; try {fewer}another --split-seed, or add groups",
             identities=identities,
+            required=required,
         )
 
 
@@ -333,8 +356,10 @@ def _folds_by_class(
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         parts, row_of = splitter.split(members, labels, members), np.arange(len(labels))
     fold = np.empty(len(labels), np.int64)
-    for number, (_, test) in enumerate(parts):
-        fold[row_of[test]] = number
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # not required
+        for number, (_, test) in enumerate(parts):
+            fold[row_of[test]] = number
     return fold
 
 

@@ -99,6 +99,8 @@ COLUMNS = (
     Column("head", lambda result: printable(result.head), is_text=True),
     Column("test % (95 %)", _test),
     Column("verdict", _verdict, is_text=True),
+    Column("recall %", lambda result: percent(result.recall_at_5_percent_false_alarms)),
+    Column("false alarms %", lambda result: percent(result.false_alarms)),
     Column("val %", lambda result: percent(result.validation_accuracy)),
     Column("balanced %", lambda result: percent(result.balanced_accuracy), is_shown=_is_imbalanced),
     Column("top-5 %", lambda result: percent(result.top5_accuracy)),
@@ -201,6 +203,8 @@ def legend(columns: Sequence[Column], results: Sequence[Result], *, recommends: 
     lines = {
         "verdict": f"*: {star}; ≈ best: at most a standard error below the best on validation",
         "test": f"(95 %): 95 % interval of the accuracy on test{fits}",
+        "recall": "recall: of images that are not normal, above a threshold that at most 5 % of "
+        "normal validation images exceed; false alarms: normal test images above it",
         "p": "p: McNemar test against the best on test; above 0.05 the difference may be chance",
     }
     names = [_column_name(column.title) for column in columns]

@@ -12,22 +12,34 @@ from typing import get_args
 
 from pipeline.errors import UsageError
 from pipeline.heads.config import Input
-from pipeline.heads.registry import HEADS, TARGET_HEADS
+from pipeline.heads.registry import HEADS, NOVELTY_HEADS, TARGET_HEADS
 from pipeline.spec import CLASSES
 
 PROTOCOLS = ("kornblith",)  # evaluation protocols; no group contains them
 # The slowest on 2,000 × 512 features of two classes; the others take at most 0.6 s.
-SLOW = ("dense", "svm_rbf", "random_forest")
+SLOW = ("dense", "svm_rbf", "random_forest", "novelty")
 NOT_NETWORKS = ("svm_rbf", "knn", "random_forest", "naive_bayes")  # no Keras layer equals them
+
+AGAINST = "not "  # in the name of the class of all images that are not normal
 
 CUSTOM_HEAD = re.compile(r"(?P<name>[\w.]+:[\w.]+?)(?::(?P<input>flat|pooled))?")
 
 
-def groups(task: str = CLASSES) -> Mapping[str, tuple[str, ...]]:
-    """Return the groups of a task's heads, ``all`` and ``fast``, with the names in each."""
+def groups(task: str = CLASSES, *, has_normal: bool = False) -> Mapping[str, tuple[str, ...]]:
+    """Return the groups of a task's heads, ``all`` and ``fast``, with the names in each.
+
+    With a normal class they include the heads that learn from it alone.
+    """
     heads = HEADS if task == CLASSES else TARGET_HEADS[task]
     names = tuple(name for name in heads if name not in PROTOCOLS)
+    if has_normal:
+        names += tuple(NOVELTY_HEADS)
     return {"all": names, "fast": tuple(name for name in names if name not in SLOW)}
+
+
+def classes_of_normal(normal: str) -> tuple[str, str]:
+    """Return the classes of a comparison with a normal class: ``good`` and ``not good``."""
+    return normal, AGAINST + normal
 
 
 @dataclass(frozen=True)
@@ -42,15 +54,17 @@ class HeadRequest:
         return ":".join(filter(None, (self.name, self.input)))
 
 
-def parse_heads(text: str | Iterable[str], task: str | None = CLASSES) -> list[HeadRequest]:
+def parse_heads(
+    text: str | Iterable[str], task: str | None = CLASSES, *, has_normal: bool = False
+) -> list[HeadRequest]:
     """Parse ``all``, ``fast``, ``logistic,dense:pooled`` or ``module:factory``; drop repeats.
 
-    Raises UsageError for a head that the task does not have (None: that no task has), or an unknown
-    input.
+    Raises UsageError for a head that the task does not have (None: that no task has) or that needs
+    a normal class, or an unknown input.
     """
     words = text.split(",") if isinstance(text, str) else list(text)
     stripped = filter(None, map(str.strip, words))
-    requests = [request for word in stripped for request in _parse_word(word, task)]
+    requests = [request for word in stripped for request in _parse_word(word, task, has_normal)]
     if not requests:
         raise UsageError(f"--heads is empty; {_list_choices(task)}")
     return list(dict.fromkeys(requests))
@@ -80,12 +94,17 @@ def check_importable(request: HeadRequest) -> None:
         )
 
 
-def _parse_word(word: str, task: str | None) -> list[HeadRequest]:
+def _parse_word(word: str, task: str | None, has_normal: bool) -> list[HeadRequest]:
     name, _, input_name = word.partition(":")
-    heads = TARGET_HEADS | {CLASSES: HEADS}
+    if name in NOVELTY_HEADS and not has_normal:
+        raise UsageError(
+            f"--heads: {name} learns from one class, that of normal images: name it with --normal"
+        )
+    heads = TARGET_HEADS | {CLASSES: HEADS | NOVELTY_HEADS}
     known = {each for table in heads.values() for each in table}
     of_task = heads[task] if task else known
-    names = groups(task or CLASSES).get(name) or ((name,) if name in of_task else ())
+    group = groups(task or CLASSES, has_normal=has_normal).get(name)
+    names = group or ((name,) if name in of_task else ())
     if input_name not in ("", *get_args(Input)):
         if names:
             raise UsageError(f"--heads {word}: expected flat or pooled; received {input_name!r}")

@@ -99,6 +99,12 @@ def kornblith() -> Any:
     return KornblithRegression()
 
 
+def novelty() -> Any:
+    from pipeline.heads.novelty import NoveltyDetector
+
+    return NoveltyDetector()
+
+
 # Heads of targets: 0 or 1 for each label (N, T), or the numbers of a regression (N,). The mean of
 # zeros and ones is a probability, and their variance is half the Gini impurity: one estimator
 # serves both tasks.
@@ -171,6 +177,7 @@ class Head:
     calibrate : temperature scaling replaces the head's probabilities, which are too extreme.
     max_rows : maximum number of training rows.
     is_custom : from ``module:factory``; its errors become the status of its row.
+    learns_one_class : class 0 alone is enough to train; maps of any size are flattened.
     """
 
     make: Callable[..., Any]
@@ -180,6 +187,7 @@ class Head:
     calibrate: bool = False
     max_rows: int | None = None
     is_custom: bool = False
+    learns_one_class: bool = False
 
     def build(self, feature_count: int, class_count: int) -> Any:
         """Return an unfitted classifier."""
@@ -231,6 +239,13 @@ HEADS: dict[str, Head] = {
     "kornblith": Head(kornblith, {"l2": L2_PENALTIES}),
 }
 
+# of comparisons of normal images with all others
+NOVELTY_HEADS: dict[str, Head] = {
+    "novelty": Head(
+        novelty, input="flat", is_stochastic=True, calibrate=True, learns_one_class=True
+    ),
+}
+
 # the book's, and those that fit a few hundred images within its 30 epochs
 LEARNING_RATES = (DenseConfig.learning_rate, 2e-4, 2e-3)
 _NEIGHBORS = {"kneighborsregressor__n_neighbors": (51, 25, 15, 9, 5, 3, 1)}
@@ -275,6 +290,8 @@ def load_head(
         return replace(heads[name], grid=grid)
     if name in heads:
         return heads[name]
+    if name in NOVELTY_HEADS:
+        return NOVELTY_HEADS[name]
     from pipeline.heads.custom import load_custom_head
 
     return load_custom_head(name, epochs=dense[0].epochs, batch_size=dense[0].batch_size, task=task)

@@ -33,6 +33,9 @@ def warn_of_missing_classes(images: ImageSet) -> None:
             similar = difflib.get_close_matches(name, sorted(classes[split] - common), 1, 0.75)
             if similar:
                 hints.append(f"{printable(similar[0])}{slash} is there: the same class?")
+        if split == TRAIN and len(classes[split]) == 1:
+            normal = printable(next(iter(classes[split])))
+            hints.append(f"to learn from {normal} alone, classify --normal {normal}")
         names = ", ".join(f"{printable(name)}{slash}" for name in lacking[:MAX_LISTED])
         names += ", …" if len(lacking) > MAX_LISTED else ""
         log.warning(

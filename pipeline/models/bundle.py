@@ -76,7 +76,8 @@ class Bundle:
     layer : layer key, ``block5_pool`` or ``block5_pool:avg``.
     shape : of one cached row of that layer, (4, 4, 512).
     classes : class names, in the order of the probabilities; of a regression, the target's name.
-    document : the task, if it is not ``classes``; provenance: the path of the cache; its set, root
+    document : the task, if it is not ``classes``; the class that a comparison took for ``normal``,
+        all others being one; provenance: the path of the cache; its set, root
         and weights_from; engine, versions, fitted_on, created. For means over views of an image:
         their number (tta) and augmentation. Of classes, the `CalibrationSet`.
     """
@@ -282,6 +283,8 @@ def _validate_description(description: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidModelError(f"it declares {width:,} features, more than {MAX_FEATURES:,}")
     for name in ("cache", "root", "set", "weights_from"):
         _text_field(document, name)
+    if not isinstance(document.get("normal"), str | None):
+        raise InvalidModelError(f"its normal class is {quote(document['normal'])}")
     if not isinstance(document.get("engine"), dict | None):
         raise InvalidModelError(f"its engine is {quote(document['engine'])}")
     _view_plan(document)

@@ -3,6 +3,7 @@
 Compiled code (trees, libsvm) does not check indices, and broadcast arrays may exhaust the memory.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ TEMPERATURES = (1e-30, 1e30)
 TEMPERATURE_SCALING = "pipeline.heads.calibration.TemperatureScaling"
 DENSE = "pipeline.heads.dense.DenseClassifier"
 TOP_BLOCK = "pipeline.models.top_block.TopBlockClassifier"
+NOVELTY = "pipeline.heads.novelty.NoveltyDetector"
 PIPELINE = "sklearn.pipeline.Pipeline"
 SVC = "sklearn.svm._classes.SVC"
 NEIGHBORS = "sklearn.neighbors._classification.KNeighborsClassifier"
@@ -32,14 +34,15 @@ TREES = (
 TREE = "sklearn.tree._tree.Tree"
 
 # The estimators that can be saved, with the shapes of their fitted arrays: D features, K classes,
-# R = 1 row for two classes and K for more, P pairs of classes, M = K - 1; N and C are any numbers.
-# Estimators of targets have K of them; a last dimension T = K = 1 may be left out.
+# R = 1 row for two classes and K for more, P pairs of classes, M = K - 1; B, N and C are any
+# numbers. Estimators of targets have K of them; a last dimension T = K = 1 may be left out.
 LINEAR = {"coef_": "RD", "intercept_": "R"}
 CENTROIDS = {"centroids_": "KD", "class_prior_": "K", "within_class_std_dev_": "D"}
 SHAPES: Mapping[str, Mapping[str, str]] = {
     DENSE: {},
     "pipeline.heads.kornblith.KornblithRegression": LINEAR,
     "pipeline.heads.prototype.NearestPrototype": CENTROIDS,
+    NOVELTY: {"patches_": "NC", "means_": "BC", "center_": "K", "scale_": "K"},
     "pipeline.heads.scaler.CommonScaler": {"mean_": "D"},
     "sklearn.decomposition._pca.PCA": {
         "mean_": "D", "components_": "CD", "explained_variance_": "C",
@@ -142,6 +145,16 @@ def _check_step(step: Any, class_count: int, task: str = CLASSES) -> None:
             or np.size(step._probB)
         ):
             raise InvalidModelError("its support vectors are inconsistent")
+    elif name == NOVELTY:
+        shape = step.map_shape or (step.n_features_in_,)
+        if (
+            not all(type(size) is int and size > 0 for size in shape)
+            or math.prod(shape) != step.n_features_in_
+            or shape[-1] != step.patches_.shape[1]
+            or step.scale_.min() <= 0
+        ):
+            raise InvalidModelError(f"its patches are not of maps {quote(step.map_shape)}")
+        step.threshold_ = float(step.threshold_)
     elif name == NEIGHBORS:
         if (
             step._fit_method != "brute"

@@ -15,6 +15,7 @@ from sklearn.svm import SVC
 from pipeline.errors import UsageError
 from pipeline.heads.calibration import TemperatureScaling, label_order
 from pipeline.heads.dense import DenseClassifier
+from pipeline.heads.novelty import NoveltyDetector
 from pipeline.heads.prototype import NearestPrototype
 from pipeline.heads.scaler import CommonScaler
 from pipeline.models.bundle import Bundle
@@ -48,6 +49,8 @@ def why_not_exportable(bundle: Bundle) -> str:
             f"without --tta"
         )
     model = steps_of(bundle.estimator)[-1]
+    if isinstance(model, NoveltyDetector):
+        return "it compares patches with a bank, which is no network: use pipeline.predict"
     if getattr(model, "weights", "uniform") != "uniform":
         return "skl2onnx ignores the weights of neighbors"
     if isinstance(model, DummyClassifier) and linear_weights(model) is None:

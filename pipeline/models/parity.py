@@ -25,6 +25,7 @@ from pipeline.errors import BadDataError, NoInputError
 from pipeline.heads.calibration import head_outputs
 from pipeline.heads.config import THRESHOLD
 from pipeline.heads.inputs import flatten_or_pool
+from pipeline.heads.names import classes_of_normal
 from pipeline.images.hashes import hash_files
 from pipeline.images.reader import read_images
 from pipeline.images.scan import SPLIT_NAMES, is_hidden, scan_folder
@@ -320,7 +321,7 @@ def reference_images(
     root, folders = Path(source.root), bundle.classes
     is_folder = "folders" not in table.document and isinstance(source, FolderSource)
     if not images and is_folder and bundle.task == CLASSES:
-        folders = scan_folder(root).classes
+        folders = _compared_classes(bundle, scan_folder(root).classes)
     if folders != bundle.classes:
         raise BadDataError(
             f"the class folders of {printable(root)} are {_join_names(folders)}; "
@@ -380,7 +381,8 @@ def _evenly_spread(rows: Rows, max_images: int) -> Rows:
 def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:
     """Raise BadDataError unless a cache has the features that the bundle was trained on."""
     cached, trained = table.spec.to_dict(), bundle.spec.to_dict()
-    cached |= {"classes": _join_names(table.classes), "shape": table.layers.get(bundle.layer)}
+    classes = _join_names(_compared_classes(bundle, table.classes))
+    cached |= {"classes": classes, "shape": table.layers.get(bundle.layer)}
     trained |= {"classes": _join_names(bundle.classes), "shape": bundle.shape}
     for name, value in trained.items():
         if cached[name] != value:
@@ -393,6 +395,12 @@ def _check_same_features(bundle: Bundle, table: FeatureTable) -> None:
             f"{printable(table.path)} contains other views than those that the model averages over "
             f"({bundle.plan.augmentation}): classify again"
         )
+
+
+def _compared_classes(bundle: Bundle, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the classes of the comparison that the bundle is from, of a set with these."""
+    normal = bundle.document.get("normal")
+    return classes_of_normal(normal) if normal in classes else classes
 
 
 def _join_names(classes: Sequence[str]) -> str:

@@ -22,6 +22,14 @@ def test_all_excludes_protocols_and_fast_excludes_slow_heads() -> None:
     assert parse_heads("kornblith") == [HeadRequest("kornblith")]
 
 
+def test_novelty_is_among_all_heads_where_there_is_a_normal_class() -> None:
+    assert HeadRequest("novelty") in parse_heads("all", has_normal=True)
+    assert HeadRequest("novelty") not in parse_heads("fast", has_normal=True)
+    assert "novelty" not in groups()["all"]
+    with pytest.raises(UsageError, match="name it with --normal"):
+        parse_heads("novelty")
+
+
 def test_fast_heads_load_no_keras() -> None:
     command = (
         "import sys; from pipeline.heads.names import groups; "
