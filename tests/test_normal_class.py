@@ -173,6 +173,7 @@ def test_a_normal_class_of_numbers_is_refused() -> None:
     assert "--normal is for classes; the cache is of regression" in assert_one_line(finished)
 
 
+@pytest.mark.slow
 def test_refit_repeats_and_views_keep_the_false_alarms_low(tmp_path: Path) -> None:
     labels = np.repeat([0, 1], [150, 30])
     cache = write_cache(tmp_path / "c.h5", labels=labels, shape=(3, 3, 8), signal=3, views=2)

@@ -13,12 +13,14 @@ from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 FALSE_ALARMS = 0.05  # share of normal images that may be taken for others
 BANK_SIZE = 1000  # patches; AUROC of local defects in textiles is 0.87 with 250, 0.89 with 4,000
 MAX_CANDIDATES = 20_000  # images and patches that a bank is selected from: a second
 PROJECTED = 64  # numbers of a patch while they are selected
 FOLDS = 5
+FEW_DISTANCES = 10**7  # below, OpenMP's threads on busy cores wait longer than they work
 NUMBERS_PER_BLOCK = 2**23  # 32 MiB of float32 patches at a time
 
 Floats = npt.NDArray[Any]  # float32 or float64
@@ -185,9 +187,11 @@ class NoveltyDetector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> npt.NDArray[np.float64]:
         """Return the distance of the most novel patch, and of the mean, of each row (n, 2)."""
         distances = np.empty((len(rows), 2))
-        for block in self._blocks(len(rows)):
-            for number, part in enumerate(self._parts(X[rows[block]])):
-                distances[block, number] = _nearest(part, banks[number]).max(axis=1)
+        is_small = len(rows) * self._position_count * len(banks[0]) < FEW_DISTANCES
+        with threadpool_limits(1 if is_small else None, user_api="openmp"):
+            for block in self._blocks(len(rows)):
+                for number, part in enumerate(self._parts(X[rows[block]])):
+                    distances[block, number] = _nearest(part, banks[number]).max(axis=1)
         return distances
 
     def _combine(self, distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
