@@ -427,10 +427,11 @@ def predict_images(
         from pipeline.models.predictor import open_predictor  # loads scikit-learn
 
         model = open_predictor(path, config)
-    elif config.neighbors or config.reject:
-        raise UsageError("neighbors and reject need a saved head; received an open model")
-    elif config.explain:
-        raise UsageError(f"heat maps are of saved heads; {printable(model.name)} is a network")
+    elif config.explain or config.neighbors or config.reject:
+        raise UsageError(
+            "heat maps, neighbors and rejection are of saved heads; "
+            f"{printable(model.name)} is a network"
+        )
     choose_range(
         FolderSource(Path()), paths, model.range
     )  # warns of images that do not fit the model's range

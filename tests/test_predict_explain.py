@@ -150,5 +150,5 @@ def test_open_models_without_a_head_are_refused_in_the_api() -> None:
     class Network:
         name = "network"
 
-    with pytest.raises(UsageError, match="heat maps are of saved heads"):
+    with pytest.raises(UsageError, match="are of saved heads; network is a network"):
         predict_images("unknown", model=Network(), explain=True)  # type: ignore[arg-type]

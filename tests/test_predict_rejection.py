@@ -163,8 +163,8 @@ def test_options_imply_reject_and_need_a_saved_head() -> None:
         assert PredictConfig(**options).reject
     assert not PredictConfig(neighbors=3).reject
     Image.new("RGB", (8, 8)).save("black.png")
-    with pytest.raises(UsageError, match="need a saved head"):
-        predict_images("black.png", model=SimpleNamespace(), neighbors=1)
+    with pytest.raises(UsageError, match="are of saved heads; a network is a network"):
+        predict_images("black.png", model=SimpleNamespace(name="a network"), neighbors=1)
 
 
 def test_plain_predictions_load_no_library_for_rejection(run: Path) -> None:

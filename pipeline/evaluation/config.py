@@ -106,7 +106,9 @@ class ClassifyConfig(SplitConfig):
         "later files override earlier ones",
     )
     audit: bool = _evaluation(
-        True, flag="--no-audit", help="skip duplicates, label errors and the learning curve"
+        True,
+        flag="--no-audit",
+        help="skip duplicates, label errors, learning curve and classes that are left out",
     )
     keep: bool = option(
         True, flag="", help="keep each row's classifier; after folds, one fitted on all images"

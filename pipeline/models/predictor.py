@@ -134,13 +134,13 @@ class Predictor:
         views = self.views(pixels, digests)
         layers = self._layers(next(views))
         features = chain([layers[self.bundle.layer]], map(self.features, views))
-        return self._outputs(features, digests, layers[self._maps_layer])
+        return self._outputs(features, layers[self._maps_layer], digests)
 
     def _outputs(
         self,
         views: Iterable[npt.NDArray[np.float32]],
-        digests: Sequence[bytes],
         maps: npt.NDArray[np.float32],
+        digests: Sequence[bytes],
     ) -> list[Output]:
         """Return the output of each image from the features (B, *shape) of its views.
 
@@ -193,7 +193,7 @@ class Predictor:
         """Classify cached images in blocks: digests and outputs; skip uncached ones."""
         if self._cached_features is not None:
             for cached, views in self._cached_features.features(digests):
-                yield cached, self._outputs(views, cached, views[0])
+                yield cached, self._outputs(views, views[0], cached)
 
     def classify(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Compute class probabilities of features: (B, *shape) float32 -> (B, K) float64.
@@ -320,9 +320,8 @@ def _inspections(bundle: Bundle, path: Path, config: PredictConfig) -> Iterator[
         return
     table = training_table(bundle, config.cache_dir)
     cached = None if table is None else CachedNeighbors(table, bundle.layer)
-    missing = (
-        f"the cache of the training, {printable(str(bundle.document['cache']))}, does not exist"
-    )
+    name = printable(str(bundle.document["cache"]))
+    missing = f"the cache of the training, {name}, is missing or cannot be used"
     cure = "pass its folder with --cache-dir, or extract and classify again"
     if config.neighbors:
         if cached is None:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -187,28 +187,23 @@ class Rejector:
         self._neighbors = neighbors
         self._max_error = max_error
         self._per_class = per_class
-        share = (coverage or COVERAGE) if max_error is None else max_error
-        self._level = 1 - share if max_error is None else share
-        flag = ("--coverage {:g}" if max_error is None else "--max-error {:g}").format(share)
+        self._level = 1 - (coverage or COVERAGE) if max_error is None else max_error
+        labels = calibration.predicted if max_error is None else calibration.labels
+        counts = np.bincount(labels, minlength=len(classes)) if per_class else [len(labels)]
+        fewest = int(np.argmin(counts))
         needed = math.ceil(round(1 / self._level, 9)) - 1  # else no p-value is that low
-        for count, of_class in self._counts():
-            if count < needed:
-                raise UsageError(
-                    f"{flag} needs {counted(needed, 'validation image')}{of_class}; the model has "
-                    f"{count:,}: choose a less strict share"
-                    f"{', or leave out --per-class' if per_class else ''}"
-                )
-
-    def _counts(self) -> Iterator[tuple[int, str]]:
-        """Yield the number of images that a threshold is computed from, and of which class."""
-        if not self._per_class:
-            yield len(self._calibration), ""
-            return
-        by_error = self._max_error is not None
-        labels = self._calibration.labels if by_error else self._calibration.predicted
-        counts = np.bincount(labels, minlength=len(self._classes))
-        for name, count in zip(self._classes, counts.tolist(), strict=True):
-            yield count, f" {'of' if by_error else 'that are predicted as'} {printable(name)}"
+        if counts[fewest] < needed:
+            of_class = ""
+            if per_class:
+                what = "predicted as" if max_error is None else "of"
+                of_class = f" {what} {printable(classes[fewest])}"
+            flag = "--coverage" if max_error is None else "--max-error"
+            share = 1 - self._level if max_error is None else max_error
+            raise UsageError(
+                f"{flag} {share:g} needs {counted(needed, 'validation image')}{of_class}; the "
+                f"model has {counts[fewest]:,}: choose a less strict share"
+                f"{', or leave out --per-class' if per_class else ''}"
+            )
 
     def __call__(
         self, features: npt.NDArray[np.float32], probabilities: Floats, digests: Sequence[bytes]

@@ -259,35 +259,29 @@ def _target_csv(
     for index, prediction in enumerate(predictions):
         is_number = prediction.task == REGRESSION
         names = [named(name) for name in prediction.classes]
-        details = _csv_details(prediction, named)
+        details = _csv_details(prediction, named, neighbors)
         if not index:
-            titles = ["path", *([] if is_number else ["labels"]), *names]
-            yield _to_csv([*titles, *_neighbor_titles(neighbors), *details])
+            yield _to_csv(["path", *([] if is_number else ["labels"]), *names, *details])
         labels = [] if is_number else [LABEL_SEPARATOR.join(named(n) for n, _ in prediction.labels)]
         values = [named(prediction.path), *labels, *prediction.probabilities.tolist()]
-        values += _neighbor_values(prediction, named, neighbors)
         yield _to_csv([*values, *details.values()])
 
 
-def _neighbor_titles(count: int) -> list[str]:
-    ends = ("", "_label", "_similarity")
-    return [f"neighbor_{rank}{end}" for rank in range(1, count + 1) for end in ends]
-
-
-def _neighbor_values(
-    prediction: Prediction, named: Callable[[str | bytes], str], count: int
-) -> list[Any]:
-    """Return path, label and similarity of each neighbor; empty cells for those that lack."""
-    values: list[Any] = []
-    for each in prediction.neighbors:
-        values += [named(each.path), named(each.label), each.similarity]
-    return values + [""] * (3 * count - len(values))
-
-
-def _csv_details(prediction: Prediction, named: Callable[[str | bytes], str]) -> dict[str, Any]:
+def _csv_details(
+    prediction: Prediction, named: Callable[[str | bytes], str], neighbors: int
+) -> dict[str, Any]:
     """Return the columns of what was requested besides the prediction."""
-    heatmap = prediction.heatmap
-    return {} if heatmap is None else {"heatmap": named(heatmap.file)}
+    heatmap, rejection = prediction.heatmap, prediction.rejection
+    details: dict[str, Any] = {} if heatmap is None else {"heatmap": named(heatmap.file)}
+    if rejection is not None:
+        details |= {"rejected": bool(rejection.reason), "reason": rejection.reason}
+    for rank in range(neighbors):
+        each = prediction.neighbors[rank] if rank < len(prediction.neighbors) else None
+        name = f"neighbor_{rank + 1}"
+        details[name] = named(each.path) if each else ""
+        details[f"{name}_label"] = named(each.label) if each else ""
+        details[f"{name}_similarity"] = each.similarity if each else ""
+    return details
 
 
 def csv_lines(
@@ -306,19 +300,13 @@ def csv_lines(
         return
     names = ["path", "label", "probability", "margin"]
     names += [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
-    rejects = first is not None and first.rejection is not None
-    names += ["rejected", "reason"] if rejects else []
-    names += _neighbor_titles(neighbors)
-    titles = _to_csv([*names, *(_csv_details(first, named) if first else ())])
+    titles = _to_csv([*names, *(_csv_details(first, named, neighbors) if first else ())])
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
         values = [named(prediction.path), named(label), probability, prediction.margin]
         for name, share in others:
             values += [named(name), share]
-        if prediction.rejection is not None:
-            values += [bool(prediction.rejection.reason), prediction.rejection.reason]
-        values += _neighbor_values(prediction, named, neighbors)
-        values += _csv_details(prediction, named).values()
+        values += _csv_details(prediction, named, neighbors).values()
         yield titles + _to_csv(values)
         titles = ""
 

@@ -115,6 +115,8 @@ def test_index_of_many_images_finds_nearly_all_neighbors(monkeypatch: pytest.Mon
     exact = CachedNeighbors(read_table(path), "vectors")
     before = exact.find(features[:50], 10)
     monkeypatch.setattr(neighbors, "INDEXED_ROWS", 1000)
+    monkeypatch.setattr(neighbors, "ROWS_PER_LIST", 100)
+    monkeypatch.setattr(neighbors, "SEARCHED_SHARE", 5)
     indexed = CachedNeighbors(read_table(path), "vectors")
     after = indexed.find(features[:50], 10)
     assert type(exact._index).__module__.startswith("sklearn")

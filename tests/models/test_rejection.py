@@ -158,7 +158,7 @@ def test_reasons_name_the_classes_or_the_distance() -> None:
         ({"max_error": 0.01}, "--max-error 0.01 needs 99 validation images; the model has 98: "),
         (
             {"coverage": 0.95, "per_class": True},
-            "--coverage 0.95 needs 19 validation images that are predicted as cow; the model has 8",
+            "--coverage 0.95 needs 19 validation images predicted as cow; the model has 8",
         ),
         (
             {"max_error": 0.05, "per_class": True},
