@@ -1,12 +1,4 @@
-"""Look at a run, correct its labels, train again, and compare: what the page shows.
-
->>> from pipeline.review import compare_runs, open_review, retrain  # doctest: +SKIP
->>> review = open_review("results/<run>")  # doctest: +SKIP
->>> for item in review.queue():  # doctest: +SKIP
-...     review.labels.relabel(item.row, "dogs")  # or keep, drop, undo
->>> after = open_review(retrain(review))  # doctest: +SKIP
->>> compare_runs(review, after).images  # doctest: +SKIP
-"""
+"""Look at a run, correct its labels, train again, and compare: what the page shows."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
