@@ -15,7 +15,7 @@ from pipeline.evaluation.caches import split_tables
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.predictions_file import (
     PREDICTIONS,
-    TablePredictions,
+    no_predictions,
     read_predictions,
 )
 from pipeline.evaluation.splits import Shares
@@ -144,10 +144,10 @@ class Review:
         from pipeline.report.thumbnails import read_picture
 
         try:
-            if self._source is None:
-                self.__dict__.pop("_source")  # the folder may come back
+            if (source := self._source) is None:
+                self.__dict__.pop("_source", None)  # the folder may come back
                 return "the image folder is gone"
-            return read_picture(self._source, self.table, row, side)
+            return read_picture(source, self.table, row, side)
         except PipelineError as error:  # of an archive or a storage
             return f"the images cannot be reached: {error}"
 
@@ -226,7 +226,7 @@ def open_review(
         notices.append(f"no mistakes are known: {error}")
         if isinstance(error, NoInputError):
             notices[-1] = f"{printable(folder)} has no {PREDICTIONS}: its mistakes are not known"
-        predictions = TablePredictions.none(len(table))
+        predictions = no_predictions(len(table))
     # the labels files may have changed since the run
     evaluated = np.where(predictions.labels >= 0, predictions.labels, table.columns.labels)
     table = replace(table, columns=replace(table.columns, labels=evaluated))
