@@ -190,6 +190,7 @@ def test_a_tampered_run_is_one_line(run: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_augmented_views_are_not_images() -> None:
     columns, _ = add_views(draw_columns([0, 1, 2] * 30, splits=[1, 1, 1, 2, 2, 2, 3, 3, 3] * 10), 2)
     review = open_review(write_cache_and_run(columns, views=1))
