@@ -37,6 +37,7 @@ def test_newest_cache_is_used_and_its_run_is_written(cache: Path) -> None:
     folder = Path(lines[-1].removeprefix("written to "))
     written = {path.name for path in folder.iterdir()}
     assert written == {
+        "predictions.csv",
         "results.csv",
         "results.json",
         "results.md",
@@ -274,5 +275,6 @@ def test_interrupted_audit_leaves_the_table_and_says_where(tmp_path: Path) -> No
     )
     assert json.loads((folder / "results.json").read_text("utf-8"))["rows"]
     assert {path.name for path in folder.iterdir()} == {
-        "results.csv", "results.json", "results.md", "settings.csv", "confusion.png", "models",
+        "predictions.csv", "results.csv", "results.json", "results.md", "settings.csv",
+        "confusion.png", "models",
     }  # fmt: skip

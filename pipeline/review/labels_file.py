@@ -121,10 +121,12 @@ class LabelsFile:
         kept: list[Line] = []
         replaced: list[Line] = []
         place = 0
+        digest = self.table.columns.digests[row].tobytes().hex()
+        copies = set(self._lookup.find({"digest": digest, "path": ""}, "")[0])
         found = self._read()
         self._edits_of(found)  # raises for invalid lines
         for _, line, rows in found:
-            if row in rows:
+            if not copies.isdisjoint(rows):
                 place = place if replaced else len(kept)
                 replaced.append(line)
             else:

@@ -1,6 +1,5 @@
 """The images of a run whose labels a person should look at first."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -9,23 +8,16 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import PipelineError
 from pipeline.evaluation.groups import connected_sets
-from pipeline.evaluation.image_lookup import ImageLookup, read_records
-from pipeline.evaluation.label_edits import class_number
 from pipeline.images.scan import SPLIT_NAMES
-from pipeline.text import error_text, printable
+from pipeline.text import printable
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.probe import Floats
+    from pipeline.evaluation.suspects import Suspect
     from pipeline.review.review import Review
 
 Kind = Literal["label", "mistake", "duplicate"]
 Pair = tuple[int, int, bool]  # two rows, and whether they are one file
-
-SUSPECTS = "suspects.csv"
-
-log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,70 +46,37 @@ def build_queue(review: "Review") -> list[QueueItem]:
 
     Label errors are those of `pipeline.evaluation.suspects.find_doubtful`; mistakes are sorted by
     the difference of the probabilities of the predicted class and the label. Of more than 20,000
-    images, label errors are those of the run's suspects.csv, and duplicates identical files.
+    images, label errors are those of `find_suspects`, 100 at most, and duplicates identical files.
     """
     from pipeline.evaluation.audit import audit_input
     from pipeline.evaluation.duplicates import MAX_ROWS, find_duplicates
+    from pipeline.evaluation.suspects import find_doubtful, find_suspects
 
     table, columns = review.table, review.table.columns
-    pairs = _identical_files(columns.digests)
-    if len(table) > MAX_ROWS:
-        items = _read_suspects(review)
-    else:
-        with threadpool_limits(limits=1, user_api="blas"):
-            features = audit_input(table, review.layer, np.arange(len(table)))
-            found = find_duplicates(features, columns.digests, review.splits)
-            pairs += [(pair.first, pair.second, False) for pair in found if not pair.exact]
-            items = _doubtful(review, features, pairs)
-    items += _mistakes(review)
+    pairs, find = _identical_files(columns.digests), find_suspects
+    with threadpool_limits(limits=1, user_api="blas"):
+        features = audit_input(table, review.layer, np.arange(len(table)))
+        if len(table) <= MAX_ROWS:
+            near = find_duplicates(features, columns.digests, review.splits)
+            pairs += [(pair.first, pair.second, False) for pair in near if not pair.exact]
+            find = find_doubtful
+        firsts, seconds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        groups = connected_sets(firsts, seconds, len(table))
+        found = find(features, columns.labels, groups, len(table.classes))
+    items = [*(_doubt(review, each) for each in found), *_mistakes(review)]
     by_row: dict[int, QueueItem] = {}
     for item in items:
         by_row.setdefault(item.row, item)
     return [*by_row.values(), *_duplicates(review, pairs, set(by_row))]
 
 
-def _read_suspects(review: "Review") -> list[QueueItem]:
-    """Return the suspects of the run's audit; none without a valid file."""
-    table, path, items = review.table, review.run / SUSPECTS, []
-    lookup = ImageLookup([table.columns])
-    try:
-        for line, record in read_records(path, option="the run's", values=("suggested",)):
-            number = class_number(record["suggested"], table.classes, line)
-            before, after = (
-                float(record[f"{name}_probability"]) for name in ("label", "suggested")
-            )
-            rows = lookup.find(record, line)[0]
-            items += [_doubt(review, row, number, before, after) for row in rows]
-    except (PipelineError, ValueError, KeyError, TypeError) as error:
-        log.warning("no likely label errors: %s", error_text(error))
-    return items
-
-
-def _doubtful(review: "Review", features: "Floats", pairs: list[Pair]) -> list[QueueItem]:
-    from pipeline.evaluation.suspects import find_doubtful
-
-    labels = review.table.columns.labels
-    firsts, seconds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    groups = connected_sets(firsts, seconds, len(labels))
-    found = find_doubtful(features, labels, groups, len(review.classes))
-    return [
-        _doubt(review, each.row, each.suggested, each.label_probability, each.suggested_probability)
-        for each in found
-    ]
-
-
-def _doubt(
-    review: "Review", row: int, suggested: int, label_probability: float, probability: float
-) -> QueueItem:
-    label, other = (
-        printable(review.classes[number])
-        for number in (review.table.columns.labels[row], suggested)
-    )
+def _doubt(review: "Review", suspect: "Suspect") -> QueueItem:
+    label, other = (printable(review.classes[each]) for each in (suspect.label, suspect.suggested))
     reason = (
-        f"{label} {100 * label_probability:.0f} %, {other} {100 * probability:.0f} %, by a model "
-        f"that was fitted without this image"
+        f"{label} {100 * suspect.label_probability:.0f} %, {other} "
+        f"{100 * suspect.suggested_probability:.0f} %, by a model fitted without this image"
     )
-    return QueueItem(row=row, kind="label", suggested=suggested, reason=reason)
+    return QueueItem(row=suspect.row, kind="label", suggested=suspect.suggested, reason=reason)
 
 
 def _mistakes(review: "Review") -> Iterator[QueueItem]:

@@ -82,6 +82,15 @@ def test_identical_files_are_edited_together(labels: LabelsFile) -> None:
     assert len(lines()) == 1
 
 
+def test_an_edit_replaces_the_lines_of_copies_by_hand(labels: LabelsFile) -> None:
+    LABELS.write_text("path,new_label\n3.jpg,고양이\n=cmd 0.jpg,cats\n4.jpg,cats\n")
+    assert labels.edits() == {3: Edit(1), 0: Edit(0), 4: Edit(0)}  # a path is one file
+    labels.relabel(0, 2)
+    assert labels.edits() == {3: Edit(2), 0: Edit(2), 4: Edit(0)}
+    labels.undo()
+    assert labels.edits() == {3: Edit(1), 0: Edit(0), 4: Edit(0)}
+
+
 def test_undo_restores_what_the_file_said_before(labels: LabelsFile) -> None:
     labels.relabel(0, 1)
     before = LABELS.read_bytes()

@@ -141,3 +141,17 @@ def test_what_is_gone_or_cannot_be_trained_is_one_line(run: Path) -> None:
     Path("cache/synthetic.h5").unlink()
     with pytest.raises(NoInputError, match="is gone: restore it"):
         retrain(review)
+
+
+def test_a_run_of_finetune_opens_and_is_not_trained_again(run: Path) -> None:
+    path = run / "results.json"
+    document = json.loads(path.read_text())
+    kept = ("classes", "seed", "repeats", "split", "split_seed", "group", "versions", "caches")
+    about = {name: document["run"][name] for name in kept}
+    path.write_text(
+        json.dumps(document | {"run": about | {"unfreeze": "block5_conv1", "views": 0}})
+    )
+    review = open_review(run)
+    assert (review.predicted >= 0).any()
+    with pytest.raises(UsageError, match=r"is a run of finetune.*pipeline\.classify cache/synth"):
+        retrain(review)

@@ -160,6 +160,7 @@ def test_a_moved_cache_is_found_and_a_missing_one_is_one_line(run: Path) -> None
 def test_runs_without_classes_and_folders_without_a_run_are_one_line() -> None:
     cache = write_targets(Path("cache/labels.h5"), "multilabel", count=60)
     run = write_run(compare_heads(cache, heads="knn", audit=False), Path("results"))
+    assert not (run / "predictions.csv").exists()
     with pytest.raises(UsageError, match="is a run of multilabel; only labels of classes"):
         open_review(run)
     with pytest.raises(NoInputError, match="does not exist"):
@@ -189,6 +190,7 @@ def test_a_tampered_run_is_one_line(run: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_augmented_views_are_not_images() -> None:
     columns, _ = add_views(draw_columns([0, 1, 2] * 30, splits=[1, 1, 1, 2, 2, 2, 3, 3, 3] * 10), 2)
     review = open_review(write_cache_and_run(columns, views=1))
