@@ -3,9 +3,8 @@
 import csv
 import io
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,14 +51,11 @@ def write_predictions(path: Path, comparison: Comparison) -> None:
     write_durably(path, lambda file: file.write(data))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TablePredictions:
+class TablePredictions(NamedTuple):
     """Predictions in the order of a table's N rows.
 
-    Attributes
-    ----------
-    labels, predicted : (N,) class numbers; -1 for rows without a prediction.
-    probability, label_probability : (N,), NaN for rows without a prediction.
+    ``labels`` and ``predicted`` are class numbers (N,), -1 for rows without a prediction;
+    probabilities are NaN for these.
     """
 
     labels: npt.NDArray[np.int64]
@@ -67,14 +63,11 @@ class TablePredictions:
     probability: npt.NDArray[np.float64]
     label_probability: npt.NDArray[np.float64]
 
-    @classmethod
-    def none(cls, count: int) -> Self:
-        return cls(
-            labels=np.full(count, -1),
-            predicted=np.full(count, -1),
-            probability=np.full(count, np.nan),
-            label_probability=np.full(count, np.nan),
-        )
+
+def no_predictions(count: int) -> TablePredictions:
+    """Return the predictions of a run that has none."""
+    numbers, probabilities = np.full((2, count), -1), np.full((2, count), np.nan)
+    return TablePredictions(*numbers, *probabilities)
 
 
 def read_predictions(path: Path, table: FeatureTable) -> TablePredictions:
@@ -102,7 +95,7 @@ def read_predictions(path: Path, table: FeatureTable) -> TablePredictions:
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, digest in enumerate(table.columns.digests):
         rows_of[digest.tobytes().hex()].append(row)
-    read = TablePredictions.none(len(table))
+    read = no_predictions(len(table))
     cells = zip(frame["path"], frame["digest"], labels, predicted, probabilities, strict=True)
     for text, digest, label, prediction, shares in cells:
         for row in (rows := rows_of.get(digest, [])):

@@ -79,6 +79,8 @@ def _share_of_neighbors(features: Floats, labels: Labels, groups: Rows, rows: Ro
     """
     from sklearn.neighbors import NearestNeighbors
 
+    if not len(rows):
+        return np.ones(len(labels), np.float32)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     directions = features / np.maximum(lengths, np.finfo(np.float32).tiny)
     index = NearestNeighbors(n_neighbors=min(NEIGHBORS + 1, len(rows)), algorithm="brute")

@@ -1,45 +1,20 @@
-"""Look at a run, correct its labels, train again, and compare: what the page shows.
+"""Look at a run, correct its labels, train again, and compare: what the page shows."""
 
->>> from pipeline.review import compare_runs, open_review, retrain  # doctest: +SKIP
->>> review = open_review("results/<run>")  # doctest: +SKIP
->>> for item in review.queue():  # doctest: +SKIP
-...     review.labels.relabel(item.row, "dogs")  # or keep, drop, undo
->>> after = open_review(retrain(review))  # doctest: +SKIP
->>> compare_runs(review, after).images  # doctest: +SKIP
-"""
+from pipeline.review.labels_file import Edit, LabelsFile
+from pipeline.review.queue import QueueItem
+from pipeline.review.retraining import retrain
+from pipeline.review.review import Review, open_review
+from pipeline.review.run_comparison import ImageChange, RowChange, RunComparison, compare_runs
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pipeline.review.labels_file import Edit as Edit
-    from pipeline.review.labels_file import LabelsFile as LabelsFile
-    from pipeline.review.queue import QueueItem as QueueItem
-    from pipeline.review.retraining import retrain as retrain
-    from pipeline.review.review import Review as Review
-    from pipeline.review.review import open_review as open_review
-    from pipeline.review.run_comparison import ImageChange as ImageChange
-    from pipeline.review.run_comparison import RowChange as RowChange
-    from pipeline.review.run_comparison import RunComparison as RunComparison
-    from pipeline.review.run_comparison import compare_runs as compare_runs
-
-_MODULES = {
-    "Edit": "labels_file",
-    "ImageChange": "run_comparison",
-    "LabelsFile": "labels_file",
-    "QueueItem": "queue",
-    "Review": "review",
-    "RowChange": "run_comparison",
-    "RunComparison": "run_comparison",
-    "compare_runs": "run_comparison",
-    "open_review": "review",
-    "retrain": "retraining",
-}
-__all__ = list(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: scikit-learn takes a second."""
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "Edit",
+    "ImageChange",
+    "LabelsFile",
+    "QueueItem",
+    "Review",
+    "RowChange",
+    "RunComparison",
+    "compare_runs",
+    "open_review",
+    "retrain",
+]

@@ -5,9 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.evaluation.compare import compare_heads
 from pipeline.heads.names import PROTOCOLS
-from pipeline.report.run_folder import write_run
 from pipeline.review.review import (
     Review,
     config_of_run,
@@ -37,6 +35,9 @@ def retrain(
     Raises UsageError for a run of finetune, NoInputError if a cache or labels file is gone, and the
     errors of `pipeline.compare_heads`.
     """
+    from pipeline.evaluation.compare import compare_heads  # seconds of scikit-learn
+    from pipeline.report.run_folder import write_run
+
     document = review.document
     if not review.heads:
         raise UsageError(

@@ -1,7 +1,7 @@
 """Open a run with its cache: predictions, labels, pictures, and the images to review."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import numpy.typing as npt
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, NoInputError, PipelineError, UsageError
 from pipeline.evaluation.caches import split_tables
-from pipeline.evaluation.config import STANDARD, ClassifyConfig
+from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.predictions_file import (
     PREDICTIONS,
-    TablePredictions,
+    no_predictions,
     read_predictions,
 )
 from pipeline.evaluation.splits import Shares
@@ -144,10 +144,10 @@ class Review:
         from pipeline.report.thumbnails import read_picture
 
         try:
-            if self._source is None:
-                self.__dict__.pop("_source")  # the folder may come back
+            if (source := self._source) is None:
+                self.__dict__.pop("_source", None)  # the folder may come back
                 return "the image folder is gone"
-            return read_picture(self._source, self.table, row, side)
+            return read_picture(source, self.table, row, side)
         except PipelineError as error:  # of an archive or a storage
             return f"the images cannot be reached: {error}"
 
@@ -226,7 +226,7 @@ def open_review(
         notices.append(f"no mistakes are known: {error}")
         if isinstance(error, NoInputError):
             notices[-1] = f"{printable(folder)} has no {PREDICTIONS}: its mistakes are not known"
-        predictions = TablePredictions.none(len(table))
+        predictions = no_predictions(len(table))
     # the labels files may have changed since the run
     evaluated = np.where(predictions.labels >= 0, predictions.labels, table.columns.labels)
     table = replace(table, columns=replace(table.columns, labels=evaluated))
@@ -276,25 +276,15 @@ def labels_files_of_run(run: Path, document: Mapping[str, Any]) -> list[Path]:
 
 def config_of_run(document: Mapping[str, Any], table: FeatureTable) -> ClassifyConfig:
     """Return the options of a run's comparison, without labels files and the audit."""
-    folds, split = document.get("cv"), document.get("split")
-    if folds is None and split is None and table.columns.splits.max(initial=0) <= TRAIN:
-        split = str(Shares())  # fewer images after edits must not lead to folds
-    protocol = document.get("protocol", STANDARD)
-    return ClassifyConfig(
-        heads=None if protocol in PROTOCOLS else document.get("heads"),
-        layers=sorted({layer for entry in document["caches"] for layer in entry["layers"]}),
-        views=document.get("views"),
-        balance=document.get("balance", False),
-        timeout=document.get("timeout"),
-        dense=[DenseConfig(**each) for each in document.get("dense", ())],
-        cv=folds,
-        split=split,
-        split_seed=document.get("split_seed", 0),
-        group=document.get("group"),
-        repeats=document.get("repeats", 1),
-        refit=document.get("refit", False),
-        protocol=protocol,
-        tta=document.get("tta", False),
-        seed=document.get("seed", 0),
-        audit=False,
-    )
+    names = {field.name for field in fields(ClassifyConfig)} & document.keys() - {"labels"}
+    options = {name: document[name] for name in names} | {
+        "layers": sorted({layer for entry in document["caches"] for layer in entry["layers"]}),
+        "dense": [DenseConfig(**each) for each in document.get("dense", ())],
+        "audit": False,
+    }
+    if document.get("protocol") in PROTOCOLS:
+        del options["heads"]
+    is_divided = table.columns.splits.max(initial=0) > TRAIN
+    if document.get("cv") is None and document.get("split") is None and not is_divided:
+        options["split"] = str(Shares())  # fewer images after edits must not lead to folds
+    return ClassifyConfig(**options)

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pipeline.evaluation.duplicates import MAX_PAIRS, duplicate_sets, find_dupli
 from pipeline.evaluation.splits import make_splits
 from pipeline.evaluation.suspects import (
     MAX_TRAINING_ROWS,
+    Suspect,
+    find_doubtful,
     find_suspects,
     out_of_fold,
     rank_suspects,
@@ -147,12 +150,17 @@ def draw_classes(
     return features.astype(np.float32), labels
 
 
-def test_wrong_labels_are_the_first_suspects_with_the_right_suggestion() -> None:
+Find = Callable[..., list[Suspect]]
+each_search = pytest.mark.parametrize("find", [find_suspects, find_doubtful])
+
+
+@each_search
+def test_wrong_labels_are_the_first_suspects_with_the_right_suggestion(find: Find) -> None:
     features, labels = draw_classes()
     right = labels.copy()
     wrong = np.random.default_rng(1).choice(len(labels), 15, replace=False)
     labels[wrong] = (labels[wrong] + 1) % 3
-    suspects = find_suspects(features, labels, np.arange(len(labels)), 3)
+    suspects = find(features, labels, np.arange(len(labels)), 3)
     assert {each.row for each in suspects[:15]} == set(wrong.tolist())
     assert all(each.suggested == right[each.row] for each in suspects[:15])
     assert all(each.label == labels[each.row] for each in suspects)
@@ -208,12 +216,28 @@ def test_probabilities_of_held_out_rows_do_not_depend_on_their_labels() -> None:
     np.testing.assert_allclose(before.sum(axis=1), 1)
 
 
-def test_classes_of_fewer_than_five_groups_have_no_suspects_and_are_not_suggested() -> None:
+@each_search
+def test_classes_of_fewer_than_five_groups_have_no_suspects_and_are_not_suggested(
+    find: Find,
+) -> None:
     features, labels = draw_classes()
     labels[:4] = 3
-    suspects = find_suspects(features, labels, np.arange(len(labels)), 5)
+    suspects = find(features, labels, np.arange(len(labels)), 5)
     assert all(each.label != 3 and each.suggested < 3 for each in suspects)
-    assert find_suspects(features[:6], labels[:6], np.arange(6), 5) == []
+    assert find(features[:6], labels[:6], np.arange(6), 5) == []
+
+
+def test_labels_that_may_be_wrong_follow_those_that_are_likely_wrong() -> None:
+    features, labels = draw_classes()
+    labels[:60] = np.random.default_rng(1).integers(0, 3, 60)
+    groups = np.arange(len(labels))
+    few = [each.row for each in find_suspects(features, labels, groups, 3)]
+    more = [each.row for each in find_doubtful(features, labels, groups, 3)]
+    assert set(few[:30]) <= set(more[:40])
+    # a copy with the same wrong label is no support for it
+    twice, both = np.concatenate([features, features]), np.concatenate([labels, labels])
+    doubled = find_doubtful(twice, both, np.tile(groups, 2), 3)
+    assert {each.row % len(labels) for each in doubled[:60]} >= set(more[:20])
 
 
 def test_many_rows_are_evaluated_by_models_of_fewer() -> None:
