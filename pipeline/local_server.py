@@ -78,9 +78,13 @@ def add_routes(page: Page, picture: Picture) -> None:
 
     nicegui_app.add_api_route("/picture/{token}/{row}", respond)
     ui.page("/")(lambda: page() and None)
-    logging.getLogger("nicegui").addFilter(
-        lambda record: not (record.exc_info and isinstance(record.exc_info[1], PipelineError))
-    )
+    logging.getLogger("nicegui").addFilter(_is_bug)
+
+
+def _is_bug(record: logging.LogRecord) -> bool:
+    """Return whether a failure is not expected, and not of a result that Ctrl-C left out."""
+    is_expected = record.exc_info and isinstance(record.exc_info[1], PipelineError)
+    return not (is_expected or nicegui_app.is_stopping or nicegui_app.is_stopped)
 
 
 class Guard:

@@ -12,14 +12,12 @@ from pipeline.config import path_argument
 from pipeline.errors import UnreachableError, UsageError
 from pipeline.text import printable
 
-LAST_PORT = 65_535
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, open the run, serve the page until Ctrl-C."""
     arguments = _parser().parse_args(argv)
-    if not 0 <= arguments.port <= LAST_PORT:
-        raise UsageError(f"--port needs 0 to {LAST_PORT}; received {arguments.port}")
+    if not 0 <= arguments.port <= 65_535:
+        raise UsageError(f"--port needs 0 to 65535; received {arguments.port}")
     if importlib.util.find_spec("nicegui") is None:
         raise UnreachableError("nicegui is missing: pip install -e '.[app]'")
     from pipeline.app.window import Window
@@ -28,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipeline.review.workbench import open_workbench
 
     with bind(arguments.port) as bound:
-        options = ("labels", "cache_dir", "images")
-        places = {name: getattr(arguments, name) for name in options}
+        places = {name: vars(arguments)[name] for name in ("labels", "cache_dir", "images")}
         bench = open_workbench(arguments.run or newest_run(), **places)
         threading.Thread(target=bench.warm_up, daemon=True).start()
         address = f"http://{HOST}:{bound.getsockname()[1]}"

@@ -4,11 +4,10 @@ const picker = () => getElement(Number(document.querySelector(".picker").id.slic
 function tryPictures(files) {
   if (files.length && document.querySelector(".picker")) picker().addFiles([...files].slice(0, 1));
 }
+// Otherwise the browser leaves the page to show the file.
 document.addEventListener("dragover", (event) => event.preventDefault());
-document.addEventListener("drop", (event) => {
-  event.preventDefault(); // the browser would leave the page to show the file
-  tryPictures(event.dataTransfer.files);
-});
+document.addEventListener("drop", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => tryPictures(event.dataTransfer.files));
 document.addEventListener("paste", (event) => tryPictures(event.clipboardData.files));
 
 const camera = () => document.querySelector("video");
@@ -31,10 +30,9 @@ document.addEventListener("keydown", (event) => {
   const mend = document.querySelector("[data-shown]");
   const held = event.repeat || event.ctrlKey || event.altKey || event.metaKey || event.isComposing;
   if (!mend || held || document.querySelector(".q-dialog, .q-menu")) return;
-  const focus = document.activeElement;
-  if (focus.matches("input, textarea, select, [contenteditable]")) return;
-  const isControl = focus.matches("button, a, [role=tab]");
-  if (isControl && ["Enter", " ", "ArrowRight", "ArrowLeft"].includes(event.key)) return;
+  if (document.activeElement.matches("input, textarea, select, [contenteditable]")) return;
+  const isControl = document.activeElement.matches("button, a, [role=tab]");
+  if (isControl && /^(Enter| |ArrowRight)$/.test(event.key)) return; // it acts on the control
   if (!/^(Enter| |k|ArrowRight|[1-9]|d|u|Backspace)$/i.test(event.key)) return;
   event.preventDefault(); // Space and arrows scroll
   pressMend(event.key);

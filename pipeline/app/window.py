@@ -1,8 +1,6 @@
 """One browser window: the tabs Try, Look, Mend and Compare."""
 
 import asyncio
-import base64
-import json
 import tempfile
 from collections.abc import Sequence
 from importlib import resources
@@ -19,8 +17,7 @@ from pipeline.page_elements import Pages, bars, box, table, text, warn
 from pipeline.review.feature_chart import FeatureChart, describe
 from pipeline.review.review import Review
 from pipeline.review.walk import Walk
-from pipeline.review.workbench import LARGE, Workbench, changes, summarize, verdict
-from pipeline.spec import REGRESSION
+from pipeline.review.workbench import LARGE, Workbench, changes, verdict
 from pipeline.text import counted, file_size, printable
 
 KEYS = 9  # classes with a key
@@ -39,15 +36,12 @@ class Window:
         ui.on_exception(warn)
         ui.timer(1, lambda: self.token == bench.token or ui.navigate.reload())
         has_review = isinstance(self.review, Review)
-        name = printable(self.review.table.document["set"] if has_review else bench.run)
+        name, summary, notices = bench.describe()
         ui.page_title(f"{name} · review")
         text("h1", name)
-        if has_review:
-            text("p", f"{printable(bench.run)}: {summarize(self.review)}", "quiet")
-            gone = self.review.picture(0)  # an image folder that is gone is said once, here
-            notices = [*self.review.notices, *([gone] if isinstance(gone, str) else [])]
-            for notice in notices:
-                text("p", notice, "warn")
+        text("p", summary, "quiet")
+        for notice in notices:
+            text("p", notice, "warn")
         tabs = {"Try": Try, "Look": Look, "Mend": Mend, "Compare": Compare}
         with ui.tabs().props("align=left no-caps") as bar:
             for tab in tabs:
@@ -158,9 +152,7 @@ class Try:
             with box("card"):
                 self._show_prediction(prediction)
 
-    def _show_pictures(self, pictures: Sequence[bytes], name: str) -> None:
-        encoded = (base64.b64encode(picture).decode() for picture in pictures)
-        addresses = [f"data:image/jpeg;base64,{each}" for each in encoded]
+    def _show_pictures(self, addresses: Sequence[str], name: str) -> None:
         image = box("big", "img")
         image.props.update(src=addresses[-1], alt=name)
         text("p", name, "quiet")
@@ -169,12 +161,11 @@ class Try:
             switch.on_value_change(lambda event: image.props.update(src=addresses[event.value]))
 
     def _show_prediction(self, prediction: Prediction) -> None:
-        warning, says = verdict(prediction)
+        warning, says, shares = verdict(prediction)
         if warning:
             text("p", warning, "warn says")
         text("p", says, "says")
-        if prediction.task != REGRESSION:
-            bars((printable(label), share) for label, share in prediction.top(5))
+        bars(shares)
         if prediction.neighbors:
             text("h2", "Most similar images")
         with box("grid near"):
@@ -279,7 +270,7 @@ class Mend:
             button.words = text("span", label)
         # A click must not leave the focus here: Enter would press this button again.
         button.on("mousedown", js_handler="(event) => event.preventDefault()")
-        button.on("click", js_handler=f"() => pressMend({json.dumps(key)})")
+        button.on("click", js_handler=f"() => pressMend('{key}')")
         return button
 
     async def _start(self) -> None:
@@ -310,25 +301,17 @@ class Mend:
             return
         self._root.props["data-shown"] = walk.shown
         self._pictures.clear()  # new elements: an old picture never stays beside a new text
-        item, columns = walk.item, self._review.table.columns
-        self._accept.set_visibility(item is not None and item.suggested >= 0)
-        if item is None:
-            self._label.text = "Nothing is left to review"
-            self._reason.text = "Compare trains again with these labels"
-            self._path.text = ""
-            return
         with self._pictures:
-            with box("pair" if item.other >= 0 else ""):
-                for row in (item.row, item.other)[: 1 + (item.other >= 0)]:
+            with box("pair"):
+                for row in walk.pictured:
                     self._window.picture(row, "big", LARGE)
             with box("grid strip"):
                 for row in walk.rows[1:7]:
                     self._window.picture(row, side=LARGE)  # the browser has it when it is shown
-        self._reason.text = item.reason
-        self._path.text = printable(columns.paths[item.row])
-        label = printable(self._review.classes[columns.labels[item.row]])
-        self._label.text, self._keep.words.text = f"Labelled {label}", f"Keep {label}"
-        self._accept.words.text = f"It is {printable(self._review.classes[item.suggested])}"
+        label, suggested, self._reason.text, self._path.text = walk.describe()
+        self._label.text = f"Labelled {label}" if label else ""
+        self._keep.words.text, self._accept.words.text = f"Keep {label}", f"It is {suggested}"
+        self._accept.set_visibility(bool(suggested))
 
 
 class Compare:
@@ -338,19 +321,16 @@ class Compare:
         self._window, self._version = window, -1
         self._table = box("scroll card")
         with box("line"):
-            self._train = ui.button("Train again with these labels", on_click=self._start)
-            self._train.props("accesskey=t")
-            self._all = ui.switch("All heads of the run, which takes longer")
-            self._all.set_visibility(len(window.review.heads) > 1)
+            self._train = ui.button("Train again with these labels").props("accesskey=t")
+            with_all = ui.switch("All heads of the run, which takes longer")
+            with_all.set_visibility(len(window.review.heads) > 1)
+            self._train.on_click(lambda: run.io_bound(window.bench.train, with_all.value))
             self._adopt = ui.button("Go on with the new run").props("outline")
             self._adopt.on_click(lambda: run.io_bound(window.bench.adopt))
         self._stage = text("p", "", "saved").props("aria-live=polite")
         self._title = text("h2", "")
         self._pages = Pages(lambda each: window.tile(each.row, *changes(each), path=each.path))
         ui.timer(0.3, self._follow)
-
-    async def _start(self) -> None:
-        await run.io_bound(self._window.bench.train, all_heads=self._all.value)
 
     def _follow(self) -> None:
         """Show the state of the training, which another window may have started."""

@@ -11,10 +11,10 @@ from pipeline.text import printable
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe-Ito
 SYMBOLS = ("circle", "triangle", "rect", "diamond", "pin")
-CELLS = (13, 8)  # of the visible part: at most a picture for each, so that they hardly overlap
+CELLS = (10, 8)  # of the visible part: at most a picture for each, so that they hardly overlap
 HIDDEN = {"show": False}
 AXIS = {"min": 0, "max": 1, "axisLabel": HIDDEN, "axisTick": HIDDEN, "splitLine": HIDDEN}
-PICTURES = {"type": "scatter", "symbolSize": 40, "symbolKeepAspect": True, "z": 3}
+PICTURES = {"type": "scatter", "symbolSize": 32, "symbolKeepAspect": True, "z": 3}
 
 
 class FeatureChart:

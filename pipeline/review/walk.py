@@ -42,6 +42,7 @@ class Walk:
         key = key.lower() if len(key) == 1 else key
         if key in UNDO:
             return self._undo()
+        self.refresh()  # another window may have edited the image
         rows, steps = self._rows_of.get(shown, []), self.shown - shown
         if self.item is None or steps >= len(rows) or rows[steps] != self.item.row:
             return f"Not done, the picture had changed: press {key} again"
@@ -60,6 +61,20 @@ class Walk:
             return f"There is no class {key}" if key.isdigit() else "Nothing is suggested here"
         self._go(self._at + 1)
         return f"Saved: {path} {said}"
+
+    @property
+    def pictured(self) -> list[int]:
+        """The row of the image, and that of its duplicate."""
+        return [] if self.item is None else [r for r in (self.item.row, self.item.other) if r >= 0]
+
+    def describe(self) -> tuple[str, str, str, str]:
+        """Return label, suggested label, reason and path of the image; empty ones without."""
+        if self.item is None:
+            return "", "", "Nothing is left to review: train again with these labels", ""
+        item, classes = self.item, self._review.classes
+        label = classes[self._review.table.columns.labels[item.row]]
+        suggested = classes[item.suggested] if item.suggested >= 0 else ""
+        return printable(label), printable(suggested), item.reason, self._name(item.row)
 
     def refresh(self) -> bool:
         """Read the edits of other windows and programs; return whether there are any."""

@@ -1,5 +1,6 @@
 """A workbench: a run with its review and its model, and what training again changed."""
 
+import base64
 import io
 import secrets
 import threading
@@ -28,6 +29,7 @@ from pipeline.text import counted, printable
 
 NEIGHBORS = 6  # a row of pictures
 LARGE = 640  # pixels
+SHARES = 5  # classes of a prediction
 
 
 @dataclass
@@ -78,8 +80,11 @@ class Workbench:
             return str(error)
         return prediction.reason if isinstance(prediction, Skipped) else prediction
 
-    def pictures(self, path: Path, prediction: Prediction) -> list[bytes]:
-        """Return a JPEG of an image file, and if it has a heat map, one with the map on it."""
+    def pictures(self, path: Path, prediction: Prediction) -> list[str]:
+        """Return a picture of an image file, and if it has a heat map, one with the map on it.
+
+        They are JPEG, as ``data:`` addresses.
+        """
         model = self.predictor
         assert isinstance(model, Predictor)
         data = path.read_bytes()
@@ -90,7 +95,8 @@ class Workbench:
         buffers = [io.BytesIO() for _ in drawn]
         for picture, buffer in zip(drawn, buffers, strict=True):
             picture.save(buffer, "JPEG", quality=85)
-        return [buffer.getvalue() for buffer in buffers]
+        encoded = (base64.b64encode(buffer.getvalue()).decode() for buffer in buffers)
+        return [f"data:image/jpeg;base64,{each}" for each in encoded]
 
     def picture(self, token: str, row: int, side: int) -> bytes | str:
         """Return a JPEG of a row of the review, or the reason why there is none."""
@@ -99,7 +105,7 @@ class Workbench:
             return "there is no such picture"
         return review.picture(row, side) if row in range(len(review.predicted)) else "no such row"
 
-    def train(self, *, all_heads: bool = False) -> None:
+    def train(self, all_heads: bool = False) -> None:
         """Train again with the labels file, and compare; raises the errors of `retrain`."""
         assert isinstance(self.review, Review)
         if self._training.acquire(blocking=False):
@@ -122,6 +128,18 @@ class Workbench:
             self.__post_init__()
             self.token = secrets.token_hex()
             self.warm_up()
+
+    def describe(self) -> tuple[str, str, list[str]]:
+        """Return name and summary of the run, and notices, such as that its images are gone."""
+        if isinstance(review := self.review, str):
+            return printable(self.run), "", []
+        images, classes = counted(len(review.predicted), "image"), len(review.classes)
+        head = f"{printable(review.row['head'])} {accuracy(review.row)}"
+        sizes = f"{images} in {counted(classes, 'class', 'classes')}"
+        gone = review.picture(0)
+        notices = [*review.notices, *([f"no pictures: {gone}"] if isinstance(gone, str) else [])]
+        name = printable(review.table.document["set"])
+        return name, f"{printable(self.run)}: {sizes}, {head}", notices
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return header and cells: the run's heads, beside those of the run trained last."""
@@ -186,22 +204,16 @@ def accuracy(row: Any) -> str:
     return f"{row['test_accuracy'] * 100:.1f} %{interval}"
 
 
-def summarize(review: Review) -> str:
-    """Return one line on a review: images, classes, and the recommended head's accuracy."""
-    images, classes = counted(len(review.predicted), "image"), len(review.classes)
-    head = f"{printable(review.row['head'])} {accuracy(review.row)}"
-    return f"{images} in {counted(classes, 'class', 'classes')}, {head}"
-
-
-def verdict(prediction: Prediction) -> tuple[str, str]:
-    """Return a warning, if the prediction is rejected, and what the head says: 'cats, 98 %'."""
+def verdict(prediction: Prediction) -> tuple[str, str, list[tuple[str, float]]]:
+    """Return a warning if the image is rejected, what the head says, and the highest shares."""
     if prediction.task == REGRESSION:
-        return "", f"{printable(prediction.classes[0])}: {prediction.number:.4g}"
-    (label, share), warning = prediction.top(1)[0], ""
+        return "", f"{printable(prediction.classes[0])}: {prediction.number:.4g}", []
+    shares = [(printable(label), share) for label, share in prediction.top(SHARES)]
+    warning = ""
     if prediction.rejection is not None and (reason := prediction.rejection.reason):
         among = " or ".join(map(printable, prediction.rejection.classes)) or "none of the classes"
         warning = f"Unsure: {among}" if reason == "unsure" else "Unlike anything it learned"
-    return warning, f"{printable(label)}, {share:.0%}"
+    return warning, f"{shares[0][0]}, {shares[0][1]:.0%}", shares
 
 
 def changes(image: ImageChange) -> list[str]:
