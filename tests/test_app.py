@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import re
 import socket
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import httpx
 import pytest
 from command import assert_one_line, modules_loaded_by, run_command
 from drawn_runs import KOREAN, MARKUP, copy_run, make_run
+from nicegui import app as nicegui_app
 
-from pipeline.local_server import Guard
 from pipeline.review import open_review
 from pipeline.review.walk import Walk
 from pipeline.review.workbench import open_workbench
+from pipeline.web.server import Guard, add_routes
 
 pytest.importorskip("nicegui", reason="needs nicegui: pip install -e '.[app]'")
 
@@ -58,6 +61,11 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
     headers = [(b"content-type", b"text/html"), (b"content-length", b"17")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"<script></script>"})
+
+
+async def get(path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(nicegui_app)) as client:
+        return await client.get(f"http://127.0.0.1{path}")
 
 
 def request(method: str = "GET", **headers: str) -> httpx.Response:
@@ -110,6 +118,13 @@ def test_websocket_of_another_site_is_closed() -> None:
     scope = {"type": "websocket", "headers": headers}
     asyncio.run(Guard(answer, port=8000)(scope, None, send))  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_reason_for_a_missing_picture_is_text_in_an_svg() -> None:
+    add_routes(lambda: None, lambda *_: "a <script>&")
+    response = asyncio.run(get("/picture/x/0"))
+    assert response.headers["content-type"] == "image/svg+xml"
+    assert ElementTree.fromstring(response.content)[0].text == "a <script>&"
 
 
 # ------------------------------------------------------------------------------- walk, workbench
@@ -177,12 +192,15 @@ def test_queue_ends_when_every_image_is_reviewed(drawn_run: Path) -> None:
 
 def test_training_again_is_compared_and_adopted(drawn_run: Path) -> None:
     bench = open_workbench(drawn_run)
-    assert bench.table()[0] == ["head", "input", "accuracy"]
+    assert bench.table()[0] == ["head", "features", "accuracy"]
     walk = Walk(bench.review)  # type: ignore[arg-type]
     while walk.item is not None:
         walk.press("Enter", walk.shown)
     bench.train()
     header, ((head, _, before, after, difference),) = bench.table()
+    both, *notices = bench.comparison_lines()
+    assert re.search(r"By the new labels, .* [\d.]+ % before and 100.0 % after, of 60 test", both)
+    assert not notices
     assert header[2:] == ["before", "after", "difference"]
     assert (head, bench.stage) == ("logistic", "")
     assert float(after.split()[0]) > float(before.split()[0])

@@ -5,7 +5,6 @@ import importlib.util
 import threading
 import webbrowser
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import path_argument
@@ -21,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if importlib.util.find_spec("nicegui") is None:
         raise UnreachableError("nicegui is missing: pip install -e '.[app]'")
     from pipeline.app.window import Window
-    from pipeline.local_server import HOST, bind, serve
     from pipeline.models.runs import newest_run
     from pipeline.review.workbench import open_workbench
+    from pipeline.web.server import HOST, bind, serve
 
     with bind(arguments.port) as bound:
         places = {name: vars(arguments)[name] for name in ("labels", "cache_dir", "images")}
@@ -47,11 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     add("run", nargs="?", type=path_argument, metavar="RUN", help="default: newest in results/")
     add("--port", type=int, default=0, metavar="N", help="port of 127.0.0.1 (default: a free one)")
     add("--no-browser", dest="browser", action="store_false", help="only print the address")
-    help = "file of corrected labels (default: labels.csv in the run)"
-    add("--labels", type=path_argument, metavar="FILE", help=help)
+    add("--labels", type=path_argument, metavar="FILE", help="edits (default: RUN/labels.csv)")
     add("--images", metavar="FOLDER", help="folder or archive with the images, if moved")
-    folder = Path("cache")
-    add("--cache-dir", type=path_argument, default=folder, metavar="FOLDER", help="of caches")
+    add("--cache-dir", type=path_argument, default="cache", metavar="FOLDER", help="of caches")
     return parser
 
 

@@ -5,8 +5,7 @@ function tryPictures(files) {
   if (files.length && document.querySelector(".picker")) picker().addFiles([...files].slice(0, 1));
 }
 // Otherwise the browser leaves the page to show the file.
-document.addEventListener("dragover", (event) => event.preventDefault());
-document.addEventListener("drop", (event) => event.preventDefault());
+for (const each of ["dragover", "drop"]) document.addEventListener(each, (event) => event.preventDefault());
 document.addEventListener("drop", (event) => tryPictures(event.dataTransfer.files));
 document.addEventListener("paste", (event) => tryPictures(event.clipboardData.files));
 

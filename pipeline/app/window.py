@@ -13,12 +13,12 @@ from nicegui import run, ui
 from pipeline.images.scan import SPLIT_NAMES
 from pipeline.images.source import MAX_FILE
 from pipeline.models.image_predictions import Prediction
-from pipeline.page_elements import Pages, bars, box, table, text, warn
 from pipeline.review.feature_chart import FeatureChart, describe
 from pipeline.review.review import Review
 from pipeline.review.walk import Walk
 from pipeline.review.workbench import LARGE, Workbench, changes, verdict
 from pipeline.text import counted, file_size, printable
+from pipeline.web.elements import Pages, bars, box, table, text, warn
 
 KEYS = 9  # classes with a key
 
@@ -46,7 +46,8 @@ class Window:
         with ui.tabs().props("align=left no-caps") as bar:
             for tab in tabs:
                 ui.tab(tab)
-        with ui.tab_panels(bar, value="Mend" if has_review else "Try", animated=False):
+        first = "Mend" if has_review else "Try"
+        with ui.tab_panels(bar, value=first, animated=False) as self.panels:
             for tab, build in tabs.items():
                 with ui.tab_panel(tab):
                     if has_review or build is Try:
@@ -109,8 +110,7 @@ class Try:
         with box("card drop"):
             text("p", "Drop a picture here, paste one, or")
             with box("line"):
-                choose = ui.button("Choose a picture")
-                choose.on("click", js_handler="() => picker().pickFiles()")
+                ui.button("Choose a picture").on("click", js_handler="() => picker().pickFiles()")
                 ui.button("Use the camera", on_click=self._camera).props("outline")
         self._result = box().props("aria-live=polite")
         ui.on("camera", lambda event: warn(printable(str(event.args))))
@@ -198,7 +198,7 @@ class Look:
                 self._select("label", "Class", dict(enumerate(map(printable, review.classes))))
                 self._select("split", "Split", splits)
                 switch = ui.switch("Only mistakes")
-                switch.on_value_change(lambda event: self._filter("only_mistakes", event.value))
+                switch.on_value_change(lambda event: self._filter(only_mistakes=event.value))
             self._chart = ui.echart(self._map.options | {"series": []}).classes("map card")
             self._chart.on_point_click(lambda event: window.show(event.data["row"]))
             self._chart.on("chart:datazoom", self._zoom, ["batch"], throttle=0.3)
@@ -206,18 +206,24 @@ class Look:
             self._pages = Pages(
                 lambda row: window.tile(int(row), describe(review, row, self._labels[row]))
             )
-            self._filter("label", None)
+            self._filter()
+            ui.timer(0.5, self._follow)
 
     def _select(self, name: str, title: str, options: dict[int, str]) -> None:
         select = ui.select(options, label=title, clearable=True).classes("select")
-        select.on_value_change(lambda event: self._filter(name, event.value))
+        select.on_value_change(lambda event: self._filter(**{name: event.value}))
 
-    def _filter(self, name: str, value: Any) -> None:
-        self._filters[name] = value
+    def _follow(self) -> None:
+        if self._window.panels.value == "Look" and self._stamp != self._review.labels.stamp:
+            self._filter()
+
+    def _filter(self, **filters: Any) -> None:
+        self._filters |= filters
+        self._stamp = self._review.labels.stamp
         self._labels = self._review.current_labels()
         self._rows = self._review.select(**self._filters)
         self._title.text = counted(len(self._rows), "image")
-        self._pages.show(self._rows)
+        self._pages.show(self._rows, stay=not filters)
         self._draw()
 
     def _zoom(self, event: Any) -> None:
@@ -344,8 +350,8 @@ class Compare:
         self._table.clear()
         with self._table:
             table(*bench.table())
-            for notice in bench.comparison.notices if bench.comparison else ():
-                text("p", notice, "quiet")
+            for line in bench.comparison_lines():
+                text("p", line)
         images = bench.comparison.images if bench.comparison else ()
         self._title.text = f"{counted(len(images), 'image')} changed" if bench.comparison else ""
         self._pages.show(images)

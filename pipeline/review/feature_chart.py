@@ -83,4 +83,5 @@ def describe(review: Review, row: int, label: int) -> str:
     predicted = int(review.predicted[row])
     if predicted < 0:
         return name
-    return f"{name}, predicted {printable(review.classes[predicted])} {review.probability[row]:.0%}"
+    share = f"{100 * review.probability[row]:.0f} %"
+    return f"{name}, predicted {printable(review.classes[predicted])} {share}"

@@ -58,6 +58,11 @@ class LabelsFile:
         """Return the same file with an undo history of its own, such as for another window."""
         return LabelsFile(self.path, self.table, lookup=self._lookup)
 
+    @property
+    def stamp(self) -> int:
+        """A number that changes with the file: its time of modification."""
+        return self.path.stat().st_mtime_ns if self.path.exists() else 0
+
     def edits(self) -> Mapping[int, Edit]:
         """Return row -> edit, for every reviewed row; read from the disk."""
         return self._edits_of(self._read())

@@ -78,7 +78,7 @@ class Walk:
 
     def refresh(self) -> bool:
         """Read the edits of other windows and programs; return whether there are any."""
-        stamp = self._read_stamp()
+        stamp = self.labels.stamp
         if stamp != self._stamp:
             # A step that no key can bridge: a key for the image that another window edited just now
             # is not for the next one.
@@ -96,7 +96,7 @@ class Walk:
 
     def _go(self, start: int, step: int = 1) -> None:
         """Go to the first image from ``start`` on that is not reviewed."""
-        self._stamp = self._read_stamp()
+        self._stamp = self.labels.stamp
         edits, count = self.labels.edits(), len(self._items)
         order = [*range(start, count), *range(min(start, count))]
         left = [index for index in order if self._items[index].row not in edits]
@@ -108,10 +108,6 @@ class Walk:
             self.shown += step
             self._rows_of.pop(self.shown - 50, None)
         self._rows_of[self.shown] = self.rows
-
-    def _read_stamp(self) -> int:
-        path = self.labels.path
-        return path.stat().st_mtime_ns if path.exists() else 0
 
     def _name(self, row: int) -> str:
         return printable(self._review.table.columns.paths[row])

@@ -4,6 +4,7 @@ import base64
 import io
 import secrets
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,20 +146,40 @@ class Workbench:
         """Return header and cells: the run's heads, beside those of the run trained last."""
         assert isinstance(self.review, Review)
         if self.comparison is None:
-            cells = [
-                [*map(printable, (row["head"], row["input"])), accuracy(row)]
-                for row in self.review.rows
-            ]
-            return ["head", "input", "accuracy"], cells
+            cells = [[*self._names(row), accuracy(row)] for row in self.review.rows]
+            return ["head", "features", "accuracy"], cells
         cells = []
         for change in self.comparison.rows:
             old, new = (row["test_accuracy"] if row else None for row in (change.old, change.new))
             difference = ""
             if old is not None and new is not None:
                 difference = f"{(new - old) * 100:+.1f} points"
-            names = [printable(change.head), printable(change.input)]
+            names = self._names(change.old or change.new or {})
             cells.append([*names, accuracy(change.old), accuracy(change.new), difference])
-        return ["head", "input", "before", "after", "difference"], cells
+        return ["head", "features", "before", "after", "difference"], cells
+
+    def comparison_lines(self) -> list[str]:
+        """Return the accuracies of both runs by the new labels, and notices; empty without one."""
+        if (comparison := self.comparison) is None:
+            return []
+        if not comparison.tested:
+            return [*comparison.notices]
+        before, after = 100 * comparison.old_accuracy, 100 * comparison.new_accuracy
+        both = (
+            f"By the new labels, the recommended head is right on {before:.1f} % before and "
+            f"{after:.1f} % after, of {counted(comparison.tested, 'test image')}; "
+            "in the table, each run is tested on its own labels"
+        )
+        return [both, *comparison.notices]
+
+    def _names(self, row: Mapping[str, Any]) -> list[str]:
+        """Return head and features of a row of results.json, with layer and cache if several."""
+        assert isinstance(self.review, Review)
+        names = [str(row["input"])]
+        for name in ("layer", "cache"):
+            if len({each[name] for each in self.review.rows}) > 1:
+                names.append(Path(row[name]).name)
+        return [printable(str(row["head"])), printable(" ".join(names))]
 
     def _report(self, stage: str, done: int, total: int) -> None:
         self.stage = f"{stage}: {done} of {total}" if total else stage
@@ -213,7 +234,7 @@ def verdict(prediction: Prediction) -> tuple[str, str, list[tuple[str, float]]]:
     if prediction.rejection is not None and (reason := prediction.rejection.reason):
         among = " or ".join(map(printable, prediction.rejection.classes)) or "none of the classes"
         warning = f"Unsure: {among}" if reason == "unsure" else "Unlike anything it learned"
-    return warning, f"{shares[0][0]}, {shares[0][1]:.0%}", shares
+    return warning, f"{shares[0][0]}, {shares[0][1] * 100:.0f} %", shares
 
 
 def changes(image: ImageChange) -> list[str]:

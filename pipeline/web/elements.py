@@ -45,7 +45,7 @@ def bars(shares: Iterable[tuple[str, float]]) -> None:
     for name, share in shares:
         with box("bar"):
             text("span", name)
-            text("span", f"{share:.1%}")
+            text("span", f"{share * 100:.1f} %")
         with box("fill"):
             box().style(f"width: {share:.1%}")
 
@@ -60,12 +60,12 @@ class Pages:
         self._pages = ui.pagination(1, 1, direction_links=True, on_change=self._draw)
         self._pages.props("max-pages=6 boundary-links")
 
-    def show(self, entries: Sequence[Any]) -> None:
-        """Show the first page of entries."""
+    def show(self, entries: Sequence[Any], *, stay: bool = False) -> None:
+        """Show the first page of entries, or with ``stay`` the page that is shown, if any."""
         self._entries = entries
         self._pages.max = max(1, -(-len(entries) // PER_PAGE))
         self._pages.set_visibility(len(entries) > PER_PAGE)
-        self._pages.value = 1
+        self._pages.value = min(self._pages.value, self._pages.max) if stay else 1
         self._draw()
 
     def _draw(self) -> None:

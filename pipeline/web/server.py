@@ -5,6 +5,7 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable
+from html import escape
 
 import uvicorn
 from fastapi import FastAPI
@@ -73,7 +74,7 @@ def add_routes(page: Page, picture: Picture) -> None:
     def respond(token: str, row: int, side: int = 256) -> Response:
         shown = picture(token, row, side)
         if isinstance(shown, str):
-            return Response(MISSING.format(shown), 404, media_type="image/svg+xml")
+            return Response(MISSING.format(escape(shown)), 404, media_type="image/svg+xml")
         return Response(shown, media_type="image/jpeg", headers={"Cache-Control": "max-age=300"})
 
     nicegui_app.add_api_route("/picture/{token}/{row}", respond)
