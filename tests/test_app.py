@@ -192,7 +192,7 @@ def test_queue_ends_when_every_image_is_reviewed(drawn_run: Path) -> None:
 
 def test_training_again_is_compared_and_adopted(drawn_run: Path) -> None:
     bench = open_workbench(drawn_run)
-    assert bench.table()[0] == ["head", "features", "accuracy"]
+    assert bench.table()[0] == ["head", "input", "accuracy"]
     walk = Walk(bench.review)  # type: ignore[arg-type]
     while walk.item is not None:
         walk.press("Enter", walk.shown)

@@ -255,6 +255,18 @@ def test_keys_in_a_field_and_held_keys_edit_nothing(browser: Browser, drawn_run:
     assert list(saved_rows(drawn_run).values()) == [""]
 
 
+def test_map_and_list_show_an_edit_at_once(browser: Browser, drawn_run: Path) -> None:
+    with serving(drawn_run) as (address, _):
+        browser.open(address)
+        browser.tab("Look")
+        browser.until(lambda: browser.text("figcaption"))
+        browser.js("document.querySelector('.tile').click()")
+        browser.until(lambda: browser.text(".dialog"))
+        browser.click("Drop")
+        browser.until(lambda: browser.text("figcaption").startswith("dropped"))
+    assert len(saved_rows(drawn_run)) == 1
+
+
 def test_two_windows_and_a_killed_server_lose_no_edit(browser: Browser, drawn_run: Path) -> None:
     saved: set[str] = set()
 

@@ -147,7 +147,7 @@ class Workbench:
         assert isinstance(self.review, Review)
         if self.comparison is None:
             cells = [[*self._names(row), accuracy(row)] for row in self.review.rows]
-            return ["head", "features", "accuracy"], cells
+            return ["head", "input", "accuracy"], cells
         cells = []
         for change in self.comparison.rows:
             old, new = (row["test_accuracy"] if row else None for row in (change.old, change.new))
@@ -156,7 +156,7 @@ class Workbench:
                 difference = f"{(new - old) * 100:+.1f} points"
             names = self._names(change.old or change.new or {})
             cells.append([*names, accuracy(change.old), accuracy(change.new), difference])
-        return ["head", "features", "before", "after", "difference"], cells
+        return ["head", "input", "before", "after", "difference"], cells
 
     def comparison_lines(self) -> list[str]:
         """Return the accuracies of both runs by the new labels, and notices; empty without one."""
@@ -173,7 +173,7 @@ class Workbench:
         return [both, *comparison.notices]
 
     def _names(self, row: Mapping[str, Any]) -> list[str]:
-        """Return head and features of a row of results.json, with layer and cache if several."""
+        """Return head and input of a row of results.json, with layer and cache if several."""
         assert isinstance(self.review, Review)
         names = [str(row["input"])]
         for name in ("layer", "cache"):
