@@ -57,6 +57,8 @@ class Browser:
     def open(self, address: str, size: tuple[int, int] = DESKTOP) -> None:
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.driver.get("about:blank")  # the page of a killed server tries to reconnect
+        self.problems()
         self.driver.get(address)
         self.until(lambda: self.js("return !!document.querySelector('.q-tab')"))
 
