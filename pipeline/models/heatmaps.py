@@ -79,9 +79,10 @@ def heatmaps(
         ``gradcam`` (Selvaraju et al. 2017) and ``hirescam`` (Draelos and Carin 2020), for dense and
         linear heads: the maps times the gradient of the logit, averaged over positions or not, and
         not rectified. ``distance``, for novelty heads on maps: of each position, see
-        `NoveltyDetector.position_scores`. ``occlusion``, for every head: by how much the log-odds of the class, or the
-        number of a regression, fall if the head sees the mean of the other positions instead; of
-        nearest neighbors, the distance to other classes minus that to the class.
+        `NoveltyDetector.position_scores`. ``occlusion``, for every head: by how much the log-odds
+        of the class, or the number of a regression, fall if the head sees the mean of the other
+        positions instead; of nearest neighbors, the distance to other classes minus that to the
+        class.
         ``auto``: see `choose_method`.
 
     Raises UsageError if the features are not maps, or the method is not for this head.
