@@ -67,7 +67,7 @@ def test_neighbors_and_reasons_are_in_every_format(run: Path) -> None:
     assert magenta["rejection"]["reason"] == "unlike"
     assert magenta["rejection"]["distance"] > cached["rejection"]["distance"]
     assert "none of these" in lines[6]
-    assert lines[6].endswith("unlike the cached images")
+    assert lines[6].endswith(f"unlike the cached images, else {magenta['label']}")
     for image, row, at in zip((cached, copied, magenta), rows, (0, 3, 6), strict=True):
         for rank, neighbor in enumerate(image["neighbors"], 1):
             line = lines[at + rank]

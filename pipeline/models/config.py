@@ -14,8 +14,8 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from pipeline.models.image_predictions import ImageClassifier
 
-AUTO = "auto"  # exact for linear heads, Grad-CAM for dense ones, else occlusion
-METHODS = ("cam", "gradcam", "hirescam", "occlusion")  # of heat maps
+AUTO = "auto"  # the first of these that is for the head
+METHODS = ("cam", "gradcam", "hirescam", "distance", "occlusion")  # of heat maps
 MAX_NEIGHBORS = 1000  # per image; each is three columns of CSV
 
 _expected = partial(
@@ -58,7 +58,8 @@ class PredictConfig(Config):
     explain_method: str = _explained(
         AUTO,
         choices=(AUTO, *METHODS),
-        help="auto: cam, exact, for linear heads, gradcam for dense ones, else occlusion",
+        help="auto: cam, exact, for linear heads, gradcam for dense ones, distance for novelty, "
+        "else occlusion",
     )
     neighbors: int = _explained(
         0, type=count, metavar="K", help="list the most similar cached images"

@@ -18,12 +18,19 @@ from pipeline.errors import UsageError
 from pipeline.heads.calibration import class_scores, head_outputs, label_order
 from pipeline.heads.dense import DenseNetwork
 from pipeline.heads.inputs import flatten_or_pool
+from pipeline.heads.novelty import NoveltyDetector
 from pipeline.models.bundle import Bundle
 from pipeline.models.config import AUTO
 from pipeline.models.head_layers import decision_weights, steps_of
 from pipeline.spec import CLASSES, MULTILABEL, layer_key, split_layer_key
 from pipeline.text import printable
 
+HEADS = {  # that have a method
+    "cam": "linear",
+    "gradcam": "linear or dense",
+    "hirescam": "linear or dense",
+    "distance": "novelty on maps",
+}
 MAX_PARTS = 16  # of a side of the maps that occlusion replaces in turn: 256 runs of the head
 FLOATS_PER_BLOCK = 2**24  # 64 MiB of copies of maps
 LOWEST = float(np.log(np.finfo(np.float64).eps))  # instead of the logarithm of probability 0
@@ -71,9 +78,11 @@ def heatmaps(
         docs/EXPLAIN.md.
         ``gradcam`` (Selvaraju et al. 2017) and ``hirescam`` (Draelos and Carin 2020), for dense and
         linear heads: the maps times the gradient of the logit, averaged over positions or not, and
-        not rectified. ``occlusion``, for every head: by how much the log-odds of the class, or the
-        number of a regression, fall if the head sees the mean of the other positions instead; of
-        nearest neighbors, the distance to other classes minus that to the class.
+        not rectified. ``distance``, for novelty heads on maps: of each position, see
+        `NoveltyDetector.position_scores`. ``occlusion``, for every head: by how much the log-odds
+        of the class, or the number of a regression, fall if the head sees the mean of the other
+        positions instead; of nearest neighbors, the distance to other classes minus that to the
+        class.
         ``auto``: see `choose_method`.
 
     Raises UsageError if the features are not maps, or the method is not for this head.
@@ -86,6 +95,9 @@ def heatmaps(
     chosen = np.asarray(numbers, np.int64)
     if method == "occlusion":
         values = np.array([_occlude(bundle, *pair) for pair in zip(maps, chosen, strict=True)])
+    elif method == "distance":
+        scores = steps_of(bundle.estimator)[-1].position_scores(_head_input(bundle, maps))
+        values = np.where(chosen == 1, 1, -1)[:, None, None] * scores
     else:
         slopes, intercepts = _slopes(bundle, maps, chosen)
         if method == "gradcam":
@@ -120,10 +132,12 @@ def choose_method(bundle: Bundle, method: str = AUTO) -> str:
     elif isinstance(bundle.estimator, DenseNetwork):
         # they differ on flattened maps: 87 % of the same composites against 78 % (VGG16)
         fitting = ["gradcam", "hirescam", "occlusion"]
+    elif _pooling(bundle) == "none" and isinstance(steps_of(bundle.estimator)[-1], NoveltyDetector):
+        fitting = ["distance", "occlusion"]
     if method not in (AUTO, *fitting):
         raise UsageError(
             f"--explain-method {method} is not for {printable(bundle.head)}, which is not "
-            f"{'linear' if method == 'cam' else 'linear or dense'}: choose {' or '.join(fitting)}"
+            f"{HEADS[method]}: choose {' or '.join(fitting)}"
         )
     return fitting[0] if method == AUTO else method
 

@@ -211,6 +211,7 @@ def table_lines(
     for prediction in predictions:
         (label, probability), *others = prediction.top(top)
         if reason := _rejection_text(prediction.rejection):
+            reason += "" if reason.startswith(UNSURE) else f", else {printable(label)}"
             label = NONE_OF_THESE
         cells = [
             set_cell_size(printable(prediction.path), path_width),

@@ -23,6 +23,7 @@ from pipeline.errors import UsageError
 from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.dense import DenseClassifier, DenseRegressor
 from pipeline.heads.inputs import flatten_or_pool
+from pipeline.heads.novelty import NoveltyDetector
 from pipeline.heads.registry import load_head
 from pipeline.heads.scaler import CommonScaler
 from pipeline.images.decode import pixels_digest
@@ -300,6 +301,22 @@ def test_large_maps_are_occluded_in_blocks() -> None:
     assert values[20:22, 30:32].max() == values.max()
 
 
+@pytest.mark.parametrize("wrap", [lambda head: head, TemperatureScaling])
+def test_novelty_is_explained_by_the_distance_of_each_position(wrap: Any) -> None:
+    maps = draw_maps(labels_of(2))
+    rows = rows_of(maps, "none")
+    head = NoveltyDetector(map_shape=SHAPE, random_state=0).fit(rows, labels_of(2))
+    novel = maps[:2].copy()
+    novel[:, 1, 2] *= -1  # of other directions than any
+    bundle = bundle_for(wrap(head), "none")
+    normal, other = heatmaps(bundle, novel, [0, 1])
+    assert normal.method == "distance"
+    np.testing.assert_allclose(other.values, head.position_scores(rows_of(novel, "none"))[1])
+    for values in (-normal.values, other.values):
+        assert np.unravel_index(values.argmax(), values.shape) == (1, 2)
+    assert choose_method(bundle_for(wrap(head), "input")) == "occlusion"  # one position
+
+
 def test_flat_maps_are_said_to_be_flat() -> None:
     maps = draw_maps(labels_of(2))
     head = DummyClassifier(strategy="prior").fit(rows_of(maps, "input"), labels_of(2))
@@ -323,7 +340,7 @@ def test_top_block_is_explained_by_its_logits() -> None:
 # ----------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("method", ["cam", "gradcam", "hirescam"])
+@pytest.mark.parametrize("method", ["cam", "gradcam", "hirescam", "distance"])
 def test_method_that_a_head_does_not_have_is_refused(method: str) -> None:
     estimator, _ = fit("knn", "input")
     with pytest.raises(UsageError, match=f"--explain-method {method} .*choose occlusion"):
