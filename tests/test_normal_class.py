@@ -77,7 +77,9 @@ def test_all_heads_tell_normal_images_from_the_others_and_predict_does_so_too(ro
     (run,) = Path("results").iterdir()
     for head in ("novelty", "logistic"):
         words = (root / "spot", root / "good", "--model", run, "--head", head, "--json")
-        images = json.loads(run_command("predict", *words).stdout)["images"]
+        predicted = json.loads(run_command("predict", *words).stdout)
+        images, summary = predicted["images"], predicted["summary"]
+        assert summary["in_class_folders"] == {"good": 60, "not good": 12}
         labels = [image["label"] for image in images]
         assert labels.count("not good") >= 12
         assert {each["label"] for each in images[0]["top"]} == {"good", "not good"}
@@ -89,6 +91,8 @@ def test_novelty_learns_where_only_the_test_set_has_other_images(root: Path) -> 
     assert "to learn from good alone, classify --normal good" in extract(inspection_set(root))
     refused = run_command("classify", "--heads", "logistic", check=65)
     assert "or learn from good alone with --normal good" in assert_one_line(refused)
+    refused = run_command("classify", "--normal", "spot", check=65)
+    assert "train/ has no image of spot" in assert_one_line(refused)
     finished = run_command("classify", "--normal", "good", "--heads", "novelty,logistic,dense")
     lines = {line.split()[0]: line for line in finished.stdout.splitlines() if line}
     assert "needs training images of two classes" in lines["logistic"]
@@ -98,16 +102,25 @@ def test_novelty_learns_where_only_the_test_set_has_other_images(root: Path) -> 
     assert row[3] == "100.0"
     assert "recall: of images that are not normal" in finished.stdout
     assert "note: train has no image of not good: only novelty learns" in finished.stdout
+    assert "failed" not in finished.stdout
     assert "Use novelty" in finished.stdout
     (run,) = Path("results").iterdir()
     report = (run / "report.html").read_text("utf-8")
     assert re.search("<th[^>]*>false alarms", report)
 
 
-def test_a_set_of_normal_images_alone_measures_false_alarms() -> None:
-    cache = write_cache(Path("good.h5"), labels=[0] * 60, classes=("good",))
-    words = ("--normal", "good", "--heads", "all", "--json")
-    finished = run_command("classify", cache, *words)
+def test_a_set_of_normal_images_alone_measures_false_alarms(tmp_path: Path) -> None:
+    draw(tmp_path / "parts/good", 60, seed=1)
+    assert "good/ is the only class: to learn from it alone, classify --normal good" in extract(
+        tmp_path / "parts"
+    )
+    refused = assert_one_line(run_command("classify", check=65))
+    assert "to learn from it alone, classify --normal good" in refused
+    words = ("--normal", "good", "--heads", "novelty,majority,logistic", "--json")
+    finished = run_command("classify", *words)
+    assert (
+        "test has one class only: novelty" in json.loads(finished.stdout)["run"]["recommendation"]
+    )
     rows = rows_of(finished)
     assert rows["novelty"]["recall_at_5_percent_false_alarms"] is None
     assert rows["novelty"]["roc_auc"] is None
@@ -150,6 +163,7 @@ def test_suspects_of_such_a_run_are_edited_and_applied(root: Path) -> None:
     [
         ("--heads novelty", "learns from one class, that of normal images: name it with --normal"),
         ("--heads novelty:pooled", "name it with --normal"),
+        ("--normal=", "--normal: an empty name is not a class; the classes are good, hole, spot"),
         ("--normal god", "--normal: god is not a class; did you mean good?"),
         ("--normal ?", "--normal: ? is not a class; the classes are good, hole, spot"),
         ("--normal good --heads noveltie", "did you mean novelty?"),

@@ -115,10 +115,10 @@ def leave_classes_out(
         if is_left_out.all() or not is_left_out.any():
             continue
         part = neighbors.subset(reference[labels[reference] != left_out])
-        known = validation[labels[validation] != left_out]
-        measures = [_distances(neighbors, part, images) for images in (known, test)]
-        confidence, joint = np.nan, measures[1]
+        distances = _distances(neighbors, part, test)
+        confidence, joint = np.nan, distances
         if class_count > 2:
+            known = validation[labels[validation] != left_out]
             train = trial.splits.train[labels[trial.splits.train] != left_out]
             fit = search(
                 head,
@@ -132,15 +132,16 @@ def leave_classes_out(
                 continue
             scores = data.evaluation_rows(test).mean_probabilities(fit.estimator)
             own = labels[known] - (labels[known] > left_out)
-            calibration = CalibrationSet.of(own, fit.validation_scores, measures[0])
-            joint = -conformity_of(calibration, scores, measures[1])
+            known_distances = _distances(neighbors, part, known)
+            calibration = CalibrationSet.of(own, fit.validation_scores, known_distances)
+            joint = -conformity_of(calibration, scores, distances)
             confidence = roc_auc_score(is_left_out, -scores.max(axis=1))
         found.append(
             LeftOutClass(
                 label=left_out,
                 images=int(is_left_out.sum()),
                 confidence=float(confidence),
-                distance=float(roc_auc_score(is_left_out, measures[1])),
+                distance=float(roc_auc_score(is_left_out, distances)),
                 joint=float(roc_auc_score(is_left_out, joint)),
             )
         )

@@ -186,4 +186,4 @@ def class_number(
         f"; the classes are {', '.join(map(printable, classes[:10]))}"
         + (" and others" if len(classes) > 10 else "")
     )
-    raise error(f"{line}: {printable(name)} {problem}{hint}")
+    raise error(f"{line}: {printable(name).strip() or 'an empty name'} {problem}{hint}")

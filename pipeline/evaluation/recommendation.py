@@ -194,6 +194,11 @@ def _sentence(chosen: Outcome, tied: Outcomes, scored: Outcomes, balanced: bool)
     doubt = _disagreement(chosen, scored, balanced)
     if _beats_guessing(chosen, balanced):
         return f"Use {name}: {accuracy}{_rivals_text(chosen, tied, scored)}.{doubt}"
+    if np.ptp(chosen.test.labels) == 0:  # only --normal allows it
+        return (
+            f"{NO_RECOMMENDATION}, as test has one class only: {name} is the choice on validation "
+            f"and gets {accuracy}.{doubt}"
+        )
     guessed = np.mean(_guessed_right(chosen) * _image_weights(chosen.test, balanced))
     return (
         f"{NO_RECOMMENDATION}: {name} is the choice on validation, but gets {accuracy}, not "

@@ -145,12 +145,13 @@ def _check_class_folders(
                 folder = SPLIT_NAMES[split]
             few = "only one image" if counts[lacking[0]] else "no image"
             present = [name for name, count in zip(classes, counts, strict=True) if count]
-            normal = printable(present[0])
-            learn = f", or learn from {normal} alone with --normal {normal}"
+            learn = ""
+            if len(present) == 1 and split == TRAIN and len(classes) > 1:
+                normal = printable(present[0])
+                learn = f", or learn from {normal} alone with --normal {normal}"
             raise BadDataError(
                 f"{folder}/ has {few} of {_join_names(classes, lacking)}: add images in "
-                f"{folder}/{printable(classes[lacking[0]])}{cross_validate}"
-                f"{learn if len(present) == 1 and split == TRAIN else ''}"
+                f"{folder}/{printable(classes[lacking[0]])}{cross_validate}{learn}"
             )
 
 
@@ -194,7 +195,10 @@ def check_labels(
 def check_two_classes(classes: Sequence[str]) -> None:
     if len(classes) < 2:
         name = printable(classes[0]) if classes else "none"
-        raise BadDataError(f"a classifier needs two classes or more; the cache has one: {name}")
+        raise BadDataError(
+            f"a classifier needs two classes or more; the cache has one: {name}; to learn from it "
+            f"alone, classify --normal {name}"
+        )
 
 
 def uniform_draws(digests: npt.NDArray[np.void], *, seed: int) -> npt.NDArray[np.float64]:

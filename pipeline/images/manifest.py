@@ -108,7 +108,7 @@ def read_manifest(data: Any, options: LabelConfig) -> ImageSet:
         classes = tuple(dict.fromkeys(names.values()))
         rows = [replace(row, labels=tuple(names[each] for each in row.labels)) for row in rows]
     if task == CLASSES:
-        _check_classes(manifest.name, Counter(label for row in rows for label in row.labels))
+        _check_classes(Counter(label for row in rows for label in row.labels))
     rows = list(_merge_rows(rows, unite=task == MULTILABEL))
     number_of = {name: number for number, name in enumerate(classes)}
     # The lowest folder that contains all images and the folder of the manifest
@@ -426,12 +426,8 @@ def _merge_rows(rows: Iterable[_Row], *, unite: bool) -> Iterable[_Row]:
     return by_path.values()
 
 
-def _check_classes(name: str, counts: Mapping[str, int]) -> None:
-    """Raise BadDataError for one class; warn of labels that look like something else."""
-    if len(counts) < 2:
-        raise BadDataError(
-            f"{name} has one class, {printable(next(iter(counts)))}: expected at least two"
-        )
+def _check_classes(counts: Mapping[str, int]) -> None:
+    """Warn of labels that look like something else."""
     if joined := [label for label in counts if SEPARATOR in label]:
         log.warning(
             "labels such as %s are one class each: if they are several labels, pass --task "

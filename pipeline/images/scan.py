@@ -265,10 +265,11 @@ def _scan(tree: _Tree, source: ImageSource, set_name: str, min_classes: int = 2)
         hint = f"; did you mean {printable(_join(root, only))}?" if len(deeper) > 1 else ""
         if hint and by_split:
             hint = f"; move the folders in {printable(only)}/ up by one"
-        raise BadDataError(
-            f"{printable(root)} has {counted(len(names), 'class', 'classes')}: expected at least "
-            f"two folders, one per class, or --unlabeled for features only{hint}"
-        )
+        if hint or not names:
+            raise BadDataError(
+                f"{printable(root)} has {counted(len(names), 'class', 'classes')}: expected a "
+                f"folder per class, or --unlabeled for features only{hint}"
+            )
     files_of_set: list[FoundFile] = []
     for (split, name), folder in class_folders.items():
         paths = _find_files(tree, folder, skipped)

@@ -23,6 +23,12 @@ def warn_of_missing_classes(images: ImageSet) -> None:
         for split in splits
     }
     slash = _slash(images)
+    if len(images.classes) == 1:
+        name = printable(images.classes[0])
+        log.warning(
+            "%s%s is the only class: to learn from it alone, classify --normal %s",
+            name, slash, name,
+        )  # fmt: skip
     common = set(images.classes).intersection(*classes.values())
     for split in sorted(splits):
         lacking = sorted(set(images.classes) - classes[split])

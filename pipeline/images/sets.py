@@ -108,10 +108,6 @@ def _merge_folders(paths: Sequence[Path], options: LabelConfig) -> ImageSet:
             f"{printable(one)} has split folders, {printable(other)} has none: expected all or none"
         )
     classes = sorted({name for each in sets for name in each.classes})
-    if len(classes) < 2 and not options.unlabeled:
-        raise BadDataError(
-            f"{_listed(roots)} have one class, {printable(classes[0])}: expected at least two"
-        )
     names = _unique_names(roots)
     files = []
     skipped: list[Skipped] = []

@@ -100,7 +100,7 @@ def labelled_set(
     """Return a set from labels, path -> (label, split).
 
     Classes that occur are in the order of their numbers, which ``class_names`` may name, or of
-    their names. Raises BadDataError for fewer than two classes, or labels that are no classes.
+    their names. Raises BadDataError for no classes, or labels that are none.
     """
     found = {label for label, _ in labels.values()}
     if all(re.fullmatch(r"-?\d{1,18}", str(label)) for label in found):
@@ -121,11 +121,8 @@ def labelled_set(
             f"{counted(len(labels), 'image')}, e.g. {printable(str(next(iter(found)))[:40])}: "
             f"captions or numbers, not classes; use a manifest"
         )
-    if len(classes) < 2:
-        raise BadDataError(
-            f"{printable(source.root)} has {counted(len(classes), 'class', 'classes')}: expected "
-            f"labels of at least two"
-        )
+    if not classes:
+        raise BadDataError(f"{printable(source.root)} has no labels")
     files = [
         FoundFile(path, index[label], split, group=(groups or {}).get(path, b""))
         for path, (label, split) in labels.items()

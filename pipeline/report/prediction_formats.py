@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.cells import cell_len, set_cell_size
 
 from pipeline.cache.fill import RowProgress
 from pipeline.evaluation.statistics import wilson_interval
+from pipeline.heads.names import classes_of_normal
 from pipeline.images.scan import Skipped
 from pipeline.models.image_predictions import ImagePredictions, Prediction
 from pipeline.models.rejection import NONE_OF_THESE, UNLIKE, UNSURE, Rejection
@@ -53,7 +55,7 @@ class Tally:
                 self.images += 1
                 self.cached += item.cached
                 if item.task == CLASSES:
-                    folder = _class_folder(item)
+                    folder = self._class_folder(item)
                     self.counts[folder, item.label] += 1
                     if item.rejection is not None:
                         self.rejected[item.rejection.reason] += 1
@@ -116,11 +118,33 @@ class Tally:
             "kept_accuracy": self.kept[True] / kept if kept else None,
         }
 
+    @cached_property
+    def _with_normal(self) -> frozenset[tuple[str, ...]]:
+        """The folders of a folder with the normal images, for classes such as good, not good."""
+        normal, *others = self.predictions.model.classes
+        if (normal, *others) != classes_of_normal(normal):
+            return frozenset()
+        paths = map(_folders, self.predictions.paths)
+        return frozenset(
+            path[:depth] for path in paths for depth, name in enumerate(path) if name == normal
+        )
 
-def _class_folder(prediction: Prediction) -> str | None:
-    """Return the class that a folder of an image's path names, the innermost one."""
-    folders = os.fsdecode(prediction.path).replace(os.sep, "/").split("/")[:-1]
-    return next((name for name in reversed(folders) if name in prediction.classes), None)
+    def _class_folder(self, prediction: Prediction) -> str | None:
+        """Return the class that a folder of an image's path names, the innermost one.
+
+        A folder of another name beside that of the normal images is not normal.
+        """
+        folders = _folders(prediction.path)
+        for depth in reversed(range(len(folders))):
+            if folders[depth] in prediction.classes:
+                return folders[depth]
+            if folders[:depth] in self._with_normal:
+                return prediction.classes[1]
+        return None
+
+
+def _folders(path: str | bytes) -> tuple[str, ...]:
+    return tuple(os.fsdecode(path).replace(os.sep, "/").split("/")[:-1])
 
 
 def summary_lines(tally: Tally) -> Iterator[str]:

@@ -176,7 +176,6 @@ def test_image_listed_twice_counts_once_unless_its_rows_differ(folder: Path) -> 
         ("file,label\na.png,x\n", "no column path; it has file, label; name it with --path-column"),
         ("path,class\na.png,x\n", "no column label; it has path, class; name it with --label-col"),
         ("path,label,label\na.png,x,y\n", "has 2 columns label"),
-        ("path,label\na.png,x\n", "has one class, x: expected at least two"),
         ("path,label\na,x\nno,y\nnix,y\n", "2 of 3 rows of .* cannot be used, e.g. no (does not"),
         ("path,label\nd,x\n", "d (does not exist); did you mean --root "),
         ("path,label\nhttps://x.org/a.png,x\n", "is an address, which is not fetched"),

@@ -1,6 +1,7 @@
 """Find images: layouts, unusual entries, and the error if a folder is not an image set."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,11 +132,12 @@ def test_empty_class_is_bad_data(synthetic_classes: Path) -> None:
         scan_folder(synthetic_classes)
 
 
-def test_one_class_is_bad_data(tmp_path: Path) -> None:
-    (tmp_path / "set" / "only").mkdir(parents=True)
-    draw(1, stripes=False).save(tmp_path / "set" / "only" / "a.png")
-    with pytest.raises(BadDataError, match="1 class"):
-        scan_folder(tmp_path / "set")
+def test_one_class_is_a_set_but_a_folder_around_a_set_is_not(tmp_path: Path) -> None:
+    root = make_image_folder(tmp_path / "outer/set", per_class=1)
+    shutil.copytree(root / "plain", tmp_path / "set/good")
+    assert scan_folder(tmp_path / "set").classes == ("good",)
+    with pytest.raises(BadDataError, match=r"1 class: .*; did you mean .*outer/set"):
+        scan_folder(tmp_path / "outer")
 
 
 def test_two_validation_folders_are_bad_data(tmp_path: Path) -> None:
