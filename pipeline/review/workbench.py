@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.api import predict_images
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.images.decode import decode
 from pipeline.images.scan import Skipped
 from pipeline.images.sets import Name
@@ -86,8 +86,8 @@ class Workbench:
 
         They are JPEG, as ``data:`` addresses.
         """
-        model = self.predictor
-        assert isinstance(model, Predictor)
+        if isinstance(model := self.predictor, str):
+            raise UsageError(model)
         data = path.read_bytes()
         pixels = decode(data, image_size=LARGE, resize="contain", range=model.range)
         drawn = [Image.fromarray(pixels)]
@@ -108,13 +108,12 @@ class Workbench:
 
     def train(self, all_heads: bool = False) -> None:
         """Train again with the labels file, and compare; raises the errors of `retrain`."""
-        assert isinstance(self.review, Review)
+        old = self._opened()
         if self._training.acquire(blocking=False):
             try:
                 self._report("starting", 0, 0)
-                heads = self.review.heads if all_heads else None
-                run = retrain(self.review, heads=heads, progress=self._report)
-                old = self.review
+                heads = old.heads if all_heads else None
+                run = retrain(old, heads=heads, progress=self._report)
                 trained = open_review(run, cache_dir=old.cache_dir, images=old.images)
                 self.comparison, self.trained = compare_runs(old, trained), trained
             finally:
@@ -144,9 +143,8 @@ class Workbench:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return header and cells: the run's heads, beside those of the run trained last."""
-        assert isinstance(self.review, Review)
         if self.comparison is None:
-            cells = [[*self._names(row), accuracy(row)] for row in self.review.rows]
+            cells = [[*self._names(row), accuracy(row)] for row in self._opened().rows]
             return ["head", "input", "accuracy"], cells
         cells = []
         for change in self.comparison.rows:
@@ -174,12 +172,17 @@ class Workbench:
 
     def _names(self, row: Mapping[str, Any]) -> list[str]:
         """Return head and input of a row of results.json, with layer and cache if several."""
-        assert isinstance(self.review, Review)
         names = [str(row["input"])]
         for name in ("layer", "cache"):
-            if len({each[name] for each in self.review.rows}) > 1:
+            if len({each[name] for each in self._opened().rows}) > 1:
                 names.append(Path(row[name]).name)
         return [printable(str(row["head"])), printable(" ".join(names))]
+
+    def _opened(self) -> Review:
+        """Return the review; raise UsageError with the reason why there is none."""
+        if isinstance(self.review, str):
+            raise UsageError(self.review)
+        return self.review
 
     def _report(self, stage: str, done: int, total: int) -> None:
         self.stage = f"{stage}: {done} of {total}" if total else stage
