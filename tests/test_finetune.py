@@ -1,6 +1,7 @@
 """``python -m pipeline.finetune``: rows and models of the frozen and the fine-tuned base."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,15 @@ def test_invalid_options_are_one_line_before_tensorflow_is_loaded(
 
 def test_vgg_is_unfrozen_from_its_last_block() -> None:
     assert FinetuneConfig().first_unfrozen == "block5_conv1"
+
+
+@pytest.mark.slow
+def test_a_set_of_one_class_is_refused_before_features_are_extracted(synthetic_set: Path) -> None:
+    for folder in [*synthetic_set.rglob("plain")]:
+        shutil.rmtree(folder)
+    line = assert_one_line(run_command("finetune", synthetic_set, *SMALL, check=65))
+    assert "two classes or more; the set has one: striped" in line
+    assert not list(Path("cache").glob("*.h5"))
 
 
 @pytest.mark.slow

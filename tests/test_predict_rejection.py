@@ -167,6 +167,7 @@ def test_options_imply_reject_and_need_a_saved_head() -> None:
         predict_images("black.png", model=SimpleNamespace(name="a network"), neighbors=1)
 
 
+@pytest.mark.slow
 def test_plain_predictions_load_no_library_for_rejection(run: Path) -> None:
     loaded = modules_loaded_by("predict", "synthetic/plain", "--reject")
     assert not loaded & {"crepes", "faiss", "tensorflow"}

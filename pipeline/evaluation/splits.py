@@ -196,7 +196,7 @@ def check_two_classes(classes: Sequence[str]) -> None:
     if len(classes) < 2:
         name = printable(classes[0]) if classes else "none"
         raise BadDataError(
-            f"a classifier needs two classes or more; the cache has one: {name}; to learn from it "
+            f"a classifier needs two classes or more; the set has one: {name}; to learn from it "
             f"alone, classify --normal {name}"
         )
 

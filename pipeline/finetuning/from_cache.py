@@ -22,6 +22,7 @@ from pipeline.evaluation.refit import add_bundle
 from pipeline.evaluation.rows import TrialRows, read_input
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.search import score_on_validation
+from pipeline.evaluation.splits import check_two_classes
 from pipeline.finetuning.checkpoints import CheckpointFolder
 from pipeline.finetuning.config import FinetuneConfig, Plan
 from pipeline.finetuning.method_result import MethodResult, notices_of
@@ -35,7 +36,7 @@ from pipeline.finetuning.training import (
     train,
 )
 from pipeline.heads.dense import build_dense
-from pipeline.images.scan import NO_SPLIT
+from pipeline.images.scan import NO_SPLIT, ImageSet
 from pipeline.images.sets import open_set
 from pipeline.models.top_block import HEAD_WEIGHTS, dense_classifier, top_block
 from pipeline.spec import CLASSES
@@ -59,10 +60,13 @@ def train_from_cache(
     _check_disk_space(data, config, boundary)
     layers = [boundary.layer, base.last_layer]
     extracted = extract_features(
-        data, config.extract, layers=layers, views=config.views, progress=extract_progress
+        data,
+        config.extract,
+        layers=layers,
+        views=config.views,
+        progress=extract_progress,
+        on_scan=_check_classes,
     )
-    if (task := extracted.table.task) != CLASSES:
-        raise UsageError(f"finetune trains classifiers; {printable(str(data))} is of {task}")
     has_splits = any(file.split != NO_SPLIT for file in extracted.images.files)
     (cache,) = open_caches(
         [extracted.table.path],
@@ -171,6 +175,14 @@ def head_variables(head: Any) -> dict[str, Any]:
     """Return the variables of a dense head by name, ``head/hidden_kernel`` and so on."""
     names = (f"head/{name}" for name in HEAD_WEIGHTS)
     return dict(zip(names, head.trainable_variables, strict=True))
+
+
+def _check_classes(images: ImageSet) -> None:
+    if images.task != CLASSES:
+        raise UsageError(
+            f"finetune trains classifiers; {printable(images.root)} is of {images.task}"
+        )
+    check_two_classes(images.classes)
 
 
 def _check_disk_space(data: Path, config: FinetuneConfig, boundary: Boundary) -> None:

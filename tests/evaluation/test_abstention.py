@@ -43,7 +43,7 @@ def test_coverage_on_test_is_as_promised_over_many_divisions() -> None:
     path = write(signal=0.6)
     kept = total = 0
     gains = []
-    for seed in range(12):
+    for seed in range(8):
         outcome = compare_heads(
             path, CONFIG, split="30/35/35", split_seed=seed, audit=False, keep=False
         ).shown
@@ -123,7 +123,7 @@ def test_slow_head_leaves_no_class_out_and_says_why() -> None:
 
 def test_columns_sections_and_no_audit() -> None:
     path = write(splits=folder_splits(600))
-    command = ("classify", path, "--heads", "logistic,majority", "--json")
+    command = ("classify", path, "--heads", "logistic,majority", "--save", "none", "--json")
     for options, has_audit in (((), True), (("--no-audit",), False)):
         document = json.loads(run_command(*command, *options).stdout)
         logistic, majority = document["rows"]

@@ -77,7 +77,7 @@ def test_test_without_train_is_refused() -> None:
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(BadDataError, match="two classes or more; the cache has one: cats"):
+    with pytest.raises(BadDataError, match="two classes or more; the set has one: cats"):
         make_splits(draw_columns([0] * 50), ("cats",))
 
 

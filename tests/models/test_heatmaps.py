@@ -190,8 +190,18 @@ def keras_gradients(head: Any, maps: np.ndarray, pooling: str, column: int) -> n
     return np.asarray(tape.gradient(total, tensor))
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("class_count", [2, 3])
+@pytest.mark.parametrize(
+    ("pooling", "class_count"),
+    [
+        *((pooling, 2) for pooling in POOLINGS),
+        ("avg", 3),
+        *(
+            pytest.param(pooling, 3, marks=pytest.mark.slow)
+            for pooling in POOLINGS
+            if pooling != "avg"
+        ),
+    ],
+)
 def test_gradients_of_a_dense_head_are_those_of_its_keras_model(
     pooling: str, class_count: int
 ) -> None:
@@ -233,7 +243,7 @@ def test_dense_head_of_labels_has_gradients() -> None:
     np.testing.assert_allclose([each.values for each in found], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dense", "logistic"])
+@pytest.mark.parametrize("name", [pytest.param("dense", marks=pytest.mark.slow), "logistic"])
 def test_gradcam_equals_that_through_the_whole_keras_network(name: str) -> None:
     """Base and head in one model: Grad-CAM with a gradient tape on the layer's output."""
     size, shape = 32, (4, 4, 256)

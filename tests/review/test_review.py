@@ -53,7 +53,7 @@ def test_predictions_are_those_of_the_recommended_head_on_validation_and_test(
 
 
 def test_after_folds_every_image_has_a_prediction() -> None:
-    run = write_cache_and_run(review_columns(splits=[0] * 120), cv=3, repeats=2)
+    run = write_cache_and_run(review_columns(splits=[0] * 120), cv=3)
     review = open_review(run)
     assert len(predictions(run)) == 120
     assert (review.splits == TEST).all()
