@@ -405,7 +405,9 @@ def test_network_beyond_the_operators_of_litert_is_refused_in_one_line(tmp_path:
     from pipeline.models.composition import keras, save_tflite, tf
 
     images = keras.Input((2, 2, 3), dtype="uint8", name="images")
-    svd = keras.layers.Lambda(lambda x: tf.linalg.svd(tf.cast(x, tf.float32), compute_uv=False))
+    svd = keras.layers.Lambda(
+        lambda x: tf.linalg.svd(tf.cast(x, tf.float32), compute_uv=False), output_shape=(2, 2)
+    )
     about = ABOUT | {"head": "dense", "spec": {"base": "mine"}}
     with pytest.raises(UsageError, match=r"dense on mine cannot .* --format onnx$") as caught:
         save_tflite(keras.Model(images, svd(images)), about, tmp_path / "model.tflite")
