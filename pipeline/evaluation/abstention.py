@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.result import HeadPredictions, Outcome
@@ -48,14 +47,14 @@ class LeftOutClass:
     joint: float
 
 
-def sample_distances(table: FeatureTable, layer: str, trials: Sequence[Trial]) -> Floats:
+def sample_distances(neighbors: CachedNeighbors, trials: Sequence[Trial]) -> Floats:
     """Return the distances (N,) of validation and test images to the nearest other cached images.
 
     Of more than `MAX_MEASURED`, a random sample is used; the others have NaN.
     """
     _, images = images_of(trials)
     chosen = _sample(images, MAX_MEASURED)
-    neighbors = CachedNeighbors(table, layer)
+    table = neighbors.table
     digests = [table.columns.digests[image].tobytes() for image in chosen]
     distances = np.full(len(table), np.nan)
     distances[chosen] = neighbors.measure(neighbors.vectors[chosen], digests)
@@ -106,8 +105,8 @@ def leave_classes_out(
     grid = [{name: [value] for name, value in outcome.setting.items()}]
     head = replace(load_head(result.head, config.dense_grid), grid=grid)
     input: Input = "flat" if result.input == "flat" else "pooled"
-    data = TrialRows.read(cache.views, result.layer, input, [trial])
-    neighbors = CachedNeighbors(cache.table, result.layer)
+    data = TrialRows.read(cache.views, result.layer, input, [trial]) if class_count > 2 else None
+    neighbors = cache.neighbors(result.layer)
     reference = _sample(np.arange(len(cache.table)), MAX_NEIGHBORS)
     found = []
     for left_out in classes:
@@ -117,7 +116,7 @@ def leave_classes_out(
         part = neighbors.subset(reference[labels[reference] != left_out])
         distances = _distances(neighbors, part, test)
         confidence, joint = np.nan, distances
-        if class_count > 2:
+        if data is not None:
             known = validation[labels[validation] != left_out]
             train = trial.splits.train[labels[trial.splits.train] != left_out]
             fit = search(

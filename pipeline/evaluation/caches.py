@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.evaluation.protocol import TrialPlan
 from pipeline.evaluation.rows import CachedViews, images_of, views_suffix
 from pipeline.evaluation.splits import Splits
 from pipeline.heads.names import classes_of_normal
+from pipeline.models.neighbors import CachedNeighbors
 from pipeline.spec import UNLABELLED
 from pipeline.text import counted, printable
 
@@ -35,6 +36,14 @@ class SplitCache:
     layers: tuple[str, ...]
     trial_plan: TrialPlan
     views: CachedViews
+    _neighbors: dict[str, CachedNeighbors] = field(default_factory=dict, repr=False, compare=False)
+
+    def neighbors(self, layer: str) -> CachedNeighbors:
+        """Return the images of a layer as unit vectors; those of the last layer are read once."""
+        if layer not in self._neighbors:
+            self._neighbors.clear()  # 100,000 × 1,280 numbers take 500 MB
+            self._neighbors[layer] = CachedNeighbors(self.table, layer)
+        return self._neighbors[layer]
 
     def describe(self) -> dict[str, Any]:
         """Return the entry of results.json."""

@@ -172,7 +172,7 @@ def _compare_on_layer(
             by_input[input][request] = head  # vectors have only one input
     distances = None
     if cache.table.task == CLASSES:
-        distances = sample_distances(cache.table, layer, cache.trial_plan.trials)
+        distances = sample_distances(cache.neighbors(layer), cache.trial_plan.trials)
     for input, heads in by_input.items():
         trials = cache.trial_plan.trials
         data = TrialRows.read(cache.views, layer, input, trials, refit=config.refit)

@@ -129,7 +129,7 @@ def train_from_cache(
             [trial],
             cache.table.columns,
             folds=0,
-            distances=sample_distances(cache.table, layer, [trial]),
+            distances=sample_distances(cache.neighbors(layer), [trial]),
         )
         outcomes.append(add_bundle(outcome, fits[0], cache.table, fitted_on="train"))
     return MethodResult(
