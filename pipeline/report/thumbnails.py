@@ -65,8 +65,10 @@ def _read_thumbnails(
         if isinstance(picture, str):
             return Thumbnail(reason=picture)
         heatmap = heatmaps.get(row)
-        drawn = None if heatmap is None else blend(picture, heatmap, table.spec.resize)
-        return Thumbnail(_address(picture), overlay="" if drawn is None else _address(drawn))
+        overlay = ""
+        if heatmap is not None:
+            overlay = jpeg_address(blend(picture, heatmap, table.spec.resize))
+        return Thumbnail(jpeg_address(picture), overlay=overlay)
 
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         return dict(zip(rows, pool.map(read, rows), strict=True))
@@ -96,11 +98,13 @@ def _open_picture(
     return Image.fromarray(pixels)
 
 
-def _to_jpeg(picture: Image.Image) -> bytes:
+def _to_jpeg(picture: Image.Image, quality: int = JPEG_QUALITY) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
-def _address(picture: Image.Image) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(_to_jpeg(picture)).decode('ascii')}"
+def jpeg_address(picture: Image.Image, quality: int = JPEG_QUALITY) -> str:
+    """Return a picture as a ``data:`` address."""
+    encoded = base64.b64encode(_to_jpeg(picture, quality)).decode("ascii")
+    return f"data:image/jpeg;base64,{encoded}"

@@ -1,7 +1,5 @@
 """A workbench: a run with its review and its model, and what training again changed."""
 
-import base64
-import io
 import secrets
 import threading
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from pipeline.models.image_predictions import Prediction
 from pipeline.models.predictor import Predictor, open_predictor
 from pipeline.models.runs import find_bundle
 from pipeline.report.overlays import blend
+from pipeline.report.thumbnails import jpeg_address
 from pipeline.review.retraining import retrain
 from pipeline.review.review import Review, open_review
 from pipeline.review.run_comparison import ImageChange, RunComparison, compare_runs
@@ -93,11 +92,7 @@ class Workbench:
         drawn = [Image.fromarray(pixels)]
         if prediction.heatmap is not None:
             drawn.append(blend(drawn[0], prediction.heatmap, model.resize))
-        buffers = [io.BytesIO() for _ in drawn]
-        for picture, buffer in zip(drawn, buffers, strict=True):
-            picture.save(buffer, "JPEG", quality=85)
-        encoded = (base64.b64encode(buffer.getvalue()).decode() for buffer in buffers)
-        return [f"data:image/jpeg;base64,{each}" for each in encoded]
+        return [jpeg_address(picture, quality=85) for picture in drawn]
 
     def picture(self, token: str, row: int, side: int) -> bytes | str:
         """Return a JPEG of a row of the review, or the reason why there is none."""
