@@ -311,7 +311,7 @@ def _read_plan(shards: ShardFolder) -> ExtractionPlan | None:
     except BadDataError as error:
         log.warning("%s", error)
         return None
-    return plan if plan.document["spec"] == shards.spec.to_dict() else None
+    return plan if plan.spec == shards.spec else None
 
 
 def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:

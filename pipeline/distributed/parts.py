@@ -185,9 +185,10 @@ def _source_of(
     document: Mapping[str, Any], data: Data | None, config: ExtractConfig
 ) -> ImageSource:
     """Return where a worker reads the images: in ``data``, or as recorded; lists no folder."""
-    is_folder = isinstance(data, str | os.PathLike) and Path(data).is_dir()
-    if data is None or (is_folder and "folders" not in document):
-        root = document["root"] if data is None else os.fspath(Path(data).resolve())
+    folder = Path(data) if isinstance(data, str | os.PathLike) else None
+    is_folder = folder is not None and folder.is_dir() and "folders" not in document
+    if data is None or is_folder:
+        root = os.fspath(folder.resolve()) if folder else document["root"]
         if (source := reopen_source({**document, "root": root})) is not None:
             return source
         if data is None:
