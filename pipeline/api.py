@@ -165,8 +165,8 @@ def extract_with_bases(
     Raises UsageError for an option of one base only.
     """
     started = time.monotonic()
-    first = configs[0]
     images, digests, fills, skipped = prepare_fills(data, configs, engine_progress, on_scan)
+    first = configs[0]
     results = fill_caches(
         fills,
         images=images,
