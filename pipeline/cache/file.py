@@ -115,10 +115,7 @@ class Columns:
         return {name: values for name, values in vars(self).items() if not is_empty.get(name)}
 
     def row_keys(self) -> list[RowKey]:
-        return [
-            RowKey(digest.tobytes(), int(view))
-            for digest, view in zip(self.digests, self.views, strict=True)
-        ]
+        return list(map(RowKey, self.digests.tolist(), self.views.tolist()))
 
 
 def make_columns(

@@ -90,9 +90,9 @@ def check_values(columns: Mapping[str, npt.NDArray[Any]], class_count: int, task
     _require(are_valid.all(), "its targets are not 0 or 1, or not finite")
     in_range = splits.max(initial=0) <= 3 and views.min(initial=0) >= 0
     _require(in_range, "its splits or views are out of range")
-    for path in columns["paths"]:
-        is_inside = path and not path.startswith(b"/") and b".." not in path.split(b"/")
-        _require(is_inside, f"its path {bytes(path)!r} leaves the image folder")
+    for path in columns["paths"].tolist():
+        if not path or path[:1] == b"/" or (b".." in path and b".." in path.split(b"/")):
+            raise InvalidCacheError(f"its path {path!r} leaves the image folder")
 
 
 def _require(condition: object, message: str) -> None:

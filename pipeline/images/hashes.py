@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.images.source import MAX_FILE, ImageSource
 from pipeline.text import file_size
 
 HASH_THREADS = 4
+BLOCK = 64  # files per task at most: a task takes as long as the check of several unchanged files
 RACY_NS = 2_000_000_000  # 2 s: FAT has the coarsest clock of all file systems
 
 Entry = list[Any]  # version of the file, time of hashing (ns), digest (hexadecimal)
@@ -54,9 +56,12 @@ def hash_files(
         return bytes.fromhex(entry[-1])
 
     paths = list(paths)
+    size = min(BLOCK, 1 + len(paths) // (8 * HASH_THREADS))
+    blocks = [paths[start : start + size] for start in range(0, len(paths), size)]
     try:
         with ThreadPoolExecutor(HASH_THREADS) as pool:
-            results = dict(zip(paths, pool.map(digest, paths), strict=True))
+            found = pool.map(lambda block: [digest(path) for path in block], blocks)
+            results = dict(zip(paths, chain.from_iterable(found), strict=True))
     finally:  # a run that loses its connection does not read these files again
         if index is not None and entries != stored:
             make_folder(index.parent)

@@ -33,7 +33,7 @@ IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"M
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundFile:
     """An image of a set: relative POSIX path as bytes, class number, split number.
 
@@ -278,7 +278,8 @@ def _scan(tree: _Tree, source: ImageSource, set_name: str, min_classes: int = 2)
                 f"class folder {printable(_join(root, folder))} contains no files: add images or "
                 f"remove it"
             )
-        files_of_set += [FoundFile(path, names.index(name), split) for path in paths]
+        label = names.index(name)
+        files_of_set += [FoundFile(path, label, split) for path in paths]
     return ImageSet(
         source=source,
         name=set_name,
@@ -408,7 +409,8 @@ def _reason_to_skip(entry: "os.DirEntry[str]", root: Path) -> str:
             return "a link that leads out of the image folder"
         if target.is_dir():
             return "a link to another folder of this set"
-    return "" if entry.is_dir() else _reason_not_a_file(Path(entry.path))
+    is_usable = entry.is_dir() or entry.is_file()  # of scandir: without a call of the system
+    return "" if is_usable else _reason_not_a_file(Path(entry.path))
 
 
 def find_images(names: Iterable[str]) -> tuple[list[bytes], list[Skipped]]:

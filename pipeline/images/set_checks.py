@@ -4,9 +4,9 @@ import difflib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from pipeline.images.scan import NO_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION, ImageSet
+from pipeline.images.scan import NO_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION, FoundFile, ImageSet
 from pipeline.images.source import FolderSource
 from pipeline.text import counted, printable
 
@@ -95,14 +95,20 @@ def warn_of_duplicates(images: ImageSet, digests: Mapping[bytes, bytes]) -> None
                 "%s%s contains %s train%s: its scores measure memory, not classification",
                 SPLIT_NAMES[split], slash, same, slash,
             )  # fmt: skip
+    copies = [group for group in by_digest.values() if len(group) > 1]
     for column, name in (("label", "label"), ("targets", "label"), ("split", "split")):
-        groups = [g for g in by_digest.values() if len({getattr(f, column) for f in g}) > 1]
+        groups = [group for group in copies if len({getattr(file, column) for file in group}) > 1]
         if groups:
-            paths = [" = ".join(printable(file.path) for file in group) for group in groups]
-            listed, rest = "; ".join(paths[:MAX_LISTED]), len(paths) - MAX_LISTED
+            listed = "; ".join(map(_equal_paths, groups[:MAX_LISTED]))
+            rest = len(groups) - MAX_LISTED
             more = f" and {rest:,} more" if rest > 0 else ""
             count = counted(len(groups), "image has", "images have")
             log.warning("%s several %ss: %s%s", count, name, listed, more)
+
+
+def _equal_paths(group: Sequence[FoundFile]) -> str:
+    paths = " = ".join(printable(file.path) for file in group[:MAX_LISTED])
+    return paths + " = …" * (len(group) > MAX_LISTED)
 
 
 def _slash(images: ImageSet) -> str:

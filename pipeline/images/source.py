@@ -80,7 +80,9 @@ class FolderSource(FileStore):
                 yield os.fsencode((Path(parent) / name).relative_to(self.folder).as_posix())
 
     def stat(self, path: bytes) -> FileStat:
-        status = self.file(path).stat()
+        # A Path takes ten times as long as the call of the system.
+        name = self.file(path) if self.confined else os.path.join(self.folder, os.fsdecode(path))  # noqa: PTH118
+        status = os.stat(name)  # noqa: PTH116
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         # A program can set mtime back, but not ctime.
