@@ -37,7 +37,7 @@ from pipeline.cache.row_index import DamagedRows, RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
 from pipeline.errors import BadDataError, CannotCreateError, NoInputError
-from pipeline.images.scan import FoundFile, ImageSet, Skipped
+from pipeline.images.scan import SPLIT_NAMES, FoundFile, ImageSet, Skipped
 from pipeline.images.sets import is_gone
 from pipeline.spec import CLASSES, FeatureSpec
 from pipeline.text import counted, printable
@@ -267,6 +267,7 @@ def plan_rows(
 
     Rows to compute are grouped by the layers that they lack.
     """
+    views = [plan.views_of(split) for split in range(len(SPLIT_NAMES))]
     rows = [
         Row(
             RowKey(digests[file.path], view),
@@ -278,7 +279,7 @@ def plan_rows(
         )
         for file in files
         if file.path in digests
-        for view in plan.views_of(file.split)
+        for view in views[file.split]
     ]
     missing: dict[tuple[str, ...], list[PlannedRow]] = defaultdict(list)
     seen: set[RowKey] = set()

@@ -74,7 +74,7 @@ def publish_rows(
         and all(table.document.get(name) == document.get(name) for name in SET_FIELDS)
         and columns.equals(table.columns)
         # A shard of a killed repair replaces rows of the file.
-        and all(row is None or row.path == path for rows in sources.values() for row in rows)
+        and {row.path for rows in sources.values() for row in rows if row is not None} <= {path}
     ):
         return
     publish(
@@ -88,22 +88,27 @@ def publish_rows(
 
 def arrange_rows(table: FeatureTable | None, requested: Sequence[Row]) -> list[Row]:
     """Return the old file's rows in order, with label -1 for gone images, then new rows."""
-    waiting: dict[RowKey, dict[bytes, Row]] = defaultdict(dict)
-    for row in requested:
-        waiting[row.key][row.path] = row
-    present = set(waiting)
+    waiting = {(row.key, row.path): row for row in requested}
     rows: list[Row] = []
+    gone: list[int] = []
     if table is not None:
-        for key, path in zip(table.columns.row_keys(), table.columns.paths.tolist(), strict=True):
-            rows.append(waiting[key].pop(path, Row(key, path, NO_FILE, NO_SPLIT)))
-    for number, row in enumerate(rows):
-        if row.label == NO_FILE and waiting[row.key]:  # the image has been renamed
-            _, rows[number] = waiting[row.key].popitem()
-    return [
+        for place in zip(table.columns.row_keys(), table.columns.paths.tolist(), strict=True):
+            if (row := waiting.pop(place, None)) is None:
+                gone.append(len(rows))
+                row = Row(*place, NO_FILE, NO_SPLIT)
+            rows.append(row)
+    if gone:
+        renamed: dict[RowKey, list[Row]] = defaultdict(list)
+        for row in waiting.values():
+            renamed[row.key].append(row)
+        for number in gone:
+            if others := renamed.get(rows[number].key):
+                rows[number] = others.pop()
+                del waiting[rows[number].key, rows[number].path]
         # A gone image keeps its row; a gone copy of an existing image does not.
-        *(row for row in rows if row.label != NO_FILE or row.key not in present),
-        *(row for row in requested if row.path in waiting[row.key]),
-    ]
+        present = {row.key for row in requested}
+        rows = [row for row in rows if row.label != NO_FILE or row.key not in present]
+    return [*rows, *waiting.values()]
 
 
 def publish(
