@@ -236,6 +236,15 @@ def test_part_without_a_plan_or_with_other_options_is_one_line(root: Path) -> No
         part()()
 
 
+def test_second_plan_keeps_batches_only_if_there_are_shards(root: Path) -> None:
+    sizes = [
+        plan_extraction(root, **{**OPTIONS, "batch_size": size}).plan.batch_size for size in (8, 4)
+    ]
+    compute_part(root, **OPTIONS, part="1/3")
+    sizes.append(plan_extraction(root, **OPTIONS).plan.batch_size)
+    assert sizes == [8, 4, 4]
+
+
 def test_plan_of_a_complete_cache_is_empty(root: Path) -> None:
     extract_features(root, **OPTIONS)
     planned = plan_extraction(root, **OPTIONS)
