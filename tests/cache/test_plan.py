@@ -19,6 +19,7 @@ from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import RowKey, read_table
 from pipeline.cache.fill import write_plan
 from pipeline.cache.plan import ExtractionPlan, compute_units
+from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder, writer_lock
 from pipeline.distributed.parts import compute_part, plan_extraction
 from pipeline.errors import BadDataError, NoInputError, UnreachableError, UsageError
@@ -65,9 +66,9 @@ def make_plan(root: Path, path: Path) -> ExtractionPlan:
 
 def compute(plan: ExtractionPlan, numbers: Any, root: Path, path: Path) -> BatchEngine:
     shards = ShardFolder(path, PIXEL_SPEC)
-    shards.shards = shards.read(verify=False)
+    index = RowIndex(None, shards.read(verify=False))
     engine = BatchEngine()
-    compute_units(plan, numbers, shards, FolderSource(root), engine.open)
+    compute_units(plan, numbers, shards, FolderSource(root), engine.open, index=index)
     return engine
 
 
