@@ -9,8 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from pipeline.cache.file import Columns
 from pipeline.errors import BadDataError, NoInputError
 from pipeline.images.manifest import SURPLUS, read_csv
@@ -61,16 +59,20 @@ class ImageLookup:
 
     def __init__(self, tables: Sequence[Columns]) -> None:
         self._tables = tables
-        self._by_digest: list[dict[str, list[int]]] = []
-        for columns in tables:
-            self._by_digest.append({})
-            for row, digest in enumerate(columns.digests):
-                self._by_digest[-1].setdefault(digest.tobytes().hex(), []).append(row)
+
+    @cached_property
+    def _by_digest(self) -> list[dict[str, list[int]]]:
+        digests = [map(bytes.hex, columns.digests.tolist()) for columns in self._tables]
+        return [_rows_by_value(each) for each in digests]
+
+    @cached_property
+    def _by_path(self) -> list[dict[bytes, list[int]]]:
+        return [_rows_by_value(columns.paths.tolist()) for columns in self._tables]
 
     @cached_property
     def _spellings(self) -> list[dict[str, set[bytes]]]:
         """The paths of each spelling, by table: a second for 100,000; digests do not need it."""
-        return [_by_spelling(columns.paths.tolist()) for columns in self._tables]
+        return [_by_spelling(by_path) for by_path in self._by_path]
 
     def find(self, record: Mapping[str, str], line: str) -> list[list[int]]:
         """Return the rows in each table; raises BadDataError for an ambiguous or empty name."""
@@ -80,16 +82,14 @@ class ImageLookup:
         if not path:
             raise BadDataError(f"{line} names no image: path and digest are empty")
         rows = []
-        for columns, spellings in zip(self._tables, self._spellings, strict=True):
+        for by_path, spellings in zip(self._by_path, self._spellings, strict=True):
             names = spellings.get(path) or spellings.get(composed(path)) or set()
             if len(names) > 1:
                 raise BadDataError(
                     f"{line}: {len(names)} images are called {printable(path)}; name one by its "
                     f"digest"
                 )
-            rows.append(
-                [int(row) for name in names for row in np.flatnonzero(columns.paths == name)]
-            )
+            rows.append([row for name in names for row in by_path[name]])
         return rows
 
     def find_or_raise(self, record: Mapping[str, str], line: str) -> list[list[int]]:
@@ -118,11 +118,18 @@ def assign(
             )
 
 
+def _rows_by_value(values: Iterable[T]) -> dict[T, list[int]]:
+    rows: dict[T, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
+    return rows
+
+
 def _by_spelling(paths: Iterable[bytes]) -> dict[str, set[bytes]]:
     """Map spellings to the paths they match; an exact path matches that file only."""
     exact: dict[str, set[bytes]] = {}
     others: dict[str, set[bytes]] = {}
-    for path in set(paths):
+    for path in paths:
         exact[os.fsdecode(path)] = {path}
         for spelling in (composed(os.fsdecode(path)), composed(printable(path))):
             others.setdefault(spelling, set()).add(path)

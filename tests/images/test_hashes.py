@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
-from pipeline.images.source import FolderSource
+from pipeline.images.source import FileStat, FolderSource, ImageSource
 
 
 def test_digests_are_sha256_of_the_files(synthetic_set: Path) -> None:
@@ -86,3 +87,41 @@ def test_damaged_index_is_ignored(synthetic_set: Path, tmp_path: Path, text: str
     assert (
         hash_files(FolderSource(synthetic_set), paths, index_folder=tmp_path / "index") == expected
     )
+
+
+class CountingSource(ImageSource):
+    """Numbered files with exact versions, as in object storage; counts the reads."""
+
+    root = "numbers"
+
+    def __init__(self, count: int) -> None:
+        self.files = {b"%d" % number: b"content %d" % number for number in range(count)}
+        self.read_paths: list[bytes] = []
+
+    def list(self) -> Iterator[bytes]:
+        return iter(self.files)
+
+    def stat(self, path: bytes) -> FileStat:
+        content = self.files[path]
+        return FileStat(len(content), (hashlib.md5(content).hexdigest(),))
+
+    def read(self, path: bytes) -> bytes:
+        self.read_paths.append(path)
+        return self.files[path]
+
+
+@pytest.mark.parametrize("count", [1, 31, 1000])
+def test_of_many_files_only_the_changed_one_is_read_again(tmp_path: Path, count: int) -> None:
+    source = CountingSource(count)
+    hash_files(source, source.list(), index_folder=tmp_path)
+    assert sorted(source.read_paths) == sorted(source.files)
+    changed = b"%d" % (count // 2)
+    source.files[changed] += b"!"
+    source.read_paths.clear()
+    digests, skipped = hash_files(source, source.list(), index_folder=tmp_path)
+    assert source.read_paths == [changed]
+    assert digests == {
+        path: hashlib.sha256(content).digest() for path, content in source.files.items()
+    }
+    assert list(digests) == list(source.files)
+    assert not skipped

@@ -55,3 +55,16 @@ def test_image_sets_instead_of_classes_are_suspected(
         (tmp_path / "both" / name).parent.mkdir(parents=True, exist_ok=True)
         folder.rename(tmp_path / "both" / name)
     assert "extract " + str(tmp_path / "both/fruit") in warnings_of(tmp_path / "both", caplog)
+
+
+def test_of_many_identical_images_some_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_image_folder(tmp_path / "set", per_class=15, splits=())
+    (image, *others) = sorted(root.glob("*/*.png"))
+    for other in others:
+        shutil.copy(image, other)
+    text = warnings_of(root, caplog)
+    assert "1 image has several labels: plain/000.png = plain/001.png = " in text
+    assert text.count(".png") == 10
+    assert text.endswith(" = …")
