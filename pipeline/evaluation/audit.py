@@ -15,21 +15,21 @@ from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.abstention import LeftOutClass
 from pipeline.evaluation.duplicates import (
     MAX_PAIRS,
-    MAX_ROWS,
     DuplicatePair,
     duplicate_sets,
     find_duplicates,
 )
 from pipeline.evaluation.groups import Rows
 from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
-from pipeline.evaluation.probe import Floats
+from pipeline.evaluation.probe import FeatureRows, Floats
 from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
-from pipeline.heads.inputs import PIXELS_PER_SIDE, shrink_images
+from pipeline.heads.inputs import PIXELS_PER_SIDE, feature_count, shrink_images
 from pipeline.spec import CLASSES
 from pipeline.text import counted, error_text
 
+MEMORY = 4 << 30  # bytes; a quarter is for features
 SECTIONS = ("learning", "suspects", "duplicates")  # of the report, that show the audit
 
 log = logging.getLogger("pipeline")
@@ -80,6 +80,8 @@ class Audit:
     table : of unaugmented images, after label edits.
     folds : the test rows of each fold; empty for one split.
     leave_out : see `leave_classes_out`; None to skip it.
+    memory : budget of the process in bytes. Features that exceed a quarter of it, or 1 GiB, are
+        read in blocks, several times.
     """
 
     table: FeatureTable
@@ -88,6 +90,7 @@ class Audit:
     folds: Sequence[Rows] = ()
     seed: int = 0
     leave_out: Callable[[], Sequence[LeftOutClass] | str] | None = None
+    memory: int = MEMORY
 
     @cached_property
     def findings(self) -> AuditResult:
@@ -112,6 +115,7 @@ class Audit:
         curve = None
         left_out: Sequence[LeftOutClass] | str = ()
         failures: dict[str, str] = {}
+        notes: list[str] = []
 
         def step(section: str, what: str) -> AbstractContextManager[None]:
             log.info("audit: %s", what.removeprefix("the "))
@@ -122,18 +126,21 @@ class Audit:
             threadpool_limits(limits=1, user_api="blas"),
             tolerate("the audit", lambda line: failures.update(dict.fromkeys(SECTIONS, line))),
         ):
-            features = audit_input(table, self.layer, rows)
+            features = open_features(table, self.layer, rows, self.memory)
             with step("duplicates", "the search for duplicates"):
                 pairs = find_duplicates(
                     features,
                     table.columns.digests[rows],
                     split,
                     folds=fold[rows] if self.folds else None,
+                    note=notes.append,
                 )
             if table.task == CLASSES:
                 groups = duplicate_sets(pairs, len(rows))
                 with step("suspects", "the search for label errors"):
-                    suspects = find_suspects(features, labels, groups, class_count, seed)
+                    suspects = find_suspects(
+                        features, labels, groups, class_count, seed, note=notes.append
+                    )
                 with step("learning", "the learning curve"):
                     curve = learning_curve(
                         features, labels, split, class_count=class_count, seed=seed
@@ -153,9 +160,39 @@ class Audit:
             notices=(
                 *dict.fromkeys(failures.values()),
                 *_notices(pairs, split, in_folds=bool(self.folds)),
+                *notes,
             ),
             failures=failures,
         )
+
+
+def open_features(table: FeatureTable, layer: str, rows: Rows, memory: int = MEMORY) -> FeatureRows:
+    """Read the features to audit (n, D) if they take at most a quarter of ``memory`` bytes, 1 GiB.
+
+    Otherwise they are read when they are selected.
+    """
+    features = CachedFeatures(table, layer, rows)
+    return features[:] if 4 * math.prod(features.shape) <= min(memory, MEMORY) / 4 else features
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """The features to audit (n, D) of some rows, read from the cache when they are selected."""
+
+    table: FeatureTable
+    layer: str
+    rows: Rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        shape = self.table.layers[self.layer]
+        if self.table.spec.base == "pixels" and len(shape) == 3:
+            shape = (*np.minimum(shape[:2], PIXELS_PER_SIDE).tolist(), shape[2])
+        input = input_of(self.table, self.layer, requested=None, default="pooled")
+        return len(self.rows), feature_count(shape, input)
+
+    def __getitem__(self, selected: slice | Rows) -> Floats:
+        return audit_input(self.table, self.layer, self.rows[selected])
 
 
 def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
@@ -188,8 +225,6 @@ def _notices(
         yield f"{problem} (exact: {files:,}, near: {total - files:,}): {inflates}see report.html"
     if len(pairs) - len(exact) >= MAX_PAIRS:
         yield f"only the {MAX_PAIRS:,} closest near duplicates are listed"
-    if len(split) > MAX_ROWS:
-        yield f"more than {MAX_ROWS:,} images: near duplicates are searched for test images only"
 
 
 def _count_leaked(pairs: Sequence[DuplicatePair], split: npt.NDArray[np.uint8]) -> int:

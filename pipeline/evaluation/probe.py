@@ -1,8 +1,9 @@
 """A quick linear probe of cached features: principal components and logistic regression."""
 
 import warnings
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,45 @@ import numpy.typing as npt
 SAMPLE = 2000  # maximum number of rows that components are fitted on
 TOLERANCE = 1e-4  # 1e-3 and 1e-7 rank the same wrong labels of cats and dogs first
 MAX_ITERATIONS = 100
+BLOCK_VALUES = 1 << 24  # 64 MiB of features at a time
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 
-def fit_components(features: Floats, max_count: int) -> Any:
-    """Fit at most ``max_count`` principal components on a sample of the rows (N, D).
+class FeatureRows(Protocol):
+    """Features (N, D): an array, or rows that are read from a file when they are selected."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+def row_blocks(count: int, width: int) -> Iterator[slice]:
+    """Divide ``count`` rows of ``width`` values into blocks of 64 MiB."""
+    step = max(1, BLOCK_VALUES // max(1, width))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def principal_components(features: FeatureRows, max_count: int, rows: Rows) -> Floats:
+    """Fit at most ``max_count`` principal components on a sample of the rows (n,); return all."""
+    components = fit_components(features, max_count, rows)
+    return transform(components, features, rows)
+
+
+def transform(components: Any, features: FeatureRows, rows: Rows) -> Floats:
+    """Return the components (n, d) of the rows (n,), which are read in blocks."""
+    pca = components[-1]
+    out = np.empty((len(rows), pca.n_components_), np.float32)
+    for block in row_blocks(len(rows), pca.n_features_in_):
+        out[block] = components.transform(features[rows[block]])
+    return out
+
+
+def fit_components(features: FeatureRows, max_count: int, rows: Rows | None = None) -> Any:
+    """Fit at most ``max_count`` principal components on a sample of the rows (N, D), or of some.
 
     Returns a pipeline. Its first step multiplies by the power of two that brings the largest value
     of the sample to 0.5 … 1: the products of the randomized SVD neither overflow nor underflow, and
@@ -25,9 +59,10 @@ def fit_components(features: Floats, max_count: int) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
 
-    if len(features) > SAMPLE:
-        chosen = np.random.default_rng(0).choice(len(features), SAMPLE, replace=False)
-        features = features[np.sort(chosen)]
+    rows = np.arange(features.shape[0]) if rows is None else rows
+    if len(rows) > SAMPLE:
+        rows = rows[np.sort(np.random.default_rng(0).choice(len(rows), SAMPLE, replace=False))]
+    features = features[rows]
     _, exponent = np.frexp(np.abs(features).max(initial=0))
     scale = FunctionTransformer(partial(_times_power_of_two, exponent=-exponent))
     count = min(max_count, *features.shape)
@@ -52,3 +87,16 @@ def fit_probe(features: Floats, labels: npt.NDArray[np.int64], C: float) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum suffices
         return make_pipeline(CommonScaler(), model).fit(features, labels)
+
+
+def stratified_order(labels: npt.NDArray[np.int64], random: np.random.Generator) -> Rows:
+    """Return a random order of the rows (N,); the first n, for any n, are stratified by class.
+
+    One row of each class comes first, even of rare classes.
+    """
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        position[rows] = (np.arange(len(rows)) + random.random()) / len(rows)
+        position[rows[0]] = -random.random()
+    return np.argsort(position, kind="stable")

@@ -48,14 +48,14 @@ def build_queue(review: "Review") -> list[QueueItem]:
     the difference of the probabilities of the predicted class and the label. Of more than 20,000
     images, label errors are those of `find_suspects`, 100 at most, and duplicates identical files.
     """
-    from pipeline.evaluation.audit import audit_input
+    from pipeline.evaluation.audit import open_features
     from pipeline.evaluation.duplicates import MAX_ROWS, find_duplicates
     from pipeline.evaluation.suspects import find_doubtful, find_suspects
 
     table, columns = review.table, review.table.columns
     pairs, find = _identical_files(columns.digests), find_suspects
     with threadpool_limits(limits=1, user_api="blas"):
-        features = audit_input(table, review.layer, np.arange(len(table)))
+        features = open_features(table, review.layer, np.arange(len(table)))
         if len(table) <= MAX_ROWS:
             near = find_duplicates(features, columns.digests, review.splits)
             pairs += [(pair.first, pair.second, False) for pair in near if not pair.exact]
