@@ -2,10 +2,12 @@
 
 import logging
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,14 @@ from pipeline.evaluation.duplicates import (
 )
 from pipeline.evaluation.groups import Rows
 from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
-from pipeline.evaluation.probe import FeatureRows, Floats
+from pipeline.evaluation.probe import (
+    FeatureRows,
+    Floats,
+    OutlierLimit,
+    fit_components,
+    row_blocks,
+    sample_rows,
+)
 from pipeline.evaluation.rows import input_of, read_input
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
@@ -29,7 +38,8 @@ from pipeline.heads.inputs import PIXELS_PER_SIDE, feature_count, shrink_images
 from pipeline.spec import CLASSES
 from pipeline.text import counted, error_text
 
-MEMORY = 4 << 30  # bytes; a quarter is for features
+MAX_BYTES = 512 << 20  # of features in memory
+COMPONENTS = 256  # of more features: no step uses more
 SECTIONS = ("learning", "suspects", "duplicates")  # of the report, that show the audit
 
 log = logging.getLogger("pipeline")
@@ -80,8 +90,7 @@ class Audit:
     table : of unaugmented images, after label edits.
     folds : the test rows of each fold; empty for one split.
     leave_out : see `leave_classes_out`; None to skip it.
-    memory : budget of the process in bytes. Features that exceed a quarter of it, or 1 GiB, are
-        read in blocks, several times.
+    memory : budget of the process in bytes, see `open_features`.
     """
 
     table: FeatureTable
@@ -90,7 +99,7 @@ class Audit:
     folds: Sequence[Rows] = ()
     seed: int = 0
     leave_out: Callable[[], Sequence[LeftOutClass] | str] | None = None
-    memory: int = MEMORY
+    memory: float = math.inf
 
     @cached_property
     def findings(self) -> AuditResult:
@@ -126,6 +135,7 @@ class Audit:
             threadpool_limits(limits=1, user_api="blas"),
             tolerate("the audit", lambda line: failures.update(dict.fromkeys(SECTIONS, line))),
         ):
+            log.info("audit: reading features")
             features = open_features(table, self.layer, rows, self.memory)
             with step("duplicates", "the search for duplicates"):
                 pairs = find_duplicates(
@@ -166,33 +176,49 @@ class Audit:
         )
 
 
-def open_features(table: FeatureTable, layer: str, rows: Rows, memory: int = MEMORY) -> FeatureRows:
-    """Read the features to audit (n, D) if they take at most a quarter of ``memory`` bytes, 1 GiB.
+def open_features(
+    table: FeatureTable, layer: str, rows: Rows, memory: float = math.inf
+) -> FeatureRows:
+    """Read the features to audit (n, D) if they take a quarter of ``memory`` and 512 MiB at most.
 
-    Otherwise they are read when they are selected.
+    Otherwise write their 256 principal components to a temporary file, in blocks.
     """
-    features = CachedFeatures(table, layer, rows)
-    return features[:] if 4 * math.prod(features.shape) <= min(memory, MEMORY) / 4 else features
+    width = _width(table, layer)
+    if 4 * len(rows) * width <= min(memory / 4, MAX_BYTES):
+        return audit_input(table, layer, rows)
+    sample = audit_input(table, layer, rows[sample_rows(len(rows))])
+    limit = OutlierLimit(sample)
+    components = fit_components(limit(sample), COMPONENTS)
+    stored = StoredFeatures((len(rows), components[-1].n_components_))
+    for block in row_blocks(len(rows), width):
+        stored.write(block, components.transform(limit(audit_input(table, layer, rows[block]))))
+    return stored
 
 
-@dataclass(frozen=True)
-class CachedFeatures:
-    """The features to audit (n, D) of some rows, read from the cache when they are selected."""
+class StoredFeatures:
+    """Features (N, D) float32 in a temporary file, which is deleted with this object."""
 
-    table: FeatureTable
-    layer: str
-    rows: Rows
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._folder = tempfile.TemporaryDirectory(prefix="audit-", ignore_cleanup_errors=True)
+        self._path = Path(self._folder.name) / "features.f32"
+        with self._path.open("wb") as file:
+            file.truncate(4 * math.prod(shape))
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        shape = self.table.layers[self.layer]
-        if self.table.spec.base == "pixels" and len(shape) == 3:
-            shape = (*np.minimum(shape[:2], PIXELS_PER_SIDE).tolist(), shape[2])
-        input = input_of(self.table, self.layer, requested=None, default="pooled")
-        return len(self.rows), feature_count(shape, input)
+    def __getitem__(self, rows: slice | Rows) -> Floats:
+        # mapped for this read only: pages of the file do not stay in this process's memory
+        return np.array(np.memmap(self._path, np.float32, "r", shape=self.shape)[rows])
 
-    def __getitem__(self, selected: slice | Rows) -> Floats:
-        return audit_input(self.table, self.layer, self.rows[selected])
+    def write(self, rows: slice, features: Floats) -> None:
+        np.memmap(self._path, np.float32, "r+", shape=self.shape)[rows] = features
+
+
+def _width(table: FeatureTable, layer: str) -> int:
+    """Return the number of columns of `audit_input`."""
+    shape = table.layers[layer]
+    if table.spec.base == "pixels" and len(shape) == 3:
+        return math.prod(min(side, PIXELS_PER_SIDE) for side in shape[:2]) * shape[2]
+    return feature_count(shape, input_of(table, layer, requested=None, default="pooled"))
 
 
 def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:

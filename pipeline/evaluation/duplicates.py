@@ -11,7 +11,14 @@ from sklearn.neighbors import NearestNeighbors
 
 from pipeline.cores import usable_cores
 from pipeline.evaluation.groups import Rows, connected_sets
-from pipeline.evaluation.probe import FeatureRows, Floats, fit_components, row_blocks
+from pipeline.evaluation.probe import (
+    FeatureRows,
+    Floats,
+    OutlierLimit,
+    fit_components,
+    row_blocks,
+    sample_rows,
+)
 
 # Distances relative to that of the tenth neighbour, on 2,000 cats and dogs and 600 textiles with
 # VGG16, MobileNetV2 and 32-pixel images: copies at JPEG quality 70 or 90 % size up to 0.27, central
@@ -21,7 +28,6 @@ NEIGHBOUR = 10  # all pairs of up to ten near copies are found
 CLOSE = 0.45
 COMPONENTS = 128  # principal components; comparing a pair costs as many products
 FALSE_POSITIVES = 1.0  # pairs expected by chance, if features have few dimensions
-FAR = 10  # times the median distance from the centre; photographs: at most 2.5
 SAME = 2e-3  # distance of identical pixels after rounding
 MIN_ROWS = 2 * NEIGHBOUR  # with fewer, the tenth neighbour is not near
 SAMPLE = 2000  # rows to search neighbours in: 0.1 s for 2,000 rows, linear in their number
@@ -132,16 +138,16 @@ def _find_near(
     count = len(rows)
     if count < MIN_ROWS:
         return
-    sample = np.arange(count)
-    if count > SAMPLE:
-        sample = np.sort(np.random.default_rng(0).choice(count, SAMPLE, replace=False))
-    scaling = _Scaling(features[rows[sample]])
-    directions = np.empty((count, scaling.width), np.float32)
-    total = np.zeros(scaling.centre.shape)  # float64: a square of float32 overflows from 1e19 on
-    for block in row_blocks(count, len(scaling.centre)):
-        limited = scaling.limit_outliers(features[rows[block]])
+    sample = sample_rows(count, SAMPLE)
+    drawn = features[rows[sample]]
+    limit = OutlierLimit(drawn)
+    direct = _Directions(limit(drawn))
+    directions = np.empty((count, direct.width), np.float32)
+    total = np.zeros(features.shape[1])  # float64: a square of float32 overflows from 1e19 on
+    for block in row_blocks(count, features.shape[1]):
+        limited = limit(features[rows[block]])
         total += limited.sum(axis=0, dtype=np.float64)
-        directions[block] = scaling.directions(limited)
+        directions[block] = direct(limited)
     nearest, radius = _near_sampled(directions, sample)
     least = 1 - radius**2 / 2  # the cosine at that distance
 
@@ -157,31 +163,32 @@ def _find_near(
         return low[kept], high[kept], similar[at[kept], to[kept]]
 
     if count <= MAX_ROWS:
-        starts = range(0, count, max(1, BLOCK_VALUES // count))
-        blocks = (
-            (np.arange(start, min(start + starts.step, count)), np.arange(start, count))
-            for start in starts
-        )
+        blocks = _all_pairs(count)
     else:
         cells = _Cells(nearest, splits[rows] == splits[rows].max())
-        if cells.searched < count:
-            note(
-                f"near duplicates were searched for in {cells.searched:,} of {count:,} images "
-                f"(30 s)"
-            )
         blocks = cells.blocks()
+        if cells.searched < count:
+            searched = f"{cells.searched:,} of {count:,} images"
+            note(f"near duplicates were searched for in {searched} (30 s)")
     with ThreadPoolExecutor(usable_cores()) as pool:
         found = list(pool.map(lambda block: compare(*block), blocks))
     first, second, cosines = map(np.concatenate, zip(*found, strict=True))
     _, once = np.unique(first * count + second, return_index=True)
     closest = once[np.argsort(-cosines[once], kind="stable")[:MAX_PAIRS]]
     needed, position = np.unique([first[closest], second[closest]], return_inverse=True)
-    offsets = scaling.limit_outliers(features[rows[needed]]) - total / count  # float64
+    offsets = limit(features[rows[needed]]) - total / count  # float64
     lengths = np.linalg.norm(offsets, axis=1)
     for one, other in position.reshape(2, -1).T.tolist():
         length = float(lengths[one] * lengths[other])
         cosine = float(offsets[one] @ offsets[other]) / length if length else 1.0
         yield int(rows[needed[one]]), int(rows[needed[other]]), min(1.0, cosine)
+
+
+def _all_pairs(count: int) -> Iterator[tuple[Rows, Rows]]:
+    """Yield blocks of rows, and the rows to compare them with: these and later ones."""
+    step = max(1, BLOCK_VALUES // count)
+    for start in range(0, count, step):
+        yield np.arange(start, min(start + step, count)), np.arange(start, count)
 
 
 class _Cells:
@@ -214,40 +221,18 @@ class _Cells:
                 yield ones[start : start + step], others
 
 
-class _Scaling:
-    """Scales features to unit vectors in which near duplicates are close, fitted on a sample."""
+class _Directions:
+    """Unit vectors in which near duplicates are close: components divided by their scales."""
 
     def __init__(self, sample: Floats) -> None:
-        self.centre = np.median(sample, axis=0)
-        self._limit = FAR * float(np.median(self._offsets(sample)[1]))
-        self._components = fit_components(self.limit_outliers(sample), COMPONENTS)
+        self._components = fit_components(sample, COMPONENTS)
         variance = self._components[-1].explained_variance_
         scale = np.sqrt(variance + variance.mean())
         self._scale = np.maximum(scale, np.finfo(np.float32).tiny)
-        self.width = len(self._scale)
+        self.width = len(scale)
 
-    def limit_outliers(self, features: Floats) -> Floats:
-        """Return features (n, D) with rows farther than `FAR` moved to that distance.
-
-        Otherwise a few huge values set the mean and the components, and all other rows look the
-        same.
-        """
-        offsets, lengths = self._offsets(features)
-        far = np.flatnonzero(lengths > self._limit) if self._limit > 0 else []
-        if not len(far):
-            return features
-        shares = (self._limit / lengths[far]).astype(np.float32)
-        limited = features.copy()
-        limited[far] = self.centre + shares[:, None] * offsets[far]
-        return limited
-
-    def _offsets(self, features: Floats) -> tuple[Floats, npt.NDArray[np.float64]]:
-        """Return the offsets from the median (n, D) and their lengths (n,)."""
-        offsets = features - self.centre
-        return offsets, np.sqrt(np.einsum("nd,nd->n", offsets, offsets, dtype=np.float64))
-
-    def directions(self, features: Floats) -> Floats:
-        """Return unit vectors (n, d): principal components divided by their scales."""
+    def __call__(self, features: Floats) -> Floats:
+        """Convert features (n, D) -> (n, d)."""
         directions = self._components.transform(features) / self._scale
         lengths = np.linalg.norm(directions, axis=1, keepdims=True)
         return np.asarray(directions / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)

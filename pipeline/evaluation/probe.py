@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+FAR = 10  # times the median distance from the centre; photographs: at most 2.5
 SAMPLE = 2000  # maximum number of rows that components are fitted on
 TOLERANCE = 1e-4  # 1e-3 and 1e-7 rank the same wrong labels of cats and dogs first
 MAX_ITERATIONS = 100
@@ -24,6 +25,40 @@ class FeatureRows(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+def sample_rows(count: int, most: int = SAMPLE) -> Rows:
+    """Return the numbers of at most ``most`` of ``count`` rows, ascending, always the same."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+class OutlierLimit:
+    """Moves rows that are ten times as far from the median as most closer to it.
+
+    Otherwise a few huge values set the mean and the components, and all other rows look the same.
+    """
+
+    def __init__(self, sample: Floats) -> None:
+        self._centre = np.median(sample, axis=0)
+        self._limit = FAR * float(np.median(self._offsets(sample)[1]))
+
+    def __call__(self, features: Floats) -> Floats:
+        """Return features (n, D)."""
+        offsets, lengths = self._offsets(features)
+        far = np.flatnonzero(lengths > self._limit)
+        if not len(far) or not self._limit > 0:
+            return features
+        shares = (self._limit / lengths[far]).astype(np.float32)
+        limited = features.copy()
+        limited[far] = self._centre + shares[:, None] * offsets[far]
+        return limited
+
+    def _offsets(self, features: Floats) -> tuple[Floats, npt.NDArray[np.float64]]:
+        """Return the offsets from the median (n, D) and their lengths (n,)."""
+        offsets = features - self._centre
+        return offsets, np.sqrt(np.einsum("nd,nd->n", offsets, offsets, dtype=np.float64))
 
 
 def row_blocks(count: int, width: int) -> Iterator[slice]:
@@ -60,15 +95,13 @@ def fit_components(features: FeatureRows, max_count: int, rows: Rows | None = No
     from sklearn.preprocessing import FunctionTransformer
 
     rows = np.arange(features.shape[0]) if rows is None else rows
-    if len(rows) > SAMPLE:
-        rows = rows[np.sort(np.random.default_rng(0).choice(len(rows), SAMPLE, replace=False))]
-    features = features[rows]
-    _, exponent = np.frexp(np.abs(features).max(initial=0))
+    sample = features[rows[sample_rows(len(rows))]]
+    _, exponent = np.frexp(np.abs(sample).max(initial=0))
     scale = FunctionTransformer(partial(_times_power_of_two, exponent=-exponent))
-    count = min(max_count, *features.shape)
+    count = min(max_count, *sample.shape)
     pca = PCA(count, svd_solver="randomized", iterated_power=2, random_state=0)
     with np.errstate(invalid="ignore"):  # 0 / 0: the share of constant features in the variance
-        return make_pipeline(scale, pca).fit(features)
+        return make_pipeline(scale, pca).fit(sample)
 
 
 def _times_power_of_two(features: Floats, exponent: int) -> Floats:

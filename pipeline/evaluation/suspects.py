@@ -24,15 +24,15 @@ from pipeline.evaluation.probe import (
 FOLDS = 5
 INVERSE_PENALTY = 10.0  # C
 FEATURES = 256  # principal components; 1,280 features take 5 times as long
-MAX_TRAINING_ROWS = 5000  # per fold; all rows are evaluated, up to these limits:
-MAX_VALUES = 1 << 28  # features to read: 209,715 rows of 1,280; 30 s on 2 cores
-MAX_BYTES = 600 << 20  # of components and probabilities: 340,000 rows of 100 classes
+MAX_TRAINING_ROWS = 5000  # per fold; all rows are evaluated, up to this limit:
+MAX_BYTES = 600 << 20  # of components and probabilities: 340,000 rows of 100 classes, 30 s
 MAX_SUSPECTS = 100  # nobody inspects more
 
 # 20 wrong labels among 1,000 cats and dogs, 50 draws each of EfficientNet-Lite0, MobileNetV2: all
 # are among the first 60 in 97 of 100 draws; in 95 without neighbors, in about 87 in one round.
 SECOND_PENALTY = 3.0  # C
 NEIGHBORS = 10
+MAX_DOUBTED = 20_000  # rows of `find_doubtful`, which compares all with all
 DOUBTFUL = 1.5  # sum of the lead of the label and its share of the neighbors; at most about 2
 
 
@@ -65,8 +65,7 @@ def find_suspects(
 
     Of very many rows a stratified sample is evaluated; ``note`` then receives one line.
     """
-    count, width = features.shape
-    most = min(MAX_VALUES // width, MAX_BYTES // (4 * FEATURES + 8 * class_count))
+    count, most = len(labels), MAX_BYTES // (4 * FEATURES + 8 * class_count)
     rows = np.arange(count)
     if count > most:
         rows = np.sort(stratified_order(labels, np.random.default_rng(seed))[:most])
