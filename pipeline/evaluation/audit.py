@@ -2,12 +2,10 @@
 
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.abstention import LeftOutClass
+from pipeline.evaluation.audit_features import open_features
 from pipeline.evaluation.duplicates import (
     MAX_PAIRS,
     DuplicatePair,
@@ -23,23 +22,12 @@ from pipeline.evaluation.duplicates import (
 )
 from pipeline.evaluation.groups import Rows
 from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
-from pipeline.evaluation.probe import (
-    FeatureRows,
-    Floats,
-    OutlierLimit,
-    fit_components,
-    row_blocks,
-    sample_rows,
-)
-from pipeline.evaluation.rows import input_of, read_input
+from pipeline.evaluation.probe import FeatureRows, Floats
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
-from pipeline.heads.inputs import PIXELS_PER_SIDE, feature_count, shrink_images
 from pipeline.spec import CLASSES
 from pipeline.text import counted, error_text
 
-MAX_BYTES = 512 << 20  # of features in memory
-COMPONENTS = 256  # of more features: no step uses more
 SECTIONS = ("learning", "suspects", "duplicates")  # of the report, that show the audit
 
 log = logging.getLogger("pipeline")
@@ -90,6 +78,7 @@ class Audit:
     table : of unaugmented images, after label edits.
     folds : the test rows of each fold; empty for one split.
     leave_out : see `leave_classes_out`; None to skip it.
+    read : returns the features (N, D) of the table if they are in memory.
     memory : budget of the process in bytes, see `open_features`.
     """
 
@@ -98,7 +87,8 @@ class Audit:
     splits: Splits
     folds: Sequence[Rows] = ()
     seed: int = 0
-    leave_out: Callable[[], Sequence[LeftOutClass] | str] | None = None
+    leave_out: Callable[..., Sequence[LeftOutClass] | str] | None = None
+    read: Callable[[], Floats | None] = lambda: None
     memory: float = math.inf
 
     @cached_property
@@ -136,7 +126,7 @@ class Audit:
             tolerate("the audit", lambda line: failures.update(dict.fromkeys(SECTIONS, line))),
         ):
             log.info("audit: reading features")
-            features = open_features(table, self.layer, rows, self.memory)
+            features = self._read_features(rows)
             with step("duplicates", "the search for duplicates"):
                 pairs = find_duplicates(
                     features,
@@ -156,7 +146,7 @@ class Audit:
                         features, labels, split, class_count=class_count, seed=seed
                     )
                 with step("rejection", "the test of classes that are left out"):
-                    left_out = self.leave_out() if self.leave_out else ()
+                    left_out = self.leave_out(note=notes.append) if self.leave_out else ()
         return AuditResult(
             table=table,
             layer=self.layer,
@@ -175,60 +165,11 @@ class Audit:
             failures=failures,
         )
 
-
-def open_features(
-    table: FeatureTable, layer: str, rows: Rows, memory: float = math.inf
-) -> FeatureRows:
-    """Read the features to audit (n, D) if they take a quarter of ``memory`` and 512 MiB at most.
-
-    Otherwise write their 256 principal components to a temporary file, in blocks.
-    """
-    width = _width(table, layer)
-    if 4 * len(rows) * width <= min(memory / 4, MAX_BYTES):
-        return audit_input(table, layer, rows)
-    sample = audit_input(table, layer, rows[sample_rows(len(rows))])
-    limit = OutlierLimit(sample)
-    components = fit_components(limit(sample), COMPONENTS)
-    stored = StoredFeatures((len(rows), components[-1].n_components_))
-    for block in row_blocks(len(rows), width):
-        stored.write(block, components.transform(limit(audit_input(table, layer, rows[block]))))
-    return stored
-
-
-class StoredFeatures:
-    """Features (N, D) float32 in a temporary file, which is deleted with this object."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self._folder = tempfile.TemporaryDirectory(prefix="audit-", ignore_cleanup_errors=True)
-        self._path = Path(self._folder.name) / "features.f32"
-        with self._path.open("wb") as file:
-            file.truncate(4 * math.prod(shape))
-
-    def __getitem__(self, rows: slice | Rows) -> Floats:
-        # mapped for this read only: pages of the file do not stay in this process's memory
-        return np.array(np.memmap(self._path, np.float32, "r", shape=self.shape)[rows])
-
-    def write(self, rows: slice, features: Floats) -> None:
-        np.memmap(self._path, np.float32, "r+", shape=self.shape)[rows] = features
-
-
-def _width(table: FeatureTable, layer: str) -> int:
-    """Return the number of columns of `audit_input`."""
-    shape = table.layers[layer]
-    if table.spec.base == "pixels" and len(shape) == 3:
-        return math.prod(min(side, PIXELS_PER_SIDE) for side in shape[:2]) * shape[2]
-    return feature_count(shape, input_of(table, layer, requested=None, default="pooled"))
-
-
-def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
-    """Return the features to audit (n, D): pooled maps, or 16 × 16 pixels."""
-    input = input_of(table, layer, requested=None, default="pooled")
-    features = read_input(table, layer, rows, input)
-    shape = table.layers[layer]
-    if table.spec.base != "pixels" or len(shape) != 3:
-        return features
-    return shrink_images(features.reshape(len(rows), *shape), PIXELS_PER_SIDE)
+    def _read_features(self, rows: Rows) -> FeatureRows:
+        features = self.read()
+        if features is None:
+            return open_features(self.table, self.layer, rows, self.memory)
+        return features if len(rows) == len(self.table) else features[rows]
 
 
 def _notices(

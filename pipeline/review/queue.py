@@ -48,7 +48,7 @@ def build_queue(review: "Review") -> list[QueueItem]:
     the difference of the probabilities of the predicted class and the label. Of more than 20,000
     images, label errors are those of `find_suspects`, 100 at most.
     """
-    from pipeline.evaluation.audit import open_features
+    from pipeline.evaluation.audit_features import open_features
     from pipeline.evaluation.duplicates import find_duplicates
     from pipeline.evaluation.suspects import MAX_DOUBTED, find_doubtful, find_suspects
 
