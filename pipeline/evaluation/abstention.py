@@ -1,6 +1,6 @@
 """How well images of none of the classes are rejected: coverage, and classes that are left out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,20 +9,21 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.probe import stratified_order
 from pipeline.evaluation.result import HeadPredictions, Outcome
 from pipeline.evaluation.rows import LabelledRows, TrialRows, images_of
 from pipeline.evaluation.search import search
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.heads.config import Input
 from pipeline.heads.registry import load_head
-from pipeline.models.neighbors import CachedNeighbors
+from pipeline.models.neighbors import MAX_REFERENCES, CachedNeighbors
 from pipeline.models.rejection import CalibrationSet, conformity
 from pipeline.text import duration
 
-MAX_MEASURED = 4000  # validation and test images that distances are computed of, 8 ms each
+MAX_MEASURED = 4000  # validation and test images that distances are computed of
 MAX_LEFT_OUT = 10  # classes; one fit each
 MAX_COMPARED = 1000  # images of validation, and of test, for each class that is left out
-MAX_NEIGHBORS = 10_000  # cached images that these are compared with
+MAX_FITTED = 10_000  # images of train for each of them
 MAX_SECONDS = 20.0  # for the fits of all classes; half a minute of audit is too long
 
 Floats = npt.NDArray[np.float64]
@@ -50,23 +51,25 @@ class LeftOutClass:
 def sample_distances(neighbors: CachedNeighbors, trials: Sequence[Trial]) -> Floats:
     """Return the distances (N,) of validation and test images to the nearest other cached images.
 
-    Of more than `MAX_MEASURED`, a random sample is used; the others have NaN.
+    These are `CachedNeighbors.references`. Of more than `MAX_MEASURED` images a random sample is
+    measured; the others have NaN.
     """
     _, images = images_of(trials)
     chosen = _sample(images, MAX_MEASURED)
-    table = neighbors.table
-    digests = [table.columns.digests[image].tobytes() for image in chosen]
-    distances = np.full(len(table), np.nan)
-    distances[chosen] = neighbors.measure(neighbors.vectors[chosen], digests)
+    distances = np.full(len(neighbors.table), np.nan)
+    digests = [neighbors.table.columns.digests[image].tobytes() for image in chosen]
+    vectors = neighbors.vectors_of(chosen)
+    distances[chosen] = neighbors.references().measure(vectors, digests)
     return distances
 
 
 def calibrate(predictions: HeadPredictions, distances: Floats) -> CalibrationSet:
     """Return the calibration set of images that have a distance; distances are of all rows (N,)."""
     used = np.flatnonzero(~np.isnan(distances[predictions.rows]))
-    return CalibrationSet.of(
+    known = CalibrationSet.of(
         predictions.labels[used], predictions.scores[used], distances[predictions.rows[used]]
     )
+    return replace(known, references=MAX_REFERENCES * (len(distances) > MAX_REFERENCES))
 
 
 def conformity_of(calibration: CalibrationSet, scores: Floats, distances: Floats) -> Floats:
@@ -82,21 +85,33 @@ def conformity_of(calibration: CalibrationSet, scores: Floats, distances: Floats
 
 
 def leave_classes_out(
-    outcome: Outcome, cache: SplitCache, config: ClassifyConfig
+    outcome: Outcome,
+    cache: SplitCache,
+    config: ClassifyConfig,
+    *,
+    note: Callable[[str], object] = lambda line: None,
 ) -> list[LeftOutClass] | str:
     """Fit an outcome's setting without each class in turn; see `LeftOutClass`.
 
-    It uses the split of the first trial and the ten classes with most test images. Returns the
-    reason instead if the fits would take too long.
+    It uses the split of the first trial and the ten classes with most test images. Of more than
+    10,000 training images it uses a stratified sample; ``note`` then receives one line. Returns
+    the reason instead if the fits would take too long.
     """
     result, labels = outcome.result, cache.table.columns.labels
     class_count, trial = len(cache.table.classes), cache.trial_plan.trials[0]
     test, validation = (
         _sample(images, MAX_COMPARED) for images in (trial.splits.test, trial.splits.validation)
     )
+    train = trial.splits.train
+    if len(train) > MAX_FITTED:
+        order = stratified_order(labels[train], np.random.default_rng(config.seed))
+        train = np.sort(train[order[:MAX_FITTED]])
+        sampled = f"{MAX_FITTED:,} of {len(trial.splits.train):,} training images"
+        note(f"heads that have not seen a class were fitted on {sampled}")
     largest = np.argsort(-np.bincount(labels[test], minlength=class_count), kind="stable")
     classes = np.sort(largest[:MAX_LEFT_OUT]).tolist()
     one = result.fit_seconds / max(1, result.fits * len(outcome.settings))
+    one *= len(train) / len(trial.splits.train)
     if class_count > 2 and one * len(classes) > MAX_SECONDS:
         return (
             f"{len(classes)} fits of {result.head} would take {duration(one * len(classes))}, more "
@@ -105,23 +120,31 @@ def leave_classes_out(
     grid = [{name: [value] for name, value in outcome.setting.items()}]
     head = replace(load_head(result.head, config.dense_grid), grid=grid)
     input: Input = "flat" if result.input == "flat" else "pooled"
-    data = TrialRows.read(cache.views, result.layer, input, [trial]) if class_count > 2 else None
+    splits = replace(trial.splits, train=train, validation=validation, test=test)
+    data = None
+    if class_count > 2:
+        trials = [replace(trial, splits=splits)]
+        data = TrialRows.read(cache.views, result.layer, input, trials)
     neighbors = cache.neighbors(result.layer)
-    reference = _sample(np.arange(len(cache.table)), MAX_NEIGHBORS)
+    references = neighbors.references()
+    images = np.concatenate([test, validation])
+    vectors = neighbors.vectors_of(images)
+    digests = [cache.table.columns.digests[image].tobytes() for image in images]
     found = []
     for left_out in classes:
         is_left_out = labels[test] == left_out
         if is_left_out.all() or not is_left_out.any():
             continue
-        part = neighbors.subset(reference[labels[reference] != left_out])
-        distances = _distances(neighbors, part, test)
+        others = references.subset(np.flatnonzero(labels[references.rows] != left_out))
+        measured = others.measure(vectors, digests)
+        distances, validation_distances = np.split(measured, [len(test)])
         confidence, joint = np.nan, distances
         if data is not None:
-            known = validation[labels[validation] != left_out]
-            train = trial.splits.train[labels[trial.splits.train] != left_out]
+            is_known = labels[validation] != left_out
+            known = validation[is_known]
             fit = search(
                 head,
-                _without(data.training_rows(train), left_out),
+                _without(data.training_rows(train[labels[train] != left_out]), left_out),
                 _without(data.evaluation_rows(known), left_out),
                 class_count=class_count - 1,
                 seed=config.seed,
@@ -131,8 +154,9 @@ def leave_classes_out(
                 continue
             scores = data.evaluation_rows(test).mean_probabilities(fit.estimator)
             own = labels[known] - (labels[known] > left_out)
-            known_distances = _distances(neighbors, part, known)
-            calibration = CalibrationSet.of(own, fit.validation_scores, known_distances)
+            calibration = CalibrationSet.of(
+                own, fit.validation_scores, validation_distances[is_known]
+            )
             joint = -conformity_of(calibration, scores, distances)
             confidence = roc_auc_score(is_left_out, -scores.max(axis=1))
         found.append(
@@ -150,11 +174,6 @@ def leave_classes_out(
 def _without(rows: LabelledRows, left_out: int) -> LabelledRows:
     """Number the labels again, without a class that none of the rows has."""
     return replace(rows, labels=rows.labels - (rows.labels > left_out))
-
-
-def _distances(neighbors: CachedNeighbors, part: CachedNeighbors, images: Images) -> Floats:
-    digests = [neighbors.table.columns.digests[image].tobytes() for image in images]
-    return part.measure(neighbors.vectors[images], digests)
 
 
 def _sample(images: Images, count: int) -> Images:

@@ -13,20 +13,18 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.abstention import LeftOutClass
+from pipeline.evaluation.audit_features import open_features
 from pipeline.evaluation.duplicates import (
     MAX_PAIRS,
-    MAX_ROWS,
     DuplicatePair,
     duplicate_sets,
     find_duplicates,
 )
 from pipeline.evaluation.groups import Rows
 from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
-from pipeline.evaluation.probe import Floats
-from pipeline.evaluation.rows import input_of, read_input
+from pipeline.evaluation.probe import FeatureRows, Floats
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
 from pipeline.evaluation.suspects import Suspect, find_suspects
-from pipeline.heads.inputs import PIXELS_PER_SIDE, shrink_images
 from pipeline.spec import CLASSES
 from pipeline.text import counted, error_text
 
@@ -80,6 +78,8 @@ class Audit:
     table : of unaugmented images, after label edits.
     folds : the test rows of each fold; empty for one split.
     leave_out : see `leave_classes_out`; None to skip it.
+    read : returns the features (N, D) of the table if they are in memory.
+    memory : budget of the process in bytes, see `open_features`.
     """
 
     table: FeatureTable
@@ -87,7 +87,9 @@ class Audit:
     splits: Splits
     folds: Sequence[Rows] = ()
     seed: int = 0
-    leave_out: Callable[[], Sequence[LeftOutClass] | str] | None = None
+    leave_out: Callable[..., Sequence[LeftOutClass] | str] | None = None
+    read: Callable[[], Floats | None] = lambda: None
+    memory: float = math.inf
 
     @cached_property
     def findings(self) -> AuditResult:
@@ -112,6 +114,7 @@ class Audit:
         curve = None
         left_out: Sequence[LeftOutClass] | str = ()
         failures: dict[str, str] = {}
+        notes: list[str] = []
 
         def step(section: str, what: str) -> AbstractContextManager[None]:
             log.info("audit: %s", what.removeprefix("the "))
@@ -122,24 +125,28 @@ class Audit:
             threadpool_limits(limits=1, user_api="blas"),
             tolerate("the audit", lambda line: failures.update(dict.fromkeys(SECTIONS, line))),
         ):
-            features = audit_input(table, self.layer, rows)
+            log.info("audit: reading features")
+            features = self._read_features(rows)
             with step("duplicates", "the search for duplicates"):
                 pairs = find_duplicates(
                     features,
                     table.columns.digests[rows],
                     split,
                     folds=fold[rows] if self.folds else None,
+                    note=notes.append,
                 )
             if table.task == CLASSES:
                 groups = duplicate_sets(pairs, len(rows))
                 with step("suspects", "the search for label errors"):
-                    suspects = find_suspects(features, labels, groups, class_count, seed)
+                    suspects = find_suspects(
+                        features, labels, groups, class_count, seed, note=notes.append
+                    )
                 with step("learning", "the learning curve"):
                     curve = learning_curve(
                         features, labels, split, class_count=class_count, seed=seed
                     )
                 with step("rejection", "the test of classes that are left out"):
-                    left_out = self.leave_out() if self.leave_out else ()
+                    left_out = self.leave_out(note=notes.append) if self.leave_out else ()
         return AuditResult(
             table=table,
             layer=self.layer,
@@ -153,19 +160,16 @@ class Audit:
             notices=(
                 *dict.fromkeys(failures.values()),
                 *_notices(pairs, split, in_folds=bool(self.folds)),
+                *notes,
             ),
             failures=failures,
         )
 
-
-def audit_input(table: FeatureTable, layer: str, rows: Rows) -> Floats:
-    """Return the features to audit (n, D): pooled maps, or 16 × 16 pixels."""
-    input = input_of(table, layer, requested=None, default="pooled")
-    features = read_input(table, layer, rows, input)
-    shape = table.layers[layer]
-    if table.spec.base != "pixels" or len(shape) != 3:
-        return features
-    return shrink_images(features.reshape(len(rows), *shape), PIXELS_PER_SIDE)
+    def _read_features(self, rows: Rows) -> FeatureRows:
+        features = self.read()
+        if features is None:
+            return open_features(self.table, self.layer, rows, self.memory)
+        return features if len(rows) == len(self.table) else features[rows]
 
 
 def _notices(
@@ -188,8 +192,6 @@ def _notices(
         yield f"{problem} (exact: {files:,}, near: {total - files:,}): {inflates}see report.html"
     if len(pairs) - len(exact) >= MAX_PAIRS:
         yield f"only the {MAX_PAIRS:,} closest near duplicates are listed"
-    if len(split) > MAX_ROWS:
-        yield f"more than {MAX_ROWS:,} images: near duplicates are searched for test images only"
 
 
 def _count_leaked(pairs: Sequence[DuplicatePair], split: npt.NDArray[np.uint8]) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 
 from pipeline.cache.file import FeatureTable, read_table
 from pipeline.errors import BadDataError, UsageError
+from pipeline.evaluation.audit_features import read_small
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.groups import check_group_rule
 from pipeline.evaluation.label_edits import apply_label_edits, set_normal
+from pipeline.evaluation.probe import Floats
 from pipeline.evaluation.protocol import TrialPlan
 from pipeline.evaluation.rows import CachedViews, images_of, views_suffix
 from pipeline.evaluation.splits import Splits
@@ -36,14 +38,21 @@ class SplitCache:
     layers: tuple[str, ...]
     trial_plan: TrialPlan
     views: CachedViews
-    _neighbors: dict[str, CachedNeighbors] = field(default_factory=dict, repr=False, compare=False)
+    _features: dict[str, Floats | None] = field(default_factory=dict, repr=False, compare=False)
 
     def neighbors(self, layer: str) -> CachedNeighbors:
-        """Return the images of a layer as unit vectors; those of the last layer are read once."""
-        if layer not in self._neighbors:
-            self._neighbors.clear()  # 100,000 × 1,280 numbers take 500 MB
-            self._neighbors[layer] = CachedNeighbors(self.table, layer)
-        return self._neighbors[layer]
+        """Return the images of a layer as neighbors; see `features`."""
+        return CachedNeighbors(self.table, layer, self.features(layer))
+
+    def features(self, layer: str) -> Floats | None:
+        """Return the features (N, D) that neighbors and the audit compare; None if they are large.
+
+        Those of the last layer are read once.
+        """
+        if layer not in self._features:
+            self._features.clear()
+            self._features[layer] = read_small(self.table, layer)
+        return self._features[layer]
 
     def describe(self) -> dict[str, Any]:
         """Return the entry of results.json."""

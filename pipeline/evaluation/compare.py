@@ -343,6 +343,7 @@ def _audit_of(shown: Outcome, opened: Sequence[SplitCache], config: ClassifyConf
         folds=[trial.splits.test for trial in folds],
         seed=config.seed,
         leave_out=partial(leave_classes_out, shown, cache, config),
+        read=partial(cache.features, best.layer),
     )
 
 

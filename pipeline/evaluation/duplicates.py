@@ -1,6 +1,7 @@
 """Duplicates in a cache: identical files, and near duplicates of one picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -8,8 +9,16 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.neighbors import NearestNeighbors
 
+from pipeline.cores import usable_cores
 from pipeline.evaluation.groups import Rows, connected_sets
-from pipeline.evaluation.probe import Floats, fit_components
+from pipeline.evaluation.probe import (
+    FeatureRows,
+    Floats,
+    OutlierLimit,
+    fit_components,
+    row_blocks,
+    sample_rows,
+)
 
 # Distances relative to that of the tenth neighbour, on 2,000 cats and dogs and 600 textiles with
 # VGG16, MobileNetV2 and 32-pixel images: copies at JPEG quality 70 or 90 % size up to 0.27, central
@@ -19,13 +28,14 @@ NEIGHBOUR = 10  # all pairs of up to ten near copies are found
 CLOSE = 0.45
 COMPONENTS = 128  # principal components; comparing a pair costs as many products
 FALSE_POSITIVES = 1.0  # pairs expected by chance, if features have few dimensions
-FAR = 10  # times the median distance from the centre; photographs: at most 2.5
 SAME = 2e-3  # distance of identical pixels after rounding
 MIN_ROWS = 2 * NEIGHBOUR  # with fewer, the tenth neighbour is not near
 SAMPLE = 2000  # rows to search neighbours in: 0.1 s for 2,000 rows, linear in their number
-MAX_ROWS = 20_000  # all pairs take some seconds; with more rows, only pairs with a test image
+MAX_ROWS = 20_000  # comparing all pairs takes some seconds; more rows are compared within cells
+NEAREST_CELLS = 2  # of a row, whose rows it is compared with; see `_pairs_in_cells`
+MAX_COMPARED = 4e9  # pairs of rows in cells: 30 s on 2 cores
 MAX_PAIRS = 10_000  # nobody inspects more; the closest are kept
-BLOCK_VALUES = 1 << 24  # 64 MiB of similarities at a time
+BLOCK_VALUES = 1 << 22  # 16 MiB of similarities at a time and thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +64,12 @@ def duplicate_sets(pairs: Sequence[DuplicatePair], count: int) -> Rows:
 
 
 def find_duplicates(
-    features: Floats,
+    features: FeatureRows,
     keys: npt.NDArray[np.void],
     splits: npt.NDArray[np.integer],
     *,
     folds: npt.NDArray[np.integer] | None = None,
+    note: Callable[[str], object] = lambda line: None,
 ) -> list[DuplicatePair]:
     """Return pairs of rows that show the same picture: across splits first, then by similarity.
 
@@ -72,8 +83,9 @@ def find_duplicates(
     from the ten nearest neighbours (Levina & Bickel 2004).
 
     The search misses crops of a texture, such as cloth, whose features differ; some pairs of more
-    than ten near copies; and near duplicates among fewer than 20 pictures. For more than 20,000
-    pictures, it compares only pairs with a picture of the highest split number (test).
+    than ten near copies; and near duplicates among fewer than 20 pictures. More than 20,000
+    pictures are compared only with those near the same of 2,000 sampled pictures, and past four
+    thousand million comparisons only some: those of the highest split number (test) first.
 
     Parameters
     ----------
@@ -81,19 +93,23 @@ def find_duplicates(
     keys : (N,) void, digests; identical files share one.
     splits : (N,) split numbers.
     folds : (N,) fold numbers; if given, ``across`` refers to folds instead of splits.
+    note : receives one line if near duplicates are searched for in some of the rows only.
     """
     parts = splits if folds is None else folds
     _, content = np.unique(keys, return_inverse=True)
-    files = np.stack([content, splits])  # copies of a file in one split are one column
-    _, representatives, copy_of = np.unique(files, axis=1, return_index=True, return_inverse=True)
-    firsts = representatives[copy_of.reshape(-1)]  # (N,) first row of the same file and split
-    rows = [(one, other, 1.0, True) for other, one in enumerate(firsts) if one != other]
-    order = np.argsort(content[representatives], kind="stable")
-    ends = np.flatnonzero(np.diff(content[representatives][order])) + 1
-    for copies in np.split(representatives[order], ends):
-        rows += [(one, other, 1.0, True) for one, other in combinations(copies, 2)]
-    for i, j, similarity in _find_near(features[representatives], splits[representatives]):
-        one, other = representatives[[i, j]]
+    files = content.reshape(-1) * (int(splits.max(initial=0)) + 1) + splits
+    # copies of a file in one split have one representative: the first of them
+    _, representatives, copy_of = np.unique(files, return_index=True, return_inverse=True)
+    firsts = representatives[copy_of]  # (N,)
+    copies = np.flatnonzero(firsts != np.arange(len(firsts)))
+    rows = [(int(firsts[row]), int(row), 1.0, True) for row in copies]
+    _, starts, counts = np.unique(
+        content.reshape(-1)[representatives], return_index=True, return_counts=True
+    )
+    for start, count in zip(starts[counts > 1], counts[counts > 1], strict=True):
+        for one, other in combinations(representatives[start : start + count].tolist(), 2):
+            rows.append((one, other, 1.0, True))
+    for one, other, similarity in _find_near(features, np.sort(representatives), splits, note):
         if content[one] != content[other]:
             rows.append((one, other, similarity, False))
     pairs = [
@@ -113,82 +129,137 @@ def find_duplicates(
 
 
 def _find_near(
-    features: Floats, splits: npt.NDArray[np.integer]
+    features: FeatureRows,
+    rows: Rows,
+    splits: npt.NDArray[np.integer],
+    note: Callable[[str], object],
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield near duplicates among features (n, D): two rows and the cosine of their features."""
-    count = len(features)
+    """Yield near duplicates among rows (n,): two of them and the cosine of their features."""
+    count = len(rows)
     if count < MIN_ROWS:
         return
-    sample = np.arange(count)
-    if count > SAMPLE:
-        sample = np.sort(np.random.default_rng(0).choice(count, SAMPLE, replace=False))
-    features = _limit_outliers(features, sample)
-    directions = _scale_components(features)
-    radius = _largest_distances(directions, sample)
+    sample = sample_rows(count, SAMPLE)
+    drawn = features[rows[sample]]
+    limit = OutlierLimit(drawn)
+    direct = _Directions(limit(drawn))
+    directions = np.empty((count, direct.width), np.float32)
+    total = np.zeros(features.shape[1])  # float64: a square of float32 overflows from 1e19 on
+    for block in row_blocks(count, features.shape[1]):
+        limited = limit(features[rows[block]])
+        total += limited.sum(axis=0, dtype=np.float64)
+        directions[block] = direct(limited)
+    nearest, radius = _near_sampled(directions, sample)
     least = 1 - radius**2 / 2  # the cosine at that distance
-    is_complete = count <= MAX_ROWS
-    queries = np.arange(count) if is_complete else np.flatnonzero(splits == splits.max())
-    rows, cosines = [], []
+
+    def compare(ones: Rows, others: Rows) -> tuple[Rows, Rows, Floats]:
+        """Return the closest pairs of near duplicates: the lower rows, the higher, the cosines."""
+        similar = directions[ones] @ directions[others].T
+        at, to = np.nonzero(similar >= np.maximum(least[ones, None], least[others]))
+        low, high = np.minimum(ones[at], others[to]), np.maximum(ones[at], others[to])
+        _, kept = np.unique(low * count + high, return_index=True)
+        kept = kept[low[kept] < high[kept]]
+        cosines = similar[at, to][kept]
+        kept = kept[np.argsort(-cosines, kind="stable")[:MAX_PAIRS]]
+        return low[kept], high[kept], similar[at[kept], to[kept]]
+
+    if count <= MAX_ROWS:
+        blocks = _all_pairs(count)
+    else:
+        cells = _Cells(nearest, splits[rows] == splits[rows].max())
+        blocks = cells.blocks()
+        if cells.searched < count:
+            searched = f"{cells.searched:,} of {count:,} images"
+            note(f"near duplicates were searched for in {searched} (30 s)")
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        found = list(pool.map(lambda block: compare(*block), blocks))
+    first, second, cosines = map(np.concatenate, zip(*found, strict=True))
+    _, once = np.unique(first * count + second, return_index=True)
+    closest = once[np.argsort(-cosines[once], kind="stable")[:MAX_PAIRS]]
+    needed, position = np.unique([first[closest], second[closest]], return_inverse=True)
+    offsets = limit(features[rows[needed]]) - total / count  # float64
+    lengths = np.linalg.norm(offsets, axis=1)
+    for one, other in position.reshape(2, -1).T.tolist():
+        length = float(lengths[one] * lengths[other])
+        cosine = float(offsets[one] @ offsets[other]) / length if length else 1.0
+        yield int(rows[needed[one]]), int(rows[needed[other]]), min(1.0, cosine)
+
+
+def _all_pairs(count: int) -> Iterator[tuple[Rows, Rows]]:
+    """Yield blocks of rows, and the rows to compare them with: these and later ones."""
     step = max(1, BLOCK_VALUES // count)
-    for start in range(0, len(queries), step):
-        block = queries[start : start + step]
-        skipped = start if is_complete else 0  # earlier blocks compared these rows
-        similar = directions[block] @ directions[skipped:].T
-        at, others = np.nonzero(similar >= np.maximum(least[block, None], least[skipped:]))
-        values = similar[at, others]
-        ones, others = block[at], others + skipped
-        is_new = ones < others
-        if not is_complete:
-            is_new |= splits[ones] != splits[others]
-        kept = np.flatnonzero(is_new)
-        kept = kept[np.argsort(-values[kept], kind="stable")[:MAX_PAIRS]]
-        rows.append([ones[kept], others[kept]])
-        cosines.append(values[kept])
-    mean = features.mean(axis=0, dtype=np.float64)  # a square of float32 overflows from 1e19 on
-    first, second = np.concatenate(rows, axis=1)
-    for pair in np.argsort(-np.concatenate(cosines), kind="stable")[:MAX_PAIRS]:
-        one, other = features[first[pair]] - mean, features[second[pair]] - mean
-        lengths = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
-        cosine = float(one @ other) / lengths if lengths else 1.0
-        yield int(first[pair]), int(second[pair]), min(1.0, cosine)
+    for start in range(0, count, step):
+        yield np.arange(start, min(start + step, count)), np.arange(start, count)
 
 
-def _limit_outliers(features: Floats, sample: Rows) -> Floats:
-    """Return features (n, D) with rows farther than `FAR` moved to that distance from the median.
+class _Cells:
+    """Rows (N,) by the sampled rows that are nearest to them (N, 10): a cell for each.
 
-    Otherwise a few huge values set the mean and the components, and all other rows look the same.
+    The rows of a cell are those that are nearest to its sampled row, and are compared with those
+    that have it among their ten nearest. Of pictures that are near duplicates nearly all are found.
     """
-    centre = np.median(features[sample], axis=0)
-    offsets = features - centre
-    lengths = np.sqrt(np.einsum("nd,nd->n", offsets, offsets, dtype=np.float64))
-    limit = FAR * float(np.median(lengths))
-    if not 0 < limit < lengths.max():
-        return features
-    shares = (limit / np.maximum(lengths, limit)).astype(np.float32)
-    return np.asarray(centre + shares[:, None] * offsets)
+
+    def __init__(self, nearest: npt.NDArray[np.int16], is_first: npt.NDArray[np.bool_]) -> None:
+        self._sizes = np.bincount(nearest.reshape(-1), minlength=SAMPLE)
+        self._order = np.argsort(nearest, axis=None, kind="stable")
+        comparisons = self._sizes[nearest[:, :NEAREST_CELLS]].sum(axis=1)
+        priority = np.argsort(~is_first + np.random.default_rng(0).random(len(nearest)))
+        within = np.cumsum(comparisons[priority]) <= MAX_COMPARED
+        self._is_searched = np.zeros(len(nearest), bool)
+        self._is_searched[priority[within]] = True
+
+    @property
+    def searched(self) -> int:
+        return int(self._is_searched.sum())
+
+    def blocks(self) -> Iterator[tuple[Rows, Rows]]:
+        """Yield the rows of each cell to compare, and those to compare them with."""
+        for entries in np.split(self._order, self._sizes.cumsum()[:-1]):
+            others, rank = np.divmod(entries, NEIGHBOUR)
+            ones = others[(rank < NEAREST_CELLS) & self._is_searched[others]]
+            step = max(1, BLOCK_VALUES // max(1, len(others)))
+            for start in range(0, len(ones), step):
+                yield ones[start : start + step], others
 
 
-def _scale_components(features: Floats) -> Floats:
-    """Return unit vectors (n, d): principal components divided by their scales."""
-    components = fit_components(features, COMPONENTS)
-    variance = components[-1].explained_variance_
-    scale = np.sqrt(variance + variance.mean())
-    directions = components.transform(features) / np.maximum(scale, np.finfo(np.float32).tiny)
-    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
-    return np.asarray(directions / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
+class _Directions:
+    """Unit vectors in which near duplicates are close: components divided by their scales."""
+
+    def __init__(self, sample: Floats) -> None:
+        self._components = fit_components(sample, COMPONENTS)
+        variance = self._components[-1].explained_variance_
+        scale = np.sqrt(variance + variance.mean())
+        self._scale = np.maximum(scale, np.finfo(np.float32).tiny)
+        self.width = len(scale)
+
+    def __call__(self, features: Floats) -> Floats:
+        """Convert features (n, D) -> (n, d)."""
+        directions = self._components.transform(features) / self._scale
+        lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+        return np.asarray(directions / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
-def _largest_distances(directions: Floats, sample: Rows) -> Floats:
-    """Return the largest distance of a near duplicate from each row (n,)."""
+def _near_sampled(directions: Floats, sample: Rows) -> tuple[npt.NDArray[np.int16], Floats]:
+    """Return the ten nearest sampled rows (n, 10), and the largest distance of near duplicates.
+
+    The latter is (n,), of a near duplicate from each row.
+    """
     count = len(directions)
     neighbours = NearestNeighbors(n_neighbors=NEIGHBOUR + 1, algorithm="brute")
-    distances, _ = neighbours.fit(directions[sample]).kneighbors(directions)
-    distances[sample, :-1] = distances[sample, 1:]  # a row is not its own neighbour
-    distances = np.maximum(distances[:, :-1], SAME)
-    tenth = distances[:, -1]
-    spread = np.log(tenth[:, None] / distances[:, :-1])
-    dimension = 1 / max(float(np.median(spread.mean(axis=1))), 1e-3)
+    neighbours.fit(directions[sample])
+    nearest = np.empty((count, NEIGHBOUR), np.int16)
+    tenth, spread = np.empty((2, count))
+    place = np.full(count, -1)
+    place[sample] = np.arange(len(sample))
+    for block in row_blocks(count, len(sample)):
+        distances, found = neighbours.kneighbors(directions[block])
+        nearest[block] = found[:, :NEIGHBOUR]
+        in_sample = np.flatnonzero(place[block] >= 0)
+        distances[in_sample, :-1] = distances[in_sample, 1:]  # a row is not its own neighbour
+        distances = np.maximum(distances[:, :-1], SAME)
+        tenth[block] = distances[:, -1]
+        spread[block] = np.log(distances[:, -1:] / distances[:, :-1]).mean(axis=1)
+    dimension = 1 / max(float(np.median(spread)), 1e-3)
     # n²/2 pairs are that close with probability NEIGHBOUR / sample · share^dimension each
     chance = 2 * FALSE_POSITIVES * len(sample) / (count**2 * NEIGHBOUR)
     share = min(CLOSE, chance ** (1 / dimension))
-    return np.asarray(np.maximum(share * tenth, SAME), np.float32)
+    return nearest, np.asarray(np.maximum(share * tenth, SAME), np.float32)

@@ -1,7 +1,8 @@
 """Find rows whose label is probably wrong, by confident learning."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -9,20 +10,29 @@ import numpy.typing as npt
 
 from pipeline.evaluation.groups import Rows
 from pipeline.evaluation.metrics import Labels, Scores
-from pipeline.evaluation.probe import Floats, fit_components, fit_probe
+from pipeline.evaluation.probe import (
+    FeatureRows,
+    Floats,
+    fit_probe,
+    principal_components,
+    row_blocks,
+    stratified_order,
+)
 
 # Cats and dogs with 20 wrong labels among 1,000, 4 draws and 2 bases: 17 to 20 of them are among
 # the first 40 suspects with C = 10, 15 to 20 with C = 100.
 FOLDS = 5
 INVERSE_PENALTY = 10.0  # C
 FEATURES = 256  # principal components; 1,280 features take 5 times as long
-MAX_TRAINING_ROWS = 5000  # per fold; all rows are evaluated
+MAX_TRAINING_ROWS = 5000  # per fold; all rows are evaluated, up to this limit:
+MAX_BYTES = 600 << 20  # of components and probabilities: 340,000 rows of 100 classes, 30 s
 MAX_SUSPECTS = 100  # nobody inspects more
 
 # 20 wrong labels among 1,000 cats and dogs, 50 draws each of EfficientNet-Lite0, MobileNetV2: all
 # are among the first 60 in 97 of 100 draws; in 95 without neighbors, in about 87 in one round.
 SECOND_PENALTY = 3.0  # C
 NEIGHBORS = 10
+MAX_DOUBTED = 20_000  # rows of `find_doubtful`, which compares all with all
 DOUBTFUL = 1.5  # sum of the lead of the label and its share of the neighbors; at most about 2
 
 
@@ -38,7 +48,13 @@ class Suspect:
 
 
 def find_suspects(
-    features: Floats, labels: Labels, groups: Rows, class_count: int, seed: int = 0
+    features: FeatureRows,
+    labels: Labels,
+    groups: Rows,
+    class_count: int,
+    seed: int = 0,
+    *,
+    note: Callable[[str], object] = lambda line: None,
 ) -> list[Suspect]:
     """Return the labels that are most likely wrong, the likeliest first; 100 at most.
 
@@ -46,15 +62,24 @@ def find_suspects(
     fitted on neither the row nor its duplicates, one of ``groups`` (N,). A class's threshold is its
     mean probability over the rows with that label. A row is suspect if another class exceeds its
     threshold by more than the label does. Classes with fewer than five groups are left out.
+
+    Of very many rows a stratified sample is evaluated; ``note`` then receives one line.
     """
+    count, most = len(labels), MAX_BYTES // (4 * FEATURES + 8 * class_count)
+    rows = np.arange(count)
+    if count > most:
+        rows = np.sort(stratified_order(labels, np.random.default_rng(seed))[:most])
+        note(f"label errors were searched for in {most:,} of {count:,} images (30 s)")
+        labels, groups = labels[rows], groups[rows]
     fold = _assign_folds(labels, groups, seed)
-    features = fit_components(features, FEATURES).transform(features)
-    probabilities = out_of_fold(features, labels, fold, class_count, seed)
-    return rank_suspects(probabilities, labels, evaluated=fold >= 0)
+    reduced = principal_components(features, FEATURES, rows)
+    probabilities = out_of_fold(reduced, labels, fold, class_count, seed)
+    found = rank_suspects(probabilities, labels, evaluated=fold >= 0)
+    return [replace(each, row=int(rows[each.row])) for each in found]
 
 
 def find_doubtful(
-    features: Floats, labels: Labels, groups: Rows, class_count: int, seed: int = 0
+    features: FeatureRows, labels: Labels, groups: Rows, class_count: int, seed: int = 0
 ) -> list[Suspect]:
     """Return the labels that are most likely wrong, as `find_suspects`, and those that may be.
 
@@ -63,7 +88,7 @@ def find_doubtful(
     the ten nearest rows (cosine) that are no suspects; rows of a sum below 1.5 are returned.
     """
     fold = _assign_folds(labels, groups, seed)
-    features = fit_components(features, FEATURES).transform(features)
+    features = principal_components(features, FEATURES, np.arange(len(labels)))
     every, evaluated = np.arange(len(labels)), fold >= 0
     fit = partial(out_of_fold, features, labels, fold, class_count, seed, penalty=SECOND_PENALTY)
     rank = partial(rank_suspects, labels=labels, evaluated=evaluated, most=len(labels))
@@ -115,7 +140,9 @@ def out_of_fold(
         if not len(held_out) or len(np.unique(labels[rows])) < 2:
             continue
         model = fit_probe(features[rows], labels[rows], penalty)
-        probabilities[np.ix_(held_out, model.classes_)] = model.predict_proba(features[held_out])
+        for block in row_blocks(len(held_out), 8 * (features.shape[1] + class_count)):
+            rows = held_out[block]
+            probabilities[np.ix_(rows, model.classes_)] = model.predict_proba(features[rows])
     return probabilities
 
 
@@ -134,16 +161,20 @@ def rank_suspects(
     (N,) of the label, added; a suspect's sum is lower.
     """
     rows = np.flatnonzero(evaluated)
-    every, labels, probabilities = np.arange(len(rows)), labels[rows], probabilities[rows]
-    of_label = probabilities[every, labels]
-    counts = np.bincount(labels, minlength=probabilities.shape[1])
-    thresholds = np.bincount(labels, of_label, probabilities.shape[1]) / np.maximum(counts, 1)
+    labels, class_count = labels[rows], probabilities.shape[1]
+    of_label = probabilities[rows, labels]
+    counts = np.bincount(labels, minlength=class_count)
+    thresholds = np.bincount(labels, of_label, class_count) / np.maximum(counts, 1)
     thresholds[counts == 0] = math.inf  # never suggest a class without evaluated rows
-    above = probabilities - thresholds
-    label_above = above[every, labels]
-    above[every, labels] = -math.inf
-    suggested = above.argmax(axis=1)
-    margin = label_above - above[every, suggested] + np.broadcast_to(support, len(evaluated))[rows]
+    suggested, margin = np.empty(len(rows), np.int64), np.empty(len(rows))
+    for block in row_blocks(len(rows), class_count):
+        above = probabilities[rows[block]] - thresholds
+        every, of_block = np.arange(len(above)), labels[block]
+        label_above = above[every, of_block]
+        above[every, of_block] = -math.inf
+        suggested[block] = above.argmax(axis=1)
+        margin[block] = label_above - above[every, suggested[block]]
+    margin += np.broadcast_to(support, len(evaluated))[rows]
     wrong = np.flatnonzero(margin < lead)
     ranked = wrong[np.argsort(margin[wrong], kind="stable")][:most]
     return [
@@ -152,7 +183,7 @@ def rank_suspects(
             label=int(labels[index]),
             suggested=int(suggested[index]),
             label_probability=float(of_label[index]),
-            suggested_probability=float(probabilities[index, suggested[index]]),
+            suggested_probability=float(probabilities[rows[index], suggested[index]]),
         )
         for index in ranked
     ]

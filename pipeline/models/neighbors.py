@@ -27,6 +27,8 @@ ROWS_PER_LIST = 1000  # of the index; a tenth of its lists is searched
 SEARCHED_SHARE = 10
 TRAINING_ROWS = 50  # per list, for 4 rounds of k-means
 BLOCK_VALUES = 1 << 24  # 64 MiB of features are read at a time
+# Images that distances of rejection are to: all of a million take minutes to read and compare.
+MAX_REFERENCES = 10_000
 
 Features = npt.NDArray[np.float32]
 Distances = npt.NDArray[np.float64]
@@ -55,30 +57,52 @@ class Neighbor:
 class CachedNeighbors:
     """The images of a cached layer as unit vectors: the mean of each map, divided by its length.
 
-    Pixels are averaged to a grid of 16 × 16 instead. Augmented views are left out.
+    Pixels are averaged to a grid of 16 × 16 instead. Augmented views are left out. ``features``
+    (N, D), if they are in memory, are those means or grids of the images.
     """
 
-    def __init__(self, table: FeatureTable, layer: str) -> None:
+    def __init__(self, table: FeatureTable, layer: str, features: Features | None = None) -> None:
         self.table = table
         self.layer = layer
         self.rows = np.flatnonzero(table.columns.views == 0)  # (N,)
+        self._features = features
 
-    def subset(self, rows: npt.NDArray[np.int64]) -> Self:
-        """Return the neighbors among some of the images: positions in ``rows`` (n,)."""
+    def subset(self, positions: npt.NDArray[np.int64]) -> Self:
+        """Return the neighbors among some of the images, by their positions in ``rows`` (n,)."""
         part = copy(self)
-        vars(part).pop("_index", None)
-        vars(part).pop("_copies", None)
-        vars(part).update(rows=self.rows[rows], vectors=self.vectors[rows])
+        for name in ("_index", "_copies"):
+            vars(part).pop(name, None)
+        if "vectors" in vars(self):
+            part.vectors = self.vectors[positions]
+        part.rows = self.rows[positions]
+        part._features = None if self._features is None else self._features[positions]
         return part
+
+    def references(self, count: int = MAX_REFERENCES) -> Self:
+        """Return the images that distances are to: at most ``count``, those of lowest digests.
+
+        SHA-256 digests are as good as random, and the choice hardly changes when images are added.
+        """
+        if len(self.rows) <= count:
+            return self
+        digests = np.ascontiguousarray(self.table.columns.digests[self.rows])
+        first_bytes = digests.view(">u8").reshape(len(digests), -1)[:, 0]
+        return self.subset(np.sort(np.argsort(first_bytes, kind="stable")[:count]))
 
     @cached_property
     def vectors(self) -> Features:
         """The unit vectors (N, D); raises BadDataError for features that are not finite."""
+        return self.vectors_of(np.arange(len(self.rows)))
+
+    def vectors_of(self, positions: npt.NDArray[np.int64]) -> Features:
+        """Return unit vectors (n, D) of images, as `vectors`, without reading the others."""
+        if self._features is not None:
+            return _divide_by_length(self._features[positions])
+        rows = self.rows[positions]
         size = max(1, BLOCK_VALUES // int(np.prod(self.table.layers[self.layer])))
-        starts = range(0, len(self.rows), size)
-        blocks = (self.rows[start : start + size] for start in starts)
+        blocks = [rows[start : start + size] for start in range(0, len(rows), size)] or [rows]
         vectors = np.concatenate(
-            [self.unit_vectors(self.table.features(self.layer, rows)) for rows in blocks]
+            [self.unit_vectors(self.table.features(self.layer, block)) for block in blocks]
         )
         if not np.isfinite(vectors).all():
             raise BadDataError(
@@ -93,11 +117,7 @@ class CachedNeighbors:
             vectors = shrink_images(features, PIXELS_PER_SIDE)
         else:
             vectors = flatten_or_pool(features, "pooled")
-        largest = np.abs(vectors).max(axis=1, keepdims=True)  # squares of float32 may overflow
-        with np.errstate(invalid="ignore"):  # `vectors` refuses them
-            vectors = vectors / np.maximum(largest, np.finfo(np.float32).tiny)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
+        return _divide_by_length(vectors)
 
     def find(
         self, features: Features, count: int, digests: Sequence[bytes] | None = None
@@ -189,6 +209,16 @@ class CachedNeighbors:
     def _neighbor(self, row: int, similarity: float) -> Neighbor:
         path = bytes(self.table.columns.paths[row])
         return Neighbor(path, label_text(self.table, row), similarity, row)
+
+
+def _divide_by_length(features: Features) -> Features:
+    """Return unit vectors (n, D)."""
+    tiny = np.finfo(np.float32).tiny
+    largest = np.abs(features).max(axis=1, keepdims=True)  # squares of float32 may overflow
+    with np.errstate(invalid="ignore"):  # `vectors_of` refuses them
+        vectors = features / np.maximum(largest, tiny)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, tiny), np.float32)
 
 
 def label_text(table: FeatureTable, row: int) -> str:

@@ -19,6 +19,7 @@ NONE_OF_THESE = "none of these"
 UNSURE, UNLIKE = "unsure", "unlike"
 COVERAGE = 0.95  # share of images like the cached ones that is kept by default
 MAX_IMAGES = 10_000  # in a calibration set, which is a part of a saved head
+COLUMNS = ("labels", "predicted", "label_probability", "probability", "distance")
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,6 +59,7 @@ class CalibrationSet:
     labels, predicted : (n,) true and predicted class numbers.
     label_probability, probability : (n,) of these classes.
     distance : (n,) to the nearest other cached images, see `CachedNeighbors.measure`.
+    references : the number of cached images that distances are to; 0 for all.
     """
 
     labels: npt.NDArray[np.int64]
@@ -65,6 +67,7 @@ class CalibrationSet:
     label_probability: Floats
     probability: Floats
     distance: Floats
+    references: int = 0
 
     @classmethod
     def of(cls, labels: npt.NDArray[np.int64], scores: Floats, distance: Floats) -> Self:
@@ -82,16 +85,21 @@ class CalibrationSet:
 
     def to_document(self) -> dict[str, Any]:
         """Return lists for JSON."""
-        return {name: values[:MAX_IMAGES].tolist() for name, values in vars(self).items()}
+        columns = {name: vars(self)[name][:MAX_IMAGES].tolist() for name in COLUMNS}
+        return {**columns, "references": self.references} if self.references else columns
 
     @classmethod
     def from_document(cls, document: Any, class_count: int) -> Self:
         """Return the set of `to_document`; raise ValueError for invalid values."""
         highest = {"labels": class_count - 1, "predicted": class_count - 1, "distance": 2.0}
-        if not isinstance(document, Mapping) or set(document) != set(cls.__annotations__):
+        if not isinstance(document, Mapping) or set(document) - {"references"} != set(COLUMNS):
             raise ValueError("its calibration set has other columns")
+        references = document.get("references", 0)
+        if type(references) is not int or references < 0:
+            raise ValueError("its calibration set has an invalid number of references")
         arrays: dict[str, npt.NDArray[Any]] = {}
-        for name, values in document.items():
+        for name in COLUMNS:
+            values = document[name]
             kinds = (int,) if isinstance(highest.get(name), int) else (int, float)
             is_valid = isinstance(values, list) and all(
                 type(value) in kinds and 0 <= value <= highest.get(name, 1) for value in values
@@ -102,7 +110,7 @@ class CalibrationSet:
         lengths = {len(values) for values in arrays.values()}
         if len(lengths) > 1 or not 1 <= max(lengths) <= MAX_IMAGES:
             raise ValueError(f"its calibration set has columns of {sorted(lengths)} images")
-        return cls(**arrays)
+        return cls(**arrays, references=references)
 
 
 def conformity(
@@ -184,7 +192,8 @@ class Rejector:
     ) -> None:
         self._calibration = calibration
         self._classes = classes
-        self._neighbors = neighbors
+        count = calibration.references
+        self._neighbors = neighbors.references(count) if neighbors and count else neighbors
         self._max_error = max_error
         self._per_class = per_class
         self._level = 1 - (coverage or COVERAGE) if max_error is None else max_error

@@ -46,22 +46,21 @@ def build_queue(review: "Review") -> list[QueueItem]:
 
     Label errors are those of `pipeline.evaluation.suspects.find_doubtful`; mistakes are sorted by
     the difference of the probabilities of the predicted class and the label. Of more than 20,000
-    images, label errors are those of `find_suspects`, 100 at most, and duplicates identical files.
+    images, label errors are those of `find_suspects`, 100 at most.
     """
-    from pipeline.evaluation.audit import audit_input
-    from pipeline.evaluation.duplicates import MAX_ROWS, find_duplicates
-    from pipeline.evaluation.suspects import find_doubtful, find_suspects
+    from pipeline.evaluation.audit_features import open_features
+    from pipeline.evaluation.duplicates import find_duplicates
+    from pipeline.evaluation.suspects import MAX_DOUBTED, find_doubtful, find_suspects
 
     table, columns = review.table, review.table.columns
-    pairs, find = _identical_files(columns.digests), find_suspects
+    pairs = _identical_files(columns.digests)
     with threadpool_limits(limits=1, user_api="blas"):
-        features = audit_input(table, review.layer, np.arange(len(table)))
-        if len(table) <= MAX_ROWS:
-            near = find_duplicates(features, columns.digests, review.splits)
-            pairs += [(pair.first, pair.second, False) for pair in near if not pair.exact]
-            find = find_doubtful
+        features = open_features(table, review.layer, np.arange(len(table)))
+        near = find_duplicates(features, columns.digests, review.splits)
+        pairs += [(pair.first, pair.second, False) for pair in near if not pair.exact]
         firsts, seconds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         groups = connected_sets(firsts, seconds, len(table))
+        find = find_doubtful if len(table) <= MAX_DOUBTED else find_suspects
         found = find(features, columns.labels, groups, len(table.classes))
     items = [*(_doubt(review, each) for each in found), *_mistakes(review)]
     by_row: dict[int, QueueItem] = {}

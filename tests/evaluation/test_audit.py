@@ -11,7 +11,8 @@ import pytest
 from feature_sets import SPEC, draw_columns, write_cache
 
 from pipeline.cache.file import read_table
-from pipeline.evaluation.audit import Audit, AuditResult, audit_input
+from pipeline.evaluation.audit import Audit, AuditResult
+from pipeline.evaluation.audit_features import audit_input
 from pipeline.evaluation.duplicates import MAX_PAIRS, duplicate_sets, find_duplicates
 from pipeline.evaluation.splits import make_splits
 from pipeline.evaluation.suspects import (
@@ -94,21 +95,45 @@ def test_large_sets_are_searched_in_blocks() -> None:
     assert rows_of(pairs) == {(50, 100), (3000, 4500), (4000, 4900)}
 
 
-def test_very_large_sets_are_searched_for_copies_of_test_images_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def draw_with_copies() -> tuple[np.ndarray, np.ndarray, set[tuple[int, int]]]:
+    """Return features, splits and pairs of near copies: 21 with a test image, 10 within train."""
     features, splits = draw(), np.ones(COUNT, np.uint8)
     splits[:20] = splits[580:] = 3  # before and after their copies
     features[300:310] = features[:10] + 0.05
     features[590:] = features[310:320] + 0.05
     features[400:410] = features[320:330] + 0.05  # in train both
     features[10] = features[585] + 0.05  # in test both
+    pairs = [(row, row + 300) for row in range(10)] + [(row, row + 280) for row in range(310, 320)]
+    return features, splits, {*pairs, (10, 585), *((row, row + 80) for row in range(320, 330))}
+
+
+def test_more_rows_than_all_pairs_are_compared_of_have_the_same_duplicates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, splits, expected = draw_with_copies()
+    assert rows_of(find_duplicates(features, digests(COUNT), splits)) == expected
     monkeypatch.setattr("pipeline.evaluation.duplicates.MAX_ROWS", COUNT - 1)
-    assert rows_of(find_duplicates(features, digests(COUNT), splits)) == {
-        *((row, row + 300) for row in range(10)),
-        *((row, row + 280) for row in range(310, 320)),
-        (10, 585),
-    }
+    notes: list[str] = []
+    pairs = find_duplicates(features, digests(COUNT), splits, note=notes.append)
+    assert rows_of(pairs) == expected
+    assert notes == []
+
+
+def test_a_search_past_its_limit_looks_for_copies_of_test_images_first_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, splits, expected = draw_with_copies()
+    monkeypatch.setattr("pipeline.evaluation.duplicates.MAX_ROWS", COUNT - 1)
+    monkeypatch.setattr("pipeline.evaluation.duplicates.MAX_COMPARED", 1200)  # about 60 rows
+    notes: list[str] = []
+    pairs = rows_of(find_duplicates(features, digests(COUNT), splits, note=notes.append))
+    within_train = {(row, row + 80) for row in range(320, 330)}
+    assert expected - within_train <= pairs
+    assert len(pairs & within_train) < 10
+    (line,) = notes
+    searched = int(line.removeprefix("near duplicates were searched for in ").split()[0])
+    assert (splits == 3).sum() <= searched < 100
+    assert line.endswith(" of 600 images (30 s)")
 
 
 def test_features_of_few_dimensions_have_few_chance_pairs() -> None:
