@@ -159,13 +159,18 @@ def extract_with_bases(
     progress: RowProgress | None = None,
     engine_progress: Callable[[int, int], None] | None = None,
     on_scan: Callable[[ImageSet], None] | None = None,
+    compute_first: "Callable[[PreparedFills], int] | None" = None,
 ) -> list[Extraction]:
     """Do what `extract_features` does for configs that differ in their base.
+
+    ``compute_first`` commits rows to shards, as on other machines, and returns their number.
 
     Raises UsageError for an option of one base only.
     """
     started = time.monotonic()
-    images, digests, fills, skipped = prepare_fills(data, configs, engine_progress, on_scan)
+    prepared = prepare_fills(data, configs, engine_progress, on_scan)
+    computed_first = compute_first(prepared) if compute_first else 0
+    images, digests, fills, skipped = prepared
     first = configs[0]
     results = fill_caches(
         fills,
@@ -184,7 +189,7 @@ def extract_with_bases(
         Extraction(
             table=read_table(fill.path),
             images=images,
-            computed=result.computed,
+            computed=computed_first + result.computed,
             skipped=result.skipped,
             skipped_file=fill.path.with_suffix(SKIPPED_SUFFIX),
             seconds=seconds,

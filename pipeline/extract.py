@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list-bases", action="store_true", help="list all bases and stop")
     parser.add_argument(
+        "--on",
+        metavar="CLUSTER",
+        help="compute on the nodes of a Ray cluster: ray or ray://HOST:10001 (docs/CLUSTER.md)",
+    )
+    parser.add_argument(
         "--list-layers", metavar="BASE", help="list the layers of a base or FILE.onnx and stop"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -107,11 +113,12 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
     unit = "row" if several else "view" if configs[0].views else "image"
+    modes = [flag for flag in ("plan", "part", "on") if getattr(arguments, flag)]
+    if len(modes) > 1:
+        raise UsageError(f"--{' and --'.join(modes)} are separate steps: use one of them at a time")
+    if modes and several:
+        raise UsageError(f"--{modes[0]} is for one base; received {arguments.base}")
     if arguments.plan or arguments.part:
-        if arguments.plan and arguments.part:
-            raise UsageError("--plan writes what --part computes: use one of them at a time")
-        if several:
-            raise UsageError(f"--plan and --part are for one base; received {arguments.base}")
         if arguments.part:
             _compute_part(data, configs[0], arguments, unit)
         else:
@@ -121,8 +128,20 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
         cli.ProgressBar("extracting", unit=unit) as bar,
     ):
+        compute_first = None
+        if arguments.on:
+            from pipeline.distributed.on_ray import compute_on_ray
+
+            compute_first = partial(
+                compute_on_ray, config=configs[0], address=arguments.on, progress=bar
+            )
         extractions = extract_with_bases(
-            data, configs, progress=bar, engine_progress=engine_bar, on_scan=_log_image_set
+            data,
+            configs,
+            progress=bar,
+            engine_progress=engine_bar,
+            on_scan=_log_image_set,
+            compute_first=compute_first,
         )
     advice = better_base([done.table.document for done in extractions])
     if arguments.json:

@@ -50,6 +50,10 @@ class Unit(NamedTuple):
     layers: tuple[str, ...]
     batches: Sequence[Batch]
 
+    @property
+    def row_count(self) -> int:
+        return sum(map(len, self.batches))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionPlan:

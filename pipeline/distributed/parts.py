@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.api import prepare_fills
+from pipeline.api import PreparedFills, prepare_fills
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.fill import RowProgress, write_plan
 from pipeline.cache.plan import ComputedUnits, ExtractionPlan, compute_units
@@ -40,6 +40,12 @@ class PlannedCache:
         return self.cache.with_suffix(".parts") / PLAN
 
     @property
+    def shards(self) -> ShardFolder:
+        """A new view of the shards beside the plan."""
+        augmentation = self.plan.views.to_document().get("augmentation")
+        return ShardFolder(self.cache, self.plan.spec, augmentation)
+
+    @property
     def rows(self) -> int:
         return sum(len(batch) for batches in self.plan.batches.values() for batch in batches)
 
@@ -57,7 +63,12 @@ def plan_extraction(
     Parameters and errors as in `pipeline.extract_features`; one base.
     """
     config = replace(config or ExtractConfig(), **options)
-    images, digests, (fill,), _ = prepare_fills(data, [config], engine_progress, on_scan)
+    return plan_prepared(prepare_fills(data, [config], engine_progress, on_scan), config)
+
+
+def plan_prepared(prepared: PreparedFills, config: ExtractConfig) -> PlannedCache:
+    """Write the plan of one cache, as `plan_extraction`."""
+    images, digests, (fill,), _ = prepared
     plan, _ = write_plan(
         fill,
         images=images,
@@ -152,8 +163,7 @@ class PartWorker:
         self._plan = plan
         self._source = _source_of(plan.document, data, config)
         self._config = config
-        augmentation = plan.views.to_document().get("augmentation")
-        self._shards = ShardFolder(planned.cache, plan.spec, augmentation)
+        self._shards = planned.shards
         self._engines: dict[tuple[str, ...], Any] = {}
 
     def compute(
