@@ -18,6 +18,7 @@ from pipeline.cache.config import ExtractConfig
 from pipeline.cache.fill import RowProgress, write_plan
 from pipeline.cache.plan import ComputedUnits, ExtractionPlan, compute_units
 from pipeline.cache.provenance import feature_spec, open_cache_engine
+from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.scan import ImageSet
@@ -164,15 +165,15 @@ class PartWorker:
         self._source = _source_of(plan.document, data, config)
         self._config = config
         self._shards = planned.shards
+        self._index = RowIndex(None, self._shards.read(verify=False))
         self._engines: dict[tuple[str, ...], Any] = {}
 
     def compute(
         self, numbers: Sequence[int], *, progress: RowProgress | None = None
     ) -> ComputedUnits:
-        """Compute units by number, without the batches that the shards contain by now."""
+        """Compute units by number, without the batches that the shards contained at the start."""
         units = [self._plan.units[number] for number in numbers]
         total = sum(len(batch) for unit in units for batch in unit.batches)
-        self._shards.shards = self._shards.read(verify=False)
         done = 0
 
         def report(rows: int) -> None:
@@ -182,7 +183,13 @@ class PartWorker:
                 progress(done, total)
 
         return compute_units(
-            self._plan, numbers, self._shards, self._source, self._open_engine, on_batch=report
+            self._plan,
+            numbers,
+            self._shards,
+            self._source,
+            self._open_engine,
+            index=self._index,
+            on_batch=report,
         )
 
     def _open_engine(self, layers: tuple[str, ...], *arguments: Any) -> Any:

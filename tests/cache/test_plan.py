@@ -19,6 +19,7 @@ from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import RowKey, read_table
 from pipeline.cache.fill import write_plan
 from pipeline.cache.plan import ExtractionPlan, compute_units
+from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder, writer_lock
 from pipeline.distributed.parts import compute_part, plan_extraction
 from pipeline.errors import BadDataError, NoInputError, UnreachableError, UsageError
@@ -65,9 +66,9 @@ def make_plan(root: Path, path: Path) -> ExtractionPlan:
 
 def compute(plan: ExtractionPlan, numbers: Any, root: Path, path: Path) -> BatchEngine:
     shards = ShardFolder(path, PIXEL_SPEC)
-    shards.shards = shards.read(verify=False)
+    index = RowIndex(None, shards.read(verify=False))
     engine = BatchEngine()
-    compute_units(plan, numbers, shards, FolderSource(root), engine.open)
+    compute_units(plan, numbers, shards, FolderSource(root), engine.open, index=index)
     return engine
 
 
@@ -234,6 +235,15 @@ def test_part_without_a_plan_or_with_other_options_is_one_line(root: Path) -> No
     plan_extraction(root, **{**OPTIONS, "image_size": 8})
     with pytest.raises(UsageError, match=r"several plans of pixels: select one with --out"):
         part()()
+
+
+def test_second_plan_keeps_batches_only_if_there_are_shards(root: Path) -> None:
+    sizes = [
+        plan_extraction(root, **{**OPTIONS, "batch_size": size}).plan.batch_size for size in (8, 4)
+    ]
+    compute_part(root, **OPTIONS, part="1/3")
+    sizes.append(plan_extraction(root, **OPTIONS).plan.batch_size)
+    assert sizes == [8, 4, 4]
 
 
 def test_plan_of_a_complete_cache_is_empty(root: Path) -> None:
