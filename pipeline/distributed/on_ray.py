@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,19 +70,25 @@ def _connection(address: str) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     ray._private.worker._worker_logs_enabled = False  # no paragraph for each worker that ends
     try:
-        try:
-            ray.init("auto" if address == "ray" else address, **quiet)
-        except ConnectionError:
-            if address != "ray":
-                raise
-            ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                ray.init("auto" if address == "ray" else address, **quiet)
+            except ConnectionError:
+                if address != "ray":
+                    raise
+                ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UnreachableError(
-            f"--on {printable(address)} reaches no Ray cluster ({error_text(error)[:200]}): start "
-            f"one with ray start --head, with the same versions of Python and Ray"
+            f"--on {printable(address)} reaches no Ray cluster ({error_text(error)[:200]}): check "
+            f"ray status there, the versions of Python and Ray, and RAY_AUTH_MODE"
         ) from error
     try:
         yield ray
+    except ImportError as error:
+        raise UnreachableError(
+            f"--on {printable(address)}: {error} on the cluster: install this package on each node"
+        ) from error
     finally:
         ray.shutdown()
 
@@ -168,15 +175,16 @@ class _Cluster:
         except self._ray.exceptions.RayTaskError:
             raise  # a bug
         except self._ray.exceptions.RayError as error:
-            log.warning("%s: its worker has ended (%s)", node, type(error).__name__)
+            reason = printable(str(error).strip().splitlines()[-1])
+            log.warning("%s: its worker has ended: %s", node, reason)
             del self._workers[node]
             self._open.discard(node)
             self._ends.update([f"unit {unit}" for unit in task] or [node])
             what, count = self._ends.most_common(1)[0]
             if count == MAX_ENDS:
                 raise BadDataError(
-                    f"{what} has ended {MAX_ENDS} workers: is their memory too small? Use a "
-                    f"smaller --batch-size, or read Ray's logs"
+                    f"{what} has ended {MAX_ENDS} workers ({reason}): install this package on each "
+                    f"node; if memory is short, use a smaller --batch-size"
                 ) from error
             return None
         if isinstance(result, PipelineError):
