@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         help="compute on the nodes of a Ray cluster: ray or ray://HOST:10001 (docs/CLUSTER.md)",
     )
     parser.add_argument(
+        "--shared",
+        metavar="ADDRESS",
+        help="folder of plan and parts, of this cache only, such as s3://bucket/pets-vgg16",
+    )
+    parser.add_argument(
         "--list-layers", metavar="BASE", help="list the layers of a base or FILE.onnx and stop"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -113,8 +118,8 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
     unit = "row" if several else "view" if configs[0].views else "image"
-    modes = [flag for flag in ("plan", "part", "on") if getattr(arguments, flag)]
-    if len(modes) > 1:
+    modes = [flag for flag in ("plan", "part", "on", "shared") if getattr(arguments, flag)]
+    if len(modes) - bool(arguments.shared) > 1:
         raise UsageError(f"--{' and --'.join(modes)} are separate steps: use one of them at a time")
     if modes and several:
         raise UsageError(f"--{modes[0]} is for one base; received {arguments.base}")
@@ -128,12 +133,16 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
         cli.ProgressBar("extracting", unit=unit) as bar,
     ):
-        compute_first = None
-        if arguments.on:
-            from pipeline.distributed.on_ray import compute_on_ray
+        elsewhere = None
+        if arguments.on or arguments.shared:
+            from pipeline.distributed.parts import computed_elsewhere
 
-            compute_first = partial(
-                compute_on_ray, config=configs[0], address=arguments.on, progress=bar
+            elsewhere = partial(
+                computed_elsewhere,
+                config=configs[0],
+                on=arguments.on,
+                shared=arguments.shared,
+                progress=bar,
             )
         extractions = extract_with_bases(
             data,
@@ -141,7 +150,7 @@ def _extract(arguments: argparse.Namespace) -> None:
             progress=bar,
             engine_progress=engine_bar,
             on_scan=_log_image_set,
-            compute_first=compute_first,
+            elsewhere=elsewhere,
         )
     advice = better_base([done.table.document for done in extractions])
     if arguments.json:
@@ -160,10 +169,12 @@ def _plan(data: "Data", config: ExtractConfig, arguments: argparse.Namespace) ->
     from pipeline.distributed.parts import plan_extraction
 
     with cli.ProgressBar("choosing an engine", unit="engine") as bar:
-        planned = plan_extraction(data, config, engine_progress=bar, on_scan=_log_image_set)
+        planned = plan_extraction(
+            data, config, engine_progress=bar, on_scan=_log_image_set, shared=arguments.shared
+        )
     units, engine = len(planned.plan.units), planned.plan.engine
     if arguments.json:
-        document = {"plan": os.fspath(planned.path), "cache": os.fspath(planned.cache)}
+        document = {"plan": planned.path, "cache": os.fspath(planned.cache)}
         cli.print_json({**document, "rows": planned.rows, "units": units, "engine": engine})
         return
     by = f", computed by {engine['name']} {engine['version']}" if engine else ""
@@ -180,7 +191,9 @@ def _compute_part(
     from pipeline.distributed.parts import compute_part
 
     with cli.ProgressBar("extracting", unit=unit) as bar:
-        computed = compute_part(data, config, part=arguments.part, progress=bar)
+        computed = compute_part(
+            data, config, part=arguments.part, progress=bar, shared=arguments.shared
+        )
     if arguments.json:
         skipped = [file.to_dict() for file in computed.skipped]
         cli.print_json({"part": arguments.part, "computed": computed.rows, "skipped": skipped})

@@ -32,7 +32,11 @@ log = logging.getLogger("pipeline")
 
 
 def compute_on_ray(
-    prepared: PreparedFills, config: ExtractConfig, address: str, progress: RowProgress
+    prepared: PreparedFills,
+    config: ExtractConfig,
+    address: str,
+    progress: RowProgress,
+    shared: str | None = None,
 ) -> int:
     """Compute the missing rows of one cache on all nodes of a cluster; return their number.
 
@@ -44,7 +48,7 @@ def compute_on_ray(
     cluster, and BadDataError for a unit that ends its workers.
     """
     with _connection(address) as ray:
-        planned = plan_prepared(prepared, config)
+        planned = plan_prepared(prepared, config, shared)
         shards = planned.shards
         shards.shards = shards.read()
         units = planned.plan.incomplete_units(shards)

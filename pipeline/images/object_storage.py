@@ -4,6 +4,7 @@ fsspec finds credentials and endpoints in the environment and its configuration;
 password is refused.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -146,8 +147,17 @@ class StorageSource(FileStore):
         )
         return content
 
-    def open(self, path: bytes) -> BinaryIO:
-        return io.BufferedReader(_StoredFile(self, path), READ_AHEAD)
+    def open(self, path: bytes, *, read_ahead: int = READ_AHEAD) -> BinaryIO:
+        return io.BufferedReader(_StoredFile(self, path), read_ahead)
+
+    def write(self, path: bytes, content: bytes) -> None:
+        """Write a whole file; readers see all of it or none, except in a few storages."""
+        self._retry(lambda: self._files.pipe_file(self._name(path), content))
+
+    def remove(self, path: bytes) -> None:
+        """Delete a file, if it exists."""
+        with contextlib.suppress(FileNotFoundError):
+            self._retry(lambda: self._files.rm_file(self._name(path)))
 
     def _name(self, path: bytes) -> str:
         return f"{self._folder}/{os.fsdecode(path)}"
