@@ -174,12 +174,12 @@ def _plan(data: "Data", config: ExtractConfig, arguments: argparse.Namespace) ->
         )
     units, engine = len(planned.plan.units), planned.plan.engine
     if arguments.json:
-        document = {"plan": planned.path, "cache": os.fspath(planned.cache)}
+        document = {"plan": planned.name, "cache": os.fspath(planned.cache)}
         cli.print_json({**document, "rows": planned.rows, "units": units, "engine": engine})
         return
     by = f", computed by {engine['name']} {engine['version']}" if engine else ""
     print(f"{counted(planned.rows, 'row')} in {counted(units, 'unit')}{by}")
-    print(printable(planned.path))
+    print(printable(planned.name))
     if units:
         print("compute them: the same command with --part 1/N … N/N instead of --plan, anywhere")
     print("then publish: the same command without --plan")

@@ -40,10 +40,13 @@ class PlannedCache:
     shared: SharedFolder | None = None
 
     @property
-    def path(self) -> str:
-        if self.shared:
-            return f"{self.shared.address}/{PLAN}"
-        return os.fspath(self.cache.with_suffix(".parts") / PLAN)
+    def path(self) -> Path:
+        return self.cache.with_suffix(".parts") / PLAN
+
+    @property
+    def name(self) -> str:
+        """The path of the plan, or its address."""
+        return f"{self.shared.address}/{PLAN}" if self.shared else os.fspath(self.path)
 
     @property
     def shards(self) -> ShardFolder:
@@ -207,7 +210,7 @@ class PartWorker:
                 if value != getattr(spec, name)
             )
             raise BadDataError(
-                f"{printable(planned.path)} is for features with {printable(differences)}: use the "
+                f"{printable(planned.name)} is for features with {printable(differences)}: use the "
                 f"options and package versions of the plan"
             )
         self._plan = plan

@@ -4,20 +4,20 @@ Workers read and write there only. The machine that publishes fetches the shards
 that it has published.
 """
 
-import contextlib
 import io
 import logging
 import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.cache.fill import CacheFill
 from pipeline.cache.plan import ExtractionPlan
 from pipeline.cache.shards import PLAN, Shard, ShardFolder
 from pipeline.durable import make_folder, write_durably
-from pipeline.errors import CannotCreateError, NoInputError
+from pipeline.errors import BadDataError, CannotCreateError, NoInputError
 from pipeline.images.object_storage import StorageSource, as_url
 from pipeline.text import counted, printable
 
@@ -37,22 +37,33 @@ class SharedFolder:
         if self._folder:
             self.address = f"file://{self._folder.absolute()}"
 
+    @cached_property
+    def _writer(self) -> StorageSource:
+        return StorageSource(self.address)
+
     def read_plan(self) -> ExtractionPlan:
         """Return the plan; raises as `ExtractionPlan.read`."""
         storage = StorageSource(self.address)
         return ExtractionPlan.load(lambda: storage.read(PLAN.encode()), f"{self.address}/{PLAN}")
 
     def write_plan(self, plan: ExtractionPlan) -> None:
-        """Write a plan; raises CannotCreateError if there is one of another cache."""
-        with contextlib.suppress(NoInputError):
-            other = self.read_plan()
-            if (other.spec, other.document["set"]) != (plan.spec, plan.document["set"]):
-                raise CannotCreateError(
-                    f"{printable(self.address)} contains the plan of another cache, of "
-                    f"{printable(other.document['set'])} with {other.spec.base}: name another "
-                    f"--shared"
-                )
         self.write(PLAN, plan.to_bytes())
+
+    def _plan_of(self, fill: CacheFill) -> ExtractionPlan | None:
+        """Return the plan, if there is one; raises CannotCreateError for that of another cache."""
+        try:
+            plan = self.read_plan()
+        except NoInputError:
+            return None
+        except BadDataError as error:  # another version
+            log.warning("%s", error)
+            return None
+        if (plan.spec, plan.document["set"]) != (fill.spec, fill.document["set"]):
+            raise CannotCreateError(
+                f"{printable(self.address)} contains the plan of another cache, of "
+                f"{printable(plan.document['set'])} with {plan.spec.base}: choose another --shared"
+            )
+        return plan
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that it exists as a whole or not at all."""
@@ -60,7 +71,7 @@ class SharedFolder:
             make_folder(self._folder)
             write_durably(self._folder / name, lambda file: file.write(data), needs=len(data))
         else:
-            StorageSource(self.address).write(os.fsencode(name), data)
+            self._writer.write(name.encode(), data)
 
     def shards(self) -> list[str]:
         """Return the names of the shards."""
@@ -70,10 +81,8 @@ class SharedFolder:
     def fetch(self, fill: CacheFill) -> list[str]:
         """Copy the plan and the shards of a cache beside it; return the names of the shards."""
         local, storage = ShardFolder(fill.path, fill.spec), StorageSource(self.address)
-        with contextlib.suppress(NoInputError):
-            plan = self.read_plan()
-            if plan.spec == fill.spec:
-                plan.write(local.path)
+        if plan := self._plan_of(fill):
+            plan.write(local.path)
 
         def copy(name: str) -> bool:
             if not (local.path / name).exists():

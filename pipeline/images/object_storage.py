@@ -152,7 +152,12 @@ class StorageSource(FileStore):
 
     def write(self, path: bytes, content: bytes) -> None:
         """Write a whole file; readers see all of it or none, except in a few storages."""
-        self._retry(lambda: self._files.pipe_file(self._name(path), content))
+        try:
+            self._retry(lambda: self._files.pipe_file(self._name(path), content))
+        except OSError as error:
+            raise self._unreachable(
+                f"{self._root}/{os.fsdecode(path)}", error, "written"
+            ) from error
 
     def remove(self, path: bytes) -> None:
         """Delete a file, if it exists."""
@@ -179,10 +184,10 @@ class StorageSource(FileStore):
             wait *= 2
 
     @staticmethod
-    def _unreachable(url: str, error: Exception) -> UnreachableError:
+    def _unreachable(url: str, error: Exception, what: str = "read") -> UnreachableError:
         text = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
         return UnreachableError(
-            f"{printable(url)} cannot be read ({printable(text[:200].rstrip(': '))}): check "
+            f"{printable(url)} cannot be {what} ({printable(text[:200].rstrip(': '))}): check "
             f"address, credentials and network, and run the same command again; committed rows are "
             f"kept"
         )
