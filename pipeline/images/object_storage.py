@@ -155,9 +155,7 @@ class StorageSource(FileStore):
         try:
             self._retry(lambda: self._files.pipe_file(self._name(path), content))
         except OSError as error:
-            raise self._unreachable(
-                f"{self._root}/{os.fsdecode(path)}", error, "written"
-            ) from error
+            raise self._unreachable(self._root, error, "written") from error
 
     def remove(self, path: bytes) -> None:
         """Delete a file, if it exists."""
