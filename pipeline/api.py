@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -159,32 +159,38 @@ def extract_with_bases(
     progress: RowProgress | None = None,
     engine_progress: Callable[[int, int], None] | None = None,
     on_scan: Callable[[ImageSet], None] | None = None,
+    elsewhere: "Callable[[PreparedFills], AbstractContextManager[int]] | None" = None,
 ) -> list[Extraction]:
     """Do what `extract_features` does for configs that differ in their base.
+
+    ``elsewhere`` is entered before the caches are filled; it commits rows to their shards, as of
+    other machines, and returns how many it has computed.
 
     Raises UsageError for an option of one base only.
     """
     started = time.monotonic()
-    images, digests, fills, skipped = prepare_fills(data, configs, engine_progress, on_scan)
+    prepared = prepare_fills(data, configs, engine_progress, on_scan)
+    images, digests, fills, skipped = prepared
     first = configs[0]
-    results = fill_caches(
-        fills,
-        images=images,
-        digests=digests,
-        skipped=skipped,
-        batch_size=first.batch_size,
-        strict=first.strict,
-        wait=first.wait,
-        plan=first.view_plan,
-        progress=progress,
-    )
+    with elsewhere(prepared) if elsewhere else nullcontext(0) as computed:
+        results = fill_caches(
+            fills,
+            images=images,
+            digests=digests,
+            skipped=skipped,
+            batch_size=first.batch_size,
+            strict=first.strict,
+            wait=first.wait,
+            plan=first.view_plan,
+            progress=progress,
+        )
     record_latest(first.cache_dir, [fill.path for fill in fills])
     seconds = time.monotonic() - started
     return [
         Extraction(
             table=read_table(fill.path),
             images=images,
-            computed=result.computed,
+            computed=computed + result.computed,
             skipped=result.skipped,
             skipped_file=fill.path.with_suffix(SKIPPED_SUFFIX),
             seconds=seconds,

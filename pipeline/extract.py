@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list-bases", action="store_true", help="list all bases and stop")
     parser.add_argument(
+        "--on",
+        metavar="CLUSTER",
+        help="compute on the nodes of a Ray cluster: ray or ray://HOST:10001 (docs/CLUSTER.md)",
+    )
+    parser.add_argument(
+        "--shared",
+        metavar="ADDRESS",
+        help="folder of plan and parts, of this cache only, such as s3://bucket/pets-vgg16",
+    )
+    parser.add_argument(
         "--list-layers", metavar="BASE", help="list the layers of a base or FILE.onnx and stop"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -107,11 +118,12 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
     unit = "row" if several else "view" if configs[0].views else "image"
+    modes = [flag for flag in ("plan", "part", "on", "shared") if getattr(arguments, flag)]
+    if len(modes) - bool(arguments.shared) > 1:
+        raise UsageError(f"--{' and --'.join(modes)} are separate steps: use one of them at a time")
+    if modes and several:
+        raise UsageError(f"--{modes[0]} is for one base; received {arguments.base}")
     if arguments.plan or arguments.part:
-        if arguments.plan and arguments.part:
-            raise UsageError("--plan writes what --part computes: use one of them at a time")
-        if several:
-            raise UsageError(f"--plan and --part are for one base; received {arguments.base}")
         if arguments.part:
             _compute_part(data, configs[0], arguments, unit)
         else:
@@ -121,8 +133,24 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
         cli.ProgressBar("extracting", unit=unit) as bar,
     ):
+        elsewhere = None
+        if arguments.on or arguments.shared:
+            from pipeline.distributed.parts import computed_elsewhere
+
+            elsewhere = partial(
+                computed_elsewhere,
+                config=configs[0],
+                on=arguments.on,
+                shared=arguments.shared,
+                progress=bar,
+            )
         extractions = extract_with_bases(
-            data, configs, progress=bar, engine_progress=engine_bar, on_scan=_log_image_set
+            data,
+            configs,
+            progress=bar,
+            engine_progress=engine_bar,
+            on_scan=_log_image_set,
+            elsewhere=elsewhere,
         )
     advice = better_base([done.table.document for done in extractions])
     if arguments.json:
@@ -141,15 +169,17 @@ def _plan(data: "Data", config: ExtractConfig, arguments: argparse.Namespace) ->
     from pipeline.distributed.parts import plan_extraction
 
     with cli.ProgressBar("choosing an engine", unit="engine") as bar:
-        planned = plan_extraction(data, config, engine_progress=bar, on_scan=_log_image_set)
+        planned = plan_extraction(
+            data, config, engine_progress=bar, on_scan=_log_image_set, shared=arguments.shared
+        )
     units, engine = len(planned.plan.units), planned.plan.engine
     if arguments.json:
-        document = {"plan": os.fspath(planned.path), "cache": os.fspath(planned.cache)}
+        document = {"plan": planned.name, "cache": os.fspath(planned.cache)}
         cli.print_json({**document, "rows": planned.rows, "units": units, "engine": engine})
         return
     by = f", computed by {engine['name']} {engine['version']}" if engine else ""
     print(f"{counted(planned.rows, 'row')} in {counted(units, 'unit')}{by}")
-    print(printable(planned.path))
+    print(printable(planned.name))
     if units:
         print("compute them: the same command with --part 1/N … N/N instead of --plan, anywhere")
     print("then publish: the same command without --plan")
@@ -161,7 +191,9 @@ def _compute_part(
     from pipeline.distributed.parts import compute_part
 
     with cli.ProgressBar("extracting", unit=unit) as bar:
-        computed = compute_part(data, config, part=arguments.part, progress=bar)
+        computed = compute_part(
+            data, config, part=arguments.part, progress=bar, shared=arguments.shared
+        )
     if arguments.json:
         skipped = [file.to_dict() for file in computed.skipped]
         cli.print_json({"part": arguments.part, "computed": computed.rows, "skipped": skipped})

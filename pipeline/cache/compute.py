@@ -361,6 +361,8 @@ def _check_space(computation: Computation, sample: Features, reserved: int) -> i
     Raises StorageError if, with those ``reserved`` for other caches, they exceed the free ones.
     """
     shards, rows = computation.shards, computation.row_count
+    if not shards.is_on_disk:
+        return 0
     size = 0
     for features in sample.values():
         with np.errstate(over="ignore"):  # `_convert` reports values too large for float16

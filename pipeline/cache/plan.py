@@ -50,6 +50,10 @@ class Unit(NamedTuple):
     layers: tuple[str, ...]
     batches: Sequence[Batch]
 
+    @property
+    def row_count(self) -> int:
+        return sum(map(len, self.batches))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionPlan:
@@ -103,8 +107,13 @@ class ExtractionPlan:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a plan; raises NoInputError for no file, BadDataError for another file."""
+        return cls.load(path.read_bytes, path)
+
+    @classmethod
+    def load(cls, read: Callable[[], bytes], path: str | Path) -> Self:
+        """Return the plan in the bytes that ``read`` returns; raises as `ExtractionPlan.read`."""
         try:
-            return cls.from_bytes(path.read_bytes())
+            return cls.from_bytes(read())
         except FileNotFoundError as error:
             raise NoInputError(
                 f"{printable(path)} does not exist: run extract with --plan first"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -45,6 +45,7 @@ from pipeline.text import printable
 log = logging.getLogger(__name__)
 
 PLAN = "extraction.plan"  # file beside the shards, see `pipeline.cache.plan`
+NO_SHARD = (OSError, KeyError, ValueError)  # errors of reading another or damaged file
 POLL_SECONDS = 0.2  # between attempts to take a lock that another process holds
 
 
@@ -65,6 +66,8 @@ class Shard:
 
 class ShardFolder:
     """The shards beside one cache file: ``<name>.parts/`` for ``<name>.h5``."""
+
+    is_on_disk = True
 
     def __init__(
         self, cache_path: Path, spec: FeatureSpec, augmentation: Mapping[str, Any] | None = None
@@ -118,16 +121,20 @@ class ShardFolder:
 
         ``features`` : layer key -> (n, *shape of a row) in the stored dtype.
         """
-        if not self.path.exists():
-            make_folder(self.path)
         path = self.path / f"{_content_name(keys, features)}.h5"
         row_shapes = {layer: rows.shape[1:] for layer, rows in features.items()}
         shard = Shard(path, tuple(keys), row_shapes, dict(engine), self.augmentation, copied)
         if not path.exists() or self._read_shard(path) is None:
             origin = {name: getattr(shard, name) for name in ("engine", "augmentation", "copied")}
             data = _encode_shard({"spec": self.spec.to_dict(), **origin}, keys, features)
-            write_durably(path, lambda file: file.write(data), needs=len(data))
+            self.write(path.name, data)
         self.shards.append(shard)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the folder durably."""
+        if not self.path.exists():
+            make_folder(self.path)
+        write_durably(self.path / name, lambda file: file.write(data), needs=len(data))
 
     def remove_published(self, table: FeatureTable) -> None:
         """Delete the shards whose rows are all in the file, and the plan; later runs use others."""
@@ -154,22 +161,34 @@ class ShardFolder:
                 )
                 return None
             with open_hdf5(path) as file:
-                document = json.loads(file["spec"].asstr()[()])
-                keys = zip(file["digests"][()], file["views"][()], strict=True)
-                shard = Shard(
-                    path=path,
-                    keys=tuple(RowKey(digest.tobytes(), int(view)) for digest, view in keys),
-                    row_shapes={name: rows.shape[1:] for name, rows in file["features"].items()},
-                    engine=document["engine"],
-                    augmentation=document.get("augmentation"),
-                    copied=bool(document.get("copied")),
-                )
-                return shard if document["spec"] == self.spec.to_dict() else None
+                return self._describe(file, path)
         except FileNotFoundError:  # another process has just published and deleted it
             return None
-        except (OSError, KeyError, ValueError) as error:
+        except NO_SHARD as error:
             log.warning("%s is not a shard (%s): ignored", printable(path), error)
             return None
+
+    def read_stream(self, stream: BinaryIO, path: Path) -> Shard | None:
+        """Read a shard of this spec, not its features; None for another file or a damaged one."""
+        try:
+            with h5py.File(stream, "r") as file:
+                return self._describe(file, path)
+        except NO_SHARD as error:
+            log.warning("%s is not a shard (%s): ignored", printable(path), error)
+            return None
+
+    def _describe(self, file: h5py.File, path: Path) -> Shard | None:
+        document = json.loads(file["spec"].asstr()[()])
+        keys = zip(file["digests"][()], file["views"][()], strict=True)
+        shard = Shard(
+            path=path,
+            keys=tuple(RowKey(digest.tobytes(), int(view)) for digest, view in keys),
+            row_shapes={name: rows.shape[1:] for name, rows in file["features"].items()},
+            engine=document["engine"],
+            augmentation=document.get("augmentation"),
+            copied=bool(document.get("copied")),
+        )
+        return shard if document["spec"] == self.spec.to_dict() else None
 
 
 def _content_name(keys: Sequence[RowKey], layers: Iterable[str]) -> str:

@@ -8,18 +8,20 @@ for all, at any place.
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.api import prepare_fills
+from pipeline.api import PreparedFills, prepare_fills
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.fill import RowProgress, write_plan
 from pipeline.cache.plan import ComputedUnits, ExtractionPlan, compute_units
 from pipeline.cache.provenance import feature_spec, open_cache_engine
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder
+from pipeline.distributed.shared_folder import SharedFolder, SharedShards
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.images.scan import ImageSet
 from pipeline.images.sets import Data, open_set, reopen_source
@@ -31,14 +33,28 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True)
 class PlannedCache:
-    """A plan, and the cache file that it is for."""
+    """A plan, and the cache file that it is for, or the shared folder of its shards."""
 
     plan: ExtractionPlan
     cache: Path
+    shared: SharedFolder | None = None
 
     @property
     def path(self) -> Path:
         return self.cache.with_suffix(".parts") / PLAN
+
+    @property
+    def name(self) -> str:
+        """The path of the plan, or its address."""
+        return f"{self.shared.address}/{PLAN}" if self.shared else os.fspath(self.path)
+
+    @property
+    def shards(self) -> ShardFolder:
+        """A new view of the shards beside the plan."""
+        if self.shared:
+            return SharedShards(self.shared, self.plan)
+        augmentation = self.plan.views.to_document().get("augmentation")
+        return ShardFolder(self.cache, self.plan.spec, augmentation)
 
     @property
     def rows(self) -> int:
@@ -51,14 +67,27 @@ def plan_extraction(
     *,
     engine_progress: Callable[[int, int], None] | None = None,
     on_scan: Callable[[ImageSet], None] | None = None,
+    shared: str | None = None,
     **options: Any,
 ) -> PlannedCache:
     """Find the missing rows of a cache, choose the engine, and write both beside its shards.
 
-    Parameters and errors as in `pipeline.extract_features`; one base.
+    Parameters and errors as in `pipeline.extract_features`; one base. ``shared`` is an address or
+    folder for plan and shards.
     """
     config = replace(config or ExtractConfig(), **options)
-    images, digests, (fill,), _ = prepare_fills(data, [config], engine_progress, on_scan)
+    prepared = prepare_fills(data, [config], engine_progress, on_scan)
+    return plan_prepared(prepared, config, shared)
+
+
+def plan_prepared(
+    prepared: PreparedFills, config: ExtractConfig, shared: str | None = None
+) -> PlannedCache:
+    """Write the plan of one cache, as `plan_extraction`."""
+    images, digests, (fill,), _ = prepared
+    folder = SharedFolder(shared) if shared else None
+    if folder:
+        folder.fetch(fill)
     plan, _ = write_plan(
         fill,
         images=images,
@@ -67,7 +96,36 @@ def plan_extraction(
         plan=config.view_plan,
         wait=config.wait,
     )
-    return PlannedCache(plan, fill.path)
+    if folder:
+        folder.write_plan(plan)
+    return PlannedCache(plan, fill.path, folder)
+
+
+@contextmanager
+def computed_elsewhere(
+    prepared: PreparedFills,
+    *,
+    config: ExtractConfig,
+    on: str | None,
+    shared: str | None,
+    progress: RowProgress,
+) -> Iterator[int]:
+    """Compute the rows of one cache ``on`` a cluster, and fetch those of a ``shared`` folder.
+
+    Yields the number of computed rows; the caller publishes. Then deletes what is published.
+    """
+    computed = 0
+    if on:
+        from pipeline.distributed.on_ray import compute_on_ray
+
+        computed = compute_on_ray(prepared, config, on, progress, shared)
+    if not shared:
+        yield computed
+        return
+    folder, (fill,) = SharedFolder(shared), prepared.fills
+    fetched = folder.fetch(fill)
+    yield computed
+    folder.remove_published(fill, fetched)
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -85,6 +143,7 @@ def compute_part(
     *,
     part: str,
     progress: RowProgress | None = None,
+    shared: str | None = None,
     **options: Any,
 ) -> ComputedUnits:
     """Compute the rows of a part ``I/N`` of a plan that the shards lack, and commit them as shards.
@@ -95,17 +154,21 @@ def compute_part(
     """
     config = replace(config or ExtractConfig(), **options)
     number, count = parse_part(part)
-    planned = find_plan(data, config)
+    planned = find_plan(data, config, shared)
     worker = PartWorker(planned, data, config)
     units = range(number - 1, len(planned.plan.units), count)
     return worker.compute(units, progress=progress)
 
 
-def find_plan(data: Data, config: ExtractConfig) -> PlannedCache:
+def find_plan(data: Data, config: ExtractConfig, shared: str | None = None) -> PlannedCache:
     """Return the plan of ``--out``, or the only one in the folder of caches for set and base.
 
-    Raises NoInputError for none, UsageError for several.
+    With ``shared``, that of the shared folder. Raises NoInputError for none, UsageError for
+    several.
     """
+    if shared:
+        folder = SharedFolder(shared)
+        return PlannedCache(folder.read_plan(), Path(), folder)
     if config.out is not None:
         cache = config.out
         return PlannedCache(ExtractionPlan.read(cache.with_suffix(".parts") / PLAN), cache)
@@ -147,14 +210,13 @@ class PartWorker:
                 if value != getattr(spec, name)
             )
             raise BadDataError(
-                f"{printable(planned.path)} is for features with {printable(differences)}: use the "
+                f"{printable(planned.name)} is for features with {printable(differences)}: use the "
                 f"options and package versions of the plan"
             )
         self._plan = plan
         self._source = _source_of(plan.document, data, config)
         self._config = config
-        augmentation = plan.views.to_document().get("augmentation")
-        self._shards = ShardFolder(planned.cache, plan.spec, augmentation)
+        self._shards = planned.shards
         self._index = RowIndex(None, self._shards.read(verify=False))
         self._engines: dict[tuple[str, ...], Any] = {}
 

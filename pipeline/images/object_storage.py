@@ -4,6 +4,7 @@ fsspec finds credentials and endpoints in the environment and its configuration;
 password is refused.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -146,8 +147,20 @@ class StorageSource(FileStore):
         )
         return content
 
-    def open(self, path: bytes) -> BinaryIO:
-        return io.BufferedReader(_StoredFile(self, path), READ_AHEAD)
+    def open(self, path: bytes, *, read_ahead: int = READ_AHEAD) -> BinaryIO:
+        return io.BufferedReader(_StoredFile(self, path), read_ahead)
+
+    def write(self, path: bytes, content: bytes) -> None:
+        """Write a whole file; readers see all of it or none, except in a few storages."""
+        try:
+            self._retry(lambda: self._files.pipe_file(self._name(path), content))
+        except OSError as error:
+            raise self._unreachable(self._root, error, "written") from error
+
+    def remove(self, path: bytes) -> None:
+        """Delete a file, if it exists."""
+        with contextlib.suppress(FileNotFoundError):
+            self._retry(lambda: self._files.rm_file(self._name(path)))
 
     def _name(self, path: bytes) -> str:
         return f"{self._folder}/{os.fsdecode(path)}"
@@ -169,10 +182,10 @@ class StorageSource(FileStore):
             wait *= 2
 
     @staticmethod
-    def _unreachable(url: str, error: Exception) -> UnreachableError:
+    def _unreachable(url: str, error: Exception, what: str = "read") -> UnreachableError:
         text = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
         return UnreachableError(
-            f"{printable(url)} cannot be read ({printable(text[:200].rstrip(': '))}): check "
+            f"{printable(url)} cannot be {what} ({printable(text[:200].rstrip(': '))}): check "
             f"address, credentials and network, and run the same command again; committed rows are "
             f"kept"
         )
