@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from pipeline.cache.checksums import find_damaged_rows
 from pipeline.cache.content import FOLDER
-from pipeline.cache.file import CHUNK_BYTES, RowKey, cache_files, read_all_rows, read_rows
+from pipeline.cache.file import (
+    CHUNK_BYTES,
+    RowKey,
+    cache_files,
+    read_all_rows,
+    read_rows,
+    rows_per_chunk,
+)
 from pipeline.cache.hdf5 import damaged_error, open_hdf5
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import ShardFolder
@@ -138,8 +145,11 @@ def _read_blocks(
             if damaged:
                 _warn_unless_other_file(damaged_error(other.path, f"features/{layer}"))
             intact = [key for key in found if sources[key].row not in damaged]
-            row_bytes = 4 * int(np.prod(other.index.row_shapes.get(layer, ())))  # float32
-            size = max(1, SHARD_BYTES // row_bytes)
+            row_shape = other.index.row_shapes.get(layer, ())
+            chunk = rows_per_chunk(row_shape, "float32")
+            row_bytes = 4 * int(np.prod(row_shape))
+            # Whole chunks: they are published without decompressing them.
+            size = max(1, SHARD_BYTES // (chunk * row_bytes)) * chunk
             for start in range(0, len(intact), size):
                 block = intact[start : start + size]
                 rows = np.array([sources[key].row for key in block])

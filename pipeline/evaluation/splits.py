@@ -204,7 +204,7 @@ def check_two_classes(classes: Sequence[str]) -> None:
 def uniform_draws(digests: npt.NDArray[np.void], *, seed: int) -> npt.NDArray[np.float64]:
     """Return a number in [0, 1) per digest (N,): the first 8 bytes of SHA-256(seed, digest)."""
     salt = str(seed).encode()
-    heads = [hashlib.sha256(salt + digest.tobytes()).digest()[:8] for digest in digests]
+    heads = [hashlib.sha256(salt + digest).digest()[:8] for digest in digests.tolist()]
     return np.frombuffer(b"".join(heads), ">u8") / 2.0**64
 
 
