@@ -70,10 +70,8 @@ class CachedNeighbors:
     def subset(self, positions: npt.NDArray[np.int64]) -> Self:
         """Return the neighbors among some of the images, by their positions in ``rows`` (n,)."""
         part = copy(self)
-        for name in ("_index", "_copies"):
+        for name in ("_index", "_copies", "vectors"):
             vars(part).pop(name, None)
-        if "vectors" in vars(self):
-            part.vectors = self.vectors[positions]
         part.rows = self.rows[positions]
         part._features = None if self._features is None else self._features[positions]
         return part
@@ -156,10 +154,7 @@ class CachedNeighbors:
             if self._copies[digest]:
                 same = [self._digest(position) == digest for position in positions]
                 similarities[index, same] = -np.inf
-        nearest = -np.sort(-similarities, axis=1)[:, :NEAREST]
-        is_other = np.isfinite(nearest)
-        sums = np.where(is_other, 1 - nearest, 0).sum(axis=1)
-        return np.asarray(sums / np.maximum(is_other.sum(axis=1), 1))
+        return mean_distances(similarities)
 
     def _search(self, vectors: Features, count: int) -> tuple[Distances, npt.NDArray[np.int64]]:
         """Return similarities and positions (B, n) of the most similar vectors, descending."""
@@ -209,6 +204,25 @@ class CachedNeighbors:
     def _neighbor(self, row: int, similarity: float) -> Neighbor:
         path = bytes(self.table.columns.paths[row])
         return Neighbor(path, label_text(self.table, row), similarity, row)
+
+
+def mean_distances(similarities: npt.NDArray[np.floating[Any]]) -> Distances:
+    """Return the mean distance (B,) to the ten nearest of images by their cosines (B, n).
+
+    Images of cosine -∞ are left out.
+    """
+    nearest = highest(similarities).astype(np.float64)
+    is_other = np.isfinite(nearest)
+    sums = np.where(is_other, 1 - nearest, 0).sum(axis=1)
+    return np.asarray(sums / np.maximum(is_other.sum(axis=1), 1))
+
+
+def highest(similarities: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the ten highest of each row (B, n), in any order."""
+    count = similarities.shape[1]
+    if count <= NEAREST:
+        return similarities
+    return np.partition(similarities, count - NEAREST, axis=1)[:, -NEAREST:]
 
 
 def _divide_by_length(features: Features) -> Features:
