@@ -16,11 +16,12 @@ from pipeline.evaluation.search import search
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.heads.config import Input
 from pipeline.heads.registry import load_head
-from pipeline.models.neighbors import MAX_REFERENCES, CachedNeighbors, highest, mean_distances
+from pipeline.models.neighbors import CachedNeighbors, highest, mean_distances
 from pipeline.models.rejection import CalibrationSet, conformity
 from pipeline.text import duration
 
 MAX_MEASURED = 4000  # validation and test images that distances are computed of
+MAX_REFERENCES = 10_000  # cached images that these are to: all of a million take minutes
 MAX_LEFT_OUT = 10  # classes; one fit each
 MAX_COMPARED = 1000  # images of validation, and of test, for each class that is left out
 MAX_FITTED = 5000  # images of train for each of them
@@ -59,7 +60,7 @@ def sample_distances(neighbors: CachedNeighbors, trials: Sequence[Trial]) -> Flo
     distances = np.full(len(neighbors.table), np.nan)
     digests = [neighbors.table.columns.digests[image].tobytes() for image in chosen]
     vectors = neighbors.vectors_of(chosen)
-    distances[chosen] = neighbors.references().measure(vectors, digests)
+    distances[chosen] = neighbors.references(MAX_REFERENCES).measure(vectors, digests)
     return distances
 
 
@@ -126,7 +127,7 @@ def leave_classes_out(
         trials = [replace(trial, splits=splits)]
         data = TrialRows.read(cache.views, result.layer, input, trials)
     neighbors = cache.neighbors(result.layer)
-    references = neighbors.references()
+    references = neighbors.references(MAX_REFERENCES)
     images = np.concatenate([test, validation])
     similar = neighbors.vectors_of(images) @ references.vectors.T  # (n, R)
     _, content = np.unique(cache.table.columns.digests, return_inverse=True)

@@ -116,9 +116,8 @@ def find_duplicates(
     searched = np.sort(representatives)
     if len(searched) > (most := int(max_bytes) // (4 * COMPONENTS)):
         searched = np.sort(searched[_by_priority(is_first[searched])[:most]])
-    for one, other, similarity in _find_near(
-        features, searched, is_first, note, len(representatives)
-    ):
+    near = _find_near(features, searched, is_first, note, len(representatives))
+    for one, other, similarity in near:
         if content[one] != content[other]:
             rows.append((one, other, similarity, False))
     pairs = [

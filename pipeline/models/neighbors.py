@@ -27,8 +27,6 @@ ROWS_PER_LIST = 1000  # of the index; a tenth of its lists is searched
 SEARCHED_SHARE = 10
 TRAINING_ROWS = 50  # per list, for 4 rounds of k-means
 BLOCK_VALUES = 1 << 24  # 64 MiB of features are read at a time
-# Images that distances of rejection are to: all of a million take minutes to read and compare.
-MAX_REFERENCES = 10_000
 
 Features = npt.NDArray[np.float32]
 Distances = npt.NDArray[np.float64]
@@ -76,7 +74,7 @@ class CachedNeighbors:
         part._features = None if self._features is None else self._features[positions]
         return part
 
-    def references(self, count: int = MAX_REFERENCES) -> Self:
+    def references(self, count: int) -> Self:
         """Return the images that distances are to: at most ``count``, those of lowest digests.
 
         SHA-256 digests are as good as random, and the choice hardly changes when images are added.
