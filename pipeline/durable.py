@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -251,14 +251,20 @@ def remove_file(path: Path) -> None:
         os.unlink(path)
 
 
-def remove_folder(folder: Path, *, keep: Collection[Path] = ()) -> None:
-    """Delete a folder and its files, if it exists; with ``keep``, only the other files."""
+def remove_folder(folder: Path) -> None:
+    """Delete a folder and its files, if it exists."""
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
-            if path not in keep:
-                remove_file(path)
-        if not keep:
-            os.rmdir(folder)
+            remove_file(path)
+        os.rmdir(folder)
+
+
+def remove_empty_folder(folder: Path) -> None:
+    """Delete a folder if it is empty: another process may have just written there."""
+    with contextlib.suppress(FileNotFoundError):
+        if not any(folder.iterdir()):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 def remove_temporaries(path: Path) -> None:

@@ -78,22 +78,24 @@ def features_by_content(
         decoded = images.read(
             missing, image_size=spec.image_size, resize=spec.resize, range=spec.range
         )
+        rows = list(map(RowKey, missing))
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         computation = Computation(
-            (layer,), shards, open_engine, row_count=len(missing), recorded=index.engine
+            (layer,), shards, open_engine, batches=batches, recorded=index.engine
         )
         with closing(decoded):
-            rows_of_images = ([(computation, (RowKey(key), pixels))] for key, pixels in decoded)
-            compute_rows(rows_of_images, [computation], batch_size)
+            rows_of_images = ([(computation, RowKey(key), pixels)] for key, pixels in decoded)
+            compute_rows(rows_of_images, [computation])
         index.add_shards(shards.shards)
         if shards.path.is_dir():
-            rows = [
+            published_rows = [
                 Row(key, key.digest.hex().encode(), 0, NO_SPLIT) for key in index.sources[layer]
             ]
             publish_rows(
                 path,
                 table=table,
                 index=index,
-                rows=rows,
+                rows=published_rows,
                 classes=(FOLDER,),
                 layers=(layer,),
                 document=document,

@@ -2,37 +2,51 @@
 
 import csv
 import io
+import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from functools import cache, partial
-from itertools import islice, zip_longest
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.compute import Computation, DecodedRow, OpenEngine, compute_rows
+from pipeline.cache.compute import (
+    Computation,
+    OpenEngine,
+    compute_rows,
+    decode_batches,
+    open_engines,
+    strict_error,
+)
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import FeatureTable, Row, RowKey, existing_table, read_all_rows
+from pipeline.cache.plan import (
+    Batch,
+    ExtractionPlan,
+    PlannedRow,
+    in_batches,
+    incomplete_batches,
+    make_computation,
+)
 from pipeline.cache.publish import publish_rows
 from pipeline.cache.reuse import OtherRows, copy_rows
 from pipeline.cache.row_index import DamagedRows, RowIndex
-from pipeline.cache.shards import ShardFolder, writer_lock
+from pipeline.cache.shards import PLAN, ShardFolder, writer_lock
 from pipeline.durable import remove_file, remove_temporaries, write_durably
-from pipeline.engines import SAMPLE_IMAGES
-from pipeline.errors import BadDataError, CannotCreateError
-from pipeline.images.decode import decode_forms
-from pipeline.images.reader import read_files
+from pipeline.errors import BadDataError, CannotCreateError, NoInputError
 from pipeline.images.scan import FoundFile, ImageSet, Skipped
 from pipeline.images.sets import is_gone
 from pipeline.spec import CLASSES, FeatureSpec
 from pipeline.text import counted, printable
 
+log = logging.getLogger("pipeline")
+
 SKIPPED_SUFFIX = ".skipped.csv"
 
 RowProgress = Callable[[int, int], None]
-Missing = Mapping[tuple[str, ...], Mapping[bytes, Sequence[RowKey]]]  # layers -> path -> rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +110,11 @@ def fill_caches(
     with ExitStack() as locks:
         for path in sorted(fill.path for fill in fills):  # two runs never wait for each other
             locks.enter_context(writer_lock(path, wait=wait))
-        caches = [_OpenCache(fill, images, digests, plan) for fill in fills]
+        caches = [_OpenCache(fill, images, digests, plan, batch_size) for fill in fills]
         if strict and skipped:
-            raise _strict_error(skipped[0])
+            raise strict_error(skipped[0])
         total = sum(len(each.rows) for each in caches)
-        done = total - sum(_count(group) for each in caches for group in each.missing.values())
+        done = total - sum(each.missing_count for each in caches)
         reasons: dict[bytes, str] = {}  # digest of an unreadable image -> why
 
         def report(count: int) -> None:
@@ -109,58 +123,108 @@ def fill_caches(
             if progress and count:
                 progress(done, total)
 
-        def skip(count: int) -> None:  # no report: it would come before the engines are opened
-            nonlocal done
-            done += count
-
-        for groups in zip_longest(*(each.missing.items() for each in caches), fillvalue=((), {})):
-            computations = {
-                each.computation(layers, row_count=_count(group)): group
-                for each, (layers, group) in zip(caches, groups, strict=True)
-                if group
-            }
-            decoded = _decode_rows(computations, images, plan, None if strict else reasons, skip)
+        for groups in zip_longest(*(each.computations() for each in caches)):
+            batches = dict(group for group in groups if group)
+            decoded = decode_batches(
+                batches, images.source, images.paths, plan, reasons=None if strict else reasons
+            )
             with closing(decoded):
-                compute_rows(decoded, list(computations), batch_size, on_batch=report)
+                compute_rows(decoded, list(batches), on_batch=report)
         if progress and reasons:
-            progress(done, total)
-        return [each.publish(images, skipped, plan, reasons) for each in caches]
+            progress(total, total)
+        return [each.publish(images, skipped, reasons) for each in caches]
+
+
+def write_plan(
+    fill: CacheFill,
+    *,
+    images: ImageSet,
+    digests: Mapping[bytes, bytes],
+    batch_size: int,
+    plan: ViewPlan,
+    wait: bool = False,
+) -> tuple[ExtractionPlan, Path]:
+    """Choose the engine of a cache's missing rows, and write the plan beside its shards.
+
+    Parameters and errors as in `fill_caches`.
+    """
+    with writer_lock(fill.path, wait=wait):
+        shards = ShardFolder(fill.path, fill.spec)
+        if not shards.read(verify=False):
+            remove_file(shards.path / PLAN)  # nothing depends on an earlier plan
+        opened = _OpenCache(fill, images, digests, plan, batch_size)
+        batches = {layers: each for layers, each in opened.plan.batches.items() if each}
+        engine = opened.plan.engine
+        if batches and engine is None:
+            layers = next(iter(batches))
+            computation = opened.computation(layers, batches[layers])
+            paths = [row.path for batch in batches[layers] for row in batch]
+            decoded = decode_batches(
+                {computation: batches[layers]}, images.source, paths, plan, reasons={}
+            )
+            with closing(decoded):
+                if open_engines(decoded, [computation]):
+                    engine = computation.engine_record
+        written = replace(opened.plan, engine=engine)
+        return written, written.write(opened.shards.path)
 
 
 class _OpenCache:
-    """A cache file to fill, locked: its rows, and those that are missing."""
+    """A cache file to fill, locked: its rows, and the batches of those that are missing."""
 
     def __init__(
-        self, fill: CacheFill, images: ImageSet, digests: Mapping[bytes, bytes], plan: ViewPlan
+        self,
+        fill: CacheFill,
+        images: ImageSet,
+        digests: Mapping[bytes, bytes],
+        views: ViewPlan,
+        batch_size: int,
     ) -> None:
         self.fill = fill
-        self.table = _open_table(fill.path, fill.spec, images.root, plan)
-        self.shards = _open_shards(fill.path, fill.spec, plan)
-        self.index = RowIndex(self.table, self.shards.shards, fill.damaged)
+        self.document = {**fill.document, **views.to_document()}
+        self.table = _open_table(fill.path, fill.spec, images.root, views)
+        self.shards = _open_shards(fill.path, fill.spec, views)
+        if planned := _read_plan(self.shards):
+            batch_size = planned.batch_size
         self.layers = sorted({*(self.table.layers if self.table else ()), *fill.layers})
-        plan_missing = partial(plan_rows, images.files, digests, plan, self.layers, self.index)
-        self.rows, self.missing = plan_missing()
-        if self.missing:
-            wanted = _by_layer(self.missing)
-            copy_rows(wanted, fill.others, self.shards, recorded=self.index.engine)
-            self.index.add_shards(self.shards.shards)
-            self.rows, self.missing = plan_missing()
+        # Shards do not change the batches: rows that an interrupted run computed are in them.
+        copied = [shard for shard in self.shards.shards if shard.copied]
+        self.index = RowIndex(self.table, copied, fill.damaged)
+        plan_missing = partial(plan_rows, images.files, digests, views, self.layers, self.index)
+        self.rows, missing = plan_missing()
+        if missing:
+            copied_before = len(self.shards.shards)
+            wanted = _by_layer(missing, RowIndex(None, self.shards.shards))
+            engine = self.index.engine or RowIndex(None, self.shards.shards).engine
+            copy_rows(wanted, fill.others, self.shards, recorded=engine)
+            self.index.add_shards(self.shards.shards[copied_before:])
+            self.rows, missing = plan_missing()
+        self.index.add_shards(self.shards.shards)
+        self.plan = ExtractionPlan(
+            document=self.document,
+            batch_size=batch_size,
+            batches={layers: in_batches(rows, batch_size) for layers, rows in missing.items()},
+            engine=planned.engine if planned and not self.index.engine else self.index.engine,
+        )
+        self.missing = incomplete_batches(self.plan.batches, self.index)
         self.earlier = len(self.shards.shards)
 
-    def computation(self, layers: tuple[str, ...], *, row_count: int) -> Computation:
-        return Computation(
-            layers,
-            self.shards,
-            self.fill.open_engine,
-            row_count=row_count,
-            recorded=self.index.engine,
-        )
+    @property
+    def missing_count(self) -> int:
+        return sum(len(batch) for batches in self.missing.values() for batch in batches)
+
+    def computations(self) -> Iterator[tuple[Computation, Sequence[Batch]]]:
+        for layers, batches in self.missing.items():
+            yield self.computation(layers, batches), batches
+
+    def computation(self, layers: tuple[str, ...], batches: Sequence[Batch]) -> Computation:
+        open_engine, engine = self.fill.open_engine, self.plan.engine
+        return make_computation(layers, batches, self.shards, open_engine, engine, self.index)
 
     def publish(
         self,
         images: ImageSet,
         skipped: Sequence[Skipped],
-        plan: ViewPlan,
         reasons: Mapping[bytes, str],
     ) -> FillResult:
         """Write the file and the list of skipped files; raises as `fill_caches`."""
@@ -185,7 +249,7 @@ class _OpenCache:
             rows=rows,
             classes=images.classes,
             layers=self.layers,
-            document={**self.fill.document, **plan.to_document()},
+            document=self.document,
         )
         if shards.path.is_dir():
             shards.remove_published(read_all_rows(path))
@@ -199,8 +263,11 @@ def plan_rows(
     plan: ViewPlan,
     layers: Sequence[str],
     index: RowIndex,
-) -> tuple[list[Row], Missing]:
-    """Return the rows of all files with a digest, and the rows to compute, identical ones once."""
+) -> tuple[list[Row], dict[tuple[str, ...], list[PlannedRow]]]:
+    """Return the rows of all files with a digest, and the rows to compute, identical ones once.
+
+    Rows to compute are grouped by the layers that they lack.
+    """
     rows = [
         Row(
             RowKey(digests[file.path], view),
@@ -214,75 +281,38 @@ def plan_rows(
         if file.path in digests
         for view in plan.views_of(file.split)
     ]
-    missing: dict[tuple[str, ...], dict[bytes, list[RowKey]]] = defaultdict(dict)
+    missing: dict[tuple[str, ...], list[PlannedRow]] = defaultdict(list)
     seen: set[RowKey] = set()
     for row in rows:
         absent = tuple(layer for layer in layers if row.key not in index.sources[layer])
         if absent and row.key not in seen:
-            missing[absent].setdefault(row.path, []).append(row.key)
+            missing[absent].append(PlannedRow(row.path, row.key))
         seen.add(row.key)
     return rows, missing
 
 
-def _by_layer(missing: Missing) -> dict[str, list[RowKey]]:
+def _by_layer(
+    missing: Mapping[tuple[str, ...], Sequence[PlannedRow]], computed: RowIndex
+) -> dict[str, list[RowKey]]:
+    """Return the keys of missing rows by layer, without those that shards contain."""
     by_layer: dict[str, list[RowKey]] = defaultdict(list)
-    for layers, group in missing.items():
+    for layers, rows in missing.items():
         for layer in layers:
-            by_layer[layer] += (key for keys in group.values() for key in keys)
+            sources = computed.sources.get(layer, {})
+            by_layer[layer] += (row.key for row in rows if row.key not in sources)
     return by_layer
 
 
-def _count(group: Mapping[bytes, Sequence[RowKey]]) -> int:
-    return sum(map(len, group.values()))
-
-
-def _decode_rows(
-    groups: Mapping[Computation, Mapping[bytes, Sequence[RowKey]]],
-    images: ImageSet,
-    plan: ViewPlan,
-    reasons: dict[bytes, str] | None,
-    on_skip: Callable[[int], object],
-) -> Generator[Iterable[tuple[Computation, DecodedRow]]]:
-    """Yield the rows of one image after another, with their pixels; decode each image once.
-
-    ``groups`` : path of an image -> its rows in each cache. ``reasons`` receives the digest of each
-    unreadable image and why, ``on_skip`` the number of its rows; if ``reasons`` is None, an
-    unreadable image raises BadDataError.
-    """
-    digests = {path: keys[0].digest for group in groups.values() for path, keys in group.items()}
-    # Engines are opened with the first rows of each cache: those of all caches come first.
-    first = [path for group in groups.values() for path in islice(group, SAMPLE_IMAGES)]
-    ordered = dict.fromkeys([*first, *images.paths])
-    forms = {each: (each.shards.spec.image_size, each.shards.spec.resize) for each in groups}
-    range = next(iter(groups)).shards.spec.range
-
-    def process(path: bytes, data: bytes) -> list[tuple[Computation, DecodedRow]]:
-        wanted = {each: group[path] for each, group in groups.items() if path in group}
-        pixels = decode_forms(data, {forms[each] for each in wanted}, range=range)
-        draw = cache(lambda key, form: plan.draw(key, pixels[form]))
-        return [
-            (each, (key, draw(key, forms[each]))) for each, keys in wanted.items() for key in keys
-        ]
-
-    files = read_files(
-        images.source,
-        {path: digests[path] for path in ordered if path in digests},
-        process,
-        pixels_per_file=(plan.views + 1) * sum(size * size for size, _ in set(forms.values())),
-    )
-    with closing(files):
-        for path, rows in files:
-            if not isinstance(rows, Skipped):
-                yield rows
-            elif reasons is None:
-                raise _strict_error(rows)
-            else:
-                reasons[digests[path]] = rows.reason
-                on_skip(sum(len(group.get(path, ())) for group in groups.values()))
-
-
-def _strict_error(item: Skipped) -> BadDataError:
-    return BadDataError(f"{printable(item.path)}: {item.reason} (--strict stops here)")
+def _read_plan(shards: ShardFolder) -> ExtractionPlan | None:
+    """Return the plan beside the shards; None if there is none of these features."""
+    try:
+        plan = ExtractionPlan.read(shards.path / PLAN)
+    except NoInputError:
+        return None
+    except BadDataError as error:
+        log.warning("%s", error)
+        return None
+    return plan if plan.spec == shards.spec else None
 
 
 def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:

@@ -14,7 +14,7 @@ from pipeline.bases.registry import PIXELS
 from pipeline.cache.config import ExtractConfig
 from pipeline.cache.file import FORMAT_VERSION, FORMAT_WITH_TARGETS, FeatureTable
 from pipeline.engines import Engine, is_installed, open_engine, weights_digest
-from pipeline.errors import BadDataError, CannotCreateError, UnreachableError
+from pipeline.errors import BadDataError, CannotCreateError, UnreachableError, UsageError
 from pipeline.images.decode import pixels_digest
 from pipeline.images.reader import Pixels
 from pipeline.spec import CLASSES, FeatureSpec
@@ -111,8 +111,23 @@ def cache_document(
         **({"folders": dict(folders)} if folders else {}),
         "weights_from": os.fspath(file.resolve() if file else config.weights),
         "versions": {name: version(name) for name in RECORDED_VERSIONS},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": creation_time().isoformat(timespec="seconds"),
     }
+
+
+def creation_time() -> datetime:
+    """Return the time now, or that of the environment variable SOURCE_DATE_EPOCH.
+
+    With it, runs on the same images write the same bytes (reproducible-builds.org). Raises
+    UsageError if it is not a number of seconds.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        return datetime.fromtimestamp(int(text), UTC) if text else datetime.now(UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH is a number of seconds since 1970; received {text!r}"
+        ) from error
 
 
 def config_of(

@@ -112,7 +112,7 @@ def copy_rows(
         count = 0
         for layer, keys, features in _read_blocks(other, remaining, shards.augmentation):
             stored = features.astype(shards.spec.dtype)
-            shards.commit(keys, {layer: stored}, engine=engine)
+            shards.commit(keys, {layer: stored}, engine=engine, copied=True)
             recorded = engine
             count += len(keys)
             copied = set(keys)

@@ -1,16 +1,19 @@
 """Shards: small immutable files, one per commit, with the rows that are not published yet.
 
-Each shard contains the keys of its rows: the files in the folder are all that a later run needs, in
-any order. `writer_lock` excludes a second writer.
+Each shard contains the keys of its rows and is named by them: the files in the folder are all that
+a later run needs, in any order, and any number of processes may write them. Only the process that
+publishes the cache file and deletes shards holds the `writer_lock`.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,11 @@ from pipeline.cache.file import DIGEST_DTYPE, LIBVER, FeatureTable, RowKey, crea
 from pipeline.cache.hdf5 import open_hdf5
 from pipeline.durable import (
     DISK_FULL,
+    STALE_AFTER,
     TEMPORARY_SUFFIX,
     make_folder,
+    remove_empty_folder,
     remove_file,
-    remove_folder,
     remove_temporaries,
     sync_folder,
     write_durably,
@@ -40,18 +44,23 @@ from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
+PLAN = "extraction.plan"  # file beside the shards, see `pipeline.cache.plan`
 POLL_SECONDS = 0.2  # between attempts to take a lock that another process holds
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed batch of rows; ``augmentation`` contains the ranges of its views."""
+    """Committed rows; ``augmentation`` contains the ranges of their views.
+
+    ``copied`` : they are from another cache, see `pipeline.cache.reuse`.
+    """
 
     path: Path
     keys: tuple[RowKey, ...]
     row_shapes: Mapping[str, tuple[int, ...]]
     engine: Mapping[str, Any]
     augmentation: Mapping[str, Any] | None
+    copied: bool = False
 
 
 class ShardFolder:
@@ -64,22 +73,36 @@ class ShardFolder:
         self.path = cache_path.with_suffix(".parts")
         self.spec = spec
         self.augmentation = augmentation
-        self.shards: list[Shard] = []  # of earlier runs and this one, in the order of commits
+        self._unusable: list[Path] = []  # damaged, or other files
+        self.shards: list[Shard] = []  # of earlier runs and other processes, then of this one
 
     def recover(self) -> None:
-        """Clean up after a killed run: delete temporary files, sync folders, read the shards."""
+        """Clean up after a killed run: delete old temporary files, sync folders, read the shards.
+
+        The caller holds the `writer_lock`; other processes may be committing shards.
+        """
         remove_temporaries(self.cache)
+        oldest = time.time() - STALE_AFTER
         for temporary in self.path.glob(f"*{TEMPORARY_SUFFIX}"):
-            remove_file(temporary)
+            with contextlib.suppress(FileNotFoundError):  # its process has just finished it
+                if temporary.stat().st_mtime < oldest:
+                    remove_file(temporary)
         for folder in (self.path.parent, self.path):
             if folder.is_dir():
                 sync_folder(folder)
+        paths = self._paths()
         self.shards = self.read()
+        self._unusable = sorted(set(paths) - {shard.path for shard in self.shards})
 
-    def read(self) -> list[Shard]:
-        """Return the undamaged shards; changes nothing."""
-        paths = sorted(self.path.glob("*.h5"))
-        return [shard for path in paths if (shard := self._read_shard(path))]
+    def read(self, *, verify: bool = True) -> list[Shard]:
+        """Return the undamaged shards; changes nothing.
+
+        Without ``verify``, their features are not read: damaged ones are among them.
+        """
+        return [shard for path in self._paths() if (shard := self._read_shard(path, verify=verify))]
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.path.glob("*.h5"))
 
     def commit(
         self,
@@ -87,38 +110,49 @@ class ShardFolder:
         features: Mapping[str, npt.NDArray[Any]],
         *,
         engine: Mapping[str, Any],
+        copied: bool = False,
     ) -> None:
         """Write rows durably: when this returns, they survive a crash.
+
+        Two processes that commit the same rows write the same file; the first one stays.
 
         ``features`` : layer key -> (n, *shape of a row) in the stored dtype.
         """
         if not self.path.exists():
             make_folder(self.path)
-        number = max((int(path.stem) for path in self.path.glob("*.h5")), default=-1) + 1
-        path = self.path / f"{number:06d}.h5"
-        origin = {"engine": dict(engine), "augmentation": self.augmentation}
-        data = _encode_shard({"spec": self.spec.to_dict(), **origin}, keys, features)
-        write_durably(path, lambda file: file.write(data), needs=len(data))
+        path = self.path / f"{_content_name(keys, features)}.h5"
         row_shapes = {layer: rows.shape[1:] for layer, rows in features.items()}
-        self.shards.append(Shard(path, tuple(keys), row_shapes, dict(engine), self.augmentation))
+        shard = Shard(path, tuple(keys), row_shapes, dict(engine), self.augmentation, copied)
+        if not path.exists() or self._read_shard(path) is None:
+            origin = {name: getattr(shard, name) for name in ("engine", "augmentation", "copied")}
+            data = _encode_shard({"spec": self.spec.to_dict(), **origin}, keys, features)
+            write_durably(path, lambda file: file.write(data), needs=len(data))
+        self.shards.append(shard)
 
     def remove_published(self, table: FeatureTable) -> None:
-        """Delete the shards whose rows are all in the file; later runs use the others."""
+        """Delete the shards whose rows are all in the file, and the plan; later runs use others."""
         published = set(table.columns.row_keys())
-        needed = [
-            shard.path
-            for shard in self.shards
-            if shard.row_shapes.keys() - table.layers.keys() or set(shard.keys) - published
-        ]
-        remove_folder(self.path, keep=needed)
+        needed = False
+        for shard in self.shards:
+            if shard.row_shapes.keys() - table.layers.keys() or set(shard.keys) - published:
+                needed = True
+            else:
+                remove_file(shard.path)
+        if needed:
+            return
+        for path in (*self._unusable, self.path / PLAN):
+            remove_file(path)
+        remove_empty_folder(self.path)
 
-    def _read_shard(self, path: Path) -> Shard | None:
+    def _read_shard(self, path: Path, *, verify: bool = True) -> Shard | None:
         """Read a shard of this spec; None for another file or a damaged one."""
-        if damages := find_damage(path):
-            what = printable(damages[0].what)
-            log.warning("%s is damaged (%s): its rows are computed again", printable(path), what)
-            return None
         try:
+            if verify and (damages := find_damage(path)):
+                what = printable(damages[0].what)
+                log.warning(
+                    "%s is damaged (%s): its rows are computed again", printable(path), what
+                )
+                return None
             with open_hdf5(path) as file:
                 document = json.loads(file["spec"].asstr()[()])
                 keys = zip(file["digests"][()], file["views"][()], strict=True)
@@ -128,11 +162,22 @@ class ShardFolder:
                     row_shapes={name: rows.shape[1:] for name, rows in file["features"].items()},
                     engine=document["engine"],
                     augmentation=document.get("augmentation"),
+                    copied=bool(document.get("copied")),
                 )
                 return shard if document["spec"] == self.spec.to_dict() else None
+        except FileNotFoundError:  # another process has just published and deleted it
+            return None
         except (OSError, KeyError, ValueError) as error:
             log.warning("%s is not a shard (%s): ignored", printable(path), error)
             return None
+
+
+def _content_name(keys: Sequence[RowKey], layers: Iterable[str]) -> str:
+    """Return a file name of rows: 32 digits of the SHA-256 of their keys and layers."""
+    content = hashlib.sha256(json.dumps(sorted(layers)).encode())
+    for key in keys:
+        content.update(key.digest + key.view.to_bytes(2, "little"))
+    return content.hexdigest()[:32]
 
 
 def _encode_shard(

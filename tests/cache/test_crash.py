@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -53,6 +54,7 @@ from pipeline.images.decode import decode
 
 ROWS_PER_SHARD = 4
 CACHE = "synthetic.h5"
+IS_TEMPORARY = re.compile(r"synthetic\.parts/.+\.tmp").fullmatch
 Rows = frozenset[tuple[str, bytes]]  # (layer key, pixels): what must not be computed again
 
 
@@ -283,6 +285,10 @@ class Sweep:
         assert contents(end[CACHE]) == self.contents, f"{label}: other rows than uninterrupted"
         assert not find_damage(folder / CACHE), f"{label}: damaged"
         others = {name: content for name, content in end.items() if name != CACHE}
+        # Another process may be writing a shard: its temporary file stays for a day.
+        others = {name: data for name, data in others.items() if not IS_TEMPORARY(name)}
+        if not any(name.startswith("synthetic.parts/") for name in others):
+            others.pop("synthetic.parts", None)
         if self.scenario.may_leave_shards:
             others = {name: data for name, data in others.items() if ".parts" not in name}
         expected = {name: content for name, content in self.after if name != CACHE}
@@ -475,8 +481,8 @@ SITES = {
         "publish > write_durably > DiskFile.sync > fsync file",
         "publish > write_durably > rename",
         "publish > write_durably > sync_folder > fsync folder",
-        "ShardFolder.remove_published > remove_folder > remove_file > unlink",
-        "ShardFolder.remove_published > remove_folder > rmdir",
+        "ShardFolder.remove_published > remove_file > unlink",
+        "ShardFolder.remove_published > remove_empty_folder > rmdir",
     ),
     "images renamed and relabelled": (
         "publish > write_durably > rename",
@@ -598,7 +604,7 @@ def test_rows_committed_before_a_smaller_run_are_not_lost(tmp_path: Path) -> Non
     extract(root, cache, PixelEngine(), limit=1)
     engine = PixelEngine()
     extract(root, cache, engine)
-    assert len(engine.computed) == 10 - 2 * ROWS_PER_SHARD
+    assert len(engine.computed) == ROWS_PER_SHARD  # the batch of the two missing rows
     assert sorted(path.name for path in cache.iterdir()) == [
         "synthetic.h5",
         "synthetic.lock",

@@ -135,7 +135,7 @@ def test_layer_added_while_images_were_gone_is_completed_later(
 
 @pytest.mark.parametrize(
     ("seconds", "rows_per_shard"),
-    [(compute.SECONDS_PER_COMMIT, [136]), (0.0, [64, 64, 8])],  # 64 rows are a chunk
+    [(compute.SECONDS_PER_COMMIT, [136]), (0.0, [8, 64, 64])],  # 64 rows are a chunk
 )
 def test_interrupted_run_loses_no_row_and_commits_whole_chunks(
     tmp_path: Path,
@@ -151,7 +151,7 @@ def test_interrupted_run_loses_no_row_and_commits_whole_chunks(
     assert not path.exists()
     shards = ShardFolder(path, PIXEL_SPEC)
     shards.recover()
-    assert [len(shard.keys) for shard in shards.shards] == rows_per_shard
+    assert sorted(len(shard.keys) for shard in shards.shards) == rows_per_shard
     engine = PixelEngine()
     fill(root, path, engine)
     assert engine.images_seen == 4
