@@ -15,6 +15,7 @@ from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.abstention import LeftOutClass
 from pipeline.evaluation.audit_features import open_features
 from pipeline.evaluation.duplicates import (
+    MAX_COMPONENT_BYTES,
     MAX_PAIRS,
     DuplicatePair,
     duplicate_sets,
@@ -24,7 +25,7 @@ from pipeline.evaluation.groups import Rows
 from pipeline.evaluation.learning_curve import LearningCurve, learning_curve
 from pipeline.evaluation.probe import FeatureRows, Floats
 from pipeline.evaluation.splits import TEST, TRAIN, Splits
-from pipeline.evaluation.suspects import Suspect, find_suspects
+from pipeline.evaluation.suspects import MAX_PROBABILITY_BYTES, Suspect, find_suspects
 from pipeline.spec import CLASSES
 from pipeline.text import counted, error_text
 
@@ -134,12 +135,19 @@ class Audit:
                     split,
                     folds=fold[rows] if self.folds else None,
                     note=notes.append,
+                    max_bytes=min(MAX_COMPONENT_BYTES, self.memory / 3),
                 )
             if table.task == CLASSES:
                 groups = duplicate_sets(pairs, len(rows))
                 with step("suspects", "the search for label errors"):
                     suspects = find_suspects(
-                        features, labels, groups, class_count, seed, note=notes.append
+                        features,
+                        labels,
+                        groups,
+                        class_count,
+                        seed,
+                        note=notes.append,
+                        max_bytes=min(MAX_PROBABILITY_BYTES, self.memory / 3),
                     )
                 with step("learning", "the learning curve"):
                     curve = learning_curve(

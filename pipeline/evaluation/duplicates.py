@@ -34,6 +34,7 @@ SAMPLE = 2000  # rows to search neighbours in: 0.1 s for 2,000 rows, linear in t
 MAX_ROWS = 20_000  # comparing all pairs takes some seconds; more rows are compared within cells
 NEAREST_CELLS = 2  # of a row, whose rows it is compared with; see `_pairs_in_cells`
 MAX_COMPARED = 4e9  # pairs of rows in cells: 30 s on 2 cores
+MAX_COMPONENT_BYTES = 1 << 30  # of the components of all rows: two million rows
 MAX_PAIRS = 10_000  # nobody inspects more; the closest are kept
 BLOCK_VALUES = 1 << 22  # 16 MiB of similarities at a time and thread
 
@@ -70,6 +71,7 @@ def find_duplicates(
     *,
     folds: npt.NDArray[np.integer] | None = None,
     note: Callable[[str], object] = lambda line: None,
+    max_bytes: float = MAX_COMPONENT_BYTES,
 ) -> list[DuplicatePair]:
     """Return pairs of rows that show the same picture: across splits first, then by similarity.
 
@@ -94,6 +96,7 @@ def find_duplicates(
     splits : (N,) split numbers.
     folds : (N,) fold numbers; if given, ``across`` refers to folds instead of splits.
     note : receives one line if near duplicates are searched for in some of the rows only.
+    max_bytes : memory for components, 512 bytes a row: of more rows some are searched, as above.
     """
     parts = splits if folds is None else folds
     _, content = np.unique(keys, return_inverse=True)
@@ -109,7 +112,12 @@ def find_duplicates(
     for start, count in zip(starts[counts > 1], counts[counts > 1], strict=True):
         for one, other in combinations(representatives[start : start + count].tolist(), 2):
             rows.append((one, other, 1.0, True))
-    for one, other, similarity in _find_near(features, np.sort(representatives), splits, note):
+    is_first = splits == splits.max(initial=0)
+    searched = np.sort(representatives)
+    if len(searched) > (most := int(max_bytes) // (4 * COMPONENTS)):
+        searched = np.sort(searched[_by_priority(is_first[searched])[:most]])
+    near = _find_near(features, searched, is_first, note, len(representatives))
+    for one, other, similarity in near:
         if content[one] != content[other]:
             rows.append((one, other, similarity, False))
     pairs = [
@@ -131,10 +139,14 @@ def find_duplicates(
 def _find_near(
     features: FeatureRows,
     rows: Rows,
-    splits: npt.NDArray[np.integer],
+    is_first: npt.NDArray[np.bool_],
     note: Callable[[str], object],
+    total: int,
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield near duplicates among rows (n,): two of them and the cosine of their features."""
+    """Yield near duplicates among rows (n,): two of them and the cosine of their features.
+
+    ``total`` is the number of rows that should be searched, for the ``note``.
+    """
     count = len(rows)
     if count < MIN_ROWS:
         return
@@ -143,10 +155,10 @@ def _find_near(
     limit = OutlierLimit(drawn)
     direct = _Directions(limit(drawn))
     directions = np.empty((count, direct.width), np.float32)
-    total = np.zeros(features.shape[1])  # float64: a square of float32 overflows from 1e19 on
+    sums = np.zeros(features.shape[1])  # float64: a square of float32 overflows from 1e19 on
     for block in row_blocks(count, features.shape[1]):
         limited = limit(features[rows[block]])
-        total += limited.sum(axis=0, dtype=np.float64)
+        sums += limited.sum(axis=0, dtype=np.float64)
         directions[block] = direct(limited)
     nearest, radius = _near_sampled(directions, sample)
     least = 1 - radius**2 / 2  # the cosine at that distance
@@ -155,6 +167,9 @@ def _find_near(
         """Return the closest pairs of near duplicates: the lower rows, the higher, the cosines."""
         similar = directions[ones] @ directions[others].T
         at, to = np.nonzero(similar >= np.maximum(least[ones, None], least[others]))
+        if len(at) > 4 * MAX_PAIRS:  # of very many equal pictures: each pair is there twice at most
+            chosen = np.argpartition(-similar[at, to], 4 * MAX_PAIRS)[: 4 * MAX_PAIRS]
+            at, to = at[chosen], to[chosen]
         low, high = np.minimum(ones[at], others[to]), np.maximum(ones[at], others[to])
         _, kept = np.unique(low * count + high, return_index=True)
         kept = kept[low[kept] < high[kept]]
@@ -162,26 +177,27 @@ def _find_near(
         kept = kept[np.argsort(-cosines, kind="stable")[:MAX_PAIRS]]
         return low[kept], high[kept], similar[at[kept], to[kept]]
 
-    if count <= MAX_ROWS:
-        blocks = _all_pairs(count)
-    else:
-        cells = _Cells(nearest, splits[rows] == splits[rows].max())
-        blocks = cells.blocks()
-        if cells.searched < count:
-            searched = f"{cells.searched:,} of {count:,} images"
-            note(f"near duplicates were searched for in {searched} (30 s)")
+    cells = None if count <= MAX_ROWS else _Cells(nearest, is_first[rows])
+    blocks = _all_pairs(count) if cells is None else cells.blocks()
+    if (searched := count if cells is None else cells.searched) < total:
+        note(f"near duplicates were searched for in {searched:,} of {total:,} images (30 s)")
     with ThreadPoolExecutor(usable_cores()) as pool:
         found = list(pool.map(lambda block: compare(*block), blocks))
     first, second, cosines = map(np.concatenate, zip(*found, strict=True))
     _, once = np.unique(first * count + second, return_index=True)
     closest = once[np.argsort(-cosines[once], kind="stable")[:MAX_PAIRS]]
     needed, position = np.unique([first[closest], second[closest]], return_inverse=True)
-    offsets = limit(features[rows[needed]]) - total / count  # float64
+    offsets = limit(features[rows[needed]]) - sums / count  # float64
     lengths = np.linalg.norm(offsets, axis=1)
     for one, other in position.reshape(2, -1).T.tolist():
         length = float(lengths[one] * lengths[other])
         cosine = float(offsets[one] @ offsets[other]) / length if length else 1.0
         yield int(rows[needed[one]]), int(rows[needed[other]]), min(1.0, cosine)
+
+
+def _by_priority(is_first: npt.NDArray[np.bool_]) -> Rows:
+    """Return rows (n,) in the order to search them in: some first, else at random."""
+    return np.argsort(~is_first + np.random.default_rng(0).random(len(is_first)))
 
 
 def _all_pairs(count: int) -> Iterator[tuple[Rows, Rows]]:
@@ -202,7 +218,7 @@ class _Cells:
         self._sizes = np.bincount(nearest.reshape(-1), minlength=SAMPLE)
         self._order = np.argsort(nearest, axis=None, kind="stable")
         comparisons = self._sizes[nearest[:, :NEAREST_CELLS]].sum(axis=1)
-        priority = np.argsort(~is_first + np.random.default_rng(0).random(len(nearest)))
+        priority = _by_priority(is_first)
         within = np.cumsum(comparisons[priority]) <= MAX_COMPARED
         self._is_searched = np.zeros(len(nearest), bool)
         self._is_searched[priority[within]] = True

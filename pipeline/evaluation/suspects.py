@@ -25,7 +25,9 @@ FOLDS = 5
 INVERSE_PENALTY = 10.0  # C
 FEATURES = 256  # principal components; 1,280 features take 5 times as long
 MAX_TRAINING_ROWS = 5000  # per fold; all rows are evaluated, up to this limit:
-MAX_BYTES = 600 << 20  # of components and probabilities: 340,000 rows of 100 classes, 30 s
+MAX_PROBABILITY_BYTES = (
+    600 << 20
+)  # of components and probabilities: 340,000 rows of 100 classes, 30 s
 MAX_SUSPECTS = 100  # nobody inspects more
 
 # 20 wrong labels among 1,000 cats and dogs, 50 draws each of EfficientNet-Lite0, MobileNetV2: all
@@ -55,6 +57,7 @@ def find_suspects(
     seed: int = 0,
     *,
     note: Callable[[str], object] = lambda line: None,
+    max_bytes: float = MAX_PROBABILITY_BYTES,
 ) -> list[Suspect]:
     """Return the labels that are most likely wrong, the likeliest first; 100 at most.
 
@@ -63,9 +66,10 @@ def find_suspects(
     mean probability over the rows with that label. A row is suspect if another class exceeds its
     threshold by more than the label does. Classes with fewer than five groups are left out.
 
-    Of very many rows a stratified sample is evaluated; ``note`` then receives one line.
+    Of rows whose components and probabilities exceed ``max_bytes`` a stratified sample is
+    evaluated; ``note`` then receives one line.
     """
-    count, most = len(labels), MAX_BYTES // (4 * FEATURES + 8 * class_count)
+    count, most = len(labels), int(max_bytes) // (4 * FEATURES + 8 * class_count)
     rows = np.arange(count)
     if count > most:
         rows = np.sort(stratified_order(labels, np.random.default_rng(seed))[:most])

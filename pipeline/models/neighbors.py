@@ -27,8 +27,6 @@ ROWS_PER_LIST = 1000  # of the index; a tenth of its lists is searched
 SEARCHED_SHARE = 10
 TRAINING_ROWS = 50  # per list, for 4 rounds of k-means
 BLOCK_VALUES = 1 << 24  # 64 MiB of features are read at a time
-# Images that distances of rejection are to: all of a million take minutes to read and compare.
-MAX_REFERENCES = 10_000
 
 Features = npt.NDArray[np.float32]
 Distances = npt.NDArray[np.float64]
@@ -70,15 +68,13 @@ class CachedNeighbors:
     def subset(self, positions: npt.NDArray[np.int64]) -> Self:
         """Return the neighbors among some of the images, by their positions in ``rows`` (n,)."""
         part = copy(self)
-        for name in ("_index", "_copies"):
+        for name in ("_index", "_copies", "vectors"):
             vars(part).pop(name, None)
-        if "vectors" in vars(self):
-            part.vectors = self.vectors[positions]
         part.rows = self.rows[positions]
         part._features = None if self._features is None else self._features[positions]
         return part
 
-    def references(self, count: int = MAX_REFERENCES) -> Self:
+    def references(self, count: int) -> Self:
         """Return the images that distances are to: at most ``count``, those of lowest digests.
 
         SHA-256 digests are as good as random, and the choice hardly changes when images are added.
@@ -156,10 +152,7 @@ class CachedNeighbors:
             if self._copies[digest]:
                 same = [self._digest(position) == digest for position in positions]
                 similarities[index, same] = -np.inf
-        nearest = -np.sort(-similarities, axis=1)[:, :NEAREST]
-        is_other = np.isfinite(nearest)
-        sums = np.where(is_other, 1 - nearest, 0).sum(axis=1)
-        return np.asarray(sums / np.maximum(is_other.sum(axis=1), 1))
+        return mean_distances(similarities)
 
     def _search(self, vectors: Features, count: int) -> tuple[Distances, npt.NDArray[np.int64]]:
         """Return similarities and positions (B, n) of the most similar vectors, descending."""
@@ -209,6 +202,25 @@ class CachedNeighbors:
     def _neighbor(self, row: int, similarity: float) -> Neighbor:
         path = bytes(self.table.columns.paths[row])
         return Neighbor(path, label_text(self.table, row), similarity, row)
+
+
+def mean_distances(similarities: npt.NDArray[np.floating[Any]]) -> Distances:
+    """Return the mean distance (B,) to the ten nearest of images by their cosines (B, n).
+
+    Images of cosine -∞ are left out.
+    """
+    nearest = highest(similarities).astype(np.float64)
+    is_other = np.isfinite(nearest)
+    sums = np.where(is_other, 1 - nearest, 0).sum(axis=1)
+    return np.asarray(sums / np.maximum(is_other.sum(axis=1), 1))
+
+
+def highest(similarities: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the ten highest of each row (B, n), in any order."""
+    count = similarities.shape[1]
+    if count <= NEAREST:
+        return similarities
+    return np.partition(similarities, count - NEAREST, axis=1)[:, -NEAREST:]
 
 
 def _divide_by_length(features: Features) -> Features:

@@ -43,9 +43,12 @@ def feature_map(findings: AuditResult) -> dict[str, Any]:
     # by class; more would look alike
     is_styled = table.task == CLASSES and len(classes) <= STYLES
     size = np.array([PICTURE_COLUMNS * CELL, PICTURE_ROWS * CELL])
+    shown = counted(len(rows), "image")
+    if len(rows) < len(table):
+        shown = f"{len(rows):,} of {len(table):,} images"
     text = name_text(
         f"Principal component analysis (PCA) of the {findings.layer} features, pooled, of "
-        f"{counted(len(rows), 'image')}: images close to each other look similar to the heads. "
+        f"{shown}: images close to each other look similar to the heads. "
         f"The two axes explain {percent(first + second)} % of the variance ({percent(first)} and "
         f"{percent(second)} %), so a head may separate images that overlap here."
     )

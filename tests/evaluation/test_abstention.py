@@ -19,7 +19,8 @@ from pipeline.evaluation.compare import compare_heads
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.result import Comparison
 from pipeline.heads.scaler import CommonScaler
-from pipeline.models.neighbors import NEAREST
+from pipeline.models.neighbors import NEAREST, CachedNeighbors
+from pipeline.models.rejection import Rejector
 from pipeline.report.html import report_html
 
 CLASSES = ("ant", "bee", "cat")
@@ -102,6 +103,32 @@ def test_left_out_class_is_measured_as_by_hand() -> None:
         assert found.distance == pytest.approx(roc_auc_score(is_left_out, distance), abs=1e-6)
         assert found.joint > min(found.confidence, found.distance)
     assert comparison.findings.left_out_auroc == np.mean([e.joint for e in left_out.values()])
+
+
+def test_predict_measures_distances_to_the_same_images_as_classify(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.evaluation.abstention.MAX_REFERENCES", 90)
+    path = write(splits=folder_splits(600))
+    outcome = compare_heads(path, CONFIG, audit=False).shown
+    known = outcome.bundle.calibration_set
+    assert known.references == 90
+    table, rows = read_table(path), outcome.validation.rows
+    rejector = Rejector(known, CLASSES, CachedNeighbors(table, "block5_pool"))
+    digests = [table.columns.digests[row].tobytes() for row in rows]
+    found = rejector(table.features("block5_pool", rows), outcome.validation.scores, digests)
+    distances = [each["rejection"].distance for each in found]
+    np.testing.assert_allclose(distances, known.distance, atol=1e-6)
+
+
+def test_classes_of_many_images_are_left_out_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(splits=folder_splits(600))
+    whole = compare_heads(path, CONFIG).findings
+    monkeypatch.setattr("pipeline.evaluation.abstention.MAX_FITTED", 120)
+    sampled = compare_heads(path, CONFIG).findings
+    assert "120 of 360 training images" in sampled.notices[-1]
+    assert len(sampled.left_out) == 3
+    assert sampled.left_out_auroc == pytest.approx(whole.left_out_auroc, abs=0.1)
 
 
 def test_of_two_classes_only_the_distance_tells_them_apart() -> None:

@@ -136,6 +136,17 @@ def test_a_search_past_its_limit_looks_for_copies_of_test_images_first_and_says_
     assert line.endswith(" of 600 images (30 s)")
 
 
+def test_very_many_equal_pictures_are_searched_within_cells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = draw(1000)
+    features[:500] = features[0]
+    monkeypatch.setattr("pipeline.evaluation.duplicates.MAX_ROWS", 999)
+    pairs = find_duplicates(features, digests(1000), splits_of(1000))
+    assert len(pairs) == MAX_PAIRS
+    assert all(pair.second < 500 for pair in pairs)
+
+
 def test_features_of_few_dimensions_have_few_chance_pairs() -> None:
     features = np.random.default_rng(0).normal(size=(2000, 5)).astype(np.float32)
     assert len(find_duplicates(features, digests(2000), splits_of(2000))) <= 5
@@ -333,6 +344,34 @@ def test_the_audit_of_a_cache_gives_row_numbers_and_notices(spoiled: Path) -> No
         "2 test images have duplicates in train (exact: 1, near: 1): exact ones inflate every "
         "accuracy; see report.html",
     )
+
+
+def test_features_that_exceed_memory_have_the_same_findings(
+    spoiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = audit(spoiled)
+    monkeypatch.setattr("pipeline.evaluation.audit_features.MAX_BYTES", 0)
+    reduced = audit(spoiled)
+    assert reduced.notices == in_memory.notices
+    assert rows_of(reduced.duplicates) == rows_of(in_memory.duplicates)
+    assert reduced.suspects[0].row == in_memory.suspects[0].row == 9
+    assert reduced.learning_curve is not None
+    assert in_memory.learning_curve is not None
+    np.testing.assert_allclose(
+        reduced.learning_curve.accuracies, in_memory.learning_curve.accuracies, atol=0.02
+    )
+
+
+def test_audit_within_little_memory_says_how_many_images_it_searched(spoiled: Path) -> None:
+    table = read_table(spoiled)
+    splits = make_splits(table.columns, table.classes)
+    findings = Audit(table=table, layer="block5_pool", splits=splits, memory=600_000).findings
+    assert (0, 499, True) in [(p.first, p.second, p.exact) for p in findings.duplicates]
+    assert findings.notices[-2:] == (
+        "near duplicates were searched for in 390 of 500 images (30 s)",
+        "label errors were searched for in 192 of 500 images (30 s)",
+    )
+    assert all(0 <= each.row < 500 for each in findings.suspects)
 
 
 def test_rows_in_no_split_are_not_audited(spoiled: Path) -> None:

@@ -186,6 +186,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "one class": (setting("classes", ["a"]), "two or more different names"),
     "the same class twice": (setting("classes", ["a", "a"]), "different names"),
     "half a surrogate pair": (setting("classes", ["\ud800", "b"]), "valid folder names"),
+    "calibration of minus one reference": (
+        in_calibration(references=-1),
+        "invalid number of references",
+    ),
     "calibration of another type": (setting("document.calibration_set", []), "other columns"),
     "calibration with a column more": (in_calibration(more=[1, 1]), "other columns"),
     "calibration of other classes": (in_calibration(labels=[0, 2]), "labels of its calibration"),

@@ -106,6 +106,30 @@ def test_distance_is_the_mean_of_the_nearest_others_without_identical_files() ->
     np.testing.assert_allclose(part.distances(NEW, [b""] * 7), of_others.mean(axis=1), atol=1e-6)
 
 
+def test_distances_to_some_references_are_to_the_images_of_lowest_digests() -> None:
+    table = write(views=1)
+    cached = CachedNeighbors(table, LAYER)
+    assert cached.references(COUNT) is cached
+    some = cached.references(15)
+    digests = [digest.tobytes() for digest in table.columns.digests[cached.rows]]
+    chosen = sorted(sorted(range(COUNT), key=digests.__getitem__)[:15])
+    np.testing.assert_array_equal(some.rows, cached.rows[chosen])
+    maps = table.features(LAYER, cached.rows[chosen])
+    nearest = 1 - -np.sort(-cosines(NEW, maps), axis=1)[:, :NEAREST]
+    found = some.distances(NEW, [b""] * 7)
+    np.testing.assert_allclose(found, nearest.mean(axis=1), atol=1e-6)
+
+
+def test_features_in_memory_are_not_read_from_the_cache() -> None:
+    table = write()
+    in_file = CachedNeighbors(table, LAYER)
+    expected = in_file.vectors
+    table.path.unlink()
+    in_memory = CachedNeighbors(table, LAYER, MAPS.mean(axis=(1, 2)))
+    np.testing.assert_allclose(in_memory.vectors, expected, atol=1e-6)
+    np.testing.assert_array_equal(in_memory.vectors_of(np.array([3, 1])), expected[[3, 1]])
+
+
 def test_index_of_many_images_finds_nearly_all_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss", reason="needs faiss: pip install -e '.[index]'")
     random = np.random.default_rng(0)

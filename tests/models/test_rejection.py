@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,6 +184,8 @@ def test_set_survives_json_and_loading_crepes_changes_no_filter_of_warnings() ->
     again = CalibrationSet.from_document(document, 3)
     for name, values in vars(known).items():
         np.testing.assert_array_equal(values, getattr(again, name))
+    some = replace(known, references=30)
+    assert CalibrationSet.from_document(some.to_document(), 3).references == 30
     filters = list(warnings.filters)
     label_sets(known, scores, 1 - COVERAGE, per_class=True)
     assert list(warnings.filters) == filters
