@@ -124,7 +124,8 @@ class _Cluster:
         self._workers: dict[str, Any] = {}  # node -> actor
         self._open: set[str] = set()  # nodes whose worker runs; others may wait for free cores
         self._failures: dict[str, PipelineError] = {}  # node that gets no more units -> why
-        self._ends = Counter[str]()  # unit, or node of a worker that opened -> workers that ended
+        # Unit, or node of a worker that opens -> workers that have ended since the last result
+        self._ends = Counter[str]()
 
     def compute(self, units: Sequence[int]) -> Iterator[tuple[list[int], ComputedUnits]]:
         waiting, computed = deque(units), Counter[str]()
@@ -144,9 +145,11 @@ class _Cluster:
             for pending in done:
                 node, task, started = running.pop(pending)
                 if (result := self._result(pending, node, task)) is None:
-                    waiting.extendleft(task)
+                    waiting.extend(task)
                     size = 1  # so that a cause becomes known
                     continue
+                if task:
+                    self._ends.clear()
                 computed[node] += len(task)
                 size = int(len(task) * SECONDS_PER_TASK / (time.monotonic() - started))
                 yield task, result
@@ -179,7 +182,7 @@ class _Cluster:
         except self._ray.exceptions.RayTaskError:
             raise  # a bug
         except self._ray.exceptions.RayError as error:
-            reason = printable(str(error).strip().splitlines()[-1])
+            reason = printable(str(error).strip().splitlines()[-1].partition(". ")[0])
             log.warning("%s: its worker has ended: %s", node, reason)
             del self._workers[node]
             self._open.discard(node)
