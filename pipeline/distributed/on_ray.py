@@ -132,8 +132,9 @@ class Cluster:
                 computed[node] += len(task)
                 size = int(len(task) * SECONDS_PER_TASK / (time.monotonic() - started))
                 yield task, result
-        shares = ", ".join(f"{node} {count:,}" for node, count in computed.most_common() if count)
-        log.info("%s computed: %s", counted(len(units), "unit"), shares)
+        shares = [f"{node} {count:,}" for node, count in computed.most_common() if count]
+        if shares:
+            log.info("%s computed: %s", counted(len(units), "unit"), ", ".join(shares))
 
     def _nodes(self) -> list[str]:
         """Start missing workers, with all cores and GPUs of a node; return the nodes' names."""
