@@ -50,6 +50,7 @@ GUIDES = (
     "PERFORMANCE",
     "INPUTS",
     "STORAGE",
+    "CLUSTER",
 )  # with commands
 
 

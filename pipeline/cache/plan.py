@@ -22,7 +22,7 @@ from pipeline.cache.compute import Computation, OpenEngine, compute_rows, decode
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import DIGEST_DTYPE, ROWS_PER_CHUNK, RowKey
 from pipeline.cache.row_index import RowIndex
-from pipeline.cache.shards import PLAN, ShardFolder
+from pipeline.cache.shards import PLAN, Shard, ShardFolder
 from pipeline.durable import make_folder, write_durably
 from pipeline.errors import BadDataError, NoInputError, UnreachableError
 from pipeline.images.scan import Skipped
@@ -87,9 +87,9 @@ class ExtractionPlan:
             for start in range(0, len(batches), size)
         ]
 
-    def incomplete_units(self, shards: ShardFolder) -> list[int]:
+    def incomplete_units(self, shards: Sequence[Shard]) -> list[int]:
         """Return the numbers of the units that lack rows in the shards."""
-        index = RowIndex(None, shards.shards)
+        index = RowIndex(None, shards)
         return [
             number
             for number, unit in enumerate(self.units)

@@ -15,11 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.api import PreparedFills
 from pipeline.cache.config import ExtractConfig
-from pipeline.cache.fill import RowProgress
 from pipeline.cache.plan import ComputedUnits
-from pipeline.distributed.parts import PartWorker, plan_prepared
+from pipeline.distributed.parts import PartWorker, PlannedCache
 from pipeline.errors import BadDataError, PipelineError, UnreachableError, UsageError
 from pipeline.text import counted, error_text, printable
 
@@ -31,39 +29,13 @@ OBJECT_STORE_BYTES = 80 * 2**20  # of a cluster that starts here; results are sm
 log = logging.getLogger("pipeline")
 
 
-def compute_on_ray(
-    prepared: PreparedFills,
-    config: ExtractConfig,
-    address: str,
-    progress: RowProgress,
-    shared: str | None = None,
-) -> int:
-    """Compute the missing rows of one cache on all nodes of a cluster; return their number.
+@contextlib.contextmanager
+def connected_ray(address: str) -> Iterator[Any]:
+    """Yield the package ray, connected to a cluster; nothing is sent to Ray's authors.
 
     ``address`` : ``ray`` for the cluster of this machine, which is started if there is none, or
-    ``ray://HOST:10001``. Nodes need the images, the folder of the cache, and this package.
-
-    A node where a PipelineError is raised, as by a full disk or another engine version, gets no
-    more units. Raises the last such error if no node is left, UnreachableError without Ray or a
-    cluster, and BadDataError for a unit that ends its workers.
+    ``ray://HOST:10001``. Raises UnreachableError without Ray or a cluster with this package.
     """
-    with _connection(address) as ray:
-        planned = plan_prepared(prepared, config, shared)
-        shards = planned.shards
-        shards.shards = shards.read()
-        units = planned.plan.incomplete_units(shards)
-        rows = {unit: planned.plan.units[unit].row_count for unit in units}
-        total, done, computed = sum(rows.values()), 0, 0
-        for task, result in _Cluster(ray, (planned, None, config)).compute(units):
-            done += sum(rows[unit] for unit in task)
-            computed += result.rows
-            progress(done, total)
-        return computed
-
-
-@contextlib.contextmanager
-def _connection(address: str) -> Iterator[Any]:
-    """Yield the package ray, connected to a cluster; nothing is sent to Ray's authors."""
     if not re.fullmatch(r"ray|ray://[^\s/]+:\d+", address):
         raise UsageError(f"--on: expected ray or ray://HOST:10001; received {printable(address)}")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before the import
@@ -74,8 +46,7 @@ def _connection(address: str) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     ray._private.worker._worker_logs_enabled = False  # no paragraph for each worker that ends
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             try:
                 ray.init("auto" if address == "ray" else address, **quiet)
             except ConnectionError:
@@ -115,18 +86,27 @@ class _Worker:
             return error
 
 
-class _Cluster:
-    """The nodes of a cluster, and their workers."""
+class Cluster:
+    """The nodes of a cluster, and their workers: they need the images and the plan's folder.
 
-    def __init__(self, ray: Any, arguments: tuple[Any, ...]) -> None:
+    A node where a PipelineError is raised, as by a full disk or another engine version, gets no
+    more units.
+    """
+
+    def __init__(self, ray: Any, planned: PlannedCache, config: ExtractConfig) -> None:
         self._ray = ray
-        self._arguments = arguments
+        self._arguments = planned, None, config
         self._workers: dict[str, Any] = {}  # node -> actor
         self._open: set[str] = set()  # nodes whose worker runs; others may wait for free cores
         self._failures: dict[str, PipelineError] = {}  # node that gets no more units -> why
-        self._ends = Counter[str]()  # unit, or node of a worker that opened -> workers that ended
+        # Unit, or node of a worker that opens -> workers that have ended since the last result
+        self._ends = Counter[str]()
 
     def compute(self, units: Sequence[int]) -> Iterator[tuple[list[int], ComputedUnits]]:
+        """Yield units and their results as they are computed; at the end log the nodes' shares.
+
+        Raises the last failure if all nodes have failed, BadDataError for units that end workers.
+        """
         waiting, computed = deque(units), Counter[str]()
         running: dict[Any, tuple[str, list[int], float]] = {}  # result -> node, units, start
         size = 1  # units of a task
@@ -144,14 +124,17 @@ class _Cluster:
             for pending in done:
                 node, task, started = running.pop(pending)
                 if (result := self._result(pending, node, task)) is None:
-                    waiting.extendleft(task)
+                    waiting.extend(task)
                     size = 1  # so that a cause becomes known
                     continue
+                if task:
+                    self._ends.clear()
                 computed[node] += len(task)
                 size = int(len(task) * SECONDS_PER_TASK / (time.monotonic() - started))
                 yield task, result
-        shares = ", ".join(f"{node} {count:,}" for node, count in computed.most_common() if count)
-        log.info("%s computed: %s", counted(len(units), "unit"), shares)
+        shares = [f"{node} {count:,}" for node, count in computed.most_common() if count]
+        if shares:
+            log.info("%s computed: %s", counted(len(units), "unit"), ", ".join(shares))
 
     def _nodes(self) -> list[str]:
         """Start missing workers, with all cores and GPUs of a node; return the nodes' names."""
@@ -179,7 +162,7 @@ class _Cluster:
         except self._ray.exceptions.RayTaskError:
             raise  # a bug
         except self._ray.exceptions.RayError as error:
-            reason = printable(str(error).strip().splitlines()[-1])
+            reason = printable(str(error).strip().splitlines()[-1].partition(". ")[0])
             log.warning("%s: its worker has ended: %s", node, reason)
             del self._workers[node]
             self._open.discard(node)

@@ -116,9 +116,17 @@ def computed_elsewhere(
     """
     computed = 0
     if on:
-        from pipeline.distributed.on_ray import compute_on_ray
+        from pipeline.distributed.on_ray import Cluster, connected_ray
 
-        computed = compute_on_ray(prepared, config, on, progress, shared)
+        with connected_ray(on) as ray:
+            planned = plan_prepared(prepared, config, shared)
+            units, done = planned.plan.units, 0
+            missing = planned.plan.incomplete_units(planned.shards.read())
+            total = sum(units[number].row_count for number in missing)
+            for numbers, result in Cluster(ray, planned, config).compute(missing):
+                done += sum(units[number].row_count for number in numbers)
+                computed += result.rows
+                progress(done, total)
     if not shared:
         yield computed
         return

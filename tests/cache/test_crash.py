@@ -466,13 +466,13 @@ def sweep_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Swept]
 
 SITES = {
     "first extraction": (
-        "ShardFolder.commit > make_folder > mkdir",
-        "ShardFolder.commit > make_folder > sync_folder > fsync folder",
-        "ShardFolder.commit > write_durably > DiskFile.__init__ > create",
-        "ShardFolder.commit > write_durably > DiskFile.write > write",
-        "ShardFolder.commit > write_durably > DiskFile.sync > fsync file",
-        "ShardFolder.commit > write_durably > rename",
-        "ShardFolder.commit > write_durably > sync_folder > fsync folder",
+        "ShardFolder.write > make_folder > mkdir",
+        "ShardFolder.write > make_folder > sync_folder > fsync folder",
+        "ShardFolder.write > write_durably > DiskFile.__init__ > create",
+        "ShardFolder.write > write_durably > DiskFile.write > write",
+        "ShardFolder.write > write_durably > DiskFile.sync > fsync file",
+        "ShardFolder.write > write_durably > rename",
+        "ShardFolder.write > write_durably > sync_folder > fsync folder",
         "write_skipped > write_durably > DiskFile.write > write",
         "write_skipped > write_durably > DiskFile.sync > fsync file",
         "write_skipped > write_durably > rename",
@@ -636,9 +636,9 @@ def assert_found(swept: Swept, **options: Any) -> str:
 
 
 FSYNCS = {
-    "ShardFolder.commit > make_folder > sync_folder > fsync folder": "first extraction",
-    "ShardFolder.commit > write_durably > DiskFile.sync > fsync file": "first extraction",
-    "ShardFolder.commit > write_durably > sync_folder > fsync folder": "first extraction",
+    "ShardFolder.write > make_folder > sync_folder > fsync folder": "first extraction",
+    "ShardFolder.write > write_durably > DiskFile.sync > fsync file": "first extraction",
+    "ShardFolder.write > write_durably > sync_folder > fsync folder": "first extraction",
     "publish > write_durably > DiskFile.sync > fsync file": "first extraction",
     "publish > write_durably > sync_folder > fsync folder": "first extraction",
     "write_skipped > write_durably > DiskFile.sync > fsync file": "broken image added",
