@@ -100,8 +100,8 @@ def descend(
             shifted = block - shift
             logits = shifted @ matrix
             logits += offsets.astype(np.float32)
-            logits = logits.reshape(len(block), len(points), columns)
-            values, derivatives = loss(logits, targets[numbers])
+            by_point = logits.reshape(len(block), len(points), columns)
+            values, derivatives = loss(by_point, targets[numbers])
             if row_weights is not None:
                 of_rows = row_weights[numbers].astype(np.float32)[:, None]
                 values = values * of_rows
@@ -141,7 +141,7 @@ def minimise_together(evaluate: Functions, starts: Sequence[Array], *, max_iter:
 
     def ask(index: int, point: Array) -> tuple[float, Array]:
         questions.put((index, point.copy()))
-        answer = answers[index].get()
+        answer: tuple[float, Array] | BaseException = answers[index].get()
         if isinstance(answer, BaseException):
             raise answer
         return answer

@@ -53,7 +53,7 @@ class ArrayRows:
 def shift_of(rows: RowBlocks) -> npt.NDArray[np.float32]:
     """Return the mean of the first block (D,). Sums of rows minus it do not cancel."""
     _, block = next(iter(rows.blocks()))
-    return block.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.asarray(block.mean(axis=0, dtype=np.float64), np.float32)
 
 
 def class_indicators(labels: Numbers, class_count: int) -> Any:

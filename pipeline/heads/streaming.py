@@ -25,7 +25,13 @@ from sklearn.preprocessing import Normalizer, normalize
 from sklearn.svm import LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 
-from pipeline.heads.block_descent import descend, sigmoid_loss, softmax_loss, squared_hinge_loss
+from pipeline.heads.block_descent import (
+    Loss,
+    descend,
+    sigmoid_loss,
+    softmax_loss,
+    squared_hinge_loss,
+)
 from pipeline.heads.moments import (
     ArrayRows,
     RowBlocks,
@@ -220,6 +226,8 @@ def _fit_descent(candidates: Sequence[Any], rows: RowBlocks, weights: Weights) -
     finals = [candidate[-1] for candidate in candidates]
     models = [_innermost(final) for final in finals]
     is_svm = isinstance(models[0], LinearSVC)
+    targets: npt.NDArray[Any]
+    loss: Loss
     if rows.labels.ndim == 2:
         few = np.stack([rows.labels.min(axis=0), rows.labels.max(axis=0)]).astype(int)
         indicators = targets = rows.labels[:, few[0] < few[1]].astype(np.float32)
@@ -231,9 +239,10 @@ def _fit_descent(candidates: Sequence[Any], rows: RowBlocks, weights: Weights) -
         is_class = numbers[:, None] == np.arange(len(classes))[1 if len(classes) == 2 else 0 :]
         if is_svm:  # as in LIBLINEAR, the weight of a class is not that of the rest
             of_class = _with_class_weights(models[0], numbers, None)
-            costs = np.ones(len(numbers)) if of_class is None else of_class
-            others = costs if len(classes) == 2 else np.ones(len(numbers))
-            targets = np.where(is_class, costs[:, None], -others[:, None]).astype(np.float32)
+            ones = np.ones(len(numbers), np.float32)
+            costs = ones if of_class is None else of_class.astype(np.float32)
+            others = costs if len(classes) == 2 else ones
+            targets = np.where(is_class, costs[:, None], -others[:, None])
             loss = squared_hinge_loss
         else:
             weights = _with_class_weights(models[0], numbers, weights)
@@ -256,14 +265,13 @@ def _fit_descent(candidates: Sequence[Any], rows: RowBlocks, weights: Weights) -
         final = _fit_on_few(final, few, rows.shape[1])
         if isinstance(final, OneVsRestClassifier):  # a label that all rows have has no weights
             fitted = [model for model in final.estimators_ if hasattr(model, "coef_")]
-            parts = zip(fitted, minimum.weights[:, None], minimum.intercepts[:, None], strict=True)
+            coefs, intercepts = minimum.weights[:, None], minimum.intercepts[:, None]
+            parts = list(zip(fitted, coefs, intercepts, strict=True))
         else:
-            parts = iter([(final, minimum.weights, minimum.intercepts)])
+            parts = [(final, minimum.weights, minimum.intercepts)]
         for model, coef, intercept in parts:
             model.coef_, model.intercept_ = coef, intercept
-            model.n_iter_ = (
-                minimum.iterations if is_svm else np.array([minimum.iterations], np.int32)
-            )
+            model.n_iter_ = np.full_like(model.n_iter_, minimum.iterations)[()]
         yield moments.scaler, final
 
 
