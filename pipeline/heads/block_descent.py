@@ -98,9 +98,9 @@ def descend(
         sums = np.zeros(len(weights))
         for numbers, block in rows.blocks():
             shifted = block - shift
-            logits = shifted @ matrix
+            logits: Floats = np.dot(shifted, matrix)
             logits += offsets.astype(np.float32)
-            by_point = logits.reshape(len(block), len(points), columns)
+            by_point: Floats = logits.reshape(len(block), len(points), columns)
             values, derivatives = loss(by_point, targets[numbers])
             if row_weights is not None:
                 of_rows = row_weights[numbers].astype(np.float32)[:, None]
