@@ -89,8 +89,7 @@ class Moments:
 def moments_of(rows: RowBlocks, targets: Any, weights: Array | None = None) -> Moments:
     """Read rows once; ``targets`` (N, T) may be sparse, ``weights`` (N,) are 1 by default.
 
-    Sums and products are float64: with float32, the weights of ridge at its least penalty differ
-    from scikit-learn's in the third digit.
+    Sums and products are float64: float32 has seven digits, the weights need eight.
     """
     count, width = rows.shape
     shift = shift_of(rows)
