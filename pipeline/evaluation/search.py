@@ -21,6 +21,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from pipeline.errors import BadDataError
 from pipeline.evaluation.fit_plan import FitPlan, plan_fit
+from pipeline.evaluation.lazy_features import LazyFeatures
 from pipeline.evaluation.metrics import accuracy_of, log_loss_of
 from pipeline.evaluation.result import Fit, Setting, params_text
 from pipeline.evaluation.rows import MANY_ROWS, LabelledRows
@@ -309,6 +310,8 @@ def fit_grid(
         return
     if not plan.in_blocks:
         train = train.in_memory()
+    elif isinstance(train.features, np.ndarray):
+        train = replace(train, features=LazyFeatures.of(train.features))
     if len(train) > MANY_ROWS and shares_search(template):
         yield from fit_shared(template, settings, train.features, train.labels)
         return
