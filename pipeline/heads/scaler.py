@@ -40,6 +40,30 @@ class CommonScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             self.mean_, self.scale_ = None, 2.0 ** round(math.log2(size))
         return self
 
+    @classmethod
+    def of_sums(
+        cls,
+        count: int,
+        shift: npt.NDArray[Any],
+        sums: npt.NDArray[Any],
+        squares: npt.NDArray[Any],
+        *,
+        with_mean: bool = True,
+    ) -> Self:
+        """Return a fitted scaler of N rows, of sums of (row - shift) and of its squares (D,)."""
+        scaler = cls(with_mean=with_mean)
+        shift = shift.astype(np.float64)
+        square = np.sum(squares + 2 * shift * sums + count * shift**2)
+        size = math.sqrt(square / (count * len(shift))) or 1.0
+        if with_mean:
+            scaler.mean_ = shift + sums / count
+            variance = np.sum(squares / count - (sums / count) ** 2)
+            scaler.scale_ = float(np.sqrt(max(variance, 0.0))) or size
+        else:
+            scaler.mean_, scaler.scale_ = None, 2.0 ** round(math.log2(size))
+        scaler.n_features_in_ = len(shift)
+        return scaler
+
     def transform(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         check_is_fitted(self)
         rows: npt.NDArray[Any] = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
