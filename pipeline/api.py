@@ -3,12 +3,12 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -165,9 +165,53 @@ def extract_with_bases(
     Raises UsageError for an option of one base only.
     """
     started = time.monotonic()
+    images, digests, fills, skipped = prepare_fills(data, configs, engine_progress, on_scan)
+    first = configs[0]
+    results = fill_caches(
+        fills,
+        images=images,
+        digests=digests,
+        skipped=skipped,
+        batch_size=first.batch_size,
+        strict=first.strict,
+        wait=first.wait,
+        plan=first.view_plan,
+        progress=progress,
+    )
+    record_latest(first.cache_dir, [fill.path for fill in fills])
+    seconds = time.monotonic() - started
+    return [
+        Extraction(
+            table=read_table(fill.path),
+            images=images,
+            computed=result.computed,
+            skipped=result.skipped,
+            skipped_file=fill.path.with_suffix(SKIPPED_SUFFIX),
+            seconds=seconds,
+        )
+        for fill, result in zip(fills, results, strict=True)
+    ]
+
+
+class PreparedFills(NamedTuple):
+    """The images of a set with their digests, and the caches to fill with them."""
+
+    images: ImageSet
+    digests: Mapping[bytes, bytes]
+    fills: list[CacheFill]
+    skipped: tuple[Skipped, ...]
+
+
+def prepare_fills(
+    data: Data,
+    configs: Sequence[ExtractConfig],
+    engine_progress: Callable[[int, int], None] | None = None,
+    on_scan: Callable[[ImageSet], None] | None = None,
+) -> PreparedFills:
+    """Find and hash the images of a set, and the cache file of each config."""
     _check_bases(configs)
     first = configs[0]
-    plan = first.view_plan
+    _ = first.view_plan  # raises for invalid views before images are read
     images = open_set(data, first)
     if first.limit_per_class is not None:
         images = images.limited(first.limit_per_class)
@@ -187,30 +231,7 @@ def extract_with_bases(
         _cache_fill(replace(config, range=range), images, set(digests.values()), engine_progress)
         for config in configs
     ]
-    results = fill_caches(
-        fills,
-        images=images,
-        digests=digests,
-        skipped=(*images.skipped, *unreadable),
-        batch_size=first.batch_size,
-        strict=first.strict,
-        wait=first.wait,
-        plan=plan,
-        progress=progress,
-    )
-    record_latest(first.cache_dir, [fill.path for fill in fills])
-    seconds = time.monotonic() - started
-    return [
-        Extraction(
-            table=read_table(fill.path),
-            images=images,
-            computed=result.computed,
-            skipped=result.skipped,
-            skipped_file=fill.path.with_suffix(SKIPPED_SUFFIX),
-            seconds=seconds,
-        )
-        for fill, result in zip(fills, results, strict=True)
-    ]
+    return PreparedFills(images, digests, fills, (*images.skipped, *unreadable))
 
 
 def _check_bases(configs: Sequence[ExtractConfig]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.bases.build import LayerInfo
     from pipeline.bases.onnx_file import FileLayer
     from pipeline.images.scan import FoundFile, ImageSet
+    from pipeline.images.sets import Data
 
 MAX_LISTED = 10  # skipped files in the terminal
 
@@ -56,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_options(parser, ExtractConfig)
     parser.add_argument(
         "--preview-views", action="store_true", help="write a sheet of example views and stop"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="choose the engine, write a plan of units, and stop"
+    )
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="compute part I of N of a plan, publish nothing; "
+        "any number of processes, then extract without --part (docs/CLUSTER.md)",
     )
     parser.add_argument("--list-bases", action="store_true", help="list all bases and stop")
     parser.add_argument(
@@ -97,6 +107,16 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
     unit = "row" if several else "view" if configs[0].views else "image"
+    if arguments.plan or arguments.part:
+        if arguments.plan and arguments.part:
+            raise UsageError("--plan writes what --part computes: use one of them at a time")
+        if several:
+            raise UsageError(f"--plan and --part are for one base; received {arguments.base}")
+        if arguments.part:
+            _compute_part(data, configs[0], arguments, unit)
+        else:
+            _plan(data, configs[0], arguments)
+        return
     with (
         cli.ProgressBar("choosing an engine", unit="engine") as engine_bar,
         cli.ProgressBar("extracting", unit=unit) as bar,
@@ -115,6 +135,41 @@ def _extract(arguments: argparse.Namespace) -> None:
         print(f"{len(configs)} caches in one pass; compare them: python -m pipeline.classify")
     if advice:
         print(advice)
+
+
+def _plan(data: "Data", config: ExtractConfig, arguments: argparse.Namespace) -> None:
+    from pipeline.distributed.parts import plan_extraction
+
+    with cli.ProgressBar("choosing an engine", unit="engine") as bar:
+        planned = plan_extraction(data, config, engine_progress=bar, on_scan=_log_image_set)
+    units, engine = len(planned.plan.units), planned.plan.engine
+    if arguments.json:
+        document = {"plan": os.fspath(planned.path), "cache": os.fspath(planned.cache)}
+        cli.print_json({**document, "rows": planned.rows, "units": units, "engine": engine})
+        return
+    by = f", computed by {engine['name']} {engine['version']}" if engine else ""
+    print(f"{counted(planned.rows, 'row')} in {counted(units, 'unit')}{by}")
+    print(printable(planned.path))
+    if units:
+        print("compute them: the same command with --part 1/N … N/N instead of --plan, anywhere")
+    print("then publish: the same command without --plan")
+
+
+def _compute_part(
+    data: "Data", config: ExtractConfig, arguments: argparse.Namespace, unit: str
+) -> None:
+    from pipeline.distributed.parts import compute_part
+
+    with cli.ProgressBar("extracting", unit=unit) as bar:
+        computed = compute_part(data, config, part=arguments.part, progress=bar)
+    if arguments.json:
+        skipped = [file.to_dict() for file in computed.skipped]
+        cli.print_json({"part": arguments.part, "computed": computed.rows, "skipped": skipped})
+        return
+    skipped_text = counted(len(computed.skipped), "file") + " skipped"
+    print(f"part {arguments.part}: {counted(computed.rows, 'row')} computed, {skipped_text}")
+    for file in computed.skipped[:MAX_LISTED]:
+        print(f"  {printable(file.path)}: {file.reason}")
 
 
 def _options_of_others(base: str, bases: Sequence[str]) -> dict[str, None]:

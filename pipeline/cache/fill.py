@@ -149,6 +149,9 @@ def write_plan(
     Parameters and errors as in `fill_caches`.
     """
     with writer_lock(fill.path, wait=wait):
+        shards = ShardFolder(fill.path, fill.spec)
+        if not shards.read(verify=False):
+            remove_file(shards.path / PLAN)  # nothing depends on an earlier plan
         opened = _OpenCache(fill, images, digests, plan, batch_size)
         batches = {layers: each for layers, each in opened.plan.batches.items() if each}
         engine = opened.plan.engine
@@ -181,7 +184,8 @@ class _OpenCache:
         self.document = {**fill.document, **views.to_document()}
         self.table = _open_table(fill.path, fill.spec, images.root, views)
         self.shards = _open_shards(fill.path, fill.spec, views)
-        planned = _read_plan(self.shards)
+        if planned := _read_plan(self.shards):
+            batch_size = planned.batch_size
         self.layers = sorted({*(self.table.layers if self.table else ()), *fill.layers})
         # Shards do not change the batches: rows that an interrupted run computed are in them.
         copied = [shard for shard in self.shards.shards if shard.copied]
@@ -198,11 +202,8 @@ class _OpenCache:
         self.index.add_shards(self.shards.shards)
         self.plan = ExtractionPlan(
             document=self.document,
-            batch_size=planned.batch_size if planned else batch_size,
-            batches={
-                layers: in_batches(rows, planned.batch_size if planned else batch_size)
-                for layers, rows in missing.items()
-            },
+            batch_size=batch_size,
+            batches={layers: in_batches(rows, batch_size) for layers, rows in missing.items()},
             engine=planned.engine if planned and not self.index.engine else self.index.engine,
         )
         self.missing = incomplete_batches(self.plan.batches, self.index)
@@ -311,7 +312,7 @@ def _read_plan(shards: ShardFolder) -> ExtractionPlan | None:
     except BadDataError as error:
         log.warning("%s", error)
         return None
-    return plan if plan.document["spec"] == shards.spec.to_dict() else None
+    return plan if plan.spec == shards.spec else None
 
 
 def write_skipped(target: Path, skipped: Sequence[Skipped], images: ImageSet) -> None:

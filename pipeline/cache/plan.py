@@ -173,11 +173,12 @@ def compute_units(
     source: ImageSource,
     open_engine: OpenEngine,
     *,
+    index: RowIndex | None = None,
     on_batch: Callable[[int], object] = lambda rows: None,
 ) -> ComputedUnits:
     """Compute units of a plan and commit their rows as shards; needs no lock.
 
-    Batches in ``shards`` are complete already. Two processes may compute the same unit: they commit
+    Rows of ``index`` exist; it is updated. Two processes may compute the same unit: they commit
     the same rows. ``open_engine`` is that of `pipeline.cache.fill.CacheFill`; ``on_batch`` receives
     the number of rows of each batch.
 
@@ -195,7 +196,7 @@ def compute_units(
             )
         return engine
 
-    index = RowIndex(None, shards.shards)
+    index = index or RowIndex(None)
     batches: dict[tuple[str, ...], list[Batch]] = {}
     for number in numbers:
         unit = plan.units[number]
@@ -211,6 +212,7 @@ def compute_units(
         )
         with closing(decoded):
             compute_rows(decoded, [computation], on_batch=on_batch)
+    index.add_shards(shards.shards[before:])
     rows = sum(len(shard.keys) for shard in shards.shards[before:])
     path_of = {row.key.digest: row.path for each in batches.values() for b in each for row in b}
     skipped = tuple(Skipped(path_of[digest], reason) for digest, reason in reasons.items())
