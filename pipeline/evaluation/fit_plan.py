@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import Pipeline
 
 from pipeline.errors import BadDataError
@@ -141,7 +142,7 @@ def _bytes_in_blocks(name: str, head: Head, width: int, class_count: int) -> flo
         return total
     total += 4 * 8 * width**2  # the scatter matrix, its eigenvectors and two copies
     if name in ("LogisticRegression", "OneVsRestClassifier", "LinearSVC"):
-        settings = math.prod(len(values) for values in dict(head.grid).values())
+        settings = len(ParameterGrid(head.grid))
         total += 8 * settings * 50 * class_count * width  # 20 steps and gradients of L-BFGS
     return total
 

@@ -409,7 +409,7 @@ def _read_blocks(
 
 def _largest(features: Features) -> np.float32:
     """Return the largest absolute value; NaN if one is."""
-    return np.maximum(features.max(initial=0), -features.min(initial=0))
+    return np.float32(np.maximum(features.max(initial=0), -features.min(initial=0)))
 
 
 def _check_values(table: FeatureTable, layer: str, largest: np.float32) -> None:

@@ -313,14 +313,14 @@ def fit_grid(
     elif isinstance(train.features, np.ndarray):
         train = replace(train, features=LazyFeatures.of(train.features))
     if len(train) > MANY_ROWS and shares_search(template):
-        yield from fit_shared(template, settings, train.features, train.labels)
+        yield from fit_shared(template, settings, np.asarray(train.features), train.labels)
         return
     if head.is_custom:  # it may change its arguments in place, which other heads get, too
         train, validation = (
             replace(each, features=np.array(each.features), labels=each.labels.copy(), views=())
             for each in (train, validation)
         )
-        if not has_usual_size(train.features):
+        if not has_usual_size(np.asarray(train.features)):
             steps = template.steps if isinstance(template, Pipeline) else [("head", template)]
             template = Pipeline([("unit", CommonScaler(with_mean=False)), *steps])
     transformers, (final_name, model) = [], ("", template)

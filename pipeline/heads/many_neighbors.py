@@ -33,7 +33,7 @@ class NeighborSearch:
 
     def find(self, queries: Floats) -> Indices:
         """Return row numbers (B, count), the nearest first."""
-        key = hashlib.blake2b(np.ascontiguousarray(queries)).digest()
+        key = hashlib.blake2b(np.ascontiguousarray(queries).data).digest()
         if key not in self._found:
             starts = range(0, len(queries), QUERIES)
             found = [self._search(queries[start : start + QUERIES]) for start in starts]
@@ -43,8 +43,8 @@ class NeighborSearch:
     def _search(self, queries: Floats) -> Indices:
         """Keep the best of each block of rows: few of a later block are better than these."""
         queries = np.ascontiguousarray(queries, np.float32)
-        values = np.full((len(queries), self.count), -np.inf, np.float32)
-        rows = np.zeros((len(queries), self.count), np.int64)
+        values: npt.NDArray[Any] = np.full((len(queries), self.count), -np.inf, np.float32)
+        rows: npt.NDArray[Any] = np.zeros((len(queries), self.count), np.int64)
         for start in range(0, len(self.rows), ROWS):
             block = slice(start, start + ROWS)
             products = queries @ self.rows[block].T
@@ -86,7 +86,10 @@ class SharedRegressor(_SharedSearch, KNeighborsRegressor):  # type: ignore[misc]
     """`KNeighborsRegressor` that shares its search with those of other settings."""
 
 
-_SHARED = {KNeighborsClassifier: SharedClassifier, KNeighborsRegressor: SharedRegressor}
+_SHARED: dict[type, Any] = {
+    KNeighborsClassifier: SharedClassifier,
+    KNeighborsRegressor: SharedRegressor,
+}
 
 
 def shares_search(template: Any) -> bool:
@@ -109,7 +112,7 @@ def fit_shared(
     if scaler.scale_ != 1:  # a power of two: no bit of a number changes
         rows = rows / np.float32(scaler.scale_)
     counts = [int(each.get(f"{name}__n_neighbors", final.n_neighbors)) for each in settings]
-    fitted = _SHARED[type(final)](**final.get_params()).fit(rows, labels)
+    fitted: Any = _SHARED[type(final)](**final.get_params()).fit(rows, labels)
     fitted.search_ = NeighborSearch(fitted._fit_X, min(max(counts), len(rows)))
     for params, count in zip(settings, counts, strict=True):
         one = copy(fitted)
