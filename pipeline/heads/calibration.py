@@ -30,9 +30,10 @@ def class_scores(
 ) -> Scores:
     """Return scores of a fitted estimator: (N, D) -> (N, K) float64; the highest is predicted.
 
-    ``features`` are an array, or read in slices. Column k is of label k, in whatever order ``classes_`` has them. The estimator gets copies of
-    the rows, as a custom head may change them in place. With the method ``predict``,
-    the predicted class scores 1, the others 0. A network that diverged gives rows of NaN.
+    ``features`` are an array, or lazy and read in slices. Column k is of label k, in whatever order
+    ``classes_`` has them. The estimator gets copies of the rows, as a custom head may change them
+    in place. With the method ``predict``, the predicted class scores 1, the others 0. A network
+    that diverged gives rows of NaN.
 
     Raises BadDataError if ``classes_`` are not the labels 0 … K - 1, or the estimator does not
     return one score per class, probabilities, or labels.

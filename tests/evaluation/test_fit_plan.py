@@ -44,7 +44,8 @@ def test_rows_in_a_temporary_file_are_the_same_rows_and_the_file_is_deleted() ->
     )
     joined = lazy.joined(lazy.take(numbers))
     np.testing.assert_array_equal(joined.in_memory().features[-3:], rows.features[numbers])
-    assert isinstance(path, Path) and path.exists()
+    assert isinstance(path, Path)
+    assert path.exists()
     del lazy, joined
     assert not path.exists()
 
@@ -65,6 +66,7 @@ def test_heads_of_stored_rows_predict_as_those_of_rows_in_memory(name: str) -> N
     assert np.mean(first.argmax(axis=1) == second.argmax(axis=1)) > 0.99
 
 
+@pytest.mark.slow
 def test_the_dense_head_learns_from_a_file_that_memory_cannot_hold() -> None:
     rows = draw()
     head = load_head("dense", [DenseConfig(epochs=6, units=16, learning_rate=1e-2)])
@@ -73,7 +75,8 @@ def test_the_dense_head_learns_from_a_file_that_memory_cannot_hold() -> None:
     assert plan.in_blocks
     fit = search(head, lazy, lazy, class_count=3, seed=0, memory=1)
     in_memory = search(head, rows, rows, class_count=3, seed=0)
-    assert fit is not None and in_memory is not None
+    assert fit is not None
+    assert in_memory is not None
     assert fit.validation_accuracy == pytest.approx(in_memory.validation_accuracy, abs=0.05)
 
 
@@ -105,7 +108,8 @@ def test_a_head_that_cannot_be_fitted_says_what_it_needs() -> None:
 
 def test_a_forest_uses_as_many_rows_as_memory_holds() -> None:
     plan = plan_fit(load_head("random_forest"), draw(), 3, 25 * MEGABYTE)
-    assert plan.rows is not None and 1000 <= len(plan.rows) < 1200
+    assert plan.rows is not None
+    assert 1000 <= len(plan.rows) < 1200
     assert plan.needed <= 25 * MEGABYTE
 
 
