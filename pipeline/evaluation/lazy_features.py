@@ -87,7 +87,7 @@ class LazyFeatures:
             return np.array(file[chosen])
         if len(chosen) and np.array_equal(chosen, np.arange(chosen[0], chosen[0] + len(chosen))):
             return self.source[chosen[0] : chosen[0] + len(chosen)]  # without a copy
-        return self.source[chosen]
+        return np.asarray(self.source[chosen])
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> npt.NDArray[Any]:
         return np.asarray(self[:], dtype)
