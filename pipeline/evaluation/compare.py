@@ -35,6 +35,7 @@ from pipeline.heads.custom import failures_of
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head, load_head
 from pipeline.images.manifest import is_frame
+from pipeline.memory import memory_budget, used_memory
 from pipeline.spec import CLASSES, MULTILABEL
 from pipeline.text import counted, duration, printable
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.audit import Audit
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "keras", "tensorflow")
+FEATURE_SHARE = 0.25  # of the memory: the fits, the audit and distances need the rest
+SENT_BYTES = 256 << 20  # of features that are sent to the process of a fit
 IMBALANCED = 1.5  # ratio of the largest to the smallest class, from which a notice is shown
 
 log = logging.getLogger("pipeline")
@@ -94,6 +97,7 @@ def compare_on_caches(
     """Compare heads on caches of `open_caches`; raises and reports as `compare_heads`."""
     task = opened[0].table.task
     config = replace(config, task=task)
+    budget = memory_budget(config.memory)
     requests = config.requests
     run = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -110,6 +114,7 @@ def compare_on_caches(
         "protocol": config.protocol,
         "balance": config.balance,
         "timeout": config.timeout,
+        "memory": config.memory,
         "views": config.views,
         "tta": config.tta,
         "normal": None if config.normal is None else printable(config.normal),
@@ -123,7 +128,7 @@ def compare_on_caches(
         outcome
         for cache in opened
         for layer in cache.layers
-        for outcome in _compare_on_layer(cache, layer, loaded, config, progress)
+        for outcome in _compare_on_layer(cache, layer, loaded, config, budget, progress)
     ]
     if all(outcome.result.status for outcome in outcomes):
         reasons = {f"{outcome.result.head} {outcome.result.status}" for outcome in outcomes}
@@ -156,6 +161,7 @@ def _compare_on_layer(
     layer: str,
     loaded: Mapping[HeadRequest, Head],
     config: ClassifyConfig,
+    budget: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> Iterator[Outcome]:
     """Fit all heads on one layer, input by input; yield their outcomes."""
@@ -175,7 +181,11 @@ def _compare_on_layer(
         distances = sample_distances(cache.neighbors(layer), cache.trial_plan.trials)
     for input, heads in by_input.items():
         trials = cache.trial_plan.trials
-        data = TrialRows.read(cache.views, layer, input, trials, refit=config.refit)
+        held = FEATURE_SHARE * (budget - used_memory())
+        if config.timeout is not None:  # each fit gets them in another process
+            held = min(held, SENT_BYTES)
+        data = TrialRows.read(cache.views, layer, input, trials, refit=config.refit, memory=held)
+        memory = budget - used_memory()
         fits: dict[HeadRequest, list[list[Fit]]] = {}
         outcomes = {}
         stage = f"fitting {counted(len(heads), 'head')} on {input} {printable(layer)}"
@@ -183,7 +193,7 @@ def _compare_on_layer(
         bar = progress and partial(progress, stage)
         if bar:
             bar(0, len(heads) * len(trials))
-        for request, fits_or_reasons in fit_heads(heads, data, config, bar).items():
+        for request, fits_or_reasons in fit_heads(heads, data, config, bar, memory).items():
             result = new_row(request.name, cache.table, layer, input, data.rows)
             scored = _score(result, heads[request], fits_or_reasons, data)
             if isinstance(scored, str):
@@ -201,7 +211,9 @@ def _compare_on_layer(
                 )
             _log_outcome(outcomes[request])
         if config.keep:
-            yield from add_bundles(outcomes, heads, fits, data, cache=cache, config=config)
+            yield from add_bundles(
+                outcomes, heads, fits, data, cache=cache, config=config, memory=memory
+            )
         else:
             yield from (replace(outcome, not_saved=NOT_KEPT) for outcome in outcomes.values())
 

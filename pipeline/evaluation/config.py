@@ -76,6 +76,13 @@ class ClassifyConfig(SplitConfig):
     timeout: float | None = _heads(
         None, type=positive_number, metavar="SECONDS", help="maximum time for one head on one split"
     )
+    memory: float | None = _heads(
+        None,
+        type=positive_number,
+        metavar="GB",
+        help="maximum memory; features and fits that need more are read in blocks, fitted on a "
+        "sample, or left out (default: three quarters of what is available)",
+    )
     dense: DenseGrid = _heads(
         (), flag="", help="config or configs of the dense head (default: the book's)"
     )
@@ -138,6 +145,8 @@ class ClassifyConfig(SplitConfig):
                     raise UsageError(f"{flag} is for classes; the cache is of {self.task}: omit it")
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError(f"--timeout: expected above 0 seconds; received {self.timeout:g}")
+        if self.memory is not None and self.memory <= 0:
+            raise UsageError(f"--memory: expected above 0 GB; received {self.memory:g}")
         for path in self.label_files:
             if not path.exists():
                 raise NoInputError(f"--labels {printable(path)} does not exist")

@@ -1,6 +1,7 @@
 """Fit heads in parallel: one thread per core, and one process per fit with a time limit."""
 
 import logging
+import math
 import multiprocessing
 import signal
 import warnings
@@ -19,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.fit_plan import MemoryGate, plan_fit
 from pipeline.evaluation.result import Fit
 from pipeline.evaluation.rows import LabelledRows, TrialRows
 from pipeline.evaluation.search import can_balance, has_usual_size, search
@@ -48,12 +50,14 @@ def fit_heads(
     data: TrialRows,
     config: ClassifyConfig,
     progress: Callable[[int, int], None] | None = None,
+    memory: float = math.inf,
 ) -> dict[HeadRequest, list[Fits]]:
     """Fit every head on every trial; return the fits of each head, in the order of the trials.
 
-    ``progress`` is called with (fits done, fits in all).
+    ``progress`` is called with (fits done, fits in all). Fits that run in parallel take at most
+    ``memory`` bytes together.
     """
-    lock = Lock()
+    lock, gate = Lock(), MemoryGate(memory)
 
     @lru_cache(usable_cores() + 1)  # all heads fit one trial before the next
     def rows_of(number: int) -> tuple[LabelledRows, LabelledRows]:
@@ -72,9 +76,12 @@ def fit_heads(
             class_count=data.class_count,
             seeds=trial.seeds if head.is_stochastic else trial.seeds[:1],
             balanced=config.balance,
+            memory=memory,
         )
         try:
-            fits = call_with_time_limit(config, work, request.name)
+            plan = plan_fit(head, train, data.class_count, memory)
+            with gate.reserve(plan.needed):
+                fits = call_with_time_limit(config, work, request.name)
         except PipelineError as error:  # out of time, or a custom head failed
             return str(error)
         if number == 0 and fits:
@@ -92,12 +99,12 @@ def _warn_of_custom_head(
     name: str, estimator: Any, train: LabelledRows, validation: LabelledRows
 ) -> None:
     """Warn of scaled features, and of predictions of other classes than those of highest scores."""
-    if not has_usual_size(train.features):
+    if not has_usual_size(np.asarray(train.features)):
         log.warning(
             "%s gets features divided by a power of two: their root mean square is %.1e",
-            name, root_mean_square(train.features),
+            name, root_mean_square(np.asarray(train.features)),
         )  # fmt: skip
-    features, class_count = validation.features, len(estimator.classes_)
+    features, class_count = np.asarray(validation.features), len(estimator.classes_)
     scores = class_scores(estimator, features, class_count)
     inner = estimator.estimator if isinstance(estimator, TemperatureScaling) else estimator
     predicted = class_scores(inner, features, class_count, method="predict")  # 1 or 0 per class

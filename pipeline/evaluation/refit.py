@@ -1,5 +1,6 @@
 """Add to each outcome a bundle: its classifier with all that `predict` needs."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +15,13 @@ from pipeline.cache.file import FeatureTable
 from pipeline.errors import PipelineError
 from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
+from pipeline.evaluation.fit_plan import MemoryGate, plan_fit
 from pipeline.evaluation.fitting import call_with_time_limit, run_in_parallel
 from pipeline.evaluation.result import Fit, Outcome, most_frequent_setting, params_text
 from pipeline.evaluation.rows import TrialRows
 from pipeline.evaluation.search import fit_again
 from pipeline.heads.calibration import TemperatureScaling
+from pipeline.heads.many_neighbors import without_search
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head
 from pipeline.models.bundle import Bundle
@@ -35,6 +38,7 @@ def add_bundles(
     *,
     cache: SplitCache,
     config: ClassifyConfig,
+    memory: float = math.inf,
 ) -> list[Outcome]:
     """Return each outcome with its bundle, or with the reason why it has none.
 
@@ -51,7 +55,7 @@ def add_bundles(
     if cache.trial_plan.folds:
         savable = {request: heads[request] for request in kept if kept[request].bundle}
         fitted_on = f"all images, after {cache.trial_plan.folds} folds without them in turn"
-        for request, fit in fit_on_all(savable, fits, data, config).items():
+        for request, fit in fit_on_all(savable, fits, data, config, memory).items():
             if isinstance(fit, str):
                 kept[request] = replace(kept[request], bundle=None, not_saved=fit)
             else:
@@ -65,6 +69,8 @@ def add_bundle(
     """Return the outcome with the bundle of a fit, or with the reason why it has none."""
     if fit is None or outcome.result.status:
         return replace(outcome, not_saved=outcome.result.status)
+    if fit.note:
+        fitted_on += f" ({fit.note})"
     bundle = _make_bundle(outcome, fit, table, fitted_on=fitted_on)
     try:
         _ = bundle.estimator_bytes  # raises for types that cannot be saved
@@ -78,6 +84,7 @@ def fit_on_all(
     fits: Mapping[HeadRequest, Sequence[Sequence[Fit]]],
     data: TrialRows,
     config: ClassifyConfig,
+    memory: float = math.inf,
 ) -> dict[HeadRequest, Fit | str]:
     """Fit each head on all images, with the setting that most folds chose.
 
@@ -87,6 +94,7 @@ def fit_on_all(
     splits = data.trials[0].splits
     train = data.training_rows(np.concatenate([splits.train, splits.validation, splits.test]))
     validation = data.unaugmented(splits.validation)
+    gate = MemoryGate(memory)
 
     def fit(request: HeadRequest, head: Head, _: int) -> Fit | str:
         chosen = most_frequent_setting([fit for of_trial in fits[request] for fit in of_trial])
@@ -98,9 +106,12 @@ def fit_on_all(
             validation=validation,
             class_count=data.class_count,
             balanced=config.balance,
+            memory=memory,
         )
         try:
-            estimator = call_with_time_limit(config, work, request.name)
+            plan = plan_fit(head, train, data.class_count, memory)
+            with gate.reserve(plan.needed):
+                first, estimator = call_with_time_limit(config, work, request.name)
         except PipelineError as error:
             return str(error)
         if isinstance(estimator, TemperatureScaling):
@@ -136,7 +147,7 @@ def _make_bundle(outcome: Outcome, fit: Fit, table: FeatureTable, *, fitted_on: 
     return Bundle(
         head=result.head,
         params=params_text(fit.params),
-        estimator=fit.estimator,
+        estimator=without_search(fit.estimator),
         spec=table.spec,
         layer=result.layer,
         input="flat" if result.input == "flat" else "pooled",

@@ -25,7 +25,8 @@ class Result:
     Attributes
     ----------
     params : the chosen setting, ``C=0.1``.
-    train_accuracy : of the training images without their augmented views.
+    train_accuracy : of the training images without their augmented views; of a stratified sample
+        of more than 20,000.
     test_low, test_high : 95 % Wilson interval.
     fit_seconds : for all settings of the head.
     predict_ms : milliseconds per test image, from cached features to a class.
@@ -54,6 +55,7 @@ class Result:
         and of normal test images above a threshold, of the probability not to be normal, that
         normal validation images exceed at a rate of at most 5 %.
     best_recall_at_5_percent_false_alarms : the same recall with a threshold of the test images.
+    note : what differs from a fit on all images, ``fitted on 10,000 of 36,000 images``.
     task, metrics : of a set without classes; the metrics are columns, instead of those of classes.
     """
 
@@ -100,6 +102,7 @@ class Result:
     recall_at_5_percent_false_alarms: float = math.nan
     false_alarms: float = math.nan
     best_recall_at_5_percent_false_alarms: float = math.nan
+    note: str = ""
     task: str = CLASSES
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -127,7 +130,7 @@ COLUMN_NAMES = tuple(f.name for f in fields(Result) if f.name not in ("task", "m
 ROW_START = ("head", "input", "params")
 ROW_END = ("fit_seconds", "predict_ms", "parameters", "base", "layer", "image_size", "fingerprint",
            "cache", "fits", "p_value", "p_holm", "verdict", "recommended", "status", "model",
-           "views", "tta")  # fmt: skip
+           "views", "tta", "note")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +207,7 @@ class Fit:
     fit_seconds : for all settings and a refit.
     test_scores : (T, K) probabilities; `score_on_test` adds them, train_accuracy (the measure of
         another task) and predict_seconds.
+    note : see `Result`.
     """
 
     estimator: Any = None
@@ -221,6 +225,7 @@ class Fit:
     test_scores: npt.NDArray[np.float64] | None = None
     train_accuracy: float = math.nan
     predict_seconds: float = math.nan
+    note: str = ""
 
 
 def params_text(params: Mapping[str, Any]) -> str:

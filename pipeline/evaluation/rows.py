@@ -5,7 +5,7 @@ to the rows of their augmented views (`Rows`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from pipeline.cache.file import FeatureTable, cache_files, read_table
 from pipeline.errors import BadDataError, PipelineError, UsageError
+from pipeline.evaluation.lazy_features import BLOCK_BYTES, Features, LazyFeatures
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.tasks import truth_of
 from pipeline.heads.config import Input
-from pipeline.heads.inputs import flatten_or_pool
+from pipeline.heads.inputs import feature_count, flatten_or_pool
 from pipeline.spec import CLASSES
 from pipeline.text import counted, printable
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 MAX_FLAT = 25_088  # (7, 7, 512), VGG16's at 224 pixels; MobileNet's (7, 7, 1280) is larger
 VIEWS = 1 << 15  # more than any view number, an int16
 ROWS_PER_BLOCK = 1024  # 32 MiB of (4, 4, 512) maps at a time where only their means are kept
+MANY_ROWS = 20_000  # more are read, fitted and scored in blocks, without copies
 
-Features = npt.NDArray[np.float32]  # (N, D)
 Rows = npt.NDArray[np.int64]  # row numbers of a cache, including views
 
 
@@ -179,9 +180,9 @@ class LabelledRows:
     the images of the rows; ``map_shape`` is that of flattened maps, (H, W, C).
     """
 
-    features: Features
+    features: Features | LazyFeatures
     labels: npt.NDArray[Any]
-    views: Sequence[Features] = field(default=(), kw_only=True)
+    views: Sequence[Features | LazyFeatures] = field(default=(), kw_only=True)
     task: str = field(default=CLASSES, kw_only=True)
     images: Images | None = field(default=None, kw_only=True)
     map_shape: tuple[int, ...] | None = field(default=None, kw_only=True)
@@ -189,11 +190,40 @@ class LabelledRows:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        count, width = self.features.shape
+        return count, width
+
+    def blocks(self) -> Iterator[tuple[Rows, Features]]:
+        """Yield numbers of rows (n,) and their features (n, D), some megabytes at a time."""
+        size = max(1, BLOCK_BYTES // (4 * self.shape[1]))
+        for start in range(0, len(self), size):
+            block = self.features[start : start + size]
+            yield np.arange(start, start + len(block)), block
+
+    def take(self, rows: Rows) -> "LabelledRows":
+        """Return some of the rows, without views."""
+        lazy = isinstance(self.features, LazyFeatures)
+        return replace(
+            self,
+            features=self.features.take(rows) if lazy else self.features[rows],
+            labels=self.labels[rows],
+            images=None if self.images is None else self.images[rows],
+            views=(),
+        )
+
+    def in_memory(self) -> "LabelledRows":
+        """Return the rows with their features in memory, without views if these were read."""
+        if not isinstance(self.features, LazyFeatures):
+            return self
+        return replace(self, features=np.asarray(self.features), views=())
+
     def joined(self, others: "LabelledRows") -> "LabelledRows":
         """Return these rows followed by others, without views."""
         return replace(
             self,
-            features=np.concatenate([self.features, others.features]),
+            features=_join(self.features, others.features),
             labels=np.concatenate([self.labels, others.labels]),
             images=None
             if self.images is None or others.images is None
@@ -214,6 +244,15 @@ class LabelledRows:
         return np.asarray(np.mean(scores, axis=0))
 
 
+def _join(
+    first: Features | LazyFeatures, second: Features | LazyFeatures
+) -> Features | LazyFeatures:
+    """Return the rows of both, of one source if they are lazy."""
+    if isinstance(first, LazyFeatures) and isinstance(second, LazyFeatures):
+        return replace(first, rows=np.concatenate([first.rows, second.rows]))
+    return np.concatenate([np.asarray(first), np.asarray(second)])
+
+
 @dataclass(frozen=True)
 class TrialRows:
     """The features of one cached layer as one input, with the trials that split its images.
@@ -221,7 +260,7 @@ class TrialRows:
     ``features`` (R, D) has a row per image and view; ``labels`` (N,) one entry per image.
     """
 
-    features: Features
+    features: Features | LazyFeatures
     labels: npt.NDArray[Any]
     class_count: int
     trials: Sequence[Trial]
@@ -238,10 +277,12 @@ class TrialRows:
         trials: Sequence[Trial],
         *,
         refit: bool = False,
+        memory: float = math.inf,
     ) -> Self:
         """Read the rows that a comparison needs, each once; for a refit, also validation views.
 
-        Training rows come first: for one split they are used without a copy.
+        Training rows come first: for one split they are used without a copy. Features of more than
+        ``memory`` bytes are written to a temporary file.
         """
         rows = cached.rows
         train, evaluation = images_of(trials)
@@ -252,7 +293,7 @@ class TrialRows:
         needed = np.concatenate([first, np.setdiff1d(np.concatenate(others), first)])
         shape = cached.table.layers[layer]
         return cls(
-            features=read_input(cached.table, layer, needed, input),
+            features=_read_lazily(cached.table, layer, needed, input, memory),
             labels=truth_of(cached.images.columns, cached.table.task),
             task=cached.table.task,
             class_count=len(cached.table.classes),
@@ -285,8 +326,10 @@ class TrialRows:
             map_shape=self.map_shape,
         )
 
-    def _features(self, rows: Rows) -> Features:
+    def _features(self, rows: Rows) -> Features | LazyFeatures:
         """Return features of rows, without a copy if they are consecutive."""
+        if isinstance(self.features, LazyFeatures):
+            return self.features.take(rows)
         if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
             return self.features[rows[0] : rows[0] + len(rows)]
         return self.features[rows]
@@ -324,6 +367,17 @@ def input_of(
     return requested or default
 
 
+def _read_lazily(
+    table: FeatureTable, layer: str, rows: Rows, input: Input, memory: float
+) -> Features | LazyFeatures:
+    """Return features of the rows; lazy if they are many, in a file if they exceed ``memory``."""
+    width = feature_count(table.layers[layer], input)
+    if 4 * len(rows) * width > memory:
+        return LazyFeatures.write(_read_blocks(table, layer, rows, input), (len(rows), width))
+    features = read_input(table, layer, rows, input)
+    return LazyFeatures.of(features) if len(rows) > MANY_ROWS else features
+
+
 def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Features:
     """Return features of the rows, in order: (n, H·W·C) flat or (n, C), the mean of each map.
 
@@ -332,13 +386,33 @@ def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Fea
     shape = table.layers[layer]
     if input == "flat" or len(shape) == 1:
         features = flatten_or_pool(table.features(layer, rows), input)
-    else:
-        features = np.empty((len(rows), shape[-1]), np.float32)
-        order = np.argsort(rows)
-        for start in range(0, len(rows), ROWS_PER_BLOCK):
-            block = order[start : start + ROWS_PER_BLOCK]
-            features[block] = flatten_or_pool(table.features(layer, rows[block]), input)
-    largest = max(features.max(initial=0), -features.min(initial=0))  # NaN if one is
+        _check_values(table, layer, _largest(features))
+        return features
+    features = np.empty((len(rows), shape[-1]), np.float32)
+    for block, values in _read_blocks(table, layer, rows, input):
+        features[block] = values
+    return features
+
+
+def _read_blocks(
+    table: FeatureTable, layer: str, rows: Rows, input: Input
+) -> Iterator[tuple[Rows, Features]]:
+    """Yield indices of rows (n,) and their features (n, D) in the file's order; raise as above."""
+    order, largest = np.argsort(rows), np.float32(0)
+    for start in range(0, len(rows), ROWS_PER_BLOCK):
+        block = order[start : start + ROWS_PER_BLOCK]
+        features = flatten_or_pool(table.features(layer, rows[block]), input)
+        largest = np.maximum(largest, _largest(features))
+        yield block, features
+    _check_values(table, layer, largest)
+
+
+def _largest(features: Features) -> np.float32:
+    """Return the largest absolute value; NaN if one is."""
+    return np.float32(np.maximum(features.max(initial=0), -features.min(initial=0)))
+
+
+def _check_values(table: FeatureTable, layer: str, largest: np.float32) -> None:
     vanished = table.spec.dtype == "float16" and largest < np.finfo(np.float16).tiny
     if vanished or not np.isfinite(largest):
         problem = "only values too small for float16" if vanished else "values that are not finite"
@@ -346,4 +420,3 @@ def read_input(table: FeatureTable, layer: str, rows: Rows, input: Input) -> Fea
             f"{printable(table.path)}: layer {printable(layer)} contains {problem}; extract again "
             f"with --dtype float32"
         )
-    return features

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline.cache.file import Columns, FeatureTable
 from pipeline.evaluation.abstention import calibrate, conformity_of
+from pipeline.evaluation.fit_plan import stratified_sample
 from pipeline.evaluation.fitting import DIVERGED
 from pipeline.evaluation.metrics import (
     Labels,
@@ -27,7 +28,7 @@ from pipeline.evaluation.result import (
     most_frequent_setting,
     params_text,
 )
-from pipeline.evaluation.rows import TrialRows, ViewRows
+from pipeline.evaluation.rows import MANY_ROWS, TrialRows, ViewRows
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.evaluation.tasks import TASKS, Task, interval, truth_of
@@ -62,6 +63,8 @@ def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: View
 def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
     """Return the fit with its predictions on the test images of its trial."""
     train, test = data.unaugmented(trial.splits.train), data.evaluation_rows(trial.splits.test)
+    if len(train) > MANY_ROWS:
+        train = train.take(stratified_sample(train, MANY_ROWS))
     started = time.perf_counter()
     scores = test.mean_probabilities(fit.estimator)
     seconds = time.perf_counter() - started
@@ -122,7 +125,7 @@ def summarize(
             metrics["coverage"] = float(np.mean(is_kept[~np.isnan(values)]))
             metrics["kept_accuracy"] = _mean(tests[0].correct[is_kept])
     return Outcome(
-        result=replace(result, **metrics),
+        result=replace(result, **metrics, note=first.note),
         **rejection,
         setting=first.params,
         test=tests[0],

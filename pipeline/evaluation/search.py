@@ -20,9 +20,11 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import has_fit_parameter
 
 from pipeline.errors import BadDataError
+from pipeline.evaluation.fit_plan import FitPlan, plan_fit
+from pipeline.evaluation.lazy_features import LazyFeatures
 from pipeline.evaluation.metrics import accuracy_of, log_loss_of
 from pipeline.evaluation.result import Fit, Setting, params_text
-from pipeline.evaluation.rows import LabelledRows
+from pipeline.evaluation.rows import MANY_ROWS, LabelledRows
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.calibration import (
     TemperatureScaling,
@@ -31,8 +33,11 @@ from pipeline.heads.calibration import (
     head_outputs,
     scoring_method,
 )
+from pipeline.heads.dense import DenseNetwork
+from pipeline.heads.many_neighbors import fit_shared, shares_search
 from pipeline.heads.registry import Head
 from pipeline.heads.scaler import CommonScaler, root_mean_square
+from pipeline.heads.streaming import fit_in_blocks
 from pipeline.spec import CLASSES
 
 Params = Mapping[str, Any]
@@ -54,6 +59,7 @@ def search(
     seed: int,
     balanced: bool = False,
     refit: LabelledRows | None = None,
+    memory: float = math.inf,
 ) -> Fit | None:
     """Fit all settings and keep the one with the highest (balanced) validation accuracy.
 
@@ -67,17 +73,27 @@ def search(
     Parameters
     ----------
     refit : validation rows to fit the chosen setting on again, together with train.
+    memory : bytes that the fit may take in addition to the rows in memory.
 
     Returns None if no setting has finite scores: the training diverged. Raises BadDataError if that
     is because all features are constant.
     """
     if train.task != CLASSES:
-        return _search_targets(head, train, validation, class_count, seed=seed, refit=refit)
+        return _search_targets(
+            head, train, validation, class_count, seed=seed, refit=refit, memory=memory
+        )
     started = time.perf_counter()
+    plan = plan_fit(head, train, class_count, memory)
     settings: list[Setting] = []
     best: tuple[float, float] | None = None
     for params, estimator in fit_grid(
-        head, train, validation, class_count=class_count, seed=seed, balanced=balanced
+        head,
+        train,
+        validation,
+        class_count=class_count,
+        seed=seed,
+        balanced=balanced,
+        plan=plan,
     ):
         method = "decision_function" if head.calibrate else scoring_method(estimator)
         try:
@@ -109,7 +125,8 @@ def search(
             )
         )
     if best is None:
-        if not np.ptp(train.features, axis=0).any():
+        first = train.features[:1]
+        if all((block == first).all() for _, block in train.blocks()):
             raise BadDataError("cannot be fitted: all features are constant")
         return None
     settings[index] = replace(settings[index], chosen=True)
@@ -118,9 +135,16 @@ def search(
         estimator = TemperatureScaling(estimator, method=method)
         estimator.fit(validation.features, validation.labels)
     fit = score_on_validation(estimator, validation, seed=seed, params=params, settings=settings)
+    fit = replace(fit, note=plan.note)
     if refit is not None:
-        estimator = fit_again(
-            head, fit, train.joined(refit), validation, class_count=class_count, balanced=balanced
+        fit, estimator = fit_again(
+            head,
+            fit,
+            train.joined(refit),
+            validation,
+            class_count=class_count,
+            balanced=balanced,
+            memory=memory,
         )
         fit = replace(fit, estimator=estimator, parameters=parameter_count(estimator))
     return replace(fit, fit_seconds=time.perf_counter() - started)
@@ -134,15 +158,19 @@ def _search_targets(
     *,
     seed: int,
     refit: LabelledRows | None,
+    memory: float,
 ) -> Fit | None:
     """Fit all settings of a head of another task; keep that with the best measure on validation.
 
     Ties go to the first setting, the most regularised. Returns and raises as `search`.
     """
     started, task = time.perf_counter(), TASKS[train.task]
+    plan = plan_fit(head, train, count, memory)
     settings: list[Setting] = []
     fits: list[tuple[float, int, Params, Any]] = []
-    for params, estimator in fit_grid(head, train, validation, class_count=count, seed=seed):
+    for params, estimator in fit_grid(
+        head, train, validation, class_count=count, seed=seed, plan=plan
+    ):
         try:
             scores = head_outputs(estimator, validation.features, count, task.name)
         except ValueError as error:  # such as more neighbors than training rows
@@ -172,10 +200,11 @@ def _search_targets(
         parameters=parameter_count(estimator),
         validation_scores=validation.mean_probabilities(estimator),
         settings=tuple(settings),
+        note=plan.note,
     )
     if refit is not None:
         joined = train.joined(refit)
-        estimator = fit_again(head, fit, joined, validation, class_count=count)
+        fit, estimator = fit_again(head, fit, joined, validation, class_count=count, memory=memory)
         fit = replace(fit, estimator=estimator, parameters=parameter_count(estimator))
     return replace(fit, fit_seconds=time.perf_counter() - started)
 
@@ -221,8 +250,13 @@ def fit_again(
     *,
     class_count: int,
     balanced: bool = False,
-) -> Any:
-    """Return an estimator with the chosen setting and its temperature, fitted on other rows."""
+    memory: float = math.inf,
+) -> tuple[Fit, Any]:
+    """Fit the chosen setting on other rows; return the fit with its note, and the estimator.
+
+    The estimator has the temperature of the fit.
+    """
+    plan = plan_fit(head, train, class_count, memory)
     ((_, estimator),) = fit_grid(
         head,
         train,
@@ -231,10 +265,12 @@ def fit_again(
         seed=fit.seed,
         balanced=balanced,
         settings=[fit.params],
+        plan=plan,
     )
-    if fit.native_probabilities:
-        return estimator
-    return TemperatureScaling(estimator, method=fit.estimator.method, temperature=fit.temperature)
+    if not fit.native_probabilities:
+        method = fit.estimator.method
+        estimator = TemperatureScaling(estimator, method=method, temperature=fit.temperature)
+    return replace(fit, note=plan.note), estimator
 
 
 def fit_grid(
@@ -246,6 +282,7 @@ def fit_grid(
     seed: int,
     balanced: bool = False,
     settings: Iterable[Params] | None = None,
+    plan: FitPlan | None = None,
 ) -> Iterator[tuple[Params, Any]]:
     """Yield each setting, by default of the head's grid, with its fitted estimator.
 
@@ -256,38 +293,51 @@ def fit_grid(
     Estimators with a parameter ``map_shape`` get the shape of flattened maps; those that learn one
     class, the image of each row as ``groups``.
 
-    Raises BadDataError for more rows than the head's maximum, or classes that none of them has.
+    Raises BadDataError for classes that none of the rows has.
     """
-    if head.max_rows is not None and len(train) > head.max_rows:
-        raise BadDataError(
-            f"compares all pairs of training images, at most {head.max_rows:,}; "
-            f"received {len(train):,}"
-        )
+    plan = plan or plan_fit(head, train, class_count, math.inf)
     if not head.learns_one_class and train.task == CLASSES and np.ptp(train.labels) == 0:
         raise BadDataError("needs training images of two classes")
-    if head.is_custom:  # it may change its arguments in place, which other heads get, too
-        train, validation = (
-            replace(each, features=each.features.copy(), labels=each.labels.copy(), views=())
-            for each in (train, validation)
-        )
     settings = list(ParameterGrid(head.grid or {}) if settings is None else settings)
-    template = head.build(train.features.shape[1], class_count)
-    if head.is_custom and not has_usual_size(train.features):
-        steps = template.steps if isinstance(template, Pipeline) else [("head", template)]
-        template = Pipeline([("unit", CommonScaler(with_mean=False)), *steps])
+    template = head.build(train.shape[1], class_count)
     set_where_none(template, "random_state", seed)
     set_where_none(template, "map_shape", train.map_shape)
+    if plan.rows is not None:
+        train = train.take(plan.rows)
     weights = balance(template, train.labels, class_count) if balanced else {}
+    if plan.in_blocks and not isinstance(final_step(template), DenseNetwork):
+        yield from fit_in_blocks(template, settings, train, class_count=class_count, **weights)
+        return
+    if not plan.in_blocks:
+        train = train.in_memory()
+    elif isinstance(train.features, np.ndarray):
+        train = replace(train, features=LazyFeatures.of(train.features))
+    if len(train) > MANY_ROWS and shares_search(template):
+        yield from fit_shared(template, settings, np.asarray(train.features), train.labels)
+        return
+    if head.is_custom:  # it may change its arguments in place, which other heads get, too
+        train, validation = (
+            replace(each, features=np.array(each.features), labels=each.labels.copy(), views=())
+            for each in (train, validation)
+        )
+        if not has_usual_size(np.asarray(train.features)):
+            steps = template.steps if isinstance(template, Pipeline) else [("head", template)]
+            template = Pipeline([("unit", CommonScaler(with_mean=False)), *steps])
     transformers, (final_name, model) = [], ("", template)
-    rows, monitored = train.features, validation.features
+    rows = train.features
     if isinstance(template, Pipeline):
         *transformers, (final_name, model) = template.steps
     shared = all(name.startswith(f"{final_name}__") for params in settings for name in params)
+    monitors = has_fit_parameter(model, "validation_data")
+    monitored = (
+        validation.features if plan.in_blocks or not monitors else validation.in_memory().features
+    )
     if transformers and shared:
         shared_steps = Pipeline(transformers)
         rows = shared_steps.fit_transform(rows, train.labels)
-        monitored = shared_steps.transform(monitored)
-    if has_fit_parameter(model, "validation_data"):
+        if monitors:
+            monitored = shared_steps.transform(monitored)
+    if monitors:
         weights["validation_data"] = monitored, validation.labels
     if head.learns_one_class:
         weights["groups"] = train.images

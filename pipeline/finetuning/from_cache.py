@@ -220,7 +220,7 @@ def make_task(data: TrialRows, shape: tuple[int, ...]) -> Task:
     train = data.training_rows(trial.splits.train)
     validation = data.unaugmented(trial.splits.validation)
     return Task(
-        train=Rows(train.features.reshape(-1, *shape), train.labels),
-        validation=Rows(validation.features.reshape(-1, *shape), validation.labels),
+        train=Rows(np.asarray(train.features).reshape(-1, *shape), train.labels),
+        validation=Rows(np.asarray(validation.features).reshape(-1, *shape), validation.labels),
         class_count=data.class_count,
     )

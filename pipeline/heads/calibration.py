@@ -26,13 +26,14 @@ Scores = npt.NDArray[np.float64]
 
 
 def class_scores(
-    estimator: Any, features: npt.NDArray[Any], class_count: int, *, method: str = "predict_proba"
+    estimator: Any, features: Any, class_count: int, *, method: str = "predict_proba"
 ) -> Scores:
     """Return scores of a fitted estimator: (N, D) -> (N, K) float64; the highest is predicted.
 
-    Column k is of label k, in whatever order ``classes_`` has them. The estimator gets copies of
-    the rows, as a custom head may change them in place. With the method ``predict``,
-    the predicted class scores 1, the others 0. A network that diverged gives rows of NaN.
+    ``features`` are an array, or lazy and read in slices. Column k is of label k, in whatever order
+    ``classes_`` has them. The estimator gets copies of the rows, as a custom head may change them
+    in place. With the method ``predict``, the predicted class scores 1, the others 0. A network
+    that diverged gives rows of NaN.
 
     Raises BadDataError if ``classes_`` are not the labels 0 … K - 1, or the estimator does not
     return one score per class, probabilities, or labels.
@@ -63,9 +64,7 @@ def class_scores(
     return scores
 
 
-def head_outputs(
-    estimator: Any, features: npt.NDArray[Any], count: int, task: str = CLASSES
-) -> Scores:
+def head_outputs(estimator: Any, features: Any, count: int, task: str = CLASSES) -> Scores:
     """Return what a fitted head predicts: (N, D) -> (N, K) float64.
 
     These are the probabilities of K classes, of K labels that an image may have, or the number of a

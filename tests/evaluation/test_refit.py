@@ -194,11 +194,11 @@ def test_an_estimator_is_serialized_once(
     assert written[1:] == [loaded.estimator]  # a bundle with another estimator has other bytes
 
 
-def test_a_head_that_cannot_be_fitted_on_all_images_is_measured_but_not_kept(
+def test_a_head_past_its_maximum_is_fitted_on_a_sample_that_its_row_states(
     sorted_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(HEADS, "svm_rbf", replace(HEADS["svm_rbf"], max_rows=COUNT - 1))
+    monkeypatch.setitem(HEADS, "svm_rbf", replace(HEADS["svm_rbf"], max_rows=50))
     (outcome,) = compare(sorted_cache, heads="svm_rbf", cv=5).outcomes
-    assert outcome.result.test_accuracy > 0.4
-    assert outcome.bundle is None
-    assert "at most 99" in outcome.not_saved
+    assert outcome.result.note.startswith("fitted on 50 of ")
+    assert outcome.bundle is not None
+    assert f"(fitted on 50 of {COUNT} images)" in outcome.bundle.document["fitted_on"]

@@ -36,7 +36,7 @@ from pipeline.evaluation.search import (
 )
 from pipeline.heads.calibration import class_scores, scoring_method
 from pipeline.heads.config import DenseConfig
-from pipeline.heads.registry import HEADS, Head, load_head
+from pipeline.heads.registry import HEADS, load_head
 from pipeline.heads.scaler import root_mean_square
 from pipeline.models.bundle import load_bundle, save_bundle
 
@@ -284,13 +284,6 @@ def test_grid_of_knn_excludes_more_neighbors_than_rows() -> None:
     assert [each.params for each in found.settings] == [f"n_neighbors={k}" for k in (5, 3, 1)]
     zeros = class_scores(found.estimator, np.zeros((1, 12), np.float32), 2)
     np.testing.assert_allclose(zeros.sum(axis=1), 1)
-
-
-def test_more_rows_than_the_maximum_of_a_head_are_an_error() -> None:
-    rows = draw_rows(90)
-    head = Head(HEADS["svm_rbf"].make, max_rows=89)
-    with pytest.raises(BadDataError, match="at most 89; received 90"):
-        search(head, *rows, class_count=2, seed=0)
 
 
 def test_the_dense_grid_has_the_most_regularised_first() -> None:

@@ -1,0 +1,96 @@
+"""`LazyFeatures`: features that are read in blocks, from memory or from a temporary file.
+
+A cache is compressed and contains whole maps: 150 MB of it are read in a second. A fit that reads
+all rows fifty times reads a temporary file of the rows instead, at 4 GB per second.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import StorageError
+from pipeline.text import file_size, printable
+
+BLOCK_BYTES = 8 << 20  # a block that a fit reads: BLAS is at full speed, and memory does not grow
+
+Features = npt.NDArray[np.float32]  # (N, D)
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class LazyFeatures:
+    """Features (N, D) float32; ``features[rows]`` reads a slice or numbers of rows.
+
+    Attributes
+    ----------
+    source : (R, D) in memory, or the path of a file of them, which is deleted with the last of
+        these objects in the process that wrote it; other processes read it.
+    rows : (N,) numbers of rows of the source.
+    """
+
+    source: Features | Path
+    size: tuple[int, int]
+    rows: Rows
+    _folder: Any = None
+
+    @classmethod
+    def of(cls, features: Features) -> "LazyFeatures":
+        return cls(features, features.shape, np.arange(len(features)))
+
+    @classmethod
+    def write(
+        cls, blocks: Iterable[tuple[Rows, Features]], size: tuple[int, int]
+    ) -> "LazyFeatures":
+        """Write blocks to a temporary file: numbers of rows (n,) and their features (n, D)."""
+        needed, parent = 4 * size[0] * size[1], Path(tempfile.gettempdir())
+        free = shutil.disk_usage(parent).free
+        if free < needed:
+            raise StorageError(
+                f"{printable(parent)}: a temporary file of features that memory cannot hold needs "
+                f"{file_size(needed)}, {file_size(free)} are free: name another folder in the "
+                f"variable TMPDIR, or raise --memory"
+            )
+        folder = tempfile.TemporaryDirectory(prefix="features-", ignore_cleanup_errors=True)
+        path = Path(folder.name) / "features.f32"
+        with path.open("wb") as file:
+            file.truncate(needed)
+        for rows, features in blocks:
+            np.memmap(path, np.float32, "r+", shape=size)[rows] = features
+        return cls(path, size, np.arange(size[0]), folder)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), self.size[1]
+
+    @property
+    def is_stored(self) -> bool:
+        return isinstance(self.source, Path)
+
+    def take(self, rows: Rows) -> "LazyFeatures":
+        """Return these rows, unread."""
+        return replace(self, rows=self.rows[rows])
+
+    def __getitem__(self, rows: Any) -> Features:
+        chosen = self.rows[rows]
+        if isinstance(self.source, Path):
+            # mapped for this read only: pages of the file do not stay in this process's memory
+            file = np.memmap(self.source, np.float32, "r", shape=self.size)
+            return np.array(file[chosen])
+        if len(chosen) and np.array_equal(chosen, np.arange(chosen[0], chosen[0] + len(chosen))):
+            return self.source[chosen[0] : chosen[0] + len(chosen)]  # without a copy
+        return np.asarray(self.source[chosen])
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_folder": None}
