@@ -1,13 +1,12 @@
 """The features that the audit compares: pooled, in memory or reduced to principal components."""
 
 import math
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.cache.file import FeatureTable
 from pipeline.evaluation.groups import Rows
+from pipeline.evaluation.lazy_features import LazyFeatures
 from pipeline.evaluation.probe import (
     FeatureRows,
     Floats,
@@ -23,9 +22,9 @@ MAX_BYTES = 512 << 20  # of features in memory
 COMPONENTS = 256  # of more features: no step of the audit uses more
 
 
-def read_small(table: FeatureTable, layer: str) -> Floats | None:
-    """Return the features to compare (N, D) of a table; None if they exceed 512 MiB."""
-    fits = 4 * len(table) * _width(table, layer) <= MAX_BYTES
+def read_small(table: FeatureTable, layer: str, memory: float = math.inf) -> Floats | None:
+    """Return the features (N, D) of a table; None if they exceed a quarter of ``memory`` or 512 MiB."""
+    fits = 4 * len(table) * _width(table, layer) <= min(memory / 4, MAX_BYTES)
     return audit_input(table, layer, np.arange(len(table))) if fits else None
 
 
@@ -42,28 +41,12 @@ def open_features(
     sample = audit_input(table, layer, rows[sample_rows(len(rows))])
     limit = OutlierLimit(sample)
     components = fit_components(limit(sample), COMPONENTS)
-    stored = StoredFeatures((len(rows), components[-1].n_components_))
-    for block in row_blocks(len(rows), width):
-        stored.write(block, components.transform(limit(audit_input(table, layer, rows[block]))))
-    return stored
-
-
-class StoredFeatures:
-    """Features (N, D) float32 in a temporary file, which is deleted with this object."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self._folder = tempfile.TemporaryDirectory(prefix="audit-", ignore_cleanup_errors=True)
-        self._path = Path(self._folder.name) / "features.f32"
-        with self._path.open("wb") as file:
-            file.truncate(4 * math.prod(shape))
-
-    def __getitem__(self, rows: slice | Rows) -> Floats:
-        # mapped for this read only: pages of the file do not stay in this process's memory
-        return np.array(np.memmap(self._path, np.float32, "r", shape=self.shape)[rows])
-
-    def write(self, rows: slice, features: Floats) -> None:
-        np.memmap(self._path, np.float32, "r+", shape=self.shape)[rows] = features
+    numbers = np.arange(len(rows))
+    reduced = (
+        (numbers[block], components.transform(limit(audit_input(table, layer, rows[block]))))
+        for block in row_blocks(len(rows), width)
+    )
+    return LazyFeatures.write(reduced, (len(rows), components[-1].n_components_))
 
 
 def _width(table: FeatureTable, layer: str) -> int:

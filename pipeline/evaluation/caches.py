@@ -17,6 +17,7 @@ from pipeline.evaluation.protocol import TrialPlan
 from pipeline.evaluation.rows import CachedViews, images_of, views_suffix
 from pipeline.evaluation.splits import Splits
 from pipeline.heads.names import classes_of_normal
+from pipeline.memory import memory_budget
 from pipeline.models.neighbors import CachedNeighbors
 from pipeline.spec import UNLABELLED
 from pipeline.text import counted, printable
@@ -31,13 +32,14 @@ class SplitCache:
     """A cache, its layers to compare, and the splits of its images.
 
     ``table`` has one row per unaugmented image, in the order of the image numbers of the trials;
-    ``views`` includes the rows of augmented views.
+    ``views`` includes the rows of augmented views. ``memory`` is the budget in bytes.
     """
 
     table: FeatureTable
     layers: tuple[str, ...]
     trial_plan: TrialPlan
     views: CachedViews
+    memory: int
     _features: dict[str, Floats | None] = field(default_factory=dict, repr=False, compare=False)
 
     def neighbors(self, layer: str) -> CachedNeighbors:
@@ -51,7 +53,7 @@ class SplitCache:
         """
         if layer not in self._features:
             self._features.clear()
-            self._features[layer] = read_small(self.table, layer)
+            self._features[layer] = read_small(self.table, layer, self.memory)
         return self._features[layer]
 
     def describe(self) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def split_tables(tables: Sequence[FeatureTable], config: ClassifyConfig) -> list
         views = cached.select_views(
             train=train, evaluation=evaluation, views=config.views, tta=config.tta
         )
-        cache = SplitCache(images, selected, plan, views)
+        cache = SplitCache(images, selected, plan, views, memory_budget(config.memory))
         log.info("%s: %s, %s", printable(table.path), counted(len(images), "image"), plan.source)
         if not opened or cache.split_lines() != opened[-1].split_lines():
             for line in cache.split_lines():

@@ -356,6 +356,7 @@ def _audit_of(shown: Outcome, opened: Sequence[SplitCache], config: ClassifyConf
         seed=config.seed,
         leave_out=partial(leave_classes_out, shown, cache, config),
         read=partial(cache.features, best.layer),
+        memory=cache.memory,
     )
 
 

@@ -53,7 +53,7 @@ def test_columns_of_results_csv_do_not_change() -> None:
         "base,layer,image_size,fingerprint,cache,balanced_accuracy,brier,ece,temperature,"
         "calibrated_log_loss,calibrated_ece,fits,test_spread,p_value,p_holm,verdict,recommended,"
         "status,validation_balanced_accuracy,model,views,tta,coverage,kept_accuracy,left_out_auroc,"
-        "recall_at_5_percent_false_alarms,false_alarms,best_recall_at_5_percent_false_alarms"
+        "recall_at_5_percent_false_alarms,false_alarms,best_recall_at_5_percent_false_alarms,note"
     )
 
 
