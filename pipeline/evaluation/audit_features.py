@@ -23,7 +23,10 @@ COMPONENTS = 256  # of more features: no step of the audit uses more
 
 
 def read_small(table: FeatureTable, layer: str, memory: float = math.inf) -> Floats | None:
-    """Return the features (N, D) of a table; None if they exceed a quarter of ``memory`` or 512 MiB."""
+    """Return the features to compare (N, D) of a table; None if they are not small.
+
+    At most they take a quarter of ``memory``, and 512 MiB.
+    """
     fits = 4 * len(table) * _width(table, layer) <= min(memory / 4, MAX_BYTES)
     return audit_input(table, layer, np.arange(len(table))) if fits else None
 
