@@ -87,6 +87,7 @@ def test_json_on_stdout_equals_results_json(cache: Path) -> None:
     assert document["run"]["folder"] == folder.as_posix()
 
 
+@pytest.mark.slow
 def test_heads_of_scikit_learn_do_not_load_tensorflow(cache: Path) -> None:
     heads = "fast,svm_rbf"
     loaded = modules_loaded_by("classify", cache, "--heads", heads, "--no-audit")
@@ -259,6 +260,7 @@ def interrupt_classify(folder: Path, *words: str, after: str) -> tuple[str, floa
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.slow
 def test_interrupted_fit_ends_at_once(tmp_path: Path) -> None:
     stderr, seconds = interrupt_classify(
         tmp_path, "--heads", "majority,linear_svm,svm_rbf", after="fitting 3 heads"

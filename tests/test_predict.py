@@ -307,6 +307,7 @@ def test_csv_and_json_agree_and_keep_names_byte_for_byte() -> None:
     assert document["cached"] == 0
 
 
+@pytest.mark.slow
 def test_list_is_read_from_stdin_and_rows_are_piped_while_a_terminal_shows_progress() -> None:
     listed, last = ["unknown/striped/002.png", "unknown/plain"], "synthetic/test/plain/001.png"
     terminal_end, process_end = pty.openpty()

@@ -147,6 +147,7 @@ def fit_custom(folder: Path, head: str, **options: object) -> list[Fits]:
     return fit(f"custom:{head}", replace(data, trials=data.trials[:1]), **options)
 
 
+@pytest.mark.slow
 def test_a_head_within_its_time_limit_is_fitted_and_any_other_is_stopped(tmp_path: Path) -> None:
     (free,), (limited,) = (
         fit_custom(tmp_path, "LogisticRegression", **options) for options in ({}, {"timeout": 60})

@@ -141,6 +141,7 @@ def assert_frozen(model: Any, before: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_fine_tuning_leaves_the_base_frozen_and_returns_the_weights_that_it_evaluated() -> None:
     model, base = built("mobilenet_v2", 32)
     before = model.get_weights()

@@ -301,6 +301,7 @@ def same(feature_count, class_count):
 """
 
 
+@pytest.mark.slow
 def test_keras_models_are_trained_seeded_and_checked(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(KERAS_MODULE)
     train, _ = draw_rows(120, width=10, signal=1.0)

@@ -30,6 +30,7 @@ def test_novelty_is_among_all_heads_where_there_is_a_normal_class() -> None:
         parse_heads("novelty")
 
 
+@pytest.mark.slow
 def test_fast_heads_load_no_keras() -> None:
     command = (
         "import sys; from pipeline.heads.names import groups; "
