@@ -25,7 +25,7 @@ from pipeline.evaluation.frames import table_of_frame
 from pipeline.evaluation.recommendation import rank_and_recommend
 from pipeline.evaluation.refit import NOT_KEPT, add_bundles
 from pipeline.evaluation.result import Comparison, Fit, Outcome, Result
-from pipeline.evaluation.rows import MAX_FLAT, TrialRows, input_of
+from pipeline.evaluation.rows import MANY_ROWS, MAX_FLAT, TrialRows, input_of
 from pipeline.evaluation.scoring import new_row, score_on_test, summarize
 from pipeline.evaluation.splits import TRAIN
 from pipeline.evaluation.target_recommendation import rank_and_recommend_targets
@@ -184,7 +184,16 @@ def _compare_on_layer(
         held = FEATURE_SHARE * (budget - used_memory())
         if config.timeout is not None:  # each fit gets them in another process
             held = min(held, SENT_BYTES)
-        data = TrialRows.read(cache.views, layer, input, trials, refit=config.refit, memory=held)
+        is_shared = len(cache.table) > MANY_ROWS and config.timeout is None
+        data = TrialRows.read(
+            cache.views,
+            layer,
+            input,
+            trials,
+            refit=config.refit,
+            memory=held,
+            in_memory=cache.features(layer) if is_shared else None,
+        )
         memory = budget - used_memory()
         fits: dict[HeadRequest, list[list[Fit]]] = {}
         outcomes = {}

@@ -278,11 +278,13 @@ class TrialRows:
         *,
         refit: bool = False,
         memory: float = math.inf,
+        in_memory: Features | None = None,
     ) -> Self:
         """Read the rows that a comparison needs, each once; for a refit, also validation views.
 
         Training rows come first: for one split they are used without a copy. Features of more than
-        ``memory`` bytes are written to a temporary file.
+        ``memory`` bytes are written to a temporary file. ``in_memory`` are pooled features of all
+        rows, if there are any: many rows are taken from them.
         """
         rows = cached.rows
         train, evaluation = images_of(trials)
@@ -293,7 +295,7 @@ class TrialRows:
         needed = np.concatenate([first, np.setdiff1d(np.concatenate(others), first)])
         shape = cached.table.layers[layer]
         return cls(
-            features=_read_lazily(cached.table, layer, needed, input, memory),
+            features=_read_lazily(cached.table, layer, needed, input, memory, in_memory),
             labels=truth_of(cached.images.columns, cached.table.task),
             task=cached.table.task,
             class_count=len(cached.table.classes),
@@ -368,10 +370,18 @@ def input_of(
 
 
 def _read_lazily(
-    table: FeatureTable, layer: str, rows: Rows, input: Input, memory: float
+    table: FeatureTable,
+    layer: str,
+    rows: Rows,
+    input: Input,
+    memory: float,
+    in_memory: Features | None,
 ) -> Features | LazyFeatures:
     """Return features of the rows; lazy if they are many, in a file if they exceed ``memory``."""
     width = feature_count(table.layers[layer], input)
+    is_same = in_memory is not None and in_memory.shape == (len(table), width)
+    if in_memory is not None and is_same and input == "pooled" and len(rows) > MANY_ROWS:
+        return LazyFeatures(in_memory, (len(table), width), rows)
     if 4 * len(rows) * width > memory:
         return LazyFeatures.write(_read_blocks(table, layer, rows, input), (len(rows), width))
     features = read_input(table, layer, rows, input)

@@ -106,11 +106,14 @@ def shares_search(template: Any) -> bool:
 def fit_shared(
     template: Any, settings: Sequence[Mapping[str, Any]], rows: Floats, labels: npt.NDArray[Any]
 ) -> Iterator[tuple[Mapping[str, Any], Any]]:
-    """Yield each setting with its fitted pipeline; all have the same rows and search."""
+    """Yield each setting with its fitted pipeline; all have the same rows and search.
+
+    ``rows`` (N, D) are scaled in place.
+    """
     (scaler_name, scaler), (name, final) = template.steps
     scaler = scaler.fit(rows)
     if scaler.scale_ != 1:  # a power of two: no bit of a number changes
-        rows = rows / np.float32(scaler.scale_)
+        rows /= np.float32(scaler.scale_)
     counts = [int(each.get(f"{name}__n_neighbors", final.n_neighbors)) for each in settings]
     fitted: Any = _SHARED[type(final)](**final.get_params()).fit(rows, labels)
     fitted.search_ = NeighborSearch(fitted._fit_X, min(max(counts), len(rows)))

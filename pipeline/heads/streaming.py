@@ -2,7 +2,8 @@
 
 Ridge, LDA, prototypes, naive Bayes and constant predictors need sums only: one pass over the rows
 serves all settings of a grid. Logistic regression and linear SVMs need a pass per step, see
-`block_descent`. The results are scikit-learn's own fitted estimators.
+`block_descent`; a setting is fitted when it is requested. The results are scikit-learn's own fitted
+estimators.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
