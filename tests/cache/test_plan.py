@@ -217,12 +217,7 @@ def test_parts_on_machines_with_other_roots_make_the_same_file(root: Path, views
     done = extract_features(root, **OPTIONS, views=views)
     assert done.computed == 0
     assert [file.path for file in done.skipped] == [b"plain/042.png"]
-    table = read_table(alone)
-    np.testing.assert_array_equal(done.table.features("pixels"), table.features("pixels"))
-    assert done.table.columns.equals(table.columns)
-    assert done.table.document == table.document
-    if not views:  # with views, the compressed bytes differed in one of four runs: not understood
-        assert done.table.path.read_bytes() == alone.read_bytes()
+    assert done.table.path.read_bytes() == alone.read_bytes()
 
 
 def test_part_without_a_plan_or_with_other_options_is_one_line(root: Path) -> None:
