@@ -1,12 +1,14 @@
 """How well images of none of the classes are rejected: coverage, and classes that are left out."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
+from pipeline.cores import usable_cores
 from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.probe import stratified_order
@@ -24,7 +26,7 @@ MAX_MEASURED = 4000  # validation and test images that distances are computed of
 MAX_REFERENCES = 10_000  # cached images that these are to: all of a million take minutes
 MAX_LEFT_OUT = 10  # classes; one fit each
 MAX_COMPARED = 1000  # images of validation, and of test, for each class that is left out
-MAX_FITTED = 5000  # images of train for each of them
+MAX_FITTED = 2500  # images of train for each of them
 MAX_SECONDS = 20.0  # for the fits of all classes; half a minute of audit is too long
 
 Floats = npt.NDArray[np.float64]
@@ -95,7 +97,7 @@ def leave_classes_out(
     """Fit an outcome's setting without each class in turn; see `LeftOutClass`.
 
     It uses the split of the first trial and the ten classes with most test images. Of more than
-    5,000 training images it uses a stratified sample; ``note`` then receives one line. Returns
+    2,500 training images it uses a stratified sample; ``note`` then receives one line. Returns
     the reason instead if the fits would take too long.
     """
     result, labels = outcome.result, cache.table.columns.labels
@@ -136,11 +138,11 @@ def leave_classes_out(
     by_class = {
         label: highest(similar[:, of_references == label]) for label in np.unique(of_references)
     }
-    found = []
-    for left_out in classes:
+
+    def measure(left_out: int) -> LeftOutClass | None:
         is_left_out = labels[test] == left_out
         if is_left_out.all() or not is_left_out.any():
-            continue
+            return None
         others = [nearest for label, nearest in by_class.items() if label != left_out]
         measured = mean_distances(np.concatenate(others, axis=1))
         distances, validation_distances = np.split(measured, [len(test)])
@@ -157,7 +159,7 @@ def leave_classes_out(
                 balanced=config.balance,
             )
             if fit is None:
-                continue
+                return None
             scores = data.evaluation_rows(test).mean_probabilities(fit.estimator)
             own = labels[known] - (labels[known] > left_out)
             calibration = CalibrationSet.of(
@@ -165,16 +167,16 @@ def leave_classes_out(
             )
             joint = -conformity_of(calibration, scores, distances)
             confidence = roc_auc_score(is_left_out, -scores.max(axis=1))
-        found.append(
-            LeftOutClass(
-                label=left_out,
-                images=int(is_left_out.sum()),
-                confidence=float(confidence),
-                distance=float(roc_auc_score(is_left_out, distances)),
-                joint=float(roc_auc_score(is_left_out, joint)),
-            )
+        return LeftOutClass(
+            label=left_out,
+            images=int(is_left_out.sum()),
+            confidence=float(confidence),
+            distance=float(roc_auc_score(is_left_out, distances)),
+            joint=float(roc_auc_score(is_left_out, joint)),
         )
-    return found
+
+    with ThreadPoolExecutor(1 if head.is_stochastic else usable_cores()) as pool:
+        return [each for each in pool.map(measure, classes) if each is not None]
 
 
 def _without(rows: LabelledRows, left_out: int) -> LabelledRows:

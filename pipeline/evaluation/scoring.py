@@ -28,7 +28,7 @@ from pipeline.evaluation.result import (
     most_frequent_setting,
     params_text,
 )
-from pipeline.evaluation.rows import MANY_ROWS, TrialRows, ViewRows
+from pipeline.evaluation.rows import TrialRows, ViewRows
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.evaluation.statistics import wilson_interval
 from pipeline.evaluation.tasks import TASKS, Task, interval, truth_of
@@ -38,6 +38,8 @@ from pipeline.heads.novelty import alarm_threshold
 from pipeline.models.rejection import COVERAGE
 from pipeline.spec import CLASSES
 from pipeline.text import printable
+
+MAX_TRAIN_SCORED = 10_000  # the standard error of their accuracy is at most half a point
 
 Pairs = Sequence[tuple[Fit, Trial]]
 
@@ -63,8 +65,8 @@ def new_row(name: str, table: FeatureTable, layer: str, input: Input, rows: View
 def score_on_test(fit: Fit, trial: Trial, data: TrialRows) -> Fit:
     """Return the fit with its predictions on the test images of its trial."""
     train, test = data.unaugmented(trial.splits.train), data.evaluation_rows(trial.splits.test)
-    if len(train) > MANY_ROWS:
-        train = train.take(stratified_sample(train, MANY_ROWS))
+    if len(train) > MAX_TRAIN_SCORED:
+        train = train.take(stratified_sample(train, MAX_TRAIN_SCORED))
     started = time.perf_counter()
     scores = test.mean_probabilities(fit.estimator)
     seconds = time.perf_counter() - started

@@ -13,9 +13,10 @@ from scipy.special import expit
 from pipeline.heads.moments import Array, Moments, Numbers, RowBlocks, shift_of
 
 CURVATURE = 0.25  # the highest second derivative of the binary log loss
-# On 24,000 rows of Fashion-MNIST (1,280 features, C from 0.01 to 100) the loss is at most 5e-5 more
-# than with gtol 1e-5, which takes twice as many passes.
-OPTIONS = {"maxcor": 20, "maxls": 50, "gtol": 2e-5, "ftol": 1e-8}
+OPTIONS = {"maxcor": 20, "maxls": 50, "ftol": 1e-8}
+# Largest gradient at the end. On 45,000 rows of Fashion-MNIST (1,280 features) the log loss is at
+# most 6e-5 above its minimum (C up to 100), the squared hinge loss 2e-5 (C up to 10).
+GTOL, GTOL_OF_HINGE = 3e-5, 1e-4
 
 Floats = npt.NDArray[np.float32]
 # (logits (n, T), targets) -> loss (n,) and its derivative (n, T)
@@ -65,9 +66,13 @@ def descend(
     columns: int,
     row_weights: Array | None = None,
     penalise_intercept: bool = False,
+    gtol: float = GTOL,
     max_iter: int = 10_000,
 ) -> Iterator[Minimum]:
     """Minimise the weighted mean of a loss + penalty · ½‖w‖² for each penalty, over T columns.
+
+    A search starts where the last one ended, or as far beyond it as that is beyond the one before
+    if the loss is lower there: that saves a third of the passes.
 
     L-BFGS gets coordinates u in which the Hessian is near the identity: with the eigenvectors V and
     eigenvalues λ of the scatter matrix, w = V · u / sqrt(CURVATURE · λ / N + penalty).
@@ -76,6 +81,8 @@ def descend(
     eigenvalues, vectors = linalg.eigh(moments.scatter, lower=False, driver="evd")
     curvatures = CURVATURE * np.maximum(eigenvalues, 0) / total
     shift, scale = shift_of(rows), moments.scaler.scale_
+    is_shifted = np.abs(shift).max() > scale  # else no digit is lost without
+    shift *= is_shifted
     origin = (moments.scaler.mean_ - shift) / scale
 
     def evaluate(point: Array, unit: Array, penalty: float) -> tuple[float, Array]:
@@ -86,7 +93,7 @@ def descend(
         offsets = (b - w @ origin).astype(np.float32)
         value, slopes, sums = 0.0, np.zeros_like(w), np.zeros(columns)
         for numbers, block in rows.blocks():
-            shifted = block - shift
+            shifted = block - shift if is_shifted else block
             logits: Floats = np.dot(shifted, matrix)
             values, derivatives = loss(logits + offsets, targets[numbers])
             if row_weights is not None:
@@ -104,16 +111,20 @@ def descend(
             slope_b += penalty * b
         return float(value), (np.column_stack([slope @ vectors, slope_b]) * unit).ravel()
 
-    scaled = np.zeros((columns, width + 1))
+    ends = [np.zeros((columns, width + 1))]
     for penalty in penalties:
         unit = np.append(1 / np.sqrt(curvatures + penalty), CURVATURE**-0.5)
+        starts = [(ends[-1] / unit).ravel()]
+        if len(ends) > 2:  # the first is not a minimum
+            starts.append(((2 * ends[-1] - ends[-2]) / unit).ravel())
+            starts.sort(key=lambda start: evaluate(start, unit, penalty)[0])
         result = minimize(
             evaluate,
-            (scaled / unit).ravel(),
+            starts[0],
             (unit, penalty),
             method="L-BFGS-B",
             jac=True,
-            options=OPTIONS | {"maxiter": max_iter},
+            options=OPTIONS | {"gtol": gtol, "maxiter": max_iter},
         )
-        scaled = result.x.reshape(columns, width + 1) * unit
-        yield Minimum(scaled[:, :-1] @ vectors.T, scaled[:, -1], result.nit)
+        ends.append(result.x.reshape(columns, width + 1) * unit)
+        yield Minimum(ends[-1][:, :-1] @ vectors.T, ends[-1][:, -1], result.nit)

@@ -43,27 +43,29 @@ class NeighborSearch:
     def _search(self, queries: Floats) -> Indices:
         """Keep the best of each block of rows: few of a later block are better than these."""
         queries = np.ascontiguousarray(queries, np.float32)
-        values: npt.NDArray[Any] = np.full((len(queries), self.count), -np.inf, np.float32)
-        rows: npt.NDArray[Any] = np.zeros((len(queries), self.count), np.int64)
+        values: npt.NDArray[Any] = np.empty((len(queries), 0), np.float32)
+        rows: npt.NDArray[Any] = np.empty((len(queries), 0), np.int64)
+        memory = np.empty((len(queries), ROWS), np.float32)  # new pages for each block cost 30 %
         for start in range(0, len(self.rows), ROWS):
-            block = slice(start, start + ROWS)
-            products = queries @ self.rows[block].T
-            products *= self._inverse[block]
-            at, columns = np.nonzero(products > values[:, -1:])
-            if not len(at):
-                continue
-            most = np.bincount(at).max()
-            place = np.arange(len(at)) - np.searchsorted(at, at)  # within each query
-            better = np.full((len(queries), most), -np.inf, np.float32)
-            numbers = np.zeros((len(queries), most), np.int64)
-            better[at, place], numbers[at, place] = products[at, columns], columns + start
-            values, rows = np.hstack([values, better]), np.hstack([rows, numbers])
-            order = np.argpartition(-values, self.count - 1, axis=1)[:, : self.count]
-            order = np.take_along_axis(
-                order, np.argsort(-np.take_along_axis(values, order, 1), 1, kind="stable"), 1
-            )
-            values, rows = (np.take_along_axis(each, order, axis=1) for each in (values, rows))
-        return rows
+            block = self.rows[start : start + ROWS]
+            products = memory[:, : len(block)]
+            np.matmul(queries, block.T, out=products)
+            products *= self._inverse[start : start + ROWS]
+            if values.shape[1] < self.count:
+                better = products
+                numbers = np.broadcast_to(np.arange(products.shape[1]), products.shape)
+            else:
+                flat = np.flatnonzero(products > values.min(axis=1, keepdims=True))
+                at, columns = np.divmod(flat, products.shape[1])
+                place = np.arange(len(at)) - np.searchsorted(at, at)  # within each query
+                shape = len(queries), place.max(initial=-1) + 1
+                better, numbers = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int64)
+                better[at, place], numbers[at, place] = products[at, columns], columns
+            values, rows = np.hstack([values, better]), np.hstack([rows, numbers + start])
+            if values.shape[1] > self.count:
+                order = np.argpartition(values, -self.count, axis=1)[:, -self.count :]
+                values, rows = (np.take_along_axis(each, order, 1) for each in (values, rows))
+        return np.asarray(np.take_along_axis(rows, np.argsort(-values, axis=1, kind="stable"), 1))
 
 
 class _SharedSearch:

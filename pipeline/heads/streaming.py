@@ -27,6 +27,8 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 
 from pipeline.heads.block_descent import (
+    GTOL,
+    GTOL_OF_HINGE,
     Loss,
     descend,
     sigmoid_loss,
@@ -260,6 +262,7 @@ def _fit_descent(candidates: Sequence[Any], rows: RowBlocks, weights: Weights) -
         columns=targets.shape[1] if targets.ndim == 2 else len(few),
         row_weights=weights,
         penalise_intercept=is_svm,
+        gtol=GTOL_OF_HINGE if is_svm else GTOL,
         max_iter=models[0].max_iter,
     )
     for final, minimum in zip(finals, minima, strict=True):
