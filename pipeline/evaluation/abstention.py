@@ -12,7 +12,7 @@ from pipeline.cores import usable_cores
 from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
 from pipeline.evaluation.probe import stratified_order
-from pipeline.evaluation.result import HeadPredictions, Outcome
+from pipeline.evaluation.result import Fit, HeadPredictions, Outcome
 from pipeline.evaluation.rows import LabelledRows, TrialRows, images_of
 from pipeline.evaluation.search import search
 from pipeline.evaluation.splits import Images, Trial
@@ -138,28 +138,35 @@ def leave_classes_out(
     by_class = {
         label: highest(similar[:, of_references == label]) for label in np.unique(of_references)
     }
+    classes = [label for label in classes if 0 < np.sum(labels[test] == label) < len(test)]
 
-    def measure(left_out: int) -> LeftOutClass | None:
-        is_left_out = labels[test] == left_out
-        if is_left_out.all() or not is_left_out.any():
+    def fit_without(left_out: int) -> Fit | None:
+        if data is None:
             return None
+        known = validation[labels[validation] != left_out]
+        return search(
+            head,
+            _without(data.training_rows(train[labels[train] != left_out]), left_out),
+            _without(data.evaluation_rows(known), left_out),
+            class_count=class_count - 1,
+            seed=config.seed,
+            balanced=config.balance,
+        )
+
+    with ThreadPoolExecutor(1 if head.is_stochastic else usable_cores()) as pool:
+        fits = list(pool.map(fit_without, classes))
+    found = []
+    for left_out, fit in zip(classes, fits, strict=True):
+        is_left_out = labels[test] == left_out
         others = [nearest for label, nearest in by_class.items() if label != left_out]
         measured = mean_distances(np.concatenate(others, axis=1))
         distances, validation_distances = np.split(measured, [len(test)])
         confidence, joint = np.nan, distances
         if data is not None:
+            if fit is None:
+                continue
             is_known = labels[validation] != left_out
             known = validation[is_known]
-            fit = search(
-                head,
-                _without(data.training_rows(train[labels[train] != left_out]), left_out),
-                _without(data.evaluation_rows(known), left_out),
-                class_count=class_count - 1,
-                seed=config.seed,
-                balanced=config.balance,
-            )
-            if fit is None:
-                return None
             scores = data.evaluation_rows(test).mean_probabilities(fit.estimator)
             own = labels[known] - (labels[known] > left_out)
             calibration = CalibrationSet.of(
@@ -167,16 +174,16 @@ def leave_classes_out(
             )
             joint = -conformity_of(calibration, scores, distances)
             confidence = roc_auc_score(is_left_out, -scores.max(axis=1))
-        return LeftOutClass(
-            label=left_out,
-            images=int(is_left_out.sum()),
-            confidence=float(confidence),
-            distance=float(roc_auc_score(is_left_out, distances)),
-            joint=float(roc_auc_score(is_left_out, joint)),
+        found.append(
+            LeftOutClass(
+                label=left_out,
+                images=int(is_left_out.sum()),
+                confidence=float(confidence),
+                distance=float(roc_auc_score(is_left_out, distances)),
+                joint=float(roc_auc_score(is_left_out, joint)),
+            )
         )
-
-    with ThreadPoolExecutor(1 if head.is_stochastic else usable_cores()) as pool:
-        return [each for each in pool.map(measure, classes) if each is not None]
+    return found
 
 
 def _without(rows: LabelledRows, left_out: int) -> LabelledRows:

@@ -215,8 +215,9 @@ SHRINKAGES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.03, 0.01, 0.001)
 # 45 penalties, spaced logarithmically, as in SimCLR (Chen et al. 2020, appendix B.8)
 L2_PENALTIES = tuple(10.0 ** (5 - step / 4) for step in range(45))
 
-# A row takes 1 ms against 50,000 × 512 and 4 ms against 180,000, on one core. Indexes of faiss that
-# are faster found 47 to 82 % of the neighbors.
+# One core compares a row with 50,000 × 512 in 1 ms. Of 240,000 drawn rows of 100 classes, these
+# reach 79.4 %, all rows 81.9 % in 5 ms, and faiss' IVF index with a tenth of its lists 80.2 % in
+# 5 ms. The head that is evaluated would also not be the one that is saved and exported.
 MAX_NEIGHBOR_ROWS = 50_000
 
 HEADS: dict[str, Head] = {

@@ -15,6 +15,7 @@ from caches import PIXEL_SPEC, PixelEngine, cache_fill, fill
 from synthetic_images import draw, make_image_folder
 
 from pipeline import extract_features
+from pipeline.cache.checksums import read_checksums
 from pipeline.cache.config import ViewPlan
 from pipeline.cache.file import RowKey, read_table
 from pipeline.cache.fill import write_plan
@@ -217,6 +218,8 @@ def test_parts_on_machines_with_other_roots_make_the_same_file(root: Path, views
     done = extract_features(root, **OPTIONS, views=views)
     assert done.computed == 0
     assert [file.path for file in done.skipped] == [b"plain/042.png"]
+    assert done.table.document == read_table(alone).document
+    assert read_checksums(done.table.path) == read_checksums(alone)  # says which chunks differ
     assert done.table.path.read_bytes() == alone.read_bytes()
 
 
