@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import Any
 
@@ -10,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline
-from threadpoolctl import threadpool_limits
 
-from pipeline.cores import usable_cores
 from pipeline.heads.scaler import CommonScaler
 
 QUERIES, ROWS = 512, 8192  # a product of them takes 16 MiB
@@ -38,12 +35,8 @@ class NeighborSearch:
         """Return row numbers (B, count), the nearest first."""
         key = hashlib.blake2b(np.ascontiguousarray(queries).data).digest()
         if key not in self._found:
-            blocks = (queries[at : at + QUERIES] for at in range(0, len(queries), QUERIES))
-            with (
-                threadpool_limits(limits=1, user_api="blas"),
-                ThreadPoolExecutor(usable_cores()) as pool,
-            ):
-                found = list(pool.map(self._search, blocks))
+            starts = range(0, len(queries), QUERIES)
+            found = [self._search(queries[start : start + QUERIES]) for start in starts]
             self._found[key] = np.concatenate(found).astype(np.int32)
         return self._found[key].astype(np.int64)
 
