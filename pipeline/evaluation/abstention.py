@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from pipeline.cores import usable_cores
 from pipeline.evaluation.caches import SplitCache
 from pipeline.evaluation.config import ClassifyConfig
-from pipeline.evaluation.probe import stratified_order
+from pipeline.evaluation.probe import TOLERANCE, stratified_order
 from pipeline.evaluation.result import Fit, HeadPredictions, Outcome
-from pipeline.evaluation.rows import LabelledRows, TrialRows, images_of
+from pipeline.evaluation.rows import MANY_ROWS, LabelledRows, TrialRows, images_of
 from pipeline.evaluation.search import search
 from pipeline.evaluation.splits import Images, Trial
 from pipeline.heads.config import Input
@@ -106,11 +106,14 @@ def leave_classes_out(
         _sample(images, MAX_COMPARED) for images in (trial.splits.test, trial.splits.validation)
     )
     train = trial.splits.train
+    setting = dict(outcome.setting)
     if len(train) > MAX_FITTED:
         order = stratified_order(labels[train], np.random.default_rng(config.seed))
         train = np.sort(train[order[:MAX_FITTED]])
         sampled = f"{MAX_FITTED:,} of {len(trial.splits.train):,} training images"
         note(f"heads that have not seen a class were fitted on {sampled}")
+        if result.head == "logistic":
+            setting["logisticregression__tol"] = TOLERANCE
     largest = np.argsort(-np.bincount(labels[test], minlength=class_count), kind="stable")
     classes = np.sort(largest[:MAX_LEFT_OUT]).tolist()
     one = result.fit_seconds / max(1, result.fits * len(outcome.settings))
@@ -120,14 +123,15 @@ def leave_classes_out(
             f"{len(classes)} fits of {result.head} would take {duration(one * len(classes))}, more "
             f"than {MAX_SECONDS:g} s"
         )
-    grid = [{name: [value] for name, value in outcome.setting.items()}]
+    grid = [{name: [value] for name, value in setting.items()}]
     head = replace(load_head(result.head, config.dense_grid), grid=grid)
     input: Input = "flat" if result.input == "flat" else "pooled"
     splits = replace(trial.splits, train=train, validation=validation, test=test)
     data = None
     if class_count > 2:
         trials = [replace(trial, splits=splits)]
-        data = TrialRows.read(cache.views, result.layer, input, trials)
+        read = cache.features(result.layer) if len(cache.table) > MANY_ROWS else None
+        data = TrialRows.read(cache.views, result.layer, input, trials, in_memory=read)
     neighbors = cache.neighbors(result.layer)
     references = neighbors.references(MAX_REFERENCES)
     images = np.concatenate([test, validation])

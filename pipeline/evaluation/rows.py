@@ -283,8 +283,8 @@ class TrialRows:
         """Read the rows that a comparison needs, each once; for a refit, also validation views.
 
         Training rows come first: for one split they are used without a copy. Features of more than
-        ``memory`` bytes are written to a temporary file. ``in_memory`` are pooled features of all
-        rows, if there are any: many rows are taken from them.
+        ``memory`` bytes are written to a temporary file. Pooled features are taken from
+        ``in_memory``, those of all rows, if there are any.
         """
         rows = cached.rows
         train, evaluation = images_of(trials)
@@ -380,8 +380,9 @@ def _read_lazily(
     """Return features of the rows; lazy if they are many, in a file if they exceed ``memory``."""
     width = feature_count(table.layers[layer], input)
     is_same = in_memory is not None and in_memory.shape == (len(table), width)
-    if in_memory is not None and is_same and input == "pooled" and len(rows) > MANY_ROWS:
-        return LazyFeatures(in_memory, (len(table), width), rows)
+    if in_memory is not None and is_same and input == "pooled":
+        is_many = len(rows) > MANY_ROWS
+        return LazyFeatures(in_memory, in_memory.shape, rows) if is_many else in_memory[rows]
     if 4 * len(rows) * width > memory:
         return LazyFeatures.write(_read_blocks(table, layer, rows, input), (len(rows), width))
     features = read_input(table, layer, rows, input)

@@ -39,7 +39,7 @@ from pipeline.models.rejection import COVERAGE
 from pipeline.spec import CLASSES
 from pipeline.text import printable
 
-MAX_TRAIN_SCORED = 10_000  # the standard error of their accuracy is at most half a point
+MAX_TRAIN_SCORED = 5000  # the standard error of their accuracy is at most 0.7 points
 
 Pairs = Sequence[tuple[Fit, Trial]]
 
