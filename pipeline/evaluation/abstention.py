@@ -112,7 +112,7 @@ def leave_classes_out(
         train = np.sort(train[order[:MAX_FITTED]])
         sampled = f"{MAX_FITTED:,} of {len(trial.splits.train):,} training images"
         note(f"heads that have not seen a class were fitted on {sampled}")
-        if result.head == "logistic":
+        if result.head == "logistic":  # a sample deserves no exact optimum
             setting["logisticregression__tol"] = TOLERANCE
     largest = np.argsort(-np.bincount(labels[test], minlength=class_count), kind="stable")
     classes = np.sort(largest[:MAX_LEFT_OUT]).tolist()

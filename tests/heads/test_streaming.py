@@ -111,11 +111,12 @@ def test_lda_without_rotation_decides_as_with_pca() -> None:
 
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("class_count", [2, 4])
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
 @pytest.mark.parametrize("name", ["logistic", "linear_svm"])
 def test_descent_reaches_the_loss_of_scikit_learn(
-    name: str, class_count: int, balanced: bool
+    name: str, mean: float, class_count: int, balanced: bool
 ) -> None:
-    features, labels = draw(class_count)
+    features, labels = draw(class_count, mean=mean)
     streamed, whole = fits_of(HEADS[name], features, labels, class_count, balanced=balanced)
     counts = np.bincount(labels)
     weights = (len(labels) / (class_count * counts))[labels] if balanced else np.ones(len(labels))
