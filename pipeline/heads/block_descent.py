@@ -72,7 +72,7 @@ def descend(
     """Minimise the weighted mean of a loss + penalty · ½‖w‖² for each penalty, over T columns.
 
     A search starts where the last one ended, or as far beyond it as that is beyond the one before
-    if the loss is lower there: that saves a third of the passes.
+    if the loss is lower there: that saves a third of the passes of logistic regression.
 
     L-BFGS gets coordinates u in which the Hessian is near the identity: with the eigenvectors V and
     eigenvalues λ of the scatter matrix, w = V · u / sqrt(CURVATURE · λ / N + penalty).

@@ -75,7 +75,9 @@ def test_folds_are_calibrated_on_the_predictions_of_test_and_one_split_on_valida
         assert len(outcome.conformity) == len(outcome.test)
 
 
-def test_left_out_class_is_measured_as_by_hand() -> None:
+@pytest.mark.parametrize("many", [100, 20_000])  # rows: more are taken from features in memory
+def test_left_out_class_is_measured_as_by_hand(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    monkeypatch.setattr("pipeline.evaluation.abstention.MANY_ROWS", many)
     path = write(splits=folder_splits(600))
     comparison = compare_heads(path, CONFIG)
     table = read_table(path)
