@@ -2,6 +2,7 @@
 
 import os
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree
@@ -64,3 +65,26 @@ def synthetic_set(tmp_path: Path, _image_folders: Path) -> Path:
 def synthetic_classes(tmp_path: Path, _image_folders: Path) -> Path:
     """Return ``synthetic/`` with two class folders of 40 images each and no splits."""
     return copytree(_image_folders / "classes" / "synthetic", tmp_path / "synthetic")
+
+
+@pytest.fixture
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Start an S3 server with an empty bucket "bucket" that ``s3://`` reaches; give its address."""
+    s3fs = pytest.importorskip("s3fs", reason="needs the extra [storage]")
+    moto = pytest.importorskip("moto.server", reason="needs moto, flask and flask-cors")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "very-secret",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": address,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    # moto keeps its buckets, and s3fs its connections, as long as the process lives.
+    urllib.request.urlopen(f"{address}/moto-api/reset", data=b"").close()
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield address
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()

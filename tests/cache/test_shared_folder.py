@@ -133,19 +133,8 @@ def test_storage_that_refuses_writes_is_one_line(
 
 
 @pytest.mark.slow
-def test_parts_in_a_bucket_make_the_same_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs", reason="needs the extra [storage]")
-    moto = pytest.importorskip("moto.server", reason="needs moto, flask and flask-cors")
+def test_parts_in_a_bucket_make_the_same_file(root: Path, s3_server: str) -> None:
     alone = extract_features(root, **OPTIONS, cache_dir="alone").table.path.read_bytes()
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3").mkdir("bucket")
     address = "s3://bucket/set-pixels"
     plan_extraction(root, **OPTIONS, shared=address)
     for part, rows in (("1/2", 128), ("2/2", 72), ("2/2", 0)):
@@ -154,4 +143,3 @@ def test_parts_in_a_bucket_make_the_same_file(root: Path, monkeypatch: pytest.Mo
     finished = run_command("extract", root, *FLAGS, "--cache-dir", "m3", "--shared", address)
     assert Path(finished.stdout.splitlines()[-1]).read_bytes() == alone
     assert files_at(address) == []
-    server.stop()

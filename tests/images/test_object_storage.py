@@ -5,6 +5,7 @@ import io
 import json
 import socket
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -252,8 +253,9 @@ def test_storage_without_its_package_or_of_no_kind_is_one_line(tmp_path: Path) -
 class CutProxy:
     """A TCP proxy that cuts connections after ``left`` bytes of answers, once or for good."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
-        self._target = target
+    def __init__(self, target: str) -> None:
+        url = urllib.parse.urlsplit(target)
+        self._target = (url.hostname, url.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.left, self.is_dead_after, self.cuts = 10**12, False, 0
@@ -290,21 +292,11 @@ class CutProxy:
 
 @pytest.mark.slow
 def test_2000_images_on_a_server_whose_connection_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("s3fs", reason="needs the extra [storage]")
-    moto = pytest.importorskip("moto.server", reason="needs moto, flask and flask-cors")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    proxy = CutProxy(server.get_host_and_port())
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "very-secret",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": proxy.address,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    host, port = server.get_host_and_port()
-    storage = fsspec.filesystem("s3", endpoint_url=f"http://{host}:{port}")
-    storage.mkdir("bucket")
+    proxy = CutProxy(s3_server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+    storage = fsspec.filesystem("s3", endpoint_url=s3_server)
     rng = np.random.default_rng(0)
     files = {}
     for number in range(2000):
@@ -327,4 +319,3 @@ def test_2000_images_on_a_server_whose_connection_is_cut(
     done = json.loads(run_process(*command).stdout)
     assert (done["images"], done["computed"]) == (2000, 0)
     assert before - proxy.left < 1_000_000  # the listing, not the images
-    server.stop()
