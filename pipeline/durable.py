@@ -45,8 +45,8 @@ def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: i
     """Let ``write`` fill a temporary file, fsync it, rename it to ``path``, fsync the folder.
 
     When this returns, the file survives a power cut. If anything fails, the temporary file is
-    deleted and ``path`` is unchanged. Raises StorageError, with the bytes that the file ``needs``,
-    if the disk is full.
+    deleted and ``path`` is unchanged. Raises StorageError if the disk is full, with the file's
+    size; ``write`` has none when it calls `DiskFile.check`, so it is what the file ``needs``.
     """
     # A unique name: two processes that write the same file must not share a temporary file.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
@@ -54,7 +54,8 @@ def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: i
         try:
             with DiskFile(temporary) as file:
                 write(file)
-                file.sync()
+                with storage_errors(path, needs=file.seek(0, os.SEEK_END)):
+                    file.sync()
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -125,6 +126,9 @@ class DiskFile:
         self._position = start + offset
         return self._position
 
+    def seekable(self) -> bool:
+        return True
+
     def tell(self) -> int:
         return self._position
 
@@ -135,10 +139,11 @@ class DiskFile:
         view[:] = data.ljust(len(view), b"\0")
         return len(data)
 
-    def read(self, size: int) -> bytes:
-        """Read up to ``size`` bytes from the file's position; fewer only at its end."""
+    def read(self, size: int = -1) -> bytes:
+        """Read ``size`` bytes from the file's position, fewer only at its end; by default all."""
         start = self._position
-        data = bytearray(max(0, min(size, self._size - start)))
+        left = max(0, self._size - start)
+        data = bytearray(left if size < 0 else min(size, left))
         os.lseek(self._descriptor, start, os.SEEK_SET)
         filled = 0
         while filled < len(data) and (part := os.read(self._descriptor, len(data) - filled)):

@@ -1,11 +1,14 @@
 """Make bundles of heads that are fitted on synthetic rows."""
 
+import io
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
+import skops.io
 from feature_sets import SPEC, alternating_labels, draw_features
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import ParameterGrid
@@ -18,7 +21,7 @@ from pipeline.heads.calibration import Scores, class_scores
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.registry import load_head
 from pipeline.images.decode import pixels_digest
-from pipeline.models.bundle import Bundle
+from pipeline.models.bundle import Bundle, add_description
 from pipeline.models.top_block import HEAD_WEIGHTS
 from pipeline.spec import FeatureSpec
 
@@ -132,3 +135,11 @@ def scores_of(bundle: Bundle) -> Scores:
         maps = np.random.default_rng(6).normal(size=(5, math.prod(bundle.shape)))
         rows = maps.astype(np.float32)
     return class_scores(bundle.estimator, rows, len(bundle.classes))
+
+
+def encode(description: Mapping[str, Any], estimator: Any) -> bytes:
+    """Return the content of a bundle file, valid or not."""
+    file = io.BytesIO()
+    skops.io.dump(estimator, file)
+    add_description(file, description)
+    return file.getvalue()

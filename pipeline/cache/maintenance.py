@@ -131,10 +131,10 @@ def repair_metadata(path: Path) -> None:
                 shutil.copyfileobj(source, file)
             write_checksums(file)
 
-        write_durably(path, copy_with_checksums, needs=length)
+        write_durably(path, copy_with_checksums)
         return
     if any(not damage.dataset.startswith("features/") for damage in find_damage(path)):
-        write_durably(path, lambda file: write_repaired(path, file), needs=path.stat().st_size)
+        write_durably(path, lambda file: write_repaired(path, file))
 
 
 class _FilledUp(io.FileIO):

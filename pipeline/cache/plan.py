@@ -101,7 +101,7 @@ class ExtractionPlan:
         path = folder / PLAN
         data = self.to_bytes()
         make_folder(folder)
-        write_durably(path, lambda file: file.write(data), needs=len(data))
+        write_durably(path, lambda file: file.write(data))
         return path
 
     @classmethod

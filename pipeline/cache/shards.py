@@ -134,7 +134,7 @@ class ShardFolder:
         """Write a file of the folder durably."""
         if not self.path.exists():
             make_folder(self.path)
-        write_durably(self.path / name, lambda file: file.write(data), needs=len(data))
+        write_durably(self.path / name, lambda file: file.write(data))
 
     def remove_published(self, table: FeatureTable) -> None:
         """Delete the shards whose rows are all in the file, and the plan; later runs use others."""

@@ -69,7 +69,7 @@ class SharedFolder:
         """Write a file so that it exists as a whole or not at all."""
         if self._folder:
             make_folder(self._folder)
-            write_durably(self._folder / name, lambda file: file.write(data), needs=len(data))
+            write_durably(self._folder / name, lambda file: file.write(data))
         else:
             self._writer.write(name.encode(), data)
 

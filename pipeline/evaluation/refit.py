@@ -24,7 +24,7 @@ from pipeline.heads.calibration import TemperatureScaling
 from pipeline.heads.many_neighbors import without_search
 from pipeline.heads.names import HeadRequest
 from pipeline.heads.registry import Head
-from pipeline.models.bundle import Bundle
+from pipeline.models.bundle import Bundle, check_savable
 from pipeline.spec import CLASSES
 
 NOT_KEPT = "no classifier was kept"
@@ -73,7 +73,7 @@ def add_bundle(
         fitted_on += f" ({fit.note})"
     bundle = _make_bundle(outcome, fit, table, fitted_on=fitted_on)
     try:
-        _ = bundle.estimator_bytes  # raises for types that cannot be saved
+        check_savable(bundle)
     except PipelineError as error:
         return replace(outcome, not_saved=str(error))
     return replace(outcome, bundle=bundle)

@@ -40,7 +40,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, run: Mapping[str, An
     metadata = {"run": _to_json(run), "state": json.dumps(checkpoint.state)}
     arrays = {name: np.asarray(each, order="C") for name, each in checkpoint.arrays.items()}
     data = safetensors.numpy.save(arrays, metadata)
-    write_durably(path, lambda file: file.write(data), needs=len(data))
+    write_durably(path, lambda file: file.write(data))
 
 
 def read_checkpoint(path: Path, *, run: Mapping[str, Any]) -> Checkpoint | None:

@@ -7,16 +7,15 @@ before its use.
 """
 
 import hashlib
-import io
 import json
 import math
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 from pipeline.bases.config import RANDOM
 from pipeline.bases.file_base import is_base_name, options_in
@@ -28,7 +27,7 @@ from pipeline.bases.registry import (
     find_base,
 )
 from pipeline.cache.config import ViewPlan
-from pipeline.durable import write_durably
+from pipeline.durable import storage_errors, write_durably
 from pipeline.errors import BadDataError, NoInputError, UsageError
 from pipeline.heads.config import Input
 from pipeline.heads.inputs import feature_count
@@ -107,19 +106,26 @@ class Bundle:
         """What `Rejector` needs; None for targets, and for heads of an earlier version."""
         return _calibration_set(self.document, len(self.classes))
 
-    @cached_property
-    def estimator_bytes(self) -> bytes:
-        """The estimator as a skops file; raises UnsavableError if it cannot be saved."""
-        if self.task == CLASSES:
-            return dump_estimator(self.estimator)
-        return dump_estimator(self.estimator, len(self.classes), self.task)
-
 
 FIELDS = {"format", "fingerprint"} | Bundle.__annotations__.keys() - {"estimator"}
 
 
+def check_savable(bundle: Bundle) -> None:
+    """Raise UnsavableError if the estimator cannot be saved, StorageError on a full disk."""
+    with (
+        storage_errors(Path(tempfile.gettempdir()) / f"{bundle.head}{SUFFIX}"),
+        tempfile.TemporaryFile() as file,  # not memory: kNN is as large as its training rows
+    ):
+        _dump(bundle, file)
+
+
 def save_bundle(bundle: Bundle, path: Path) -> None:
     """Write a bundle durably; raise UnsavableError for an estimator that cannot be saved."""
+
+    def write(file: Any) -> None:
+        _dump(bundle, file)
+        add_description(file, description)
+
     fields = {name: value for name, value in vars(bundle).items() if name in FIELDS}
     description = fields | {
         "format": FORMAT_VERSION,
@@ -127,17 +133,18 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         "fingerprint": bundle.spec.fingerprint,
         "document": dict(bundle.document),
     }
-    data = encode(description, bundle.estimator_bytes)
-    write_durably(path, lambda file: file.write(data), needs=len(data))
+    write_durably(path, write)
 
 
-def encode(description: Mapping[str, Any], estimator: bytes) -> bytes:
-    """Return the bytes of a bundle file: a skops file with two more members."""
-    stream = io.BytesIO(estimator)
-    with zipfile.ZipFile(stream, "a") as archive:
+def _dump(bundle: Bundle, file: BinaryIO) -> None:
+    dump_estimator(bundle.estimator, file, len(bundle.classes), bundle.task)
+
+
+def add_description(file: BinaryIO, description: Mapping[str, Any]) -> None:
+    """Add to a skops file the two members that make it a bundle."""
+    with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(DESCRIPTION, json.dumps(description, allow_nan=False))
         archive.writestr(DIGEST, digest_of(archive))
-    return stream.getvalue()
 
 
 def digest_of(archive: zipfile.ZipFile) -> str:

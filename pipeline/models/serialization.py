@@ -5,14 +5,13 @@ against limits and an allow-list of types before skops builds anything;
 `pipeline.models.estimator_validation` checks the result.
 """
 
-import io
 import json
 import math
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import skops.io
@@ -66,26 +65,27 @@ class UnsavableError(UsageError):
     """A classifier that cannot be saved; the message says why."""
 
 
-def dump_estimator(estimator: Any, class_count: int = 0, task: str = CLASSES) -> bytes:
-    """Return the bytes of a skops file; raise UnsavableError if the estimator cannot be saved.
+def dump_estimator(estimator: Any, file: BinaryIO, class_count: int, task: str = CLASSES) -> None:
+    """Write a skops file; raise UnsavableError if the estimator cannot be saved.
 
-    ``class_count`` is the number of targets; a classifier has its own.
+    ``class_count`` is the number of classes or targets.
     """
     reason = getattr(estimator, "not_savable", None)
     if reason is not None:
         raise UnsavableError(reason)
     try:
-        data = bytes(skops.io.dumps(estimator))
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        skops.io.dump(estimator, file)
+        with zipfile.ZipFile(file) as archive:
             _check_schema(archive)
-        validate_estimator(estimator, class_count or len(estimator.classes_), task)
+        validate_estimator(estimator, class_count, task)
     except InvalidModelError as error:
         raise UnsavableError(str(error)) from error
+    except OSError:  # of the file
+        raise
     except Exception as error:  # skops cannot write every object
         raise UnsavableError(
             f"skops cannot save it: {printable(' '.join(str(error).split()))[:200]}"
         ) from error
-    return data
 
 
 def load_estimator(

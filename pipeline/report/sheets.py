@@ -116,7 +116,7 @@ def _save(sheet: Image.Image, path: Path, names: str) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     encoded = buffer.getvalue()
-    write_durably(path, lambda file: file.write(encoded), needs=len(encoded))
+    write_durably(path, lambda file: file.write(encoded))
 
 
 def _read_picture(path: bytes) -> Image.Image:

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skops.io
-from bundle_sets import WIDTH, bundle_of
+from bundle_sets import WIDTH, bundle_of, encode
 from sklearn.ensemble import RandomForestClassifier
 from target_sets import LABELS, draw_targets
 
@@ -21,8 +20,7 @@ from pipeline.evaluation.search import search
 from pipeline.heads.calibration import head_outputs
 from pipeline.heads.config import DenseConfig
 from pipeline.heads.registry import TARGET_HEADS, load_head
-from pipeline.models.bundle import Bundle, encode, load_bundle, save_bundle
-from pipeline.models.serialization import dump_estimator
+from pipeline.models.bundle import Bundle, load_bundle, save_bundle
 from pipeline.spec import MULTILABEL, REGRESSION
 
 QUICK = DenseConfig(epochs=2, units=8, learning_rate=1e-2)
@@ -112,7 +110,7 @@ def test_an_inconsistent_head_is_refused(
         description = json.loads(archive.read("bundle.json"))
     estimator = deepcopy(bundle.estimator)
     change(estimator)
-    path.write_bytes(encode(description, skops.io.dumps(estimator)))
+    path.write_bytes(encode(description, estimator))
     with pytest.raises(BadDataError, match=said):
         load_bundle(path)
 
@@ -137,7 +135,6 @@ def test_a_task_that_the_head_does_not_have_is_refused(
         description = json.loads(archive.read("bundle.json"))
     origin = {name: value for name, value in description["document"].items() if name != "task"}
     description |= {"document": origin | document, "classes": list(classes)}
-    data = dump_estimator(bundle.estimator, len(bundle.classes), task)
-    path.write_bytes(encode(description, data))
+    path.write_bytes(encode(description, bundle.estimator))
     with pytest.raises(BadDataError, match=said):
         load_bundle(path)
