@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 
 from pipeline.errors import BadDataError, StorageError
 from pipeline.evaluation.fit_plan import plan_fit, stratified_sample
@@ -12,8 +14,9 @@ from pipeline.evaluation.lazy_features import LazyFeatures
 from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.search import search
 from pipeline.heads.config import DenseConfig
-from pipeline.heads.many_neighbors import fit_shared, without_search
+from pipeline.heads.many_neighbors import fit_shared, shares_search, without_search
 from pipeline.heads.registry import HEADS, load_head
+from pipeline.heads.scaler import CommonScaler
 from pipeline.memory import _container_limits, memory_budget
 from tests.feature_sets import draw_features
 
@@ -113,14 +116,16 @@ def test_a_forest_uses_as_many_rows_as_memory_holds() -> None:
     assert plan.needed <= 25 * MEGABYTE
 
 
-def test_one_search_for_all_numbers_of_neighbors_finds_those_of_scikit_learn() -> None:
-    rows = draw(40)
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_one_search_for_all_numbers_of_neighbors_finds_those_of_scikit_learn(mean: float) -> None:
+    features = draw(40).features[:] + np.float32(mean)
+    features[3] = 0  # such as of a black image, after a ReLU
     head = load_head("knn")
     template = head.build(40, 3)
     settings = [{"kneighborsclassifier__n_neighbors": k} for k in (25, 5, 1)]
-    for params, shared in fit_shared(template, settings, rows.features, rows.labels):
-        queries = draw_features(LABELS[:90], (40,), signal=0.7)
-        expected = template.set_params(**params).fit(rows.features, rows.labels)
+    for params, shared in fit_shared(template, settings, features.copy(), LABELS):
+        queries = draw_features(LABELS[:90], (40,), signal=0.7) + np.float32(mean)
+        expected = template.set_params(**params).fit(features, LABELS)
         np.testing.assert_allclose(
             shared.predict_proba(queries), expected.predict_proba(queries), atol=1e-9
         )
@@ -129,6 +134,12 @@ def test_one_search_for_all_numbers_of_neighbors_finds_those_of_scikit_learn() -
         np.testing.assert_allclose(
             plain.predict_proba(queries), expected.predict_proba(queries), atol=1e-9
         )
+
+
+def test_centered_rows_are_not_searched_without_their_mean() -> None:
+    knn = KNeighborsClassifier(metric="cosine")
+    assert shares_search(make_pipeline(CommonScaler(with_mean=False), knn))
+    assert not shares_search(make_pipeline(CommonScaler(), knn))
 
 
 def test_the_limit_of_a_container_bounds_the_memory(tmp_path: Path) -> None:
