@@ -92,7 +92,7 @@ def plan_fit(head: Head, train: LabelledRows, class_count: int, memory: float) -
         return bytes_ + 4 * rows * width * is_read
 
     is_dense = isinstance(final, DenseNetwork)
-    if can_stream(template) and (count > MANY_ROWS or needed(count) > memory):
+    if can_stream(template, train.task) and (count > MANY_ROWS or needed(count) > memory):
         in_blocks = _bytes_in_blocks(name, head, width, class_count)
         if in_blocks <= memory:
             return FitPlan(in_blocks=True, needed=in_blocks)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline
 
+from pipeline.heads.moments import directions_of
 from pipeline.heads.scaler import CommonScaler
 
 QUERIES, ROWS = 512, 8192  # a product of them takes 16 MiB
@@ -32,12 +33,12 @@ class NeighborSearch:
     def __init__(self, rows: Floats, count: int) -> None:
         self.count = min(count, len(rows))
         blocks = [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]
-        sums = [_directions(rows[block]).sum(axis=0) for block in blocks]
+        sums = [directions_of(rows[block]).sum(axis=0) for block in blocks]
         self._mean = np.sum(sums, axis=0) / max(1, np.count_nonzero(rows.any(axis=1)))
         self._offsets = np.empty(rows.shape, np.float32)
         self._terms = np.empty(len(rows), np.float32)  # mean·v'
         for block in blocks:
-            offsets = _directions(rows[block]) - self._mean
+            offsets = directions_of(rows[block]) - self._mean
             self._offsets[block], self._terms[block] = offsets, offsets @ self._mean
         self._found: dict[bytes, npt.NDArray[np.int32]] = {}
 
@@ -52,7 +53,7 @@ class NeighborSearch:
 
     def _search(self, queries: Floats) -> Indices:
         """Keep the best of each block of rows: few of a later block are better than these."""
-        queries = (_directions(queries) - self._mean).astype(np.float32)
+        queries = (directions_of(queries) - self._mean).astype(np.float32)
         values: npt.NDArray[Any] = np.empty((len(queries), 0), np.float32)
         rows: npt.NDArray[Any] = np.empty((len(queries), 0), np.int64)
         memory = np.empty((len(queries), ROWS), np.float32)  # new pages for each block cost 30 %
@@ -76,12 +77,6 @@ class NeighborSearch:
                 order = np.argpartition(values, -self.count, axis=1)[:, -self.count :]
                 values, rows = (np.take_along_axis(each, order, 1) for each in (values, rows))
         return np.asarray(np.take_along_axis(rows, np.argsort(-values, axis=1, kind="stable"), 1))
-
-
-def _directions(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Divide rows (n, D) by their lengths, but not those of zeros."""
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1))
 
 
 class _SharedSearch:

@@ -56,6 +56,12 @@ def shift_of(rows: RowBlocks) -> npt.NDArray[np.float32]:
     return np.asarray(block.mean(axis=0, dtype=np.float64), np.float32)
 
 
+def directions_of(rows: npt.NDArray[Any]) -> Array:
+    """Divide rows (n, D) by their lengths of any size; rows of zeros stay zeros."""
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1))
+
+
 def class_indicators(labels: Numbers, class_count: int) -> Any:
     """Return a sparse matrix (N, K) that is 1 in the column of each row's class."""
     ones = np.ones(len(labels))

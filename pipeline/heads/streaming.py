@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import Normalizer, normalize
+from sklearn.preprocessing import Normalizer
 from sklearn.svm import LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 
@@ -39,11 +39,13 @@ from pipeline.heads.moments import (
     ArrayRows,
     RowBlocks,
     class_indicators,
+    directions_of,
     moments_of,
     shift_of,
 )
 from pipeline.heads.prototype import NearestPrototype
 from pipeline.heads.scaler import CommonScaler
+from pipeline.spec import CLASSES
 
 __all__ = ["ArrayRows", "RowBlocks", "can_stream", "fit_in_blocks"]
 
@@ -53,23 +55,28 @@ Params = Mapping[str, Any]
 Fitted = tuple[CommonScaler, Any]  # scaler and final step
 
 
-def can_stream(template: Any) -> bool:
+def can_stream(template: Any, task: str = CLASSES) -> bool:
     """Return whether `fit_in_blocks` fits an estimator: heads of the table, few custom ones."""
     if type(template) in (DummyClassifier, DummyRegressor):
         return True
     if not isinstance(template, Pipeline):
         return False
     scaler, *middle, final = (step for _, step in template.steps)
-    between = {LinearDiscriminantAnalysis: PCA, NearestPrototype: Normalizer}.get(type(final))
     if isinstance(final, OneVsRestClassifier):
         final = final.estimator
-        if type(final) is not LogisticRegression:
+        if type(final) is not LogisticRegression or final.class_weight or task == CLASSES:
             return False
     if type(final) not in FITS or type(scaler) is not CommonScaler:
         return False
+    if scaler.with_mean is isinstance(final, NearestPrototype):
+        return False
+    if getattr(final, "shrinkage", None) == "auto":
+        return False
     _, fixed, free = FITS[type(final)]
     expected = type(final)(**fixed).get_params()
-    return all(type(step) is between for step in middle) and all(
+    if any(repr(step) != repr(BETWEEN.get(type(template[-1]))) for step in middle):
+        return False
+    return all(
         name in free or value == expected[name] for name, value in final.get_params().items()
     )
 
@@ -150,8 +157,9 @@ def _fit_lda(candidates: Sequence[Any], rows: RowBlocks, _: Weights) -> Iterator
     within = moments.scatter
     roots = offsets * np.sqrt(class_weights)[:, None]
     within = dsyrk(-1.0, roots.T, 1.0, within, overwrite_c=True) / moments.weight
-    # PCA keeps min(N, D) components, and shrinkage averages over those
-    size = np.trace(within) / min(rows.shape)
+    # shrinkage averages over the features; PCA keeps min(N, D) of them
+    is_rotated = any(isinstance(step, PCA) for step in candidates[0])
+    size = np.trace(within) / (min(rows.shape) if is_rotated else rows.shape[1])
     for candidate in candidates:
         final = _fit_on_few(candidate[-1], classes, rows.shape[1])
         shrinkage = final.shrinkage or 0.0
@@ -178,7 +186,7 @@ def _fit_prototypes(candidates: Sequence[Any], rows: RowBlocks, _: Weights) -> I
     squares = np.zeros((2, width))
     for numbers, block in rows.blocks():
         whole = block.astype(np.float64)
-        for place, each in enumerate((whole - shift, normalize(whole))):
+        for place, each in enumerate((whole - shift, directions_of(whole))):
             sums[place] += indicators[numbers].T @ each
             squares[place] += np.einsum("nd,nd->d", each, each)
     scaler = CommonScaler.of_sums(
@@ -311,4 +319,10 @@ FITS: Mapping[type, tuple[Fit, Params, Set[str]]] = {
     GaussianNB: (_fit_naive_bayes, {}, {"priors", "var_smoothing"}),
     LogisticRegression: (_fit_descent, {}, {"C", *_SOLVER}),
     LinearSVC: (_fit_descent, {"dual": False}, {"C", *_SOLVER}),
+}
+
+# The steps between scaler and final step
+BETWEEN: Mapping[type, Any] = {
+    LinearDiscriminantAnalysis: PCA(svd_solver="full"),
+    NearestPrototype: Normalizer(),
 }

@@ -10,12 +10,15 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import ParameterGrid
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
 from threadpoolctl import threadpool_limits
 
 from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.search import balance, fit_grid
 from pipeline.heads import moments
+from pipeline.heads.prototype import NearestPrototype
 from pipeline.heads.registry import HEADS, TARGET_HEADS, Head
 from pipeline.heads.scaler import CommonScaler
 from pipeline.heads.streaming import ArrayRows, can_stream, fit_in_blocks
@@ -92,6 +95,24 @@ def test_sums_give_the_fitted_values_and_decisions_of_scikit_learn(
         for attribute, value in arrays_of(expected).items():
             largest = max(np.abs(value).max(), 1e-6)
             np.testing.assert_allclose(values[attribute], value, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
+def test_prototypes_of_features_of_any_size_are_those_of_scikit_learn(scale: float) -> None:
+    features, labels = draw(4)
+    features *= np.float32(scale)
+    streamed, whole = fits_of(HEADS["prototype"], features, labels, 4)
+    for (_, found), (_, expected) in zip(streamed, whole, strict=True):
+        np.testing.assert_allclose(found[-1].centroids_, expected[-1].centroids_, atol=1e-9)
+
+
+def test_lda_of_fewer_rows_than_features_shrinks_as_scikit_learn() -> None:
+    features, labels = draw(4)
+    streamed, whole = fits_of(HEADS["lda"], features[:16], labels[:16], 4)
+    for (_, found), (_, expected) in zip(streamed, whole, strict=True):
+        np.testing.assert_allclose(
+            found.predict_proba(features), expected.predict_proba(features), atol=1e-6
+        )
 
 
 def test_lda_without_rotation_decides_as_with_pca() -> None:
@@ -199,6 +220,12 @@ def test_all_settings_share_one_pass(name: str) -> None:
         HEADS["kornblith"].build(24, 4),
         HEADS["svm_rbf"].build(24, 4),
         make_pipeline(CommonScaler(), LogisticRegression(fit_intercept=False)),
+        make_pipeline(CommonScaler(with_mean=False), LogisticRegression()),
+        make_pipeline(CommonScaler(), OneVsRestClassifier(LogisticRegression())),
+        make_pipeline(CommonScaler(), NearestPrototype()),
+        make_pipeline(CommonScaler(with_mean=False), Normalizer("l1"), NearestPrototype()),
+        make_pipeline(CommonScaler(), PCA(8), LinearDiscriminantAnalysis(solver="lsqr")),
+        make_pipeline(CommonScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")),
         LogisticRegression(),
     ],
 )
