@@ -107,17 +107,24 @@ def plan_fit(head: Head, train: LabelledRows, class_count: int, memory: float) -
                 most = _rounded(0.9 * most)
     if most == count and least <= memory:
         return FitPlan(needed=least)
-    if (name in SAMPLED and most >= min(count, FEW_ROWS)) or head.max_rows == most:
+    is_sample = most == head.max_rows or (name in SAMPLED and most >= FEW_ROWS)
+    if most < count and is_sample and needed(most) <= memory:
+        has_views = train.images is not None and len(np.unique(train.images)) < count
         return FitPlan(
             rows=stratified_sample(train, most),
             needed=needed(most),
-            note=f"fitted on {most:,} of {count:,} images",
+            note=f"fitted on {most:,} of {count:,} images" + " and views" * has_views,
         )
     raise BadDataError(
-        f"needs {least / GB:.1f} GB to be fitted on {counted(count, 'row')} of {width:,} features; "
-        f"{max(0, memory) / GB:.1f} GB are left: raise --memory"
+        f"needs {_gigabytes(least)} to be fitted on {counted(count, 'row')} of {width:,} features; "
+        f"{max(0, memory) / GB:.1f} GB are left: raise --memory by {_gigabytes(least - memory)}"
         + (", or use pooled features" if train.map_shape else "")
     )
+
+
+def _gigabytes(count: float) -> str:
+    """Return bytes as gigabytes, rounded up: never 0."""
+    return f"{math.ceil(10 * count / GB) / 10:.1f} GB"
 
 
 def _bytes_in_memory(template: Any, final: Any, count: int, width: int, class_count: int) -> float:

@@ -96,6 +96,18 @@ def test_a_head_past_its_limit_is_fitted_on_a_stated_sample_with_every_class() -
     assert fit.note == plan.note
 
 
+@pytest.mark.parametrize("name", ["knn", "svm_rbf", "random_forest"])
+def test_few_rows_that_memory_cannot_hold_are_no_sample_of_all_of_them(name: str) -> None:
+    with pytest.raises(BadDataError, match=r"raise --memory by 0\.\d GB"):
+        plan_fit(load_head(name), draw().take(np.arange(900)), 3, 1000)
+
+
+def test_the_note_of_a_sample_counts_augmented_views() -> None:
+    rows = replace(draw(), images=np.arange(1200) // 4)
+    plan = plan_fit(replace(HEADS["svm_rbf"], max_rows=300), rows, 3, np.inf)
+    assert plan.note == "fitted on 300 of 1,200 images and views"
+
+
 def test_a_sample_contains_the_rarest_class() -> None:
     labels = np.zeros(1000, np.int64)
     labels[7] = 1
