@@ -4,7 +4,9 @@ A cache is compressed and contains whole maps: 150 MB of it are read in a second
 all rows fifty times reads a temporary file of the rows instead, at 4 GB per second.
 """
 
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -37,7 +39,7 @@ class LazyFeatures:
     source: Features | Path
     size: tuple[int, int]
     rows: Rows
-    _folder: Any = None
+    _holder: Any = None
 
     @classmethod
     def of(cls, features: Features) -> "LazyFeatures":
@@ -48,21 +50,36 @@ class LazyFeatures:
         cls, blocks: Iterable[tuple[Rows, Features]], size: tuple[int, int]
     ) -> "LazyFeatures":
         """Write blocks to a temporary file: numbers of rows (n,) and their features (n, D)."""
-        needed, parent = 4 * size[0] * size[1], Path(tempfile.gettempdir())
-        free = shutil.disk_usage(parent).free
-        if free < needed:
-            raise StorageError(
+        needed, parent = max(1, 4 * size[0] * size[1]), Path(tempfile.gettempdir())
+
+        def no_space() -> StorageError:
+            free = shutil.disk_usage(parent).free
+            return StorageError(
                 f"{printable(parent)}: a temporary file of features that memory cannot hold needs "
                 f"{file_size(needed)}, {file_size(free)} are free: name another folder in the "
                 f"variable TMPDIR, or raise --memory"
             )
-        folder = tempfile.TemporaryDirectory(prefix="features-", ignore_cleanup_errors=True)
-        path = Path(folder.name) / "features.f32"
-        with path.open("wb") as file:
-            file.truncate(needed)
+
+        if shutil.disk_usage(parent).free < needed:
+            raise no_space()
+        holder: Any
+        if sys.platform == "linux":
+            # without a name: it is gone with this process, even if that is killed
+            holder = tempfile.TemporaryFile()  # noqa: SIM115 - the object closes it
+            path = Path(f"/proc/{os.getpid()}/fd/{holder.fileno()}")
+            try:
+                # a mapped write to a part that the disk cannot hold ends the process: SIGBUS
+                os.posix_fallocate(holder.fileno(), 0, needed)
+            except OSError as error:
+                raise no_space() from error
+        else:
+            holder = tempfile.TemporaryDirectory(prefix="features-", ignore_cleanup_errors=True)
+            path = Path(holder.name) / "features.f32"
+            with path.open("wb") as file:
+                file.truncate(needed)
         for rows, features in blocks:
             np.memmap(path, np.float32, "r+", shape=size)[rows] = features
-        return cls(path, size, np.arange(size[0]), folder)
+        return cls(path, size, np.arange(size[0]), holder)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,4 +110,4 @@ class LazyFeatures:
         return np.asarray(self[:], dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_folder": None}
+        return {**vars(self), "_holder": None}

@@ -1,5 +1,7 @@
 """Fits within memory: in blocks, on a stated sample, or left out with what would do."""
 
+import errno
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +58,28 @@ def test_rows_in_a_temporary_file_are_the_same_rows_and_the_file_is_deleted() ->
 def test_a_full_temporary_folder_is_an_error_that_names_its_cure() -> None:
     with pytest.raises(StorageError, match="TMPDIR"):
         LazyFeatures.write([], (10**9, 10**9))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files without a name")
+def test_a_killed_process_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lazy = stored(draw())
+    assert lazy.features[:1].any()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="os.posix_fallocate")
+def test_a_disk_that_fills_before_the_file_is_written_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fallocate(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", fallocate)
+    with pytest.raises(StorageError, match="TMPDIR"):
+        stored(draw())
 
 
 @pytest.mark.parametrize("name", ["ridge", "logistic", "knn", "naive_bayes"])
