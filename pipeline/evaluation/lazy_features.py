@@ -107,7 +107,9 @@ class LazyFeatures:
         return np.asarray(self.source[chosen])
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> npt.NDArray[Any]:
-        return np.asarray(self[:], dtype)
+        features = self[:]
+        is_view = not self.is_stored and np.may_share_memory(features, self.source)
+        return np.array(features, dtype, copy=True if copy and is_view else None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_holder": None}

@@ -55,6 +55,16 @@ def test_rows_in_a_temporary_file_are_the_same_rows_and_the_file_is_deleted() ->
     assert not path.exists()
 
 
+def test_heads_that_change_their_rows_do_not_change_those_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.evaluation.search.MANY_ROWS", 1000)
+    features = 8 * draw().features[:]  # kNN of many rows scales them in place
+    rows, before = LabelledRows(LazyFeatures.of(features), LABELS), features.copy()
+    search(load_head("knn"), rows, rows, class_count=3, seed=0)
+    np.testing.assert_array_equal(features, before)
+
+
 def test_a_full_temporary_folder_is_an_error_that_names_its_cure() -> None:
     with pytest.raises(StorageError, match="TMPDIR"):
         LazyFeatures.write([], (10**9, 10**9))
