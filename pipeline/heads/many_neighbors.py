@@ -32,7 +32,7 @@ class NeighborSearch:
 
     def __init__(self, rows: Floats, count: int) -> None:
         self.count = min(count, len(rows))
-        blocks = [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]
+        blocks = [slice(start, start + QUERIES) for start in range(0, len(rows), QUERIES)]
         sums = [directions_of(rows[block]).sum(axis=0) for block in blocks]
         self._mean = np.sum(sums, axis=0) / max(1, np.count_nonzero(rows.any(axis=1)))
         self._offsets = np.empty(rows.shape, np.float32)
