@@ -199,7 +199,7 @@ def _notices(
         inflates = "exact ones inflate every accuracy; " if files and is_serious else ""
         yield f"{problem} (exact: {files:,}, near: {total - files:,}): {inflates}see report.html"
     if len(pairs) - len(exact) >= MAX_PAIRS:
-        yield f"only the {MAX_PAIRS:,} closest near duplicates are listed"
+        yield f"only {MAX_PAIRS:,} near duplicates are listed, those across splits first"
 
 
 def _count_leaked(pairs: Sequence[DuplicatePair], split: npt.NDArray[np.uint8]) -> int:

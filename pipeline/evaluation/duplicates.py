@@ -116,7 +116,7 @@ def find_duplicates(
     searched = np.sort(representatives)
     if len(searched) > (most := int(max_bytes) // (4 * COMPONENTS)):
         searched = np.sort(searched[_by_priority(is_first[searched])[:most]])
-    near = _find_near(features, searched, is_first, note, len(representatives))
+    near = _find_near(features, searched, is_first, parts, note, len(representatives))
     for one, other, similarity in near:
         if content[one] != content[other]:
             rows.append((one, other, similarity, False))
@@ -140,12 +140,15 @@ def _find_near(
     features: FeatureRows,
     rows: Rows,
     is_first: npt.NDArray[np.bool_],
+    parts: npt.NDArray[np.integer],
     note: Callable[[str], object],
     total: int,
 ) -> Iterator[tuple[int, int, float]]:
     """Yield near duplicates among rows (n,): two of them and the cosine of their features.
 
-    ``total`` is the number of rows that should be searched, for the ``note``.
+    Of too many pairs, those across ``parts`` (N,) are kept first: many copies of one picture in
+    train must not hide copies of test images. ``total`` is the number of rows that should be
+    searched, for the ``note``.
     """
     count = len(rows)
     if count < MIN_ROWS:
@@ -162,20 +165,22 @@ def _find_near(
         directions[block] = direct(limited)
     nearest, radius = _near_sampled(directions, sample)
     least = 1 - radius**2 / 2  # the cosine at that distance
+    part = parts[rows]
 
-    def compare(ones: Rows, others: Rows) -> tuple[Rows, Rows, Floats]:
-        """Return the closest pairs of near duplicates: the lower rows, the higher, the cosines."""
+    def compare(ones: Rows, others: Rows) -> tuple[Rows, Rows, npt.NDArray[np.float64]]:
+        """Return pairs of near duplicates: the lower rows, the higher, and how they rank."""
         similar = directions[ones] @ directions[others].T
         at, to = np.nonzero(similar >= np.maximum(least[ones, None], least[others]))
+        ranks = similar[at, to].astype(np.float64)
+        ranks[part[ones][at] != part[others][to]] += 2
         if len(at) > 4 * MAX_PAIRS:  # of very many equal pictures: each pair is there twice at most
-            chosen = np.argpartition(-similar[at, to], 4 * MAX_PAIRS)[: 4 * MAX_PAIRS]
-            at, to = at[chosen], to[chosen]
+            chosen = np.argpartition(-ranks, 4 * MAX_PAIRS)[: 4 * MAX_PAIRS]
+            at, to, ranks = at[chosen], to[chosen], ranks[chosen]
         low, high = np.minimum(ones[at], others[to]), np.maximum(ones[at], others[to])
         _, kept = np.unique(low * count + high, return_index=True)
         kept = kept[low[kept] < high[kept]]
-        cosines = similar[at, to][kept]
-        kept = kept[np.argsort(-cosines, kind="stable")[:MAX_PAIRS]]
-        return low[kept], high[kept], similar[at[kept], to[kept]]
+        kept = kept[np.argsort(-ranks[kept], kind="stable")[:MAX_PAIRS]]
+        return low[kept], high[kept], ranks[kept]
 
     cells = None if count <= MAX_ROWS else _Cells(nearest, is_first[rows])
     blocks = _all_pairs(count) if cells is None else cells.blocks()
@@ -183,9 +188,9 @@ def _find_near(
         note(f"near duplicates were searched for in {searched:,} of {total:,} images (30 s)")
     with ThreadPoolExecutor(usable_cores()) as pool:
         found = list(pool.map(lambda block: compare(*block), blocks))
-    first, second, cosines = map(np.concatenate, zip(*found, strict=True))
+    first, second, ranks = map(np.concatenate, zip(*found, strict=True))
     _, once = np.unique(first * count + second, return_index=True)
-    closest = once[np.argsort(-cosines[once], kind="stable")[:MAX_PAIRS]]
+    closest = once[np.argsort(-ranks[once], kind="stable")[:MAX_PAIRS]]
     needed, position = np.unique([first[closest], second[closest]], return_inverse=True)
     offsets = limit(features[rows[needed]]) - sums / count  # float64
     lengths = np.linalg.norm(offsets, axis=1)

@@ -157,6 +157,20 @@ def test_only_the_closest_of_very_many_pairs_are_kept() -> None:
     assert len(find_duplicates(features, digests(300), splits_of(300))) == MAX_PAIRS
 
 
+def test_many_copies_of_one_picture_in_train_do_not_hide_copies_of_test_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.evaluation.duplicates.MAX_PAIRS", 500)
+    features, splits = draw(), np.repeat(np.array([1, 3], np.uint8), COUNT // 2)
+    noise = np.random.default_rng(1).normal(size=(30, 64)).astype(np.float32)
+    features[-30:] = features[:30] + 0.1 * noise
+    features[100:150] = features[100]  # 1,225 pairs
+    pairs = find_duplicates(features, digests(COUNT), splits)
+    assert rows_of([pair for pair in pairs if pair.across]) == {
+        (row, COUNT - 30 + row) for row in range(30)
+    }
+
+
 @pytest.mark.parametrize("scale", [1, 1e-30, 1e30])
 @pytest.mark.parametrize("outliers", [2, 60])
 def test_a_few_huge_values_neither_make_nor_hide_duplicates(outliers: int, scale: float) -> None:
