@@ -12,7 +12,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from pipeline.heads.calibration import keras_probabilities
 from pipeline.heads.config import DenseConfig
-from pipeline.heads.scaler import root_mean_square
+from pipeline.heads.scaler import root_mean_square_of
 
 log = logging.getLogger("pipeline")
 
@@ -76,12 +76,9 @@ class DenseNetwork(BaseEstimator, DenseConfig):  # type: ignore[misc]
     def _fit(self, model: Any, rows: Any, validation: Any) -> Any:
         """Train on rows (features, targets, weights); set ``weights_``; return the history."""
         self._model = model
-        starts = range(0, len(rows[0]), CHUNK_ROWS * SHUFFLED_CHUNKS) if is_lazy(rows[0]) else ()
-        squares = [
-            root_mean_square(rows[0][start : start + CHUNK_ROWS * SHUFFLED_CHUNKS]) ** 2
-            for start in starts
-        ]
-        scale = 1 / (np.sqrt(np.mean(squares)) if squares else root_mean_square(rows[0]))
+        size = CHUNK_ROWS * SHUFFLED_CHUNKS if is_lazy(rows[0]) else len(rows[0])
+        starts = range(0, len(rows[0]), size)
+        scale = 1 / root_mean_square_of(rows[0][start : start + size] for start in starts)
         history = self._train(model, scale, rows, validation)
         kernel, *others = model.get_weights()
         self.weights_ = [kernel * np.float32(scale), *others]

@@ -1,6 +1,7 @@
 """`CommonScaler`: one scale for all features."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -75,9 +76,17 @@ class CommonScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def root_mean_square(rows: npt.NDArray[Any]) -> float:
-    """Return the root mean square of all values (N, D); 1 if all are 0.
+    """Return the root mean square of all values (N, D); 1 if all are 0."""
+    return root_mean_square_of([rows])
+
+
+def root_mean_square_of(blocks: Iterable[npt.NDArray[Any]]) -> float:
+    """Return the root mean square of all values of blocks (n, D); 1 if all are 0.
 
     It is computed in float64: squares of float32 overflow from 2e19 and vanish below 1e-23.
     """
-    squares = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64))  # without a copy
-    return math.sqrt(squares / rows.size) or 1.0
+    squares, size = 0.0, 0
+    for rows in blocks:
+        squares += float(np.einsum("nd,nd->", rows, rows, dtype=np.float64))  # without a copy
+        size += rows.size
+    return math.sqrt(squares / size) or 1.0

@@ -3,6 +3,7 @@
 import logging
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from feature_sets import draw_rows
 from sklearn.utils.estimator_checks import check_estimator
 
 from pipeline.errors import UsageError
+from pipeline.evaluation.lazy_features import LazyFeatures
 from pipeline.evaluation.rows import LabelledRows
 from pipeline.evaluation.search import search
 from pipeline.heads.config import DenseConfig, Optimizer
@@ -201,3 +203,21 @@ def test_it_is_a_scikit_learn_classifier() -> None:
 def test_impossible_values_are_errors(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"{name}: expected .*; received {value!r}"):
         DenseConfig(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_rows_that_are_read_in_chunks_have_the_scale_of_all_of_them(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, _ = draw_rows(90)
+    features = train.features * np.float32(scale)
+    features[80:] = 0  # the last chunk
+    scales: list[float] = []
+    monkeypatch.setattr("pipeline.heads.dense.CHUNK_ROWS", 40)
+    monkeypatch.setattr("pipeline.heads.dense.SHUFFLED_CHUNKS", 1)
+    monkeypatch.setattr(
+        DenseClassifier, "_train", lambda _, model, scale, *rows: scales.append(scale)
+    )
+    model = SimpleNamespace(get_weights=lambda: [np.ones(1)], set_weights=list)
+    DenseClassifier()._fit(model, (LazyFeatures.of(features),), ())
+    assert scales == [pytest.approx(1 / root_mean_square(features))]
