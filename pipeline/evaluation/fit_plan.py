@@ -82,7 +82,7 @@ def plan_fit(head: Head, train: LabelledRows, class_count: int, memory: float) -
     template = head.build(width, class_count)
     final = template[-1] if isinstance(template, Pipeline) else template
     name = type(final).__name__
-    most = count if head.max_rows is None else min(count, head.max_rows)
+    most = wanted = count if head.max_rows is None else min(count, head.max_rows)
 
     def needed(rows: int) -> float:
         bytes_ = _bytes_in_memory(template, final, rows, width, class_count)
@@ -99,7 +99,7 @@ def plan_fit(head: Head, train: LabelledRows, class_count: int, memory: float) -
         most = count if needed(count) <= memory else 0
         least = min(in_blocks, needed(count))
     else:
-        least = needed(count)
+        least = needed(wanted)
         if is_dense and least > memory:
             return FitPlan(in_blocks=True, needed=TENSORFLOW_BYTES + BLOCK_FIT_BYTES)
         if name in SAMPLED:
@@ -116,8 +116,8 @@ def plan_fit(head: Head, train: LabelledRows, class_count: int, memory: float) -
             note=f"fitted on {most:,} of {count:,} images" + " and views" * has_views,
         )
     raise BadDataError(
-        f"needs {_gigabytes(least)} to be fitted on {counted(count, 'row')} of {width:,} features; "
-        f"{max(0, memory) / GB:.1f} GB are left: raise --memory by {_gigabytes(least - memory)}"
+        f"needs {_gigabytes(least)} to be fitted on {counted(wanted, 'row')} of {width:,} features"
+        f"; {max(0, memory) / GB:.1f} GB are left: raise --memory by {_gigabytes(least - memory)}"
         + (", or use pooled features" if train.map_shape else "")
     )
 

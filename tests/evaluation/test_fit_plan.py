@@ -136,6 +136,11 @@ def test_few_rows_that_memory_cannot_hold_are_no_sample_of_all_of_them(name: str
         plan_fit(load_head(name), draw().take(np.arange(900)), 3, 1000)
 
 
+def test_a_head_past_its_limit_needs_memory_for_its_limit_only() -> None:
+    with pytest.raises(BadDataError, match="fitted on 300 rows of 12 features"):
+        plan_fit(replace(HEADS["svm_rbf"], max_rows=300), draw(), 3, 1000)
+
+
 def test_the_note_of_a_sample_counts_augmented_views() -> None:
     rows = replace(draw(), images=np.arange(1200) // 4)
     plan = plan_fit(replace(HEADS["svm_rbf"], max_rows=300), rows, 3, np.inf)
