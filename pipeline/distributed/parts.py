@@ -22,7 +22,7 @@ from pipeline.cache.provenance import feature_spec, open_cache_engine
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder
 from pipeline.distributed.shared_folder import SharedFolder, SharedShards
-from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.errors import BadDataError, NoInputError, PipelineError, UsageError
 from pipeline.images.scan import ImageSet
 from pipeline.images.sets import Data, open_set, reopen_source
 from pipeline.images.source import ImageSource
@@ -180,13 +180,22 @@ def find_plan(data: Data, config: ExtractConfig, shared: str | None = None) -> P
     if config.out is not None:
         cache = config.out
         return PlannedCache(ExtractionPlan.read(cache.with_suffix(".parts") / PLAN), cache)
-    paths = sorted(config.cache_dir.glob(f"*.parts/{PLAN}"))
-    planned = [PlannedCache(ExtractionPlan.read(path), _cache_of(path)) for path in paths]
-    base = config.network.name
-    found = [each for each in planned if each.plan.spec.base == base]
-    if len(found) > 1:
-        name = Path(os.fspath(data)).name if isinstance(data, str | os.PathLike) else ""
-        found = [each for each in found if each.plan.document["set"] == name] or found
+    base, found = config.network.name, []
+    failure: PipelineError | OSError | None = None
+    for path in sorted(config.cache_dir.glob(f"*.parts/{PLAN}")):
+        try:
+            planned = PlannedCache(ExtractionPlan.read(path), path.parent.with_suffix(".h5"))
+        except (PipelineError, OSError) as error:  # perhaps of another set
+            failure = error
+            continue
+        if planned.plan.spec.base == base:
+            found.append(planned)
+    if len(found) > 1 or failure:
+        name = open_set(data, config).name
+        of_set = [each for each in found if each.plan.document["set"] == name]
+        if failure and not of_set:
+            raise failure
+        found = of_set or found
     if not found:
         raise NoInputError(
             f"{printable(config.cache_dir)} contains no plan of {printable(base)}: run the same "
@@ -196,10 +205,6 @@ def find_plan(data: Data, config: ExtractConfig, shared: str | None = None) -> P
         names = ", ".join(printable(each.cache) for each in found)
         raise UsageError(f"several plans of {printable(base)}: select one with --out, of {names}")
     return found[0]
-
-
-def _cache_of(plan: Path) -> Path:
-    return plan.parent.with_suffix(".h5")
 
 
 class PartWorker:

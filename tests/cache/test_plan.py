@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from caches import PIXEL_SPEC, PixelEngine, cache_fill, fill
+from command import assert_one_line, run_command
 from synthetic_images import draw, make_image_folder
 
 from pipeline import extract_features
@@ -256,3 +257,16 @@ def test_plan_of_a_complete_cache_is_empty(root: Path) -> None:
     assert compute_part(root, **OPTIONS, part="1/1").rows == 0
     assert extract_features(root, **OPTIONS).computed == 0
     assert not planned.path.exists()
+
+
+def test_command_finds_the_plan_of_its_set_among_others(root: Path) -> None:
+    flags = ("--base", "pixels", "--image-size", "16", "--batch-size", "8")
+    other = make_image_folder(root.with_name("other"), per_class=4)
+    for folder in (root, other):
+        run_command("extract", folder, *flags, "--plan")
+    part = ("extract", other, *flags, "--part", "1/1")
+    assert "part 1/1: 8 rows computed, 0 files skipped" in run_command(*part).stdout
+    (plan,) = Path("cache").glob("set-*.parts/extraction.plan")
+    plan.write_bytes(b"damaged")
+    assert "0 files skipped" in run_command(*part).stdout
+    assert "set-pixels" in assert_one_line(run_command("extract", root, *part[2:], check=65))

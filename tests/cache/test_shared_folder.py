@@ -104,6 +104,8 @@ def test_files_of_another_cache_are_neither_used_nor_deleted(root: Path, memory:
         (["--plan", "--shared", "s3://me:secret@host/x"], 2, "a user or password"),
         (["--plan", "--shared", "nonsense://x/y"], 2, "fsspec cannot open"),
         (["--plan", "--on", "ray"], 2, "--plan and --on are separate steps"),
+        (["--part", ""], 2, "--part is empty: is a variable unset?"),
+        (["--plan", "--shared", ""], 2, "--shared is empty: is a variable unset?"),
         (["--on", "dask"], 2, "--on: expected ray or ray://HOST:10001; received dask"),
         (["--on", "ray://host"], 2, "--on: expected ray or ray://HOST:10001"),
         (["--on", "ray"], 69, "ray is missing: pip install -e '.[ray]'"),
