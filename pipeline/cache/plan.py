@@ -119,7 +119,7 @@ class ExtractionPlan:
                 f"{printable(path)} does not exist: run extract with --plan first"
             ) from error
         except (OSError, KeyError, ValueError, TypeError) as error:
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, OSError) and (error.errno or isinstance(error, PermissionError)):
                 raise
             raise BadDataError(
                 f"{printable(path)} is not a plan of this version ({printable(str(error))}): run "
