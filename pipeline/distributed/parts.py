@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from pipeline.images.source import ImageSource
 from pipeline.text import printable
 
 log = logging.getLogger("pipeline")
+
+MAX_LOOKED_UP = 100  # images: each may be a request to a storage
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ def find_plan(data: Data, config: ExtractConfig, shared: str | None = None) -> P
 class PartWorker:
     """A process that computes units of a plan; its engine stays open between calls.
 
-    Raises BadDataError if this machine computes other features than the plan's.
+    Raises BadDataError if this machine computes other features than the plan's, NoInputError if it
+    does not have the images.
     """
 
     def __init__(self, planned: PlannedCache, data: Data | None, config: ExtractConfig) -> None:
@@ -228,6 +231,7 @@ class PartWorker:
             )
         self._plan = plan
         self._source = _source_of(plan.document, data, config)
+        _require_images(plan, self._source)
         self._config = config
         self._shards = planned.shards
         self._index = RowIndex(None, self._shards.read(verify=False))
@@ -276,3 +280,17 @@ def _source_of(
         if data is None:
             raise NoInputError(f"the images in {printable(str(root))} are gone: name their folder")
     return open_set(data, config).source
+
+
+def _require_images(plan: ExtractionPlan, source: ImageSource) -> None:
+    """Raise NoInputError if no image is there, as on a machine without their disk."""
+    paths = [batch[0].path for batches in plan.batches.values() for batch in batches]
+    for path in paths[:MAX_LOOKED_UP]:
+        with suppress(OSError):
+            source.stat(path)
+            return
+    if paths:
+        raise NoInputError(
+            f"{printable(source.root)} does not contain the images of the plan, such as "
+            f"{printable(paths[0])}: name their folder, or run extract with --plan again"
+        )

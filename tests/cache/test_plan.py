@@ -270,3 +270,12 @@ def test_command_finds_the_plan_of_its_set_among_others(root: Path) -> None:
     plan.write_bytes(b"damaged")
     assert "0 files skipped" in run_command(*part).stdout
     assert "set-pixels" in assert_one_line(run_command("extract", root, *part[2:], check=65))
+
+
+def test_machine_without_the_images_is_one_line(root: Path) -> None:
+    plan_extraction(root, **OPTIONS)
+    for file in root.glob("*/*"):
+        file.unlink()
+    flags = ("--base", "pixels", "--image-size", "16", "--part", "1/2")
+    line = assert_one_line(run_command("extract", root, *flags, check=66))
+    assert "set does not contain the images of the plan, such as plain/000.png: name" in line
