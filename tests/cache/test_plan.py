@@ -5,6 +5,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,21 @@ def test_machine_without_the_images_is_one_line(root: Path) -> None:
     flags = ("--base", "pixels", "--image-size", "16", "--part", "1/2")
     line = assert_one_line(run_command("extract", root, *flags, check=66))
     assert "set does not contain the images of the plan, such as plain/000.png: name" in line
+
+
+def test_damaged_byte_of_a_plan_is_found(root: Path, path: Path) -> None:
+    """HDF5 has no checksum here: a bit of the batch size would change the batches."""
+    data = make_plan(root, path).to_bytes()
+    for place in range(0, len(data), len(data) // 20):
+        damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        with pytest.raises(ValueError, match="its checksum does not match"):
+            ExtractionPlan.from_bytes(damaged)
+    assert ExtractionPlan.from_bytes(data).batch_size == BATCH
+
+
+def test_plan_with_the_features_of_another_version_is_one_line(root: Path, path: Path) -> None:
+    plan = make_plan(root, path)
+    other = replace(plan, document={**plan.document, "spec": {**plan.document["spec"], "new": 1}})
+    other.write(path.with_suffix(".parts"))
+    with pytest.raises(BadDataError, match="is not a plan of this version"):
+        ExtractionPlan.read(path.with_suffix(".parts") / PLAN)
