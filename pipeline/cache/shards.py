@@ -154,7 +154,7 @@ class ShardFolder:
     def _read_shard(self, path: Path, *, verify: bool = True) -> Shard | None:
         """Read a shard of this spec; None for another file or a damaged one."""
         try:
-            if verify and (damages := find_damage(path)):
+            if damages := find_damage(path, features=verify):  # h5py may not end on such a file
                 what = printable(damages[0].what)
                 log.warning(
                     "%s is damaged (%s): its rows are computed again", printable(path), what

@@ -292,6 +292,17 @@ def test_damaged_byte_of_a_plan_is_found(root: Path, path: Path) -> None:
     assert ExtractionPlan.from_bytes(data).batch_size == BATCH
 
 
+def test_shard_with_damaged_keys_is_not_opened_by_parts(root: Path, path: Path) -> None:
+    """HDF5 does not end on some files with a damaged byte outside the features."""
+    compute(make_plan(root, path), [0], root, path)
+    shards = ShardFolder(path, PIXEL_SPEC)
+    (shard,) = shards.read(verify=False)
+    data = shard.path.read_bytes()
+    place = data.index(shard.keys[0].digest)
+    shard.path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert shards.read(verify=False) == []
+
+
 def test_plan_with_the_features_of_another_version_is_one_line(root: Path, path: Path) -> None:
     plan = make_plan(root, path)
     other = replace(plan, document={**plan.document, "spec": {**plan.document["spec"], "new": 1}})
