@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from pipeline.text import printable
 log = logging.getLogger(__name__)
 
 PLAN = "extraction.plan"  # file beside the shards, see `pipeline.cache.plan`
+SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")  # see `_content_name`
 NO_SHARD = (OSError, KeyError, ValueError)  # errors of reading another or damaged file
 POLL_SECONDS = 0.2  # between attempts to take a lock that another process holds
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.cache.fill import CacheFill
 from pipeline.cache.plan import ExtractionPlan
-from pipeline.cache.shards import PLAN, Shard, ShardFolder
+from pipeline.cache.shards import PLAN, SHARD_NAME, Shard, ShardFolder
 from pipeline.durable import make_folder, write_durably
 from pipeline.errors import BadDataError, CannotCreateError, NoInputError
 from pipeline.images.object_storage import StorageSource, as_url
@@ -85,10 +85,10 @@ class SharedFolder:
             self._writer.write(name.encode(), data)
 
     def shards(self) -> list[str]:
-        """Return the names of the shards."""
+        """Return the names of the shards: not of caches, which would be deleted as published."""
         with self.reached() as storage:
             names = [os.fsdecode(path) for path in storage.list()]
-        return sorted(name for name in names if re.fullmatch(r"[^/]+\.h5", name))
+        return sorted(name for name in names if SHARD_NAME.fullmatch(name))
 
     def fetch(self, fill: CacheFill) -> list[str]:
         """Copy the plan and the shards of a cache beside it; return the names of the shards."""

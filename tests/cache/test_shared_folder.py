@@ -122,6 +122,16 @@ def test_wrong_use_is_one_line(
     assert "secret" not in line
 
 
+def test_caches_in_the_shared_folder_are_not_deleted(root: Path) -> None:
+    """A cache has the datasets of a shard, and all its rows are published."""
+    path = extract_features(root, **OPTIONS).table.path
+    published = path.read_bytes()
+    for flags in (["--plan"], ["--part", "1/1"], []):
+        run_command("extract", root, *FLAGS, *flags, "--shared", "cache")
+    assert path.read_bytes() == published
+    assert not list(Path("cache").glob("*.plan"))
+
+
 def test_storage_that_refuses_writes_is_one_line(
     root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +169,7 @@ def test_part_that_another_process_has_just_published_and_deleted_is_passed_over
     find = type(memory).find
 
     def with_deleted_shard(*arguments: Any, **options: Any) -> dict[str, Any]:
-        return {**find(*arguments, **options), "/bucket/set/deleted.h5": {"size": 100}}
+        return {**find(*arguments, **options), f"/bucket/set/{32 * '0'}.h5": {"size": 100}}
 
     monkeypatch.setattr(type(memory), "find", with_deleted_shard)
     assert compute_part(root, **OPTIONS, part="1/1", shared=ADDRESS).rows == 200
