@@ -213,11 +213,16 @@ class PartWorker:
     """A process that computes units of a plan; its engine stays open between calls.
 
     Raises BadDataError if this machine computes other features than the plan's, NoInputError if it
-    does not have the images.
+    does not have the images or the folder of the plan.
     """
 
     def __init__(self, planned: PlannedCache, data: Data | None, config: ExtractConfig) -> None:
         plan = planned.plan
+        if not planned.shared and not planned.path.exists():  # its parts would be found by nobody
+            raise NoInputError(
+                f"{printable(planned.path.absolute())} does not exist on this machine: share the "
+                f"folder of caches, or use --shared"
+            )
         config = replace(config, range=plan.spec.range)
         if (spec := feature_spec(config)) != plan.spec:
             differences = ", ".join(

@@ -18,13 +18,13 @@ from synthetic_images import draw, make_image_folder
 
 from pipeline import extract_features
 from pipeline.cache.checksums import read_checksums
-from pipeline.cache.config import ViewPlan
+from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.cache.file import RowKey, read_table
 from pipeline.cache.fill import write_plan
 from pipeline.cache.plan import ExtractionPlan, compute_units
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder, writer_lock
-from pipeline.distributed.parts import compute_part, plan_extraction
+from pipeline.distributed.parts import PartWorker, compute_part, plan_extraction
 from pipeline.errors import BadDataError, NoInputError, UnreachableError, UsageError
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
@@ -309,3 +309,13 @@ def test_plan_with_the_features_of_another_version_is_one_line(root: Path, path:
     other.write(path.with_suffix(".parts"))
     with pytest.raises(BadDataError, match="is not a plan of this version"):
         ExtractionPlan.read(path.with_suffix(".parts") / PLAN)
+
+
+def test_node_without_the_folder_of_the_plan_computes_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its parts would be on its own disk, where nobody looks for them."""
+    planned = plan_extraction(root, **OPTIONS)
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(NoInputError, match="does not exist on this machine: share the folder"):
+        PartWorker(planned, None, ExtractConfig(**OPTIONS))
