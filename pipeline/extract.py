@@ -91,6 +91,7 @@ def _extract(arguments: argparse.Namespace) -> None:
     from pipeline.api import extract_with_bases, preview_views
 
     data = arguments.data or [_only_set(Path("data"))]
+    data = data if len(data) > 1 else data[0]
     augmentation = cli.augmentation_of(arguments, seed=arguments.seed)
     bases = arguments.base.split(",")
     configs = [
@@ -118,6 +119,8 @@ def _extract(arguments: argparse.Namespace) -> None:
         cli.print_json({"sheet": os.fspath(sheet)}) if arguments.json else print(printable(sheet))
         return
     unit = "row" if several else "view" if configs[0].views else "image"
+    if empty := [flag for flag in ("part", "on", "shared") if getattr(arguments, flag) == ""]:
+        raise UsageError(f"--{empty[0]} is empty: is a variable unset?")
     modes = [flag for flag in ("plan", "part", "on", "shared") if getattr(arguments, flag)]
     if len(modes) - bool(arguments.shared) > 1:
         raise UsageError(f"--{' and --'.join(modes)} are separate steps: use one of them at a time")

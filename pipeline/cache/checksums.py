@@ -159,14 +159,17 @@ def _end_of_dataset(path: Path) -> int:
     return 0
 
 
-def find_damage(path: Path) -> list[Damage]:
-    """Compare every byte of a file with its checksums; an empty list means no damage."""
+def find_damage(path: Path, *, features: bool = True) -> list[Damage]:
+    """Compare every byte of a file with its checksums; an empty list means no damage.
+
+    Without ``features``, chunks of features are not read.
+    """
     try:
         checksums = read_checksums(path)
     except InvalidChecksumsError as error:
         return [Damage("", None, str(error), is_lost=False)]
     damages = []
-    for chunk in _damaged_chunks(path, checksums.chunks):
+    for chunk in _damaged_chunks(path, checksums.chunks if features else ()):
         damages.append(_chunk_damage(chunk))
     with path.open("rb") as stream:
         if _read(stream, OPEN_FLAG, 1) != checksums.backup[OPEN_FLAG : OPEN_FLAG + 1]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -31,6 +32,7 @@ from pipeline.spec import FeatureSpec
 from pipeline.text import printable
 
 FORMAT = 1
+DIGEST_BYTES = 32
 
 
 class PlannedRow(NamedTuple):
@@ -119,7 +121,7 @@ class ExtractionPlan:
                 f"{printable(path)} does not exist: run extract with --plan first"
             ) from error
         except (OSError, KeyError, ValueError, TypeError) as error:
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, OSError) and (error.errno or isinstance(error, PermissionError)):
                 raise
             raise BadDataError(
                 f"{printable(path)} is not a plan of this version ({printable(str(error))}): run "
@@ -127,7 +129,7 @@ class ExtractionPlan:
             ) from error
 
     def to_bytes(self) -> bytes:
-        """Return the plan as an HDF5 file."""
+        """Return the plan as an HDF5 file, followed by its SHA-256."""
         rows = [row for batches in self.batches.values() for batch in batches for row in batch]
         groups = [
             {"layers": layers, "rows": sum(map(len, batches))}
@@ -144,11 +146,15 @@ class ExtractionPlan:
             }
             for name, values in columns.items():
                 file.create_dataset(name, data=values)
-        return buffer.getvalue()
+        data = buffer.getvalue()
+        return data + sha256(data).digest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Read `to_bytes`; raises OSError, KeyError, ValueError or TypeError for other content."""
+        data, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+        if sha256(data).digest() != digest:  # a damaged HDF5 file may not end to be read
+            raise ValueError("its checksum does not match")
         with h5py.File(io.BytesIO(data), "r") as file:
             head = json.loads(file["plan"].asstr()[()])
             columns = [file[name][()] for name in ("paths", "digests", "views")]
@@ -163,9 +169,11 @@ class ExtractionPlan:
         for group in head["groups"]:
             of_group = [next(rows) for _ in range(group["rows"])]
             batches[tuple(group["layers"])] = in_batches(of_group, size)
-        return cls(
+        plan = cls(
             document=head["document"], batches=batches, batch_size=size, engine=head["engine"]
         )
+        _ = plan.spec  # of another version of this package
+        return plan
 
 
 class ComputedUnits(NamedTuple):

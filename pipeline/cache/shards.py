@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from pipeline.text import printable
 log = logging.getLogger(__name__)
 
 PLAN = "extraction.plan"  # file beside the shards, see `pipeline.cache.plan`
+SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")  # see `_content_name`
 NO_SHARD = (OSError, KeyError, ValueError)  # errors of reading another or damaged file
 POLL_SECONDS = 0.2  # between attempts to take a lock that another process holds
 
@@ -154,7 +156,7 @@ class ShardFolder:
     def _read_shard(self, path: Path, *, verify: bool = True) -> Shard | None:
         """Read a shard of this spec; None for another file or a damaged one."""
         try:
-            if verify and (damages := find_damage(path)):
+            if damages := find_damage(path, features=verify):  # h5py may not end on such a file
                 what = printable(damages[0].what)
                 log.warning(
                     "%s is damaged (%s): its rows are computed again", printable(path), what

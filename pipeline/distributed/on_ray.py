@@ -49,10 +49,15 @@ def connected_ray(address: str) -> Iterator[Any]:
         with warnings.catch_warnings(action="ignore"):
             try:
                 ray.init("auto" if address == "ray" else address, **quiet)
-            except ConnectionError:
+            except ConnectionError as refused:
                 if address != "ray":
                     raise
-                ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+                try:
+                    ray.init(
+                        include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+                    )
+                except ValueError as error:  # there is a cluster, which refuses
+                    raise refused from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UnreachableError(
             f"--on {printable(address)} reaches no Ray cluster ({error_text(error)[:200]}): check "
@@ -119,7 +124,11 @@ class Cluster:
                 task = [waiting.popleft() for _ in range(count)]
                 running[self._workers[node].compute.remote(task)] = node, task, time.monotonic()
             if not running:
-                raise [UnreachableError("--on: no node has cores"), *self._failures.values()][-1]
+                no_node = UnreachableError(
+                    "--on: no node has cores, or the cluster has ended, such as one that another "
+                    "run had started: run the same command again; committed rows are kept"
+                )
+                raise [no_node, *self._failures.values()][-1]
             done, _ = self._ray.wait(list(running), timeout=SECONDS_PER_LOOK)
             for pending in done:
                 node, task, started = running.pop(pending)

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from pipeline.cache.provenance import feature_spec, open_cache_engine
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder
 from pipeline.distributed.shared_folder import SharedFolder, SharedShards
-from pipeline.errors import BadDataError, NoInputError, UsageError
+from pipeline.errors import BadDataError, NoInputError, PipelineError, UsageError
 from pipeline.images.scan import ImageSet
 from pipeline.images.sets import Data, open_set, reopen_source
 from pipeline.images.source import ImageSource
 from pipeline.text import printable
 
 log = logging.getLogger("pipeline")
+
+MAX_LOOKED_UP = 100  # images: each may be a request to a storage
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,22 @@ def find_plan(data: Data, config: ExtractConfig, shared: str | None = None) -> P
     if config.out is not None:
         cache = config.out
         return PlannedCache(ExtractionPlan.read(cache.with_suffix(".parts") / PLAN), cache)
-    paths = sorted(config.cache_dir.glob(f"*.parts/{PLAN}"))
-    planned = [PlannedCache(ExtractionPlan.read(path), _cache_of(path)) for path in paths]
-    base = config.network.name
-    found = [each for each in planned if each.plan.spec.base == base]
-    if len(found) > 1:
-        name = Path(os.fspath(data)).name if isinstance(data, str | os.PathLike) else ""
-        found = [each for each in found if each.plan.document["set"] == name] or found
+    base, found = config.network.name, []
+    failure: PipelineError | OSError | None = None
+    for path in sorted(config.cache_dir.glob(f"*.parts/{PLAN}")):
+        try:
+            planned = PlannedCache(ExtractionPlan.read(path), path.parent.with_suffix(".h5"))
+        except (PipelineError, OSError) as error:  # perhaps of another set
+            failure = error
+            continue
+        if planned.plan.spec.base == base:
+            found.append(planned)
+    if len(found) > 1 or failure:
+        name = open_set(data, config).name
+        of_set = [each for each in found if each.plan.document["set"] == name]
+        if failure and not of_set:
+            raise failure
+        found = of_set or found
     if not found:
         raise NoInputError(
             f"{printable(config.cache_dir)} contains no plan of {printable(base)}: run the same "
@@ -198,18 +209,20 @@ def find_plan(data: Data, config: ExtractConfig, shared: str | None = None) -> P
     return found[0]
 
 
-def _cache_of(plan: Path) -> Path:
-    return plan.parent.with_suffix(".h5")
-
-
 class PartWorker:
     """A process that computes units of a plan; its engine stays open between calls.
 
-    Raises BadDataError if this machine computes other features than the plan's.
+    Raises BadDataError if this machine computes other features than the plan's, NoInputError if it
+    does not have the images or the folder of the plan.
     """
 
     def __init__(self, planned: PlannedCache, data: Data | None, config: ExtractConfig) -> None:
         plan = planned.plan
+        if not planned.shared and not planned.path.exists():  # its parts would be found by nobody
+            raise NoInputError(
+                f"{printable(planned.path.absolute())} does not exist on this machine: share the "
+                f"folder of caches, or use --shared"
+            )
         config = replace(config, range=plan.spec.range)
         if (spec := feature_spec(config)) != plan.spec:
             differences = ", ".join(
@@ -223,6 +236,7 @@ class PartWorker:
             )
         self._plan = plan
         self._source = _source_of(plan.document, data, config)
+        _require_images(plan, self._source)
         self._config = config
         self._shards = planned.shards
         self._index = RowIndex(None, self._shards.read(verify=False))
@@ -271,3 +285,17 @@ def _source_of(
         if data is None:
             raise NoInputError(f"the images in {printable(str(root))} are gone: name their folder")
     return open_set(data, config).source
+
+
+def _require_images(plan: ExtractionPlan, source: ImageSource) -> None:
+    """Raise NoInputError if no image is there, as on a machine without their disk."""
+    paths = [batch[0].path for batches in plan.batches.values() for batch in batches]
+    for path in paths[:MAX_LOOKED_UP]:
+        with suppress(OSError):
+            source.stat(path)
+            return
+    if paths:
+        raise NoInputError(
+            f"{printable(source.root)} does not contain the images of the plan, such as "
+            f"{printable(paths[0])}: name their folder, or run extract with --plan again"
+        )

@@ -4,18 +4,19 @@ Workers read and write there only. The machine that publishes fetches the shards
 that it has published.
 """
 
+import contextlib
 import io
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.cache.fill import CacheFill
 from pipeline.cache.plan import ExtractionPlan
-from pipeline.cache.shards import PLAN, Shard, ShardFolder
+from pipeline.cache.shards import PLAN, SHARD_NAME, Shard, ShardFolder
 from pipeline.durable import make_folder, write_durably
 from pipeline.errors import BadDataError, CannotCreateError, NoInputError
 from pipeline.images.object_storage import StorageSource, as_url
@@ -41,10 +42,20 @@ class SharedFolder:
     def _writer(self) -> StorageSource:
         return StorageSource(self.address)
 
+    @contextlib.contextmanager
+    def reached(self) -> Iterator[StorageSource]:
+        """Yield the storage; raise UnreachableError if it has no such bucket, or refuses."""
+        try:
+            yield StorageSource(self.address)
+        except (FileNotFoundError, PermissionError) as error:
+            raise StorageSource.unreachable(self.address, error) from error
+
     def read_plan(self) -> ExtractionPlan:
         """Return the plan; raises as `ExtractionPlan.read`."""
-        storage = StorageSource(self.address)
-        return ExtractionPlan.load(lambda: storage.read(PLAN.encode()), f"{self.address}/{PLAN}")
+        with self.reached() as storage:
+            return ExtractionPlan.load(
+                lambda: storage.read(PLAN.encode()), f"{self.address}/{PLAN}"
+            )
 
     def write_plan(self, plan: ExtractionPlan) -> None:
         self.write(PLAN, plan.to_bytes())
@@ -74,26 +85,30 @@ class SharedFolder:
             self._writer.write(name.encode(), data)
 
     def shards(self) -> list[str]:
-        """Return the names of the shards."""
-        names = map(os.fsdecode, StorageSource(self.address).list())
-        return sorted(name for name in names if re.fullmatch(r"[^/]+\.h5", name))
+        """Return the names of the shards: not of caches, which would be deleted as published."""
+        with self.reached() as storage:
+            names = [os.fsdecode(path) for path in storage.list()]
+        return sorted(name for name in names if SHARD_NAME.fullmatch(name))
 
     def fetch(self, fill: CacheFill) -> list[str]:
         """Copy the plan and the shards of a cache beside it; return the names of the shards."""
-        local, storage = ShardFolder(fill.path, fill.spec), StorageSource(self.address)
+        local = ShardFolder(fill.path, fill.spec)
         if plan := self._plan_of(fill):
             plan.write(local.path)
 
         def copy(name: str) -> bool:
             if not (local.path / name).exists():
-                data = storage.read_range(name.encode(), 0, storage.stat(name.encode()).size)
+                try:
+                    data = storage.read_range(name.encode(), 0, storage.stat(name.encode()).size)
+                except FileNotFoundError:  # another process has just published and deleted it
+                    return False
                 if not local.read_stream(io.BytesIO(data), local.path / name):
                     return False
                 local.write(name, data)
             return True
 
         names = self.shards()
-        with ThreadPoolExecutor(THREADS) as pool:
+        with self.reached() as storage, ThreadPoolExecutor(THREADS) as pool:
             names = [
                 name for name, copied in zip(names, pool.map(copy, names), strict=True) if copied
             ]
@@ -103,12 +118,13 @@ class SharedFolder:
 
     def remove_published(self, fill: CacheFill, fetched: Sequence[str]) -> None:
         """Delete the fetched shards that publishing has deleted beside the cache, and the plan."""
-        folder, storage = ShardFolder(fill.path, fill.spec).path, StorageSource(self.address)
+        folder = ShardFolder(fill.path, fill.spec).path
         needed = [name for name in fetched if (folder / name).exists()]
-        for name in {*fetched} - {*needed}:
-            storage.remove(name.encode())
-        if not needed:
-            storage.remove(PLAN.encode())
+        with self.reached() as storage:
+            for name in {*fetched} - {*needed}:
+                storage.remove(name.encode())
+            if not needed:
+                storage.remove(PLAN.encode())
 
 
 class SharedShards(ShardFolder):
@@ -123,13 +139,16 @@ class SharedShards(ShardFolder):
 
     def read(self, *, verify: bool = True) -> list[Shard]:
         """Return the shards of this spec; ``verify`` has no effect: no features are read."""
-        storage = StorageSource(self._folder.address)
 
         def read(name: str) -> Shard | None:
-            with storage.open(name.encode(), read_ahead=READ_AHEAD) as stream:
+            try:
+                stream = storage.open(name.encode(), read_ahead=READ_AHEAD)
+            except FileNotFoundError:  # another process has just published and deleted it
+                return None
+            with stream:
                 return self.read_stream(stream, self.path / name)
 
-        with ThreadPoolExecutor(THREADS) as pool:
+        with self._folder.reached() as storage, ThreadPoolExecutor(THREADS) as pool:
             return [shard for shard in pool.map(read, self._folder.shards()) if shard]
 
     def write(self, name: str, data: bytes) -> None:

@@ -97,7 +97,7 @@ class StorageSource(FileStore):
                 f"({printable(str(error))}): expected s3://, gs://, hf:// or another storage"
             ) from error
         except Exception as error:  # each storage has its own errors
-            raise self._unreachable(url, error) from error
+            raise self.unreachable(url, error) from error
         self._root = url
         self._folder = self._folder.rstrip("/")
         self._infos: Mapping[bytes, Mapping[str, Any]] = {}
@@ -155,7 +155,7 @@ class StorageSource(FileStore):
         try:
             self._retry(lambda: self._files.pipe_file(self._name(path), content))
         except OSError as error:
-            raise self._unreachable(self._root, error, "written") from error
+            raise self.unreachable(self._root, error, "written") from error
 
     def remove(self, path: bytes) -> None:
         """Delete a file, if it exists."""
@@ -176,13 +176,14 @@ class StorageSource(FileStore):
                 raise
             except Exception as error:  # each storage has its own errors
                 if wait > MAX_SECONDS:
-                    self._failure = self._unreachable(self._root, error)
+                    self._failure = self.unreachable(self._root, error)
                     raise self._failure from error
             time.sleep(wait)
             wait *= 2
 
     @staticmethod
-    def _unreachable(url: str, error: Exception, what: str = "read") -> UnreachableError:
+    def unreachable(url: str, error: Exception, what: str = "read") -> UnreachableError:
+        """Return the error of an address that a storage does not read or write."""
         text = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
         return UnreachableError(
             f"{printable(url)} cannot be {what} ({printable(text[:200].rstrip(': '))}): check "

@@ -5,6 +5,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ import h5py
 import numpy as np
 import pytest
 from caches import PIXEL_SPEC, PixelEngine, cache_fill, fill
+from command import assert_one_line, run_command
 from synthetic_images import draw, make_image_folder
 
 from pipeline import extract_features
 from pipeline.cache.checksums import read_checksums
-from pipeline.cache.config import ViewPlan
+from pipeline.cache.config import ExtractConfig, ViewPlan
 from pipeline.cache.file import RowKey, read_table
 from pipeline.cache.fill import write_plan
 from pipeline.cache.plan import ExtractionPlan, compute_units
 from pipeline.cache.row_index import RowIndex
 from pipeline.cache.shards import PLAN, ShardFolder, writer_lock
-from pipeline.distributed.parts import compute_part, plan_extraction
+from pipeline.distributed.parts import PartWorker, compute_part, plan_extraction
 from pipeline.errors import BadDataError, NoInputError, UnreachableError, UsageError
 from pipeline.images.hashes import hash_files
 from pipeline.images.scan import scan_folder
@@ -256,3 +258,64 @@ def test_plan_of_a_complete_cache_is_empty(root: Path) -> None:
     assert compute_part(root, **OPTIONS, part="1/1").rows == 0
     assert extract_features(root, **OPTIONS).computed == 0
     assert not planned.path.exists()
+
+
+def test_command_finds_the_plan_of_its_set_among_others(root: Path) -> None:
+    flags = ("--base", "pixels", "--image-size", "16", "--batch-size", "8")
+    other = make_image_folder(root.with_name("other"), per_class=4)
+    for folder in (root, other):
+        run_command("extract", folder, *flags, "--plan")
+    part = ("extract", other, *flags, "--part", "1/1")
+    assert "part 1/1: 8 rows computed, 0 files skipped" in run_command(*part).stdout
+    (plan,) = Path("cache").glob("set-*.parts/extraction.plan")
+    plan.write_bytes(b"damaged")
+    assert "0 files skipped" in run_command(*part).stdout
+    assert "set-pixels" in assert_one_line(run_command("extract", root, *part[2:], check=65))
+
+
+def test_machine_without_the_images_is_one_line(root: Path) -> None:
+    plan_extraction(root, **OPTIONS)
+    for file in root.glob("*/*"):
+        file.unlink()
+    flags = ("--base", "pixels", "--image-size", "16", "--part", "1/2")
+    line = assert_one_line(run_command("extract", root, *flags, check=66))
+    assert "set does not contain the images of the plan, such as plain/000.png: name" in line
+
+
+def test_damaged_byte_of_a_plan_is_found(root: Path, path: Path) -> None:
+    """HDF5 has no checksum here: a bit of the batch size would change the batches."""
+    data = make_plan(root, path).to_bytes()
+    for place in range(0, len(data), len(data) // 20):
+        damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        with pytest.raises(ValueError, match="its checksum does not match"):
+            ExtractionPlan.from_bytes(damaged)
+    assert ExtractionPlan.from_bytes(data).batch_size == BATCH
+
+
+def test_shard_with_damaged_keys_is_not_opened_by_parts(root: Path, path: Path) -> None:
+    """HDF5 does not end on some files with a damaged byte outside the features."""
+    compute(make_plan(root, path), [0], root, path)
+    shards = ShardFolder(path, PIXEL_SPEC)
+    (shard,) = shards.read(verify=False)
+    data = shard.path.read_bytes()
+    place = data.index(shard.keys[0].digest)
+    shard.path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert shards.read(verify=False) == []
+
+
+def test_plan_with_the_features_of_another_version_is_one_line(root: Path, path: Path) -> None:
+    plan = make_plan(root, path)
+    other = replace(plan, document={**plan.document, "spec": {**plan.document["spec"], "new": 1}})
+    other.write(path.with_suffix(".parts"))
+    with pytest.raises(BadDataError, match="is not a plan of this version"):
+        ExtractionPlan.read(path.with_suffix(".parts") / PLAN)
+
+
+def test_node_without_the_folder_of_the_plan_computes_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its parts would be on its own disk, where nobody looks for them."""
+    planned = plan_extraction(root, **OPTIONS)
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(NoInputError, match="does not exist on this machine: share the folder"):
+        PartWorker(planned, None, ExtractConfig(**OPTIONS))

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from command import assert_one_line, run_command
@@ -104,6 +105,8 @@ def test_files_of_another_cache_are_neither_used_nor_deleted(root: Path, memory:
         (["--plan", "--shared", "s3://me:secret@host/x"], 2, "a user or password"),
         (["--plan", "--shared", "nonsense://x/y"], 2, "fsspec cannot open"),
         (["--plan", "--on", "ray"], 2, "--plan and --on are separate steps"),
+        (["--part", ""], 2, "--part is empty: is a variable unset?"),
+        (["--plan", "--shared", ""], 2, "--shared is empty: is a variable unset?"),
         (["--on", "dask"], 2, "--on: expected ray or ray://HOST:10001; received dask"),
         (["--on", "ray://host"], 2, "--on: expected ray or ray://HOST:10001"),
         (["--on", "ray"], 69, "ray is missing: pip install -e '.[ray]'"),
@@ -119,6 +122,16 @@ def test_wrong_use_is_one_line(
     assert "secret" not in line
 
 
+def test_caches_in_the_shared_folder_are_not_deleted(root: Path) -> None:
+    """A cache has the datasets of a shard, and all its rows are published."""
+    path = extract_features(root, **OPTIONS).table.path
+    published = path.read_bytes()
+    for flags in (["--plan"], ["--part", "1/1"], []):
+        run_command("extract", root, *FLAGS, *flags, "--shared", "cache")
+    assert path.read_bytes() == published
+    assert not list(Path("cache").glob("*.plan"))
+
+
 def test_storage_that_refuses_writes_is_one_line(
     root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +143,48 @@ def test_storage_that_refuses_writes_is_one_line(
     for flags in (["--plan"], ["--part", "1/2"]):
         finished = run_command("extract", root, *FLAGS, *flags, "--shared", ADDRESS, check=69)
         assert "cannot be written (PermissionError: Access Denied)" in assert_one_line(finished)
+
+
+def test_storage_that_refuses_reads_or_has_no_bucket_is_one_line(
+    root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_extraction(root, **OPTIONS, shared=ADDRESS)
+    for method, error, steps in (
+        ("find", FileNotFoundError("no such bucket"), (["--plan"], [], ["--part", "1/2"])),
+        ("cat_file", PermissionError("Access Denied"), (["--plan"], [], ["--part", "1/2"])),
+        ("rm_file", PermissionError("Access Denied"), ([],)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(memory), method, mock.Mock(side_effect=error))
+            for flags in steps:
+                command = ("extract", root, *FLAGS, *flags, "--shared", ADDRESS)
+                line = assert_one_line(run_command(*command, check=69))
+                assert f"{ADDRESS} cannot be read ({type(error).__name__}: {error})" in line
+
+
+def test_part_that_another_process_has_just_published_and_deleted_is_passed_over(
+    root: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_extraction(root, **OPTIONS, shared=ADDRESS)
+    find = type(memory).find
+
+    def with_deleted_shard(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return {**find(*arguments, **options), f"/bucket/set/{32 * '0'}.h5": {"size": 100}}
+
+    monkeypatch.setattr(type(memory), "find", with_deleted_shard)
+    assert compute_part(root, **OPTIONS, part="1/1", shared=ADDRESS).rows == 200
+    finished = run_command("extract", root, *FLAGS, "--shared", ADDRESS)
+    assert "(all from the cache)" in finished.stdout
+
+
+def test_cluster_that_refuses_is_not_replaced_and_is_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray takes the options of a new cluster only if it finds none."""
+    failures = [ConnectionError("authentication failed"), ValueError("connecting to an existing")]
+    monkeypatch.setitem(sys.modules, "ray", mock.Mock(init=mock.Mock(side_effect=failures)))
+    finished = run_command("extract", root, *FLAGS, "--on", "ray", check=69)
+    assert "(ConnectionError: authentication failed)" in assert_one_line(finished)
 
 
 @pytest.mark.slow
