@@ -150,14 +150,31 @@ def _read_blocks(
     """Yield all rows, some chunks of the file at a time, so that each chunk is read once."""
     size = rows_per_chunk(table.layers[layer], table.spec.dtype)
     labels = _labels(table)
-    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     if random:
-        random.shuffle(chunks)
-    for start in range(0, len(chunks), SHUFFLED_CHUNKS):
-        block = np.concatenate(chunks[start : start + SHUFFLED_CHUNKS])
-        if random:
-            random.shuffle(block)
-        yield table.features(layer, block), labels[block]
+        blocks = shuffled_blocks(len(rows), size, SHUFFLED_CHUNKS, random)
+    else:
+        size *= SHUFFLED_CHUNKS
+        starts = range(0, len(rows), size)
+        blocks = (np.arange(start, min(start + size, len(rows))) for start in starts)
+    for block in blocks:
+        yield table.features(layer, rows[block]), labels[rows[block]]
+
+
+def shuffled_blocks(
+    count: int, chunk_rows: int, most_chunks: int, random: np.random.Generator
+) -> Iterator[Rows]:
+    """Yield the numbers of ``count`` rows in blocks (n,) of at most so many chunks, each shuffled.
+
+    Neighbors in a file are similar, often of one class: each block gets one of as many neighboring
+    chunks as there are blocks, so that the blocks have the same classes.
+    """
+    chunks = np.arange(math.ceil(count / chunk_rows))
+    block_count = max(1, math.ceil(len(chunks) / most_chunks))
+    missing = -len(chunks) % block_count
+    groups = np.pad(chunks, (0, missing), constant_values=-1).reshape(-1, block_count)
+    for block in random.permuted(groups, axis=1).T:
+        rows = (chunk_rows * block[block >= 0, None] + np.arange(chunk_rows)).ravel()
+        yield random.permutation(rows[rows < count])
 
 
 def _to_pandas(table: FeatureTable, layer: str, rows: Rows, *, with_views: bool) -> Any:

@@ -316,7 +316,7 @@ def fit_grid(
     if plan.in_blocks and not isinstance(final_step(template), DenseNetwork):
         yield from fit_in_blocks(template, settings, train, class_count=class_count, **weights)
         return
-    if len(train) > MANY_ROWS and shares_search(template):
+    if len(train) > MANY_ROWS and shares_search(template, train.features):
         yield from fit_shared(template, settings, np.array(train.features), train.labels)
         return
     if not plan.in_blocks:

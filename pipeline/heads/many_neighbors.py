@@ -10,10 +10,11 @@ import numpy.typing as npt
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline
 
-from pipeline.heads.moments import directions_of
 from pipeline.heads.scaler import CommonScaler
 
 QUERIES, ROWS = 512, 8192  # a product of them takes 16 MiB
+SMALLEST = np.finfo(np.float32).tiny
+MAX_COSINE = 1 - 1e-4  # mean of the rows; float32 products tell cosines apart by 1e-7
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -24,22 +25,14 @@ class NeighborSearch:
 
     The grid of kNN differs in the number of neighbors only: ``count`` are found once for rows that
     several settings classify.
-
-    Directions are compared as offsets v from their mean: the cosine of a query and a row is
-    v·v' + mean·v' and a term of the query. So float32 tells rows apart that nearly have one
-    direction. A row of zeros, which the mean leaves out, has the cosine 0, as in scikit-learn.
     """
 
     def __init__(self, rows: Floats, count: int) -> None:
-        self.count = min(count, len(rows))
-        blocks = [slice(start, start + QUERIES) for start in range(0, len(rows), QUERIES)]
-        sums = [directions_of(rows[block]).sum(axis=0) for block in blocks]
-        self._mean = np.sum(sums, axis=0) / max(1, np.count_nonzero(rows.any(axis=1)))
-        self._offsets = np.empty(rows.shape, np.float32)
-        self._terms = np.empty(len(rows), np.float32)  # mean·v'
-        for block in blocks:
-            offsets = directions_of(rows[block]) - self._mean
-            self._offsets[block], self._terms[block] = offsets, offsets @ self._mean
+        self.rows, self.count = rows, min(count, len(rows))
+        lengths = _lengths(rows)
+        # a row of zeros has the cosine 0, as in scikit-learn
+        inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > SMALLEST)
+        self._inverse = inverse.astype(np.float32)
         self._found: dict[bytes, npt.NDArray[np.int32]] = {}
 
     def find(self, queries: Floats) -> Indices:
@@ -53,15 +46,15 @@ class NeighborSearch:
 
     def _search(self, queries: Floats) -> Indices:
         """Keep the best of each block of rows: few of a later block are better than these."""
-        queries = (directions_of(queries) - self._mean).astype(np.float32)
+        queries = np.ascontiguousarray(queries, np.float32)
         values: npt.NDArray[Any] = np.empty((len(queries), 0), np.float32)
         rows: npt.NDArray[Any] = np.empty((len(queries), 0), np.int64)
         memory = np.empty((len(queries), ROWS), np.float32)  # new pages for each block cost 30 %
-        for start in range(0, len(self._offsets), ROWS):
-            block = self._offsets[start : start + ROWS]
+        for start in range(0, len(self.rows), ROWS):
+            block = self.rows[start : start + ROWS]
             products = memory[:, : len(block)]
             np.matmul(queries, block.T, out=products)
-            products += self._terms[start : start + ROWS]
+            products *= self._inverse[start : start + ROWS]
             if values.shape[1] < self.count:
                 better = products
                 numbers = np.broadcast_to(np.arange(products.shape[1]), products.shape)
@@ -105,8 +98,12 @@ _SHARED: dict[type, Any] = {
 }
 
 
-def shares_search(template: Any) -> bool:
-    """Return whether `fit_shared` fits an estimator: kNN by angle, with a scaler at most."""
+def shares_search(template: Any, rows: Any) -> bool:
+    """Return whether `fit_shared` fits an estimator on rows (N, D).
+
+    That is kNN by angle without centering. The angles must differ by more than float32 products
+    resolve: those of features with a large mean and a small spread do not.
+    """
     return (
         isinstance(template, Pipeline)
         and [type(step) for step in template[:-1]] == [CommonScaler]
@@ -114,7 +111,21 @@ def shares_search(template: Any) -> bool:
         and type(template[-1]) in _SHARED
         and template[-1].metric == "cosine"
         and template[-1].weights == "uniform"
+        and _mean_cosine(rows) < MAX_COSINE
     )
+
+
+def _lengths(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
+    return np.sqrt(squares)
+
+
+def _mean_cosine(rows: Any) -> float:
+    """Return the mean cosine of about a thousand rows that are not zeros; 0 without any."""
+    few = np.asarray(rows[:: max(1, len(rows) // 1000)], np.float64)
+    lengths = _lengths(few)
+    few = few[lengths > 0] / lengths[lengths > 0, None]
+    return float(np.square(few.mean(axis=0)).sum()) if len(few) else 0.0
 
 
 def fit_shared(

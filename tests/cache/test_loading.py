@@ -1,5 +1,6 @@
 """Arrays, tf.data, pandas and Arrow contain what the cache contains."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from feature_sets import alternating_labels, draw_features, folder_splits, write
 
 from pipeline import load_features
 from pipeline.cache.file import FeatureTable
+from pipeline.cache.loading import shuffled_blocks
 from pipeline.errors import NoInputError, UnreachableError, UsageError
 
 COUNT = 150
@@ -148,3 +150,17 @@ def test_missing_package_names_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UnreachableError, match=r"needs pyarrow.*pip install -e '.\[notebook\]'"):
         load_features(cache, as_="arrow", layer="maps")
+
+
+@pytest.mark.parametrize("count", [1, 64, 1000, 10_000])
+def test_shuffled_blocks_have_every_row_once_and_all_classes_of_sorted_rows(count: int) -> None:
+    labels = np.sort(np.arange(count) % 4)
+    blocks = list(shuffled_blocks(count, 10, 16, np.random.default_rng(0)))
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(count))
+    assert len(blocks) == math.ceil(count / 160)
+    for block in blocks:
+        assert len(block) <= 160
+        counts = np.bincount(labels[block], minlength=4)
+        assert np.ptp(counts) <= 20 or count < 1000  # two chunks
+    other = next(shuffled_blocks(count, 10, 16, np.random.default_rng(1)))
+    assert count == 1 or other.tolist() != blocks[0].tolist()
