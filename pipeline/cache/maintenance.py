@@ -36,7 +36,7 @@ from pipeline.cache.fill import SKIPPED_SUFFIX
 from pipeline.cache.hdf5 import describe_cut, length_before_cut, open_hdf5
 from pipeline.cache.publish import publish
 from pipeline.cache.row_index import DamagedRows
-from pipeline.cache.shards import writer_lock
+from pipeline.cache.shards import PLAN, writer_lock
 from pipeline.cache.validation import COLUMN_DTYPES, OPTIONAL_COLUMNS, check_layout
 from pipeline.durable import DiskFile, remove_file, remove_folder, write_durably
 from pipeline.errors import BadDataError, BusyError, PipelineError
@@ -263,12 +263,14 @@ def _describe_use(table: FeatureTable, kept: Sequence[FeatureTable]) -> str:
 
 
 def _orphaned_shards(folder: Path) -> Iterator[Prunable]:
-    """Yield the shards without a cache file, of runs that have ended."""
+    """Yield the shards without a cache file: of runs that have ended, or of a plan's parts."""
     for parts in sorted(folder.glob("*.parts")):
         if parts.is_dir() and not parts.with_suffix(".h5").exists():
             size = sum(path.stat().st_size for path in parts.iterdir())
             with contextlib.suppress(BusyError), writer_lock(parts):
-                yield Prunable(parts, size, "an interrupted run; the same extract continues it")
+                has_plan = (parts / PLAN).exists()  # its parts hold no lock
+                what = "a plan whose parts may still run" if has_plan else "an interrupted run"
+                yield Prunable(parts, size, f"{what}; the same extract continues it")
 
 
 def _abandoned_checkpoints(folder: Path) -> Iterator[Prunable]:

@@ -22,7 +22,7 @@ from pipeline.cache.find import latest_caches
 from pipeline.cache.maintenance import find_prunable
 from pipeline.cache.provenance import continues_engine
 from pipeline.cache.reuse import find_other_rows
-from pipeline.cache.shards import writer_lock
+from pipeline.cache.shards import PLAN, writer_lock
 from pipeline.engines import is_installed
 
 
@@ -218,6 +218,9 @@ def test_prune_lists_shards_without_a_cache_file(pets: Path) -> None:
     assert (item.path, item.reason[:18]) == (parts, "an interrupted run")
     with writer_lock(path):
         assert not find_prunable(Path("cache"))  # it is running
+    (parts / PLAN).touch()
+    (item,) = find_prunable(Path("cache"))
+    assert "a plan whose parts may still run" in item.reason
     run_command("cache", "prune", "--yes")
     assert not parts.exists()
     assert "nothing to prune" in run_command("cache", "prune").stdout
