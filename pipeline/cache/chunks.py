@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5py._objects import phil
 
 try:
     from isal.isal_zlib import compress
@@ -48,7 +49,26 @@ def write_chunk(dataset: h5py.Dataset, start: int, rows: npt.NDArray[Any]) -> No
     checksum = fletcher32(data).to_bytes(4, "little")
     filter_mask = _NOT_DEFLATED if packed is None else 0
     origin = (start, *(0 for _ in row_shape))
-    dataset.id.write_direct_chunk(origin, data + checksum, filter_mask)
+    write_packed(dataset, origin, data + checksum, filter_mask)
+
+
+# HDF5 is not thread-safe: h5py locks every call but, before 3.16, these two (its issue 2764).
+# TensorFlow requires an older one.
+
+
+def read_packed(dataset: h5py.Dataset, origin: tuple[int, ...]) -> tuple[int, bytes]:
+    """Return the filter mask of a chunk and its bytes as stored."""
+    with phil:
+        mask, data = dataset.id.read_direct_chunk(origin)
+    return mask, data
+
+
+def write_packed(
+    dataset: h5py.Dataset, origin: tuple[int, ...], data: bytes, filter_mask: int
+) -> None:
+    """Write the bytes of a chunk as `read_packed` returns them."""
+    with phil:
+        dataset.id.write_direct_chunk(origin, data, filter_mask)
 
 
 def fletcher32(data: bytes | memoryview) -> int:

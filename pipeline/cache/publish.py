@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.checksums import InvalidChecksumsError, read_checksums, write_checksums
-from pipeline.cache.chunks import write_chunk
+from pipeline.cache.chunks import read_packed, write_chunk, write_packed
 from pipeline.cache.file import (
     LIBVER,
     NO_FILE,
@@ -176,11 +176,11 @@ def _copy_whole_chunk(
     if expected is None or (source.chunks, source.dtype) != (target.chunks, target.dtype):
         return False
     zeros = (0,) * (target.ndim - 1)
-    mask, data = source.id.read_direct_chunk((first.row, *zeros))
+    mask, data = read_packed(source, (first.row, *zeros))
     # HDF5 does not check its own checksum unless it decompresses a chunk.
     if sha256(data).hexdigest() != expected:
         raise damaged_error(first.path, name)
-    target.id.write_direct_chunk((start, *zeros), data, mask)
+    write_packed(target, (start, *zeros), data, mask)
     return True
 
 

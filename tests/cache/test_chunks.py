@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import h5py
@@ -101,3 +102,11 @@ def test_without_the_fast_library_the_format_is_the_same(monkeypatch: pytest.Mon
     monkeypatch.setattr(chunks, "compress", zlib.compress)
     with h5py.File(write_rows(SPARSE), "r") as file:
         np.testing.assert_array_equal(file["features/x"][()], SPARSE)
+
+
+def test_threads_write_chunks_at_the_same_time() -> None:
+    """HDF5 is not thread-safe, and h5py before 3.16 does not lock these calls."""
+    expected = write_rows(SPARSE).getvalue()
+    with ThreadPoolExecutor(4) as pool:
+        written = list(pool.map(lambda _: write_rows(SPARSE).getvalue(), range(400)))
+    assert set(written) == {expected}
