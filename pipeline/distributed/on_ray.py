@@ -24,7 +24,7 @@ from pipeline.text import counted, error_text, printable
 SECONDS_PER_TASK = 10.0  # about: a lost worker loses no more, and a call costs little
 SECONDS_PER_LOOK = 2.0  # for nodes that join or leave
 MAX_ENDS = 5  # workers that a unit may end: then it is the cause, such as by its memory
-OBJECT_STORE_BYTES = 80 * 2**20  # of a cluster that starts here; results are small
+NEW_CLUSTER = {"include_dashboard": False, "object_store_memory": 80 << 20}  # results are small
 
 log = logging.getLogger("pipeline")
 
@@ -53,9 +53,7 @@ def connected_ray(address: str) -> Iterator[Any]:
                 if address != "ray":
                     raise
                 try:
-                    ray.init(
-                        include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
-                    )
+                    ray.init(**NEW_CLUSTER, **quiet)
                 except ValueError as error:  # there is a cluster, which refuses
                     raise refused from error
     except (ConnectionError, RuntimeError, ValueError) as error:
