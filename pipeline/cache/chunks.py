@@ -17,6 +17,10 @@ try:
 except ImportError:  # not available for this processor
     from zlib import compress
 
+# HDF5 is not thread-safe: h5py takes `HDF5_LOCK` for every call but, before 3.16, not for those of
+# whole chunks (its issue 2764). TensorFlow requires an older one.
+HDF5_LOCK = phil
+
 LEVEL = 1  # ReLU maps are 84 % zeros, 131 MB become 30 MB; higher levels save little more
 _NOT_DEFLATED = 1  # bit of the first filter in HDF5's filter mask
 _SAMPLES, _SAMPLE_BYTES = 8, 2**14  # samples of a chunk that estimate its compressed size
@@ -49,26 +53,8 @@ def write_chunk(dataset: h5py.Dataset, start: int, rows: npt.NDArray[Any]) -> No
     checksum = fletcher32(data).to_bytes(4, "little")
     filter_mask = _NOT_DEFLATED if packed is None else 0
     origin = (start, *(0 for _ in row_shape))
-    write_packed(dataset, origin, data + checksum, filter_mask)
-
-
-# HDF5 is not thread-safe: h5py locks every call but, before 3.16, these two (its issue 2764).
-# TensorFlow requires an older one.
-
-
-def read_packed(dataset: h5py.Dataset, origin: tuple[int, ...]) -> tuple[int, bytes]:
-    """Return the filter mask of a chunk and its bytes as stored."""
-    with phil:
-        mask, data = dataset.id.read_direct_chunk(origin)
-    return mask, data
-
-
-def write_packed(
-    dataset: h5py.Dataset, origin: tuple[int, ...], data: bytes, filter_mask: int
-) -> None:
-    """Write the bytes of a chunk as `read_packed` returns them."""
-    with phil:
-        dataset.id.write_direct_chunk(origin, data, filter_mask)
+    with HDF5_LOCK:
+        dataset.id.write_direct_chunk(origin, data + checksum, filter_mask)
 
 
 def fletcher32(data: bytes | memoryview) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache.checksums import InvalidChecksumsError, read_checksums, write_checksums
-from pipeline.cache.chunks import read_packed, write_chunk, write_packed
+from pipeline.cache.chunks import HDF5_LOCK, write_chunk
 from pipeline.cache.file import (
     LIBVER,
     NO_FILE,
@@ -176,11 +176,13 @@ def _copy_whole_chunk(
     if expected is None or (source.chunks, source.dtype) != (target.chunks, target.dtype):
         return False
     zeros = (0,) * (target.ndim - 1)
-    mask, data = read_packed(source, (first.row, *zeros))
+    with HDF5_LOCK:
+        mask, data = source.id.read_direct_chunk((first.row, *zeros))
     # HDF5 does not check its own checksum unless it decompresses a chunk.
     if sha256(data).hexdigest() != expected:
         raise damaged_error(first.path, name)
-    write_packed(target, (start, *zeros), data, mask)
+    with HDF5_LOCK:
+        target.id.write_direct_chunk((start, *zeros), data, mask)
     return True
 
 
