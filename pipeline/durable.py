@@ -45,8 +45,8 @@ def write_durably(path: Path, write: Callable[["DiskFile"], object], *, needs: i
     """Let ``write`` fill a temporary file, fsync it, rename it to ``path``, fsync the folder.
 
     When this returns, the file survives a power cut. If anything fails, the temporary file is
-    deleted and ``path`` is unchanged. Raises StorageError if the disk is full, with the file's
-    size; ``write`` has none when it calls `DiskFile.check`, so it is what the file ``needs``.
+    deleted and ``path`` is unchanged. Raises StorageError, with the file's size, if the disk is
+    full. A ``write`` that calls `DiskFile.check` ends before the size is known: it is ``needs``.
     """
     # A unique name: two processes that write the same file must not share a temporary file.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")

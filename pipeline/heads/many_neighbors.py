@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline
 
+from pipeline.heads.moments import directions_of
 from pipeline.heads.scaler import CommonScaler
 
 QUERIES, ROWS = 512, 8192  # a product of them takes 16 MiB
@@ -29,7 +30,7 @@ class NeighborSearch:
 
     def __init__(self, rows: Floats, count: int) -> None:
         self.rows, self.count = rows, min(count, len(rows))
-        lengths = _lengths(rows)
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
         # a row of zeros has the cosine 0, as in scikit-learn
         inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > SMALLEST)
         self._inverse = inverse.astype(np.float32)
@@ -115,16 +116,10 @@ def shares_search(template: Any, rows: Any) -> bool:
     )
 
 
-def _lengths(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-    return np.sqrt(squares)
-
-
 def _mean_cosine(rows: Any) -> float:
     """Return the mean cosine of about a thousand rows that are not zeros; 0 without any."""
-    few = np.asarray(rows[:: max(1, len(rows) // 1000)], np.float64)
-    lengths = _lengths(few)
-    few = few[lengths > 0] / lengths[lengths > 0, None]
+    few = directions_of(rows[:: max(1, len(rows) // 1000)])
+    few = few[few.any(axis=1)]
     return float(np.square(few.mean(axis=0)).sum()) if len(few) else 0.0
 
 
